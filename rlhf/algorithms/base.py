@@ -1,0 +1,124 @@
+"""What an algorithm is: which models it needs, how it turns scored groups into experiences, and its losses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import torch
+
+from rlhf.types import (
+    Denominators,
+    Example,
+    Experience,
+    FloatArray,
+    Head,
+    Json,
+    LossMetrics,
+    Role,
+    ScoredGroup,
+    Signals,
+    TrainBatch,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head;
+    `measures` says which of old_log_probs, ref_log_probs and values are measured before credit is given."""
+
+    trains: Mapping[Role, Head]
+    measures: frozenset[str] = frozenset()
+    online: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorBatch:
+    """A `TrainBatch` on its device. Same names, same shapes; absent arrays are None."""
+
+    lengths: torch.Tensor
+    loss_mask: torch.Tensor
+    example_index: torch.Tensor
+    targets: torch.Tensor
+    margins: torch.Tensor
+    denominators: Denominators
+    old_log_probs: torch.Tensor | None = None
+    ref_log_probs: torch.Tensor | None = None
+    sampler_log_probs: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+    old_values: torch.Tensor | None = None
+
+    @classmethod
+    def from_numpy(cls, batch: TrainBatch, device: torch.device) -> "TensorBatch":
+        """Copy a packed micro-batch to `device`."""
+
+        def tensor(array: FloatArray | None) -> torch.Tensor | None:
+            return None if array is None else torch.tensor(array, device=device)
+
+        return cls(
+            lengths=torch.tensor(batch.tokens.lengths, device=device),
+            loss_mask=torch.tensor(batch.loss_mask, device=device),
+            example_index=torch.tensor(batch.example_index, device=device),
+            targets=torch.tensor(batch.targets, device=device),
+            margins=torch.tensor(batch.margins, device=device),
+            denominators=batch.denominators,
+            old_log_probs=tensor(batch.old_log_probs),
+            ref_log_probs=tensor(batch.ref_log_probs),
+            sampler_log_probs=tensor(batch.sampler_log_probs),
+            advantages=tensor(batch.advantages),
+            returns=tensor(batch.returns),
+            old_values=tensor(batch.old_values),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What a model returned for a micro-batch: `predictions` is [T] log-probs or values, or [S] scores, by its head;
+    `entropy` [T] comes with log-probs, float32, 0 at the first token of a sequence."""
+
+    predictions: torch.Tensor
+    entropy: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """A scalar loss, already divided by global denominators: adding it over all micro-batches and ranks of the step
+    gives the loss of the step. Metrics follow the same rule."""
+
+    loss: torch.Tensor
+    metrics: LossMetrics = field(default_factory=LossMetrics)
+
+
+Objective: TypeAlias = Callable[[Outputs, TensorBatch], LossOutput]
+
+
+class Algorithm(Protocol):
+    """An algorithm. `keep`, `select` and `credit` run on the driver; `objectives` on the workers, which rebuild the
+    algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward statistics)
+    is JSON, so that a checkpoint can hold it."""
+
+    needs: Needs
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Whether a sampled group is worth training on (dynamic sampling)."""
+        ...
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """Choose what to learn from. Examples are in the groups' order."""
+        ...
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Give each example its advantages, pairs or labels: exactly one experience an example, in order."""
+        ...
+
+    def objectives(self) -> Mapping[str, Objective]:
+        """The losses by name. A trained role's loss has the role's name; others (ptx) are named by their batches."""
+        ...
+
+    def state(self) -> dict[str, Json]:
+        """What must survive a restart."""
+        ...
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Continue from `state`."""
+        ...

@@ -1,0 +1,48 @@
+"""Which rows a run reads, and what they mean."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from rlhf.config.base import Section
+
+
+class DataSection(Section):
+    """Which rows are read. Columns are recognised by the usual names; a key overrides."""
+
+    path: str | None = None
+    """File or glob (.jsonl, .json, .csv, .parquet, also .gz), `datasets` folder, or hub name."""
+    eval_path: str | None = None
+    """Rows held out for evaluation; without it, eval_fraction of the prompts."""
+    eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the prompts that is held out; a prompt is never on both sides."""
+    split: str = "train"
+    """Split of a `datasets` folder or hub name."""
+    prompt_key: str | None = None
+    """Column of the prompt, text or messages (prompt, input, question, messages, ...)."""
+    response_key: str | None = None
+    """Column of the demonstration (response, completion, output, answer, ...)."""
+    label_key: str | None = None
+    """Column of the reference answer, given to reward functions (label, answer, ...)."""
+    chosen_key: str | None = None
+    """Column of the better answer."""
+    rejected_key: str | None = None
+    """Column of the worse answer."""
+    ranking_key: str | None = None
+    """Column with a list of answers, best first."""
+    margin_key: str | None = None
+    """Column with the margin of chosen over rejected."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """chat renders messages through the chat template; plain joins text as it stands; auto chooses by the column."""
+    prompt_format: str = "{prompt}"
+    """Text around a plain prompt, e.g. "Question: {prompt}\\nAnswer:"."""
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with rows over the token limits; both count them."""
+    max_bad_rows: int = Field(0, ge=0)
+    """Rows that may be wrong before the run refuses; each is dropped, named and counted."""
+    allow_control_tokens: bool = False
+    """Allow special tokens inside text."""
+    max_tokens: PositiveInt = 1024
+    """Longest prompt plus answer when training on given answers."""
+    shuffle: bool = True
+    """Visit the rows in a new seeded order each epoch."""

@@ -1,0 +1,81 @@
+"""The models of a run: what is loaded, how it computes, how it learns, how many devices it gets."""
+
+from typing import Literal
+
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
+
+from rlhf.config.base import Section
+
+
+class ModelSection(Section):
+    """A model that only computes."""
+
+    model: str | None = None
+    """Folder or hub name of a Hugging Face model with safetensors weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto takes flash_attention_2 where installed on a GPU, else sdpa."""
+    trust_remote_code: str | None = None
+    """Allow the model's own Python code, only as repo@commit. Off by default."""
+    num_nodes: PositiveInt = 1
+    """Nodes that the model is spread over."""
+    num_gpus_per_node: PositiveInt = 1
+    """Processes on each node, one GPU each (one CPU core each where there is no GPU)."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too."""
+    offload_parameters: bool = False
+    """Keep ZeRO-3 parameter shards in host memory."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes in all."""
+        return self.num_nodes * self.num_gpus_per_node
+
+
+class TrainedModelSection(ModelSection):
+    """A model that learns."""
+
+    lr: PositiveFloat = Field(1e-6, allow_inf_nan=False)
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
+    """Share of the run's optimizer steps over which the learning rate rises from 0."""
+    min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0)
+    """Learning rate at the end of the run, as a share of the peak."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moments."""
+    adam_eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: FiniteFloat = Field(0.0, ge=0.0)
+    """AdamW's weight decay."""
+    max_grad_norm: FiniteFloat = Field(1.0, ge=0.0)
+    """Clip the gradient's norm to this; 0 does not clip."""
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_probs_chunk_tokens: PositiveInt = 1024
+    """Tokens whose logits are held at once; the whole [tokens, vocabulary] matrix never is."""
+
+
+class SftPolicySection(TrainedModelSection):
+    """The policy that learns from demonstrations."""
+
+    lr: PositiveFloat = Field(1e-5, allow_inf_nan=False)
+    """Peak learning rate of AdamW."""
+
+
+class TrainedRewardSection(TrainedModelSection):
+    """The reward model that learns from preferences."""
+
+    lr: PositiveFloat = Field(1e-5, allow_inf_nan=False)
+    """Peak learning rate of AdamW."""
+
+
+class CriticSection(TrainedModelSection):
+    """The critic; without a model of its own it starts from the reward model, else from the policy."""
+
+    lr: PositiveFloat = Field(9e-6, allow_inf_nan=False)
+    """Peak learning rate of AdamW; above the policy's."""

@@ -1,0 +1,52 @@
+"""How answers are sampled."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlhf.config.base import Section
+
+
+class RolloutSection(Section):
+    """How answers are sampled."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto is vllm where it is installed, else transformers."""
+    num_engines: PositiveInt = 1
+    """Engines that share the work."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that one vLLM engine is spread over."""
+    batch_size: PositiveInt = 64
+    """Prompts sampled for one step."""
+    num_samples: PositiveInt = 1
+    """Answers to each prompt."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt."""
+    max_response_tokens: PositiveInt = 512
+    """Longest answer; one that reaches it is truncated, and counted as such."""
+    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    """Divides the logits, when sampling and when log-probs and entropy are computed."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Sample from the smallest set of tokens with this probability."""
+    top_k: NonNegativeInt = 0
+    """Sample from the k likeliest tokens; 0 from all."""
+    max_lag: NonNegativeInt = 0
+    """Policy versions that rollouts may run ahead of training; 0 is strictly on-policy."""
+    max_num_seqs: PositiveInt = 64
+    """Answers that one engine works on at once."""
+    gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
+    """Share of a GPU's memory that a vLLM engine may take."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """KV cache of a vLLM engine on CPU, in GiB."""
+    enforce_eager: bool = False
+    """Do not compile the model or capture CUDA graphs."""
+    sync_backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """How weights travel: auto is gloo on CPU, ipc on a shared GPU, nccl between GPUs."""
+    sync_bucket_mib: PositiveFloat = 256.0
+    """Weights travel in buckets of at least one layer and about this size."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Longest wait for an engine to load."""
+    stall_timeout_s: PositiveFloat = 300.0
+    """Longest time in which an engine that has work may finish no token."""
+    sync_timeout_s: PositiveFloat = 120.0
+    """Longest weight sync."""

@@ -1,0 +1,286 @@
+"""The values that flow through a run: Prompt -> Rollout -> ScoredGroup -> Experience -> TrainBatch -> metrics.
+
+Each is frozen; a stage returns a new value and nothing is filled in later. Token arrays are one-dimensional numpy
+arrays, which Ray shares between processes without copying. Every per-token array is aligned with its tokens: index t
+holds what is known about token t (its log-probability given the tokens before it, the value of the state before it),
+so the first token of a sequence, which nothing predicts, always holds 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+class Role(StrEnum):
+    """What a group of processes does in a run."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"
+    CRITIC = "critic"
+    REWARD = "reward"
+    ROLLOUT = "rollout"
+
+
+class Head(StrEnum):
+    """What a model's forward pass returns for a packed batch of T tokens in S sequences."""
+
+    LOG_PROBS = "log_probs"
+    """[T]: log-probability of token t given the tokens before it, at the sampling temperature."""
+    VALUES = "values"
+    """[T]: value of the state before token t (the head's output at token t-1)."""
+    SCORES = "scores"
+    """[S]: the scalar head's output at the last token of each sequence."""
+
+
+class FinishReason(StrEnum):
+    """Why a rollout ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the policy answers. `text` is the rendered prompt whose tokens are `token_ids`."""
+
+    id: str
+    token_ids: IntArray
+    text: str
+    label: str | None = None
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One answer asked of a rollout engine. The seed alone decides its tokens, whatever else is in the batch."""
+
+    id: str
+    prompt_id: str
+    prompt_token_ids: IntArray
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer: the engine's token ids and its own log-probabilities of them, never edited.
+
+    `weight_version` is the oldest policy version that took part in sampling. A stop token that was sampled is the
+    last token of the response; one that was not sampled is never appended.
+    """
+
+    id: str
+    prompt_id: str
+    token_ids: IntArray
+    log_probs: FloatArray
+    finish_reason: FinishReason
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A score and the named, unweighted scores it was summed from."""
+
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """All answers to one prompt with their rewards, sampled now or read from a preference data set.
+
+    For offline data `rollouts` hold the data set's answers (log_probs all 0, weight_version -1) and `rewards` order
+    them; `margins` are the data set's own margins of the first answer over each later one, where it has them.
+    """
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    responses: tuple[str, ...]
+    rewards: tuple[Reward, ...]
+    margins: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """Prompt and response as one run of n tokens. `loss_mask[t]` is True where token t is to be learned from:
+    a token that the policy sampled, or that a demonstration's assistant wrote."""
+
+    token_ids: IntArray
+    loss_mask: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What an algorithm chose to learn from, before any model has measured it: one answer (PPO), a pair (DPO), a
+    ranking of K (reward model). Its sequences always share a micro-batch. `sampler_log_probs` are aligned with each
+    sequence's tokens (0 outside the response)."""
+
+    id: str
+    sequences: tuple[TokenSequence, ...]
+    rewards: tuple[float, ...]
+    sampler_log_probs: tuple[FloatArray, ...] = ()
+    margins: tuple[float, ...] = ()
+    truncated: tuple[bool, ...] = ()
+    weight_version: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What the models said about one example: a per-token array for each of its sequences. Empty where the algorithm
+    did not ask."""
+
+    old_log_probs: tuple[FloatArray, ...] = ()
+    ref_log_probs: tuple[FloatArray, ...] = ()
+    values: tuple[FloatArray, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedSequence:
+    """A sequence with everything a loss needs, complete at birth. Arrays have one entry a token; None: not used."""
+
+    token_ids: IntArray
+    loss_mask: BoolArray
+    old_log_probs: FloatArray | None = None
+    ref_log_probs: FloatArray | None = None
+    sampler_log_probs: FloatArray | None = None
+    advantages: FloatArray | None = None
+    returns: FloatArray | None = None
+    old_values: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """One unit of learning. What must stay together in a micro-batch (a pair, a ranking) is one experience.
+
+    `targets` holds one number a sequence (rank score, label or reward); `margins` one number for each later
+    sequence against the first.
+    """
+
+    id: str
+    sequences: tuple[LearnedSequence, ...]
+    targets: tuple[float, ...] = ()
+    margins: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTokens:
+    """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T."""
+
+    token_ids: IntArray
+    lengths: IntArray
+
+    @property
+    def position_ids(self) -> IntArray:
+        """[T]: positions that restart at 0 with each sequence, which is how attention knows the borders."""
+        if not len(self.lengths):
+            return np.zeros(0, dtype=np.int64)
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.arange(len(self.token_ids), dtype=np.int64) - np.repeat(starts, self.lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """Sums over the whole batch of one optimizer step: every rank, every micro-batch; fixed before any split.
+
+    `tokens` counts loss tokens, `sequences` sequences with at least one loss token, `examples` experiences.
+    """
+
+    tokens: float
+    sequences: float
+    examples: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """One micro-batch of packed experiences. It may be empty of loss tokens: ranks always run equally many.
+
+    Per-token arrays are [T]; `example_index` [S] says which experience of this micro-batch a sequence belongs to;
+    `targets` and `margins` are [S] (a margin sits on the later sequence of its pair). `objective` names the loss
+    among those of the algorithm.
+    """
+
+    tokens: PackedTokens
+    loss_mask: BoolArray
+    example_index: IntArray
+    targets: FloatArray
+    margins: FloatArray
+    denominators: Denominators
+    objective: str
+    old_log_probs: FloatArray | None = None
+    ref_log_probs: FloatArray | None = None
+    sampler_log_probs: FloatArray | None = None
+    advantages: FloatArray | None = None
+    returns: FloatArray | None = None
+    old_values: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossMetrics:
+    """Figures of a step. `sums` were divided by global denominators already, so adding them over micro-batches and
+    ranks gives the mean of the step; `maxima` combine by max."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: "LossMetrics") -> "LossMetrics":
+        sums = {k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in (*self.sums, *other.sums)}
+        maxima = {
+            k: max(self.maxima.get(k, -np.inf), other.maxima.get(k, -np.inf)) for k in (*self.maxima, *other.maxima)
+        }
+        return LossMetrics(sums=sums, maxima=maxima)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did. `finite` is False where the step was skipped because a gradient, on any rank,
+    was not; `unmoved` names trainable parameters that did not change (filled in by the first step only)."""
+
+    grad_norm: float
+    lr: float
+    finite: bool
+    unmoved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """One weight sync: which version, how much, how long, and the digest both sides agreed on."""
+
+    version: int
+    digest: str
+    num_bytes: int
+    seconds: float
+    num_buckets: int
+    num_remote_calls: int

@@ -1,0 +1,95 @@
+"""The arrows between packages, and where heavy libraries may be imported."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "rlhf"
+
+LEAVES = {"types", "config", "errors"}
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "algorithms": LEAVES,
+    "engines": LEAVES | {"algorithms"},
+    "actors": LEAVES | {"algorithms", "engines"},
+    "orchestrator": LEAVES | {"algorithms", "engines"},
+    "cli": LEAVES | {"algorithms", "engines", "actors", "orchestrator"},
+}
+"""Package -> the packages it may import, besides itself."""
+
+HEAVY: dict[str, set[str]] = {
+    "ray": {"actors", "cli"},
+    "vllm": {"engines"},
+    "deepspeed": {"engines"},
+    "transformers": {"engines"},
+    "flash_attn": {"engines"},
+    "torch": {"engines", "algorithms"},
+    "datasets": {"orchestrator"},
+}
+
+ORCHESTRATOR_MAY_SEE = {"rlhf.engines.base"}
+"""The orchestrator sees the engines' protocols only."""
+
+
+def package_of(path: Path) -> str:
+    """The first-level package (or leaf module) that a file belongs to."""
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def broken_arrows(package: str, source: str) -> list[str]:
+    """Every import in `source`, a file of `package`, that an arrow or a library's place forbids."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the arrow"
+            modules.append(node.module or "")
+    problems = []
+    for module in modules:
+        top, *rest = module.split(".")
+        if top in HEAVY and package not in HEAVY[top]:
+            problems.append(f"{package} imports {module}")
+        if top != "rlhf" or not rest or rest[0] == package:
+            continue
+        if rest[0] not in ALLOWED[package] and rest[0] != "__version__":
+            problems.append(f"{package} imports {module}")
+        elif package == "orchestrator" and rest[0] == "engines" and module not in ORCHESTRATOR_MAY_SEE:
+            problems.append(f"{package} imports {module}")
+    return problems
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    assert broken_arrows(package_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("orchestrator", "import ray"),
+        ("orchestrator", "from rlhf.actors.groups import WorkerGroup"),
+        ("orchestrator", "from rlhf.engines.rollout_vllm import VllmEngine"),
+        ("actors", "from rlhf.orchestrator.loop import Loop"),
+        ("algorithms", "from rlhf.engines.base import TrainEngine"),
+        ("algorithms", "import transformers"),
+        ("config", "import torch"),
+        ("config", "from rlhf.types import Role"),
+        ("engines", "def f():\n    import ray"),
+        ("cli", "from vllm import LLM"),
+    ],
+)
+def test_a_broken_arrow_is_seen(package: str, line: str) -> None:
+    assert len(broken_arrows(package, line)) == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_noun(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
