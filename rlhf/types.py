@@ -97,6 +97,9 @@ class Rollout:
 
     `weight_version` is the oldest policy version that took part in sampling. A stop token that was sampled is the
     last token of the response; one that was not sampled is never appended.
+
+    `loss_mask` is aligned with the response: False where a token was not written by the model (what an environment
+    or a tool returned, a user's turn inside a demonstration). None: the model wrote every token.
     """
 
     id: str
@@ -105,6 +108,7 @@ class Rollout:
     log_probs: FloatArray
     finish_reason: FinishReason
     weight_version: int
+    loss_mask: BoolArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
