@@ -1,0 +1,124 @@
+"""Where roles live, as data: a pure plan from what roles ask for to groups of devices and their bundles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlhf.errors import ConfigError
+from rlhf.types import Role
+
+ALL = "all"
+"""`--colocate all`: every role on one group of devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Devices that a role asks for."""
+
+    num_nodes: int
+    num_devices_per_node: int
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_nodes * self.num_devices_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceGroup:
+    """Roles that share devices. One bundle a node, each with all of the group's devices there.
+
+    Roles that train or score share processes, one a device; rollout engines always have processes of their own,
+    which share the devices where the group also holds other roles.
+    """
+
+    roles: tuple[Role, ...]
+    shape: Shape
+    num_engines: int = 0
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.roles)
+
+    @property
+    def num_processes_per_device(self) -> int:
+        """How many processes hold a device of this group at once."""
+        models = any(role != Role.ROLLOUT for role in self.roles)
+        return int(models) + int(Role.ROLLOUT in self.roles)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """All device groups of a run."""
+
+    groups: tuple[DeviceGroup, ...]
+
+    @property
+    def num_devices(self) -> int:
+        return sum(group.shape.num_devices for group in self.groups)
+
+    def group_of(self, role: Role) -> DeviceGroup:
+        return next(group for group in self.groups if role in group.roles)
+
+
+def plan_placement(
+    shapes: Mapping[Role, Shape],
+    colocate: Sequence[str],
+    *,
+    num_engines: int = 0,
+) -> Placement:
+    """Group roles by the `colocate` flags; a role that no flag names has a group of its own.
+
+    `shapes` holds only the roles that the run starts; a flag may name others, which then do not count. Merged roles
+    must ask for equal shapes, but for rollout engines, whose devices are those of the group that they join.
+
+    Raises:
+        ConfigError: merged model roles ask for different shapes, or the engines do not fit on the group's devices.
+    """
+    merged = [tuple(shapes) if flag == ALL else tuple(Role(name) for name in flag.split(",")) for flag in colocate]
+    problems: list[str] = []
+    groups: list[DeviceGroup] = []
+    placed: set[Role] = set()
+    for role in shapes:
+        if role in placed:
+            continue
+        together = next((roles for roles in merged if role in roles), (role,))
+        roles = tuple(other for other in shapes if other in together)
+        placed.update(roles)
+        models = [other for other in roles if other != Role.ROLLOUT]
+        shape = shapes[models[0]] if models else shapes[role]
+        problems += [
+            f"cluster.colocate: {models[0]} asks for {shape.num_nodes} x {shape.num_devices_per_node} devices and "
+            f"{other} for {shapes[other].num_nodes} x {shapes[other].num_devices_per_node}. Roles that share devices "
+            f"need the same num_nodes and num_gpus_per_node."
+            for other in models[1:]
+            if shapes[other] != shape
+        ]
+        engines = num_engines if Role.ROLLOUT in roles else 0
+        if engines and models and engines > shape.num_devices:
+            problems.append(
+                f"rollout.num_engines: {engines} engines do not fit on the {shape.num_devices} devices shared with "
+                f"{', '.join(models)}. Set it to at most {shape.num_devices}."
+            )
+        groups.append(DeviceGroup(roles=roles, shape=shape, num_engines=engines))
+    if problems:
+        raise ConfigError(problems)
+    return Placement(groups=tuple(groups))
+
+
+def shortages(placement: Placement, free_per_node: Sequence[float]) -> list[str]:
+    """What keeps a placement from fitting on nodes with so many free devices each; empty where it fits."""
+    problems: list[str] = []
+    total = sum(free_per_node)
+    if placement.num_devices > total:
+        parts = ", ".join(f"{group.name} {group.shape.num_devices}" for group in placement.groups)
+        problems.append(
+            f"resources: need {placement.num_devices} GPUs ({parts}), cluster has {total:g}. "
+            f"Merge roles with --colocate, or ask for fewer."
+        )
+    largest = max(free_per_node, default=0.0)
+    problems += [
+        f"resources: {group.name} needs {group.shape.num_devices_per_node} GPUs on one node, largest node has "
+        f"{largest:g} free. Spread it with more {group.roles[0]}.num_nodes."
+        for group in placement.groups
+        if group.shape.num_devices_per_node > largest
+    ]
+    return problems

@@ -1,0 +1,70 @@
+"""Placement is a pure plan: tables of flags and shapes."""
+
+import pytest
+
+from rlhf.actors.placement import Shape, plan_placement, shortages
+from rlhf.errors import ConfigError
+from rlhf.types import Role
+
+FOUR = Shape(num_nodes=1, num_devices_per_node=4)
+SHAPES = {
+    Role.POLICY: FOUR,
+    Role.REFERENCE: FOUR,
+    Role.CRITIC: FOUR,
+    Role.REWARD: FOUR,
+    Role.ROLLOUT: Shape(num_nodes=4, num_devices_per_node=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("colocate", "names", "num_devices"),
+    [
+        ((), ["policy", "reference", "critic", "reward", "rollout"], 24),
+        (("policy,reference",), ["policy+reference", "critic", "reward", "rollout"], 20),
+        (("policy,reference", "critic,reward"), ["policy+reference", "critic+reward", "rollout"], 16),
+        (("reference,policy", "reward,critic"), ["policy+reference", "critic+reward", "rollout"], 16),
+        (("all",), ["policy+reference+critic+reward+rollout"], 4),
+        (("policy,rollout",), ["policy+rollout", "reference", "critic", "reward"], 16),
+    ],
+)
+def test_roles_are_grouped_by_the_flags(colocate: tuple[str, ...], names: list[str], num_devices: int) -> None:
+    placement = plan_placement(SHAPES, colocate, num_engines=4)
+    assert [group.name for group in placement.groups] == names
+    assert placement.num_devices == num_devices
+
+
+def test_a_flag_may_name_a_role_that_the_run_does_not_start() -> None:
+    placement = plan_placement({Role.POLICY: FOUR}, ("policy,reference",))
+    assert [group.name for group in placement.groups] == ["policy"]
+
+
+def test_shared_devices_hold_one_process_for_models_and_one_for_the_engine() -> None:
+    placement = plan_placement(SHAPES, ("all",), num_engines=4)
+    assert placement.groups[0].num_processes_per_device == 2
+    assert plan_placement(SHAPES, (), num_engines=4).groups[0].num_processes_per_device == 1
+
+
+def test_merged_roles_of_unequal_shape_are_refused() -> None:
+    shapes = SHAPES | {Role.REFERENCE: Shape(num_nodes=1, num_devices_per_node=2)}
+    with pytest.raises(ConfigError, match=r"policy asks for 1 x 4 devices and reference for 1 x 2"):
+        plan_placement(shapes, ("policy,reference",), num_engines=4)
+
+
+def test_more_engines_than_shared_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"5 engines do not fit on the 4 devices"):
+        plan_placement(SHAPES, ("all",), num_engines=5)
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ([8, 8, 8], []),
+        ([8, 8], ["need 24 GPUs", "cluster has 16"]),
+        ([2] * 12, ["policy needs 4 GPUs on one node, largest node has 2 free"]),
+    ],
+)
+def test_what_is_short_is_named(free: list[float], expected: list[str]) -> None:
+    problems = "\n".join(shortages(plan_placement(SHAPES, (), num_engines=4), free))
+    assert bool(problems) == bool(expected)
+    for text in expected:
+        assert text in problems
