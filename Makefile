@@ -1,0 +1,29 @@
+.PHONY: setup quickstart check test bench lock clean
+
+BIN := .venv/bin
+
+setup: .venv/.ready
+
+.venv/.ready: requirements/cpu.lock pyproject.toml scripts/setup.sh
+	bash scripts/setup.sh
+
+quickstart: .venv/.ready  ## SFT, reward model and PPO on a tiny model of its own, with a table of what it learned
+	$(BIN)/rlhf quickstart
+
+check: .venv/.ready  ## ruff, mypy --strict and the unit tests: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+test: .venv/.ready  ## every test, with the real Ray, vLLM and DeepSpeed
+	$(BIN)/pytest -q --durations=15
+
+bench: .venv/.ready  ## the benchmarks, each of which prints a table
+	$(BIN)/python benchmarks/run.py
+
+lock: .venv/.ready  ## pin the CPU set-up again after a change of pyproject.toml
+	bash scripts/lock.sh
+
+clean:
+	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache
