@@ -231,9 +231,9 @@ class Denominators:
 class TrainBatch:
     """One micro-batch of packed experiences. It may be empty of loss tokens: ranks always run equally many.
 
-    Per-token arrays are [T]; `example_index` [S] says which experience of this micro-batch a sequence belongs to;
-    `targets` and `margins` are [S] (a margin sits on the later sequence of its pair). `objective` names the loss
-    among those of the algorithm.
+    Per-token arrays are [T]; `example_index` [S] says which experience of this micro-batch a sequence belongs to, -1
+    in padding; `targets` and `margins` are [S] (a margin sits on the later sequence of its pair). `objective` names
+    the loss among those of the algorithm.
     """
 
     tokens: PackedTokens
@@ -249,6 +249,11 @@ class TrainBatch:
     advantages: FloatArray | None = None
     returns: FloatArray | None = None
     old_values: FloatArray | None = None
+
+    @property
+    def is_padding(self) -> bool:
+        """Whether it only keeps a rank in step with the others: one token, no loss; no objective sees it."""
+        return bool((self.example_index < 0).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
