@@ -1,0 +1,243 @@
+"""From examples to packed micro-batches and back: split, plan, pack, unpack. Pure functions on numpy.
+
+A plan decides which examples share a forward pass. Measuring old log-probs and learning from them use one plan, so
+that the two passes do the same arithmetic on the same rows and the first ratio is exactly 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from rlhf.types import (
+    Denominators,
+    Experience,
+    FloatArray,
+    IntArray,
+    LearnedSequence,
+    PackedTokens,
+    TrainBatch,
+)
+
+T = TypeVar("T")
+
+PADDING = PackedTokens(token_ids=np.zeros(1, dtype=np.int64), lengths=np.ones(1, dtype=np.int64))
+"""What a rank runs when it has no example left: one token that nobody looks at."""
+
+
+class TokenIds(Protocol):
+    """Anything with one run of token ids: a `TokenSequence` or a `LearnedSequence`."""
+
+    @property
+    def token_ids(self) -> IntArray: ...
+
+
+class HasSequences(Protocol):
+    """Anything with token sequences that stay together: an `Example` or an `Experience`."""
+
+    @property
+    def sequences(self) -> Sequence[TokenIds]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How large a forward pass may be, and how many ranks share the work."""
+
+    num_ranks: int
+    max_tokens: int
+    """Most tokens in one micro-batch; a longer example goes alone."""
+    max_examples: int | None = None
+    """Most examples in one micro-batch; None: only tokens count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """Micro-batches in rank-major order, equally many for each rank; each holds indices into a list of examples.
+
+    With n = len(micro_batches) / num_ranks, rank r runs micro_batches[r*n:(r+1)*n]. An empty micro-batch keeps a
+    rank in step with the others.
+    """
+
+    num_ranks: int
+    micro_batches: tuple[tuple[int, ...], ...]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Every planned example, once, in rising order."""
+        return tuple(sorted(chain.from_iterable(self.micro_batches)))
+
+
+def split_minibatches(num_examples: int, batch_size: int, seed: int | Sequence[int]) -> list[tuple[int, ...]]:
+    """Deal the examples of a rollout batch into optimizer steps by a seeded permutation; the last may be smaller."""
+    order = np.random.default_rng(seed).permutation(num_examples)
+    return [tuple(order[i : i + batch_size].tolist()) for i in range(0, num_examples, batch_size)]
+
+
+def plan_batches(examples: Sequence[HasSequences], limits: Limits, indices: Sequence[int] | None = None) -> BatchPlan:
+    """Plan the forward passes over `examples`, or over those at `indices`.
+
+    Examples go, longest first, to the rank with the fewest tokens, and there into the first micro-batch with room.
+    A rank's fullest micro-batches come first, so that passes that run at the same time are of similar size. The plan
+    depends on the lengths and the set of indices alone.
+    """
+    chosen = range(len(examples)) if indices is None else indices
+    sizes = {i: sum(len(sequence.token_ids) for sequence in examples[i].sequences) for i in chosen}
+    loads = [0] * limits.num_ranks
+    shares: list[list[int]] = [[] for _ in loads]
+    for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
+        rank = loads.index(min(loads))
+        loads[rank] += sizes[i]
+        shares[rank].append(i)
+    ranks = [_fill(share, sizes, limits) for share in shares]
+    num_passes = max(1, *(len(rank) for rank in ranks)) if sizes else 0
+    padded = [[*rank, *[()] * (num_passes - len(rank))] for rank in ranks]
+    return BatchPlan(num_ranks=limits.num_ranks, micro_batches=tuple(chain.from_iterable(padded)))
+
+
+def _fill(share: Sequence[int], sizes: dict[int, int], limits: Limits) -> list[tuple[int, ...]]:
+    """First fit, in the order of `share` (longest first); fullest micro-batches first, each in rising order."""
+    bins: list[list[int]] = []
+    loads: list[int] = []
+    for i in share:
+        for k, members in enumerate(bins):
+            has_room = limits.max_examples is None or len(members) < limits.max_examples
+            if has_room and loads[k] + sizes[i] <= limits.max_tokens:
+                members.append(i)
+                loads[k] += sizes[i]
+                break
+        else:
+            bins.append([i])
+            loads.append(sizes[i])
+    order = sorted(range(len(bins)), key=lambda k: (-loads[k], k))
+    return [tuple(sorted(bins[k])) for k in order]
+
+
+def merge_rank_major(num_ranks: int, parts: Sequence[Sequence[T]]) -> list[T]:
+    """One rank-major list from several: each rank runs its share of the first part, then of the second, ..."""
+    merged: list[T] = []
+    for rank in range(num_ranks):
+        for part in parts:
+            n = len(part) // num_ranks
+            merged += part[rank * n : (rank + 1) * n]
+    return merged
+
+
+def merge_plans(plans: Sequence[BatchPlan]) -> BatchPlan:
+    """One plan that runs the micro-batches of several (the minibatches of a rollout batch) unchanged."""
+    num_ranks = plans[0].num_ranks
+    micro_batches = merge_rank_major(num_ranks, [plan.micro_batches for plan in plans])
+    return BatchPlan(num_ranks=num_ranks, micro_batches=tuple(micro_batches))
+
+
+def pack_tokens(plan: BatchPlan, examples: Sequence[HasSequences]) -> list[PackedTokens]:
+    """The token ids of each micro-batch, its examples' sequences laid end to end."""
+    return [_pack([s.token_ids for i in members for s in examples[i].sequences]) for members in plan.micro_batches]
+
+
+def _pack(sequences: Sequence[IntArray]) -> PackedTokens:
+    if not sequences:
+        return PADDING
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+    return PackedTokens(token_ids=np.concatenate(sequences).astype(np.int64, copy=False), lengths=lengths)
+
+
+def unpack_tokens(
+    plan: BatchPlan, examples: Sequence[HasSequences], outputs: Sequence[FloatArray]
+) -> dict[int, tuple[FloatArray, ...]]:
+    """Undo `pack_tokens` for per-token outputs [T]: example index -> one array for each of its sequences."""
+    arrays: dict[int, tuple[FloatArray, ...]] = {}
+    for members, output in zip(plan.micro_batches, outputs, strict=True):
+        start = 0
+        for i in members:
+            ends = start + np.cumsum([len(s.token_ids) for s in examples[i].sequences])
+            arrays[i] = tuple(np.split(output[start : ends[-1]], ends[:-1] - start))
+            start = int(ends[-1])
+        if members and start != len(output):
+            raise ValueError(f"a micro-batch of {start} tokens came back with {len(output)} values")
+    return dict(sorted(arrays.items()))
+
+
+def unpack_scores(
+    plan: BatchPlan, examples: Sequence[HasSequences], outputs: Sequence[FloatArray]
+) -> dict[int, tuple[float, ...]]:
+    """Undo `pack_tokens` for per-sequence outputs [S]: example index -> one number for each of its sequences."""
+    scores: dict[int, tuple[float, ...]] = {}
+    for members, output in zip(plan.micro_batches, outputs, strict=True):
+        start = 0
+        for i in members:
+            end = start + len(examples[i].sequences)
+            scores[i] = tuple(output[start:end].tolist())
+            start = end
+        if members and start != len(output):
+            raise ValueError(f"a micro-batch of {start} sequences came back with {len(output)} scores")
+    return dict(sorted(scores.items()))
+
+
+def count_denominators(experiences: Sequence[Experience]) -> Denominators:
+    """What the losses of one optimizer step are divided by."""
+    masks = [sequence.loss_mask for experience in experiences for sequence in experience.sequences]
+    return Denominators(
+        tokens=float(sum(mask.sum() for mask in masks)),
+        sequences=float(sum(mask.any() for mask in masks)),
+        examples=float(len(experiences)),
+    )
+
+
+def build_batches(plan: BatchPlan, experiences: Sequence[Experience], objective: str) -> list[TrainBatch]:
+    """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks."""
+    planned = [experiences[i] for i in plan.indices]
+    denominators = count_denominators(planned)
+    return [
+        _train_batch([experiences[i] for i in members], planned, denominators, objective)
+        for members in plan.micro_batches
+    ]
+
+
+def _train_batch(
+    members: Sequence[Experience], planned: Sequence[Experience], denominators: Denominators, objective: str
+) -> TrainBatch:
+    """One micro-batch; `planned`, the step's experiences, say which optional arrays exist where `members` is empty."""
+    sequences = [sequence for experience in members for sequence in experience.sequences]
+    num_tokens = sum(len(s.token_ids) for s in sequences) or 1
+    witness = planned[0].sequences[0]
+
+    def tokens(of: Callable[[LearnedSequence], FloatArray | None]) -> FloatArray | None:
+        arrays = [array for array in map(of, sequences) if array is not None]
+        if len(arrays) != (len(sequences) if of(witness) is not None else 0):
+            raise ValueError("experiences of one step must hold the same arrays")
+        if of(witness) is None:
+            return None
+        packed = np.concatenate(arrays).astype(np.float32) if arrays else np.zeros(1, dtype=np.float32)
+        if len(packed) != num_tokens:
+            raise ValueError(f"an array has {len(packed)} entries for {num_tokens} tokens")
+        return packed
+
+    return TrainBatch(
+        tokens=_pack([s.token_ids for s in sequences]),
+        loss_mask=np.concatenate([s.loss_mask for s in sequences]) if sequences else np.zeros(1, dtype=np.bool_),
+        example_index=_example_index(members),
+        targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),
+        margins=_per_sequence([(0.0, *(e.margins or (0.0,) * (len(e.sequences) - 1))) for e in members]),
+        denominators=denominators,
+        objective=objective,
+        old_log_probs=tokens(lambda s: s.old_log_probs),
+        ref_log_probs=tokens(lambda s: s.ref_log_probs),
+        sampler_log_probs=tokens(lambda s: s.sampler_log_probs),
+        advantages=tokens(lambda s: s.advantages),
+        returns=tokens(lambda s: s.returns),
+        old_values=tokens(lambda s: s.old_values),
+    )
+
+
+def _example_index(members: Sequence[Experience]) -> IntArray:
+    """[S]: which experience a sequence belongs to; -1 is padding's."""
+    if not members:
+        return np.full(1, -1, dtype=np.int64)
+    return np.repeat(np.arange(len(members)), [len(e.sequences) for e in members])
+
+
+def _per_sequence(rows: Sequence[Sequence[float]]) -> FloatArray:
+    """[S] from one row of numbers an experience; padding holds 0."""
+    return np.array(list(chain.from_iterable(rows)) or [0.0], dtype=np.float32)
