@@ -190,13 +190,15 @@ class Experience:
     """One unit of learning. What must stay together in a micro-batch (a pair, a ranking) is one experience.
 
     `targets` holds one number a sequence (rank score, label or reward); `margins` one number for each later
-    sequence against the first.
+    sequence against the first. `coefficients` are numbers that the driver fixed for the whole step (an adaptive KL
+    coefficient): the same in every experience of one credit.
     """
 
     id: str
     sequences: tuple[LearnedSequence, ...]
     targets: tuple[float, ...] = ()
     margins: tuple[float, ...] = ()
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +251,7 @@ class TrainBatch:
     advantages: FloatArray | None = None
     returns: FloatArray | None = None
     old_values: FloatArray | None = None
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_padding(self) -> bool:

@@ -47,6 +47,7 @@ class TensorBatch:
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
     old_values: torch.Tensor | None = None
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_numpy(cls, batch: TrainBatch, device: torch.device) -> "TensorBatch":
@@ -68,6 +69,7 @@ class TensorBatch:
             advantages=tensor(batch.advantages),
             returns=tensor(batch.returns),
             old_values=tensor(batch.old_values),
+            coefficients=batch.coefficients,
         )
 
 
@@ -95,7 +97,8 @@ Objective: TypeAlias = Callable[[Outputs, TensorBatch], LossOutput]
 class Algorithm(Protocol):
     """An algorithm. `keep`, `select` and `credit` run on the driver; `objectives` on the workers, which rebuild the
     algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward statistics)
-    is JSON, so that a checkpoint can hold it."""
+    is JSON, so that a checkpoint can hold it; a worker never sees it: what a loss needs of it travels as an
+    experience's `coefficients`."""
 
     needs: Needs
 
@@ -113,6 +116,11 @@ class Algorithm(Protocol):
 
     def objectives(self) -> Mapping[str, Objective]:
         """The losses by name. A trained role's loss has the role's name; others (ptx) are named by their batches."""
+        ...
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        """Hear the figures of one pass over the batch: its objectives' metrics, averaged over the pass's optimizer
+        steps. Returns whether another pass over the same batch may follow (PPO's early stop by KL)."""
         ...
 
     def state(self) -> dict[str, Json]:
