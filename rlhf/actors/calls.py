@@ -1,0 +1,100 @@
+"""Waiting for remote calls: with a deadline, and with errors that name who failed, where and doing what."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from rlhf.errors import RlhfError, StallError, WorkerLostError
+
+Result = TypeVar("Result")
+
+BLAME_GRACE_S = 3.0
+"""After a first failure, how long to look for a dead peer: a collective that lost one fails on the others first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A remote actor and the name that errors call it by."""
+
+    handle: "ray.actor.ActorHandle"
+    name: str
+    """Role and rank, e.g. `policy rank 1`."""
+    node: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (node {self.node}, pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A remote call under way."""
+
+    worker: Worker
+    ref: "ray.ObjectRef[object]"
+
+
+def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
+    """The results of `calls`, in order.
+
+    Raises:
+        StallError: some had not answered after `timeout_s`; names them.
+        WorkerLostError: a worker died; names it.
+        RlhfError: what the worker itself raised, where it is one of ours; anything else is wrapped with its origin.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending = {call.ref: call for call in calls}
+    failures: list[RlhfError] = []
+    while pending and not failures:
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            late = ", ".join(str(call.worker) for call in pending.values())
+            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {late}. `ray stack` shows its place.")
+        failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
+    if failures:
+        raise blame(failures, list(pending.values()), phase)
+    results: list[object] = ray.get([call.ref for call in calls])
+    return results
+
+
+def wait_one(call: Call, result_type: type[Result], *, phase: str, timeout_s: float) -> Result:
+    """The result of one call, as `wait_all`."""
+    (result,) = wait_all([call], phase=phase, timeout_s=timeout_s)
+    assert isinstance(result, result_type), (phase, type(result))
+    return result
+
+
+def failure_of(call: Call, phase: str) -> RlhfError | None:
+    """What a finished call raised, as one of our errors; None where it succeeded."""
+    try:
+        ray.get(call.ref, timeout=60.0)
+    except RayActorError as error:
+        return WorkerLostError(f"{phase}: {call.worker} died. {first_line(error)}")
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RlhfError):
+            return cause
+        return RlhfError(f"{phase}: {call.worker} failed: {error}")
+    except GetTimeoutError:
+        return StallError(f"{phase}: the answer of {call.worker} did not arrive.")
+    except RayError as error:
+        return WorkerLostError(f"{phase}: {call.worker}: {first_line(error)}")
+    return None
+
+
+def blame(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) -> RlhfError:
+    """The failure to report: a death explains a failed collective, and one of ours explains more than a wrapped one."""
+    found = list(failures)
+    if pending:
+        ready, _ = ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=BLAME_GRACE_S)
+        found += [error for call in pending if call.ref in ready and (error := failure_of(call, phase)) is not None]
+    return min(found, key=lambda error: (not isinstance(error, WorkerLostError), type(error) is RlhfError))
+
+
+def first_line(error: Exception) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

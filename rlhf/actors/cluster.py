@@ -1,0 +1,147 @@
+"""The Ray cluster: joining or starting one, reserving devices on it, and seating actors there."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import TypeVar
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.placement import DeviceGroup, Placement, shortages
+from rlhf.config.run import ClusterSection
+from rlhf.errors import ConfigError, StallError
+from rlhf.types import Role
+
+Device = str
+LOCAL = "local"
+ROLE_TITLES = {role: role.value.capitalize() for role in Role}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where one actor sits: a bundle of a placement group, and its share of the bundle."""
+
+    group: PlacementGroup
+    bundle: int
+    num_cpus: float
+    num_gpus: float
+
+    def options(self, name: str, env: Mapping[str, str]) -> dict[str, object]:
+        """Options of the actor that takes this seat. It is never restarted by Ray: the run decides that."""
+        return {
+            "name": name,
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=self.bundle
+            ),
+            "runtime_env": {"env_vars": dict(env)},
+            "max_restarts": 0,
+        }
+
+
+class Cluster:
+    """A connection to Ray, with the devices that this run holds. Closing it gives everything back."""
+
+    def __init__(self, section: ClusterSection, namespace: str) -> None:
+        self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
+        self._placement_timeout_s = section.placement_timeout_s
+        self._start_timeout_s = section.start_timeout_s
+        self._groups: list[PlacementGroup] = []
+        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address == LOCAL else {}
+        try:
+            ray.init(address=self.address, namespace=namespace, logging_level="warning", **local)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"ray: no cluster to join at {self.address}: {str(error).splitlines()[0]} "
+                f"Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
+            ) from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
+        self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
+        self.device: Device = section.device
+        if section.device == "auto":
+            self.device = "cuda" if sum(self.gpus_per_node) else "cpu"
+
+    def reserve(self, placement: Placement) -> dict[Role, list[Seat]]:
+        """Hold devices for every group; one seat for each rank of a role, and for each engine.
+
+        Raises:
+            ConfigError: the cluster can never hold the placement; names what is short.
+            StallError: devices did not become free within the placement timeout.
+        """
+        if self.device == "cuda" and (problems := shortages(placement, self.gpus_per_node)):
+            raise ConfigError(problems)
+        seats: dict[Role, list[Seat]] = {}
+        for group in placement.groups:
+            bundles = self._bundles(group, placement)
+            reserved = placement_group(bundles, strategy="STRICT_SPREAD" if group.shape.num_nodes > 1 and
+                                       group.roles != (Role.ROLLOUT,) else "PACK")  # fmt: skip
+            self._groups.append(reserved)
+            if not reserved.wait(timeout_seconds=self._placement_timeout_s):
+                free = ", ".join(f"{name} {amount:g}" for name, amount in ray.available_resources().items()
+                                 if name in ("CPU", "GPU"))  # fmt: skip
+                raise StallError(
+                    f"placement: {group.name} waited {self._placement_timeout_s:g} s for {len(bundles)} bundle(s) of "
+                    f"{bundles[0]}; the cluster has free: {free or 'nothing'}."
+                )
+            seats.update(self._seats(group, reserved, bundles))
+        return seats
+
+    def seat(self, actor: type, seat: Seat, *, name: str, title: str, env: Mapping[str, str]) -> Call:
+        """Start `actor` at a seat, with `title` in the process list; the call ends with its (node, pid)."""
+        titled = type(title, (actor,), {"__module__": actor.__module__})
+        handle = ray.remote(titled).options(**seat.options(name, env)).remote()
+        worker = Worker(handle=handle, name=name, node="?", pid=0)
+        return Call(worker=worker, ref=handle.where.remote())
+
+    def seated(self, calls: Sequence[Call]) -> list[Worker]:
+        """Wait until the actors run, and learn where."""
+        places = wait_all(calls, phase="start of processes", timeout_s=self._start_timeout_s)
+        workers = []
+        for call, place in zip(calls, places, strict=True):
+            assert isinstance(place, tuple)
+            workers.append(Worker(handle=call.worker.handle, name=call.worker.name, node=place[0], pid=place[1]))
+        return workers
+
+    def close(self) -> None:
+        """Give the devices back and leave."""
+        for group in self._groups:
+            remove_placement_group(group)
+        ray.shutdown()
+
+    def _bundles(self, group: DeviceGroup, placement: Placement) -> list[dict[str, float]]:
+        """One bundle a node of the group. Without GPUs, roles share the cores in equal parts."""
+        each = group.shape.num_devices_per_node
+        if self.device == "cuda":
+            return [{"GPU": each, "CPU": each}] * group.shape.num_nodes
+        share = min(1.0, sum(self.cpus_per_node) / placement.num_devices)
+        return [{"CPU": floor(share * each * 100) / 100}] * group.shape.num_nodes
+
+    def _seats(
+        self, group: DeviceGroup, reserved: PlacementGroup, bundles: Sequence[Mapping[str, float]]
+    ) -> dict[Role, list[Seat]]:
+        processes = group.num_processes_per_device
+        each = group.shape.num_devices_per_node
+
+        def seat(bundle: int, num_devices: int) -> Seat:
+            share = num_devices / each / processes
+            return Seat(
+                group=reserved,
+                bundle=bundle,
+                num_cpus=floor(bundles[bundle]["CPU"] * share * 1000) / 1000,
+                num_gpus=bundles[bundle].get("GPU", 0.0) * share,
+            )
+
+        ranks = [seat(rank // each, 1) for rank in range(group.shape.num_devices)]
+        seats = {role: ranks for role in group.roles if role != Role.ROLLOUT}
+        if Role.ROLLOUT in group.roles:
+            alone = group.roles == (Role.ROLLOUT,)
+            seats[Role.ROLLOUT] = [
+                seat(engine, each) if alone else ranks[engine] for engine in range(group.num_engines)
+            ]
+        return seats

@@ -1,0 +1,94 @@
+"""Groups of workers that act as one engine: a batch is split over ranks, the parts are put together again."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import ray
+
+from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.types import FloatArray, LossMetrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
+
+Item = TypeVar("Item")
+
+
+class WorkerGroup:
+    """The processes of one device group, rank by rank.
+
+    Every rank must run the same calls in the same order, or their collectives wait for each other for ever. Callers
+    are threads of the driver, so a lock makes one call reach all ranks before the next one does.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = tuple(workers)
+        self._submitting = threading.Lock()
+
+    def run(
+        self,
+        submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]",
+        *,
+        phase: str,
+        timeout_s: float,
+    ) -> list[object]:
+        """Call every rank through `submit(rank, handle)` and wait for all answers, in rank order.
+
+        Raises: as `wait_all`.
+        """
+        with self._submitting:
+            calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(self.workers)]
+        return wait_all(calls, phase=phase, timeout_s=timeout_s)
+
+
+class GroupEngine:
+    """One role of a worker group, as a `TrainEngine`: what the loop holds of a policy, critic or reference."""
+
+    def __init__(self, group: WorkerGroup, role: Role, *, step_timeout_s: float, sync_timeout_s: float) -> None:
+        self.group = group
+        self.role = role
+        self.num_ranks = len(group.workers)
+        self._step_timeout_s = step_timeout_s
+        self._sync_timeout_s = sync_timeout_s
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        parts = self._split(batches)
+        answers = self._run("forward", lambda rank, handle: handle.forward.remote(self.role, parts[rank]))
+        return [array for part in answers for array in cast(list[FloatArray], part)]
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        parts = self._split(batches)
+        answers = self._run(
+            "forward_backward", lambda rank, handle: handle.forward_backward.remote(self.role, parts[rank])
+        )
+        return sum(cast(list[LossMetrics], answers), LossMetrics())
+
+    def optim_step(self) -> StepReport:
+        answers = self._run("optim_step", lambda _rank, handle: handle.optim_step.remote(self.role))
+        return cast(StepReport, answers[0])
+
+    def send_weights(self, version: int) -> SyncReport:
+        answers = self.group.run(
+            lambda _rank, handle: handle.send_weights.remote(self.role, version),
+            phase=f"weight sync of version {version}",
+            timeout_s=self._sync_timeout_s,
+        )
+        return cast(SyncReport, answers[0])
+
+    def save(self, directory: Path) -> None:
+        self._run("save", lambda _rank, handle: handle.save.remote(self.role, directory))
+
+    def load(self, directory: Path) -> None:
+        self._run("load", lambda _rank, handle: handle.load.remote(self.role, directory))
+
+    def export(self, directory: Path) -> None:
+        self._run("export", lambda _rank, handle: handle.export.remote(self.role, directory))
+
+    def _run(self, phase: str, submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]") -> list[object]:
+        return self.group.run(submit, phase=f"{self.role} {phase}", timeout_s=self._step_timeout_s)
+
+    def _split(self, batches: Sequence[Item]) -> list[Sequence[Item]]:
+        """Rank r's share of batches in rank-major order."""
+        if len(batches) % self.num_ranks:
+            raise ValueError(f"{len(batches)} micro-batches do not split over {self.num_ranks} ranks.")
+        share = len(batches) // self.num_ranks
+        return [batches[rank * share : (rank + 1) * share] for rank in range(self.num_ranks)]
