@@ -21,11 +21,13 @@ from rlhf.types import (
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `stop_token_ids` end an answer; `pad_token_id` is never trained on."""
+    """Text to token ids and back. `stop_token_ids` end an answer; `pad_token_id` is never trained on;
+    `control_tokens` are the special tokens as they would stand in a text."""
 
     eos_token_id: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
+    control_tokens: tuple[str, ...]
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]: ...
 
