@@ -2,9 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from rlhf.config.base import Section
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class FixedKl(Section):
@@ -12,8 +16,8 @@ class FixedKl(Section):
 
     type: Literal["fixed"] = "fixed"
     """The coefficient stays."""
-    coef: NonNegativeFloat = Field(0.01, allow_inf_nan=False)
-    """Weight of the KL penalty."""
+    coef: NonNegative = 0.01
+    """Weight of the KL penalty; 0 trains without a reference model."""
 
 
 class AdaptiveKl(Section):
@@ -21,12 +25,12 @@ class AdaptiveKl(Section):
 
     type: Literal["adaptive"] = "adaptive"
     """The coefficient follows a target."""
-    coef: NonNegativeFloat = Field(0.01, allow_inf_nan=False)
+    coef: Positive = 0.01
     """Weight of the KL penalty at the start."""
-    target: PositiveFloat = 6.0
+    target: Positive = 6.0
     """KL a response, in nats, to hold."""
     horizon: PositiveInt = 10_000
-    """Responses over which the coefficient adapts."""
+    """Responses over which the coefficient may change by a fifth."""
 
 
 KlControl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
@@ -53,25 +57,25 @@ class PpoSection(Section):
 
     type: Literal["ppo"] = "ppo"
     """PPO with GAE."""
-    gamma: FiniteFloat = Field(1.0, ge=0.0, le=1.0)
+    gamma: Fraction = 1.0
     """Discount."""
-    gae_lambda: FiniteFloat = Field(0.95, ge=0.0, le=1.0)
-    """Decay of GAE's sum of temporal differences."""
-    clip_low: PositiveFloat = Field(0.2, lt=1.0)
+    gae_lambda: Fraction = 0.95
+    """Decay of GAE's sum of temporal differences; 1 takes the whole return, 0 one step."""
+    clip_low: float = Field(0.2, gt=0.0, lt=1.0)
     """The ratio is clipped at 1 - clip_low."""
-    clip_high: PositiveFloat = 0.2
+    clip_high: Positive = 0.2
     """The ratio is clipped at 1 + clip_high."""
     loss: Literal["clip", "penalty"] = "clip"
     """clip is PPO-clip; penalty subtracts an adaptive KL to the old policy instead (Schulman et al. 2017)."""
-    penalty_coef: NonNegativeFloat = 1.0
+    penalty_coef: Positive = 1.0
     """Weight of the KL to the old policy at the start, for loss=penalty."""
-    penalty_target: PositiveFloat = 0.01
+    penalty_target: Positive = 0.01
     """KL to the old policy, in nats a token, that loss=penalty holds."""
-    value_clip: NonNegativeFloat = 0.5
+    value_clip: NonNegative = 0.5
     """Largest move of the value from the old one inside the critic's loss; 0 does not clip."""
-    entropy_coef: NonNegativeFloat = 0.0
+    entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
-    ptx_coef: NonNegativeFloat = 0.0
+    ptx_coef: NonNegative = 0.0
     """Weight of the likelihood of pretraining text (ptx_path)."""
     ptx_path: str | None = None
     """Rows of text for the ptx loss, read as demonstrations."""
@@ -80,20 +84,55 @@ class PpoSection(Section):
     kl_placement: Literal["reward", "loss"] = "reward"
     """Where the KL to the reference acts; never in both."""
     kl_estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
-    """Estimator of the KL; auto is k1 in the reward and k3 in the loss."""
+    """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     num_epochs: PositiveInt = 1
     """Passes over each rollout batch."""
-    kl_stop: NonNegativeFloat = 0.0
+    kl_stop: NonNegative = 0.0
     """Stop the passes over a rollout batch once the KL to the old policy, in nats a token, passes this; 0 never."""
     token_level: bool = True
-    """Act on tokens (an action is a token); off, an action is a whole answer."""
+    """Act on tokens (an action is a token); off, an action is a whole answer, and all answers weigh the same."""
+    reward_at_end: bool = True
+    """Put the whole score on the answer's last token; off, spread it evenly over the answer's tokens."""
     whiten_advantages: bool = True
     """Shift and scale advantages to mean 0 and variance 1 over the whole rollout batch."""
     normalize_rewards: bool = False
     """Divide rewards by their running deviation after subtracting the running mean."""
-    clip_rewards: NonNegativeFloat = 10.0
-    """Clip (normalised) rewards to this magnitude; 0 does not clip."""
+    clip_rewards: NonNegative = 10.0
+    """Clip rewards, after normalisation, to this magnitude; 0 does not clip. The clipped share is logged."""
     freeze_policy_steps: NonNegativeInt = 0
     """First steps in which only the critic learns."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = "token-mean"
     """How token losses become one number, always over the whole optimizer step."""
+    aggregation_tokens: PositiveInt = 512
+    """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
+
+    @field_validator("kl_estimator")
+    @classmethod
+    def _loss_needs_a_gradient(cls, estimator: str, info: ValidationInfo) -> str:
+        if estimator == "k1" and info.data.get("kl_placement") == "loss":
+            raise ValueError("k1 has no gradient in expectation inside the loss; use k2 or k3.")
+        return estimator
+
+    @field_validator("num_epochs")
+    @classmethod
+    def _penalty_needs_passes(cls, num_epochs: int, info: ValidationInfo) -> int:
+        if num_epochs < 2 and info.data.get("loss") == "penalty":
+            raise ValueError(f"loss=penalty measures the KL of the second pass on; needs >= 2 (got {num_epochs}).")
+        return num_epochs
+
+    @field_validator("kl_stop")
+    @classmethod
+    def _stop_needs_passes(cls, kl_stop: float, info: ValidationInfo) -> float:
+        if kl_stop > 0.0 and info.data.get("num_epochs") == 1:
+            raise ValueError("there is only one pass to stop; set algo.num_epochs >= 2 or algo.kl_stop 0.")
+        return kl_stop
+
+    @field_validator("ptx_path")
+    @classmethod
+    def _ptx_is_used(cls, path: str | None, info: ValidationInfo) -> str | None:
+        coef = info.data.get("ptx_coef", 0.0)
+        if coef > 0.0 and path is None:
+            raise ValueError(f"needed by algo.ptx_coef {coef}; give rows of text.")
+        if coef == 0.0 and path is not None:
+            raise ValueError("not used while algo.ptx_coef is 0; set it (0.05 is usual) or remove the path.")
+        return path
