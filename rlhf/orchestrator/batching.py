@@ -228,6 +228,7 @@ def _train_batch(
         advantages=tokens(lambda s: s.advantages),
         returns=tokens(lambda s: s.returns),
         old_values=tokens(lambda s: s.old_values),
+        coefficients=planned[0].coefficients,
     )
 
 
