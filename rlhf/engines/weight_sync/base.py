@@ -38,8 +38,11 @@ class WeightReceiver(Protocol):
         """Receive every bucket of one version, verify each against the digest that came with it, load it."""
         ...
 
-    def finish_weight_update(self, version: int) -> str:
-        """Serve `version` from now on, with an empty prefix cache. Returns the digest of what was received."""
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        """Serve `version` from now on, with an empty prefix cache, if `digest` is that of what was received.
+
+        Returns the receiver's own digest, or raises WeightSyncError where it differs.
+        """
         ...
 
 
@@ -66,7 +69,7 @@ class EngineClient(Protocol):
         """All engines are given the same; they return when they have received everything."""
         ...
 
-    def finish_weight_update(self, version: int, timeout_s: float) -> dict[str, str]:
+    def finish_weight_update(self, version: int, digest: str, timeout_s: float) -> dict[str, str]:
         """The digest that each engine computed over what it received, by engine name."""
         ...
 
