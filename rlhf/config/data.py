@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from rlhf.config.base import Section
 
@@ -16,6 +16,8 @@ class DataSection(Section):
     """Rows held out for evaluation; without it, eval_fraction of the prompts."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the prompts that is held out; a prompt is never on both sides."""
+    split_seed: NonNegativeInt = 0
+    """Decides which prompts are held out. Apart from run.seed, so that sft, rm and ppo hold out the same ones."""
     split: str = "train"
     """Split of a `datasets` folder or hub name."""
     prompt_key: str | None = None
@@ -23,7 +25,8 @@ class DataSection(Section):
     response_key: str | None = None
     """Column of the demonstration (response, completion, output, answer, ...)."""
     label_key: str | None = None
-    """Column of the reference answer, given to reward functions (label, answer, ...)."""
+    """Column of the reference answer, given to reward functions (label, answer, ...); for binary feedback, the column
+    that says whether the answer is good."""
     chosen_key: str | None = None
     """Column of the better answer."""
     rejected_key: str | None = None
@@ -35,9 +38,10 @@ class DataSection(Section):
     template: Literal["auto", "chat", "plain"] = "auto"
     """chat renders messages through the chat template; plain joins text as it stands; auto chooses by the column."""
     prompt_format: str = "{prompt}"
-    """Text around a plain prompt, e.g. "Question: {prompt}\\nAnswer:"."""
-    overlong: Literal["error", "drop"] = "error"
-    """What to do with rows over the token limits; both count them."""
+    """Text around a prompt that is text, e.g. "Question: {prompt}\\nAnswer:"."""
+    overlong: Literal["error", "drop", "truncate"] = "error"
+    """What to do with rows over the token limits; each counts them. truncate cuts given answers, never prompts: a row
+    whose prompt alone is too long is dropped."""
     max_bad_rows: int = Field(0, ge=0)
     """Rows that may be wrong before the run refuses; each is dropped, named and counted."""
     allow_control_tokens: bool = False
@@ -46,3 +50,10 @@ class DataSection(Section):
     """Longest prompt plus answer when training on given answers."""
     shuffle: bool = True
     """Visit the rows in a new seeded order each epoch."""
+
+    @field_validator("prompt_format")
+    @classmethod
+    def _holds_the_prompt(cls, value: str) -> str:
+        if value.count("{prompt}") != 1:
+            raise ValueError(f'must hold {{prompt}} exactly once (got "{value}").')
+        return value
