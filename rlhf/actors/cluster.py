@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -138,7 +137,7 @@ class Cluster:
             )
 
         ranks = [seat(rank // each, 1) for rank in range(group.shape.num_devices)]
-        seats = {role: ranks for role in group.roles if role != Role.ROLLOUT}
+        seats: dict[Role, list[Seat]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
             alone = group.roles == (Role.ROLLOUT,)
             seats[Role.ROLLOUT] = [

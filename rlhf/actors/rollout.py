@@ -1,7 +1,7 @@
 """The pool of rollout engines: what the loop samples from, and what shares the work among them."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TypeVar, cast
 
 import ray
@@ -59,4 +59,4 @@ class RolloutPool:
     def _split(self, items: Sequence[Item]) -> list[list[Item]]:
         """Contiguous parts of nearly equal size, one an engine."""
         bounds = [len(items) * index // len(self.workers) for index in range(len(self.workers) + 1)]
-        return [list(items[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [list(items[start:end]) for start, end in pairwise(bounds)]

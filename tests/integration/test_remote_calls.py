@@ -1,0 +1,192 @@
+"""Waiting for real Ray actors: deadlines, deaths and errors name who, where and doing what."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+
+from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.cluster import Cluster, Seat
+from rlhf.actors.engine_client import RayEngineClient
+from rlhf.actors.groups import GroupEngine, WorkerGroup
+from rlhf.actors.placement import Shape, plan_placement
+from rlhf.actors.rollout import RolloutPool
+from rlhf.config.run import ClusterSection
+from rlhf.errors import ConfigError, RewardError, StallError, WeightSyncError, WorkerLostError
+from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, Sampling, StepReport
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Toy:
+    """An actor with the face of a worker and nothing behind it."""
+
+    def where(self) -> tuple[str, int]:
+        return "127.0.0.1", os.getpid()
+
+    def nap(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    def fail(self) -> None:
+        raise RewardError("reward: p12 took over 30 s")
+
+    def stumble(self) -> None:
+        raise ZeroDivisionError("by zero")
+
+    def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
+        return [batch.token_ids.astype("float32") for batch in batches]
+
+    def forward_backward(self, role: Role, batches: list[object]) -> LossMetrics:
+        return LossMetrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
+
+    def optim_step(self, role: Role) -> StepReport:
+        return StepReport(grad_norm=1.0, lr=0.1, finite=True)
+
+    def generate(self, requests: list[RolloutRequest]) -> list[Rollout]:
+        return [
+            Rollout(
+                id=request.id,
+                prompt_id=request.prompt_id,
+                token_ids=request.prompt_token_ids,
+                log_probs=request.prompt_token_ids.astype("float32"),
+                finish_reason=FinishReason.STOP,
+                weight_version=os.getpid(),
+            )
+            for request in reversed(requests)
+        ]
+
+    def start_weight_update(self) -> None:
+        time.sleep(0.01)
+
+    def finish_weight_update(self, version: int) -> str:
+        return f"digest-{version}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(ClusterSection(), namespace="test")
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def seats(cluster: Cluster) -> list[Seat]:
+    shape = Shape(num_nodes=1, num_devices_per_node=6)
+    return cluster.reserve(plan_placement({Role.POLICY: shape}, ()))[Role.POLICY]
+
+
+def start_workers(cluster: Cluster, seats: list[Seat], role: Role) -> list[Worker]:
+    calls = [
+        cluster.seat(Toy, seat, name=f"{role} rank {rank}", title="Toy", env={}) for rank, seat in enumerate(seats)
+    ]
+    return cluster.seated(calls)
+
+
+@pytest.fixture(scope="module")
+def workers(cluster: Cluster, seats: list[Seat]) -> list[Worker]:
+    return start_workers(cluster, seats[:3], Role.POLICY)
+
+
+@pytest.fixture
+def mortals(cluster: Cluster, seats: list[Seat]) -> Iterator[list[Worker]]:
+    """Workers for tests that kill them."""
+    workers = start_workers(cluster, seats[3:], Role.CRITIC)
+    yield workers
+    for worker in workers:
+        ray.kill(worker.handle)
+
+
+def test_answers_come_in_order(workers: list[Worker]) -> None:
+    calls = [
+        Call(worker=worker, ref=worker.handle.nap.remote(pause))
+        for worker, pause in zip(workers, (0.3, 0.1, 0.0), strict=True)
+    ]
+    assert wait_all(calls, phase="nap", timeout_s=30) == [worker.pid for worker in workers]
+
+
+def test_the_late_one_is_named(mortals: list[Worker]) -> None:
+    calls = [
+        Call(worker=worker, ref=worker.handle.nap.remote(pause))
+        for worker, pause in zip(mortals, (0, 0, 30), strict=True)
+    ]
+    with pytest.raises(StallError, match=r"nap: no answer after 1 s from critic rank 2 \(node 127.0.0.1, pid \d+\)"):
+        wait_all(calls, phase="nap", timeout_s=1)
+
+
+def test_the_dead_one_is_named_at_once(mortals: list[Worker]) -> None:
+    calls = [Call(worker=worker, ref=worker.handle.nap.remote(30)) for worker in mortals]
+    os.kill(mortals[1].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(WorkerLostError, match=r"nap: critic rank 1 .* died"):
+        wait_all(calls, phase="nap", timeout_s=60)
+    assert time.monotonic() - start < 20
+
+
+def test_a_death_explains_the_failure_of_a_peer(mortals: list[Worker]) -> None:
+    os.kill(mortals[1].pid, signal.SIGKILL)
+    calls = [
+        Call(worker=mortals[0], ref=mortals[0].handle.stumble.remote()),
+        Call(worker=mortals[1], ref=mortals[1].handle.nap.remote(0)),
+    ]
+    with pytest.raises(WorkerLostError, match="critic rank 1"):
+        wait_all(calls, phase="forward", timeout_s=30)
+
+
+def test_our_own_errors_arrive_as_they_were_raised(workers: list[Worker]) -> None:
+    with pytest.raises(RewardError, match=r"^reward: p12 took over 30 s$") as caught:
+        wait_all([Call(worker=workers[0], ref=workers[0].handle.fail.remote())], phase="x", timeout_s=30)
+    assert type(caught.value) is RewardError
+
+
+def test_other_errors_say_where_they_came_from(workers: list[Worker]) -> None:
+    with pytest.raises(Exception, match=r"forward: policy rank 0 .* failed: (.|\n)*ZeroDivisionError: by zero"):
+        wait_all([Call(worker=workers[0], ref=workers[0].handle.stumble.remote())], phase="forward", timeout_s=30)
+
+
+def test_a_group_splits_by_rank_and_joins_again(workers: list[Worker]) -> None:
+    engine = GroupEngine(WorkerGroup(workers), Role.POLICY, step_timeout_s=30, sync_timeout_s=30)
+    batches = [PackedTokens(token_ids=np.array([index]), lengths=np.array([1])) for index in range(6)]
+    assert [array.tolist() for array in engine.forward(batches)] == [[float(index)] for index in range(6)]
+    assert engine.forward_backward([None] * 6).sums == {"n": 6.0}  # type: ignore[list-item]
+    assert engine.forward_backward([None] * 6).maxima == {"pid": 1.0}  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="5 micro-batches do not split over 3 ranks"):
+        engine.forward(batches[:5])
+
+
+def test_a_pool_returns_rollouts_by_request(workers: list[Worker]) -> None:
+    pool = RolloutPool(workers, generate_timeout_s=30, control_timeout_s=30)
+    requests = [
+        RolloutRequest(
+            id=f"p{index}/0",
+            prompt_id=f"p{index}",
+            prompt_token_ids=np.array([index]),
+            seed=index,
+            sampling=Sampling(max_tokens=1),
+        )
+        for index in range(7)
+    ]
+    rollouts = pool.generate(requests)
+    assert [rollout.id for rollout in rollouts] == [request.id for request in requests]
+    assert {rollout.weight_version for rollout in rollouts} == {worker.pid for worker in workers}
+    assert [rollout.id for rollout in pool.generate(requests[:1])] == ["p0/0"]
+
+
+def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortals: list[Worker]) -> None:
+    client = RayEngineClient(workers)
+    client.start_weight_update(30)
+    assert client.finish_weight_update(3, 30) == {worker.name: "digest-3" for worker in workers}
+    client = RayEngineClient(mortals)
+    for worker in mortals[1:]:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WeightSyncError, match=r"(?s)critic rank 1.*critic rank 2"):
+        client.start_weight_update(30)
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"ray: .*already|no cluster"):
+        Cluster(ClusterSection(address="127.0.0.1:1"), namespace="x")
