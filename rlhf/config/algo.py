@@ -106,6 +106,18 @@ class PpoSection(Section):
     aggregation_tokens: PositiveInt = 512
     """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
 
+    @property
+    def estimator(self) -> Literal["k1", "k2", "k3"]:
+        """The KL estimator, auto resolved."""
+        if self.kl_estimator != "auto":
+            return self.kl_estimator
+        return "k1" if self.kl_placement == "reward" else "k3"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the KL to a reference acts at all: not where its coefficient stays exactly 0."""
+        return not (isinstance(self.kl, FixedKl) and self.kl.coef == 0.0)
+
     @field_validator("kl_estimator")
     @classmethod
     def _loss_needs_a_gradient(cls, estimator: str, info: ValidationInfo) -> str:

@@ -1,0 +1,104 @@
+"""Losses as pure functions on tensors.
+
+Per-token losses are [T], a packed micro-batch end to end. What they sum to is divided by *global* denominators, those
+of the whole optimizer step, so that the gradient does not depend on how the step was split.
+
+Arithmetic is float32 or better. Inputs pass through `masked` first: positions that are not learned from may hold NaN
+or inf, and reach neither the loss nor the gradient.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from rlhf.algorithms.base import TensorBatch
+from rlhf.algorithms.kl import clamped_exp, kl_to_old
+from rlhf.types import LossMetrics
+
+Weights: TypeAlias = Callable[[TensorBatch], torch.Tensor]
+"""A micro-batch -> [T] weights of its tokens, 0 where not learned from."""
+
+
+def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`values` where `mask`, exactly 0 elsewhere, in float32 or better."""
+    return torch.where(mask, values, 0.0).to(torch.promote_types(values.dtype, torch.float32))
+
+
+def present(values: torch.Tensor | None, name: str) -> torch.Tensor:
+    """`values`, which the objective cannot do without. Raises ValueError naming what is missing."""
+    if values is None:
+        raise ValueError(f"the objective needs {name}, which the batch does not hold")
+    return values
+
+
+def sequence_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """[T]: each token gets the sum over its sequence."""
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return values.new_zeros(len(lengths)).index_add(0, sequence, values)[sequence]
+
+
+def token_mean(batch: TensorBatch) -> torch.Tensor:
+    """Every token of the step weighs the same."""
+    return batch.loss_mask.float() / max(batch.denominators.tokens, 1.0)
+
+
+def sequence_mean(batch: TensorBatch) -> torch.Tensor:
+    """Every sequence of the step weighs the same: the 1/length of Shao et al. 2024."""
+    mask = batch.loss_mask.float()
+    return mask / (sequence_sum(mask, batch.lengths).clamp(min=1.0) * max(batch.denominators.sequences, 1.0))
+
+
+def constant_length(batch: TensorBatch, constant: float) -> torch.Tensor:
+    """A sequence weighs by its length: the sum over a constant (Dr. GRPO, Liu et al. 2025)."""
+    return batch.loss_mask.float() / (constant * max(batch.denominators.sequences, 1.0))
+
+
+def token_weights(aggregation: str, constant: float) -> Weights:
+    """How token losses become one number: a weighted sum, with these weights."""
+    choices: dict[str, Weights] = {
+        "token-mean": token_mean,
+        "seq-mean-token-mean": sequence_mean,
+        "seq-mean-token-sum-norm": partial(constant_length, constant=constant),
+    }
+    return choices[aggregation]
+
+
+def ppo_clip(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
+    """-min(ratio * A, clip(ratio) * A) (Schulman et al. 2017, section 3). A stays inside both arms: a bad action with
+    a large ratio keeps its gradient."""
+    ratio = clamped_exp(log_ratio)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
+
+
+def ppo_penalty(log_ratio: torch.Tensor, advantages: torch.Tensor, coef: float) -> torch.Tensor:
+    """-(ratio * A - coef * KL(old || policy)) (Schulman et al. 2017, section 4)."""
+    return coef * kl_to_old(log_ratio) - clamped_exp(log_ratio) * advantages
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, value_clip: float
+) -> torch.Tensor:
+    """max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2; c = 0 does not clip, which is c = infinity."""
+    loss = (values - returns).square()
+    if value_clip:
+        clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return loss / 2
+
+
+def bradley_terry(better: torch.Tensor, worse: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(better - worse - margin): the negative log-likelihood of the preference."""
+    return -logsigmoid(better - worse - margins)
+
+
+def measure(sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor] | None = None) -> LossMetrics:
+    """Scalars on the device -> figures, in one transfer."""
+    maxima = maxima or {}
+    numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
+    return LossMetrics(
+        sums=dict(zip(sums, numbers, strict=False)),
+        maxima=dict(zip(maxima, numbers[len(sums) :], strict=True)),
+    )

@@ -1,0 +1,149 @@
+"""Proximal policy optimisation with generalised advantage estimation, as used for language models.
+
+Schulman et al. 2017 (arXiv:1707.06347) for the losses, Ouyang et al. 2022 (arXiv:2203.02155) for the KL-shaped reward.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
+from rlhf.algorithms.answers import Answer, describe, mean
+from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.kl import PenaltyController, kl_controller
+from rlhf.algorithms.losses import measure
+from rlhf.algorithms.ppo_objectives import PolicyObjective, ValueObjective
+from rlhf.algorithms.rewards import RewardShaper
+from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.algorithms.sft import negative_log_likelihood
+from rlhf.config.algo import PpoSection
+from rlhf.types import (
+    Example,
+    Experience,
+    FinishReason,
+    FloatArray,
+    Head,
+    Json,
+    LearnedSequence,
+    LossMetrics,
+    Role,
+    ScoredGroup,
+    Signals,
+)
+
+
+class PPO:
+    """Policy and critic learn from answers that the policy sampled and something scored."""
+
+    def __init__(self, section: PpoSection) -> None:
+        self._section = section
+        self._kl = kl_controller(section.kl)
+        self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
+        self._shaper = RewardShaper(section)
+        gae_of_section = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
+        self._worth = gae_of_section if section.token_level else whole_answer
+        measures = {"old_log_probs", "values"} | ({"ref_log_probs"} if section.uses_reference else set())
+        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES}, measures=frozenset(measures))
+
+    def keep(self, group: ScoredGroup) -> bool:
+        return True
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example an answer."""
+        return [
+            Example(
+                id=rollout.id,
+                sequences=(join(group.prompt, rollout),),
+                rewards=(reward.total,),
+                sampler_log_probs=(after_prompt(group.prompt, rollout.log_probs),),
+                truncated=(rollout.finish_reason is FinishReason.LENGTH,),
+                weight_version=rollout.weight_version,
+            )
+            for group in groups
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+        ]
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Shape the scores into token rewards, then estimate what each action was worth."""
+        coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
+        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        rewards, reward_metrics = self._shaper.shape(answers, self._kl.coef)
+        worth = [self._worth(reward, answer.values) for reward, answer in zip(rewards, answers, strict=True)]
+        advantages, returns = [a for a, _ in worth], [r for _, r in worth]
+        whitened = whiten(advantages) if self._section.whiten_advantages else advantages
+        experiences = [
+            Experience(id=example.id, sequences=(learned(example, signal, a, r),), coefficients=coefficients)
+            for example, signal, a, r in zip(examples, signals, whitened, returns, strict=True)
+        ]
+        metrics = describe(answers) + reward_metrics + self._figures(advantages, returns)
+        spoken = [answer.kl for answer in answers if len(answer)]
+        self._kl.update(mean(spoken), len(spoken))
+        return experiences, metrics
+
+    def objectives(self) -> Mapping[str, Objective]:
+        policy = PolicyObjective(self._section)
+        return {Role.POLICY: policy, Role.CRITIC: ValueObjective(self._section), "ptx": self._ptx_loss}
+
+    def _ptx_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        loss = negative_log_likelihood(outputs, batch)
+        return LossOutput(loss=self._section.ptx_coef * loss, metrics=measure({"ptx/loss": loss}))
+
+    def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> LossMetrics:
+        """How credit turned out, before whitening, and which of the usual tricks are on."""
+        section = self._section
+        joined, total = np.concatenate([*advantages, np.zeros(0)]), np.concatenate([*returns, np.zeros(0)])
+        sums = {
+            "kl/coef": self._kl.coef,
+            "advantages/mean": mean(joined),
+            "advantages/std": float(joined.std()) if len(joined) else 0.0,
+            "returns/mean": mean(total),
+            "critic/explained_variance": explained_variance(joined, total),
+            "tricks/reward_at_end": float(section.reward_at_end),
+            "tricks/token_level": float(section.token_level),
+            "tricks/kl_term": float(section.uses_reference),
+            "tricks/ptx_coef": section.ptx_coef,
+            "tricks/normalize_rewards": float(section.normalize_rewards),
+            "tricks/clip_rewards": section.clip_rewards,
+            "tricks/whiten_advantages": float(section.whiten_advantages),
+            "tricks/freeze_policy_steps": float(section.freeze_policy_steps),
+            "tricks/gae_lambda": section.gae_lambda,
+        }
+        if section.loss == "penalty":
+            sums["policy/penalty_coef"] = self._penalty.coef
+        return LossMetrics(sums=sums)
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        """Stop early once the policy has moved too far from the one that sampled."""
+        kl = metrics.sums.get("policy/approx_kl")
+        if kl is None:
+            return True
+        self._penalty.hear(kl)
+        return not 0.0 < self._section.kl_stop < kl
+
+    def state(self) -> dict[str, Json]:
+        return {**self._kl.state(), **self._penalty.state(), **self._shaper.state()}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        for part in (self._kl, self._penalty, self._shaper):
+            part.restore(state)
+
+
+def learned(example: Example, signals: Signals, advantages: Floats, returns: Floats) -> LearnedSequence:
+    """The example's sequence with its credit: one number a model token, or one for the whole answer."""
+    (sequence,) = example.sequences
+
+    def on_tokens(numbers: Floats) -> FloatArray:
+        aligned = np.zeros(len(sequence), dtype=np.float32)
+        aligned[sequence.loss_mask] = numbers
+        return aligned
+
+    return LearnedSequence(
+        token_ids=sequence.token_ids,
+        loss_mask=sequence.loss_mask,
+        old_log_probs=signals.old_log_probs[0],
+        ref_log_probs=signals.ref_log_probs[0] if signals.ref_log_probs else None,
+        advantages=on_tokens(advantages),
+        returns=on_tokens(returns),
+        old_values=signals.values[0],
+    )

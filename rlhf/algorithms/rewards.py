@@ -1,0 +1,114 @@
+"""From scores to per-token rewards: running normalisation, clipping, and the KL penalty."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlhf.algorithms.advantages import Floats
+from rlhf.algorithms.answers import Answer, mean
+from rlhf.algorithms.kl import Estimator, kl_estimate
+from rlhf.algorithms.state import number
+from rlhf.config.algo import PpoSection
+from rlhf.types import Json, LossMetrics
+
+
+@dataclass
+class RunningStatistics:
+    """Mean and population deviation of all numbers seen so far (Welford 1962). Equal numbers deviate by exactly 0."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared distances from the mean."""
+
+    def add(self, numbers: Floats) -> None:
+        for x in numbers.tolist():
+            self.count += 1.0
+            distance = x - self.mean
+            self.mean += distance / self.count
+            self.squares += distance * (x - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+    def normalize(self, numbers: Floats) -> Floats:
+        """(x - mean) / deviation, and x - mean where nothing deviates yet."""
+        return (numbers - self.mean) / (self.deviation or 1.0)
+
+    def state(self) -> dict[str, Json]:
+        return {"reward_count": self.count, "reward_mean": self.mean, "reward_squares": self.squares}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self.count = number(state, "reward_count")
+        self.mean = number(state, "reward_mean")
+        self.squares = number(state, "reward_squares")
+
+
+def clip(rewards: Floats, limit: float) -> Floats:
+    """Clip to [-limit, limit]; 0 does not clip."""
+    return np.clip(rewards, -limit, limit) if limit else rewards
+
+
+def at_end(score: float, num_tokens: int) -> Floats:
+    """The score on the last of an answer's own tokens, whatever that token is: a truncated answer has no EOS, and none
+    is put there. An answer without tokens has nowhere to put it."""
+    rewards = np.zeros(num_tokens)
+    rewards[-1:] = score
+    return rewards
+
+
+def spread(score: float, num_tokens: int) -> Floats:
+    """The score in equal parts on all of an answer's own tokens."""
+    return np.full(num_tokens, score / max(num_tokens, 1))
+
+
+def kl_penalty(answer: Answer, estimator: Estimator, coef: float) -> Floats:
+    """-coef times the estimated KL to the reference, at each of an answer's own tokens."""
+    if answer.ref_log_probs is None:
+        return np.zeros(len(answer))
+    old, ref = torch.from_numpy(answer.old_log_probs), torch.from_numpy(answer.ref_log_probs)
+    penalty: Floats = -coef * kl_estimate(estimator, old, ref).numpy()
+    return penalty
+
+
+class RewardShaper:
+    """r_t = -beta * KL_t + [t is the last token] * score, the score normalised and clipped before (Ouyang et al. 2022).
+
+    What it remembers is the running statistics of the scores.
+    """
+
+    def __init__(self, section: PpoSection) -> None:
+        self._section = section
+        self._place = at_end if section.reward_at_end else spread
+        self._statistics = RunningStatistics()
+
+    def shape(self, answers: Sequence[Answer], kl_coef: float) -> tuple[list[Floats], LossMetrics]:
+        """The rewards of each answer's own tokens. Answers without tokens stay out of the statistics."""
+        coef = kl_coef if self._section.kl_placement == "reward" else 0.0
+        scores = np.array([answer.score for answer in answers], dtype=np.float64)
+        spoken = np.array([len(answer) > 0 for answer in answers], dtype=np.bool_)
+        if self._section.normalize_rewards:
+            self._statistics.add(scores[spoken])
+            scores = self._statistics.normalize(scores)
+        clipped = clip(scores, self._section.clip_rewards)
+        rewards = [
+            self._place(score, len(answer)) + kl_penalty(answer, self._section.estimator, coef)
+            for score, answer in zip(clipped.tolist(), answers, strict=True)
+        ]
+        sums = {
+            "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
+            "reward/clipped": mean((clipped != scores)[spoken]),
+        }
+        if self._section.normalize_rewards:
+            sums |= {"reward/running_mean": self._statistics.mean, "reward/running_std": self._statistics.deviation}
+        return rewards, LossMetrics(sums=sums)
+
+    def state(self) -> dict[str, Json]:
+        return self._statistics.state()
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self._statistics.restore(state)

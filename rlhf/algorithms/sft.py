@@ -1,0 +1,75 @@
+"""Supervised fine-tuning: maximum likelihood of demonstrations."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.losses import masked, measure, token_mean
+from rlhf.algorithms.sequences import join
+from rlhf.config.algo import SftSection
+from rlhf.types import (
+    Example,
+    Experience,
+    Head,
+    Json,
+    LearnedSequence,
+    LossMetrics,
+    Role,
+    ScoredGroup,
+    Signals,
+)
+
+
+def negative_log_likelihood(outputs: Outputs, batch: TensorBatch) -> torch.Tensor:
+    """Mean over all of the step's loss tokens; its exponential is the perplexity."""
+    return -(masked(outputs.predictions, batch.loss_mask) * token_mean(batch)).sum()
+
+
+class SFT:
+    """The policy imitates; in a conversation, the assistant's turns only."""
+
+    def __init__(self, section: SftSection) -> None:
+        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS}, online=False)
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Whether there is anything to imitate."""
+        return any(join(group.prompt, rollout).loss_mask.any() for rollout in group.rollouts)
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example a demonstration."""
+        return [
+            Example(id=rollout.id, sequences=(join(group.prompt, rollout),), rewards=())
+            for group in groups
+            for rollout in group.rollouts
+        ]
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        experiences = [
+            Experience(
+                id=example.id,
+                sequences=tuple(
+                    LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask)
+                    for sequence in example.sequences
+                ),
+            )
+            for example in examples
+        ]
+        lengths = [int(sequence.loss_mask.sum()) for example in examples for sequence in example.sequences]
+        return experiences, LossMetrics(sums={"response/length": sum(lengths) / max(len(lengths), 1)})
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.POLICY: self._policy_loss}
+
+    def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        loss = negative_log_likelihood(outputs, batch)
+        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss}))
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return {}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        pass
