@@ -1,0 +1,25 @@
+"""Rows: read, checked, tokenised, divided by prompt and put in order."""
+
+from rlhf.orchestrator.data.columns import Kind
+from rlhf.orchestrator.data.load import (
+    check_rows,
+    load_demonstrations,
+    load_labelled,
+    load_preferences,
+    load_prompts,
+    load_texts,
+)
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.data.split import DataSplit
+
+__all__ = [
+    "DataSplit",
+    "Kind",
+    "Order",
+    "check_rows",
+    "load_demonstrations",
+    "load_labelled",
+    "load_preferences",
+    "load_prompts",
+    "load_texts",
+]

@@ -1,0 +1,196 @@
+"""Records as token ids: prompts rendered, answers ended by a stop token, and a mask of what the assistant wrote."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.config.data import DataSection
+from rlhf.engines.base import Tokenizer
+from rlhf.errors import DataError
+from rlhf.orchestrator.data.dialogue import answer_parts
+from rlhf.orchestrator.data.problems import RowError
+from rlhf.orchestrator.data.records import Record, Text, as_chat, as_messages, as_plain
+from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt, Reward, Rollout, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A stretch of an answer's text, and whether the assistant wrote it."""
+
+    text: str
+    written: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer's text and n tokens; `written[t]` is False inside other speakers' turns."""
+
+    text: str
+    token_ids: IntArray
+    written: BoolArray
+
+
+class Encoder:
+    """Turns records into tokens by one config section and one tokenizer."""
+
+    def __init__(self, section: DataSection, tokenizer: Tokenizer) -> None:
+        self._section = section
+        self._tokenizer = tokenizer
+        tokens = sorted((re.escape(token) for token in tokenizer.control_tokens if token), key=len, reverse=True)
+        self._control = re.compile("|".join(tokens)) if tokens and not section.allow_control_tokens else None
+
+    def settle_kind(self, record: Record) -> Record:
+        """The record as text or as messages, by data.template. Raises RowError."""
+        self.refuse_control_tokens(record)
+        if self._section.template == "chat":
+            return as_chat(record)
+        return as_plain(record) if self._section.template == "plain" else record
+
+    def refuse_control_tokens(self, record: Record) -> None:
+        """Raise RowError where a text holds a control token, which a tokenizer would take for the real one."""
+        if self._control is None:
+            return
+        for text, name in zip((record.prompt, *record.answers), record.names, strict=True):
+            for message in as_messages(text):
+                if found := self._control.search(message.content):
+                    raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
+
+    def prompt(self, record: Record) -> Prompt:
+        """The prompt as the policy sees it. A chat prompt keeps its messages in the metadata."""
+        metadata: dict[str, Json] = dict(record.metadata)
+        if isinstance(record.prompt, str):
+            text = self._section.prompt_format.replace("{prompt}", record.prompt) if record.prompt else ""
+            token_ids = self._tokenizer.encode(text, add_special_tokens=True)
+        else:
+            text = self._render(record.prompt, add_generation_prompt=True)
+            token_ids = self._tokenizer.encode(text)
+            metadata["messages"] = [{"role": turn.role, "content": turn.content} for turn in record.prompt]
+        return Prompt(
+            id=record.id,
+            token_ids=np.array(token_ids, dtype=np.int64),
+            text=text,
+            label=record.label,
+            metadata=metadata,
+        )
+
+    def answer(self, record: Record, prompt: Prompt, answer: Text) -> Answer:
+        """An answer to `prompt`, up to and including its stop token.
+
+        Parts are tokenised one by one and joined, the way they come about when a policy answers turn by turn: the
+        tokens of a turn never depend on what follows.
+        """
+        parts = self._parts(record, prompt, answer)
+        token_ids: list[int] = []
+        written: list[bool] = []
+        before = prompt.text
+        for part in parts:
+            ids = self._continue(before, part.text)
+            learned = self._up_to_stop(ids) if part.written else 0
+            token_ids += ids
+            written += [True] * learned + [False] * (len(ids) - learned)
+            before = part.text
+        end = len(written) - written[::-1].index(True) if True in written else 0
+        token_ids, written = token_ids[:end], written[:end]
+        if not token_ids or token_ids[-1] not in self._tokenizer.stop_token_ids:
+            token_ids.append(self._tokenizer.eos_token_id)
+            written.append(True)
+        return Answer(
+            text="".join(part.text for part in parts) if isinstance(answer, str) else answer[-1].content,
+            token_ids=np.array(token_ids, dtype=np.int64),
+            written=np.array(written, dtype=np.bool_),
+        )
+
+    def blocks(self, record: Record, prompt: Prompt, max_tokens: int) -> list[Answer]:
+        """A plain text in blocks of at most `max_tokens`; only the last one ends."""
+        whole = self.answer(record, prompt, record.answers[0])
+        if len(whole.token_ids) <= max_tokens:
+            return [whole]
+        stretches = [slice(start, start + max_tokens) for start in range(0, len(whole.token_ids), max_tokens)]
+        return [
+            Answer(
+                text=self._tokenizer.decode(whole.token_ids[stretch].tolist()),
+                token_ids=whole.token_ids[stretch],
+                written=whole.written[stretch],
+            )
+            for stretch in stretches
+        ]
+
+    def _parts(self, record: Record, prompt: Prompt, answer: Text) -> list[Part]:
+        if isinstance(answer, str):
+            pieces = answer_parts(answer) if record.dialogue else [(answer, True)]
+            return [Part(text=text, written=written) for text, written in pieces]
+        assert not isinstance(record.prompt, str), "a record is all text or all messages"
+        return self._chat_parts(record.prompt, prompt.text, answer)
+
+    def _chat_parts(self, prompt: Sequence[Message], shown: str, answer: Sequence[Message]) -> list[Part]:
+        """What each turn adds to the rendered conversation. The template must only ever add."""
+        turns = list(prompt)
+        parts: list[Part] = []
+
+        def extend(add_generation_prompt: bool) -> None:
+            nonlocal shown
+            text = self._render(turns, add_generation_prompt=add_generation_prompt)
+            if not text.startswith(shown):
+                raise RowError(f"the chat template rewrites what stands before messages[{len(turns) - 1}].")
+            if len(text) > len(shown):
+                parts.append(Part(text=text[len(shown) :], written=not add_generation_prompt))
+            shown = text
+
+        for turn in answer:
+            if turn.role == "assistant":
+                extend(add_generation_prompt=True)
+            turns.append(turn)
+            if turn.role == "assistant":
+                extend(add_generation_prompt=False)
+        return parts
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        try:
+            return self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt)
+        except DataError as error:
+            raise RowError(str(error)) from error
+
+    def _continue(self, before: str, text: str) -> list[int]:
+        """The tokens that `text` adds after `before`, where that leaves the tokens of `before` alone."""
+        head = self._tokenizer.encode(before)
+        joint = self._tokenizer.encode(before + text)
+        return joint[len(head) :] if joint[: len(head)] == head else self._tokenizer.encode(text)
+
+    def _up_to_stop(self, token_ids: Sequence[int]) -> int:
+        """How many tokens of an assistant's part are its own: all up to the last stop token, if there is one."""
+        stops = [index for index, token in enumerate(token_ids) if token in self._tokenizer.stop_token_ids]
+        return stops[-1] + 1 if stops else len(token_ids)
+
+
+def cut(answer: Answer, max_tokens: int) -> Answer:
+    """At most the first `max_tokens` tokens of an answer; its text stays."""
+    return Answer(text=answer.text, token_ids=answer.token_ids[:max_tokens], written=answer.written[:max_tokens])
+
+
+def as_group(prompt: Prompt, answers: Sequence[Answer], whole: Sequence[bool], record: Record) -> ScoredGroup:
+    """A data set's answers as a scored group: K answers get rewards K-1 ... 0, a labelled one 1 or 0.
+
+    `whole[i]` is False where answer i was cut.
+    """
+    best = len(answers) - 1 if record.desirable is None else int(record.desirable)
+    rollouts = tuple(
+        Rollout(
+            id=f"{prompt.id}/{index}",
+            prompt_id=prompt.id,
+            token_ids=answer.token_ids,
+            log_probs=np.zeros(len(answer.token_ids), dtype=np.float32),
+            finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
+            weight_version=-1,
+            loss_mask=None if answer.written.all() else answer.written,
+        )
+        for index, (answer, is_whole) in enumerate(zip(answers, whole, strict=True))
+    )
+    return ScoredGroup(
+        prompt=prompt,
+        rollouts=rollouts,
+        responses=tuple(answer.text for answer in answers),
+        rewards=tuple(Reward(total=float(best - index)) for index in range(len(answers))),
+        margins=record.margins,
+    )

@@ -1,0 +1,49 @@
+"""What is wrong with a data set, gathered so that a user sees all of it at once."""
+
+import logging
+from collections import Counter
+
+from rlhf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PER_FILE = 20
+
+
+class RowError(ValueError):
+    """One row is wrong. Says what; the reader knows where."""
+
+
+class Problems:
+    """Gathers bad rows (up to `max_bad_rows` are forgiven: named in the log and counted) and problems of the whole
+    data set (never forgiven)."""
+
+    def __init__(self, max_bad_rows: int) -> None:
+        self.max_bad_rows = max_bad_rows
+        self.num_bad_rows = 0
+        self._lines: list[str] = []
+        self._per_file: Counter[str] = Counter()
+        self._fatal: list[str] = []
+
+    def add_row(self, file: str, where: str, what: str) -> None:
+        """Note that the row at `where` in `file` is wrong."""
+        self.num_bad_rows += 1
+        self._per_file[file] += 1
+        if self._per_file[file] <= SHOWN_PER_FILE:
+            self._lines.append(f"{where}: {what}")
+
+    def add(self, what: str) -> None:
+        """Note that the data set as a whole is wrong."""
+        self._fatal.append(what)
+
+    def settle(self) -> None:
+        """Raise DataError with everything found, or log the bad rows that are forgiven."""
+        more = [
+            f"{file}: {count - SHOWN_PER_FILE} more rows are wrong."
+            for file, count in self._per_file.items()
+            if count > SHOWN_PER_FILE
+        ]
+        if self._fatal or self.num_bad_rows > self.max_bad_rows:
+            raise DataError([*self._lines, *more, *self._fatal])
+        for line in (*self._lines, *more):
+            logger.warning("row dropped: %s", line)

@@ -1,0 +1,273 @@
+"""A row read as what it means: a prompt and answers to it, as text or as messages, before any tokenizer is seen."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import TypeAlias
+
+from rlhf.orchestrator.data.columns import Columns, Kind
+from rlhf.orchestrator.data.dialogue import (
+    check_prompt,
+    first_prompt,
+    is_dialogue,
+    messages_of_dialogue,
+    parse_messages,
+    parse_text,
+    shared_prompt,
+)
+from rlhf.orchestrator.data.files import Row
+from rlhf.orchestrator.data.problems import RowError
+from rlhf.types import Json, Message
+
+Text: TypeAlias = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A prompt and answers to it, best first. Either all are text or all are messages.
+
+    `names` are the columns of the prompt and of each answer. `dialogue` says that the texts are parts of a
+    Human/Assistant dialogue. `margins` are of the first answer over each later one.
+    """
+
+    row: Row
+    prompt: Text
+    answers: tuple[Text, ...] = ()
+    names: tuple[str, ...] = ("prompt",)
+    dialogue: bool = False
+    margins: tuple[float, ...] = ()
+    desirable: bool | None = None
+    id: str = ""
+    label: str | None = None
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+def read_record(row: Row, columns: Columns, kind: Kind) -> Record:
+    """What a row means. Raises RowError where it means nothing."""
+    record = PARSERS[kind](row, columns)
+    values = row.values
+    row_id = values.get(columns.id) if columns.id else None
+    label = values.get(columns.label) if columns.label else None
+    metadata = {name: value for name, value in values.items() if name not in columns.texts}
+    return replace(
+        record,
+        id=row.where if row_id is None else str(row_id),
+        label=label if label is None or isinstance(label, str) else json.dumps(label),
+        metadata=metadata,
+    )
+
+
+def _prompt(row: Row, columns: Columns) -> Text:
+    assert columns.prompt is not None, "find_columns saw to it"
+    value = row.values.get(columns.prompt)
+    if isinstance(value, list):
+        return parse_messages(value, columns.prompt)
+    text = parse_text(value, columns.prompt)
+    extra = row.values.get("input")
+    if columns.prompt == "instruction" and isinstance(extra, str) and extra.strip():
+        return f"{text}\n\n{parse_text(extra, 'input')}"
+    return text
+
+
+def _answer(value: Json, name: str) -> Text:
+    return parse_messages(value, name) if isinstance(value, list) else parse_text(value, name)
+
+
+def _prompts(row: Row, columns: Columns) -> Record:
+    if columns.prompt is None:
+        names = [name for name in (columns.chosen, columns.rejected) if name is not None]
+        return replace(_dialogues(row, names), answers=(), names=("prompt",))
+    prompt = _prompt(row, columns)
+    if not isinstance(prompt, str):
+        check_prompt(prompt, columns.prompt)
+    return Record(row=row, prompt=prompt, names=(columns.prompt,))
+
+
+def _demonstrations(row: Row, columns: Columns) -> Record:
+    if columns.prompt is None:
+        assert columns.chosen is not None, "find_columns saw to it"
+        answer = _answer(row.values.get(columns.chosen), columns.chosen)
+        if not isinstance(answer, str):
+            return _conversation(row, answer, columns.chosen)
+        if not is_dialogue(answer):
+            raise RowError(
+                f"{columns.chosen} is no dialogue (Human: ... Assistant: ...), and there is no prompt column."
+            )
+        prompt = first_prompt(answer)
+        return _continued(row, prompt, [answer], [columns.chosen])
+    prompt_or_all = _prompt(row, columns)
+    name = columns.response or columns.chosen
+    whole = not isinstance(prompt_or_all, str) and prompt_or_all[-1].role == "assistant" and not columns.response_given
+    if name is None or whole:
+        if isinstance(prompt_or_all, str):
+            raise RowError("no answer (no response column); set data.response_key.")
+        return _conversation(row, prompt_or_all, columns.prompt)
+    return _pairless(row, columns, name)
+
+
+def _pairless(row: Row, columns: Columns, name: str) -> Record:
+    assert columns.prompt is not None, "the caller saw to it"
+    prompt = _prompts(row, columns).prompt
+    answer = _answer(row.values.get(name), name)
+    return _aligned(Record(row=row, prompt=prompt, answers=(answer,), names=(columns.prompt, name)))
+
+
+def _labelled(row: Row, columns: Columns) -> Record:
+    assert columns.response is not None, "find_columns saw to it"
+    assert columns.label is not None, "find_columns saw to it"
+    value = row.values.get(columns.label)
+    text = str(value).lower()
+    if text not in ("true", "false") or not isinstance(value, bool | str):
+        raise RowError(f"{columns.label} must be true or false (got {json.dumps(value, ensure_ascii=False)}).")
+    return replace(_pairless(row, columns, columns.response), desirable=text == "true")
+
+
+def _preferences(row: Row, columns: Columns) -> Record:
+    if columns.chosen is None or columns.rejected is None:
+        return _ranking(row, columns)
+    names = [columns.chosen, columns.rejected]
+    if row.values.get(columns.chosen) == row.values.get(columns.rejected) is not None:
+        raise RowError(f"{columns.chosen} and {columns.rejected} are the same.")
+    answers = tuple(_answer(row.values.get(name), name) for name in names)
+    whole = any(not isinstance(answer, str) and answer[0].role != "assistant" for answer in answers)
+    if columns.prompt is None or whole:
+        record = _dialogues(row, names)
+    else:
+        prompt = _prompts(row, columns).prompt
+        record = _aligned(Record(row=row, prompt=prompt, answers=answers, names=(columns.prompt, *names)))
+    return replace(record, margins=_margins(row, columns, len(answers)))
+
+
+def _ranking(row: Row, columns: Columns) -> Record:
+    assert columns.ranking is not None, "find_columns saw to it"
+    assert columns.prompt is not None, "find_columns saw to it"
+    values = row.values.get(columns.ranking)
+    if not isinstance(values, list) or len(values) < 2:
+        raise RowError(f"{columns.ranking} is not a list of two answers or more.")
+    names = [f"{columns.ranking}[{index}]" for index in range(len(values))]
+    answers = [_answer(value, name) for value, name in zip(values, names, strict=True)]
+    for index, answer in enumerate(answers):
+        if answer in answers[:index]:
+            raise RowError(f"{names[answers.index(answer)]} and {names[index]} are the same.")
+    prompt = _prompts(row, columns).prompt
+    record = Record(row=row, prompt=prompt, answers=tuple(answers), names=(columns.prompt, *names))
+    return replace(_aligned(record), margins=_margins(row, columns, len(answers)))
+
+
+def _texts(row: Row, columns: Columns) -> Record:
+    if columns.text is None:
+        return _demonstrations(row, columns)
+    text = parse_text(row.values.get(columns.text), columns.text)
+    return Record(row=row, prompt="", answers=(text,), names=("prompt", columns.text))
+
+
+PARSERS: dict[Kind, Callable[[Row, Columns], Record]] = {
+    Kind.PROMPTS: _prompts,
+    Kind.DEMONSTRATIONS: _demonstrations,
+    Kind.PREFERENCES: _preferences,
+    Kind.LABELLED: _labelled,
+    Kind.TEXTS: _texts,
+}
+
+
+def _margins(row: Row, columns: Columns, num_answers: int) -> tuple[float, ...]:
+    value = row.values.get(columns.margin) if columns.margin else None
+    if value is None:
+        return ()
+    values = value if isinstance(value, list) else [value]
+    try:
+        margins = tuple(math.nan if isinstance(item, bool) else float(item) for item in values)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        margins = (math.nan,)
+    if not all(map(math.isfinite, margins)):
+        raise RowError(f"{columns.margin} must be a finite number (got {json.dumps(value, ensure_ascii=False)}).")
+    if len(margins) != num_answers - 1:
+        raise RowError(f"{columns.margin} holds {len(margins)} numbers, need {num_answers - 1}.")
+    return margins
+
+
+def _conversation(row: Row, messages: tuple[Message, ...], name: str) -> Record:
+    """A demonstration given whole: the prompt is what stands before the assistant's first turn."""
+    if messages[-1].role != "assistant":
+        raise RowError("last message must be from assistant.")
+    prompt = tuple(takewhile(lambda message: message.role != "assistant", messages))
+    if not prompt:
+        raise RowError(f"{name} begins with the assistant.")
+    check_prompt(prompt, name)
+    return Record(row=row, prompt=prompt, answers=(messages[len(prompt) :],), names=(name, name))
+
+
+def _dialogues(row: Row, names: Sequence[str]) -> Record:
+    """Answers given as whole dialogues: the prompt is what they have in common."""
+    wholes = [_answer(row.values.get(name), name) for name in names]
+    texts = [whole for whole in wholes if isinstance(whole, str)]
+    if len(texts) == len(wholes):
+        return _continued(row, shared_prompt(texts), texts, names)
+    if texts:
+        raise RowError(f"{' and '.join(names)} are of different kinds (text and messages).")
+    lists = [whole for whole in wholes if not isinstance(whole, str)]
+    shared = [turns[0] for turns in takewhile(lambda turns: len(set(turns)) == 1, zip(*lists, strict=False))]
+    while shared and (shared[-1].role not in ("user", "tool") or any(len(turns) == len(shared) for turns in lists)):
+        shared.pop()
+    if not shared:
+        raise RowError(f"{' and '.join(names)} share no first turns, and there is no prompt column.")
+    prompt = tuple(shared)
+    check_prompt(prompt, names[0])
+    answers = tuple(turns[len(prompt) :] for turns in lists)
+    return _aligned(Record(row=row, prompt=prompt, answers=answers, names=("prompt", *names)))
+
+
+def _continued(row: Row, prompt: str, dialogues: Sequence[str], names: Sequence[str]) -> Record:
+    answers = tuple(text[len(prompt) :] for text in dialogues)
+    for answer, name in zip(answers, names, strict=True):
+        if not answer.strip():
+            raise RowError(f"the answer of {name} is empty.")
+    return Record(row=row, prompt=prompt, answers=answers, names=("prompt", *names), dialogue=True)
+
+
+def _aligned(record: Record) -> Record:
+    """The prompt and its answers as one kind of thing, each answer ending in an assistant's turn."""
+    kinds = {isinstance(text, str) for text in (record.prompt, *record.answers)}
+    if len(kinds) == 1 and isinstance(record.prompt, str):
+        return record
+    aligned = replace(
+        record, prompt=as_messages(record.prompt, "user"), answers=tuple(map(as_messages, record.answers))
+    )
+    for answer, name in zip(aligned.answers, record.names[1:], strict=True):
+        last = answer[-1]
+        if isinstance(last, str) or last.role != "assistant":
+            raise RowError(f"{name}: last message must be from assistant.")
+    return aligned
+
+
+def as_messages(text: Text, role: str = "assistant") -> tuple[Message, ...]:
+    """A text as one message of `role`; messages as they are."""
+    return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+
+def as_chat(record: Record) -> Record:
+    """The record as messages: a dialogue by its turns, any other text as one turn."""
+    if not isinstance(record.prompt, str):
+        return record
+    if not record.dialogue:
+        answers = tuple(as_messages(answer) for answer in record.answers)
+        return replace(record, prompt=as_messages(record.prompt, "user"), answers=answers)
+    prompt = messages_of_dialogue(record.prompt)
+    wholes = [messages_of_dialogue(record.prompt + str(answer)) for answer in record.answers]
+    return _aligned(replace(record, prompt=prompt, answers=tuple(turns[len(prompt) :] for turns in wholes)))
+
+
+def as_plain(record: Record) -> Record:
+    """The record as text: the contents of a prompt's messages a line each, and of an answer's one message."""
+    if isinstance(record.prompt, str):
+        return record
+    for answer, name in zip(record.answers, record.names[1:], strict=True):
+        if len(answer) != 1:
+            raise RowError(f"{name} has several turns, which need data.template=chat.")
+    return replace(
+        record,
+        prompt="\n".join(message.content for message in record.prompt),
+        answers=tuple(turn.content for answer in record.answers for turn in as_messages(answer)),
+    )
