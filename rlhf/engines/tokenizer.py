@@ -1,0 +1,156 @@
+"""The tokenizer of a model, over transformers' fast tokenizers."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jinja2
+import tokenizers
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhf.errors import DataError, ModelError
+from rlhf.types import Message
+
+logger = logging.getLogger(__name__)
+
+PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>")
+"""Tokens that pad where a tokenizer names no pad token of its own, most wanted first."""
+
+
+class HfTokenizer:
+    """A fast tokenizer of transformers behind the Tokenizer protocol. Safe to use from several threads, since
+    it goes to the backend, which `encode` and `decode` do not change."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, stop_token_ids: Sequence[int] = ()) -> None:
+        eos = tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise ModelError("tokenizer: no EOS token, so that no answer could end; set eos_token.")
+        self._tokenizer = tokenizer
+        self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # A tokenizer file may carry the truncation it was trained with, which would cut texts without a word.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.eos_token_id = eos
+        self.pad_token_id = _choose_pad(tokenizer, eos)
+        self.control_tokens = tuple(dict.fromkeys(tokenizer.all_special_tokens))
+        turn_end = self._turn_end()
+        self.stop_token_ids = tuple(dict.fromkeys([eos, *stop_token_ids, *turn_end]))
+        self._first = self._backend.encode("a", add_special_tokens=True).ids
+        self._first = self._first[: self._first.index(self.encode("a")[0])]
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text. `add_special_tokens` puts in front what the model expects there (BOS), and nothing at
+        the end, whatever the tokenizer's own habit: an answer follows."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return [*self._first, *ids] if add_special_tokens else ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, without any clean-up of spaces."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Apply the chat template. Raises ModelError where there is none, DataError where it refuses the messages."""
+        if not self._tokenizer.chat_template:
+            raise ModelError("tokenizer: no chat template; set data.template=plain or give the tokenizer one.")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [asdict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template refuses the messages: {error}.") from error
+        return str(text)
+
+    def fingerprint(self) -> str:
+        """sha256 of vocabulary, special ids and chat template."""
+        tokenizer = self._tokenizer
+        special = [self.eos_token_id, self.pad_token_id, tokenizer.bos_token_id, sorted(tokenizer.all_special_ids)]
+        content = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer beside a model's weights."""
+        self._tokenizer.save_pretrained(str(directory))
+
+    def _turn_end(self) -> list[int]:
+        """The special token with which the chat template ends an assistant's turn, if there is one."""
+        if not self._tokenizer.chat_template:
+            return []
+        try:
+            text = self.render(
+                [Message(role="user", content="a"), Message(role="assistant", content="|")], add_generation_prompt=False
+            )
+        except DataError:
+            return []
+        special = set(self._tokenizer.all_special_ids)
+        return [token for token in self.encode(text[text.rindex("|") :]) if token in special][:1]
+
+
+def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: str | None = None) -> HfTokenizer:
+    """The tokenizer of a model folder or hub name.
+
+    `key` is the config key that named it, for messages; `trust_remote_code` is None or repo@commit. An answer stops
+    at the EOS token, at those of generation_config.json, and at the token that ends a turn of the chat template.
+    Raises ModelError.
+    """
+    folder = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or folder.exists()
+    if looks_local and not folder.is_dir():
+        raise ModelError(f"{key}: {path} is no folder.")
+    revision = trust_remote_code.partition("@")[2] if trust_remote_code else None
+    name = str(folder) if looks_local else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code is not None, revision=revision or "main"
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{key}: {path} {_explain(error, folder if looks_local else None)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"{key}: {path} has no fast tokenizer (tokenizer.json).")
+    return HfTokenizer(tokenizer, stop_token_ids=_stop_tokens(name, revision or "main"))
+
+
+def _stop_tokens(name: str, revision: str) -> list[int]:
+    try:
+        stop = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except OSError:
+        return []
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+
+
+def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
+    """The pad token: the tokenizer's own, unless that is EOS; else the first of PAD_NAMES in the vocabulary; else EOS.
+
+    Batches are packed and loss masks say what is learned, so EOS is trained whatever is chosen.
+    """
+    own = tokenizer.pad_token_id
+    if isinstance(own, int) and own != eos:
+        return own
+    vocabulary = tokenizer.get_vocab()
+    pad = next((vocabulary[name] for name in PAD_NAMES if vocabulary.get(name, eos) != eos), eos)
+    chosen = tokenizer.convert_ids_to_tokens(pad)
+    reason = "has no pad token" if own is None else "pads with EOS"
+    logger.info("the tokenizer %s; %s is used, and EOS is still trained", reason, chosen)
+    return pad
+
+
+def _explain(error: Exception, folder: Path | None) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return "is gated; log in with hf auth login."
+        if isinstance(cause, LocalEntryNotFoundError):
+            return "is no folder, and the hub cannot be reached."
+        if isinstance(cause, RepositoryNotFoundError):
+            return "is no folder, and the hub has no such model."
+        cause = cause.__cause__ or cause.__context__
+    if "trust_remote_code" in str(error):
+        return "needs remote code; review it, then set trust_remote_code to repo@commit."
+    if folder is not None and not (folder / "tokenizer.json").exists():
+        return "has no tokenizer.json."
+    return f"has a tokenizer that cannot be read ({str(error).splitlines()[0].rstrip('.')})."
