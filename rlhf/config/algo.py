@@ -139,12 +139,5 @@ class PpoSection(Section):
             raise ValueError("there is only one pass to stop; set algo.num_epochs >= 2 or algo.kl_stop 0.")
         return kl_stop
 
-    @field_validator("ptx_path")
-    @classmethod
-    def _ptx_is_used(cls, path: str | None, info: ValidationInfo) -> str | None:
-        coef = info.data.get("ptx_coef", 0.0)
-        if coef > 0.0 and path is None:
-            raise ValueError(f"needed by algo.ptx_coef {coef}; give rows of text.")
-        if coef == 0.0 and path is not None:
-            raise ValueError("not used while algo.ptx_coef is 0; set it (0.05 is usual) or remove the path.")
-        return path
+
+AlgoSection = Annotated[SftSection | RmSection | PpoSection, Field(discriminator="type")]
