@@ -1,10 +1,14 @@
 """The whole config of each command. Only the composition root sees these; a class gets its own section."""
 
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
 from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.config.base import Section
 from rlhf.config.data import DataSection
 from rlhf.config.models import CriticSection, ModelSection, SftPolicySection, TrainedModelSection, TrainedRewardSection
-from rlhf.config.reward import RewardSection
+from rlhf.config.reward import ModelSource, RewardSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.run import (
     CheckpointSection,
@@ -27,6 +31,11 @@ class TrainConfig(Section):
     log: LogSection = LogSection()
     cluster: ClusterSection = ClusterSection()
 
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        """The sections of the run's models by their names in the config."""
+        return {}
+
 
 class SftConfig(TrainConfig):
     """Supervised fine-tuning of a policy on demonstrations."""
@@ -34,12 +43,20 @@ class SftConfig(TrainConfig):
     policy: SftPolicySection = SftPolicySection()
     algo: SftSection = SftSection()
 
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        return {"policy": self.policy}
+
 
 class RmConfig(TrainConfig):
     """Training a reward model on preferences."""
 
     reward: TrainedRewardSection = TrainedRewardSection()
     algo: RmSection = RmSection()
+
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        return {"reward": self.reward}
 
 
 class PpoConfig(TrainConfig):
@@ -52,5 +69,34 @@ class PpoConfig(TrainConfig):
     rollout: RolloutSection = RolloutSection()
     algo: PpoSection = PpoSection()
 
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        models = {"policy": self.policy, "reference": self.reference, "critic": self.critic, "reward": self.reward}
+        sources = {f"reward.sources.{n}": source for n, source in enumerate(self.reward.sources)}
+        return models | {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+
 
 COMMANDS: dict[str, type[TrainConfig]] = {"sft": SftConfig, "rm": RmConfig, "ppo": PpoConfig}
+
+
+class GenerateConfig(Section):
+    """Samples from a trained model."""
+
+    model: str | None = None
+    """Folder or hub name of the model; usually the first argument."""
+    prompt: tuple[str, ...] = ()
+    """A prompt. Repeatable."""
+    prompts: str | None = None
+    """File of prompts: one a line, or the rows of a data set."""
+    max_tokens: PositiveInt = 256
+    """Longest answer."""
+    temperature: NonNegativeFloat = 1.0
+    """Divides the logits; 0 is greedy."""
+    num_samples: PositiveInt = 1
+    """Answers to each prompt."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides the samples."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto is vllm where it is installed, else transformers."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -1,0 +1,183 @@
+"""`rlhf check`: everything that can be known about a run before anything is started. Imports no torch and no ray."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
+from pathlib import Path
+
+from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.load import read_config, resolve, short_summary
+from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.problems import Problem
+from rlhf.config.reward import FunctionSource, HttpSource
+from rlhf.config.rules import advice_on
+from rlhf.config.user_function import problem_of
+from rlhf.errors import ConfigError, DataError, ModelError
+
+DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".txt")
+
+
+def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
+    """The resolved config of a run that can start as far as anybody can tell, and advice on it, one line each.
+
+    Raises:
+        ConfigError: with every problem. Its subclass DataError or ModelError where all problems are of that class.
+    """
+    read = read_config(command, argv, environ)
+    problems = list(read.problems)
+    classes: set[type[ConfigError]] = {ConfigError} if problems else set()
+    config = None if read.config is None else resolve(read.config)
+    for problem in surroundings(config, environ) if config is not None else ():
+        lines = read.report([problem])
+        problems += lines
+        classes |= {problem.error for _ in lines}
+    if config is None or problems:
+        raise (classes.pop() if len(classes) == 1 else ConfigError)(problems)
+    return config, read.report(advice_on(config))
+
+
+def run_check(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """`rlhf check COMMAND ARGV`: print what differs from the defaults, or raise with every problem."""
+    config, advice = checked_config(command, argv, environ)
+    sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
+    sys.stdout.write(f"{short_summary(config)}\nThis run can start, as far as can be known without starting it.\n")
+    return 0
+
+
+def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """What is wrong between a config and this machine: files, models, functions, variables, packages."""
+    yield from _data(config)
+    yield from _models(config, environ)
+    yield from _logs(config, environ)
+    if isinstance(config, PpoConfig):
+        yield from _rewards(config, environ)
+
+
+def _data(config: TrainConfig) -> Iterator[Problem]:
+    paths = {"data.path": config.data.path, "data.eval_path": config.data.eval_path}
+    if isinstance(config, PpoConfig):
+        paths["algo.ptx_path"] = config.algo.ptx_path
+    for key, path in paths.items():
+        if path is not None and (text := _data_problem(path)) is not None:
+            yield Problem(keys=(key,), text=text, error=DataError)
+
+
+def _data_problem(path: str) -> str | None:
+    """What is wrong with a file or glob of rows; a name without file ending may be a hub data set."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return None
+    if not path.endswith(DATA_FILES) and not set(path) & set("*?[") and not local.exists():
+        is_hub = path.count("/") <= 1 and not path.startswith((".", "~", "/"))
+        return None if is_hub else f"{path}: no such file or folder."
+    files = [Path(name) for name in glob(str(local), recursive=True)] or [local] * local.is_file()
+    if not files:
+        return f"{path} matches no file."
+    empty = [file for file in files if file.is_file() and file.stat().st_size == 0]
+    return f"{empty[0]} has no rows." if len(empty) == len(files) else None
+
+
+def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Every model's folder by itself, each once; then what models must share."""
+    facts: dict[str, ModelFacts | None] = {}
+    for role, section in config.models.items():
+        if section.model is None or section.model in facts:
+            continue
+        facts[section.model] = None
+        try:
+            folder = local_folder(section.model, environ)
+            if folder is not None:
+                facts[section.model] = read_model(folder)
+                if role == "policy":
+                    require_tokenizer(folder)
+        except ModelFileError as error:
+            yield Problem(keys=(f"{role}.model",), text=str(error), error=ModelError)
+    known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
+    yield from _context(config, known)
+    yield from _vocabulary(known)
+    yield from _chat_template(config, known)
+    if isinstance(config, PpoConfig):
+        yield from _scorers(known)
+
+
+def _context(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """The longest sequence fits into every model's context."""
+    for role, fact in known.items():
+        if fact.context is None:
+            continue
+        if not isinstance(config, PpoConfig):
+            keys: tuple[str, ...] = ("data.max_tokens",)
+            total, said = config.data.max_tokens, f"{config.data.max_tokens}"
+            room, name = fact.context, "data.max_tokens"
+        else:
+            keys = ("rollout.max_response_tokens", "rollout.max_prompt_tokens")
+            prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
+            total, said = prompt + response, f"{prompt} + {response}"
+            room, name = fact.context - prompt, "rollout.max_response_tokens"
+        if total > fact.context:
+            advice = f"Lower {name} to {room}." if room > 0 else "Lower rollout.max_prompt_tokens too."
+            model = config.models[role].model
+            text = f"{said} tokens > context {fact.context} of {model}. {advice}"
+            yield Problem(keys=(*keys, f"{role}.model"), text=text)
+            return
+
+
+def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """Models that read the policy's token ids have its vocabulary."""
+    policy = known.get("policy")
+    for role, why in (("reference", "KL is undefined"), ("critic", "it cannot read the policy's tokens")):
+        other = known.get(role)
+        if policy and other and policy.vocab_size != other.vocab_size:
+            text = f"vocab differs from policy ({other.vocab_size} vs {policy.vocab_size}); {why}."
+            yield Problem(keys=(f"{role}.model", "policy.model"), text=text, error=ModelError)
+
+
+def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    for role in ("policy", "reward"):
+        fact = known.get(role)
+        if fact and config.data.template == "chat" and not fact.has_chat_template and not isinstance(config, PpoConfig):
+            text = f"chat, but the tokenizer of {config.models[role].model} has no chat template. Use plain."
+            yield Problem(keys=("data.template", f"{role}.model"), text=text, error=ModelError)
+
+
+def _scorers(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """Reward models have a head with one output."""
+    for role, fact in known.items():
+        if not role.startswith("reward") or fact.num_labels == 1:
+            continue
+        got = "no score head" if fact.num_labels is None else f"{fact.num_labels} labels"
+        text = f"has {got}, need a head with 1. Train one with `rlhf train rm`."
+        yield Problem(keys=(f"{role}.model",), text=text, error=ModelError)
+
+
+def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Trackers are installed and have their keys."""
+    asked = {
+        "wandb": ("log.wandb_project", config.log.wandb_project),
+        "mlflow": ("log.mlflow_uri", config.log.mlflow_uri),
+    }
+    for package, (key, value) in asked.items():
+        if value is not None and importlib.util.find_spec(package) is None:
+            yield Problem(keys=(key,), text=f"{package} is not installed. Run `pip install rlhf[{package}]`.")
+    offline = environ.get("WANDB_MODE") in {"offline", "disabled"}
+    logged_in = "WANDB_API_KEY" in environ or (Path.home() / ".netrc").is_file()
+    if config.log.wandb_project is not None and not offline and not logged_in:
+        yield Problem(keys=("log.wandb_project",), text="environment variable WANDB_API_KEY is not set.")
+
+
+def _rewards(config: PpoConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """The user's function can be found and called; a service's token and certificate are there."""
+    listed = bool(config.reward.sources)
+    for n, source in enumerate(config.reward.all_sources):
+        where = f"reward.sources.{n}" if listed else "reward"
+        if isinstance(source, FunctionSource):
+            text = problem_of(source.function, [str(Path.cwd()), *sys.path])
+            if text is not None:
+                yield Problem(keys=(f"{where}.function",), text=text)
+        if isinstance(source, HttpSource):
+            if source.auth_env is not None and source.auth_env not in environ:
+                text = "names an environment variable that is not set; it takes the variable's name, not the token."
+                yield Problem(keys=(f"{where}.auth_env",), text=text)
+            if source.ca_file is not None and not Path(source.ca_file).expanduser().is_file():
+                yield Problem(keys=(f"{where}.ca_file",), text=f"no such file: {source.ca_file}.")

@@ -1,0 +1,113 @@
+"""Help texts, made from the config's own docstrings."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+
+from pydantic_core import PydanticUndefined
+
+from rlhf.config.base import Section
+from rlhf.config.commands import COMMANDS, GenerateConfig
+from rlhf.config.fields import Field, fields_of, sections_in
+from rlhf.config.flags import ALIASES
+
+INDENT = 6
+
+
+def first_sentence(section: type[Section]) -> str:
+    """The first line of a section's docstring."""
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def groups(config: type[Section]) -> Iterator[tuple[str, str, list[Field]]]:
+    """Name, description and fields of every section of a config."""
+    fields = list(fields_of(config))
+    for name, info in config.model_fields.items():
+        section = sections_in(info.annotation)[0]
+        yield name, first_sentence(section), [field for field in fields if field.name.startswith(f"{name}.")]
+
+
+def kind_of(field: Field) -> str:
+    """What a field takes, for people."""
+    if field.choices:
+        return "|".join(str(choice) for choice in field.choices)
+    if field.is_list:
+        return "LIST"
+    names = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    return next((name for kind, name in names.items() if field.kind is kind), "VALUE")
+
+
+def default_of(field: Field) -> str:
+    """A field's default as YAML would have it; empty where there is none."""
+    default = field.info.default
+    if default is None or default is PydanticUndefined or default in ((), ""):
+        return ""
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def facts_of(field: Field) -> str:
+    """What a field takes and its default, in brackets."""
+    facts = [f"only with type {field.variant}"] if field.variant else []
+    facts += [f"default {default_of(field)}"] if default_of(field) else []
+    facts += [field.bounds] if field.bounds else []
+    return f" [{'; '.join(facts)}]" if facts else ""
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def field_help(field: Field, width: int) -> str:
+    """A flag and its sentence."""
+    short = next((alias for alias, name in ALIASES.items() if name == field.name), None)
+    names = ", ".join(flag_of(name) for name in (field.name, short) if name)
+    text = " ".join((field.info.description or "").split()) + facts_of(field)
+    body = textwrap.fill(text, width, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
+    return f"  {names} {kind_of(field)}\n{body}\n"
+
+
+def screen_width() -> int:
+    return max(40, min(shutil.get_terminal_size((100, 24)).columns, 110))
+
+
+def train_help(verb: str, command: str) -> str:
+    """Help of `rlhf VERB COMMAND`: every flag by section."""
+    config, width = COMMANDS[command], screen_width()
+    parts = [TRAIN_HEAD.format(verb=verb, command=command, about=first_sentence(config))]
+    for name, about, fields in groups(config):
+        heading = f"{name}: {about}"
+        parts.append("\n".join([heading, "", *(field_help(field, width) for field in fields)]))
+    return "\n".join(parts)
+
+
+def generate_help() -> str:
+    """Help of `rlhf generate`."""
+    fields = [field_help(field, screen_width()) for field in fields_of(GenerateConfig) if field.name != "model"]
+    return GENERATE_HEAD + "\n".join(fields)
+
+
+def commands_help(verb: str) -> str:
+    """Help of `rlhf train` or `rlhf check` without an algorithm."""
+    lines = [f"  {name:8} {first_sentence(config)}" for name, config in COMMANDS.items()]
+    return COMMANDS_HEAD.format(verb=verb, names=",".join(COMMANDS)) + "\n".join(lines) + "\n"
+
+
+COMMANDS_HEAD = """\
+Usage: rlhf {verb} {{{names}}} [CONFIG.yaml] [--section.key value ...]
+
+"""
+TRAIN_HEAD = """\
+Usage: rlhf {verb} {command} [CONFIG.yaml] [--section.key value ...]
+
+{about}
+
+Defaults < CONFIG.yaml < environment (RLHF__SECTION__KEY=value) < flags. Also --section.key=value, --set
+section.key=value, --section.key and --no-section.key for true and false; a list's flag may be repeated.
+"""
+GENERATE_HEAD = """\
+Usage: rlhf generate MODEL [--prompt TEXT ... | --prompts FILE] [options]
+
+Samples answers from a trained model, a folder or hub name.
+
+"""

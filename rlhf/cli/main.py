@@ -1,0 +1,176 @@
+"""The `rlhf` command. Heavy parts are imported by the command that needs them: help and check are instant."""
+
+# ruff: noqa: PLC0415
+
+import contextlib
+import difflib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+
+from rlhf import __version__
+from rlhf.errors import ConfigError, PreemptedError, RlhfError
+
+MAX_PROBLEMS_SHOWN = 20
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+HELP = {"-h", "--help"}
+VERBS = ("train", "check", "generate")
+MAIN_HELP = """\
+Usage: rlhf COMMAND ...
+
+Trains language models from feedback on a Ray cluster.
+
+  rlhf train {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   train a model
+  rlhf check {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
+  rlhf generate MODEL [--prompt TEXT ...]                           sample answers from a trained model
+  rlhf --version                                                    print the version
+
+`rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
+disk, 6 numerics, 7 worker lost, 8 stall, 70 internal, 75 stopped and resumable, 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors become lines on stderr; --debug adds the traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except BaseException as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return _exit_code(error)
+
+
+def run(arguments: list[str]) -> int:
+    """Dispatch one command line.
+
+    Raises:
+        ConfigError: there is no such command.
+        RlhfError: the command ended with it.
+    """
+    verb, *rest = arguments or ["--help"]
+    if verb in {"--version", "-V"}:
+        return _show(f"rlhf {__version__}\n")
+    if verb in HELP or verb == "help":
+        return _show(MAIN_HELP)
+    if verb == "generate":
+        return _generate(rest)
+    if verb in {"train", "check"}:
+        return _train_or_check(verb, rest)
+    raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
+
+
+def _train_or_check(verb: str, arguments: list[str]) -> int:
+    from rlhf.cli.help import commands_help, train_help
+    from rlhf.config.commands import COMMANDS
+
+    command, *rest = arguments or ["--help"]
+    if command in HELP:
+        return _show(commands_help(verb))
+    if command not in COMMANDS:
+        have = f'unknown algorithm "{command}" (have {", ".join(COMMANDS)})'
+        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
+    if HELP & set(rest):
+        return _show(train_help(verb, command))
+    from rlhf.cli.check import checked_config, run_check
+
+    if verb == "check":
+        return run_check(command, rest, os.environ)
+    config, advice = checked_config(command, rest, os.environ)
+    sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
+    from rlhf.cli.train import run_training
+
+    return run_training(command, config)
+
+
+def _generate(arguments: list[str]) -> int:
+    if HELP & set(arguments) or not arguments:
+        from rlhf.cli.help import generate_help
+
+        return _show(generate_help())
+    from rlhf.config.load import load_generate
+
+    config = load_generate(arguments)
+    from rlhf.cli.generate import run_generate
+
+    return run_generate(config)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean X?`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _show(text: str) -> int:
+    sys.stdout.write(text)
+    return 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """Tell the user what ended the command; the exit code says it to machines."""
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        case KeyboardInterrupt():
+            _tell(["rlhf: interrupted."])
+            return EXIT_INTERRUPTED
+        case PreemptedError():
+            _tell([f"rlhf: {error}"])
+            return error.exit_code
+        case RlhfError():
+            _tell([f"rlhf: error: {line}" for line in lines_of(error)])
+            return error.exit_code
+        case BrokenPipeError() if _stdout_is_closed():
+            return EXIT_CLOSED_PIPE
+    _tell([f"rlhf: error: internal: {type(error).__name__}: {first_line(error)}. Traceback: {_saved_traceback(error)}"])
+    return EXIT_INTERNAL
+
+
+def lines_of(error: RlhfError) -> list[str]:
+    """One line a problem, the first twenty."""
+    problems = error.problems if isinstance(error, ConfigError) else (" ".join(str(error).split()),)
+    lines = [" ".join(problem.split()) for problem in problems[:MAX_PROBLEMS_SHOWN]]
+    hidden = len(problems) - len(lines)
+    return [*lines, f"and {hidden} more."] if hidden else lines
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "no message").rstrip(".")
+
+
+def _saved_traceback(error: BaseException) -> str:
+    """Write the traceback to a file, and say which."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="rlhf-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return "not written, there is no room for it; run again with --debug."
+    return file.name
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our output is gone. Then nothing more is written there, at exit neither."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _tell(lines: list[str]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.writelines(f"{line}\n" for line in lines)
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The fields of a config by their dotted names: what may be set, of which kind, within which bounds."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from rlhf.config.base import Section
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value that can be set. `variant` is the `type` that has it, where only some kinds of a section do."""
+
+    name: str
+    info: FieldInfo
+    variant: str = ""
+
+    @property
+    def kind(self) -> object:
+        """The type, without Optional and without bounds."""
+        kinds = [bare(kind) for kind in alternatives(self.info.annotation) if kind is not types.NoneType]
+        return kinds[0] if len(kinds) == 1 else self.info.annotation
+
+    @property
+    def optional(self) -> bool:
+        return types.NoneType in alternatives(self.info.annotation)
+
+    @property
+    def choices(self) -> tuple[object, ...]:
+        """The values of a field that takes one of several."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether text from outside is the value as it stands."""
+        return self.kind is str or (bool(self.choices) and all(isinstance(choice, str) for choice in self.choices))
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.kind) is tuple
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether a list's items are text."""
+        return self.is_list and typing.get_args(self.kind)[0] is str
+
+    @property
+    def item_keys(self) -> list[str]:
+        """The keys of a list's items, where those are sections."""
+        items = sections_in(typing.get_args(self.kind)[0]) if self.is_list else ()
+        return [key for item in items for key in item.model_fields]
+
+    @property
+    def bounds(self) -> str:
+        """The numbers that are allowed: `> 0`, `in [0, 1)`; empty where all are."""
+        attached = [*self.info.metadata]
+        for kind in alternatives(self.info.annotation):
+            attached += typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
+        low = next((f"({short(b.gt)}" for b in attached if isinstance(b, annotated_types.Gt)), "")
+        low = next((f"[{short(b.ge)}" for b in attached if isinstance(b, annotated_types.Ge)), low)
+        high = next((f"{short(b.lt)})" for b in attached if isinstance(b, annotated_types.Lt)), "")
+        high = next((f"{short(b.le)}]" for b in attached if isinstance(b, annotated_types.Le)), high)
+        if low and high:
+            return f"in {low}, {high}"
+        if low:
+            return f"{'>=' if low[0] == '[' else '>'} {low[1:]}"
+        return f"{'<=' if high[-1] == ']' else '<'} {high[:-1]}" if high else ""
+
+
+def short(limit: object) -> str:
+    """A bound as a person writes it."""
+    return "2^63" if limit == 2**63 else str(limit).removesuffix(".0")
+
+
+def alternatives(kind: object) -> tuple[object, ...]:
+    """The members of a union, or the one type that it is."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def bare(kind: object) -> object:
+    """`Annotated[X, ...]` without what is attached."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def sections_in(kind: object) -> tuple[type[Section], ...]:
+    """The sections that a field's value may be: one, several told apart by `type`, or none."""
+    members = alternatives(bare(kind))
+    return tuple(member for member in members if isinstance(member, type) and issubclass(member, Section))
+
+
+def variant_of(section: type[Section]) -> str:
+    """The `type` that tells this section from the others of its union."""
+    return str(section.model_fields["type"].default)
+
+
+def fields_of(section: type[Section], prefix: str = "") -> Iterator[Field]:
+    """Every field under a section, depth first, in the order of the source. Fields of several kinds come once."""
+    for key, info in section.model_fields.items():
+        name = f"{prefix}{key}"
+        inner = sections_in(info.annotation)
+        if not inner:
+            yield Field(name, info)
+        seen: set[str] = set()
+        for kind in inner:
+            variant = variant_of(kind) if len(inner) > 1 else ""
+            shared = [set(other.model_fields) for other in inner]
+            for field in fields_of(kind, f"{name}."):
+                own_key = field.name.removeprefix(f"{name}.").split(".")[0]
+                if field.name not in seen:
+                    everywhere = all(own_key in keys for keys in shared)
+                    yield Field(field.name, field.info, "" if everywhere else variant)
+                seen.add(field.name)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known dotted name that was probably meant: alike as a whole, or alike in its last part."""
+    names = list(known)
+    if alike := difflib.get_close_matches(word, names, n=1, cutoff=0.75):
+        return alike[0]
+    last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    alike = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.7)
+    return last[alike[0]] if alike else None

@@ -1,0 +1,121 @@
+"""From file, environment and flags to one frozen config, or to every problem that stands in the way."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from rlhf.config.base import Section
+from rlhf.config.commands import COMMANDS, GenerateConfig, PpoConfig, TrainConfig
+from rlhf.config.flags import Flags
+from rlhf.config.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
+from rlhf.config.merge import Merged, Schema
+from rlhf.config.rules import problems_of
+from rlhf.config.yaml_text import scalar
+from rlhf.errors import ConfigError
+
+
+def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Merged[TrainConfig]:
+    """Everything that was set for `rlhf train COMMAND`, with all problems of its values and between them.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    if command not in COMMANDS:
+        raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
+    schema = Schema(COMMANDS[command])
+    flags = Flags(argv, schema.fields)
+    files = [file_layer(Path(name), environ, schema.fields) for name in flags.positionals[:1]]
+    merged = Merged(schema, [*files, environment_layer(environ, schema.fields), flags.layer])
+    merged.problems += [f'{name}: unexpected argument. Flags start with "--".' for name in flags.positionals[1:]]
+    if merged.config is not None:
+        merged.problems += merged.report(problems_of(merged.config))
+    return merged
+
+
+def load_config(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> TrainConfig:
+    """The resolved config of `rlhf train COMMAND ARGV`: defaults < file < environment < flags.
+
+    `argv` is an optional config file and flags.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    merged = read_config(command, argv, os.environ if environ is None else environ)
+    if merged.problems or merged.config is None:
+        raise ConfigError(merged.problems)
+    return resolve(merged.config)
+
+
+def load_generate(argv: Sequence[str]) -> GenerateConfig:
+    """The options of `rlhf generate MODEL ARGV`.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    schema = Schema(GenerateConfig)
+    flags = Flags(argv, schema.fields)
+    model = Layer([Setting(("model",), name, InFlag()) for name in flags.positionals[:1]])
+    merged = Merged(schema, [model, flags.layer])
+    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals[1:])]
+    config = merged.config
+    if config is not None and config.model is None and not problems:
+        problems.append("generate: name a model, a folder or a hub name.")
+    if config is not None and config.prompt and config.prompts is not None:
+        problems.append("--prompts: --prompt is given too. Use one of them.")
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill in what follows from other values, so that the saved config says it all. Resolving twice changes nothing.
+
+    A reference starts as the policy; a critic as the reward model where there is one, else as the policy.
+    """
+    colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
+    if not isinstance(config, PpoConfig):
+        return config
+    reference, critic = config.reference, config.critic
+    if reference.model is None:
+        reference = reference.model_copy(update={"model": config.policy.model})
+    if critic.model is None:
+        critic = critic.model_copy(update={"model": config.reward.model or config.policy.model})
+    return config.model_copy(update={"reference": reference, "critic": critic})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text so that it is read back as text."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    written = VARIABLE.sub(r"$\g<0>", text)
+    quote = '"' if scalar(text) != text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=quote)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_config(config: Section) -> str:
+    """The config as YAML that loads as the same config."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def short_summary(config: Section) -> str:
+    """What differs from the defaults, one line a section."""
+    defaults = dict(flattened(type(config)().model_dump(mode="json")))
+    changed: dict[str, list[str]] = {}
+    for path, value in flattened(config.model_dump(mode="json")):
+        if path not in defaults or defaults[path] != value:
+            section, *rest = (str(part) for part in path)
+            changed.setdefault(section, []).append(
+                f"{'.'.join(rest)}={value if isinstance(value, str) else json.dumps(value)}"
+            )
+    return "\n".join(f"{section}: {', '.join(values)}" for section, values in changed.items())

@@ -1,0 +1,190 @@
+"""What a model's folder says about it, read without any library that could run it."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MAX_HEADER_BYTES = 100 * 1024 * 1024
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+ITEM_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+"""Bits of a number in each of the safetensors formats that this package loads."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin")
+
+
+class ModelFileError(ValueError):
+    """A model's file cannot be used. The message says which and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What config.json and the tokenizer's files say. None: they do not say."""
+
+    model_type: str
+    vocab_size: int | None
+    context: int | None
+    num_labels: int | None
+    """Outputs of the head, where the model is a classifier; None for a language model."""
+    has_chat_template: bool
+    num_parameters: int
+
+
+def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
+    """The folder that a model's name means on this machine; None for a hub model that is not here yet.
+
+    Raises:
+        ModelFileError: there is no such folder, and the name is not one of the hub.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelFileError(f"{model} is a file, need a model's folder.")
+    parent = folder.parent
+    looks_local = parent != Path() and parent.is_dir()
+    if not HUB_NAME.fullmatch(model) or looks_local:
+        raise ModelFileError(f"no such folder: {model}.")
+    cached = _cached(model, environ)
+    if cached is None and environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise ModelFileError(f"{model} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    return cached
+
+
+def _cached(model: str, environ: Mapping[str, str]) -> Path | None:
+    """The newest snapshot of a hub model in the cache of huggingface_hub."""
+    home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{model.replace('/', '--')}"
+    try:
+        snapshot = hub / "snapshots" / (hub / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def read_model(folder: Path) -> ModelFacts:
+    """Read config.json, the tokenizer's presence and every safetensors header.
+
+    Raises:
+        ModelFileError: a file is missing or damaged.
+    """
+    config = _json(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError(f'{folder / "config.json"}: no "model_type".')
+    text_config = config.get("text_config")
+    inner = text_config if isinstance(text_config, dict) else config
+    vocab_size = _whole(inner.get("vocab_size"))
+    shapes = dict(_shapes(folder))
+    for name, shape in shapes.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and vocab_size not in (None, shape[0]):
+            raise ModelFileError(f"{name}: shape {list(shape)}, config.json says a vocabulary of {vocab_size}.")
+    return ModelFacts(
+        model_type=model_type,
+        vocab_size=vocab_size,
+        context=next((size for key in CONTEXT_KEYS if (size := _whole(inner.get(key)))), None),
+        num_labels=_num_labels(config),
+        has_chat_template=_has_chat_template(folder),
+        num_parameters=sum(math.prod(shape) for shape in shapes.values()),
+    )
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raises ModelFileError where there is no tokenizer beside the model."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelFileError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}).")
+
+
+def _num_labels(config: Mapping[str, object]) -> int | None:
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if not any(str(name).endswith(("ForSequenceClassification", "ForTokenClassification")) for name in names):
+        return None
+    labels = config.get("id2label")
+    return _whole(config.get("num_labels")) or (len(labels) if isinstance(labels, dict) else 2)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(_json(settings).get("chat_template"))
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{file.parent} has no {file.name}.") from None
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise ModelFileError(f"{file} is not JSON.") from None
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{file} is not a JSON object.")
+    return content
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor's name and shape, from the headers of the files that hold the weights."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
+        places = _json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ModelFileError(f"{index}: no weight_map.")
+        files = [folder / str(name) for name in dict.fromkeys(places.values())]
+    elif pickles := [name for name in PICKLES if (folder / name).is_file()]:
+        raise ModelFileError(f"only pickle weights ({pickles[0]}); convert them to safetensors.")
+    else:
+        raise ModelFileError(f"{folder} has no model.safetensors.")
+    for file in files:
+        yield from _header(file)
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in a safetensors file whose header and size agree.
+
+    Layout: 8 bytes with the header's length n, n bytes of JSON, the tensors' bytes.
+    """
+    damaged = ModelFileError(f"{file}: damaged safetensors header.")
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise damaged
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(header, dict):
+        raise damaged
+    end = 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        match tensor:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
+                dtype in ITEM_BITS and all(isinstance(n, int) and n >= 0 for n in shape)
+            ):
+                if stop - start != math.prod(shape) * ITEM_BITS[dtype] // 8 or not 0 <= start <= stop:
+                    raise damaged
+                end = max(end, stop)
+                yield name, tuple(shape)
+            case _:
+                raise damaged
+    if 8 + length + end != size:
+        raise ModelFileError(f"{file}: damaged, {size} bytes where its header says {8 + length + end}.")

@@ -1,0 +1,86 @@
+"""Rules on where roles live. What depends on the cluster's size is checked once there is one."""
+
+from collections.abc import Iterator
+
+from rlhf.config.commands import PpoConfig
+from rlhf.config.problems import Problem, shown
+
+ROLES = ("policy", "reference", "critic", "reward", "rollout")
+ALL = "all"
+
+
+def groups_of(config: PpoConfig) -> list[tuple[str, ...]]:
+    """The roles of each --colocate flag, as typed."""
+    flags = [tuple(name.strip() for name in flag.split(",")) for flag in config.cluster.colocate]
+    return [ROLES if flag == (ALL,) else flag for flag in flags]
+
+
+def colocation(config: PpoConfig) -> Iterator[Problem]:
+    """The --colocate flags name known roles, each once."""
+    keys = ("cluster.colocate",)
+    groups = groups_of(config)
+    names = [name for group in groups for name in group]
+    for name in dict.fromkeys(names):
+        if name not in ROLES:
+            yield Problem(keys=keys, text=f"unknown role {shown(name)} (have {', '.join(ROLES)}, or all).")
+        elif names.count(name) > 1:
+            yield Problem(keys=keys, text=f"{name} is named {names.count(name)} times. Name each role once.")
+    for group in groups:
+        if len(group) == 1:
+            yield Problem(keys=keys, text=f"needs two roles or more (got {shown(group[0])}), as policy,reference.")
+
+
+def merged_shapes(config: PpoConfig) -> Iterator[Problem]:
+    """Roles that share devices ask for the same ones, and engines fit on them."""
+    models = dict(config.models)
+    if config.reward.model is None:
+        del models["reward"]
+    if not config.algo.uses_reference:
+        del models["reference"]
+    for group in groups_of(config):
+        roles = [role for role in group if role in models]
+        for role in roles[1:]:
+            first, other = models[roles[0]], models[role]
+            for name in ("num_nodes", "num_gpus_per_node"):
+                need, got = first.model_dump()[name], other.model_dump()[name]
+                if need != got:
+                    yield Problem(
+                        keys=(f"{role}.{name}", f"{roles[0]}.{name}", "cluster.colocate"),
+                        text=f"{got}, but {roles[0]}, which shares its devices, has {need}. Set both to one number.",
+                    )
+        if "rollout" in group and roles:
+            yield from _engines_fit(config, roles[0], models[roles[0]].num_ranks)
+
+
+def _engines_fit(config: PpoConfig, role: str, num_devices: int) -> Iterator[Problem]:
+    rollout = config.rollout
+    need = rollout.num_engines * rollout.tensor_parallel_size
+    if need > num_devices:
+        yield Problem(
+            keys=(
+                "rollout.num_engines",
+                "rollout.tensor_parallel_size",
+                f"{role}.num_gpus_per_node",
+                f"{role}.num_nodes",
+            ),
+            text=f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} need {need} devices, the group that "
+            f"{role} shares has {num_devices}. Lower rollout.num_engines or raise {role}.num_gpus_per_node.",
+        )
+
+
+def weight_sync(config: PpoConfig) -> Iterator[Problem]:
+    """The medium by which weights travel suits the devices."""
+    backend, device = config.rollout.sync_backend, config.cluster.device
+    shared = any({"policy", "rollout"} <= set(group) for group in groups_of(config))
+    keys = ("rollout.sync_backend", "cluster.device", "cluster.colocate")
+    if backend in {"nccl", "ipc"} and device == "cpu":
+        yield Problem(keys=keys, text=f"{backend} needs GPUs and cluster.device is cpu. Use gloo or auto.")
+    elif backend == "ipc" and not shared:
+        yield Problem(keys=keys, text="ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout.")
+    elif backend == "nccl" and shared:
+        yield Problem(
+            keys=keys, text="nccl cannot send within one GPU; policy and rollout share theirs. Use ipc or auto."
+        )
+
+
+PLACEMENT_RULES = (colocation, merged_shapes, weight_sync)

@@ -1,0 +1,100 @@
+"""Rules of a run that samples, scores and updates."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from rlhf.config.commands import PpoConfig
+from rlhf.config.problems import Problem
+from rlhf.config.reward import ModelSource
+
+
+def batches(config: PpoConfig) -> Iterator[Problem]:
+    """A step's answers make whole optimizer steps."""
+    rollout, size = config.rollout, config.train.batch_size
+    total = rollout.batch_size * rollout.num_samples
+    keys = ("train.batch_size", "rollout.batch_size", "rollout.num_samples")
+    if total < size:
+        text = f"{size} > rollout.batch_size*num_samples = {total}: no step could ever run. Lower it to {total}."
+        yield Problem(keys=keys, text=text)
+    elif total % size:
+        below, above = nearest_divisors(total, size)
+        text = f"{size} does not divide rollout.batch_size*num_samples = {total}. Nearest: {below} or {above}."
+        yield Problem(keys=keys, text=text)
+
+
+def nearest_divisors(total: int, size: int) -> tuple[int, int]:
+    """The divisors of `total` just below and above `size`, which lies in [1, total]."""
+    small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+    divisors = [*small, *(total // n for n in reversed(small))]
+    return max(n for n in divisors if n <= size), min(n for n in divisors if n >= size)
+
+
+def sampling(config: PpoConfig) -> Iterator[Problem]:
+    """Sampling explores, and engines can do what they are asked."""
+    rollout = config.rollout
+    if rollout.temperature == 0.0:
+        equal = f" and makes all {rollout.num_samples} answers to a prompt equal" if rollout.num_samples > 1 else ""
+        yield Problem(
+            keys=("rollout.temperature",),
+            text=f"0 is greedy{equal}: PPO learns from sampled answers, and needs > 0 (got 0).",
+        )
+    if rollout.engine == "transformers" and rollout.tensor_parallel_size > 1:
+        yield Problem(
+            keys=("rollout.tensor_parallel_size", "rollout.engine"),
+            text=f"the transformers engine runs on one device (got {rollout.tensor_parallel_size}). Use engine vllm.",
+        )
+    together = [flag for flag in config.cluster.colocate if flag == "all" or "rollout" in flag.split(",")]
+    if rollout.max_lag > 0 and together:
+        yield Problem(
+            keys=("rollout.max_lag", "cluster.colocate"),
+            text=f"{rollout.max_lag} lets rollouts run while the policy trains, but --colocate {together[0]} puts both "
+            f"on the same devices, where engines sleep meanwhile. Set it to 0, or give rollout its own devices.",
+        )
+
+
+def reward_given(config: PpoConfig) -> Iterator[Problem]:
+    """There is a reward, and every source has a name of its own and a model."""
+    sources = config.reward.all_sources
+    if not sources:
+        text = "none given; set one of reward.model, reward.function, reward.url, reward.sources."
+        yield Problem(keys=("reward",), text=text)
+    for label, count in Counter(source.label for source in sources).items():
+        if count > 1:
+            text = f'{count} sources are called "{label}". Give each a name of its own.'
+            yield Problem(keys=("reward.sources",), text=text)
+    for n, source in enumerate(sources):
+        if isinstance(source, ModelSource) and source.model is None:
+            yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
+
+
+def pretraining_text(config: PpoConfig) -> Iterator[Problem]:
+    """The ptx loss has text, and text has a weight."""
+    algo = config.algo
+    if algo.ptx_coef > 0.0 and algo.ptx_path is None:
+        text = f"missing; algo.ptx_coef {algo.ptx_coef:g} needs rows of text."
+        yield Problem(keys=("algo.ptx_path", "algo.ptx_coef"), text=text)
+    if algo.ptx_coef == 0.0 and algo.ptx_path is not None:
+        text = "0, so algo.ptx_path has no effect. Set it above 0, or remove the path."
+        yield Problem(keys=("algo.ptx_coef", "algo.ptx_path"), text=text)
+
+
+def policy_learns(config: PpoConfig) -> Iterator[Problem]:
+    """The critic's head start ends before the run does."""
+    steps, frozen = config.train.num_steps, config.algo.freeze_policy_steps
+    if steps is not None and frozen >= steps:
+        text = f"{frozen} of {steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
+        yield Problem(keys=("algo.freeze_policy_steps", "train.num_steps"), text=text)
+
+
+def truncated_sampling(config: PpoConfig) -> Iterator[Problem]:
+    """Advice: sampling from a part of the vocabulary."""
+    rollout = config.rollout
+    for key, value, whole in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, 0)):
+        if value != whole:
+            text = f"{value:g} samples from a part of the vocabulary, but the ratio is taken over all of it."
+            yield Problem(keys=(f"rollout.{key}",), text=text)
+
+
+PPO_RULES = (batches, sampling, reward_given, pretraining_text, policy_learns)
+PPO_ADVICE = (truncated_sampling,)

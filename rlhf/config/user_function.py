@@ -1,0 +1,75 @@
+"""The user's reward function, looked at without running any code."""
+
+import ast
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+SIGNATURE = "(prompts, responses, **columns)"
+
+
+def problem_of(name: str, folders: Sequence[str]) -> str | None:
+    """What is wrong with `module:name` as a reward function (prompts, responses, **columns); None if nothing is.
+
+    Modules are looked for in `folders`. Only Python source can be looked into, and only a `def` at the top of its
+    module has a signature to check; what else a name may be is known once it is called.
+    """
+    module, _, function = name.partition(":")
+    spec = find_module(module, folders)
+    if spec is None:
+        return f"no module {module} in {folders[0] or 'this folder'} or on the Python path."
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    source = Path(spec.origin)
+    try:
+        tree = ast.parse(source.read_bytes(), filename=str(source))
+    except SyntaxError as error:
+        return f"{source}:{error.lineno}: {error.msg}."
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        return f"{source} cannot be read: {error}."
+    return _problem_in(tree, source, function)
+
+
+def find_module(module: str, folders: Sequence[str]) -> ModuleSpec | None:
+    """Where a module is, without importing it or its packages."""
+    places: Sequence[str] | None = folders
+    spec = None
+    parts = module.split(".")
+    for n in range(len(parts)):
+        if places is None:
+            return None
+        spec = PathFinder.find_spec(".".join(parts[: n + 1]), list(places))
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+    return spec
+
+
+def _problem_in(tree: ast.Module, source: Path, function: str) -> str | None:
+    top = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    found = top.get(function.partition(".")[0])
+    if found is None:
+        return None if _may_bind(tree, function.partition(".")[0]) else f"{source} defines no {function}."
+    where = f"{source}:{found.lineno}: {function}"
+    if isinstance(found, ast.AsyncFunctionDef):
+        return f"{where} is async, need a plain function {SIGNATURE}."
+    if found.decorator_list:
+        return None
+    arguments = found.args
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    if positional < 2 and arguments.vararg is None:
+        return f"{where} takes {positional} argument{'s' * (positional != 1)}, need {SIGNATURE}."
+    return None if arguments.kwarg else f"{where} takes no **columns, need {SIGNATURE}."
+
+
+def _may_bind(tree: ast.Module, name: str) -> bool:
+    """Whether code at the top of a module could give `name` a value other than by a plain `def` there."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=known, ctx=ast.Store()) if known == name:
+                return True
+            case ast.alias(name=imported, asname=asname) if (asname or imported.partition(".")[0]) in (name, "*"):
+                return True
+            case ast.ClassDef(name=known) | ast.FunctionDef(name=known) if known == name:
+                return True
+    return False
