@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
 
@@ -33,6 +33,10 @@ class TrainSection(Section):
     """Most tokens packed into one forward pass; a longer example goes alone."""
     step_timeout_s: PositiveFloat = 1800.0
     """Longest wait for any one phase of training."""
+    mismatch_warn: NonNegativeFloat = Field(0.1, allow_inf_nan=False)
+    """Warn when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
+    mismatch_stop: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
+    """End the run when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
 
 
 class EvalSection(Section):
@@ -55,6 +59,8 @@ class CheckpointSection(Section):
     """Whole checkpoints kept; older ones go only after a newer one is verified."""
     resume: bool = False
     """Continue the run from its newest whole checkpoint."""
+    accept_change: tuple[str, ...] = ()
+    """Config keys that may differ from the checkpoint's when a run is continued; `data` accepts changed files."""
     grace_s: PositiveFloat = 25.0
     """Time to save in after SIGTERM."""
 

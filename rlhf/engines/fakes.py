@@ -1,0 +1,309 @@
+"""Engines without models, for tests of the loop and for trying it out: numpy only, instant, and they really learn.
+
+A fake model is a table with one number a token. Its log-probs are the table's log-softmax, its values and scores the
+table's entries, so every gradient is written out here, and a run with fakes has a reward that rises.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rlhf.types import (
+    FinishReason,
+    FloatArray,
+    Head,
+    IntArray,
+    LossMetrics,
+    Message,
+    PackedTokens,
+    Prompt,
+    Reward,
+    Rollout,
+    RolloutRequest,
+    StepReport,
+    SyncReport,
+    TrainBatch,
+)
+
+Table = npt.NDArray[np.float64]
+
+
+class FakeTokenizer:
+    """Token id = position in `alphabet`, after padding (0) and the end of text (1)."""
+
+    eos_token_id = 1
+    pad_token_id = 0
+    stop_token_ids: tuple[int, ...] = (1,)
+    control_tokens: tuple[str, ...] = ("<pad>", "<eos>")
+
+    def __init__(self, alphabet: str = "abcdefgh") -> None:
+        self.alphabet = alphabet
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return len(self.alphabet) + 2
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        return [self.alphabet.index(character) + 2 for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(self.alphabet[i - 2] for i in token_ids if i >= 2)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return "".join(message.content for message in messages)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.alphabet.encode()).hexdigest()
+
+
+def log_softmax(table: Table) -> Table:
+    """Log-probabilities of a table of logits."""
+    shifted: Table = table - table.max()
+    result: Table = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
+    """What a model with this table says: [T] log-probs or values, 0 at the first token of a sequence; [S] scores."""
+    ends = np.cumsum(batch.lengths)
+    if head is Head.SCORES:
+        return table[batch.token_ids[ends - 1]].astype(np.float32)
+    entries = log_softmax(table) if head is Head.LOG_PROBS else table
+    said = entries[batch.token_ids].astype(np.float32)
+    said[ends - batch.lengths] = 0.0
+    return said
+
+
+class FakeScorer:
+    """A model that only computes. `calls` counts forward calls."""
+
+    def __init__(self, table: Table, head: Head, num_ranks: int = 1) -> None:
+        self.num_ranks = num_ranks
+        self.table = table.copy()
+        self.head = head
+        self.calls = 0
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        require_rank_major(batches, self.num_ranks)
+        self.calls += 1
+        return [predict(self.table, self.head, batch) for batch in batches]
+
+
+class FakeRollout:
+    """Samples from a table that a `FakeTrainEngine` sends. An answer ends with the stop token (id 1)."""
+
+    def __init__(self, num_tokens: int, delay: Callable[[], None] = lambda: None) -> None:
+        self.table: Table = np.zeros(num_tokens)
+        self.version = -1
+        self.awake = True
+        self.num_requests = 0
+        self._delay = delay
+        self._lock = threading.Lock()
+
+    def receive(self, version: int, table: Table) -> str:
+        """Serve `table` as `version` from now on; returns its digest."""
+        with self._lock:
+            self.table, self.version = table.copy(), version
+        return digest(table)
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        if not self.awake:
+            raise RuntimeError("generate on an engine that sleeps")
+        self._delay()
+        with self._lock:
+            table, version = self.table, self.version
+            self.num_requests += len(requests)
+        return [self._answer(request, table, version) for request in requests]
+
+    def _answer(self, request: RolloutRequest, table: Table, version: int) -> Rollout:
+        generator = np.random.default_rng(request.seed)
+        log_probs = log_softmax(table)
+        greedy = request.sampling.temperature == 0
+        tokens: list[int] = []
+        while len(tokens) < request.sampling.max_tokens and tokens[-1:] != [1]:
+            tokens.append(int(table.argmax() if greedy else generator.choice(len(table), p=np.exp(log_probs))))
+        return Rollout(
+            id=request.id,
+            prompt_id=request.prompt_id,
+            token_ids=np.array(tokens, dtype=np.int64),
+            log_probs=log_probs[tokens].astype(np.float32),
+            finish_reason=FinishReason.STOP if tokens[-1:] == [1] else FinishReason.LENGTH,
+            weight_version=version,
+        )
+
+    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
+        return [predict(self.table, Head.LOG_PROBS, batch) for batch in sequences]
+
+    def sleep(self) -> None:
+        self.awake = False
+
+    def wake(self) -> None:
+        self.awake = True
+
+    def close(self) -> None:
+        self.awake = False
+
+
+class FakeTrainEngine(FakeScorer):
+    """A table that learns by plain gradient descent with momentum.
+
+    Losses: likelihood or PPO's first-order advantage-weighted log-prob (LOG_PROBS), squared error to the returns
+    (VALUES), Bradley-Terry of an example's first sequence against its later ones (SCORES). `finite` decides whether
+    the n-th update has a finite gradient.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        head: Head,
+        *,
+        num_ranks: int = 1,
+        lr: float = 0.5,
+        rollout: FakeRollout | None = None,
+        finite: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        super().__init__(table, head, num_ranks)
+        self.num_steps = 0
+        self.seen: list[TrainBatch] = []
+        self._lr = lr
+        self._rollout = rollout
+        self._finite = finite
+        self._momentum: Table = np.zeros_like(self.table)
+        self._gradient: Table = np.zeros_like(self.table)
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        require_rank_major(batches, self.num_ranks)
+        self.seen += batches
+        metrics = LossMetrics()
+        for batch in batches:
+            if batch.is_padding:
+                continue
+            said = predict(self.table, self.head, batch.tokens)
+            loss, gradient, more = GRADIENTS[self.head](self.table, said, batch)
+            self._gradient += gradient
+            metrics += LossMetrics(sums={f"{batch.objective}/loss": loss, **more})
+        return metrics
+
+    def optim_step(self) -> StepReport:
+        finite = self._finite(self.num_steps)
+        norm = float(np.linalg.norm(self._gradient)) if finite else float("nan")
+        before = self.table.copy()
+        if finite:
+            self._momentum = 0.5 * self._momentum + self._gradient
+            self.table -= self._lr * self._momentum
+        self._gradient = np.zeros_like(self.table)
+        unmoved = ("table",) if self.num_steps == 0 and finite and (before == self.table).all() else ()
+        self.num_steps += 1
+        return StepReport(grad_norm=norm, lr=self._lr, finite=finite, unmoved=unmoved)
+
+    def send_weights(self, version: int) -> SyncReport:
+        if self._rollout is None:
+            raise RuntimeError("this engine has nobody to send weights to")
+        received = self._rollout.receive(version, self.table)
+        return SyncReport(
+            version=version,
+            digest=received,
+            num_bytes=self.table.nbytes,
+            seconds=0.0,
+            num_buckets=1,
+            num_remote_calls=1,
+        )
+
+    def save(self, directory: Path) -> None:
+        np.savez(directory / "engine.npz", table=self.table, momentum=self._momentum, num_steps=self.num_steps)
+
+    def load(self, directory: Path) -> None:
+        with np.load(directory / "engine.npz") as arrays:
+            self.table, self._momentum = arrays["table"], arrays["momentum"]
+            self.num_steps = int(arrays["num_steps"])
+
+    def export(self, directory: Path) -> None:
+        np.save(directory / "table.npy", self.table)
+
+
+class FakeReward:
+    """Share of an answer's characters that are `wanted`, times `scale`."""
+
+    def __init__(self, wanted: str = "a", scale: float = 1.0) -> None:
+        self._wanted = wanted
+        self._scale = scale
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        shares = [response.count(self._wanted) / max(len(response), 1) for response in responses]
+        return [Reward(total=self._scale * share, parts={"wanted": share}) for share in shares]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def digest(table: Table) -> str:
+    """sha256 of a table."""
+    return hashlib.sha256(table.tobytes()).hexdigest()
+
+
+def require_rank_major(batches: Sequence[object], num_ranks: int) -> None:
+    """Ranks always run equally many micro-batches, and at least one."""
+    if not batches or len(batches) % num_ranks:
+        raise ValueError(f"{len(batches)} micro-batches for {num_ranks} ranks")
+
+
+Gradient = tuple[float, Table, Mapping[str, float]]
+
+
+def scatter(size: int, token_ids: IntArray, numbers: Table) -> Table:
+    """[size]: the sum of the numbers that stand at each token."""
+    return np.bincount(token_ids, weights=numbers, minlength=size).astype(np.float64)
+
+
+def log_prob_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+    """-sum(weight * log-prob) / tokens; the weight is the advantage, or 1 where there is none."""
+    weight = batch.loss_mask.astype(np.float64)
+    if batch.advantages is not None:
+        weight = weight * batch.advantages
+    weight /= max(batch.denominators.tokens, 1.0)
+    gradient: Table = weight.sum() * np.exp(log_softmax(table)) - scatter(len(table), batch.tokens.token_ids, weight)
+    more = {}
+    if batch.old_log_probs is not None:
+        moved = np.where(batch.loss_mask, batch.old_log_probs - said, 0.0)
+        more = {
+            f"{batch.objective}/approx_kl": float(moved.sum()) / max(batch.denominators.tokens, 1.0),
+            f"{batch.objective}/ratio_gap": float(np.abs(np.expm1(-moved)).max()),
+        }
+    return -float((weight * said).sum()), gradient, more
+
+
+def value_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+    """sum((value - return)^2) / (2 * tokens)."""
+    if batch.returns is None:
+        raise ValueError("a critic learns from returns")
+    error = np.where(batch.loss_mask, said - batch.returns, 0.0) / max(batch.denominators.tokens, 1.0)
+    loss = float((np.where(batch.loss_mask, said - batch.returns, 0.0) ** 2).sum()) / 2
+    return loss / max(batch.denominators.tokens, 1.0), scatter(len(table), batch.tokens.token_ids, error), {}
+
+
+def score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+    """sum(-log sigmoid(first - later)) / examples, for each later sequence of an example."""
+    ends = np.cumsum(batch.tokens.lengths) - 1
+    last = batch.tokens.token_ids[ends]
+    loss, gradient = 0.0, np.zeros_like(table)
+    for example in range(int(batch.example_index.max()) + 1):
+        first, *later = np.flatnonzero(batch.example_index == example).tolist()
+        for other in later:
+            gap = float(said[first] - said[other])
+            loss += float(np.logaddexp(0.0, -gap)) / batch.denominators.examples
+            pull = 1.0 / (1.0 + np.exp(gap)) / batch.denominators.examples
+            gradient[last[first]] -= pull
+            gradient[last[other]] += pull
+    return loss, gradient, {}
+
+
+GRADIENTS: dict[Head, Callable[[Table, FloatArray, TrainBatch], Gradient]] = {
+    Head.LOG_PROBS: log_prob_gradient,
+    Head.VALUES: value_gradient,
+    Head.SCORES: score_gradient,
+}

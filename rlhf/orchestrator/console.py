@@ -1,0 +1,177 @@
+"""What a person sees while a run goes on: a live panel on a terminal, one plain line a step elsewhere."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from rlhf.types import Json, ScoredGroup
+
+FIGURES = (
+    ("reward", "reward/mean_all"),
+    ("kl", "kl/ref_per_response"),
+    ("length", "response/length"),
+    ("policy loss", "policy/loss"),
+    ("critic loss", "critic/loss"),
+    ("loss", "reward/loss"),
+    ("accuracy", "reward/accuracy"),
+    ("eval reward", "eval/reward"),
+    ("eval loss", "eval/loss"),
+    ("eval accuracy", "eval/accuracy"),
+)
+"""What is shown of a step, where it is known."""
+
+PHASES = ("generate", "score", "wait", "measure", "learn", "sync", "evaluate")
+SAMPLE_CHARACTERS = 600
+WINDOW = 20
+"""Steps over which the time left is estimated."""
+
+
+class Console(Protocol):
+    """Where a run talks to a person."""
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        """Show a step."""
+        ...
+
+    def sample(self, step: int, group: ScoredGroup) -> None:
+        """Show the first answer of a step."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """Steps done and time left."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self.step = 0
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, step: int, metrics: Mapping[str, Json]) -> None:
+        """Count a step."""
+        self.step = step
+        seconds = metrics.get("time/step")
+        if isinstance(seconds, float):
+            self._seconds.append(seconds)
+
+    @property
+    def eta(self) -> str:
+        """Time left at the pace of the last steps, like 3m20s."""
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+        return show_seconds(mean * (self.num_steps - self.step))
+
+
+class PlainConsole:
+    """One line a step."""
+
+    def __init__(self, stream: TextIO, num_steps: int) -> None:
+        self._stream = stream
+        self._progress = Progress(num_steps)
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        self._progress.add(step, metrics)
+        parts = [
+            f"step {step}/{self._progress.num_steps}",
+            f"eta {self._progress.eta}",
+            *_figures(metrics),
+            *_pace(metrics),
+        ]
+        self.say(" | ".join(parts))
+
+    def sample(self, step: int, group: ScoredGroup) -> None:
+        self.say(f"sample of step {step}: {_sample(group)}")
+
+    def say(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class LiveConsole:
+    """A panel that is redrawn in place; samples and messages scroll above it."""
+
+    def __init__(self, stream: TextIO, num_steps: int) -> None:
+        self._progress = Progress(num_steps)
+        self._live = Live(console=RichConsole(file=stream), refresh_per_second=4)
+        self._live.start()
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        self._progress.add(step, metrics)
+        bar = ProgressBar(total=self._progress.num_steps, completed=step)
+        lines = [Text(" | ".join(_figures(metrics))), Text(" | ".join(_pace(metrics)))]
+        title = f"step {step}/{self._progress.num_steps}, eta {self._progress.eta}"
+        self._live.update(Panel(Group(bar, *lines), title=title))
+
+    def sample(self, step: int, group: ScoredGroup) -> None:
+        self.say(f"sample of step {step}: {_sample(group)}")
+
+    def say(self, text: str) -> None:
+        self._live.console.print(Text(text))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def make_console(stream: TextIO, num_steps: int) -> Console:
+    """A live panel where `stream` is a terminal."""
+    return LiveConsole(stream, num_steps) if stream.isatty() else PlainConsole(stream, num_steps)
+
+
+def show_seconds(seconds: float) -> str:
+    """Seconds as 12s, 3m20s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def visible(text: str) -> str:
+    """`text` on one line, with every control, direction-changing or broken character escaped: an answer must not
+    move the cursor, recolour the terminal or look like a message of the run."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _sample(group: ScoredGroup) -> str:
+    shown = []
+    for text in (group.prompt.text, group.responses[0]):
+        escaped = visible(text)
+        shown.append(escaped if len(escaped) <= SAMPLE_CHARACTERS else escaped[:SAMPLE_CHARACTERS] + " ...")
+    return f"[{shown[0]}] -> [{shown[1]}] reward {group.rewards[0].total:.4g}"
+
+
+def _figures(metrics: Mapping[str, Json]) -> list[str]:
+    found = [(label, metrics.get(name)) for label, name in FIGURES]
+    return [f"{label} {value:.4g}" for label, value in found if isinstance(value, int | float)]
+
+
+def _pace(metrics: Mapping[str, Json]) -> list[str]:
+    def number(name: str) -> float | None:
+        value = metrics.get(name)
+        return float(value) if isinstance(value, int | float) else None
+
+    phases = [(name, number(f"time/{name}")) for name in PHASES]
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in phases if value is not None)
+    parts = []
+    if (total := number("time/step")) is not None:
+        parts.append(f"{total:.2f} s ({shown})" if shown else f"{total:.2f} s")
+    if (speed := number("throughput/tokens_per_s")) is not None:
+        parts.append(f"{speed:.0f} tokens/s")
+    if (share := number("throughput/generation_share")) is not None:
+        parts.append(f"generation {share:.0%}")
+    return parts

@@ -1,0 +1,119 @@
+"""Measuring on held-out rows: every row once, and means that weigh every row (token, pair) the same."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rlhf.algorithms.base import Algorithm
+from rlhf.engines.base import TokenScorer
+from rlhf.errors import WeightSyncError
+from rlhf.orchestrator.batching import Limits, pack_tokens, plan_batches, unpack_scores, unpack_tokens
+from rlhf.orchestrator.sources import Sampler, request_seed
+from rlhf.types import FinishReason, FloatArray, Prompt, RolloutRequest, Sampling, ScoredGroup
+
+
+class Evaluator(Protocol):
+    """Measures the policy as it is now."""
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        """Figures by name. `version` is that of the live weights."""
+        ...
+
+
+class LikelihoodEvaluator:
+    """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
+
+    def __init__(
+        self, engine: TokenScorer, algorithm: Algorithm, groups: Sequence[ScoredGroup], limits: Limits
+    ) -> None:
+        self._engine = engine
+        self._examples = algorithm.select(groups)
+        self._limits = limits
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        plan = plan_batches(self._examples, self._limits)
+        said = unpack_tokens(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
+        learned = [
+            log_probs[sequence.loss_mask]
+            for i, arrays in said.items()
+            for sequence, log_probs in zip(self._examples[i].sequences, arrays, strict=True)
+        ]
+        loss = -float(np.concatenate(learned).astype(np.float64).mean())
+        return {"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))}
+
+
+class PairEvaluator:
+    """How often a reward model orders held-out answers as people did, over all pairs of each ranking."""
+
+    def __init__(
+        self, engine: TokenScorer, algorithm: Algorithm, groups: Sequence[ScoredGroup], limits: Limits
+    ) -> None:
+        self._engine = engine
+        self._examples = algorithm.select(groups)
+        self._limits = limits
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        plan = plan_batches(self._examples, self._limits)
+        said = unpack_scores(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
+        gaps = np.concatenate([score_gaps(said[i], example.rewards) for i, example in enumerate(self._examples)])
+        return describe_pairs(gaps)
+
+
+def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:
+    """Score of the better answer minus score of the worse, for each pair of answers whose rewards differ."""
+    pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if rewards[i] > rewards[j]]
+    return np.array([scores[i] - scores[j] for i, j in pairs], dtype=np.float32)
+
+
+def describe_pairs(gaps: FloatArray) -> dict[str, float]:
+    """Accuracy (equal scores count half) and Bradley-Terry loss, -log sigmoid(gap), over all pairs."""
+    wide = gaps.astype(np.float64)
+    return {
+        "eval/accuracy": float(((wide > 0) + 0.5 * (wide == 0)).mean()),
+        "eval/loss": float(np.logaddexp(0.0, -wide).mean()),
+        "eval/margin": float(wide.mean()),
+        "eval/num_pairs": float(len(wide)),
+    }
+
+
+class SampleEvaluator:
+    """How held-out prompts are answered: one answer each, scored by the run's reward source."""
+
+    def __init__(self, sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
+        self._sampler = sampler
+        self._prompts = prompts
+        self._sampling = sampling
+        self._seed = seed
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        """Raises WeightSyncError where an answer was sampled from older weights than `version`."""
+        rollouts = self._sampler.generate(self._requests())
+        stale = [rollout for rollout in rollouts if rollout.weight_version != version]
+        if stale:
+            raise WeightSyncError(
+                f"evaluation: {len(stale)} of {len(rollouts)} answers were sampled from weights of version "
+                f"{stale[0].weight_version}, the policy is at {version}"
+            )
+        _, rewards = self._sampler.score(self._prompts, rollouts)
+        names = sorted({name for reward in rewards for name in reward.parts})
+        parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
+        return {
+            "eval/reward": float(np.mean([reward.total for reward in rewards])),
+            "eval/length": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
+            "eval/truncated": float(np.mean([r.finish_reason is FinishReason.LENGTH for r in rollouts])),
+            **{f"eval/source/{name}": float(np.mean(values)) for name, values in parts.items()},
+        }
+
+    def _requests(self) -> list[RolloutRequest]:
+        """The same seeds at every evaluation, so that two of them differ by the weights alone."""
+        return [
+            RolloutRequest(
+                id=f"eval/{index}/{prompt.id}",
+                prompt_id=prompt.id,
+                prompt_token_ids=prompt.token_ids,
+                seed=request_seed(self._seed, "eval", prompt.id, index),
+                sampling=self._sampling,
+            )
+            for index, prompt in enumerate(self._prompts)
+        ]

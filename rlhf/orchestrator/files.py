@@ -1,0 +1,60 @@
+"""Writing so that a reader never sees half a file, and a crash never leaves one."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhf.types import Json
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` at once: temporary file beside it, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_path(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Json]) -> None:
+    """Replace `path` by `value` as JSON, at once."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def append_json(path: Path, value: Mapping[str, Json]) -> None:
+    """Add `value` to a .jsonl file as one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drop the lines of a .jsonl file that lie past `last_step`, or that a crash tore."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        step = _step_of(line)
+        if step is not None and step <= last_step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def sync_path(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,287 @@
+"""The loop.
+
+take -> measure signals -> credit -> batch -> learn -> sync weights -> release slots -> (evaluate, checkpoint)
+
+Every algorithm runs in it. What differs is data: which models `algorithm.needs`, where groups come from, and how many
+portions and passes a step has.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rlhf.algorithms.base import Algorithm
+from rlhf.errors import NumericsError, PreemptedError, RewardError, WeightSyncError
+from rlhf.orchestrator.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.evaluation import Evaluator
+from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
+from rlhf.orchestrator.measuring import Models, Portions, measure, plan_step, sampler_gap
+from rlhf.orchestrator.metrics import PhaseClock, describe_gap, describe_time, describe_trained, flatten, merge
+from rlhf.orchestrator.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.records import Records
+from rlhf.orchestrator.resume import ResumePoint
+from rlhf.orchestrator.run_directory import Status
+from rlhf.orchestrator.sources import GroupBatch, GroupSource
+from rlhf.types import Example, Head, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How long a run is, and what happens when."""
+
+    num_steps: int
+    portions: Portions
+    passes: Passes
+    max_lag: int = 0
+    """Policy versions that rollouts may be behind."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 evaluates only at the end."""
+    checkpoint_every: int = 50
+    gap_warn: float = 0.0
+    """Warn when sampler and trainer disagree by more than this, in mean nats a token; 0 never."""
+    gap_stop: float = 0.0
+    """End the run when they disagree by more than this; 0 never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a run is made of. `evaluator` and `pretraining` are there where the run has them."""
+
+    algorithm: Algorithm
+    models: Models
+    source: GroupSource
+    evaluator: Evaluator | None = None
+    pretraining: Pretraining | None = None
+
+
+class Loop:
+    """One run, from its first step or from a checkpoint to an exported model."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        course: Course,
+        *,
+        records: Records,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        fresh: RunState,
+    ) -> None:
+        """`fresh` is the state of the run before its first step: seed, config, ranks and data fingerprint."""
+        self._parts = parts
+        self._algorithm = parts.algorithm
+        self._engines = parts.models.trained
+        self._source = parts.source
+        self._course = course
+        self._records = records
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._state = fresh
+        self._saved_step = -1
+        self._warned_of_gap = False
+        self._online = parts.algorithm.needs.online
+        self._learner = Learner(
+            self._engines,
+            parts.algorithm,
+            course.portions,
+            course.passes,
+            note=records.note,
+            pretraining=parts.pretraining,
+        )
+
+    def run(self, resume_from: ResumePoint | None = None) -> Path:
+        """Train to the last step and export. Returns the model's folder; raises PreemptedError where asked to stop."""
+        try:
+            with self._stop.listening():
+                return self._run(resume_from)
+        except BaseException as error:
+            status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
+            self._records.status(status, self._state.step, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._source.close()
+            self._records.close()
+
+    def _run(self, resume_from: ResumePoint | None) -> Path:
+        if resume_from is None:
+            self._save()  # a trial: a run that cannot be saved must not learn first
+        else:
+            self._restore(resume_from)
+        first = self._state.step + 1
+        self._records.status(Status.RUNNING, self._state.step)
+        try:
+            self._sync(self._state.step)
+            self._source.start(first, self._course.num_steps, self._state.position)
+            for step in range(first, self._course.num_steps + 1):
+                self._stop.check()
+                self._step(step)
+        except StopAskedError:
+            self._save()
+            raise PreemptedError(f"asked to stop: step {self._state.step} is saved; continue with --resume") from None
+        except RewardError as error:
+            self._save()
+            raise RewardError(f"{error}. Step {self._state.step} is saved; continue with --resume") from error
+        return self._finish()
+
+    def _step(self, step: int) -> None:
+        clock = PhaseClock()
+        with clock.phase("wait"):
+            batch = self._source.take(step)
+        self._require_lag(step, batch)
+        examples = self._algorithm.select(batch.groups)
+        learned, figures = self._learn(step, examples, clock)
+        with clock.phase("sync"):
+            sync = self._sync(step)
+        self._source.release()
+        self._state = self._state_after(step, batch, learned)
+        evaluated = self._evaluate(step, clock)
+        metrics = merge(
+            flatten(learned.metrics),
+            figures,
+            batch.metrics,
+            describe_trained(batch.groups, step - 1),
+            sync,
+            evaluated,
+            describe_time(clock, batch, sum(len(sequence) for example in examples for sequence in example.sequences)),
+            {
+                "data/position": float(batch.position),
+                "data/examples": float(len(examples)),
+                "updates/applied": float(learned.num_updates),
+                "updates/skipped": float(learned.num_skipped),
+            },
+        )
+        self._records.step(step, dict(metrics), batch.groups, online=self._online)
+        self._checkpoint(step)
+
+    def _learn(self, step: int, examples: Sequence[Example], clock: PhaseClock) -> tuple[Learned, dict[str, float]]:
+        """Measure, credit and learn. Until learning begins the weights are those of the last step: a safe point."""
+        if not examples:
+            self._records.warn(f"step {step}: the algorithm selected nothing to learn from")
+            return Learned(), {}
+        portions = self._course.portions
+        with clock.phase("measure"):
+            plan = plan_step(step, examples, self._parts.models, portions)
+            signals = measure(
+                self._algorithm.needs.measures,
+                examples,
+                plan,
+                self._parts.models,
+                portions,
+                timeout_s=self._course.passes.timeout_s,
+            )
+            gap = describe_gap(sampler_gap(examples, signals))
+            self._watch_gap(step, gap)
+        self._stop.check()
+        with clock.phase("credit"):
+            experiences, credited = self._algorithm.credit(examples, signals)
+        with clock.phase("learn"):
+            learned = self._learner.learn(step, experiences, plan)
+        return learned, {**flatten(credited), **gap}
+
+    def _sync(self, version: int) -> dict[str, float]:
+        """Make the policy's weights live in the rollout engines as `version`."""
+        if not self._online:
+            return {}
+        report = self._engines[Role.POLICY].send_weights(version)
+        if report.version != version:
+            raise WeightSyncError(f"sync: version {version} was sent, {report.version} is live")
+        return {"sync/seconds": report.seconds, "sync/bytes": float(report.num_bytes)}
+
+    def _require_lag(self, step: int, batch: GroupBatch) -> None:
+        """No rollout may be older than max_lag versions."""
+        for group in batch.groups:
+            for rollout in group.rollouts:
+                lag = step - 1 - rollout.weight_version
+                if self._online and not 0 <= lag <= self._course.max_lag:
+                    raise WeightSyncError(
+                        f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
+                        f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
+                    )
+
+    def _watch_gap(self, step: int, gap: dict[str, float]) -> None:
+        """Warn, then end the run, where sampler and trainer disagree about the same tokens."""
+        mean = gap.get("sampler/log_prob_gap", 0.0)
+        text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
+        if 0 < self._course.gap_stop < mean:
+            raise NumericsError(
+                f"{text} (train.mismatch_stop is {self._course.gap_stop:g}). Compare dtypes and sampling"
+            )
+        if 0 < self._course.gap_warn < mean and not self._warned_of_gap:
+            self._warned_of_gap = True
+            self._records.warn(f"{text} (train.mismatch_warn is {self._course.gap_warn:g}); told once")
+
+    def _state_after(self, step: int, batch: GroupBatch, learned: Learned) -> RunState:
+        pretraining = self._parts.pretraining
+        return replace(
+            self._state,
+            step=step,
+            position=batch.position,
+            pretraining_position=pretraining.rows.position if pretraining else 0,
+            num_updates=self._state.num_updates + learned.num_updates,
+            algorithm=self._algorithm.state(),
+        )
+
+    def _evaluate(self, step: int, clock: PhaseClock) -> dict[str, float]:
+        """Figures on held-out rows, by the weights that are about to be saved."""
+        every = self._course.evaluate_every
+        due = step == self._course.num_steps or (every and step % every == 0)
+        if self._parts.evaluator is None or not due:
+            return {}
+        with clock.phase("evaluate"):
+            try:
+                return self._parts.evaluator.evaluate(step)
+            except RewardError as error:
+                self._records.warn(f"evaluation at step {step} failed: {error}")
+                return {}
+
+    def _checkpoint(self, step: int) -> None:
+        if step == self._course.num_steps:
+            self._save()
+        elif step % self._course.checkpoint_every == 0 and self._checkpoints.try_save(self._state, self._engines):
+            self._saved_step = step
+
+    def _save(self) -> None:
+        """Save the last finished step, unless it is saved already."""
+        if self._saved_step != self._state.step:
+            self._checkpoints.save(self._state, self._engines)
+            self._saved_step = self._state.step
+
+    def _restore(self, point: ResumePoint) -> None:
+        for role, engine in self._engines.items():
+            engine.load(point.path / role)
+        # What the user may change (config, accepted data) is this run's; what the run remembers is the checkpoint's.
+        self._state = replace(
+            point.state,
+            config=self._state.config,
+            ranks=self._state.ranks,
+            data_fingerprint=self._state.data_fingerprint,
+        )
+        self._algorithm.restore(point.state.algorithm)
+        if self._parts.pretraining is not None:
+            self._parts.pretraining.rows.position = point.state.pretraining_position
+        self._saved_step = point.state.step
+        self._records.directory.rewind(point.state.step)
+        self._records.note("resume", f"continuing after step {point.state.step} from {point.path}")
+
+    def _finish(self) -> Path:
+        """Export the first trained role's model, and say how to load it."""
+        if not self._state.num_updates:
+            raise NumericsError(
+                f"{self._state.step} steps made no update: nothing was learned. See the warnings in events.jsonl"
+            )
+        role, head = next(iter(self._algorithm.needs.trains.items()))
+        final = self._records.directory.model
+        temporary = final.with_name("model.tmp")
+        for folder in (temporary, final):
+            if folder.exists():
+                shutil.rmtree(folder)
+        temporary.mkdir()
+        self._engines[role].export(temporary)
+        temporary.rename(final)
+        self._records.status(Status.DONE, self._state.step)
+        kind = "AutoModelForSequenceClassification" if head is Head.SCORES else "AutoModelForCausalLM"
+        self._records.say(f"done: {self._state.step} steps, {self._state.num_updates} updates")
+        self._records.say(f"model: {final}")
+        self._records.say(f'load it: transformers.{kind}.from_pretrained("{final}")')
+        return final

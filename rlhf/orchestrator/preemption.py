@@ -1,0 +1,68 @@
+"""Being asked to stop. The first SIGTERM or SIGINT asks for a checkpoint at the next safe point, within a grace
+period; a second one, or the end of the grace period, ends the run at once with what is saved already."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf.errors import PreemptedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopAskedError(Exception):
+    """Raised by `StopRequest.check` at a safe point, and caught by the loop alone."""
+
+
+class StopRequest:
+    """Whether the run was asked to stop. Shared by the loop and its source.
+
+    `check` is called where weights are those of a finished step: between steps, and while waiting for rollouts.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._asked = threading.Event()
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Ask for a stop at the next safe point."""
+        self._asked.set()
+
+    def check(self) -> None:
+        """Raise `StopAskedError` where somebody asked."""
+        if self.asked:
+            raise StopAskedError
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Answer signals inside this block. Only the main thread can; elsewhere `ask` is the only way."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            raise PreemptedError(f"stopped at once by a second {signal.Signals(number).name}; continue with --resume")
+        self._asked.set()
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+
+    def _on_alarm(self, _: int, __: FrameType | None) -> None:
+        raise PreemptedError(
+            f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint stands. "
+            "Continue with --resume, and raise checkpoint.grace_s if the time allows"
+        )

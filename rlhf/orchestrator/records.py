@@ -1,0 +1,64 @@
+"""Everything that a run writes down or shows, in one place."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.config.run import LogSection
+from rlhf.engines.base import Tracker
+from rlhf.orchestrator.console import Console
+from rlhf.orchestrator.run_directory import RunDirectory, Status
+from rlhf.types import Json, ScoredGroup
+
+
+class Records:
+    """Fans the news of a run out to its folder, its trackers and the console."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trackers: Sequence[Tracker],
+        console: Console,
+        section: LogSection,
+        num_steps: int,
+    ) -> None:
+        self.directory = directory
+        self._trackers = trackers
+        self._console = console
+        self._section = section
+        self._num_steps = num_steps
+        self._step = 0
+
+    def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
+        """Record a finished step. Answers of a data set are not written again."""
+        self._step = step
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+        self._console.log(step, metrics)
+        if online and groups:
+            if self._section.rollouts:
+                self.directory.write_rollouts(step, groups)
+            if self._section.sample_every_steps and step % self._section.sample_every_steps == 0:
+                self._console.sample(step, groups[0])
+        self.status(Status.RUNNING, step)
+
+    def note(self, kind: str, text: str) -> None:
+        """Something that the user should know: on the console and in events.jsonl."""
+        self.directory.note(kind, text, step=self._step)
+        self._console.say(f"{kind}: {text}")
+
+    def warn(self, text: str) -> None:
+        """Something that may need the user."""
+        self.note("warning", text)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, and for nobody else."""
+        self._console.say(text)
+
+    def status(self, status: Status, step: int, error: str | None = None) -> None:
+        """Say how the run stands."""
+        self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
+
+    def close(self) -> None:
+        """End trackers and console; the folder stays held."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._console.close()
