@@ -1,0 +1,67 @@
+"""Attention over packed sequences that costs the sum of their squared lengths, not the square of the sum.
+
+Transformers' own sdpa covers a packed batch with one [T, T] mask. Here each sequence gets a causal kernel of its own
+and no mask exists, as flash attention does on GPUs.
+"""
+
+from typing import Literal
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+PACKED_SDPA = "rlhf_packed_sdpa"
+
+
+def packed_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sequence_lengths: list[int],
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each of the packed sequences.
+
+    `query` [1, heads, T, d]; `key` and `value` may have fewer heads (grouped queries). Returns [1, T, heads, d].
+    """
+    num_groups = query.shape[1] // key.shape[1]
+    if num_groups > 1:
+        key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
+    parts = zip(*(torch.split(x, sequence_lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling) for q, k, v in parts]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+
+
+def choose_attention(
+    asked: Literal["auto", "flash_attention_2", "sdpa", "eager"], config: PretrainedConfig, device: torch.device
+) -> str:
+    """The name of the kernel that transformers is to use.
+
+    auto is flash_attention_2 where it is installed on a GPU, else sdpa. For sdpa, models with plain causal attention
+    take the packed kernel; a sliding window or another peculiarity keeps transformers' own.
+    """
+    if asked == "auto":
+        asked = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+    return PACKED_SDPA if asked == "sdpa" and is_plain_causal(config) else asked
+
+
+def is_plain_causal(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all earlier tokens, and to nothing else (by the config's own words)."""
+    values = config.to_dict()
+    window = values.get("sliding_window") if values.get("use_sliding_window", True) else None
+    layers = set(values.get("layer_types") or ())
+    return values.get("model_type") in PLAIN_CAUSAL and not window and layers <= {"full_attention"}
+
+
+PLAIN_CAUSAL = frozenset(
+    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmo", "olmo2", "smollm3", "phi3"}
+)
+"""Model types whose attention takes keyword arguments through from the model's forward and adds nothing of its own."""

@@ -1,0 +1,57 @@
+"""The process group of the ranks that share a model, and DeepSpeed bound to the right kind of device.
+
+DeepSpeed decides on its device when it is imported, so it is imported from here only.
+"""
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.utils import logger as deepspeed_logger
+
+deepspeed_logger.setLevel(logging.ERROR)
+# DeepSpeed calls collectives by names that torch has since renamed.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+# Its shared-memory all-reduce would be compiled on first use (a minute, and a compiler), works on one node alone, and
+# outlives a killed process in /dev/shm. Gloo does the same work.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+__all__ = ["deepspeed", "init_distributed", "torch_device"]
+
+
+def init_distributed(
+    rank: int, world_size: int, master_address: str, master_port: int, *, device: str, timeout_s: float
+) -> None:
+    """Enter the process group: gloo on CPU, NCCL on CUDA. Blocks until all ranks have, or raises after `timeout_s`,
+    which is also the longest that any collective may take."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",
+        MASTER_ADDR=master_address,
+        MASTER_PORT=str(master_port),
+    )
+    torch_device(device)
+    dist.init_process_group(
+        backend="gloo" if device == "cpu" else "nccl",
+        init_method=f"tcp://{master_address}:{master_port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    deepspeed.init_distributed(dist_init_required=False, timeout=timedelta(seconds=timeout_s))
+
+
+def torch_device(device: str) -> torch.device:
+    """cpu, or the one GPU that this process sees."""
+    if device == "cpu":
+        return torch.device("cpu")
+    torch.cuda.set_device(0)
+    return torch.device("cuda", 0)

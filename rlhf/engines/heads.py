@@ -1,0 +1,121 @@
+"""What stands on top of the backbone: token log-probs, token values, or a score a sequence.
+
+A head owns the very parameter of the layer that it replaces (`lm_head` or `score`), under the same name: names stay
+Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight when the head runs, however
+many chunks it works in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf.engines.attention import PACKED_SDPA
+from rlhf.engines.log_probs import LogitsRule, token_log_probs
+from rlhf.types import Head, PackedTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedInput:
+    """A packed batch of T tokens in S sequences on its device.
+
+    `predicted` are the positions of the tokens that have a predecessor (all but each sequence's first), `last` [S]
+    those of each sequence's last token.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    predicted: torch.Tensor
+    last: torch.Tensor
+    lengths: list[int]
+
+    @classmethod
+    def from_numpy(cls, tokens: PackedTokens, device: torch.device) -> "PackedInput":
+        """Copy a packed batch to `device`."""
+        positions = tokens.position_ids
+        return cls(
+            token_ids=torch.tensor(tokens.token_ids, device=device),
+            position_ids=torch.tensor(positions, device=device),
+            predicted=torch.tensor(positions.nonzero()[0], device=device),
+            last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
+            lengths=tokens.lengths.tolist(),
+        )
+
+
+class LogProbHead(nn.Module):
+    """Stands in for `lm_head`: log-probs and entropies of given tokens instead of logits."""
+
+    def __init__(self, lm_head: nn.Linear, rule: LogitsRule) -> None:
+        super().__init__()
+        self.weight = lm_head.weight
+        self.bias: nn.Parameter | None = lm_head.bias
+        self.rule = rule
+
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, d] -> [T] log-probs and [T] entropies, aligned with the tokens; 0 at each sequence's first."""
+        targets = packed.token_ids[packed.predicted]
+        rows = hidden[packed.predicted - 1]
+        log_probs, entropy = token_log_probs(rows, self.weight, self.bias, targets, self.rule)
+        zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
+        return zeros.index_copy(0, packed.predicted, log_probs), zeros.index_copy(0, packed.predicted, entropy)
+
+
+class ValueHead(nn.Module):
+    """Stands in for `score`: the value of the state before each token."""
+
+    def __init__(self, score: nn.Linear) -> None:
+        super().__init__()
+        self.weight = score.weight
+
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor]:
+        """[T, d] -> [T]: the output at t-1 stands at t; 0 at each sequence's first token."""
+        values = (hidden[packed.predicted - 1].float() @ self.weight.float().T).squeeze(-1)
+        zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
+        return (zeros.index_copy(0, packed.predicted, values),)
+
+
+class ScoreHead(nn.Module):
+    """Stands in for `score`: one number a sequence, read at its last token."""
+
+    def __init__(self, score: nn.Linear) -> None:
+        super().__init__()
+        self.weight = score.weight
+
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor]:
+        """[T, d] -> [S]."""
+        return ((hidden[packed.last].float() @ self.weight.float().T).squeeze(-1),)
+
+
+class PackedModel(nn.Module):
+    """A Hugging Face model whose forward pass takes packed tokens and ends in one of the heads."""
+
+    def __init__(self, model: PreTrainedModel, head: Head, rule: LogitsRule) -> None:
+        super().__init__()
+        name = "lm_head" if head is Head.LOG_PROBS else "score"
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"{name} is a {type(layer).__name__}, not a linear layer")
+        heads: dict[Head, nn.Module] = {
+            Head.LOG_PROBS: LogProbHead(layer, rule),
+            Head.VALUES: ValueHead(layer),
+            Head.SCORES: ScoreHead(layer),
+        }
+        model.set_submodule(name, heads[head])
+        self.model = model
+        self.head_name = name
+        self.kernel_needs_lengths = model.config._attn_implementation == PACKED_SDPA
+
+    def forward(self, packed: PackedInput) -> tuple[torch.Tensor, ...]:
+        """Predictions ([T], or [S] scores), and for log-probs the entropy [T]; float32."""
+        backbone = self.model.base_model(
+            input_ids=packed.token_ids[None],
+            position_ids=packed.position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            **({"sequence_lengths": packed.lengths} if self.kernel_needs_lengths else {}),
+        )
+        outputs: tuple[torch.Tensor, ...] = self.model.get_submodule(self.head_name)(
+            backbone.last_hidden_state[0], packed
+        )
+        return outputs

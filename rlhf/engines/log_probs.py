@@ -1,0 +1,109 @@
+"""Log-probabilities and entropy of given tokens, from logits that are only ever held a chunk of rows at a time.
+
+The naive way holds logits, their float32 copy, log-softmax and its gradient: four [T, vocabulary] matrices. Here a
+chunk of rows is computed, reduced and dropped, and computed again in the backward pass. Everything after the matrix
+product is float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsRule:
+    """How hidden states become the logits that tokens are sampled from. The one place that divides by temperature.
+
+    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature; softcap 0 leaves it out.
+    """
+
+    temperature: float = 1.0
+    scale: float = 1.0
+    softcap: float = 0.0
+    chunk_tokens: int = 1024
+
+    def forward(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[n, hidden] -> float32 logits [n, vocabulary]."""
+        logits = torch.nn.functional.linear(hidden, weight, bias).float()
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.temperature != 1.0:
+            logits.div_(self.temperature)
+        return logits
+
+    def backward(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the matrix product's result from that of `logits`, in place of `grad`."""
+        if self.softcap:
+            grad.mul_(1.0 - (logits * (self.temperature / self.softcap)).square_())
+        return grad.mul_(self.scale / self.temperature)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """[n] log-probabilities and [n] entropies; recomputes each chunk's logits in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        rule: LogitsRule,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        log_probs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(log_probs)
+        for rows in _chunks(len(targets), rule.chunk_tokens):
+            logits = rule.forward(hidden[rows], weight, bias)
+            log_p = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            log_probs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
+            entropy[rows] = -log_p.exp().mul_(log_p).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy)  # type: ignore[arg-type]
+        ctx.rule = rule  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)
+        return log_probs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_log_probs: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> Gradients:
+        hidden, weight, bias, targets, entropy = ctx.saved_tensors  # type: ignore[attr-defined]
+        rule: LogitsRule = ctx.rule  # type: ignore[attr-defined]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for rows in _chunks(len(targets), rule.chunk_tokens):
+            logits = rule.forward(hidden[rows], weight, bias)
+            log_p = logits.log_softmax(-1)
+            grad = torch.zeros_like(logits)
+            if grad_log_probs is not None:  # d log p_y / d z_j = [j = y] - p_j
+                grad -= log_p.exp() * grad_log_probs[rows, None]
+                grad.scatter_add_(-1, targets[rows, None], grad_log_probs[rows, None])
+            if grad_entropy is not None:  # d H / d z_j = -p_j * (log p_j + H)
+                grad -= log_p.exp() * (log_p + entropy[rows, None]) * grad_entropy[rows, None]
+            grad = rule.backward(grad, logits).to(weight.dtype)
+            grad_hidden[rows] = grad @ weight
+            grad_weight += grad.T @ hidden[rows]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), cast_bias, None, None
+
+
+def token_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, rule: LogitsRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of the distribution that it was drawn from, in nats, float32.
+
+    `hidden` [n, d] and `weight` [vocabulary, d] in the model's dtype, `targets` [n]. Both outputs are [n] and both
+    are differentiable with respect to hidden, weight and bias.
+    """
+    log_probs, entropy = _TokenLogProbs.apply(hidden, weight, bias, targets, rule)  # type: ignore[no-untyped-call]
+    return log_probs, entropy
+
+
+def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
+    return [slice(start, start + chunk_rows) for start in range(0, num_rows, chunk_rows)]

@@ -1,0 +1,65 @@
+"""Writing a trained model as others read it, and proving that what was written is what was trained."""
+
+import copy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from rlhf.engines.distributed import deepspeed
+from rlhf.engines.models import TOKENIZER_FILES, WEIGHTS, LoadedModel
+from rlhf.errors import CheckpointError
+
+
+def export_model(loaded: LoadedModel, directory: Path) -> None:
+    """Write weights, config and tokenizer to `directory`. Collective; rank 0 holds the whole model in host memory."""
+    is_writer = dist.get_rank() == 0
+    weights = {name: tensor.cpu().clone() for name, tensor in _whole_parameters(loaded.model) if is_writer}
+    if is_writer:
+        directory.mkdir(parents=True, exist_ok=True)
+        loaded.model.save_pretrained(directory, state_dict=weights)
+        config = copy.deepcopy(loaded.model.config)
+        for name, rate in loaded.dropouts.items():
+            setattr(config, name, rate)
+        config.save_pretrained(directory)
+        for pattern in TOKENIZER_FILES:
+            for source in loaded.folder.glob(pattern):
+                shutil.copyfile(source, directory / source.name)
+    dist.barrier()
+
+
+def check_export(loaded: LoadedModel, directory: Path) -> None:
+    """Compare every tensor in `directory` with the model, bit for bit, one at a time. Collective.
+
+    Raises CheckpointError, on rank 0, that names what is missing, superfluous or different.
+    """
+    stored: dict[str, Path] = {}
+    for path in sorted(directory.glob(WEIGHTS)):
+        with safe_open(path, framework="pt") as file:
+            stored |= dict.fromkeys(file.keys(), path)
+    problems = []
+    for name, tensor in _whole_parameters(loaded.model):
+        if dist.get_rank() != 0:
+            continue
+        if name not in stored:
+            problems.append(f"{name} is missing")
+            continue
+        with safe_open(stored.pop(name), framework="pt") as file:
+            if not torch.equal(file.get_tensor(name), tensor.cpu()):
+                problems.append(f"{name} differs")
+    if dist.get_rank() == 0:
+        problems += [f"{name} belongs to no parameter" for name in sorted(stored)]
+        if problems:
+            raise CheckpointError(f"{directory}: not the trained model: {'; '.join(problems)}")
+
+
+@torch.no_grad()
+def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter under its Hugging Face name, tied ones once; ZeRO-3's are gathered one at a time."""
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield name, parameter.detach()

@@ -1,0 +1,157 @@
+"""A model that learns: one rank of it, on DeepSpeed ZeRO 0 to 3, CPU or CUDA."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from rlhf.algorithms.base import Objective, Outputs, TensorBatch
+from rlhf.config.models import TrainedModelSection
+from rlhf.engines.distributed import deepspeed, torch_device
+from rlhf.engines.heads import PackedInput, PackedModel
+from rlhf.engines.master_weights import MovementCheck, master_shards
+from rlhf.engines.model_export import check_export, export_model
+from rlhf.engines.models import choose_dtype, load_model, logits_rule
+from rlhf.engines.optimizer import build_optimizer, learning_rate, training_config
+from rlhf.engines.step_guard import GradientWatch, StepGuard
+from rlhf.engines.training_checkpoint import load_training_state, save_training_state
+from rlhf.engines.weight_sync.base import WeightSender
+from rlhf.errors import RlhfError
+from rlhf.types import FloatArray, Head, LossMetrics, PackedTokens, StepReport, SyncReport, TrainBatch
+
+
+class DeepSpeedEngine:
+    """One rank of a `TrainEngine`. Every method is collective: all ranks call it, each with its own micro-batches,
+    equally many.
+
+    Losses are sums over the step's global denominators, so the gradient of a step is the sum over its micro-batches
+    and ranks, whatever the split.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        section: TrainedModelSection,
+        model: str,
+        head: Head,
+        objectives: Mapping[str, Objective],
+        *,
+        temperature: float,
+        num_steps: int,
+        device: str,
+        seed: int,
+        where: str = "model",
+    ) -> None:
+        """Load `model` (a folder or hub name) into the process group that `init_distributed` entered.
+
+        `num_steps` is how many optimizer steps will really run: the learning rate's schedule spans them. `seed`
+        decides the weights of a new scalar head. Raises ModelError, whose lines begin with `where`.
+        """
+        self.num_ranks = dist.get_world_size()
+        self._section = section
+        self._objectives = objectives
+        self._num_planned_steps = num_steps
+        self._num_steps = 0
+        self._window_is_open = False
+        self._sender: WeightSender | None = None
+        self._device = torch_device(device)
+        self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
+        rule = logits_rule(
+            self._loaded.model.config, temperature=temperature, chunk_tokens=section.log_probs_chunk_tokens
+        )
+        packed_model = PackedModel(self._loaded.model, head, rule).to(self._device)
+        if section.gradient_checkpointing:
+            self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        dtype = choose_dtype(section, self._device)
+        optimizer = build_optimizer(section, packed_model.parameters())
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=packed_model, optimizer=optimizer, config=training_config(section, dtype, self._device)
+        )
+        self._engine.train()
+        trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._watch = GradientWatch(trainable, self._device)
+        self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
+        self._movement = MovementCheck(trainable)
+        self._optimizer = optimizer
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face model, with its own parameter names; under ZeRO-3 its parameters are partitioned."""
+        return self._loaded.model
+
+    @torch.no_grad()
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
+        return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
+        metrics = LossMetrics()
+        for batch in batches:
+            predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device))
+            if batch.is_padding:
+                loss = 0.0 * predictions.sum()
+            else:
+                outputs = Outputs(predictions=predictions, entropy=entropy[0] if entropy else None)
+                result = self._objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, self._device))
+                metrics = metrics + result.metrics
+                loss = result.loss if result.loss.requires_grad else result.loss + 0.0 * predictions.sum()
+            self._watch.see_loss(loss)
+            # The one place that undoes DeepSpeed's mean over ranks.
+            self._engine.backward(loss * self.num_ranks)
+            self._window_is_open = True
+        return metrics
+
+    def optim_step(self) -> StepReport:
+        """Apply the accumulated gradient and clear it; or, where any rank saw a number that is not finite, only clear
+        it. A skipped step counts in the schedule."""
+        if not self._window_is_open:
+            raise RlhfError("optim_step was called with no micro-batch since the last step")
+        self._window_is_open = False
+        lr = learning_rate(self._section, self._num_steps, self._num_planned_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        is_first = self._num_steps == 0
+        if is_first:
+            self._movement.before_step(self._master_shards())
+        self._guard.hold = not self._watch.close_window()
+        self._engine.step()
+        finite = self._engine.was_step_applied() and not self._guard.hold
+        self._num_steps += 1
+        unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
+        return StepReport(grad_norm=self._grad_norm() if finite else math.inf, lr=lr, finite=finite, unmoved=unmoved)
+
+    def attach_sender(self, sender: WeightSender) -> None:
+        """Say how this model's weights reach the rollout engines."""
+        self._sender = sender
+
+    def send_weights(self, version: int) -> SyncReport:
+        """Give the rollout engines this model's weights as `version`. Raises WeightSyncError."""
+        if self._sender is None:
+            raise RlhfError("send_weights was called before a sender was attached")
+        return self._sender.send(version)
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all."""
+        save_training_state(self._engine, directory, num_steps=self._num_steps)
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
+        self._num_steps = load_training_state(self._engine, directory)
+
+    def export(self, directory: Path) -> None:
+        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0."""
+        export_model(self._loaded, directory)
+
+    def check_export(self, directory: Path) -> None:
+        """Compare an export with the weights held now, bit for bit. Raises CheckpointError on rank 0."""
+        check_export(self._loaded, directory)
+
+    def _master_shards(self) -> dict[int, torch.Tensor]:
+        return master_shards(self._engine, self._section.zero_stage)
+
+    def _grad_norm(self) -> float:
+        """Global norm before clipping."""
+        return float(self._engine.get_global_grad_norm()) if self._section.zero_stage else self._guard.norm
