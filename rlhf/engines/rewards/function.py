@@ -1,0 +1,113 @@
+"""Rewards from the user's own Python function, away from the run in a process of its own."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from rlhf.engines.rewards.process import ChildFailedError, FunctionProcess
+from rlhf.engines.rewards.scores import checked_scores, listed
+from rlhf.errors import ConfigError, RewardError
+from rlhf.types import Json, Prompt, Reward, Rollout
+
+NUM_TRIES = 2
+BLAME_TIMEOUT_S = 10.0
+RESERVED = ("prompts", "responses", "labels")
+"""Names that a row's column cannot have in a call."""
+
+
+class FunctionRaisedError(ChildFailedError):
+    """The function raised. Says what and where."""
+
+
+class FunctionReward:
+    """Scores by `module:name`, a function (prompts, responses, **columns) -> list of numbers.
+
+    Columns are lists with one entry an answer: `labels`, and the rows' other columns by their own names; a function
+    gets those that it accepts. One batch may take `timeout_s`; a process that overruns or dies is replaced, and the
+    batch tried once more. Raises ConfigError where the function cannot be used, RewardError where it fails.
+    """
+
+    def __init__(self, function: str, *, timeout_s: float = 60.0, memory_gib: float | None = None) -> None:
+        self._process = FunctionProcess(function, memory_gib=memory_gib)
+        self._function = function
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        if not responses:
+            return []
+        columns = self._columns(prompts)
+        with self._lock:
+            scores = self._try(prompts, responses, columns)
+        ids = [prompt.id for prompt in prompts]
+        return [Reward(total=score) for score in checked_scores(scores, ids)]
+
+    def close(self) -> None:
+        with self._lock:
+            self._process.close()
+
+    def _try(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, list[Json]]
+    ) -> list[Json]:
+        for _ in range(NUM_TRIES):
+            try:
+                return self._ask(prompts, responses, columns, self._timeout_s)
+            except ChildFailedError as error:
+                failure = error
+        culprit = None
+        if isinstance(failure, FunctionRaisedError):
+            culprit = self._culprit(prompts, responses, columns)
+        where = culprit or listed([prompt.id for prompt in prompts])
+        raise RewardError(f"reward: {failure} on {where} ({NUM_TRIES} of {NUM_TRIES} tries).") from failure
+
+    def _ask(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        columns: Mapping[str, list[Json]],
+        timeout_s: float,
+    ) -> list[Json]:
+        request: dict[str, Json] = {
+            "prompts": [prompt.text for prompt in prompts],
+            "responses": list(responses),
+            "columns": dict(columns),
+        }
+        reply = self._process.ask(request, timeout_s)
+        if "raised" in reply:
+            raise FunctionRaisedError(str(reply["raised"]))
+        scores = reply.get("scores")
+        if not isinstance(scores, list):
+            raise RewardError(f"reward: {reply.get('wrong', 'the function gave no reply')}.")
+        return scores
+
+    def _culprit(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, list[Json]]
+    ) -> str | None:
+        """The prompt of the first answer on which the function fails by itself, if one is found in little time."""
+        deadline = time.monotonic() + BLAME_TIMEOUT_S
+        for index, prompt in enumerate(prompts):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            one = {name: values[index : index + 1] for name, values in columns.items()}
+            try:
+                self._ask([prompt], [responses[index]], one, remaining)
+            except ChildFailedError:
+                return prompt.id
+        return None
+
+    def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Json]]:
+        """The columns that the function accepts. Raises ConfigError where it needs one that the rows do not have."""
+        names = dict.fromkeys(name for prompt in prompts for name in prompt.metadata)
+        columns: dict[str, list[Json]] = {
+            name: [prompt.metadata.get(name) for prompt in prompts] for name in names if name not in RESERVED
+        }
+        columns["labels"] = [prompt.label for prompt in prompts]
+        missing = sorted(self._process.needs - set(columns))
+        if missing:
+            raise ConfigError(
+                f"reward.function: {self._function} needs {', '.join(missing)}, which the rows do not have "
+                f"(have {', '.join(sorted(columns))})."
+            )
+        takes = self._process.takes
+        return {name: values for name, values in columns.items() if takes is None or name in takes}

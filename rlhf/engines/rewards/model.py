@@ -1,0 +1,90 @@
+"""Rewards from a reward model: its scalar head at the last token of prompt and answer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf.engines.base import Tokenizer, TokenScorer
+from rlhf.engines.rewards.scores import checked_scores
+from rlhf.types import FinishReason, IntArray, Message, PackedTokens, Prompt, Reward, Rollout
+
+
+class ModelReward:
+    """Scores by a scorer with the head `scores`.
+
+    Where policy and reward model have the same tokenizer, the sampled token ids are scored as they are; where not,
+    the text is tokenised anew by the reward model's own tokenizer (and its chat template, for a chat prompt).
+    """
+
+    def __init__(
+        self,
+        scorer: TokenScorer,
+        *,
+        policy_tokenizer: Tokenizer,
+        reward_tokenizer: Tokenizer,
+        max_tokens_per_batch: int = 4096,
+    ) -> None:
+        self._scorer = scorer
+        self._tokenizer = reward_tokenizer
+        self._max_tokens = max_tokens_per_batch
+        self._same = policy_tokenizer.fingerprint() == reward_tokenizer.fingerprint()
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        if not rollouts:
+            return []
+        if self._same:
+            sequences = [
+                np.concatenate([prompt.token_ids, rollout.token_ids])
+                for prompt, rollout in zip(prompts, rollouts, strict=True)
+            ]
+        else:
+            sequences = [self._tokenise(*item) for item in zip(prompts, responses, rollouts, strict=True)]
+        batches = plan_batches([len(sequence) for sequence in sequences], self._scorer.num_ranks, self._max_tokens)
+        replies = self._scorer.forward([_pack([sequences[index] for index in batch]) for batch in batches])
+        scores = [0.0] * len(sequences)
+        for batch, reply in zip(batches, replies, strict=True):
+            for index, score in zip(batch, reply.tolist(), strict=True):
+                scores[index] = score
+        checked = checked_scores(list(scores), [prompt.id for prompt in prompts])
+        return [Reward(total=score) for score in checked]
+
+    def close(self) -> None:
+        """Nothing to do: whoever made the scorer ends it."""
+
+    def _tokenise(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
+        messages = prompt.metadata.get("messages")
+        if isinstance(messages, list):
+            turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
+            turns.append(Message(role="assistant", content=response))
+            text = self._tokenizer.render(turns, add_generation_prompt=False)
+            return np.array(self._tokenizer.encode(text), dtype=np.int64)
+        token_ids = self._tokenizer.encode(prompt.text + response, add_special_tokens=True)
+        if rollout.finish_reason is FinishReason.STOP:
+            token_ids.append(self._tokenizer.eos_token_id)
+        return np.array(token_ids, dtype=np.int64)
+
+
+def plan_batches(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[int]]:
+    """Which sequences share a batch: longest first, each into the first batch with room; a longer one goes alone.
+
+    The number of batches is a multiple of `num_ranks`: ranks that would have none run the shortest sequence again,
+    which gives the same score.
+    """
+    batches: list[list[int]] = []
+    totals: list[int] = []
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for index in order:
+        fits = next((b for b, total in enumerate(totals) if total + lengths[index] <= max_tokens), None)
+        if fits is None:
+            batches.append([index])
+            totals.append(lengths[index])
+        else:
+            batches[fits].append(index)
+            totals[fits] += lengths[index]
+    return batches + [[order[-1]]] * (-len(batches) % num_ranks)
+
+
+def _pack(sequences: Sequence[IntArray]) -> PackedTokens:
+    return PackedTokens(
+        token_ids=np.concatenate(sequences), lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    )

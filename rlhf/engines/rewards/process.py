@@ -1,0 +1,147 @@
+"""A child process that holds a user's function: started, asked, and killed when it takes too long."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO
+
+from rlhf.errors import ConfigError
+from rlhf.types import Json
+
+logger = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_name("child.py")
+START_TIMEOUT_S = 120.0
+MAX_REPLY_BYTES = 64 * 2**20
+MAX_LOGGED_CHARS = 2000
+
+
+class ChildFailedError(Exception):
+    """The child died or took too long. Says which; it is started anew by the next request."""
+
+
+class FunctionProcess:
+    """One child process with one function in it. Not for several threads at once.
+
+    `takes` are the columns that the function accepts (None: any) and `needs` those that it cannot do without.
+    Raises ConfigError where the function cannot be imported or has the wrong signature.
+    """
+
+    def __init__(self, function: str, *, memory_gib: float | None = None) -> None:
+        self._function = function
+        self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._overran = threading.Event()
+        self._start()
+
+    def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
+        """Send a request and wait for its reply. Raises ChildFailedError."""
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        return self._exchange(request, timeout_s)
+
+    def close(self) -> None:
+        """Kill the process and everything that it started."""
+        if self._process is None:
+            return
+        self._kill()
+        self._process.wait()
+        self._connection.close()
+        self._socket.close()
+        self._process = None
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # -P: the script's own folder must not hide the user's modules.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(SCRIPT), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        self._socket = ours
+        self._connection = Connection(os.dup(ours.fileno()))
+        assert self._process.stdout is not None, "a pipe was asked for"
+        threading.Thread(target=_log_lines, args=(self._process.stdout, self._function), daemon=True).start()
+        setup: dict[str, Json] = {
+            "function": self._function,
+            "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 an empty entry means this folder
+            "memory_bytes": self._memory_bytes,
+            "parent": os.getpid(),
+        }
+        try:
+            hello = self._exchange(setup, START_TIMEOUT_S)
+        except ChildFailedError as error:
+            raise ConfigError(f"reward.function: importing {self._function} {error}.") from error
+        if "wrong" in hello:
+            self.close()
+            raise ConfigError(f"reward.function: {hello['wrong']}.")
+        takes, needs = hello["takes"], hello["needs"]
+        self.takes = None if takes is None else _names(takes)
+        self.needs = _names(needs)
+
+    def _exchange(self, message: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
+        """Consumes: a message. Produces: the reply. Waits for: the child. Unblocked by: the reply, the child's end, or
+        the timer, which kills the child and shuts the socket, so that neither sending nor receiving can hang."""
+        assert self._process is not None, "started"
+        self._overran.clear()
+        timer = threading.Timer(timeout_s, self._overrun)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._connection.send_bytes(json.dumps(message).encode())
+            reply: dict[str, Json] = json.loads(self._connection.recv_bytes(MAX_REPLY_BYTES))
+        except (EOFError, OSError, ValueError) as error:
+            process = self._process
+            ended = "" if self._overran.is_set() else _ending(process)
+            self.close()
+            raise ChildFailedError(ended or f"took over {timeout_s:g} s") from error
+        finally:
+            timer.cancel()
+        return reply
+
+    def _overrun(self) -> None:
+        self._overran.set()
+        self._kill()
+        # The reply may have won the race, and the socket be closed already.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _ending(process: "subprocess.Popen[bytes]") -> str:
+    """How a process that closed its socket ended."""
+    try:
+        code = process.wait(timeout=5.0)
+    except subprocess.TimeoutExpired:
+        return "closed its connection"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def _names(value: Json) -> frozenset[str]:
+    assert isinstance(value, list), "the child sends a list"
+    return frozenset(str(name) for name in value)
+
+
+def _log_lines(stream: IO[bytes], function: str) -> None:
+    """Pass on what the function prints, so that it can neither spoil the run's own output nor block on a full pipe."""
+    with stream:
+        while line := stream.readline(MAX_LOGGED_CHARS):
+            logger.info("%s: %s", function, line.decode(errors="replace").rstrip())
