@@ -1,0 +1,265 @@
+"""PPO on the driver: what is selected, what credit is given, what is remembered."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.algorithms import ALGORITHMS, build_algorithm
+from rlhf.algorithms.ppo import PPO
+from rlhf.config.algo import AdaptiveKl, FixedKl, PpoSection, RmSection, SftSection
+from rlhf.errors import NumericsError
+from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Role, Signals
+from tests.unit.algorithms.build import group, rollout, signals
+
+PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False)
+
+
+def column(experience: Experience, name: str) -> list[float]:
+    """A column at the tokens that are learned from."""
+    (sequence,) = experience.sequences
+    return getattr(sequence, name)[sequence.loss_mask].tolist()
+
+
+def select(*answers: Sequence[int], rewards: Sequence[float]) -> list[Example]:
+    rollouts = [rollout(token_ids, name=f"a{i}") for i, token_ids in enumerate(answers)]
+    return PPO(PLAIN).select([group(rollouts, rewards)])
+
+
+def test_every_section_has_its_algorithm() -> None:
+    for section in (SftSection(), RmSection(), PpoSection()):
+        assert isinstance(build_algorithm(section), ALGORITHMS[section.type])  # type: ignore[arg-type]
+
+
+def test_needs() -> None:
+    needs = PPO(PpoSection()).needs
+    assert needs.trains == {Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES}
+    assert needs.measures == {"old_log_probs", "ref_log_probs", "values"}
+    assert needs.online
+    assert PPO(PLAIN).needs.measures == {"old_log_probs", "values"}
+    assert "ref_log_probs" in PPO(PpoSection(kl=AdaptiveKl(coef=1e-9))).needs.measures
+    assert set(PPO(PLAIN).objectives()) == {"policy", "critic", "ptx"}
+
+
+def test_an_example_is_exactly_what_was_sampled() -> None:
+    (example,) = PPO(PLAIN).select(
+        [group([rollout([5, 6, 7], finish_reason=FinishReason.LENGTH, log_probs=[-0.1, -0.2, -0.3])], [0.0])]
+    )
+    (sequence,) = example.sequences
+    assert sequence.token_ids.tolist() == [100, 101, 102, 5, 6, 7]  # truncated: and no EOS is put there
+    assert sequence.loss_mask.tolist() == [False] * 3 + [True] * 3
+    assert example.sampler_log_probs[0].tolist() == pytest.approx([0, 0, 0, -0.1, -0.2, -0.3])
+    assert (example.rewards, example.truncated, example.weight_version) == ((0.0,), (True,), 7)
+
+
+def test_examples_keep_the_order_of_the_groups() -> None:
+    groups = [group([rollout([1], name=f"{g}{i}") for i in "ab"], [0.0, 0.0], name=g) for g in "xyz"]
+    assert [e.id for e in PPO(PLAIN).select(groups)] == ["xa", "xb", "ya", "yb", "za", "zb"]
+
+
+def test_an_aborted_answer_teaches_nothing() -> None:
+    (example,) = PPO(PLAIN).select([group([rollout([1, 2], finish_reason=FinishReason.ABORTED)], [1.0])])
+    assert not example.sequences[0].loss_mask.any()
+
+
+def test_a_token_that_nothing_predicts_is_not_learned_from() -> None:
+    answers = group([rollout([1, 2])], [1.0])
+    without_prompt = replace(answers, prompt=replace(answers.prompt, token_ids=np.zeros(0, dtype=np.int64)))
+    (example,) = PPO(PLAIN).select([without_prompt])
+    assert example.sequences[0].loss_mask.tolist() == [False, True]
+
+
+def test_credit_by_hand() -> None:
+    """KL-shaped rewards 0.05, 0, 1 - 0.05 and values .5 .6 .7 with gamma = lambda = 1."""
+    section = PpoSection(kl=FixedKl(coef=0.1), gae_lambda=1.0, whiten_advantages=False)
+    examples = select([1, 2, 3], rewards=[1.0])
+    said = signals(examples[0], old=[-1.5, -1.0, -1.0], ref=[-1.0, -1.0, -1.5], values=[0.5, 0.6, 0.7])
+    (experience,), metrics = PPO(section).credit(examples, [said])
+    assert column(experience, "advantages") == pytest.approx([0.5, 0.35, 0.25])
+    assert column(experience, "returns") == pytest.approx([1.0, 0.95, 0.95])
+    assert column(experience, "old_values") == pytest.approx([0.5, 0.6, 0.7])
+    assert column(experience, "old_log_probs") == pytest.approx([-1.5, -1.0, -1.0])
+    assert experience.coefficients["kl"] == 0.1
+    figures = {"reward/mean": 1.0, "reward/shaped": 1.0, "kl/ref_per_response": 0.0, "kl/coef": 0.1}
+    assert {name: metrics.sums[name] for name in figures} == pytest.approx(figures)
+
+
+def test_tokens_outside_the_mask_get_no_credit() -> None:
+    examples = select([1, 2], rewards=[1.0])
+    (experience,), _ = PPO(PLAIN).credit(examples, [signals(examples[0], old=[-1, -1], values=[0, 0])])
+    (sequence,) = experience.sequences
+    assert sequence.advantages is not None
+    assert sequence.returns is not None
+    assert sequence.advantages[:3].tolist() == sequence.returns[:3].tolist() == [0.0, 0.0, 0.0]
+    assert sequence.advantages.dtype == sequence.returns.dtype == np.float32
+
+
+@given(st.lists(st.integers(0, 60), min_size=4, max_size=4))
+def test_environment_tokens_do_not_exist(gaps: list[int]) -> None:
+    """However many tokens a tool puts between, before or after the model's own, credit and figures are the same."""
+    own = [11, 12, 13]
+    plain = select(own, rewards=[1.0])
+    section = PpoSection(kl=FixedKl(coef=0.1))
+    said = {"old": [-1.0, -2.0, -1.5], "ref": [-1.1, -1.5, -1.6], "values": [0.2, 0.5, 0.4]}
+    (expected,), figures = PPO(section).credit(plain, [signals(plain[0], **said)])
+    token_ids, mask = [0] * gaps[0], [False] * gaps[0]
+    for token, gap in zip(own, gaps[1:], strict=True):
+        token_ids += [token] + [0] * gap
+        mask += [True] + [False] * gap
+    examples = PPO(section).select([group([rollout(token_ids, loss_mask=mask)], [1.0])])
+    (experience,), with_tools = PPO(section).credit(examples, [signals(examples[0], **said)])
+    assert column(experience, "advantages") == column(expected, "advantages")
+    assert column(experience, "returns") == column(expected, "returns")
+    assert with_tools == figures
+
+
+def test_the_published_trap_of_multi_turn_credit() -> None:
+    """gamma = 1, lambda = 0.95: 50 tool tokens, stepped through, would turn a first advantage of 0.475 negative."""
+    section = PLAIN.model_copy(update={"gae_lambda": 0.95})
+    for num_tool_tokens in (0, 50):
+        mask = [True] + [False] * num_tool_tokens + [True]
+        examples = PPO(section).select([group([rollout([1] * len(mask), loss_mask=mask)], [1.0])])
+        said = signals(examples[0], old=[-1, -1], values=[0.5, 0.5])
+        (experience,), metrics = PPO(section).credit(examples, [said])
+        assert column(experience, "advantages") == pytest.approx([0.475, 0.5])
+        assert metrics.sums["response/length"] == 2.0
+
+
+def test_whitening_spans_all_answers_and_ignores_empty_ones() -> None:
+    section = PpoSection(kl=FixedKl(coef=0.0), gae_lambda=1.0)
+    examples = select([1, 2], [], [3], rewards=[1.0, 9.0, 0.0])
+    said = [signals(e, old=[-1] * n, values=[0] * n) for e, n in zip(examples, (2, 0, 1), strict=True)]
+    experiences, metrics = PPO(section).credit(examples, said)
+    # Returns 1 1 0: mean 2/3, deviation sqrt(2)/3.
+    half = 1 / np.sqrt(2)
+    assert [column(e, "advantages") for e in experiences] == [
+        pytest.approx([half, half]),
+        [],
+        pytest.approx([-2 * half]),
+    ]
+    assert metrics.sums["advantages/mean"] == pytest.approx(2 / 3)
+    assert metrics.sums["response/empty"] == pytest.approx(1 / 3)
+    assert [e.id for e in experiences] == [e.id for e in examples]
+
+
+def test_a_whole_answer_is_one_action() -> None:
+    section = PpoSection(token_level=False, whiten_advantages=False, kl=FixedKl(coef=1.0))
+    examples = select([1, 2, 3], [], rewards=[1.0, 5.0])
+    said = [
+        signals(examples[0], old=[-1, -1, -1], ref=[-1.1, -1, -1], values=[0.25, 7, 7]),
+        signals(examples[1], old=[], ref=[], values=[]),
+    ]
+    experiences, _ = PPO(section).credit(examples, said)
+    assert column(experiences[0], "advantages") == pytest.approx([0.65] * 3)  # 1 - 0.1 - V(prompt)
+    assert column(experiences[0], "returns") == pytest.approx([0.9] * 3)
+    assert column(experiences[1], "advantages") == []
+
+
+def test_no_answer_at_all() -> None:
+    experiences, metrics = PPO(PpoSection(normalize_rewards=True)).credit([], [])
+    assert experiences == []
+    assert all(np.isfinite(list({**metrics.sums, **metrics.maxima}.values())))
+
+
+def test_a_score_of_0_is_a_score() -> None:
+    examples = select([1], [2], rewards=[0.0, 1.0])
+    said = [signals(e, old=[-1], values=[0]) for e in examples]
+    (zero, one), metrics = PPO(PpoSection(kl=FixedKl(coef=0.0))).credit(examples, said)
+    assert column(zero, "advantages") == pytest.approx([-1.0])
+    assert column(one, "advantages") == pytest.approx([1.0])
+    assert metrics.sums["reward/mean"] == 0.5
+
+
+@pytest.mark.parametrize("bad", ["old", "ref", "values"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_says_nan_is_named(bad: str, value: float) -> None:
+    examples = select([1, 2], rewards=[1.0])
+    said = {"old": [-1.0, -1.0], "ref": [-1.0, -1.0], "values": [0.0, 0.0]} | {bad: [0.0, value]}
+    with pytest.raises(NumericsError, match=rf"a0: .*{bad}.*: 1 of 2 tokens"):
+        PPO(PpoSection()).credit(examples, [signals(examples[0], **said)])
+
+
+def test_the_samplers_own_log_probs_are_compared_never_used() -> None:
+    rollouts = [rollout([1, 2], log_probs=[-1.0, -3.0]), rollout([1, 2], log_probs=[-np.inf, -1.0])]
+    examples = PPO(PLAIN).select([group(rollouts, [1.0, 0.0])])
+    _, metrics = PPO(PLAIN).credit(examples, [signals(e, old=[-1, -1], values=[0, 0]) for e in examples])
+    assert metrics.sums["sampler/log_prob_gap"] == pytest.approx(2 / 3)
+    assert metrics.maxima["sampler/log_prob_gap_max"] == 2.0
+    assert metrics.sums["sampler/not_finite"] == 0.25
+
+
+def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, LossMetrics]:
+    examples = select([1], [2], rewards=[1.0, 0.0])
+    said = [signals(e, old=[-1], ref=[-1 - kl], values=[0.1]) for e in examples]
+    experiences, metrics = algorithm.credit(examples, said)
+    return experiences[0], metrics
+
+
+def test_the_adaptive_coefficient_acts_from_the_next_step_on() -> None:
+    algorithm = PPO(PpoSection(kl=AdaptiveKl(coef=0.1, target=1.0, horizon=2)))
+    assert step(algorithm, kl=1.1)[0].coefficients["kl"] == 0.1
+    assert step(algorithm, kl=5.0)[0].coefficients["kl"] == pytest.approx(0.11)
+    assert step(algorithm)[0].coefficients["kl"] == pytest.approx(0.11 * 1.2)
+
+
+def test_early_stop_by_kl() -> None:
+    algorithm = PPO(PpoSection(num_epochs=4, kl_stop=0.02))
+    assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.02}))
+    assert not algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.021}))
+    assert algorithm.after_pass(LossMetrics(sums={"critic/loss": 1.0}))  # the policy is frozen
+    assert PPO(PpoSection()).after_pass(LossMetrics(sums={"policy/approx_kl": 1e9}))
+
+
+def test_the_penalty_adapts_between_updates() -> None:
+    algorithm = PPO(PpoSection(loss="penalty", num_epochs=2))
+    seen = []
+    for kl in (0.1, 0.01, 0.001, 0.0):
+        experience, metrics = step(algorithm)
+        seen.append(experience.coefficients["penalty"])
+        assert metrics.sums["policy/penalty_coef"] == seen[-1]
+        assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.0}))
+        assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": kl}))
+    assert seen == [1.0, 2.0, 2.0, 1.0]
+
+
+def test_what_it_remembers_survives_a_restart() -> None:
+    section = PpoSection(kl=AdaptiveKl(), loss="penalty", num_epochs=2, normalize_rewards=True)
+    whole, first, second = PPO(section), PPO(section), PPO(section)
+    for algorithm in (whole, first):
+        step(algorithm, kl=9.0)
+        algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.5}))
+    second.restore(json.loads(json.dumps(first.state())))
+    expected, got = step(whole), step(second)
+    assert got[1] == expected[1]
+    assert got[0].coefficients == expected[0].coefficients
+    assert second.state() == whole.state()
+
+
+def test_every_trick_is_told() -> None:
+    on = PpoSection(normalize_rewards=True, freeze_policy_steps=3)
+    off = PpoSection(
+        reward_at_end=False, token_level=False, kl=FixedKl(coef=0.0), clip_rewards=0.0, whiten_advantages=False
+    )
+    told = [{k: v for k, v in PPO(s).credit([], [])[1].sums.items() if k.startswith("tricks/")} for s in (on, off)]
+    names = ["reward_at_end", "token_level", "kl_term", "normalize_rewards", "whiten_advantages"]
+    assert [told[0][f"tricks/{name}"] for name in names] == [1.0] * 5
+    assert [told[1][f"tricks/{name}"] for name in names] == [0.0] * 5
+    assert told[0]["tricks/freeze_policy_steps"] == 3.0
+    assert told[0]["tricks/clip_rewards"] == 10.0
+    assert told[0].keys() == told[1].keys() >= {"tricks/ptx_coef", "tricks/gae_lambda"}
+
+
+def test_old_log_probs_pass_through_bit_for_bit() -> None:
+    """The first ratio is exactly 1 only if credit hands on what was measured."""
+    examples = select([1, 2, 3], rewards=[1.0])
+    old = np.array([0, 0, 0, -0.1, -1 / 3, -7e-8], dtype=np.float32)
+    (experience,), _ = PPO(PLAIN).credit(
+        examples, [Signals(old_log_probs=(old,), values=(np.zeros(6, dtype=np.float32),))]
+    )
+    got = experience.sequences[0].old_log_probs
+    assert got is not None
+    assert got.tobytes() == old.tobytes()
