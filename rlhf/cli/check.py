@@ -3,10 +3,9 @@
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from glob import glob
 from pathlib import Path
 
-from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.load import read_config, resolve, short_summary
 from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.problems import Problem
@@ -14,8 +13,20 @@ from rlhf.config.reward import FunctionSource, HttpSource
 from rlhf.config.rules import advice_on
 from rlhf.config.user_function import problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.orchestrator.data.columns import Kind
+from rlhf.orchestrator.data.files import READERS, find_files
+from rlhf.orchestrator.data.load import check_rows
+from rlhf.orchestrator.data.sources import HUB_NAME
 
-DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".txt")
+QUICK_FILES = {".jsonl", ".json", ".csv"}
+MAX_QUICK_BYTES = 2 * 1024 * 1024
+"""Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
+ROWS: dict[type[TrainConfig], Kind] = {
+    SftConfig: Kind.DEMONSTRATIONS,
+    RmConfig: Kind.PREFERENCES,
+    PpoConfig: Kind.PROMPTS,
+}
+"""What each command reads rows as."""
 
 
 def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
@@ -32,6 +43,9 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         lines = read.report([problem])
         problems += lines
         classes |= {problem.error for _ in lines}
+    if config is not None and not read.is_spoiled("data") and (wrong_rows := data_problems(config)):
+        problems += wrong_rows
+        classes.add(DataError)
     if config is None or problems:
         raise (classes.pop() if len(classes) == 1 else ConfigError)(problems)
     return config, read.report(advice_on(config))
@@ -47,35 +61,39 @@ def run_check(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> 
 
 def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
     """What is wrong between a config and this machine: files, models, functions, variables, packages."""
-    yield from _data(config)
     yield from _models(config, environ)
     yield from _logs(config, environ)
     if isinstance(config, PpoConfig):
         yield from _rewards(config, environ)
 
 
-def _data(config: TrainConfig) -> Iterator[Problem]:
-    paths = {"data.path": config.data.path, "data.eval_path": config.data.eval_path}
-    if isinstance(config, PpoConfig):
-        paths["algo.ptx_path"] = config.algo.ptx_path
-    for key, path in paths.items():
-        if path is not None and (text := _data_problem(path)) is not None:
-            yield Problem(keys=(key,), text=text, error=DataError)
+def data_problems(config: TrainConfig) -> list[str]:
+    """What is wrong with the files of rows: that they are there, and the rows themselves where there are few."""
+    extra = [config.algo.ptx_path] if isinstance(config, PpoConfig) else []
+    files: list[Path] = []
+    problems: list[str] = []
+    for path in (config.data.path, config.data.eval_path, *extra):
+        try:
+            files += [] if path is None or is_hub_data(path) else [source.path for source in find_files(path)]
+        except DataError as error:
+            problems += error.problems
+    quick = all(file.suffix.lower() in QUICK_FILES for file in files)
+    if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
+        return problems
+    try:
+        check_rows(config.data, ROWS[type(config)])
+    except DataError as error:
+        return list(error.problems)
+    return []
 
 
-def _data_problem(path: str) -> str | None:
-    """What is wrong with a file or glob of rows; a name without file ending may be a hub data set."""
+def is_hub_data(path: str) -> bool:
+    """Whether rows come through `datasets`, which takes seconds to import: a hub name, or a folder it saved."""
     local = Path(path).expanduser()
-    if local.is_dir():
-        return None
-    if not path.endswith(DATA_FILES) and not set(path) & set("*?[") and not local.exists():
-        is_hub = path.count("/") <= 1 and not path.startswith((".", "~", "/"))
-        return None if is_hub else f"{path}: no such file or folder."
-    files = [Path(name) for name in glob(str(local), recursive=True)] or [local] * local.is_file()
-    if not files:
-        return f"{path} matches no file."
-    empty = [file for file in files if file.is_file() and file.stat().st_size == 0]
-    return f"{empty[0]} has no rows." if len(empty) == len(files) else None
+    if local.exists():
+        return (local / "dataset_dict.json").is_file() or (local / "state.json").is_file()
+    is_file = local.suffix in {*READERS, ".gz"} or HUB_NAME.fullmatch(path) is None
+    return not is_file
 
 
 def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -33,7 +33,7 @@ def kind_of(field: Field) -> str:
     if field.choices:
         return "|".join(str(choice) for choice in field.choices)
     if field.is_list:
-        return "LIST"
+        return "TEXT" if field.holds_text else "LIST"
     names = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
     return next((name for kind, name in names.items() if field.kind is kind), "VALUE")
 
@@ -46,12 +46,16 @@ def default_of(field: Field) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
+def bounds_and_variant(field: Field) -> str:
+    """The numbers that are allowed, and the type that alone has the field."""
+    facts = [field.bounds, f"only with type {field.variant}" if field.variant else ""]
+    return "; ".join(fact for fact in facts if fact)
+
+
 def facts_of(field: Field) -> str:
-    """What a field takes and its default, in brackets."""
-    facts = [f"only with type {field.variant}"] if field.variant else []
-    facts += [f"default {default_of(field)}"] if default_of(field) else []
-    facts += [field.bounds] if field.bounds else []
-    return f" [{'; '.join(facts)}]" if facts else ""
+    """Default and limits, in brackets."""
+    facts = [f"default {default_of(field)}" if default_of(field) else "", bounds_and_variant(field)]
+    return f" [{'; '.join(fact for fact in facts if fact)}]" if any(facts) else ""
 
 
 def flag_of(name: str) -> str:

@@ -53,8 +53,7 @@ class Field:
     @property
     def item_keys(self) -> list[str]:
         """The keys of a list's items, where those are sections."""
-        items = sections_in(typing.get_args(self.kind)[0]) if self.is_list else ()
-        return [key for item in items for key in item.model_fields]
+        return [key for item in list_items(self) for key in item.model_fields]
 
     @property
     def bounds(self) -> str:
@@ -93,6 +92,11 @@ def sections_in(kind: object) -> tuple[type[Section], ...]:
     """The sections that a field's value may be: one, several told apart by `type`, or none."""
     members = alternatives(bare(kind))
     return tuple(member for member in members if isinstance(member, type) and issubclass(member, Section))
+
+
+def list_items(field: Field) -> tuple[type[Section], ...]:
+    """The sections that a list's items may be."""
+    return sections_in(typing.get_args(field.kind)[0]) if field.is_list else ()
 
 
 def variant_of(section: type[Section]) -> str:

@@ -66,7 +66,7 @@ class Merged(Generic[S]):
         return [
             f"{self.where(tuple(problem.keys[0].split('.')))}: {problem.text}"
             for problem in problems
-            if not any(self._is_spoiled(key) for key in problem.keys)
+            if not any(self.is_spoiled(key) for key in problem.keys)
         ]
 
     def where(self, path: KeyPath) -> str:
@@ -74,7 +74,8 @@ class Merged(Generic[S]):
         known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self._origins), None)
         return self._origins[known].where(path) if known else dotted(path)
 
-    def _is_spoiled(self, key: str) -> bool:
+    def is_spoiled(self, key: str) -> bool:
+        """Whether a wrong value stands at, under or around a key."""
         return any(f"{key}.".startswith(f"{bad}.") or f"{bad}.".startswith(f"{key}.") for bad in self.spoiled)
 
     def _apply(self, setting: Setting) -> None:
