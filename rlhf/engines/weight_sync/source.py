@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
+from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
 
 
 class Gather(Protocol):
@@ -39,8 +39,19 @@ class WeightSource(Protocol):
         ...
 
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        """Give the bucket's full tensors on every rank; they are valid until the next is asked for."""
+        """Give the bucket's full tensors on every rank."""
         ...
+
+
+def make_source(module: torch.nn.Module, dtype: str) -> WeightSource:
+    """The source that fits how `module`'s parameters are held; `dtype` (float32, bfloat16) is what engines compute in.
+
+    Names are those of `module.named_parameters()`: pass the Hugging Face model itself, not DeepSpeed's wrapper.
+    """
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param  # noqa: PLC0415  - takes seconds
+
+    kind = Zero3Source if any(is_zero_param(parameter) for parameter in module.parameters()) else ModuleSource
+    return kind(module, dtype_of(dtype))
 
 
 class _Done:
@@ -141,13 +152,19 @@ class Zero3Source:
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        import deepspeed  # noqa: PLC0415  - a plain source works without it
+        import deepspeed  # noqa: PLC0415  - takes seconds
 
         names = [spec.name for spec in bucket.parameters]
         with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):
-            for name in names:
-                # A copy: what DeepSpeed gathered is freed when this bucket is left.
-                yield name, self._named[name].detach().to(self.device, self.dtype, copy=True)
+            # Copies, and all of them now: what was gathered is freed on leaving, and an iteration may go on in another
+            # CUDA stream than it began in.
+            tensors = [self._named[name].detach().to(self.device, self.dtype, copy=True) for name in names]
+            if self.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+        for name, tensor in zip(names, tensors, strict=True):
+            if self.device.type == "cuda":
+                tensor.record_stream(torch.cuda.current_stream())
+            yield name, tensor
 
 
 def _is_cuda_group() -> bool:

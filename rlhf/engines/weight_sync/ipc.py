@@ -1,0 +1,29 @@
+"""Weights through CUDA IPC, for engines that share their GPUs with trainer ranks: a buffer that both can read.
+
+Each engine process reads the buffer of the trainer rank on its own GPU, so every trainer rank gathers everything. A
+buffer is handed over by a remote call: their number grows with the bytes of the model, not with its parameters.
+"""
+
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
+
+from rlhf.engines.weight_sync.base import EngineClient
+from rlhf.engines.weight_sync.source import WeightSource
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender
+
+
+def open_ipc(
+    source: WeightSource,
+    client: EngineClient,
+    *,
+    rank: int,
+    num_receivers: int,
+    bucket_bytes: int,
+    timeout_s: float,
+) -> VllmSender:
+    """Tell the engines how buffers will be packed; there is nothing to join."""
+    digesting = DigestingSource(source, bucket_bytes)
+    vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
+    buffer_bytes = max(bucket_bytes, digesting.largest_parameter_bytes)
+    init_info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=buffer_bytes, rank=rank)
+    engine = IPCTrainerWeightTransferEngine.trainer_init(init_info, client=vllm_client, source=digesting)
+    return VllmSender(engine, vllm_client, digesting, timeout_s)

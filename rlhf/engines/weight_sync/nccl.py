@@ -1,0 +1,41 @@
+"""Weights through NCCL, for engines on GPUs of their own: vLLM's packed broadcast from trainer rank 0."""
+
+import socket
+
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+from rlhf.engines.weight_sync.base import EngineClient
+from rlhf.engines.weight_sync.source import WeightSource
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender
+
+
+def open_nccl(
+    source: WeightSource,
+    client: EngineClient,
+    *,
+    rank: int,
+    master_address: str,
+    port: int,
+    num_receivers: int,
+    bucket_bytes: int,
+    timeout_s: float,
+) -> VllmSender:
+    """Join rank 0 and all receiving processes in a communicator; the other trainer ranks only gather."""
+    digesting = DigestingSource(source, bucket_bytes)
+    vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
+    init_info = NCCLTrainerInitInfo(
+        master_address=master_address,
+        master_port=port or _free_port(),
+        world_size=1 + num_receivers,
+        packed=True,
+        packed_buffer_size_bytes=max(bucket_bytes, digesting.largest_parameter_bytes),
+        rank=rank,
+    )
+    engine = NCCLTrainerWeightTransferEngine.trainer_init(init_info, client=vllm_client, source=digesting)
+    return VllmSender(engine, vllm_client, digesting, timeout_s)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
