@@ -121,6 +121,12 @@ def open_bytes(source: Source) -> io.BufferedReader:
     return io.BufferedReader(BoundedStream(source), READ_BYTES)
 
 
+def read_bytes(source: Source) -> bytes:
+    """The whole of a file, decompressed and bounded."""
+    with open_bytes(source) as stream:
+        return stream.read()
+
+
 def read_lines(source: Source, problems: Problems) -> Iterator[Row]:
     """JSON lines. A byte order mark, CRLF line ends and blank lines are fine."""
     with open_bytes(source) as stream:
@@ -133,35 +139,29 @@ def read_lines(source: Source, problems: Problems) -> Iterator[Row]:
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
-                text = line.decode()
-                if text.strip():
+                text = line.decode().rstrip()
+                if text:
                     yield Row(file=source.label, where=where, values=mapping(parse_json(text)))
             except ValueError as error:
                 problems.add_row(source.label, where, explain(error))
 
 
 def read_json(source: Source, problems: Problems) -> Iterator[Row]:
-    """A JSON list of objects; a file of JSON lines under the name .json is read as such."""
+    """A JSON list of objects, whose places are their numbers in it (`train.json[0]`); a file of JSON lines under the
+    name .json is read as such."""
     with open_bytes(source) as stream:
         start = stream.peek(READ_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start != b"[":
         yield from read_lines(source, problems)
         return
     text = read_text(source)
-    decoder = json.JSONDecoder(parse_constant=refuse_constant)
-    position, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line += text.count("\n", counted, position)
-        counted = position
-        where = f"{source.label}:{line}"
-        if text[position : position + 1] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: {explain(error)}") from error
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        line = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else 1
+        raise DataError(f"{source.label}:{line}: {explain(error)}") from error
+    for index, value in enumerate(values if isinstance(values, list) else []):
+        where = f"{source.label}[{index}]"
         try:
             yield Row(file=source.label, where=where, values=mapping(value))
         except ValueError as error:
@@ -198,14 +198,15 @@ def read_parquet(source: Source, problems: Problems) -> Iterator[Row]:
 
     number = 0
     try:
-        content = source.path if source.path.suffix != ".gz" else io.BytesIO(open_bytes(source).read())
+        content = source.path if source.path.suffix != ".gz" else io.BytesIO(read_bytes(source))
         with pyarrow.parquet.ParquetFile(content) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(file=source.label, where=f"{source.label}:{number}", values=plain_row(values))
     except (pyarrow.ArrowException, OSError) as error:
-        reason = "no footer" if "footer" in str(error) or "smaller" in str(error) else str(error).splitlines()[0]
+        no_footer = any(sign in str(error) for sign in ("footer", "file size is"))
+        reason = "no footer" if no_footer else str(error).splitlines()[0]
         raise DataError(f"{source.label}: damaged file ({reason}).") from error
 
 
@@ -219,7 +220,7 @@ READERS: dict[str, Callable[[Source, Problems], Iterator[Row]]] = {
 
 def read_text(source: Source) -> str:
     """A whole file as text, without a byte order mark."""
-    content = open_bytes(source).read()
+    content = read_bytes(source)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -254,7 +255,7 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"not valid JSON: {name}")
 
 
-def explain(error: ValueError | RecursionError) -> str:
+def explain(error: ValueError) -> str:
     """What is wrong with a line, in one sentence."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}."
@@ -262,4 +263,4 @@ def explain(error: ValueError | RecursionError) -> str:
         before, at = error.doc[: error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
         trailing = before.endswith(",") and at in ("}", "]")
         return "not valid JSON: trailing comma." if trailing else f"not valid JSON: {error.msg} (column {error.colno})."
-    return "nested too deep." if isinstance(error, RecursionError) else f"{error}."
+    return f"{error}."
