@@ -185,7 +185,7 @@ def _load(
     for reason, count in counts.items():
         logger.warning("%d of the rows of %s are not used: %s", count, section.path, reason)
     return DataSplit(
-        train=train, held_out=held_out, dropped=counts, fingerprint=fingerprint([*train, *held_out], content)
+        train=train, held_out=held_out, dropped=counts, fingerprint=fingerprint([train, held_out], content)
     )
 
 

@@ -53,11 +53,13 @@ def divide(rows: Sequence[T], keys: Sequence[str], held_out: set[str]) -> tuple[
     return train, tuple(row for row, key in pairs if key in held_out)
 
 
-def fingerprint(items: Sequence[T], content: Callable[[T], bytes]) -> str:
-    """sha256 of the items' content, in order."""
+def fingerprint(sides: Sequence[Sequence[T]], content: Callable[[T], bytes]) -> str:
+    """sha256 of what each item of each side holds, in order."""
     digest = hashlib.sha256()
-    for item in items:
-        digest.update(hashlib.sha256(content(item)).digest())
+    for side in sides:
+        digest.update(len(side).to_bytes(8, "little"))
+        for item in side:
+            digest.update(hashlib.sha256(content(item)).digest())
     return digest.hexdigest()
 
 
