@@ -94,6 +94,11 @@ def bradley_terry(better: torch.Tensor, worse: torch.Tensor, margins: torch.Tens
     return -logsigmoid(better - worse - margins)
 
 
+def negative_log_likelihood(log_probs: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
+    """Mean over all of the step's loss tokens, a scalar; its exponential is the perplexity."""
+    return -(masked(log_probs, batch.loss_mask) * token_mean(batch)).sum()
+
+
 def measure(sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor] | None = None) -> LossMetrics:
     """Scalars on the device -> figures, in one transfer."""
     maxima = maxima or {}

@@ -12,11 +12,10 @@ from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, 
 from rlhf.algorithms.answers import Answer, describe, mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import PenaltyController, kl_controller
-from rlhf.algorithms.losses import measure
+from rlhf.algorithms.losses import measure, negative_log_likelihood
 from rlhf.algorithms.ppo_objectives import PolicyObjective, ValueObjective
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.sequences import after_prompt, join
-from rlhf.algorithms.sft import negative_log_likelihood
 from rlhf.config.algo import PpoSection
 from rlhf.types import (
     Example,
@@ -86,7 +85,7 @@ class PPO:
         return {Role.POLICY: policy, Role.CRITIC: ValueObjective(self._section), "ptx": self._ptx_loss}
 
     def _ptx_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        loss = negative_log_likelihood(outputs, batch)
+        loss = negative_log_likelihood(outputs.predictions, batch)
         return LossOutput(loss=self._section.ptx_coef * loss, metrics=measure({"ptx/loss": loss}))
 
     def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> LossMetrics:

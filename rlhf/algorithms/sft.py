@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import masked, measure, token_mean
+from rlhf.algorithms.losses import measure, negative_log_likelihood
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import SftSection
 from rlhf.types import (
@@ -19,11 +17,6 @@ from rlhf.types import (
     ScoredGroup,
     Signals,
 )
-
-
-def negative_log_likelihood(outputs: Outputs, batch: TensorBatch) -> torch.Tensor:
-    """Mean over all of the step's loss tokens; its exponential is the perplexity."""
-    return -(masked(outputs.predictions, batch.loss_mask) * token_mean(batch)).sum()
 
 
 class SFT:
@@ -62,7 +55,7 @@ class SFT:
         return {Role.POLICY: self._policy_loss}
 
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        loss = negative_log_likelihood(outputs, batch)
+        loss = negative_log_likelihood(outputs.predictions, batch)
         return LossOutput(loss=loss, metrics=measure({"policy/loss": loss}))
 
     def after_pass(self, metrics: LossMetrics) -> bool:
