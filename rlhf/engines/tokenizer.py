@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>")
 """Tokens that pad where a tokenizer names no pad token of its own, most wanted first."""
 
+SENTINEL = "sentinel"
+"""An answer that shows where a template puts it."""
+
 
 class HfTokenizer:
     """A fast tokenizer of transformers behind the Tokenizer protocol. Safe to use from several threads, since
@@ -83,12 +86,13 @@ class HfTokenizer:
             return []
         try:
             text = self.render(
-                [Message(role="user", content="a"), Message(role="assistant", content="|")], add_generation_prompt=False
+                [Message(role="user", content="Hello"), Message(role="assistant", content=SENTINEL)],
+                add_generation_prompt=False,
             )
         except DataError:
             return []
         special = set(self._tokenizer.all_special_ids)
-        return [token for token in self.encode(text[text.rindex("|") :]) if token in special][:1]
+        return [token for token in self.encode(text.rpartition(SENTINEL)[2]) if token in special][:1]
 
 
 def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: str | None = None) -> HfTokenizer:
