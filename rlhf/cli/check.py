@@ -69,15 +69,16 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
 
 def data_problems(config: TrainConfig) -> list[str]:
     """What is wrong with the files of rows: that they are there, and the rows themselves where there are few."""
-    extra = [config.algo.ptx_path] if isinstance(config, PpoConfig) else []
+    paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
+    texts = [config.algo.ptx_path] if isinstance(config, PpoConfig) and config.algo.ptx_path is not None else []
     files: list[Path] = []
     problems: list[str] = []
-    for path in (config.data.path, config.data.eval_path, *extra):
+    for path in (*paths, *texts):
         try:
-            files += [] if path is None or is_hub_data(path) else [source.path for source in find_files(path)]
+            files += [] if is_hub_data(path) else [source.path for source in find_files(path)]
         except DataError as error:
             problems += error.problems
-    quick = all(file.suffix.lower() in QUICK_FILES for file in files)
+    quick = all(file.suffix.lower() in QUICK_FILES for file in files) and not any(map(is_hub_data, paths))
     if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
         return problems
     try:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rlhf import __version__
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
@@ -38,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become lines on stderr; --debug adds the traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = run(arguments)
-        sys.stdout.flush()
+        with _tracebacks("--debug" in arguments):
+            code = run(arguments)
+            sys.stdout.flush()
         return code
     except BaseException as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
         return _exit_code(error)
 
 
@@ -86,7 +85,8 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
     from rlhf.cli.train import run_training
 
-    return run_training(command, config)
+    with _tracebacks(config.cluster.debug and "--debug" not in arguments):
+        return run_training(command, config)
 
 
 def _generate(arguments: list[str]) -> int:
@@ -100,6 +100,17 @@ def _generate(arguments: list[str]) -> int:
     from rlhf.cli.generate import run_generate
 
     return run_generate(config)
+
+
+@contextlib.contextmanager
+def _tracebacks(shown: bool) -> Iterator[None]:
+    """Print the traceback of what fails inside, and let it pass."""
+    try:
+        yield
+    except BaseException:
+        if shown:
+            traceback.print_exc()
+        raise
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

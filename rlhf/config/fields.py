@@ -3,8 +3,9 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import annotated_types
@@ -15,11 +16,16 @@ from rlhf.config.base import Section
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value that can be set. `variant` is the `type` that has it, where only some kinds of a section do."""
+    """A value that can be set.
+
+    `variant` is the `type` that has it, where only some kinds of a section do; `variants` are the values of a `type`
+    that tells kinds of a section apart.
+    """
 
     name: str
     info: FieldInfo
     variant: str = ""
+    variants: tuple[str, ...] = ()
 
     @property
     def kind(self) -> object:
@@ -34,6 +40,8 @@ class Field:
     @property
     def choices(self) -> tuple[object, ...]:
         """The values of a field that takes one of several."""
+        if self.variants:
+            return self.variants
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property
@@ -111,16 +119,29 @@ def fields_of(section: type[Section], prefix: str = "") -> Iterator[Field]:
         inner = sections_in(info.annotation)
         if not inner:
             yield Field(name, info)
-        seen: set[str] = set()
-        for kind in inner:
-            variant = variant_of(kind) if len(inner) > 1 else ""
-            shared = [set(other.model_fields) for other in inner]
-            for field in fields_of(kind, f"{name}."):
-                own_key = field.name.removeprefix(f"{name}.").split(".")[0]
-                if field.name not in seen:
-                    everywhere = all(own_key in keys for keys in shared)
-                    yield Field(field.name, field.info, "" if everywhere else variant)
-                seen.add(field.name)
+        elif len(inner) == 1:
+            yield from fields_of(inner[0], f"{name}.")
+        else:
+            yield from _fields_of_union(inner, f"{name}.")
+
+
+def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str) -> Iterator[Field]:
+    """The fields of all kinds of a section, each once."""
+    seen: set[str] = set()
+    for kind in kinds:
+        for field in fields_of(kind, prefix):
+            key = field.name.removeprefix(prefix).partition(".")[0]
+            variant = field.variant if all(key in other.model_fields for other in kinds) else variant_of(kind)
+            variants = tuple(variant_of(other) for other in kinds) if key == "type" else field.variants
+            if field.name not in seen:
+                yield Field(field.name, field.info, variant, variants)
+            seen.add(field.name)
+
+
+@cache
+def fields_by_name(section: type[Section]) -> Mapping[str, Field]:
+    """Every field under a section by its dotted name."""
+    return {field.name: field for field in fields_of(section)}
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

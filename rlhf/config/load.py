@@ -96,7 +96,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:
     written = VARIABLE.sub(r"$\g<0>", text)
-    quote = '"' if scalar(text) != text else None
+    quote = '"' if scalar(text) != text or not text.isprintable() else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=quote)
 
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf.config.base import Section
-from rlhf.config.fields import Field, fields_of, nearest, sections_in, variant_of
+from rlhf.config.fields import Field, fields_by_name, nearest, sections_in, variant_of
 from rlhf.config.layers import Layer, Origin, Setting, dotted
 from rlhf.config.problems import Problem, secret_advice, shown, wording
 from rlhf.config.yaml_text import KeyPath, Value
@@ -22,7 +22,7 @@ class Schema(Generic[S]):
 
     def __init__(self, section: type[S]) -> None:
         self.section = section
-        self.fields: dict[str, Field] = {field.name: field for field in fields_of(section)}
+        self.fields = fields_by_name(section)
         parts = [name.split(".") for name in self.fields]
         self.sections = {".".join(name[:n]) for name in parts for n in range(1, len(name))}
         self.types = _default_types(section, "")
@@ -71,7 +71,8 @@ class Merged(Generic[S]):
 
     def where(self, path: KeyPath) -> str:
         """The place that set a value, or its name where nobody did."""
-        known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self._origins), None)
+        candidates = ((*path, "type"), *(path[:n] for n in range(len(path), 0, -1)))
+        known = next((candidate for candidate in candidates if candidate in self._origins), None)
         return self._origins[known].where(path) if known else dotted(path)
 
     def is_spoiled(self, key: str) -> bool:
@@ -105,7 +106,8 @@ class Merged(Generic[S]):
         where = setting.origin.where(setting.path)
         if advice := secret_advice(setting.key):
             return f"{where}: {advice}"
-        meant = nearest(setting.key, self.schema.fields)
+        known = self.schema.sections if setting.value in (None, {}) else self.schema.fields
+        meant = nearest(setting.key, known)
         if meant is None:
             sections = ", ".join(sorted(name for name in self.schema.sections if "." not in name))
             return f"{where}: unknown key. " + (f"Sections are {sections}." if sections else "See --help.")
@@ -161,7 +163,7 @@ class Merged(Generic[S]):
             match node, part:
                 case dict(), str():
                     node = node.get(part)
-                case list(), int():
+                case list(), int() if part < len(node):
                     node = node[part]
                 case _:
                     node = None

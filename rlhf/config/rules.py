@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rlhf.config.commands import PpoConfig, RmConfig, TrainConfig
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem, shown
-from rlhf.config.rules_placement import PLACEMENT_RULES
+from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
 from rlhf.config.rules_ppo import PPO_ADVICE, PPO_RULES
 
 REMOTE_CODE = re.compile(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}")
@@ -102,4 +102,4 @@ def config_name(config: TrainConfig) -> str:
     return type(config).__name__.removesuffix("Config").lower()
 
 
-RULES = (required, models, held_out, columns)
+RULES = (required, models, held_out, columns, colocation)

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 
-from rlhf.config.commands import PpoConfig
+from rlhf.config.commands import PpoConfig, TrainConfig
 from rlhf.config.problems import Problem, shown
 
 ROLES = ("policy", "reference", "critic", "reward", "rollout")
 ALL = "all"
 
 
-def groups_of(config: PpoConfig) -> list[tuple[str, ...]]:
+def groups_of(config: TrainConfig) -> list[tuple[str, ...]]:
     """The roles of each --colocate flag, as typed."""
     flags = [tuple(name.strip() for name in flag.split(",")) for flag in config.cluster.colocate]
     return [ROLES if flag == (ALL,) else flag for flag in flags]
 
 
-def colocation(config: PpoConfig) -> Iterator[Problem]:
+def colocation(config: TrainConfig) -> Iterator[Problem]:
     """The --colocate flags name known roles, each once."""
     keys = ("cluster.colocate",)
     groups = groups_of(config)
@@ -83,4 +83,4 @@ def weight_sync(config: PpoConfig) -> Iterator[Problem]:
         )
 
 
-PLACEMENT_RULES = (colocation, merged_shapes, weight_sync)
+PLACEMENT_RULES = (merged_shapes, weight_sync)

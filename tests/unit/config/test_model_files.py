@@ -1,0 +1,147 @@
+"""What is read of a model's folder without running it."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
+
+Make = Callable[..., Path]
+
+
+def safetensors(tensors: dict[str, tuple[int, ...]]) -> bytes:
+    """A float32 file of zeros."""
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        size = 4
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def build(name: str = "model", vocab: int = 8, **config: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        facts = {"model_type": "llama", "vocab_size": vocab, "max_position_embeddings": 64} | config
+        (folder / "config.json").write_text(json.dumps(facts))
+        weights = {"model.embed_tokens.weight": (vocab, 4), "norm": (4,)}
+        (folder / "model.safetensors").write_bytes(safetensors(weights))
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return build
+
+
+def test_a_whole_model(make: Make) -> None:
+    folder = make(architectures=["LlamaForSequenceClassification"], id2label={"0": "score"})
+    facts = read_model(folder)
+    assert (facts.vocab_size, facts.context, facts.num_labels, facts.num_parameters) == (8, 64, 1, 36)
+    assert not facts.has_chat_template
+    require_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert read_model(folder).has_chat_template
+
+
+def test_a_language_model_has_no_labels(make: Make) -> None:
+    assert read_model(make(architectures=["LlamaForCausalLM"])).num_labels is None
+    assert read_model(make(architectures=["LlamaForSequenceClassification"])).num_labels == 2
+
+
+def replace(name: str, content: bytes | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+
+    return change
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def lost_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (replace("config.json", None), "has no config.json"),
+        (replace("config.json", b"{"), "is not JSON"),
+        (replace("config.json", b"[" * 100_000), "is not JSON"),
+        (replace("config.json", b"[]"), "is not a JSON object"),
+        (replace("config.json", b"{}"), 'no "model_type"'),
+        (replace("config.json", b"\xff"), "is not JSON"),
+        (replace("model.safetensors", None), "has no model.safetensors"),
+        (replace("model.safetensors", b""), "damaged safetensors header"),
+        (replace("model.safetensors", b"\xff" * 100), "damaged safetensors header"),
+        (replace("model.safetensors", struct.pack("<Q", 2) + b"[]"), "damaged safetensors header"),
+        (replace("model.safetensors", struct.pack("<Q", 7) + b'{"a":1}'), "damaged safetensors header"),
+        (replace("model.safetensors", safetensors({"lm_head.weight": (9, 4)})), "lm_head.weight: shape [9, 4]"),
+        (replace("model.safetensors", safetensors({"a": (2,)}).replace(b"[2]", b"[3]")), "damaged safetensors header"),
+        (pickle_only, "only pickle weights (pytorch_model.bin); convert them to safetensors"),
+        (cut, "where its header says"),
+        (lost_shard, "cannot be read: No such file"),
+    ],
+)
+def test_a_damaged_model_is_named(make: Make, damage: Callable[[Path], None], said: str) -> None:
+    folder = make()
+    damage(folder)
+    with pytest.raises(ModelFileError) as raised:
+        read_model(folder)
+    assert said in str(raised.value)
+
+
+def test_every_cut_of_a_file_is_seen(make: Make) -> None:
+    folder = make()
+    whole = (folder / "model.safetensors").read_bytes()
+    for length in range(len(whole)):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ModelFileError):
+            read_model(folder)
+
+
+def test_a_missing_tokenizer_is_named(make: Make) -> None:
+    folder = make()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match="has no tokenizer"):
+        require_tokenizer(folder)
+
+
+def test_names_of_models(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make()
+    (tmp_path / "file").write_text("")
+    environ = {"HF_HOME": str(tmp_path / "hf")}
+    assert local_folder("model", environ) == Path("model")
+    assert local_folder("org/name", environ) is None
+    for wrong in ("./nowhere", "model/nowhere", "a/b/c", "/nowhere", "file", "a b"):
+        with pytest.raises(ModelFileError):
+            local_folder(wrong, environ)
+    with pytest.raises(ModelFileError, match="HF_HUB_OFFLINE"):
+        local_folder("org/name", environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def test_a_hub_model_in_the_cache_is_read(make: Make, tmp_path: Path) -> None:
+    hub = tmp_path / "hf" / "hub" / "models--org--name"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "snapshots").mkdir()
+    (hub / "refs" / "main").write_text("abc\n")
+    make().rename(hub / "snapshots" / "abc")
+    assert local_folder("org/name", {"HF_HOME": str(tmp_path / "hf")}) == hub / "snapshots" / "abc"
