@@ -23,9 +23,10 @@ def make_sender(  # noqa: PLR0913
 ) -> WeightSender:
     """Build the sender of rank `rank` of `world_size` of the trainer, and join the engines to rank 0's.
 
-    Call it on every rank. `backend` is gloo, nccl or ipc. `master_address` and `port` are where rank 0 can be reached by the engines (port 0
-    takes a free one). `num_receivers` counts receiving processes: engines times their tensor parallel size. Raises
-    WeightSyncError on rank 0 when an engine does not join within `timeout_s`; build a new sender to try again.
+    Call it on every rank. `backend` is gloo, nccl or ipc. `master_address` and `port` are where rank 0 can be reached
+    by the engines (port 0 takes a free one). `num_receivers` counts receiving processes: engines times their tensor
+    parallel size. Raises WeightSyncError on rank 0 when an engine does not join within `timeout_s`; build a new sender
+    to try again.
     """
     if not 0 <= rank < world_size:
         raise ConfigError(f"weight sync: rank {rank} of {world_size} does not exist.")

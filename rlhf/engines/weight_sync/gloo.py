@@ -30,13 +30,12 @@ from rlhf.engines.weight_sync.buckets import (
     whole_digest,
 )
 from rlhf.engines.weight_sync.gloo_group import (
-    BroadcastGroup,
+    GlooGroup,
     GlooInitInfo,
     GlooUpdateInfo,
     connect,
     joined_key,
     listen,
-    open_group,
     progress_key,
 )
 from rlhf.engines.weight_sync.source import Gather, WeightSource
@@ -45,6 +44,7 @@ from rlhf.types import SyncReport
 
 CALLS_PER_SYNC = 3
 """start, update, finish: to each engine, whatever the number of parameters or buckets."""
+CLIENT_MARGIN_S = 1.0
 
 
 class GlooReceiver:
@@ -58,7 +58,7 @@ class GlooReceiver:
         try:
             self._store = connect(info)
             self._store.set(joined_key(self._rank), self.engine)
-            self._group = open_group(self._store, self._rank, info.world_size, info.timeout_s)
+            self._group = GlooGroup(self._store, self._rank, info.world_size, info.timeout_s)
         except RuntimeError as error:
             raise WeightSyncError(f"engine {self.engine}: cannot join the weight transfer group: {error}") from error
 
@@ -98,11 +98,11 @@ class GlooReceiver:
 
     def close(self) -> None:
         """Leave the group."""
-        self._group.shutdown()
+        self._group.close()
 
     def _expect(self, bucket: Bucket, dtype: torch.dtype) -> tuple[torch.Tensor, dist.Work]:
         buffer = torch.empty(bucket.wire_bytes(dtype), dtype=torch.uint8)
-        return buffer, self._group.broadcast(buffer, 0)
+        return buffer, self._group.broadcast(buffer)
 
 
 class GlooSender:
@@ -165,7 +165,7 @@ class GlooSender:
     def close(self) -> None:
         """See `WeightSender.close`."""
         self._threads.shutdown(wait=False)
-        self._group.shutdown()
+        self._group.close()
 
     def _announce(self, version: int, outbox: "_Outbox") -> Future[None] | None:
         """Stop the engines and have them receive; where one refuses to: None, and the failure in the outbox."""
@@ -187,7 +187,7 @@ class GlooSender:
         return self._source.gather(self._buckets[index], flat)
 
     def _broadcast(self, buffer: torch.Tensor) -> dist.Work:
-        return self._group.broadcast(buffer, 0)
+        return self._group.broadcast(buffer)
 
     def _conclude(self, version: int, digest: str, answer: Future[None] | None, failure: Exception | None) -> None:
         """Have the engines serve the version, or say which of them did not get it."""
@@ -196,7 +196,7 @@ class GlooSender:
         if answer is None or failure is not None:
             self._broken = True
             progress = self._progress(version)
-            self._group.shutdown()
+            self._group.close()
             raise WeightSyncError(f"version {version}: {failure}\n{progress}") from failure
         answer.result(self._timeout_s)
         received = self._client.finish_weight_update(version, digest, self._timeout_s)
@@ -218,15 +218,16 @@ class GlooSender:
         names = [name for name in self._client.engine_names for _ in range(self._ranks_per_engine)]
         return list(zip(names, range(1, len(names) + 1), strict=True))
 
-    def _join(self, master_address: str) -> BroadcastGroup:
+    def _join(self, master_address: str) -> GlooGroup:
         """Call the receivers and wait for them. Raises WeightSyncError that names those who did not come."""
         world_size = len(self._receivers()) + 1
         infos = [
             asdict(GlooInitInfo(name, master_address, self._store.port, rank, world_size, self._timeout_s))
             for name, rank in self._receivers()[:: self._ranks_per_engine]
         ]
-        answer = self._threads.submit(self._client.init_weight_transfer, infos, self._timeout_s)
         deadline = time.monotonic() + self._timeout_s
+        # The client waits a little longer: those who came and wait for the others are not to be blamed.
+        answer = self._threads.submit(self._client.init_weight_transfer, infos, self._timeout_s + CLIENT_MARGIN_S)
         missing = self._receivers()
         while missing and not answer.done() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -237,7 +238,7 @@ class GlooSender:
             names = ", ".join(sorted({name for name, _ in missing}))
             raise WeightSyncError(f"engine {names}: did not join the weight transfer group in {self._timeout_s:g} s")
         try:
-            group = open_group(self._store, 0, world_size, self._timeout_s)
+            group = GlooGroup(self._store, 0, world_size, self._timeout_s)
         except RuntimeError as error:
             raise WeightSyncError(f"the weight transfer group cannot be built: {error}") from error
         answer.result(self._timeout_s)

@@ -33,14 +33,6 @@ class GlooUpdateInfo:
     buckets: Sequence[Sequence[tuple[str, Sequence[int]]]]
 
 
-class BroadcastGroup(Protocol):
-    """The part of a process group that is used."""
-
-    def broadcast(self, tensor: torch.Tensor, root: int) -> dist.Work: ...
-
-    def shutdown(self) -> None: ...
-
-
 def listen(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that the group is built on, served by this process; port 0 takes a free one."""
     try:
@@ -55,10 +47,31 @@ def connect(info: GlooInitInfo) -> TCPStore:
     return TCPStore(info.master_address, info.master_port, timeout=timedelta(seconds=info.timeout_s))
 
 
-def open_group(store: TCPStore, rank: int, world_size: int, timeout_s: float) -> BroadcastGroup:
-    """Join the group; blocks until all have. Independent of the default group. Raises RuntimeError on time-out."""
-    prefixed = PrefixStore("weights", store)
-    return cast(BroadcastGroup, dist.ProcessGroupGloo(prefixed, rank, world_size, timedelta(seconds=timeout_s)))
+class _Broadcasting(Protocol):
+    """What torch's stubs do not say of ProcessGroupGloo."""
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> dist.Work: ...
+
+
+class GlooGroup:
+    """One process's end of the group; independent of the default group."""
+
+    def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float) -> None:
+        """Join; blocks until all have. Raises RuntimeError on time-out."""
+        prefixed = PrefixStore("weights", store)
+        group = dist.ProcessGroupGloo(prefixed, rank, world_size, timedelta(seconds=timeout_s))
+        self._group: _Broadcasting | None = cast(_Broadcasting, group)
+
+    def broadcast(self, buffer: torch.Tensor) -> dist.Work:
+        """From rank 0 to all. The buffer must live, unread and unwritten, until the work is done."""
+        if self._group is None:
+            raise WeightSyncError("this end of the weight transfer group was closed")
+        return self._group.broadcast(buffer, 0)
+
+    def close(self) -> None:
+        """Close the connections, so that the others notice at once. Only the end of the object does that: gloo's
+        `shutdown` and `abort` leave them open."""
+        self._group = None
 
 
 def joined_key(rank: int) -> str:

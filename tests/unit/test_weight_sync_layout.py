@@ -1,0 +1,145 @@
+"""What travels in a weight sync, byte by byte: layout, seals, digests, checksums."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.engines.weight_sync.buckets import (
+    Bucket,
+    ParameterSpec,
+    from_info,
+    is_sealed,
+    plan_buckets,
+    seal,
+    to_info,
+    whole_digest,
+)
+from rlhf.engines.weight_sync.checksum import TensorDigest, checksum
+
+LLAMA = [
+    ParameterSpec("model.embed_tokens.weight", (100, 8)),
+    *[
+        ParameterSpec(f"model.layers.{layer}.{part}.weight", shape)
+        for layer in range(3)
+        for part, shape in (("self_attn.q_proj", (8, 8)), ("mlp.up_proj", (16, 8)), ("input_layernorm", (8,)))
+    ],
+    ParameterSpec("model.norm.weight", (8,)),
+    ParameterSpec("lm_head.weight", (100, 8)),
+]
+LAYER_BYTES = (64 + 128 + 8) * 4
+
+
+def names(buckets: tuple[Bucket, ...]) -> list[str]:
+    return [spec.name for bucket in buckets for spec in bucket.parameters]
+
+
+def test_a_bucket_holds_whole_layers() -> None:
+    buckets = plan_buckets(LLAMA, torch.float32, 2 * LAYER_BYTES)
+    assert [[spec.name.split(".")[2] for spec in b.parameters if "layers" in spec.name] for b in buckets] == [
+        [],
+        ["0", "0", "0", "1", "1", "1"],
+        ["2", "2", "2"],
+        [],
+    ]
+
+
+def test_a_layer_larger_than_the_bucket_travels_alone() -> None:
+    buckets = plan_buckets(LLAMA, torch.float32, 1)
+    assert len(buckets) == 6
+    assert names(buckets) == [spec.name for spec in LLAMA]
+
+
+@settings(deadline=None, max_examples=50)
+@given(bucket_bytes=st.integers(1, 20_000), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_every_parameter_is_in_one_bucket_in_order_and_no_bucket_is_needlessly_small(
+    bucket_bytes: int, dtype: torch.dtype
+) -> None:
+    buckets = plan_buckets(LLAMA, dtype, bucket_bytes)
+    assert names(buckets) == [spec.name for spec in LLAMA]
+    for bucket in buckets:
+        assert bucket.numel == sum(spec.numel for spec in bucket.parameters)
+        layers = {spec.name.split(".")[2] for spec in bucket.parameters if "layers" in spec.name}
+        assert bucket.numel * dtype.itemsize <= bucket_bytes or len(layers) <= 1
+    sizes = [bucket.numel * dtype.itemsize for bucket in buckets]
+    assert all(a + b > bucket_bytes for a, b in pairwise(sizes))
+
+
+def test_views_are_the_parameters() -> None:
+    bucket = Bucket.of([ParameterSpec("a", (2, 3)), ParameterSpec("b", ()), ParameterSpec("c", (2,))])
+    views = dict(bucket.views(torch.arange(9.0)))
+    assert views["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert views["b"].item() == 6
+    assert views["c"].tolist() == [7, 8]
+
+
+def test_the_layout_survives_json() -> None:
+    buckets = plan_buckets(LLAMA, torch.float32, 2 * LAYER_BYTES)
+    assert from_info(json.loads(json.dumps(to_info(buckets)))) == buckets
+
+
+def sealed(bucket: Bucket) -> torch.Tensor:
+    buffer = torch.zeros(bucket.wire_bytes(torch.float32), dtype=torch.uint8)
+    buffer[:-16] = torch.arange(len(buffer) - 16) % 251
+    seal(buffer)
+    return buffer
+
+
+def test_a_seal_is_broken_by_any_changed_byte_its_own_too() -> None:
+    bucket = Bucket.of([ParameterSpec("a", (5, 3))])
+    assert is_sealed(sealed(bucket))[1]
+    for index in range(bucket.wire_bytes(torch.float32)):
+        buffer = sealed(bucket)
+        buffer[index] ^= 1
+        assert not is_sealed(buffer)[1], index
+
+
+def test_the_whole_digest_sees_names_shapes_dtype_order_and_bytes() -> None:
+    def digest(*specs: ParameterSpec, dtype: torch.dtype = torch.float32, parts: bytes = b"ab") -> str:
+        return whole_digest(dtype, [Bucket.of([spec]) for spec in specs], [bytes([part]) for part in parts])
+
+    a, b = ParameterSpec("a", (2, 3)), ParameterSpec("b", (6,))
+    digests = {
+        digest(a, b),
+        digest(b, a),
+        digest(a, b, parts=b"ba"),
+        digest(a, b, dtype=torch.bfloat16),
+        digest(ParameterSpec("a", (3, 2)), b),
+        digest(ParameterSpec("c", (2, 3)), b),
+    }
+    assert len(digests) == 6
+    assert digest(a, b) == digest(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_a_checksum_sees_one_changed_bit_and_two_swapped_elements(dtype: torch.dtype) -> None:
+    tensor = torch.arange(1, 101).to(dtype).view(10, 10)
+    whole = checksum(tensor)
+    for index in range(100):
+        changed = tensor.clone()
+        changed.view(-1).view(torch.uint8)[index * dtype.itemsize] ^= 1
+        assert checksum(changed) != whole
+    swapped = tensor.clone().view(-1)
+    swapped[3], swapped[77] = tensor.view(-1)[77].item(), tensor.view(-1)[3].item()
+    assert checksum(swapped) != whole
+
+
+def test_a_checksum_is_of_values_in_order_not_of_memory() -> None:
+    tensor = torch.randn(7, 5)
+    assert checksum(tensor.t().contiguous().t()) == checksum(tensor)
+    assert checksum(torch.zeros(3)) != checksum(torch.tensor([0.0, 0.0, -0.0]))
+
+
+def test_a_tensor_digest_is_of_names_and_values_in_any_order() -> None:
+    a, b = torch.randn(3), torch.randn(4)
+
+    def digest(*tensors: tuple[str, torch.Tensor]) -> str:
+        whole = TensorDigest()
+        assert [name for name, _ in whole.see(tensors)] == [name for name, _ in tensors]
+        return whole.hexdigest()
+
+    assert digest(("a", a), ("b", b)) == digest(("b", b), ("a", a))
+    assert len({digest(("a", a), ("b", b)), digest(("a", b), ("b", a)), digest(("a", a)), digest()}) == 4
