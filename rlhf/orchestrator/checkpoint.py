@@ -52,10 +52,18 @@ class RunState:
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, *, keep: int, warn: Warn) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        warn: Warn,
+        free_bytes: Callable[[Path], int] = lambda f: shutil.disk_usage(f).free,
+    ) -> None:
         self._folder = folder
         self._keep = keep
         self._warn = warn
+        self._free_bytes = free_bytes
         self._failures_in_a_row = 0
 
     def save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path:
@@ -129,7 +137,7 @@ class Checkpoints:
         if not found:
             return
         size = sum(file.stat().st_size for file in found[0].rglob("*") if file.is_file())
-        needed, free = int(size * SPARE_ROOM), shutil.disk_usage(self._folder).free
+        needed, free = int(size * SPARE_ROOM), self._free_bytes(self._folder)
         if free < needed:
             raise CheckpointError(
                 f"checkpoint: needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB free in {self._folder}"

@@ -77,9 +77,10 @@ class Loop:
         self._records = records
         self._checkpoints = checkpoints
         self._stop = stop
-        self._state = fresh
+        self._state = replace(fresh, algorithm=parts.algorithm.state())
         self._saved_step = -1
         self._warned_of_gap = False
+        self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
         self._learner = Learner(
             self._engines,
@@ -112,6 +113,7 @@ class Loop:
         self._records.status(Status.RUNNING, self._state.step)
         try:
             self._sync(self._state.step)
+            self._clock = PhaseClock()
             self._source.start(first, self._course.num_steps, self._state.position)
             for step in range(first, self._course.num_steps + 1):
                 self._stop.check()
@@ -125,7 +127,7 @@ class Loop:
         return self._finish()
 
     def _step(self, step: int) -> None:
-        clock = PhaseClock()
+        clock = self._clock
         with clock.phase("wait"):
             batch = self._source.take(step)
         self._require_lag(step, batch)
@@ -137,8 +139,6 @@ class Loop:
         self._state = self._state_after(step, batch, learned)
         evaluated = self._evaluate(step, clock)
         metrics = merge(
-            flatten(learned.metrics),
-            figures,
             batch.metrics,
             describe_trained(batch.groups, step - 1),
             sync,
@@ -150,9 +150,14 @@ class Loop:
                 "updates/applied": float(learned.num_updates),
                 "updates/skipped": float(learned.num_skipped),
             },
+            figures,
+            flatten(learned.metrics),
         )
-        self._records.step(step, dict(metrics), batch.groups, online=self._online)
-        self._checkpoint(step)
+        self._clock = PhaseClock()
+        with self._clock.phase("record"):
+            self._records.step(step, dict(metrics), batch.groups, online=self._online)
+        with self._clock.phase("checkpoint"):
+            self._checkpoint(step)
 
     def _learn(self, step: int, examples: Sequence[Example], clock: PhaseClock) -> tuple[Learned, dict[str, float]]:
         """Measure, credit and learn. Until learning begins the weights are those of the last step: a safe point."""
@@ -177,7 +182,7 @@ class Loop:
             experiences, credited = self._algorithm.credit(examples, signals)
         with clock.phase("learn"):
             learned = self._learner.learn(step, experiences, plan)
-        return learned, {**flatten(credited), **gap}
+        return learned, {**gap, **flatten(credited)}
 
     def _sync(self, version: int) -> dict[str, float]:
         """Make the policy's weights live in the rollout engines as `version`."""

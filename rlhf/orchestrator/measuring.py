@@ -105,7 +105,8 @@ def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) 
 
 
 def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
-    """|log-prob by the trainer - log-prob by the sampler| of each response token; empty where either is unknown."""
+    """|log-prob by the trainer - log-prob by the sampler| of each response token, where both are known and
+    finite."""
     gaps = [
         np.abs(old - sampler)[sequence.loss_mask]
         for example, signal in zip(examples, signals, strict=True)
@@ -114,4 +115,5 @@ def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> Floa
             example.sequences, signal.old_log_probs, example.sampler_log_probs, strict=True
         )
     ]
-    return np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
+    joined = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
+    return joined[np.isfinite(joined)]

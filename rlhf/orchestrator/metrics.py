@@ -10,7 +10,8 @@ from rlhf.types import FinishReason, FloatArray, LossMetrics, ScoredGroup
 
 
 class PhaseClock:
-    """Seconds of each phase of one step."""
+    """Seconds of each phase of one step: from the moment the figures of the last one were complete, so that writing
+    them and saving a checkpoint count in the step after."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -83,7 +84,7 @@ def describe_time(clock: PhaseClock, batch: GroupBatch, num_tokens: int) -> dict
 
 
 def merge(*parts: Mapping[str, float]) -> dict[str, float]:
-    """All figures of a step, sorted by name."""
+    """All figures of a step, sorted by name; of two with one name the later wins."""
     merged: dict[str, float] = {}
     for part in parts:
         merged |= part

@@ -25,6 +25,8 @@ class StopRequest:
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._asked = threading.Event()
+        self._timer: threading.Timer | None = None
+        self._is_over = False
 
     @property
     def asked(self) -> bool:
@@ -47,22 +49,28 @@ class StopRequest:
             yield
             return
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if self._timer is not None:
+                self._timer.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._is_over:
+            raise PreemptedError(
+                f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint stands. "
+                "Continue with --resume, and raise checkpoint.grace_s if the time allows"
+            )
         if self.asked:
             raise PreemptedError(f"stopped at once by a second {signal.Signals(number).name}; continue with --resume")
         self._asked.set()
-        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+        self._timer = threading.Timer(self._grace_s, self._end_grace)
+        self._timer.daemon = True
+        self._timer.start()
 
-    def _on_alarm(self, _: int, __: FrameType | None) -> None:
-        raise PreemptedError(
-            f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint stands. "
-            "Continue with --resume, and raise checkpoint.grace_s if the time allows"
-        )
+    def _end_grace(self) -> None:
+        """Interrupt the main thread, whatever it waits for: only a signal's handler can raise there."""
+        self._is_over = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

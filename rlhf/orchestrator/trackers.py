@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import math
 import os
 import queue
@@ -16,6 +15,7 @@ from tensorboard.summary import Writer
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
 from rlhf.errors import ConfigError
+from rlhf.orchestrator.files import append_json
 from rlhf.types import Json
 
 QUEUE_SIZE = 1000
@@ -23,17 +23,18 @@ CLOSE_TIMEOUT_S = 10.0
 
 
 class JsonLines:
-    """metrics.jsonl: one line a step, there as soon as the step is done."""
+    """metrics.jsonl: one line a step, there as soon as the step is done. The file is opened for each line, because
+    going back to a checkpoint replaces it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
-        row = {"step": step, "time": time.time(), **{name: _plain(value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        plain = {name: _plain(value) for name, value in metrics.items()}
+        append_json(self._path, {"step": step, "time": time.time(), **plain})
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing is left open."""
 
 
 class TensorBoard:
@@ -91,27 +92,39 @@ class BestEffort:
     which it makes itself, since that may need the network. Waits for: figures. Unblocked by: `log`, `close`.
     """
 
-    def __init__(self, name: str, make: Callable[[], Tracker], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Tracker],
+        warn: Callable[[str], None],
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+    ) -> None:
         self._name = name
+        self._close_timeout_s = close_timeout_s
         self._make = make
         self._warn = warn
         self._waiting: queue.Queue[tuple[int, Mapping[str, Json]] | None] = queue.Queue(QUEUE_SIZE)
         self._num_dropped = 0
+        self._is_broken = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        if self._is_broken:
+            return
         try:
             self._waiting.put_nowait((step, metrics))
         except queue.Full:
             self._num_dropped += 1
 
     def close(self) -> None:
+        if self._is_broken:
+            return
         try:
-            self._waiting.put(None, timeout=CLOSE_TIMEOUT_S)
+            self._waiting.put(None, timeout=self._close_timeout_s)
         except queue.Full:
             self._num_dropped += QUEUE_SIZE
-        self._thread.join(CLOSE_TIMEOUT_S)
+        self._thread.join(self._close_timeout_s)
         if self._num_dropped or self._thread.is_alive():
             self._warn(f"{self._name}: did not keep up; some figures are only in metrics.jsonl")
 
@@ -123,19 +136,23 @@ class BestEffort:
             tracker.close()
         except Exception as error:
             # The boundary to somebody else's service: the run goes on without it.
+            self._is_broken = True
             self._warn(f"{self._name}: {type(error).__name__}: {error}; figures are only in metrics.jsonl from here on")
-            while self._waiting.get() is not None:
-                pass
 
 
-def require_trackers(section: LogSection) -> None:
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def require_trackers(section: LogSection, installed: Callable[[str], bool] = is_installed) -> None:
     """Raise ConfigError where a chosen tracker's package or key is missing."""
     problems = []
     for key, chosen, package in (
         ("log.wandb_project", section.wandb_project, "wandb"),
         ("log.mlflow_uri", section.mlflow_uri, "mlflow"),
     ):
-        if chosen is not None and importlib.util.find_spec(package) is None:
+        if chosen is not None and not installed(package):
             problems.append(f"{key}: {package} is not installed. Run: pip install 'rlhf[{package}]'")
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
     if section.wandb_project is not None and not offline and "WANDB_API_KEY" not in os.environ:

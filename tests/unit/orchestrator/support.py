@@ -1,0 +1,205 @@
+"""A whole run with fakes, put together as the composition root does."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.algorithms.base import Algorithm
+from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.rm import RM
+from rlhf.algorithms.sft import SFT
+from rlhf.config.algo import PpoSection, RmSection, SftSection
+from rlhf.config.run import LogSection
+from rlhf.engines.base import RewardSource
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTokenizer, FakeTrainEngine
+from rlhf.orchestrator.buffer import LagBuffer
+from rlhf.orchestrator.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.console import PlainConsole
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.evaluation import Evaluator
+from rlhf.orchestrator.learning import Passes, Pretraining
+from rlhf.orchestrator.loop import Course, Loop, Parts
+from rlhf.orchestrator.measuring import Models, Portions
+from rlhf.orchestrator.preemption import StopRequest
+from rlhf.orchestrator.records import Records
+from rlhf.orchestrator.resume import find_resume_point
+from rlhf.orchestrator.run_directory import RunDirectory
+from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.orchestrator.trackers import make_trackers
+from rlhf.types import (
+    FinishReason,
+    Head,
+    Prompt,
+    Reward,
+    Role,
+    Rollout,
+    Sampling,
+    ScoredGroup,
+)
+
+TOKENIZER = FakeTokenizer()
+LOG = LogSection(tensorboard=False, sample_every_steps=2)
+
+
+def make_prompt(number: int) -> Prompt:
+    text = TOKENIZER.alphabet[: 1 + number % 5]
+    return Prompt(id=f"p{number}", token_ids=np.array(TOKENIZER.encode(text), dtype=np.int64), text=text)
+
+
+def given_group(number: int, answers: Sequence[str], rewards: Sequence[float]) -> ScoredGroup:
+    """A row of a data set: a demonstration, or a preference."""
+    return ScoredGroup(
+        prompt=make_prompt(number),
+        rollouts=tuple(
+            Rollout(
+                id=f"r{number}-{i}",
+                prompt_id=f"p{number}",
+                token_ids=np.array([*TOKENIZER.encode(answer), 1], dtype=np.int64),
+                log_probs=np.zeros(len(answer) + 1, dtype=np.float32),
+                finish_reason=FinishReason.STOP,
+                weight_version=-1,
+            )
+            for i, answer in enumerate(answers)
+        ),
+        responses=tuple(answers),
+        rewards=tuple(Reward(total=reward) for reward in rewards),
+    )
+
+
+@dataclass
+class Run:
+    """One launch of a driver. Change a field before `loop` to break something."""
+
+    path: Path
+    algorithm: Algorithm
+    engines: dict[Role, FakeTrainEngine]
+    num_steps: int = 6
+    num_prompts: int = 7
+    batch_size: int = 4
+    rollout: FakeRollout = field(default_factory=lambda: FakeRollout(TOKENIZER.num_tokens))
+    rewards: RewardSource = field(default_factory=FakeReward)
+    rows: Sequence[ScoredGroup] = ()
+    portions: Portions = field(default_factory=lambda: Portions(batch_size=3, max_tokens=24, seed=5))
+    passes: Passes = field(default_factory=lambda: Passes(num_epochs=2, timeout_s=20.0))
+    max_lag: int = 0
+    checkpoint_every: int = 2
+    evaluate_every: int = 0
+    keep: int = 2
+    evaluator: Evaluator | None = None
+    pretraining: Pretraining | None = None
+    num_samples: int = 2
+    max_rounds: int = 10
+    gaps: tuple[float, float] = (0.0, 0.0)
+    stop: StopRequest = field(default_factory=lambda: StopRequest(20.0))
+    out: io.StringIO = field(default_factory=io.StringIO)
+    keep_group: Callable[[ScoredGroup], bool] | None = None
+    source: GroupSource | None = None
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    def make_source(self) -> GroupSource:
+        if not self.algorithm.needs.online:
+            return OfflineSource(Order(self.rows, seed=3), self.batch_size, self.algorithm.keep)
+        return RolloutSource(
+            Order([make_prompt(i) for i in range(self.num_prompts)], seed=3),
+            Sampler(self.rollout, self.rewards, TOKENIZER),
+            RolloutPlan(
+                batch_size=self.batch_size,
+                num_samples=self.num_samples,
+                sampling=Sampling(max_tokens=6),
+                seed=11,
+                max_rounds=self.max_rounds,
+            ),
+            LagBuffer(max_lag=self.max_lag, slot_timeout_s=20.0, take_timeout_s=20.0, check=self.stop.check),
+            self.keep_group or self.algorithm.keep,
+        )
+
+    def run(self, *, resume: bool = False) -> Path:
+        """Run it to the end."""
+        with RunDirectory.open(self.path, resume=resume) as directory:
+            trackers = make_trackers(
+                LOG,
+                metrics_path=directory.metrics,
+                tensorboard_folder=directory.tensorboard,
+                name="t",
+                config={},
+                warn=lambda _: None,
+            )
+            records = Records(directory, trackers, PlainConsole(self.out, self.num_steps), LOG, self.num_steps)
+            checkpoints = Checkpoints(directory.checkpoints, keep=self.keep, warn=records.warn)
+            fresh = RunState(
+                step=0,
+                seed=11,
+                ranks={role: engine.num_ranks for role, engine in self.engines.items()},
+                config=dict(self.config),
+            )
+            point = (
+                find_resume_point(
+                    checkpoints, fresh, num_steps=self.num_steps, status=directory.read_status(), accepted=()
+                )
+                if resume
+                else None
+            )
+            reference = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
+            loop = Loop(
+                Parts(
+                    algorithm=self.algorithm,
+                    models=Models(trained=self.engines, reference=reference),
+                    source=self.source or self.make_source(),
+                    evaluator=self.evaluator,
+                    pretraining=self.pretraining,
+                ),
+                Course(
+                    num_steps=self.num_steps,
+                    portions=self.portions,
+                    passes=self.passes,
+                    max_lag=self.max_lag,
+                    evaluate_every=self.evaluate_every,
+                    checkpoint_every=self.checkpoint_every,
+                    gap_warn=self.gaps[0],
+                    gap_stop=self.gaps[1],
+                ),
+                records=records,
+                checkpoints=checkpoints,
+                stop=self.stop,
+                fresh=fresh,
+            )
+            return loop.run(point)
+
+
+def ppo_run(path: Path, *, section: PpoSection | None = None, num_ranks: int = 2, **changes: object) -> Run:
+    """Policy and critic on sampled answers; the reward is the share of `a`."""
+    rollout = FakeRollout(TOKENIZER.num_tokens)
+    engines = {
+        Role.POLICY: FakeTrainEngine(
+            np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=num_ranks, rollout=rollout
+        ),
+        Role.CRITIC: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.VALUES),
+    }
+    algorithm = PPO(section or PpoSection(normalize_rewards=True))
+    return replace(Run(path, algorithm, engines, rollout=rollout), **changes)  # type: ignore[arg-type]
+
+
+def sft_run(path: Path, **changes: object) -> Run:
+    """A policy on demonstrations of `a` and `b`."""
+    engines = {Role.POLICY: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)}
+    rows = [given_group(i, ["ab"[i % 2] * (1 + i % 3)], [0.0]) for i in range(7)]
+    return replace(Run(path, SFT(SftSection()), engines, rows=rows), **changes)  # type: ignore[arg-type]
+
+
+def rm_run(path: Path, **changes: object) -> Run:
+    """A reward model on rankings; the scores sit on each answer's last token, so answers end by different tokens."""
+    engines = {Role.REWARD: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.SCORES, num_ranks=2)}
+    rows = []
+    for i in range(7):
+        group = given_group(i, ["ba", "ab", "ac"], [2.0, 1.0, 0.0])
+        cut = tuple(replace(r, token_ids=r.token_ids[:-1], log_probs=r.log_probs[:-1]) for r in group.rollouts)
+        rows.append(replace(group, rollouts=cut))
+    return replace(Run(path, RM(RmSection()), engines, rows=rows), **changes)  # type: ignore[arg-type]
+
+
+def tables(run: Run) -> dict[Role, bytes]:
+    """The bytes of every trained table."""
+    return {role: engine.table.tobytes() for role, engine in run.engines.items()}

@@ -1,0 +1,90 @@
+"""Evaluation: every row once, every token and pair with the same weight (A31)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from rlhf.algorithms.rm import RM
+from rlhf.algorithms.sft import SFT
+from rlhf.config.algo import RmSection, SftSection
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, log_softmax
+from rlhf.errors import WeightSyncError
+from rlhf.orchestrator.batching import Limits
+from rlhf.orchestrator.evaluation import (
+    LikelihoodEvaluator,
+    PairEvaluator,
+    SampleEvaluator,
+    describe_pairs,
+    score_gaps,
+)
+from rlhf.orchestrator.sources import Sampler
+from rlhf.types import Head, Prompt, Reward, Rollout, Sampling
+from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
+
+TABLE = np.linspace(-1.0, 1.0, TOKENIZER.num_tokens)
+
+
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6), (2, 1)])
+def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int) -> None:
+    groups = [given_group(0, ["h" * 10], [0.0]), given_group(1, ["a"], [0.0]), given_group(2, ["a"], [0.0])]
+    evaluator = LikelihoodEvaluator(
+        FakeScorer(TABLE, Head.LOG_PROBS, num_ranks),
+        SFT(SftSection()),
+        groups,
+        Limits(num_ranks=num_ranks, max_tokens=max_tokens),
+    )
+    said = log_softmax(TABLE)
+    expected = -(10 * said[9] + 2 * said[2] + 3 * said[1]) / 15
+    figures = evaluator.evaluate(3)
+    assert figures["eval/loss"] == pytest.approx(expected, rel=1e-6)
+    assert figures["eval/perplexity"] == pytest.approx(np.exp(expected), rel=1e-6)
+
+
+def test_pair_accuracy_is_over_pairs_and_not_over_batches() -> None:
+    """A ranking of three (all pairs right) and one pair (wrong): 3/4, where a mean over rows would say 1/2."""
+    assert score_gaps([3.0, 2.0, 1.0], [2.0, 1.0, 0.0]).tolist() == [1.0, 2.0, 1.0]
+    gaps = np.concatenate([score_gaps([3.0, 2.0, 1.0], [2.0, 1.0, 0.0]), score_gaps([0.0, 1.0], [1.0, 0.0])])
+    figures = describe_pairs(gaps)
+    assert figures["eval/accuracy"] == 0.75
+    assert figures["eval/num_pairs"] == 4
+    assert describe_pairs(np.zeros(1, dtype=np.float32))["eval/accuracy"] == 0.5
+    assert describe_pairs(np.array([1.5], dtype=np.float32))["eval/loss"] == pytest.approx(0.2014, abs=1e-4)
+
+
+def test_pairs_with_equal_rewards_are_no_pairs() -> None:
+    assert score_gaps([1.0, 2.0, 3.0], [1.0, 1.0, 0.0]).tolist() == [-2.0, -1.0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_reward_model_is_measured_on_every_pair(num_ranks: int) -> None:
+    groups = [given_group(i, ["ab", "ba", "bb"], [2.0, 1.0, 0.0]) for i in range(4)]
+    groups += [given_group(9, ["a", "b"], [0.0, 1.0])]
+    evaluator = PairEvaluator(
+        FakeScorer(TABLE, Head.SCORES, num_ranks), RM(RmSection()), groups, Limits(num_ranks=num_ranks, max_tokens=12)
+    )
+    figures = evaluator.evaluate(1)
+    assert figures["eval/num_pairs"] == 13
+    assert figures["eval/accuracy"] == 0.5  # every answer ends with the same token: all scores are equal
+
+
+class TwoThirds(FakeReward):
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        return [Reward(total=float(i < 2), parts={"rule": float(i < 2)}) for i in range(len(rollouts))]
+
+
+def test_sampled_answers_are_averaged_over_every_prompt() -> None:
+    engine = FakeRollout(TOKENIZER.num_tokens)
+    engine.receive(4, TABLE)
+    prompts = [make_prompt(i) for i in (1, 2, 2)]
+    evaluator = SampleEvaluator(
+        Sampler(engine, TwoThirds(), TOKENIZER), prompts, Sampling(max_tokens=3, temperature=0), 0
+    )
+    figures = evaluator.evaluate(4)
+    assert figures["eval/reward"] == pytest.approx(2 / 3)
+    assert figures["eval/source/rule"] == pytest.approx(2 / 3)
+    assert figures["eval/length"] == 3
+    assert figures["eval/truncated"] == 1
+    assert evaluator.evaluate(4) == figures
+    with pytest.raises(WeightSyncError, match="3 of 3 answers were sampled from weights of version 4"):
+        evaluator.evaluate(5)

@@ -1,0 +1,407 @@
+"""The loop with fakes: what must hold for every algorithm, and what has looked healthy elsewhere and was not."""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf.algorithms.sft import SFT
+from rlhf.config.algo import PpoSection, SftSection
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
+from rlhf.errors import NumericsError, RewardError, StallError, WeightSyncError
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.evaluation import SampleEvaluator
+from rlhf.orchestrator.learning import Passes, Pretraining
+from rlhf.orchestrator.sources import GroupBatch, Sampler
+from rlhf.types import (
+    Head,
+    LossMetrics,
+    PackedTokens,
+    Prompt,
+    Reward,
+    Role,
+    Rollout,
+    RolloutRequest,
+    Sampling,
+    StepReport,
+    SyncReport,
+    TrainBatch,
+)
+from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run, tables
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def metrics_of(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(run: Run) -> list[str]:
+    return [json.loads(line)["text"] for line in (run.path / "events.jsonl").read_text().splitlines()]
+
+
+def test_ppo_learns_what_is_rewarded(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", num_steps=20, batch_size=16, passes=Passes(timeout_s=20))
+    run.portions = replace(run.portions, batch_size=32, max_tokens=64)
+    model = run.run()
+    rewards = [row["reward/mean_all"] for row in metrics_of(run)]
+    assert np.mean(rewards[-3:]) > 2 * np.mean(rewards[:3])
+    assert (np.load(model / "table.npy") == run.engines[Role.POLICY].table).all()
+    assert f"model: {model}" in run.out.getvalue()
+    assert json.loads((run.path / "status.json").read_text())["status"] == "done"
+
+
+def test_the_same_loop_trains_a_policy_and_a_reward_model_on_given_data(tmp_path: Path) -> None:
+    for run, name in ((sft_run(tmp_path / "sft"), "policy/loss"), (rm_run(tmp_path / "rm"), "reward/loss")):
+        run.run()
+        losses = [row[name] for row in metrics_of(run)]
+        assert losses[-1] < 0.8 * losses[0]
+        assert not list((run.path / "rollouts").iterdir())
+
+
+def test_the_ratio_is_exactly_one_at_the_first_update(tmp_path: Path) -> None:
+    """Old log-probs come from the very passes that training makes (A36)."""
+    run = ppo_run(tmp_path / "a", num_steps=3, passes=Passes(timeout_s=20))
+    run.portions = replace(run.portions, batch_size=100)
+    run.run()
+    assert all(row["policy/ratio_gap"] == 0 for row in metrics_of(run))
+    engine = run.engines[Role.POLICY]
+    assert len(engine.seen) > 3 * engine.num_ranks
+
+
+def test_two_runs_with_one_seed_are_the_same_run(tmp_path: Path) -> None:
+    first, second = ppo_run(tmp_path / "a"), ppo_run(tmp_path / "b")
+    first.run()
+    second.run()
+    assert tables(first) == tables(second)
+    for name in ("rollouts/step_000006.jsonl", "rollouts/step_000001.jsonl"):
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+    third = ppo_run(tmp_path / "c")
+    third.portions = replace(third.portions, seed=6)
+    third.run()
+    assert tables(third) != tables(first)
+
+
+class Witness(FakeTrainEngine):
+    """Notes the order of what happens to it, and takes its time over a sync."""
+
+    def __init__(self, happened: list[str], rollout: FakeRollout) -> None:
+        super().__init__(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, rollout=rollout)
+        self.happened = happened
+
+    def optim_step(self) -> StepReport:
+        self.happened.append("update")
+        return super().optim_step()
+
+    def send_weights(self, version: int) -> SyncReport:
+        threading.Event().wait(0.02)
+        report = super().send_weights(version)
+        self.happened.append(f"live {version}")
+        return report
+
+    def save(self, directory: Path) -> None:
+        self.happened.append("save")
+        super().save(directory)
+
+
+class WitnessRollout(FakeRollout):
+    """Notes when it samples."""
+
+    def __init__(self, happened: list[str]) -> None:
+        super().__init__(TOKENIZER.num_tokens)
+        self.happened = happened
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        self.happened.append("sample")
+        return super().generate(requests)
+
+
+def witnessed_run(path: Path, **changes: object) -> tuple[Run, list[str]]:
+    happened: list[str] = []
+    run = ppo_run(path, **changes)
+    run.rollout = WitnessRollout(happened)
+    run.engines[Role.POLICY] = Witness(happened, run.rollout)
+    return run, happened
+
+
+def test_nothing_is_sampled_before_the_weights_it_should_come_from_are_live(tmp_path: Path) -> None:
+    run, happened = witnessed_run(tmp_path / "a", num_steps=5, checkpoint_every=100)
+    run.run()
+    order = [event for event in happened if event not in ("update", "save")]
+    assert order == [word for step in range(5) for word in (f"live {step}", "sample")] + ["live 5"]
+    assert {row["rollout/lag_max"] for row in metrics_of(run)} == {0}
+
+
+def test_rollouts_may_run_ahead_within_the_bound(tmp_path: Path) -> None:
+    run, _ = witnessed_run(tmp_path / "a", num_steps=8, max_lag=2)
+    run.run()
+    lags = [row["rollout/lag_max"] for row in metrics_of(run)]
+    assert max(lags) == 2
+    assert lags[0] == 0
+    for step in (6, 8):  # prompts that were drawn ahead are not part of what a checkpoint has seen
+        state = json.loads((run.path / f"checkpoints/step_{step}/state.json").read_text())
+        assert state["position"] == step * run.batch_size
+
+
+class StaleSource:
+    """Gives what was sampled from version 0, for ever."""
+
+    def __init__(self) -> None:
+        group = given_group(1, ["a", "b"], [1.0, 0.0])
+        self.group = replace(group, rollouts=tuple(replace(r, weight_version=0) for r in group.rollouts))
+
+    def start(self, first_step: int, last_step: int, position: int) -> None: ...
+
+    def take(self, step: int) -> GroupBatch:
+        return GroupBatch(groups=(self.group,), position=step)
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_the_lag_is_asserted_and_not_hoped_for(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", max_lag=1, source=StaleSource())
+    with pytest.raises(WeightSyncError, match="step 3: r1-0 was sampled from weights of version 0, the policy is at 2"):
+        run.run()
+
+
+def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:
+    """However it is split over ranks and micro-batches, the update is the same (A3)."""
+    learned = []
+    for num_ranks, max_tokens in ((1, 10_000), (1, 8), (3, 8)):
+        run = ppo_run(tmp_path / f"{num_ranks}-{max_tokens}", num_steps=2, num_ranks=num_ranks)
+        run.portions = replace(run.portions, max_tokens=max_tokens)
+        run.run()
+        learned.append(run.engines[Role.POLICY].table)
+    np.testing.assert_allclose(learned[1], learned[0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(learned[2], learned[0], rtol=1e-5, atol=1e-9)
+
+
+def test_tails_of_any_size_train(tmp_path: Path) -> None:
+    """One prompt, one answer, three ranks: the others run padding (A2)."""
+    run = ppo_run(tmp_path / "a", num_ranks=3, num_prompts=1, batch_size=1, num_samples=1, num_steps=2)
+    run.run()
+    assert all(row["updates/applied"] == 4 for row in metrics_of(run))
+
+
+def test_a_run_that_makes_no_update_is_an_error(tmp_path: Path) -> None:
+    rows = [given_group(i, ["a", "b"], [1.0, 1.0]) for i in range(3)]  # no pair is ordered
+    run = rm_run(tmp_path / "a", rows=rows, num_steps=2)
+    with pytest.raises(NumericsError, match="2 steps made no update"):
+        run.run()
+    assert "selected nothing to learn from" in run.out.getvalue()
+    assert json.loads((run.path / "status.json").read_text())["status"] == "failed"
+    assert not run.path.joinpath("model").exists()
+
+
+def test_every_prompt_of_an_epoch_is_used(tmp_path: Path) -> None:
+    """Seven prompts, four a step: no tail is thrown away (A1)."""
+    run = ppo_run(tmp_path / "a", num_steps=2)
+    run.run()
+    ids = [
+        json.loads(line)["prompt_id"]
+        for file in sorted((run.path / "rollouts").iterdir())
+        for line in file.read_text().splitlines()[:: run.num_samples]
+    ]
+    assert len(ids) == 8
+    assert set(ids[:7]) == {f"p{i}" for i in range(7)}
+
+
+def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) -> None:
+    """The policy's first batch after the critic's warm-up is that step's own (A17)."""
+    frozen = Passes(frozen_steps={Role.POLICY: 2}, timeout_s=20)
+    run = ppo_run(tmp_path / "a", num_steps=3, passes=frozen)
+    before = run.engines[Role.POLICY].table.copy()
+    short = replace(run, num_steps=2, path=tmp_path / "b")
+    short.run()
+    assert run.engines[Role.POLICY].seen == []
+    assert (run.engines[Role.POLICY].table == before).all()
+    assert run.engines[Role.CRITIC].num_steps > 0
+
+    other = ppo_run(tmp_path / "c", num_steps=3, passes=frozen)
+    other.run()
+    tokens = sum(len(batch.tokens.token_ids) for batch in other.engines[Role.POLICY].seen if not batch.is_padding)
+    answers = (other.path / "rollouts/step_000003.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in answers]
+    assert tokens == sum(len(row["prompt"]) + row["num_tokens"] for row in rows)
+
+
+def test_passes_end_early_when_the_algorithm_says_so(tmp_path: Path) -> None:
+    section = PpoSection(kl_stop=1e-9, num_epochs=5)
+    run = ppo_run(tmp_path / "a", section=section, num_steps=2, passes=Passes(num_epochs=5, timeout_s=20))
+    run.run()
+    per_pass = -(-run.batch_size * run.num_samples // run.portions.batch_size)
+    assert [row["updates/applied"] for row in metrics_of(run)] == [2 * per_pass] * 2
+
+
+def test_later_passes_take_the_minibatches_in_another_order(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", num_steps=1, num_ranks=1, batch_size=12, passes=Passes(num_epochs=3, timeout_s=20))
+    run.run()
+    seen = [batch.denominators for batch in run.engines[Role.POLICY].seen]
+    passes = [seen[i : i + len(seen) // 3] for i in range(0, len(seen), len(seen) // 3)]
+    assert passes[0] != passes[1]
+    assert passes[1] != passes[2]
+    assert {*passes[0]} == {*passes[1]} == {*passes[2]}
+
+
+def test_a_parameter_that_does_not_move_is_named(tmp_path: Path) -> None:
+    run = sft_run(tmp_path / "a")
+    run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, lr=0.0)
+    run.run()
+    assert "policy: did not move in the first update: table" in events_of(run)
+
+
+@pytest.mark.parametrize(
+    ("bad", "fails"), [({1}, False), ({1, 2, 3}, False), ({1, 2, 3, 4}, True), ({1, 3, 5, 7, 9}, False)]
+)
+def test_gradients_that_are_not_finite_are_skipped_counted_and_bounded(
+    tmp_path: Path, bad: set[int], fails: bool
+) -> None:
+    run = sft_run(tmp_path / "a")
+    run.engines[Role.POLICY] = FakeTrainEngine(
+        np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, finite=lambda n: n not in bad
+    )
+    if fails:
+        with pytest.raises(
+            NumericsError, match="policy: 4 updates in a row had a gradient that was not finite"
+        ) as error:
+            run.run()
+        assert error.value.exit_code == 6
+    else:
+        run.run()
+        assert sum(row["updates/skipped"] for row in metrics_of(run)) == len(bad)
+    assert len([text for text in events_of(run) if "gradient not finite" in text]) == len(bad)
+    assert np.isfinite(run.engines[Role.POLICY].table).all()
+
+
+def test_pretraining_text_goes_with_each_of_the_policys_minibatches(tmp_path: Path) -> None:
+    texts = [given_group(i, ["h" * 3], [0.0]) for i in range(5)]
+    run = ppo_run(tmp_path / "a", num_steps=2, passes=Passes(frozen_steps={Role.POLICY: 1}, timeout_s=20))
+    run.pretraining = Pretraining(Order(texts, seed=0), SFT(SftSection()), batch_size=2)
+    run.run()
+    seen = run.engines[Role.POLICY].seen
+    by_objective = {name: [b for b in seen if b.objective == name and not b.is_padding] for name in ("policy", "ptx")}
+    assert {batch.denominators.examples for batch in by_objective["ptx"]} == {2.0}
+    assert {batch.objective for batch in run.engines[Role.CRITIC].seen} == {"critic"}
+    assert run.pretraining.rows.position == 2 * 3  # three minibatches, and none taken in the frozen step
+    assert "ptx/loss" in metrics_of(run)[1]
+
+
+def test_what_is_evaluated_is_what_is_saved(tmp_path: Path) -> None:
+    """A21: the checkpoint beside an evaluation holds the weights that were evaluated."""
+    happened: list[tuple[int, bytes]] = []
+    run = ppo_run(tmp_path / "a", num_steps=4, checkpoint_every=1, evaluate_every=1, keep=10)
+
+    class Spy:
+        def evaluate(self, version: int) -> dict[str, float]:
+            happened.append((version, run.rollout.table.tobytes()))
+            return {"eval/reward": 0.0}
+
+    run.evaluator = Spy()
+    run.run()
+    assert [version for version, _ in happened] == [1, 2, 3, 4]
+    for version, table in happened:
+        with np.load(run.path / f"checkpoints/step_{version}/policy/engine.npz") as saved:
+            assert saved["table"].tobytes() == table
+
+
+def test_evaluation_happens_at_the_end_and_as_often_as_asked(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", num_steps=5, evaluate_every=2)
+    sampler = Sampler(run.rollout, FakeReward(), TOKENIZER)
+    run.evaluator = SampleEvaluator(
+        sampler, [make_prompt(i) for i in range(3)], Sampling(max_tokens=4, temperature=0), 1
+    )
+    run.run()
+    assert [row["step"] for row in metrics_of(run) if "eval/reward" in row] == [2, 4, 5]
+
+
+class Outage(FakeReward):
+    """Rewards that fail from the n-th call on."""
+
+    def __init__(self, first_bad: int) -> None:
+        super().__init__()
+        self.left = first_bad
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        self.left -= 1
+        if self.left < 0:
+            raise RewardError("reward: connection refused")
+        return super().score(prompts, responses, rollouts)
+
+
+def test_a_reward_that_stays_away_saves_and_ends_the_run(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", rewards=Outage(3), checkpoint_every=100)
+    with pytest.raises(RewardError, match=r"connection refused\. Step 3 is saved"):
+        run.run()
+    assert (run.path / "checkpoints/step_3").is_dir()
+
+
+def test_a_failed_evaluation_is_a_warning(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", num_steps=2)
+    run.evaluator = SampleEvaluator(
+        Sampler(run.rollout, Outage(0), TOKENIZER), [make_prompt(1)], Sampling(max_tokens=3), 0
+    )
+    run.run()
+    assert "evaluation at step 2 failed: reward: connection refused" in run.out.getvalue()
+
+
+class Slow(FakeTrainEngine):
+    """Never answers."""
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+        threading.Event().wait(30)
+        raise AssertionError
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        threading.Event().wait(30)
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("make", "role", "phase"), [(ppo_run, Role.CRITIC, "measure"), (sft_run, Role.POLICY, "learn")]
+)
+def test_a_model_that_never_answers_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
+    run = (ppo_run if make is ppo_run else sft_run)(tmp_path / "a")
+    run.passes = Passes(timeout_s=0.2)
+    run.engines[role] = Slow(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
+    waiting_for = "values" if phase == "measure" else "policy"
+    with pytest.raises(StallError, match=rf"{phase}.*: the trainer waited .* s for .*{waiting_for}"):
+        run.run()
+
+
+class Drift(FakeRollout):
+    """Reports log-probs that are off."""
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return [replace(r, log_probs=r.log_probs - np.float32(0.5)) for r in super().generate(requests)]
+
+
+def test_sampler_and_trainer_that_disagree_are_told_of_and_then_stopped(tmp_path: Path) -> None:
+    for gaps, fails in (((0.1, 0.0), False), ((0.1, 0.4), True)):
+        run = ppo_run(tmp_path / str(fails), gaps=gaps, num_steps=2)
+        run.rollout = Drift(TOKENIZER.num_tokens)
+        run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, rollout=run.rollout)
+        if fails:
+            with pytest.raises(NumericsError, match=r"differ by 0\.5 nats a token"):
+                run.run()
+        else:
+            run.run()
+            assert metrics_of(run)[0]["sampler/log_prob_gap"] == pytest.approx(0.5)
+            assert run.out.getvalue().count("differ by") == 1
+
+
+def test_a_run_that_cannot_be_saved_does_not_learn_first(tmp_path: Path) -> None:
+    class Broken(FakeTrainEngine):
+        def save(self, directory: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    run = sft_run(tmp_path / "a")
+    run.engines[Role.POLICY] = Broken(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.run()
+    assert run.engines[Role.POLICY].num_steps == 0

@@ -1,0 +1,205 @@
+"""What a person and a tracker get to see."""
+
+import io
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from rlhf.config.run import LogSection
+from rlhf.errors import ConfigError
+from rlhf.orchestrator.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
+from rlhf.orchestrator.measuring import sampler_gap
+from rlhf.orchestrator.schedule import RunLength, count_steps
+from rlhf.orchestrator.trackers import BestEffort, JsonLines, make_trackers, require_trackers
+from rlhf.types import Example, Json, Role, Signals, TokenSequence
+from tests.unit.orchestrator.support import given_group
+
+pytestmark = pytest.mark.timeout(30)
+
+METRICS: dict[str, Json] = {
+    "reward/mean_all": 0.5,
+    "kl/ref_per_response": 1.25,
+    "response/length": 42.0,
+    "policy/loss": 0.125,
+    "time/generate": 3.0,
+    "time/learn": 1.0,
+    "time/step": 5.0,
+    "throughput/tokens_per_s": 3400.0,
+    "throughput/generation_share": 0.6,
+}
+
+
+def test_a_step_is_one_plain_line() -> None:
+    out = io.StringIO()
+    console = make_console(out, 40)
+    assert isinstance(console, PlainConsole)
+    console.log(12, METRICS)
+    assert out.getvalue() == (
+        "step 12/40 | eta 2m20s | reward 0.5 | kl 1.25 | length 42 | policy loss 0.125 | "
+        "5.00 s (generate 3.00, learn 1.00) | 3400 tokens/s | generation 60%\n"
+    )
+
+
+def test_the_live_panel_shows_the_same_and_closes() -> None:
+    out = io.StringIO()
+    console = LiveConsole(out, 40)
+    console.log(12, METRICS)
+    console.sample(12, given_group(1, ["ab"], [0.5]))
+    console.say("[bold]not markup[/bold]")
+    console.close()
+    shown = out.getvalue()
+    assert "reward 0.5" in shown
+    assert "[bold]not markup[/bold]" in shown
+
+
+def test_an_answer_cannot_act_on_the_terminal() -> None:
+    nasty = "a\x1b[2Jb\r\nrlhf: error\x07 \u202eabc\x9b31m \ud800 é漢"
+    group = replace(given_group(1, ["ab"], [0.5]), responses=(nasty,))
+    for make in (PlainConsole, LiveConsole):
+        out = io.StringIO()
+        console = make(out, 4)
+        console.sample(1, group)
+        console.close()
+        assert not {"\x07", "\r", "\u202e", "\x9b", "\ud800"} & set(out.getvalue().replace("\x1b[", ""))
+        assert "\\x1b[2J" in out.getvalue()
+    assert visible("é漢 x") == "é漢 x"
+    assert "\n" not in visible(nasty)
+
+
+def test_a_long_sample_is_cut() -> None:
+    out = io.StringIO()
+    PlainConsole(out, 4).sample(1, replace(given_group(1, ["ab"], [0.5]), responses=("x" * 10_000,)))
+    assert len(out.getvalue()) < 1000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (200, "3m20s"), (3599.6, "1h00m"), (7500, "2h05m")]
+)
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert show_seconds(seconds) == text
+
+
+def test_lines_are_valid_json_even_where_numbers_are_not(tmp_path: Path) -> None:
+    tracker = JsonLines(tmp_path / "metrics.jsonl")
+    tracker.log(3, {"a": math.nan, "b": math.inf, "c": 1.5})
+    tracker.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (row["step"], row["a"], row["b"], row["c"]) == (3, None, None, 1.5)
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    trackers = make_trackers(
+        LogSection(),
+        metrics_path=tmp_path / "metrics.jsonl",
+        tensorboard_folder=tmp_path / "tb",
+        name="a",
+        config={},
+        warn=pytest.fail,
+    )
+    for tracker in trackers:
+        tracker.log(1, {"policy/loss": 0.5, "note": "text"})
+        tracker.log(2, {"policy/loss": 0.25})
+        tracker.close()
+    (file,) = (tmp_path / "tb").iterdir()
+    found = [
+        (
+            event.step,
+            value.tag,
+            float(
+                value.tensor.float_val[0]
+                if value.tensor.float_val
+                else np.frombuffer(value.tensor.tensor_content, np.float32)[0]
+            ),
+        )
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    assert found == [(1, "policy/loss", 0.5), (2, "policy/loss", 0.25)]
+
+
+class Hangs:
+    """A tracker whose server never answers."""
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        threading.Event().wait(60)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Breaks:
+    """A tracker whose server is down."""
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        raise ConnectionError("refused")
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_tracker_that_hangs_holds_nothing_up() -> None:
+    warnings: list[str] = []
+    tracker = BestEffort("wandb", Hangs, warnings.append, close_timeout_s=0.1)
+    start = time.monotonic()
+    for step in range(3000):
+        tracker.log(step, {"a": 1.0})
+    tracker.close()
+    assert time.monotonic() - start < 2
+    assert warnings == ["wandb: did not keep up; some figures are only in metrics.jsonl"]
+
+
+@pytest.mark.parametrize("make", [Breaks, lambda: 1 / 0])
+def test_a_tracker_that_breaks_is_told_of_once(make: type[Breaks]) -> None:
+    warnings: list[str] = []
+    tracker = BestEffort("mlflow", make, warnings.append)
+    for step in range(5):
+        tracker.log(step, {"a": 1.0})
+    tracker.close()
+    assert len(warnings) == 1
+    assert warnings[0].startswith(("mlflow: ConnectionError: refused", "mlflow: ZeroDivisionError"))
+
+
+def test_missing_packages_and_keys_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        require_trackers(LogSection(wandb_project="p", mlflow_uri="http://x"), installed=lambda _: False)
+    assert caught.value.problems == (
+        "log.wandb_project: wandb is not installed. Run: pip install 'rlhf[wandb]'",
+        "log.mlflow_uri: mlflow is not installed. Run: pip install 'rlhf[mlflow]'",
+        "log.wandb_project: no key. Run: export WANDB_API_KEY=..., or WANDB_MODE=offline",
+    )
+    require_trackers(LogSection(), installed=lambda _: False)
+
+
+def test_the_gap_between_sampler_and_trainer_is_over_finite_response_tokens() -> None:
+    sequence = TokenSequence(token_ids=np.arange(4), loss_mask=np.array([False, True, True, True]))
+    example = Example(
+        id="a",
+        sequences=(sequence,),
+        rewards=(0.0,),
+        sampler_log_probs=(np.array([9.0, -1.0, -2.0, -np.inf], dtype=np.float32),),
+    )
+    signals = Signals(old_log_probs=(np.array([0.0, -1.5, -2.0, -3.0], dtype=np.float32),))
+    assert sampler_gap([example], [signals]).tolist() == [0.5, 0.0]
+    assert len(sampler_gap([example], [Signals()])) == 0
+
+
+def test_the_schedule_counts_the_updates_that_will_run() -> None:
+    """A32."""
+    length = RunLength(
+        num_steps=10, examples_per_step=10, batch_size=4, num_epochs=2, frozen_steps={Role.POLICY: 3, Role.CRITIC: 20}
+    )
+    assert length.num_updates(Role.POLICY) == 7 * 3 * 2
+    assert length.num_updates(Role.CRITIC) == 0
+    assert length.num_updates(Role.REWARD) == 60
+    assert count_steps(None, 2, 7, 4) == 4
+    assert count_steps(3, 2, 7, 4) == 3
