@@ -125,7 +125,14 @@ def test_what_follows_from_other_values_is_filled_in() -> None:
 def test_a_written_config_reads_back_as_itself(file: Path, command: str, kind: type[TrainConfig]) -> None:
     model = {"rm": "--reward.model"}.get(command, "--policy.model")
     reward = ("--reward.function", "a:b") if command == "ppo" else ()
-    odd = ("--data.split", "1e5", "--data.prompt-format", "${X} $${Y} 'a': {prompt}\n\n  # é\t")
+    odd = (
+        "--data.split",
+        "1e5",
+        "--data.label-key",
+        "\x85\u2028\ufeff",
+        "--data.prompt-format",
+        "${X} $${Y} 'a': {prompt}\n\n  # é\t",
+    )
     config = load_config(command, ["--data.path", "x", model, "null.x", *reward, *odd], {})
     assert isinstance(config, kind)
     file.write_text(dump_config(config))
