@@ -129,7 +129,7 @@ def test_a_written_config_reads_back_as_itself(file: Path, command: str, kind: t
         "--data.split",
         "1e5",
         "--data.label-key",
-        "\x85\u2028\ufeff",
+        "\x85",
         "--data.prompt-format",
         "${X} $${Y} 'a': {prompt}\n\n  # é\t",
     )
