@@ -17,7 +17,13 @@ from rlhf.types import Role
 
 Device = str
 LOCAL = "local"
-ROLE_TITLES = {role: role.value.capitalize() for role in Role}
+LOCAL_ENVIRONMENT = {
+    # When the driver is killed the local cluster dies with it, all but Ray's agents, which first try for minutes to
+    # tell a control store that is gone. These bound that.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_server_request_timeout_seconds": "10",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +35,14 @@ class Seat:
     num_cpus: float
     num_gpus: float
 
-    def options(self, name: str, env: Mapping[str, str]) -> dict[str, object]:
-        """Options of the actor that takes this seat. It is never restarted by Ray: the run decides that."""
+    def options(self) -> dict[str, object]:
+        """Where Ray puts the actor that takes this seat."""
         return {
-            "name": name,
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=self.group, placement_group_bundle_index=self.bundle
             ),
-            "runtime_env": {"env_vars": dict(env)},
-            "max_restarts": 0,
         }
 
 
@@ -52,6 +55,9 @@ class Cluster:
         self._start_timeout_s = section.start_timeout_s
         self._groups: list[PlacementGroup] = []
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address == LOCAL else {}
+        if self.address == LOCAL:
+            for name, value in LOCAL_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
         try:
             ray.init(address=self.address, namespace=namespace, logging_level="warning", **local)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -91,10 +97,24 @@ class Cluster:
             seats.update(self._seats(group, reserved, bundles))
         return seats
 
-    def seat(self, actor: type, seat: Seat, *, name: str, title: str, env: Mapping[str, str]) -> Call:
-        """Start `actor` at a seat, with `title` in the process list; the call ends with its (node, pid)."""
+    def seat(
+        self,
+        actor: type,
+        seat: Seat | None,
+        *,
+        name: str,
+        title: str,
+        env: Mapping[str, str],
+        max_concurrency: int = 1,
+    ) -> Call:
+        """Start `actor` at a seat (None: anywhere, on no device), with `title` in the process list. The call ends with
+        its (node, pid)."""
         titled = type(title, (actor,), {"__module__": actor.__module__})
-        handle = ray.remote(titled).options(**seat.options(name, env)).remote()
+        options: dict[str, object] = {"name": name, "max_restarts": 0, "max_concurrency": max_concurrency}
+        if env:
+            options["runtime_env"] = {"env_vars": dict(env)}
+        options |= {"num_cpus": 0} if seat is None else seat.options()
+        handle = ray.remote(titled).options(**options).remote()
         worker = Worker(handle=handle, name=name, node="?", pid=0)
         return Call(worker=worker, ref=handle.where.remote())
 

@@ -40,10 +40,10 @@ class RayEngineClient:
     def update_weights(self, update_info: Info, timeout_s: float) -> None:
         self._all("receive weights", lambda worker: worker.handle.update_weights.remote(update_info), timeout_s)
 
-    def finish_weight_update(self, version: int, timeout_s: float) -> dict[str, str]:
+    def finish_weight_update(self, version: int, digest: str, timeout_s: float) -> dict[str, str]:
         digests = self._all(
             f"finish weight version {version}",
-            lambda worker: worker.handle.finish_weight_update.remote(version),
+            lambda worker: worker.handle.finish_weight_update.remote(version, digest),
             timeout_s,
         )
         return dict(zip(self.engine_names, cast(list[str], digests), strict=True))

@@ -63,8 +63,8 @@ class Toy:
     def start_weight_update(self) -> None:
         time.sleep(0.01)
 
-    def finish_weight_update(self, version: int) -> str:
-        return f"digest-{version}"
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        return f"{digest}-{version}"
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_pool_returns_rollouts_by_request(workers: list[Worker]) -> None:
 def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortals: list[Worker]) -> None:
     client = RayEngineClient(workers)
     client.start_weight_update(30)
-    assert client.finish_weight_update(3, 30) == {worker.name: "digest-3" for worker in workers}
+    assert client.finish_weight_update(3, "digest", 30) == {worker.name: "digest-3" for worker in workers}
     client = RayEngineClient(mortals)
     for worker in mortals[1:]:
         os.kill(worker.pid, signal.SIGKILL)

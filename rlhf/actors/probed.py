@@ -1,0 +1,66 @@
+"""A policy whose first weight sync is proved: what the engines sample, the policy finds equally likely."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rlhf.actors.groups import GroupEngine, WorkerGroup
+from rlhf.engines.base import RolloutEngine
+from rlhf.errors import WeightSyncError
+from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
+"""Nats a token, by the engines' number format. Kernels round differently; stale weights differ by far more."""
+
+
+class ProbedPolicy(GroupEngine):
+    """The policy's `TrainEngine`. After its first sync, and so after every resume, each engine answers a few prompts,
+    and its own log-probs of what it sampled must be those of the policy.
+
+    Equal digests say that the bytes arrived; only log-probs say that the engine computes with them.
+    """
+
+    def __init__(
+        self,
+        group: WorkerGroup,
+        *,
+        engines: Mapping[str, RolloutEngine],
+        requests: Sequence[RolloutRequest],
+        tolerance: float,
+        step_timeout_s: float,
+        sync_timeout_s: float,
+    ) -> None:
+        super().__init__(group, Role.POLICY, step_timeout_s=step_timeout_s, sync_timeout_s=sync_timeout_s)
+        self._engines = engines
+        self._requests = requests
+        self._tolerance = tolerance
+        self._proved = False
+
+    def send_weights(self, version: int) -> SyncReport:
+        """As `GroupEngine.send_weights`. Raises WeightSyncError where an engine computes with other weights."""
+        report = super().send_weights(version)
+        if not self._proved:
+            for name, engine in self._engines.items():
+                self._prove(name, engine.generate(self._requests), version)
+            self._proved = True
+        return report
+
+    def _prove(self, name: str, rollouts: Sequence[Rollout], version: int) -> None:
+        prompts = [request.prompt_token_ids for request in self._requests]
+        sequences = [np.concatenate([p, rollout.token_ids]) for p, rollout in zip(prompts, rollouts, strict=True)]
+        packed = PackedTokens(
+            token_ids=np.concatenate(sequences),
+            lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64),
+        )
+        # Every rank runs the same batch: ranks always run equally many, and one answer is enough.
+        said = self.forward([packed] * self.num_ranks)[0]
+        by_policy = np.concatenate(
+            [part[len(p) :] for part, p in zip(np.split(said, np.cumsum(packed.lengths)[:-1]), prompts, strict=True)]
+        )
+        by_engine = np.concatenate([rollout.log_probs for rollout in rollouts])
+        gap = float(np.abs(by_policy - by_engine).max())
+        if not gap <= self._tolerance:  # NaN is beyond every tolerance
+            raise WeightSyncError(
+                f"{name}: version {version}: its log-probs of what it sampled are {gap:.3g} nats off the policy's "
+                f"(at most {self._tolerance:g}): the weights arrived, but it does not compute with them."
+            )

@@ -1,0 +1,318 @@
+"""The actors: thin shells around engines. A remote method is one call into an engine.
+
+The driver names these classes and must stay light, so the engines are imported where an actor's process needs them.
+"""
+
+# ruff: noqa: PLC0415
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import ray
+
+from rlhf.actors.calls import Worker
+from rlhf.actors.engine_client import RayEngineClient
+from rlhf.config.algo import AlgoSection
+from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.reward import FunctionSource, HttpSource
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import RewardSource, RolloutEngine, TokenScorer
+from rlhf.engines.weight_sync.base import Info, WeightReceiver
+from rlhf.errors import RlhfError
+from rlhf.types import (
+    FloatArray,
+    Head,
+    LossMetrics,
+    PackedTokens,
+    Prompt,
+    Reward,
+    Role,
+    Rollout,
+    RolloutRequest,
+    StepReport,
+    SyncReport,
+    TrainBatch,
+)
+
+if TYPE_CHECKING:
+    from rlhf.engines.training import DeepSpeedEngine
+
+
+def here() -> tuple[str, int]:
+    """This process: the node's address and the process id."""
+    return ray.util.get_node_ip_address(), os.getpid()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """A process's place in the group whose models it shares."""
+
+    rank: int
+    world_size: int
+    master_address: str
+    master_port: int
+    device: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerSpec:
+    """What a rank needs to know to load a model that only computes."""
+
+    section: ModelSection
+    model: str
+    head: Head
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraineeSpec:
+    """What a rank needs to know to load a model that learns."""
+
+    section: TrainedModelSection
+    model: str
+    head: Head
+    algorithm: AlgoSection
+    temperature: float
+    num_steps: int
+    """Optimizer steps that this model will take in the whole run."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What a rollout engine needs to know to start."""
+
+    section: RolloutSection
+    kind: str
+    """vllm or transformers."""
+    model: str
+    dtype: str
+    device: str
+    seed: int
+    sync_backend: str
+    """gloo, nccl or ipc."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSpec:
+    """How the policy's weights reach the engines."""
+
+    backend: str
+    zero_stage: int
+    """Of the policy: stage 3 holds its parameters in shards."""
+    dtype: str
+    """Number format that the engines hold."""
+    engines: tuple[Worker, ...]
+    num_receivers: int
+    bucket_bytes: int
+    timeout_s: float
+
+
+class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
+    """Both faces of a rollout engine: it samples, and it takes weights."""
+
+
+class ModelWorker:
+    """One rank of a device group: hosts this rank's engine of every role that shares the group."""
+
+    def __init__(self) -> None:
+        self._trainees: dict[Role, DeepSpeedEngine] = {}
+        self._engines: dict[Role, TokenScorer] = {}
+
+    def where(self) -> tuple[str, int]:
+        return here()
+
+    def free_address(self) -> tuple[str, int]:
+        """An address of this node where the group's ranks can meet."""
+        address, _pid = here()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def join(self, rank: Rank) -> None:
+        """Enter the process group of the device group. Blocks until all ranks have."""
+        from rlhf.engines.distributed import init_distributed
+
+        self._rank = rank
+        init_distributed(
+            rank.rank,
+            rank.world_size,
+            rank.master_address,
+            rank.master_port,
+            device=rank.device,
+            timeout_s=rank.timeout_s,
+        )
+
+    def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
+        """Load a model that only computes."""
+        from rlhf.engines.scoring import ScoringEngine
+
+        self._engines[role] = ScoringEngine(
+            spec.section,
+            spec.model,
+            spec.head,
+            temperature=spec.temperature,
+            device=self._rank.device,
+            seed=spec.seed,
+            where=f"{role}.model",
+        )
+
+    def load_trainee(self, role: Role, spec: TraineeSpec) -> None:
+        """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
+        from rlhf.algorithms import build_algorithm
+        from rlhf.engines.training import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(
+            spec.section,
+            spec.model,
+            spec.head,
+            build_algorithm(spec.algorithm).objectives(),
+            temperature=spec.temperature,
+            num_steps=spec.num_steps,
+            device=self._rank.device,
+            seed=spec.seed,
+            where=f"{role}.model",
+        )
+        self._engines[role] = self._trainees[role] = engine
+
+    def connect_rollout(self, role: Role, spec: SyncSpec) -> None:
+        """Join the rollout engines, so that `send_weights` reaches them. Called on every rank."""
+        from rlhf.engines.weight_sync import make_sender
+        from rlhf.engines.weight_sync.buckets import dtype_of
+        from rlhf.engines.weight_sync.source import ModuleSource, Zero3Source
+
+        trainee = self._trainees[role]
+        address, _pid = here()
+        source = Zero3Source if spec.zero_stage == 3 else ModuleSource
+        trainee.attach_sender(
+            make_sender(
+                spec.backend,
+                source(trainee.module, dtype_of(spec.dtype)),
+                RayEngineClient(spec.engines),
+                rank=self._rank.rank,
+                world_size=self._rank.world_size,
+                master_address=address,
+                port=0,
+                num_receivers=spec.num_receivers,
+                bucket_bytes=spec.bucket_bytes,
+                timeout_s=spec.timeout_s,
+            )
+        )
+
+    def forward(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        return self._engines[role].forward(batches)
+
+    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> LossMetrics:
+        return self._trainees[role].forward_backward(batches)
+
+    def optim_step(self, role: Role) -> StepReport:
+        return self._trainees[role].optim_step()
+
+    def send_weights(self, role: Role, version: int) -> SyncReport:
+        return self._trainees[role].send_weights(version)
+
+    def save(self, role: Role, directory: Path) -> None:
+        self._trainees[role].save(directory)
+
+    def load(self, role: Role, directory: Path) -> None:
+        self._trainees[role].load(directory)
+
+    def export(self, role: Role, directory: Path) -> None:
+        self._trainees[role].export(directory)
+
+
+class RolloutWorker:
+    """One rollout engine. Its methods run in threads, so that it can be asked while it generates."""
+
+    def __init__(self) -> None:
+        self._engine: ServingEngine | None = None
+
+    def where(self) -> tuple[str, int]:
+        return here()
+
+    def start(self, spec: EngineSpec, name: str) -> None:
+        """Load the model."""
+        if spec.kind == "vllm":
+            from rlhf.engines.rollout_vllm import VllmRolloutEngine
+
+            self._engine = VllmRolloutEngine(
+                spec.section,
+                spec.model,
+                dtype=spec.dtype,
+                device=spec.device,
+                seed=spec.seed,
+                name=name,
+                sync_backend=spec.sync_backend,
+            )
+        else:
+            from rlhf.engines.rollout_transformers import TransformersRolloutEngine
+
+            self._engine = TransformersRolloutEngine(
+                spec.section, spec.model, dtype=spec.dtype, device=spec.device, name=name
+            )
+
+    @property
+    def engine(self) -> ServingEngine:
+        if self._engine is None:
+            raise RlhfError("the rollout engine was asked to work before it was started")
+        return self._engine
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return self.engine.generate(requests)
+
+    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
+        return self.engine.score(sequences)
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def init_weight_transfer(self, init_info: Info) -> None:
+        self.engine.init_weight_transfer(init_info)
+
+    def start_weight_update(self) -> None:
+        self.engine.start_weight_update()
+
+    def update_weights(self, update_info: Info) -> None:
+        self.engine.update_weights(update_info)
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        return self.engine.finish_weight_update(version, digest)
+
+
+class RewardWorker:
+    """Reward functions and services, in a process away from the driver and the models."""
+
+    def __init__(self) -> None:
+        self._source: RewardSource | None = None
+
+    def where(self) -> tuple[str, int]:
+        return here()
+
+    def start(self, source: FunctionSource | HttpSource, import_path: str) -> None:
+        """Open the source. `import_path` is the user's folder, where a function's module is looked for."""
+        from rlhf.engines.rewards import build_source
+
+        if import_path not in sys.path:
+            sys.path.insert(0, import_path)
+        self._source = build_source(source)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        assert self._source is not None, "start comes first"
+        return self._source.score(prompts, responses, rollouts)
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()

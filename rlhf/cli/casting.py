@@ -1,0 +1,145 @@
+"""From a config to who plays in the run: which models are started, on how many devices, and what each loads."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from rlhf.actors.launch import Script
+from rlhf.actors.placement import Placement, Shape, plan_placement
+from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
+from rlhf.algorithms.base import Needs
+from rlhf.config.algo import AlgoSection
+from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.reward import FunctionSource, HttpSource, ModelSource
+from rlhf.config.rollout import RolloutSection
+from rlhf.errors import ConfigError
+from rlhf.types import Head, Role
+
+REFERENCE_SIGNAL = "ref_log_probs"
+
+
+def reward_model(config: TrainConfig) -> ModelSource | None:
+    """The reward model among an online run's sources."""
+    if not isinstance(config, PpoConfig):
+        return None
+    models = [source for source in config.reward.all_sources if isinstance(source, ModelSource)]
+    if len(models) > 1:
+        raise ConfigError(f"reward.sources: one reward model at most (got {len(models)}); serve the others over HTTP.")
+    return models[0] if models else None
+
+
+def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
+    """The models that this run starts, by role; those that learn come first."""
+    started = {role: config.models[role.value] for role in needs.trains}
+    if REFERENCE_SIGNAL in needs.measures:
+        started[Role.REFERENCE] = config.models[Role.REFERENCE.value]
+    if (source := reward_model(config)) is not None:
+        started[Role.REWARD] = source
+    return started
+
+
+def place(config: TrainConfig, needs: Needs) -> Placement:
+    """The device groups of the run. Raises ConfigError where merged roles do not fit together."""
+    shapes = {
+        role: Shape(num_nodes=section.num_nodes, num_devices_per_node=section.num_gpus_per_node)
+        for role, section in sections(config, needs).items()
+    }
+    if not isinstance(config, PpoConfig):
+        return plan_placement(shapes, config.cluster.colocate)
+    rollout = config.rollout
+    shapes[Role.ROLLOUT] = Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size)
+    return plan_placement(shapes, config.cluster.colocate, num_engines=rollout.num_engines)
+
+
+def cast(
+    config: TrainConfig,
+    algorithm: AlgoSection,
+    needs: Needs,
+    placement: Placement,
+    num_updates: Mapping[Role, int],
+    device: str,
+) -> Script:
+    """What every actor loads. `num_updates` are the optimizer steps that each trained role will make."""
+    online = isinstance(config, PpoConfig)
+    temperature = config.rollout.temperature if isinstance(config, PpoConfig) else 1.0
+    started = sections(config, needs)
+    trainees = {
+        role: TraineeSpec(
+            section=trained(started[role]),
+            model=model_of(started[role], role),
+            head=head,
+            algorithm=algorithm,
+            temperature=temperature,
+            num_steps=num_updates[role],
+            seed=config.run.seed,
+        )
+        for role, head in needs.trains.items()
+    }
+    scorers = {
+        role: ScorerSpec(
+            section=section,
+            model=model_of(section, role),
+            head=Head.SCORES if role == Role.REWARD else Head.LOG_PROBS,
+            temperature=temperature,
+            seed=config.run.seed,
+        )
+        for role, section in started.items()
+        if role not in needs.trains
+    }
+    if not online:
+        return Script(trainees=trainees, scorers=scorers)
+    assert isinstance(config, PpoConfig)
+    return Script(
+        trainees=trainees,
+        scorers=scorers,
+        engine=EngineSpec(
+            section=config.rollout,
+            kind=engine_kind(config.rollout),
+            model=model_of(config.policy, Role.POLICY),
+            dtype=dtype_of(config.policy, device),
+            device=device,
+            seed=config.run.seed,
+            sync_backend=sync_backend(config.rollout, placement, device),
+        ),
+        rewards={
+            source.label: source
+            for source in config.reward.all_sources
+            if isinstance(source, FunctionSource | HttpSource)
+        },
+    )
+
+
+def engine_kind(section: RolloutSection) -> str:
+    """auto is vLLM where it is installed."""
+    if section.engine != "auto":
+        return section.engine
+    return "vllm" if find_spec("vllm") else "transformers"
+
+
+def dtype_of(section: ModelSection, device: str) -> str:
+    """auto is float32 on CPU and bfloat16 on GPUs."""
+    if section.dtype != "auto":
+        return section.dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:
+    """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
+    if section.sync_backend != "auto":
+        return section.sync_backend
+    if device == "cpu":
+        return "gloo"
+    return "ipc" if Role.ROLLOUT in placement.group_of(Role.POLICY).roles else "nccl"
+
+
+def trained(section: ModelSection) -> TrainedModelSection:
+    """The section of a role that learns."""
+    assert isinstance(section, TrainedModelSection), section
+    return section
+
+
+def model_of(section: ModelSection, role: Role) -> str:
+    """The model that a role loads."""
+    if section.model is None:
+        raise ConfigError(f"{role}.model: not given.")
+    return section.model
