@@ -48,5 +48,7 @@ class RolloutSection(Section):
     """Longest wait for an engine to load."""
     stall_timeout_s: PositiveFloat = 300.0
     """Longest time in which an engine that has work may finish no token."""
+    generate_timeout_s: PositiveFloat = 3600.0
+    """Longest time that sampling one step's answers may take."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest weight sync."""
