@@ -3,6 +3,9 @@
 A head owns the very parameter of the layer that it replaces (`lm_head` or `score`), under the same name: names stay
 Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight when the head runs, however
 many chunks it works in.
+
+Each head returns one tensor. ZeRO-3 follows a module's outputs one by one through the backward pass, and ranks whose
+losses use different ones (padding needs no entropy) would wait for each other for ever.
 """
 
 from dataclasses import dataclass
@@ -52,13 +55,12 @@ class LogProbHead(nn.Module):
         self.bias: nn.Parameter | None = lm_head.bias
         self.rule = rule
 
-    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor, torch.Tensor]:
-        """[T, d] -> [T] log-probs and [T] entropies, aligned with the tokens; 0 at each sequence's first."""
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
+        """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first."""
         targets = packed.token_ids[packed.predicted]
         rows = hidden[packed.predicted - 1]
-        log_probs, entropy = token_log_probs(rows, self.weight, self.bias, targets, self.rule)
-        zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
-        return zeros.index_copy(0, packed.predicted, log_probs), zeros.index_copy(0, packed.predicted, entropy)
+        known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, self.rule))
+        return known.new_zeros(2, len(hidden)).index_copy(1, packed.predicted, known)
 
 
 class ValueHead(nn.Module):
@@ -68,11 +70,10 @@ class ValueHead(nn.Module):
         super().__init__()
         self.weight = score.weight
 
-    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor]:
-        """[T, d] -> [T]: the output at t-1 stands at t; 0 at each sequence's first token."""
-        values = (hidden[packed.predicted - 1].float() @ self.weight.float().T).squeeze(-1)
-        zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
-        return (zeros.index_copy(0, packed.predicted, values),)
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
+        """[T, d] -> [1, T]: the output at t-1 stands at t; 0 at each sequence's first token."""
+        values = self.weight.float() @ hidden[packed.predicted - 1].float().T
+        return values.new_zeros(1, len(hidden)).index_copy(1, packed.predicted, values)
 
 
 class ScoreHead(nn.Module):
@@ -82,9 +83,9 @@ class ScoreHead(nn.Module):
         super().__init__()
         self.weight = score.weight
 
-    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> tuple[torch.Tensor]:
-        """[T, d] -> [S]."""
-        return ((hidden[packed.last].float() @ self.weight.float().T).squeeze(-1),)
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
+        """[T, d] -> [1, S]."""
+        return self.weight.float() @ hidden[packed.last].float().T
 
 
 class PackedModel(nn.Module):
@@ -106,8 +107,8 @@ class PackedModel(nn.Module):
         self.head_name = name
         self.kernel_needs_lengths = model.config._attn_implementation == PACKED_SDPA
 
-    def forward(self, packed: PackedInput) -> tuple[torch.Tensor, ...]:
-        """Predictions ([T], or [S] scores), and for log-probs the entropy [T]; float32."""
+    def forward(self, packed: PackedInput) -> torch.Tensor:
+        """Predictions ([1, T], or [1, S] scores); for log-probs a second row holds the entropy. float32."""
         backbone = self.model.base_model(
             input_ids=packed.token_ids[None],
             position_ids=packed.position_ids[None],
@@ -115,7 +116,5 @@ class PackedModel(nn.Module):
             use_cache=False,
             **({"sequence_lengths": packed.lengths} if self.kernel_needs_lengths else {}),
         )
-        outputs: tuple[torch.Tensor, ...] = self.model.get_submodule(self.head_name)(
-            backbone.last_hidden_state[0], packed
-        )
+        outputs: torch.Tensor = self.model.get_submodule(self.head_name)(backbone.last_hidden_state[0], packed)
         return outputs

@@ -90,7 +90,7 @@ class DeepSpeedEngine:
         """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
         metrics = LossMetrics()
         for batch in batches:
-            predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device))
+            predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device)).unbind()
             if batch.is_padding:
                 loss = 0.0 * predictions.sum()
             else:
