@@ -11,6 +11,7 @@ import numbers
 import os
 import resource
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -112,9 +113,8 @@ def named_type(value: object) -> str:
 
 def describe(error: BaseException) -> str:
     """`rewards.py:44 ZeroDivisionError: division by zero`, the place being the last one outside the libraries."""
-    strange = ("site-packages", "<frozen", __file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(part in frame.filename for part in strange)]
+    libraries = ("<frozen", __file__, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno} " if own else ""
     text = " ".join(str(error).split())[:200]
     return f"{place}{type(error).__name__}" + (f": {text}" if text else "")

@@ -18,6 +18,11 @@ RESERVED = ("prompts", "responses", "labels")
 class FunctionRaisedError(ChildFailedError):
     """The function raised. Says what and where."""
 
+    @property
+    def kind(self) -> str:
+        """Place and class of the exception, without its message."""
+        return str(self).split(": ")[0]
+
 
 class FunctionReward:
     """Scores by `module:name`, a function (prompts, responses, **columns) -> list of numbers.
@@ -56,7 +61,7 @@ class FunctionReward:
                 failure = error
         culprit = None
         if isinstance(failure, FunctionRaisedError):
-            culprit = self._culprit(prompts, responses, columns)
+            culprit = self._culprit(prompts, responses, columns, failure.kind)
         where = culprit or listed([prompt.id for prompt in prompts])
         raise RewardError(f"reward: {failure} on {where} ({NUM_TRIES} of {NUM_TRIES} tries).") from failure
 
@@ -81,9 +86,9 @@ class FunctionReward:
         return scores
 
     def _culprit(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, list[Json]]
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, list[Json]], kind: str
     ) -> str | None:
-        """The prompt of the first answer on which the function fails by itself, if one is found in little time."""
+        """The prompt of the first answer that by itself makes the function fail the same way, if one is found soon."""
         deadline = time.monotonic() + BLAME_TIMEOUT_S
         for index, prompt in enumerate(prompts):
             remaining = deadline - time.monotonic()
@@ -92,8 +97,11 @@ class FunctionReward:
             one = {name: values[index : index + 1] for name, values in columns.items()}
             try:
                 self._ask([prompt], [responses[index]], one, remaining)
-            except ChildFailedError:
-                return prompt.id
+            except FunctionRaisedError as error:
+                if error.kind == kind:
+                    return prompt.id
+            except (ChildFailedError, RewardError):
+                continue
         return None
 
     def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Json]]:
