@@ -18,6 +18,7 @@ from rlhf.orchestrator.evaluation import SampleEvaluator
 from rlhf.orchestrator.learning import Passes, Pretraining
 from rlhf.orchestrator.sources import GroupBatch, Sampler
 from rlhf.types import (
+    FloatArray,
     Head,
     LossMetrics,
     PackedTokens,
@@ -71,6 +72,28 @@ def test_the_ratio_is_exactly_one_at_the_first_update(tmp_path: Path) -> None:
     assert all(row["policy/ratio_gap"] == 0 for row in metrics_of(run))
     engine = run.engines[Role.POLICY]
     assert len(engine.seen) > 3 * engine.num_ranks
+
+
+class Packing(FakeTrainEngine):
+    """Notes what each of its micro-batches holds."""
+
+    def __init__(self, rollout: FakeRollout) -> None:
+        super().__init__(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2, rollout=rollout)
+        self.measured: list[list[int]] = []
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        self.measured += [[*batch.token_ids.tolist(), *batch.lengths.tolist()] for batch in batches]
+        return super().forward(batches)
+
+
+def test_old_log_probs_are_measured_in_the_packing_of_training(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", num_steps=1, batch_size=8, passes=Passes(timeout_s=20))
+    engine = Packing(run.rollout)
+    run.engines[Role.POLICY] = engine
+    run.run()
+    learned = [[*b.tokens.token_ids.tolist(), *b.tokens.lengths.tolist()] for b in engine.seen]
+    assert len(engine.measured) > 2 * engine.num_ranks
+    assert sorted(engine.measured) == sorted(learned)
 
 
 def test_two_runs_with_one_seed_are_the_same_run(tmp_path: Path) -> None:
@@ -353,7 +376,7 @@ def test_a_failed_evaluation_is_a_warning(tmp_path: Path) -> None:
 class Slow(FakeTrainEngine):
     """Never answers."""
 
-    def forward(self, batches: Sequence[PackedTokens]) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         threading.Event().wait(30)
         raise AssertionError
 

@@ -177,6 +177,15 @@ def test_sigterm_saves_a_finished_step_and_resumes_to_the_same(
     assert evidence(resumed) == uninterrupted[0]
 
 
+def test_no_update_is_begun_after_sigterm_came_while_measuring(tmp_path: Path) -> None:
+    fuse = Fuse(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = fused_run(tmp_path / "a", fuse)
+    with pytest.raises(PreemptedError, match="step 0 is saved"):
+        run.run()
+    assert "forward" in fuse.names[5]
+    assert run.engines[Role.POLICY].num_steps == 0
+
+
 class Stuck(FakeRollout):
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         threading.Event().wait(1.5)
