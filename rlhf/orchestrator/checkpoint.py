@@ -155,7 +155,7 @@ def _write(folder: Path, state: RunState, engines: Mapping[Role, TrainEngine]) -
         (folder / role).mkdir()
         engine.save(folder / role)
     write_json(folder / STATE, asdict(state))
-    files = {}
+    files: dict[str, Json] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         sync_path(file)
         files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha256_of(file)}

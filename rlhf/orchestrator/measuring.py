@@ -115,5 +115,6 @@ def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> Floa
             example.sequences, signal.old_log_probs, example.sampler_log_probs, strict=True
         )
     ]
-    joined = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
-    return joined[np.isfinite(joined)]
+    joined: FloatArray = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
+    finite: FloatArray = joined[np.isfinite(joined)]
+    return finite

@@ -2,12 +2,12 @@
 
 from typing import Protocol, TypeVar
 
-T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
 
 
-class Rows(Protocol[T_co]):
+class Rows(Protocol[T]):
     """Rows in a seeded order that never ends and can be continued from a position."""
 
     position: int
 
-    def take(self, count: int) -> list[T_co]: ...
+    def take(self, count: int) -> list[T]: ...
