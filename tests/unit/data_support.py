@@ -1,6 +1,7 @@
 """A tokenizer small enough to read, and helpers to write rows and read back complaints."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -26,14 +27,12 @@ class LetterTokenizer:
         self._chat = chat
         self._strips_history = strips_history
         self._units = [*SPECIAL, *merges]
+        self._ids = {unit: index for index, unit in enumerate(self._units)}
+        self._pattern = re.compile("|".join([*map(re.escape, self._units), "."]), re.DOTALL)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        ids = [0] if add_special_tokens else []
-        while text:
-            unit = next((unit for unit in self._units if text.startswith(unit)), text[0])
-            ids.append(self._units.index(unit) if unit in self._units else 100 + ord(unit))
-            text = text[len(unit) :]
-        return ids
+        ids = [self._ids[unit] if unit in self._ids else 100 + ord(unit) for unit in self._pattern.findall(text)]
+        return [0, *ids] if add_special_tokens else ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         texts = [self._units[token] if token < 100 else chr(token - 100) for token in token_ids]

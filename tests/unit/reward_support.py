@@ -1,6 +1,7 @@
 """Prompts, answers and a reward service with a script of faults."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class Service:
 
 
 @contextmanager
-def service(script: Sequence[Answer]) -> Iterator[Service]:
+def service(script: Sequence[Answer], tls: ssl.SSLContext | None = None) -> Iterator[Service]:
     """Answers by the script, the last answer again and again."""
     state = Service(url="", requests=[])
     lock = threading.Lock()
@@ -103,11 +104,14 @@ def service(script: Sequence[Answer]) -> Iterator[Service]:
         def log_message(self, *_: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("0.0.0.0" if tls else "127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/score"
+    state.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}/score"
     try:
         yield state
     finally:

@@ -59,7 +59,7 @@ class HttpReward:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._client = httpx.Client(
             headers={"Accept-Encoding": "identity", **_auth_header(source.auth_env)},
-            verify=_trust(source.ca_file),
+            verify=_trust(source),
             timeout=httpx.Timeout(source.read_timeout_s, connect=source.connect_timeout_s),
             follow_redirects=False,
             # A proxy has no business between this machine and a private one.
@@ -105,9 +105,8 @@ class HttpReward:
             raise BadReplyError(str(error)) from error
 
     def _post_until_answered(self, content: bytes, prompt_ids: Sequence[str]) -> bytes:
-        backoff = tenacity.wait_exponential_jitter(
-            initial=self._first_wait_s, max=MAX_WAIT_S, jitter=self._first_wait_s
-        )
+        first_s = self._first_wait_s
+        backoff = tenacity.wait_exponential(multiplier=first_s, max=MAX_WAIT_S) + tenacity.wait_random(0, first_s)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -145,13 +144,10 @@ class HttpReward:
                 self._check_status(response)
                 return _read_body(response, deadline)
         except httpx.TransportError as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, ssl.SSLCertVerificationError):
-                    raise RewardError(
-                        f"reward.url: TLS certificate not trusted ({cause.verify_message}). Set ca_file of the source."
-                    ) from error
-                cause = cause.__cause__ or cause.__context__
+            if doubt := _doubted_certificate(error):
+                raise RewardError(
+                    f"reward.url: TLS certificate not trusted ({doubt}). Set the source's ca_file."
+                ) from error
             raise OutageError(_reason(error)) from error
 
     def _check_status(self, response: httpx.Response) -> None:
@@ -177,15 +173,17 @@ def _auth_header(auth_env: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def _trust(ca_file: str | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return httpx.create_ssl_context()
-    if not Path(ca_file).is_file():
-        raise ConfigError(f"reward.ca_file: {ca_file} matches no file.")
+def _trust(source: HttpSource) -> ssl.SSLContext:
+    if source.ca_file is None:
+        # Plain http needs no certificates, which take a while to read.
+        plain = source.url.lower().startswith("http:")
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context()
+    if not Path(source.ca_file).is_file():
+        raise ConfigError(f"reward.ca_file: {source.ca_file} matches no file.")
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        return ssl.create_default_context(cafile=source.ca_file)
     except ssl.SSLError as error:
-        raise ConfigError(f"reward.ca_file: {ca_file} holds no PEM certificate.") from error
+        raise ConfigError(f"reward.ca_file: {source.ca_file} holds no PEM certificate.") from error
 
 
 def _read_body(response: httpx.Response, deadline: float) -> bytes:
@@ -234,6 +232,14 @@ def _retry_after_s(header: str) -> float:
         return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
     except (ValueError, TypeError):
         return 0.0
+
+
+def _doubted_certificate(error: BaseException) -> str:
+    """What is wrong with the service's certificate, if that is the cause."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return "" if cause is None else cause.verify_message.rstrip(".")
 
 
 def _reason(error: httpx.TransportError) -> str:
