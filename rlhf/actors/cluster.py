@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -49,17 +50,19 @@ class Seat:
 class Cluster:
     """A connection to Ray, with the devices that this run holds. Closing it gives everything back."""
 
-    def __init__(self, section: ClusterSection, namespace: str) -> None:
+    def __init__(self, section: ClusterSection, namespace: str, log_folder: Path | None = None) -> None:
+        """Actors write what they print into `log_folder`, a file each; without it, Ray keeps it."""
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
         self._groups: list[PlacementGroup] = []
+        self._log_folder = log_folder
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address == LOCAL else {}
         if self.address == LOCAL:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
         try:
-            ray.init(address=self.address, namespace=namespace, logging_level="warning", **local)
+            ray.init(address=self.address, namespace=namespace, logging_level="error", log_to_driver=False, **local)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"ray: no cluster to join at {self.address}: {str(error).splitlines()[0]} "
@@ -114,7 +117,8 @@ class Cluster:
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
         options |= {"num_cpus": 0} if seat is None else seat.options()
-        handle = ray.remote(titled).options(**options).remote()
+        log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
+        handle = ray.remote(titled).options(**options).remote(log_file)
         worker = Worker(handle=handle, name=name, node="?", pid=0)
         return Call(worker=worker, ref=handle.where.remote())
 

@@ -11,18 +11,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import ray
 
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
+from rlhf.actors.logs import Trace, redirect_output
 from rlhf.config.algo import AlgoSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import FunctionSource, HttpSource
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.base import RewardSource, RolloutEngine, TokenScorer
-from rlhf.engines.weight_sync.base import Info, WeightReceiver
+from rlhf.engines.base import RewardSource, TokenScorer
+from rlhf.engines.rollout import ServingEngine, open_engine
+from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError
 from rlhf.types import (
     FloatArray,
@@ -90,8 +92,6 @@ class EngineSpec:
     """What a rollout engine needs to know to start."""
 
     section: RolloutSection
-    kind: str
-    """vllm or transformers."""
     model: str
     dtype: str
     device: str
@@ -115,19 +115,25 @@ class SyncSpec:
     timeout_s: float
 
 
-class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
-    """Both faces of a rollout engine: it samples, and it takes weights."""
+class Actor:
+    """What every actor of a run can do."""
 
-
-class ModelWorker:
-    """One rank of a device group: hosts this rank's engine of every role that shares the group."""
-
-    def __init__(self) -> None:
-        self._trainees: dict[Role, DeepSpeedEngine] = {}
-        self._engines: dict[Role, TokenScorer] = {}
+    def __init__(self, log_file: Path | None) -> None:
+        if log_file is not None:
+            redirect_output(log_file)
+        self._trace = Trace(log_file.with_suffix(".trace.jsonl") if log_file is not None else None)
 
     def where(self) -> tuple[str, int]:
         return here()
+
+
+class ModelWorker(Actor):
+    """One rank of a device group: hosts this rank's engine of every role that shares the group."""
+
+    def __init__(self, log_file: Path | None) -> None:
+        super().__init__(log_file)
+        self._trainees: dict[Role, DeepSpeedEngine] = {}
+        self._engines: dict[Role, TokenScorer] = {}
 
     def free_address(self) -> tuple[str, int]:
         """An address of this node where the group's ranks can meet."""
@@ -207,19 +213,24 @@ class ModelWorker:
         )
 
     def forward(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        return self._engines[role].forward(batches)
+        with self._trace.span(f"{role} forward"):
+            return self._engines[role].forward(batches)
 
     def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> LossMetrics:
-        return self._trainees[role].forward_backward(batches)
+        with self._trace.span(f"{role} forward_backward"):
+            return self._trainees[role].forward_backward(batches)
 
     def optim_step(self, role: Role) -> StepReport:
-        return self._trainees[role].optim_step()
+        with self._trace.span(f"{role} optim_step"):
+            return self._trainees[role].optim_step()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
-        return self._trainees[role].send_weights(version)
+        with self._trace.span(f"{role} send_weights"):
+            return self._trainees[role].send_weights(version)
 
     def save(self, role: Role, directory: Path) -> None:
-        self._trainees[role].save(directory)
+        with self._trace.span(f"{role} save"):
+            self._trainees[role].save(directory)
 
     def load(self, role: Role, directory: Path) -> None:
         self._trainees[role].load(directory)
@@ -228,35 +239,24 @@ class ModelWorker:
         self._trainees[role].export(directory)
 
 
-class RolloutWorker:
+class RolloutWorker(Actor):
     """One rollout engine. Its methods run in threads, so that it can be asked while it generates."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_file: Path | None) -> None:
+        super().__init__(log_file)
         self._engine: ServingEngine | None = None
-
-    def where(self) -> tuple[str, int]:
-        return here()
 
     def start(self, spec: EngineSpec, name: str) -> None:
         """Load the model."""
-        if spec.kind == "vllm":
-            from rlhf.engines.rollout_vllm import VllmRolloutEngine
-
-            self._engine = VllmRolloutEngine(
-                spec.section,
-                spec.model,
-                dtype=spec.dtype,
-                device=spec.device,
-                seed=spec.seed,
-                name=name,
-                sync_backend=spec.sync_backend,
-            )
-        else:
-            from rlhf.engines.rollout_transformers import TransformersRolloutEngine
-
-            self._engine = TransformersRolloutEngine(
-                spec.section, spec.model, dtype=spec.dtype, device=spec.device, name=name
-            )
+        self._engine = open_engine(
+            spec.section,
+            spec.model,
+            dtype=spec.dtype,
+            device=spec.device,
+            seed=spec.seed,
+            name=name,
+            sync_backend=spec.sync_backend,
+        )
 
     @property
     def engine(self) -> ServingEngine:
@@ -265,7 +265,8 @@ class RolloutWorker:
         return self._engine
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return self.engine.generate(requests)
+        with self._trace.span("generate"):
+            return self.engine.generate(requests)
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         return self.engine.score(sequences)
@@ -292,14 +293,12 @@ class RolloutWorker:
         return self.engine.finish_weight_update(version, digest)
 
 
-class RewardWorker:
+class RewardWorker(Actor):
     """Reward functions and services, in a process away from the driver and the models."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_file: Path | None) -> None:
+        super().__init__(log_file)
         self._source: RewardSource | None = None
-
-    def where(self) -> tuple[str, int]:
-        return here()
 
     def start(self, source: FunctionSource | HttpSource, import_path: str) -> None:
         """Open the source. `import_path` is the user's folder, where a function's module is looked for."""
@@ -311,7 +310,8 @@ class RewardWorker:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         assert self._source is not None, "start comes first"
-        return self._source.score(prompts, responses, rollouts)
+        with self._trace.span("score"):
+            return self._source.score(prompts, responses, rollouts)
 
     def close(self) -> None:
         if self._source is not None:

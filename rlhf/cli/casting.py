@@ -1,7 +1,6 @@
 """From a config to who plays in the run: which models are started, on how many devices, and what each loads."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 
 from rlhf.actors.launch import Script
 from rlhf.actors.placement import Placement, Shape, plan_placement
@@ -94,7 +93,6 @@ def cast(
         scorers=scorers,
         engine=EngineSpec(
             section=config.rollout,
-            kind=engine_kind(config.rollout),
             model=model_of(config.policy, Role.POLICY),
             dtype=dtype_of(config.policy, device),
             device=device,
@@ -107,13 +105,6 @@ def cast(
             if isinstance(source, FunctionSource | HttpSource)
         },
     )
-
-
-def engine_kind(section: RolloutSection) -> str:
-    """auto is vLLM where it is installed."""
-    if section.engine != "auto":
-        return section.engine
-    return "vllm" if find_spec("vllm") else "transformers"
 
 
 def dtype_of(section: ModelSection, device: str) -> str:

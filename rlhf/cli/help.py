@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pydantic_core import PydanticUndefined
 
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, GenerateConfig
+from rlhf.config.commands import COMMANDS, GenerateConfig, QuickstartConfig
 from rlhf.config.fields import Field, fields_of, sections_in
 from rlhf.config.flags import ALIASES
 
@@ -91,6 +91,11 @@ def generate_help() -> str:
     return GENERATE_HEAD + "\n".join(fields)
 
 
+def quickstart_help() -> str:
+    """Help of `rlhf quickstart`."""
+    return QUICKSTART_HEAD + "\n".join(field_help(field, screen_width()) for field in fields_of(QuickstartConfig))
+
+
 def commands_help(verb: str) -> str:
     """Help of `rlhf train` or `rlhf check` without an algorithm."""
     lines = [f"  {name:8} {first_sentence(config)}" for name, config in COMMANDS.items()]
@@ -113,5 +118,11 @@ GENERATE_HEAD = """\
 Usage: rlhf generate MODEL [--prompt TEXT ... | --prompts FILE] [options]
 
 Samples answers from a trained model, a folder or hub name.
+
+"""
+QUICKSTART_HEAD = """\
+Usage: rlhf quickstart [options]
+
+The three steps of RLHF (sft, rm, ppo) on a tiny model of its own, in minutes, with a table of what was learned.
 
 """

@@ -18,7 +18,7 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
-VERBS = ("train", "check", "generate")
+VERBS = ("train", "check", "generate", "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
 
@@ -27,6 +27,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf train {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   train a model
   rlhf check {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
   rlhf generate MODEL [--prompt TEXT ...]                           sample answers from a trained model
+  rlhf quickstart                                                   see the three steps of RLHF on a tiny model
   rlhf --version                                                    print the version
 
 `rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
@@ -60,6 +61,8 @@ def run(arguments: list[str]) -> int:
         return _show(MAIN_HELP)
     if verb == "generate":
         return _generate(rest)
+    if verb == "quickstart":
+        return _quickstart(rest)
     if verb in {"train", "check"}:
         return _train_or_check(verb, rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
@@ -100,6 +103,19 @@ def _generate(arguments: list[str]) -> int:
     from rlhf.cli.generate import run_generate
 
     return run_generate(config)
+
+
+def _quickstart(arguments: list[str]) -> int:
+    if HELP & set(arguments):
+        from rlhf.cli.help import quickstart_help
+
+        return _show(quickstart_help())
+    from rlhf.config.load import load_quickstart
+
+    config = load_quickstart(arguments)
+    from rlhf.cli.quickstart import run_quickstart
+
+    return run_quickstart(config)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def run_training(command: str, config: TrainConfig) -> int:
         )
         records = Records(directory, trackers, console, config.log, length.num_steps)
         placement = place(config, algorithm.needs)
-        cluster = Cluster(config.cluster, namespace=f"rlhf-{config.run.name}")
+        log_folder = directory.log_folder.absolute()
+        cluster = Cluster(config.cluster, namespace=f"rlhf-{config.run.name}", log_folder=log_folder)
         try:
             crew = start(config, algo, algorithm, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):

@@ -69,16 +69,18 @@ def demonstrations(questions: Sequence[Question], num_each: int, rng: random.Ran
 
 def preferences(questions: Sequence[Question], num_each: int, rng: random.Random) -> list[dict[str, str]]:
     """Pairs for the reward model: two random answers to a question, of which a person likes one better."""
-    rows = []
+    rows: list[dict[str, str]] = []
     for question in questions:
-        while len([row for row in rows if row["prompt"] == question.text]) < num_each:
+        pairs: list[dict[str, str]] = []
+        while len(pairs) < num_each:
             first, second = (
                 answer(question, kind=rng.random() < 0.5, on_topic=rng.random() < 0.5, rng=rng) for _ in range(2)
             )
             scores = true_score(question, first), true_score(question, second)
             if scores[0] != scores[1]:
                 better, worse = (first, second) if scores[0] > scores[1] else (second, first)
-                rows.append({"prompt": question.text, "chosen": better, "rejected": worse})
+                pairs.append({"prompt": question.text, "chosen": better, "rejected": worse})
+        rows += pairs
     return rows
 
 

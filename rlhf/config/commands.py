@@ -100,3 +100,14 @@ class GenerateConfig(Section):
     """auto is vllm where it is installed, else transformers."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class QuickstartConfig(Section):
+    """The three steps of RLHF on a tiny model of its own."""
+
+    folder: str = "runs/quickstart"
+    """Folder for everything that is made; an earlier quickstart there is replaced."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides everything."""
+    debug: bool = False
+    """Show tracebacks."""

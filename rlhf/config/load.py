@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, GenerateConfig, PpoConfig, TrainConfig
+from rlhf.config.commands import COMMANDS, GenerateConfig, PpoConfig, QuickstartConfig, TrainConfig
 from rlhf.config.flags import Flags
 from rlhf.config.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
 from rlhf.config.merge import Merged, Schema
@@ -68,6 +68,20 @@ def load_generate(argv: Sequence[str]) -> GenerateConfig:
     if problems or config is None:
         raise ConfigError(problems)
     return config
+
+
+def load_quickstart(argv: Sequence[str]) -> QuickstartConfig:
+    """The options of `rlhf quickstart ARGV`.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    flags = Flags(argv, (schema := Schema(QuickstartConfig)).fields)
+    merged = Merged(schema, [flags.layer])
+    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals)]
+    if problems or merged.config is None:
+        raise ConfigError(problems)
+    return merged.config
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.timeout(120)
 class Toy:
     """An actor with the face of a worker and nothing behind it."""
 
+    def __init__(self, log_file: None) -> None: ...
+
     def where(self) -> tuple[str, int]:
         return "127.0.0.1", os.getpid()
 

@@ -1,0 +1,38 @@
+"""Opening a rollout engine of either kind."""
+
+from importlib.util import find_spec
+from typing import Protocol
+
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import RolloutEngine
+from rlhf.engines.weight_sync.base import WeightReceiver
+
+
+class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
+    """Both faces of a rollout engine: it samples, and it takes weights."""
+
+
+def engine_kind(section: RolloutSection) -> str:
+    """auto is vLLM where it is installed, else transformers."""
+    if section.engine != "auto":
+        return section.engine
+    return "vllm" if find_spec("vllm") else "transformers"
+
+
+def open_engine(
+    section: RolloutSection, model: str, *, dtype: str, device: str, seed: int, name: str, sync_backend: str
+) -> ServingEngine:
+    """Load `model` (a folder or hub name) into the kind of engine that the section asks for.
+
+    `dtype` is float32 or bfloat16, `device` cpu or cuda, `sync_backend` gloo, nccl or ipc. The engine's own library is
+    imported here, and the other one is not.
+    """
+    if engine_kind(section) == "vllm":
+        from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415
+
+        return VllmRolloutEngine(
+            section, model, dtype=dtype, device=device, seed=seed, name=name, sync_backend=sync_backend
+        )
+    from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
+
+    return TransformersRolloutEngine(section, model, dtype=dtype, device=device, name=name)
