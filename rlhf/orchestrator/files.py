@@ -2,21 +2,33 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf.errors import CheckpointError
 from rlhf.types import Json
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Let a disk that refuses end in a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` at once: temporary file beside it, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_path(path.parent)
+    with blaming(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_path(path.parent)
 
 
 def write_json(path: Path, value: Mapping[str, Json]) -> None:
@@ -26,7 +38,7 @@ def write_json(path: Path, value: Mapping[str, Json]) -> None:
 
 def append_json(path: Path, value: Mapping[str, Json]) -> None:
     """Add `value` to a .jsonl file as one line."""
-    with path.open("a", encoding="utf-8") as file:
+    with blaming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 

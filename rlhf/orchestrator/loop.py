@@ -8,11 +8,12 @@ portions and passes a step has.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.errors import NumericsError, PreemptedError, RewardError, WeightSyncError
+from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardError, WeightSyncError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
@@ -98,7 +99,8 @@ class Loop:
                 return self._run(resume_from)
         except BaseException as error:
             status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
-            self._records.status(status, self._state.step, error=f"{type(error).__name__}: {error}")
+            with suppress(CheckpointError):  # a full disk must not hide what went wrong
+                self._records.status(status, self._state.step, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._source.close()

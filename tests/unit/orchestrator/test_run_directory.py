@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.errors import ConfigError
+from rlhf.errors import CheckpointError, ConfigError
 from rlhf.orchestrator.run_directory import RunDirectory, Status
 from tests.unit.orchestrator.support import given_group
 
@@ -102,3 +102,10 @@ def test_going_back_drops_what_was_recorded_later_and_what_was_torn(tmp_path: Pa
         run.rewind(3)
         assert run.metrics.read_text().splitlines() == lines[:3]
         assert sorted(path.name for path in run.rollouts.iterdir()) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3)]
+
+
+def test_a_disk_that_refuses_is_blamed_by_name(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        run.events.symlink_to("/dev/full")
+        with pytest.raises(CheckpointError, match=r"events\.jsonl: cannot be written \(No space left on device\)"):
+            run.note("resume", "from step 3")
