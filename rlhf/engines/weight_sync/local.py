@@ -15,7 +15,7 @@ class LocalEngineClient:
 
     def __init__(self, receivers: Mapping[str, WeightReceiver]) -> None:
         self._receivers = dict(receivers)
-        self._threads = ThreadPoolExecutor(2 * len(receivers), thread_name_prefix="engine-client")
+        self._threads = ThreadPoolExecutor(1 + 2 * len(receivers), thread_name_prefix="engine-client")
 
     @property
     def engine_names(self) -> tuple[str, ...]:

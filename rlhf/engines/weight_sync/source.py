@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
+from rlhf.errors import WeightSyncError
 
 
 class Gather(Protocol):
     """A bucket on its way to rank 0."""
 
     def wait(self, timeout_s: float) -> None:
-        """Block until rank 0 has it all (other ranks: until theirs is sent). Raises RuntimeError on time-out."""
+        """Block until rank 0 has it all (other ranks: until theirs is sent). Raises WeightSyncError on time-out."""
         ...
 
 
@@ -48,9 +49,10 @@ def make_source(module: torch.nn.Module, dtype: str) -> WeightSource:
 
     Names are those of `module.named_parameters()`: pass the Hugging Face model itself, not DeepSpeed's wrapper.
     """
-    from deepspeed.runtime.zero.partition_parameters import is_zero_param  # noqa: PLC0415  - takes seconds
+    from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
 
-    kind = Zero3Source if any(is_zero_param(parameter) for parameter in module.parameters()) else ModuleSource
+    is_partitioned = deepspeed.runtime.zero.partition_parameters.is_zero_param
+    kind = Zero3Source if any(is_partitioned(parameter) for parameter in module.parameters()) else ModuleSource
     return kind(module, dtype_of(dtype))
 
 
@@ -102,8 +104,11 @@ class _Works:
         self._tensors = tensors
 
     def wait(self, timeout_s: float) -> None:
-        for work in self._works:
-            work.wait(timedelta(seconds=timeout_s))
+        try:
+            for work in self._works:
+                work.wait(timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise WeightSyncError(f"the trainer's ranks did not bring their shards together: {error}") from error
         self._tensors.clear()
 
 
@@ -152,7 +157,7 @@ class Zero3Source:
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        import deepspeed  # noqa: PLC0415  - takes seconds
+        from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
 
         names = [spec.name for spec in bucket.parameters]
         with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):

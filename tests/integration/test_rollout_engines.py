@@ -1,0 +1,199 @@
+"""One protocol, two engines: what comes out of vLLM and of plain transformers is checked against definitions."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.errors import ModelError, RlhfError
+from rlhf.types import FinishReason, Rollout
+from tests.integration.rollout_support import (
+    IGNORE_VLLM_IMPORT_WARNINGS,
+    KINDS,
+    ServingEngine,
+    load_model,
+    open_engine,
+    packed,
+    prompt,
+    reference_log_probs,
+    reference_logits,
+    request,
+)
+from tests.tiny_models import make_policy
+
+pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> torch.nn.Module:
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServingEngine]:
+    engine = open_engine(request.param, folder)
+    yield engine
+    engine.close()
+
+
+def same(a: Rollout, b: Rollout) -> bool:
+    return a.token_ids.tolist() == b.token_ids.tolist() and a.finish_reason is b.finish_reason
+
+
+def test_each_request_gets_its_own_answer_in_order(engine: ServingEngine) -> None:
+    requests = [request(seed, max_tokens=3 + seed) for seed in range(20)]  # more than run at once
+    rollouts = engine.generate(requests)
+    assert [(r.id, r.prompt_id) for r in rollouts] == [(r.id, r.prompt_id) for r in requests]
+    assert [len(r.token_ids) for r in rollouts] == [3 + seed for seed in range(20)]
+    for rollout in rollouts:
+        assert rollout.token_ids.dtype == np.int64
+        assert rollout.log_probs.dtype == np.float32
+        assert len(rollout.log_probs) == len(rollout.token_ids)
+        assert rollout.weight_version == 0
+
+
+def test_nothing_asked_nothing_answered(engine: ServingEngine) -> None:
+    assert engine.generate([]) == []
+    assert engine.score([]) == []
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.6}, {"temperature": 1.4, "top_k": 5}, {"temperature": 0.8, "top_p": 0.7}]
+)
+def test_log_probs_are_the_models_at_the_sampling_temperature(
+    engine: ServingEngine, model: torch.nn.Module, sampling: dict[str, float]
+) -> None:
+    requests = [request(seed, **sampling) for seed in range(6)]
+    for asked, rollout in zip(requests, engine.generate(requests), strict=True):
+        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+        expected = reference_log_probs(model, ids, sampling.get("temperature", 1.0))
+        np.testing.assert_allclose(rollout.log_probs, expected[len(asked.prompt_token_ids) :], atol=2e-5)
+        logits = reference_logits(model, ids)[len(asked.prompt_token_ids) - 1 : -1] / sampling.get("temperature", 1.0)
+        ranks = (logits > logits.gather(-1, torch.from_numpy(rollout.token_ids)[:, None])).sum(-1)
+        if "top_k" in sampling:
+            assert ranks.max() < 5
+            assert ranks.max() > 0
+        if "top_p" in sampling:
+            ordered = logits.softmax(-1).sort(-1, descending=True).values
+            before = ordered.cumsum(-1) - ordered
+            assert (before.gather(-1, ranks[:, None]) < 0.7 + 1e-4).all()
+
+
+def test_temperature_zero_takes_the_likeliest(engine: ServingEngine, model: torch.nn.Module) -> None:
+    requests = [request(seed, temperature=0.0) for seed in range(3)]
+    mixed = engine.generate([*requests, request(9, temperature=1.3)])
+    for asked, rollout in zip(requests, mixed[:3], strict=True):
+        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+        start = len(asked.prompt_token_ids)
+        assert rollout.token_ids.tolist() == reference_logits(model, ids)[start - 1 : -1].argmax(-1).tolist()
+        np.testing.assert_allclose(rollout.log_probs, reference_log_probs(model, ids)[start:], atol=2e-5)
+
+
+def test_a_sampled_stop_token_ends_the_answer_and_belongs_to_it(engine: ServingEngine) -> None:
+    (free,) = engine.generate([request(4, max_tokens=30)])
+    stop = int(free.token_ids[11])
+    end = free.token_ids.tolist().index(stop) + 1
+    (stopped,) = engine.generate([request(4, max_tokens=30, stop_token_ids=(stop, 127))])
+    assert stopped.finish_reason is FinishReason.STOP
+    assert stopped.token_ids.tolist() == free.token_ids[:end].tolist()
+    np.testing.assert_allclose(stopped.log_probs, free.log_probs[:end], atol=2e-5)
+
+
+def test_a_truncated_answer_has_no_stop_token_put_behind_it(engine: ServingEngine) -> None:
+    (rollout,) = engine.generate([request(4, max_tokens=5, stop_token_ids=(2,))])
+    assert rollout.finish_reason is FinishReason.LENGTH
+    assert len(rollout.token_ids) == 5
+    assert 2 not in rollout.token_ids
+
+
+def test_an_answer_that_stops_at_once_is_one_stop_token(engine: ServingEngine) -> None:
+    (rollout,) = engine.generate([request(4, stop_token_ids=tuple(range(128)))])
+    assert rollout.finish_reason is FinishReason.STOP
+    assert len(rollout.token_ids) == len(rollout.log_probs) == 1
+
+
+def test_only_the_requests_own_stop_tokens_end_it(engine: ServingEngine) -> None:
+    """The model's configuration names an EOS token, which is not consulted."""
+    rollouts = engine.generate([request(seed, max_tokens=100, temperature=1.9) for seed in range(8)])
+    assert any(2 in rollout.token_ids for rollout in rollouts)
+    assert {rollout.finish_reason for rollout in rollouts} == {FinishReason.LENGTH}
+
+
+def test_the_seed_decides_alone_whatever_else_is_in_the_batch(engine: ServingEngine) -> None:
+    requests = [request(seed, max_tokens=20) for seed in range(8)]
+    together = engine.generate(requests)
+    assert all(same(a, b) for a, b in zip(together, engine.generate(requests), strict=True))
+    assert all(same(a, b) for a, b in zip(together[::-1], engine.generate(requests[::-1]), strict=True))
+    assert all(same(together[i], engine.generate([requests[i]])[0]) for i in (0, 5))
+    one_prompt = [request(seed, prompt_ids=prompt(0), max_tokens=20) for seed in range(8)]
+    assert len({tuple(rollout.token_ids.tolist()) for rollout in engine.generate(one_prompt)}) == 8
+
+
+def test_a_repeated_call_gives_the_same_bits(engine: ServingEngine) -> None:
+    requests = [request(seed, max_tokens=20) for seed in range(8)]
+    first, second = engine.generate(requests), engine.generate(requests)
+    assert [r.log_probs.tobytes() for r in first] == [r.log_probs.tobytes() for r in second]
+
+
+def test_threads_may_ask_at_once(engine: ServingEngine) -> None:
+    requests = [[request(10 * thread + i, max_tokens=10 + thread) for i in range(3)] for thread in range(4)]
+    alone = [engine.generate(part) for part in requests]
+    answers: dict[int, list[Rollout]] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: answers.update({i: engine.generate(requests[i])}))  # type: ignore[misc]
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for i in range(4):
+        assert all(same(a, b) for a, b in zip(alone[i], answers[i], strict=True))
+
+
+def test_scores_are_log_probs_at_temperature_one(engine: ServingEngine, model: torch.nn.Module) -> None:
+    sequences = [prompt(1, 30), prompt(2, 1), prompt(3, 2), prompt(4, 17)]
+    scores = engine.score([packed(*sequences[:3]), packed(sequences[3])])
+    expected = [reference_log_probs(model, ids) for ids in sequences]
+    np.testing.assert_allclose(scores[0], np.concatenate(expected[:3]), atol=2e-5)
+    np.testing.assert_allclose(scores[1], expected[3], atol=2e-5)
+
+
+def test_scores_do_not_come_from_a_cache(engine: ServingEngine, model: torch.nn.Module) -> None:
+    ids = prompt(5, 280)
+    engine.generate([request(1, prompt_ids=ids)])
+    for _ in range(2):
+        np.testing.assert_allclose(engine.score([packed(ids)])[0], reference_log_probs(model, ids), atol=5e-5)
+
+
+def test_an_answer_ends_with_the_context(engine: ServingEngine) -> None:
+    long = prompt(1, 490)
+    (rollout,) = engine.generate([request(1, prompt_ids=long, max_tokens=100)])
+    assert rollout.finish_reason is FinishReason.LENGTH
+    assert len(rollout.token_ids) in (11, 22)  # vLLM's context is the longest prompt + answer + 1 of the config
+
+
+@pytest.mark.parametrize("length", [0, 600])
+def test_a_prompt_that_cannot_be_answered_is_an_error(engine: ServingEngine, length: int) -> None:
+    with pytest.raises(ModelError, match=f"prompt of {length} tokens"):
+        engine.generate([request(1), request(2, prompt_ids=prompt(1, length))])
+    assert len(engine.generate([request(1)])) == 1
+
+
+def test_an_engine_asleep_says_so(engine: ServingEngine) -> None:
+    (awake,) = engine.generate([request(1)])
+    engine.sleep()
+    with pytest.raises(RlhfError, match="rollout-0: asleep"):
+        engine.generate([request(1)])
+    with pytest.raises(RlhfError, match="rollout-0: asleep"):
+        engine.score([packed(prompt(1))])
+    engine.wake()
+    assert same(engine.generate([request(1)])[0], awake)

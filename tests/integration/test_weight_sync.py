@@ -1,0 +1,239 @@
+"""Syncs into real engines: digests, log-prob probes, refusals, caches, answers under way; and out of ZeRO-3."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.engines.weight_sync.gloo import GlooSender
+from rlhf.engines.weight_sync.local import LocalEngineClient
+from rlhf.engines.weight_sync.probe import probe
+from rlhf.engines.weight_sync.source import ModuleSource
+from rlhf.errors import WeightSyncError
+from rlhf.types import Rollout
+from tests.integration.rollout_support import (
+    HAS_VLLM,
+    IGNORE_VLLM_IMPORT_WARNINGS,
+    ServingEngine,
+    load_model,
+    open_engine,
+    packed,
+    prompt,
+    reference_log_probs,
+    request,
+)
+from tests.tiny_models import make_policy
+
+pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+ENGINES = [
+    pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks)
+    for kind, marks in (
+        ("transformers", []),
+        ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
+    )
+    for tied in (False, True)
+]
+
+
+class DamagingSender(GlooSender):
+    """Flips one bit of the bucket whose number is `damage` behind its seal."""
+
+    damage = -1
+    _sent = 0
+
+    def _broadcast(self, buffer: torch.Tensor) -> torch.distributed.Work:
+        if self._sent == self.damage:
+            buffer[1000] ^= 4
+        self._sent += 1
+        return super()._broadcast(buffer)
+
+
+class Setup:
+    """A trainer's model, an engine that follows it, and the sender between them."""
+
+    def __init__(self, kind: str, tied: bool, folder: Path) -> None:
+        make_policy(folder, tied=tied)
+        self.model = load_model(folder)
+        self.engine: ServingEngine = open_engine(kind, folder)
+        self.client = LocalEngineClient({"rollout-0": self.engine})
+        self.sender = DamagingSender(
+            ModuleSource(self.model, torch.float32),
+            self.client,
+            master_address="127.0.0.1",
+            port=0,
+            num_receivers=1,
+            bucket_bytes=100_000,
+            timeout_s=30.0,
+        )
+        self.version = 0
+
+    @torch.no_grad()
+    def learn(self, seed: int) -> int:
+        """Change every weight, so much that stale ones are seen; returns the new version."""
+        torch.manual_seed(seed)
+        for parameter in self.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        self.version += 1
+        return self.version
+
+    def log_probs(self, ids: np.ndarray) -> np.ndarray:
+        return reference_log_probs(self.model, ids)
+
+    def close(self) -> None:
+        self.sender.close()
+        self.client.close()
+        self.engine.close()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    setup = Setup(*request.param, tmp_path_factory.mktemp("model"))
+    yield setup
+    setup.close()
+
+
+def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: Setup) -> None:
+    sequences = [prompt(1, 40), prompt(2, 3), prompt(3, 25)]
+    digests = set()
+    for seed in range(3):
+        version = setup.learn(seed)
+        stale = probe(
+            {"rollout-0": setup.engine},
+            [packed(sequences[0])],
+            [setup.log_probs(sequences[0])],
+            version=version,
+            tolerance=100.0,
+        )
+        assert stale > 0.05  # or the probe would prove nothing
+        report = setup.sender.send(version)  # compares digests, on both sides
+        digests.add(report.digest)
+        assert report.num_remote_calls == 3
+        expected = [np.concatenate([setup.log_probs(ids) for ids in sequences])]
+        assert probe({"rollout-0": setup.engine}, [packed(*sequences)], expected, version=version) < 1e-4
+        (rollout,) = setup.engine.generate([request(seed)])
+        assert rollout.weight_version == version
+    assert len(digests) == 3
+
+
+def test_a_probe_names_the_engine_that_computes_with_other_weights(setup: Setup) -> None:
+    ids = prompt(1, 40)
+    wrong = setup.log_probs(ids) + np.float32(0.01)
+    with pytest.raises(
+        WeightSyncError, match=r"engine rollout-0: version 9: log-probs differ .* by 0\.01 \(at most 0\.001\)"
+    ):
+        probe({"rollout-0": setup.engine}, [packed(ids)], [wrong], version=9)
+    wrong[3] = np.nan
+    with pytest.raises(WeightSyncError, match="by nan"):
+        probe({"rollout-0": setup.engine}, [packed(ids)], [wrong], version=9, tolerance=100.0)
+
+
+def test_a_prompts_cached_keys_and_values_do_not_outlive_a_sync(setup: Setup) -> None:
+    ids = prompt(4, 280)
+    for seed in (10, 11):
+        setup.engine.generate([request(1, prompt_ids=ids), request(2, prompt_ids=ids)])
+        setup.sender.send(setup.learn(seed))
+        (rollout,) = setup.engine.generate([request(3, prompt_ids=ids)])
+        expected = setup.log_probs(np.concatenate([ids, rollout.token_ids]))[len(ids) :]
+        np.testing.assert_allclose(rollout.log_probs, expected, atol=1e-3)
+
+
+def test_a_damaged_bucket_is_refused_by_name_and_nothing_is_served_until_a_whole_sync(setup: Setup) -> None:
+    setup.sender.damage = setup.sender._sent + 1
+    version = setup.learn(20)
+    with pytest.raises(WeightSyncError, match=rf"engine rollout-0: version {version}: bucket 2 of \d \(model\.layers"):
+        setup.sender.send(version)
+    for work in (lambda: setup.engine.generate([request(1)]), lambda: setup.engine.score([packed(prompt(1))])):
+        with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
+            work()
+    setup.sender.send(setup.learn(21))
+    ids = prompt(1, 40)
+    probe({"rollout-0": setup.engine}, [packed(ids)], [setup.log_probs(ids)], version=setup.version)
+    assert setup.engine.generate([request(1)])[0].weight_version == setup.version
+
+
+def test_a_sync_into_a_sleeping_engine_is_an_error_and_changes_nothing(setup: Setup) -> None:
+    setup.engine.sleep()
+    with pytest.raises(WeightSyncError, match="asleep"):
+        setup.sender.send(99)
+    setup.engine.wake()
+    assert setup.engine.generate([request(1)])[0].weight_version == setup.version
+
+
+def test_an_answer_under_way_is_whole_and_carries_the_older_version(setup: Setup) -> None:
+    older = setup.version
+    answers: list[Rollout] = []
+    thread = threading.Thread(target=lambda: answers.extend(setup.engine.generate([request(1, max_tokens=150)])))
+    thread.start()
+    time.sleep(0.05)
+    newer = setup.learn(30)
+    setup.sender.send(newer)
+    thread.join(60)
+    (answer,) = answers
+    assert len(answer.token_ids) == len(answer.log_probs) == 150
+    assert answer.weight_version == older
+    assert setup.engine.generate([request(1)])[0].weight_version == newer
+    if not np.allclose(
+        answer.log_probs, setup.log_probs(np.concatenate([prompt(1, 4), answer.token_ids]))[4:], atol=1e-3
+    ):
+        return  # part of it was sampled by the older weights, which is what the version says
+    pytest.fail("nothing of the answer was sampled by the older weights")
+
+
+def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
+    setup.sender.close()
+    setup.sender = DamagingSender(
+        ModuleSource(setup.model, torch.float32),
+        setup.client,
+        master_address="127.0.0.1",
+        port=0,
+        num_receivers=1,
+        bucket_bytes=1 << 20,
+        timeout_s=30.0,
+    )
+    assert setup.sender.send(setup.learn(40)).num_buckets == 1
+    ids = prompt(1, 40)
+    probe({"rollout-0": setup.engine}, [packed(ids)], [setup.log_probs(ids)], version=setup.version)
+
+
+def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
+    folders = [make_policy(tmp_path / "untied"), make_policy(tmp_path / "tied", tied=True)]
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port = probe_socket.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.integration.weight_sync_worker"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(port), *map(str, folders)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [process.communicate(timeout=200)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(logs)
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        assert all(result["equal"].values())
+        assert len(set(result["digests"])) == 3
+        assert result["num_buckets"] > 1
+        assert result["num_remote_calls"] == [3, 3, 3]
+        np.testing.assert_allclose(result["scored"], result["expected"], atol=1e-4)

@@ -1,0 +1,80 @@
+"""One rank of a ZeRO-3 policy that trains a step and syncs its weights; run by test_weight_sync.py, twice.
+
+Arguments: rank, port, model folders, in each of which rank 0 writes result.json. Rank 0 holds the receiving engine.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.weight_sync import make_sender, make_source
+from rlhf.engines.weight_sync.local import LocalEngineClient
+from rlhf.engines.weight_sync.source import Zero3Source
+from tests.integration.rollout_support import open_engine, packed, prompt
+
+CONFIG = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
+    # Norms stay whole on every rank, everything else is sharded.
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100},
+}
+
+
+def sync(rank: int, folder: Path, output: Path) -> None:
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    engine, *_ = deepspeed.initialize(model=module, config=CONFIG, dist_init_required=False)
+    source = make_source(engine.module, "float32")
+    assert isinstance(source, Zero3Source)
+    receiver = open_engine("transformers", folder) if rank == 0 else None
+    client = LocalEngineClient({"rollout-0": receiver} if receiver else {})
+    sender = make_sender(
+        "gloo",
+        source,
+        client,
+        rank=rank,
+        world_size=2,
+        master_address="127.0.0.1",
+        port=0,
+        num_receivers=1,
+        bucket_bytes=100_000,
+        timeout_s=30.0,
+    )
+    reports = [sender.send(0)]
+    for version in (1, 2):
+        ids = torch.from_numpy(prompt(10 * version + rank, 20))[None]
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        engine.step()
+        reports.append(sender.send(version))
+    ids = prompt(1, 30)
+    with torch.no_grad():
+        log_probs = engine(input_ids=torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
+    expected = log_probs[:-1].gather(-1, torch.from_numpy(ids)[1:, None])[:, 0].tolist()
+    materialised = {n: t.clone() for bucket in sender._buckets for n, t in source.materialise(bucket)}  # type: ignore[attr-defined]
+    if receiver is not None:
+        named = dict(receiver._model.named_parameters())  # type: ignore[attr-defined]
+        result = {
+            "digests": [report.digest for report in reports],
+            "num_buckets": reports[0].num_buckets,
+            "num_remote_calls": [report.num_remote_calls for report in reports],
+            "expected": expected,
+            "scored": receiver.score([packed(ids)])[0][1:].tolist(),
+            "equal": {name: bool(torch.equal(named[name], tensor)) for name, tensor in materialised.items()},
+        }
+        output.write_text(json.dumps(result))
+    dist.barrier()
+    sender.close()
+    client.close()
+
+
+if __name__ == "__main__":
+    rank, port, *folders = sys.argv[1:]
+    init_distributed(int(rank), 2, "127.0.0.1", int(port), device="cpu", timeout_s=60.0)
+    for folder in folders:
+        sync(int(rank), Path(folder), Path(folder) / "result.json")
+    dist.destroy_process_group()
