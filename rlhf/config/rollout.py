@@ -24,8 +24,8 @@ class RolloutSection(Section):
     """Longest prompt."""
     max_response_tokens: PositiveInt = 512
     """Longest answer; one that reaches it is truncated, and counted as such."""
-    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
-    """Divides the logits, when sampling and when log-probs and entropy are computed."""
+    temperature: float = Field(1.0, ge=0.0, le=2.0, allow_inf_nan=False)
+    """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample from the smallest set of tokens with this probability."""
     top_k: NonNegativeInt = 0
