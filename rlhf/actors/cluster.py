@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -23,6 +25,8 @@ LOCAL_ENVIRONMENT = {
     # tell a control store that is gone. These bound that.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_gcs_server_request_timeout_seconds": "10",
+    # A busy laptop may need longer than Ray's 30 s to start.
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -63,10 +67,11 @@ class Cluster:
                 os.environ.setdefault(name, value)
         try:
             ray.init(address=self.address, namespace=namespace, logging_level="error", log_to_driver=False, **local)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            # The boundary to Ray, which raises bare exceptions here too.
             raise ConfigError(
-                f"ray: no cluster to join at {self.address}: {str(error).splitlines()[0]} "
-                f"Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
+                f"ray: no cluster at {self.address}: {str(error).splitlines()[0]} Start one with `ray start --head`, "
+                f"or leave cluster.address out for one of this machine alone."
             ) from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
@@ -130,6 +135,14 @@ class Cluster:
             assert isinstance(place, tuple)
             workers.append(Worker(handle=call.worker.handle, name=call.worker.name, node=place[0], pid=place[1]))
         return workers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the devices back and leave."""

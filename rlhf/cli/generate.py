@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rlhf.config.commands import GenerateConfig
 from rlhf.config.data import DataSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.rollout import open_engine
+from rlhf.engines.rollout import local_device, open_engine
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
 from rlhf.orchestrator.console import visible
@@ -31,7 +30,7 @@ def run_generate(config: GenerateConfig) -> int:
     assert config.model is not None, "the config's loader asked for it"
     tokenizer = load_tokenizer(config.model, key="model")
     prompts = read_prompts(config, tokenizer)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device()
     longest = max(len(prompt.token_ids) for prompt in prompts)
     engine = open_engine(
         RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),

@@ -67,6 +67,5 @@ def make_llama(
         eos_token_id=SPECIAL_TOKENS.index(EOS),
     )
     model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.float()
     model.save_pretrained(folder, safe_serialization=True)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -19,17 +19,22 @@ class Records:
         console: Console,
         section: LogSection,
         num_steps: int,
+        settings: Mapping[str, float] | None = None,
     ) -> None:
+        """`settings` are figures that stay: each step's line repeats them, so that no plot needs the config beside it."""
         self.directory = directory
         self._trackers = trackers
         self._console = console
         self._section = section
         self._num_steps = num_steps
+        self._settings = dict(settings or {})
         self._step = 0
+        self.closed = False
 
     def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
         """Record a finished step. Answers of a data set are not written again."""
         self._step = step
+        metrics = {**self._settings, **metrics}
         for tracker in self._trackers:
             tracker.log(step, metrics)
         self._console.log(step, metrics)
@@ -59,6 +64,7 @@ class Records:
 
     def close(self) -> None:
         """End trackers and console; the folder stays held."""
+        self.closed = True
         for tracker in self._trackers:
             tracker.close()
         self._console.close()

@@ -1,0 +1,261 @@
+"""The parts that the loop drives, joined from started actors and read data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rlhf.actors.calls import Worker
+from rlhf.actors.groups import GroupEngine
+from rlhf.actors.launch import Crew
+from rlhf.actors.probed import TOLERANCES, ProbedPolicy
+from rlhf.actors.reward import RemoteReward
+from rlhf.actors.rollout import RolloutPool
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Algorithm
+from rlhf.cli.casting import dtype_of, model_of, reward_model
+from rlhf.config.algo import AlgoSection, SftSection
+from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
+from rlhf.engines.rewards import build_reward, probe
+from rlhf.engines.rewards.model import ModelReward
+from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.orchestrator.buffer import LagBuffer
+from rlhf.orchestrator.data import DataSplit, Order
+from rlhf.orchestrator.evaluation import Evaluator, LikelihoodEvaluator, PairEvaluator, SampleEvaluator
+from rlhf.orchestrator.learning import Passes, Pretraining
+from rlhf.orchestrator.loop import Course, Parts
+from rlhf.orchestrator.measuring import Models, Portions
+from rlhf.orchestrator.preemption import StopRequest
+from rlhf.orchestrator.schedule import RunLength, count_steps
+from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.types import Prompt, Role, RolloutRequest, Sampling, ScoredGroup
+
+EVALUATORS: Mapping[str, Callable[..., Evaluator]] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator}
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 8
+START_MARGIN_S = 60.0
+"""What a wait for rollouts allows beyond generation and scoring themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What a run reads: prompts to answer, or groups with given answers."""
+
+    prompts: DataSplit[Prompt] | None = None
+    groups: DataSplit[ScoredGroup] | None = None
+    texts: DataSplit[ScoredGroup] | None = None
+    """Pretraining text for the ptx loss."""
+
+    @property
+    def fingerprint(self) -> str:
+        return "-".join(split.fingerprint for split in (self.prompts, self.groups, self.texts) if split is not None)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in an epoch."""
+        return len(self.prompts.train) if self.prompts is not None else len(self.groups.train if self.groups else ())
+
+
+def algorithm_section(config: TrainConfig) -> AlgoSection:
+    """The settings of the config's algorithm."""
+    assert isinstance(config, SftConfig | RmConfig | PpoConfig), type(config)
+    return config.algo
+
+
+def first_role(algorithm: Algorithm) -> Role:
+    """The role whose model a run is about."""
+    return next(iter(algorithm.needs.trains))
+
+
+def run_length(config: TrainConfig, data: Data) -> RunLength:
+    """How long the run is, from the steps that will really run."""
+    train = config.train
+    if not isinstance(config, PpoConfig):
+        steps = count_steps(train.num_steps, train.num_epochs, data.num_rows, train.batch_size)
+        return RunLength(num_steps=steps, examples_per_step=train.batch_size, batch_size=train.batch_size)
+    rollout = config.rollout
+    return RunLength(
+        num_steps=count_steps(train.num_steps, train.num_epochs, data.num_rows, rollout.batch_size),
+        examples_per_step=rollout.batch_size * rollout.num_samples,
+        batch_size=train.batch_size,
+        num_epochs=config.algo.num_epochs,
+        frozen_steps={Role.POLICY: config.algo.freeze_policy_steps},
+    )
+
+
+def tricks(config: TrainConfig) -> dict[str, float]:
+    """Those of PPO's tricks that are settings of models and schedules; the algorithm itself logs the others."""
+    if not isinstance(config, PpoConfig):
+        return {}
+    policy, critic = config.policy, config.critic
+    source = reward_model(config)
+    return {
+        "tricks/lr_warmup_and_cosine": float(policy.warmup_ratio > 0 and policy.lr_schedule == "cosine"),
+        "tricks/critic_from_reward_model": float(source is not None and critic.model == source.model),
+        "tricks/policy_lr_below_critic_lr": float(policy.lr < critic.lr),
+    }
+
+
+def course(config: TrainConfig, length: RunLength) -> Course:
+    """How long the run is and what happens when."""
+    train = config.train
+    return Course(
+        num_steps=length.num_steps,
+        portions=Portions(
+            batch_size=train.batch_size,
+            max_tokens=train.max_tokens_per_micro_batch,
+            max_examples=train.micro_batch_size,
+            seed=config.run.seed,
+        ),
+        passes=Passes(
+            num_epochs=length.num_epochs,
+            frozen_steps=length.frozen_steps,
+            timeout_s=train.step_timeout_s,
+        ),
+        max_lag=config.rollout.max_lag if isinstance(config, PpoConfig) else 0,
+        evaluate_every=config.eval.every_steps,
+        checkpoint_every=config.checkpoint.every_steps,
+        gap_warn=train.mismatch_warn,
+        gap_stop=train.mismatch_stop,
+    )
+
+
+def assemble(
+    command: str,
+    config: TrainConfig,
+    algorithm: Algorithm,
+    data: Data,
+    crew: Crew,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+) -> Parts:
+    """Everything that the loop drives."""
+    sync_timeout_s = config.rollout.sync_timeout_s if isinstance(config, PpoConfig) else config.train.step_timeout_s
+    engines = {
+        role: GroupEngine(group, role, step_timeout_s=config.train.step_timeout_s, sync_timeout_s=sync_timeout_s)
+        for role, group in crew.groups.items()
+    }
+    if not isinstance(config, PpoConfig):
+        assert data.groups is not None
+        held_out = data.groups.held_out[: config.eval.max_prompts]
+        role = first_role(algorithm)
+        limits = course(config, run_length(config, data)).portions.limits(engines[role].num_ranks)
+        return Parts(
+            algorithm=algorithm,
+            models=Models(trained={role: engines[role] for role in algorithm.needs.trains}),
+            source=OfflineSource(rows(config, data.groups.train), config.train.batch_size, algorithm.keep),
+            # An algorithm of its own: what is held out must not count in the training figures.
+            evaluator=EVALUATORS[command](engines[role], build_algorithm(algorithm_section(config)), held_out, limits)
+            if held_out
+            else None,
+        )
+    assert data.prompts is not None
+    pool = rollout_pool(config, crew.engines)
+    trained = {role: engines[role] for role in algorithm.needs.trains}
+    trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
+    rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
+    probe(rewards, data.prompts.train[0], tokenizer)
+    sampler = Sampler(pool, rewards, tokenizer)
+    held_out_prompts = data.prompts.held_out[: config.eval.max_prompts]
+    evaluator = SampleEvaluator(
+        sampler, held_out_prompts, sampling(config, tokenizer, config.eval.temperature), config.run.seed
+    )
+    return Parts(
+        algorithm=algorithm,
+        models=Models(trained=trained, reference=engines.get(Role.REFERENCE)),
+        source=rollout_source(config, data.prompts.train, sampler, algorithm, tokenizer, stop),
+        evaluator=evaluator if held_out_prompts else None,
+        pretraining=pretraining(config, data),
+    )
+
+
+def probed_policy(config: PpoConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:
+    """The policy, with a few short answers to prove its first weight sync by."""
+    drawn = replace(sampling(config, tokenizer, config.rollout.temperature or 1.0), max_tokens=PROBE_TOKENS)
+    return ProbedPolicy(
+        crew.groups[Role.POLICY],
+        engines={worker.name: rollout_pool(config, (worker,)) for worker in crew.engines},
+        requests=[
+            RolloutRequest(
+                id=f"probe/{index}", prompt_id=prompt.id, prompt_token_ids=prompt.token_ids, seed=index, sampling=drawn
+            )
+            for index, prompt in enumerate(prompts[:PROBE_PROMPTS])
+        ],
+        tolerance=TOLERANCES[dtype_of(config.policy, crew.device)],
+        step_timeout_s=config.train.step_timeout_s,
+        sync_timeout_s=config.rollout.sync_timeout_s,
+    )
+
+
+def rollout_pool(config: PpoConfig, workers: Sequence[Worker]) -> RolloutPool:
+    """Engines as one."""
+    return RolloutPool(
+        workers,
+        generate_timeout_s=config.rollout.generate_timeout_s,
+        control_timeout_s=config.rollout.sync_timeout_s,
+    )
+
+
+def rows(config: TrainConfig, items: Sequence[ScoredGroup]) -> Order[ScoredGroup]:
+    """Given answers in the run's order."""
+    return Order(items, seed=config.run.seed, shuffle=config.data.shuffle)
+
+
+def sampling(config: PpoConfig, tokenizer: Tokenizer, temperature: float) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(
+        max_tokens=config.rollout.max_response_tokens,
+        temperature=temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        stop_token_ids=tokenizer.stop_token_ids,
+    )
+
+
+def rollout_source(
+    config: PpoConfig,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    algorithm: Algorithm,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+) -> GroupSource:
+    """Groups that the policy samples now."""
+    rollout = config.rollout
+    patience_s = rollout.generate_timeout_s + config.train.step_timeout_s + START_MARGIN_S
+    return RolloutSource(
+        Order(prompts, seed=config.run.seed, shuffle=config.data.shuffle),
+        sampler,
+        RolloutPlan(
+            batch_size=rollout.batch_size,
+            num_samples=rollout.num_samples,
+            sampling=sampling(config, tokenizer, rollout.temperature),
+            seed=config.run.seed,
+        ),
+        LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=patience_s, take_timeout_s=patience_s, check=stop.check),
+        algorithm.keep,
+    )
+
+
+def reward_source(config: PpoConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
+    """The weighted sum of the run's reward sources, each where it lives."""
+    opened: dict[str, RewardSource] = {
+        label: RemoteReward(worker, timeout_s=config.train.step_timeout_s) for label, worker in crew.rewards.items()
+    }
+    source = reward_model(config)
+    if source is not None and scorer is not None:
+        opened[source.label] = ModelReward(
+            scorer,
+            policy_tokenizer=tokenizer,
+            reward_tokenizer=load_tokenizer(model_of(source, Role.REWARD), key="reward.model"),
+            max_tokens_per_batch=config.train.max_tokens_per_micro_batch,
+        )
+    return build_reward(config.reward.all_sources, opened)
+
+
+def pretraining(config: PpoConfig, data: Data) -> Pretraining | None:
+    """Text for the ptx loss, where the run has it."""
+    if data.texts is None:
+        return None
+    return Pretraining(
+        Order(data.texts.train, seed=config.run.seed), build_algorithm(SftSection()), config.train.batch_size
+    )
