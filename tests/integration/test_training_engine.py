@@ -1,0 +1,223 @@
+"""The training engine against transformers and autograd: gradients in every split, skipped steps, exports, resume.
+
+One process group of two ranks and one of a single rank run all scenarios side by side (see training_worker.py); the
+tests judge what they recorded.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from tests.integration.training_worker import experiences, rankings
+from tests.tiny_models import make_policy, make_reward_model, tiny_tokenizer
+
+Results = dict[str, torch.Tensor]
+TEMPERATURE = 0.7
+TIMEOUT_S = 540
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_group(folder: Path, world_size: int) -> list[subprocess.Popen[bytes]]:
+    port = free_port()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for rank in range(world_size):
+        arguments = map(str, (rank, world_size, port, folder))
+        with (folder / f"log_{world_size}_{rank}").open("wb") as log:
+            command = [sys.executable, "-m", "tests.integration.training_worker", *arguments]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    return processes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models before, results and exports after both groups have run."""
+    folder = tmp_path_factory.mktemp("training")
+    make_policy(folder / "tied", tied=True)
+    make_policy(folder / "untied")
+    make_reward_model(folder / "zero_score")
+    weights = load_file(folder / "zero_score" / "model.safetensors")
+    weights["score.weight"].zero_()
+    save_file(weights, folder / "zero_score" / "model.safetensors", metadata={"format": "pt"})
+    processes = start_group(folder, 2) + start_group(folder, 1)
+    try:
+        codes = [process.wait(TIMEOUT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("log_*")))
+    assert codes == [0, 0, 0], logs
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> Results:
+    return load_file(folder / "results_2_0.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path) -> Results:
+    return load_file(folder / "results_1_0.safetensors")
+
+
+def naive_log_probs(model: PreTrainedModel, token_ids: np.ndarray, temperature: float) -> tuple[torch.Tensor, ...]:
+    """[T] log-probs and entropies of one sequence, alone and unpacked, from all logits at once."""
+    ids = torch.tensor(token_ids)
+    log_p = (model(ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
+    log_probs = log_p.gather(-1, ids[1:, None]).squeeze(-1)
+    return torch.cat([torch.zeros(1), log_probs]), torch.cat([torch.zeros(1), -(log_p.exp() * log_p).sum(-1)])
+
+
+def naive_gradient(folder: Path) -> dict[str, torch.Tensor]:
+    """The gradient of the worker's loss, one sequence at a time, by autograd through transformers' own model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    sequences = [experience.sequences[0] for experience in experiences()]
+    loss = torch.zeros(())
+    for sequence in sequences:
+        log_probs, entropy = naive_log_probs(model, sequence.token_ids, TEMPERATURE)
+        gain = torch.tensor(sequence.advantages) * log_probs + 0.1 * entropy
+        loss = loss - gain[torch.tensor(sequence.loss_mask)].sum()
+    (loss / sum(int(sequence.loss_mask.sum()) for sequence in sequences)).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def gradient_of(results: Results, case: str) -> dict[str, torch.Tensor]:
+    prefix = f"gradients/{case}/grad/"
+    return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
+
+
+def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        assert float((gradient - theirs[name]).norm() / theirs[name].norm()) < 1e-5, name
+
+
+CASES = [
+    *((1, case) for case in ("zero0", "zero3", "packed", "single", "eager")),
+    *((2, case) for case in ("zero0", "zero1", "zero2", "zero3", "packed", "single")),
+    *((2, case) for case in ("checkpointing", "offload", "chunked", "tied")),
+]
+
+
+@pytest.mark.parametrize(("num_ranks", "case"), CASES)
+def test_the_gradient_is_the_same_in_every_split(
+    folder: Path, one_rank: Results, two_ranks: Results, num_ranks: int, case: str
+) -> None:
+    results = {1: one_rank, 2: two_ranks}[num_ranks]
+    expected = naive_gradient(folder / ("tied" if case == "tied" else "untied"))
+    assert_same_gradient(gradient_of(results, case), expected)
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    assert float(results[f"gradients/{case}/norm"]) == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_nothing_of_a_step_leaks_into_the_next(
+    folder: Path, one_rank: Results, two_ranks: Results, num_ranks: int, zero_stage: int
+) -> None:
+    results = {1: one_rank, 2: two_ranks}[num_ranks]
+    assert_same_gradient(gradient_of(results, f"second{zero_stage}"), naive_gradient(folder / "untied"))
+
+
+def test_metrics_of_the_ranks_add_up_to_those_of_one(folder: Path, one_rank: Results, two_ranks: Results) -> None:
+    other = load_file(folder / "results_2_1.safetensors")
+    for case in ("zero0", "zero3", "single"):
+        total = two_ranks[f"gradients/{case}/loss"] + other[f"gradients/{case}/loss"]
+        torch.testing.assert_close(total, one_rank["gradients/packed/loss"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_ratio_is_exactly_one_at_the_first_update(folder: Path, dtype: str) -> None:
+    for rank in (0, 1):
+        results = load_file(folder / f"results_2_{rank}.safetensors")
+        assert float(results[f"ratio/{dtype}/first"]) == 0.0
+        assert float(results[f"ratio/{dtype}/second"]) > 0.0
+
+
+@pytest.mark.parametrize(
+    "case", ["zero0-float32", "zero0-bfloat16", "zero1-bfloat16", "zero2-float32", "zero3-bfloat16"]
+)
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(folder: Path, case: str) -> None:
+    for rank in (0, 1):
+        results = load_file(folder / f"results_2_{rank}.safetensors")
+        seen = {name.split("/", 2)[2]: bool(value) for name, value in results.items() if f"not_finite/{case}/" in name}
+        assert seen == {
+            "loss/finite": False,
+            "loss/unchanged": True,
+            "gradient/finite": False,
+            "gradient/unchanged": True,
+            "recovered": True,
+            "clean": True,
+            "moved": True,
+        }
+
+
+@pytest.mark.parametrize("case", ["zero0-bfloat16", "zero2-float32", "zero3-bfloat16"])
+def test_parameters_that_did_not_move_are_named(two_ranks: Results, case: str) -> None:
+    """A learning rate too small for a bfloat16 weight to show still moves the optimizer's own copy."""
+    seen = {name.split("/")[2]: float(value) for name, value in two_ranks.items() if f"unmoved/{case}/" in name}
+    assert seen == {"head_moved": 1.0, "num_unmoved": 20.0, "second": 0.0, "policy": 0.0}
+
+
+@pytest.mark.parametrize("case", ["tied-zero3-float32", "untied-zero3-bfloat16", "untied-zero1-float32"])
+def test_an_export_is_the_trained_model(folder: Path, two_ranks: Results, case: str) -> None:
+    dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder / "exports" / case)
+    assert model.dtype == dtype
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == case.startswith("tied")
+    with torch.no_grad():
+        parts = [naive_log_probs(model, e.sequences[0].token_ids, TEMPERATURE)[0] for e in experiences()]
+    tolerance = 0.15 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(two_ranks[f"exports/{case}"], torch.cat(parts), rtol=0.0, atol=tolerance)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "exports" / case)
+    assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    assert bool(two_ranks[f"stale/{case}"]), "the check must refuse an export of other weights"
+    before = load_file(folder / case.partition("-")[0] / "model.safetensors")
+    after = load_file(folder / "exports" / case / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name].to(dtype), after[name]) for name in before)
+
+
+def test_a_reward_model_is_trained_from_a_policy_and_served_and_starts_a_critic(
+    folder: Path, two_ranks: Results
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "exports" / "reward")
+    assert model.config.num_labels == 1
+    assert model.config.architectures == ["LlamaForSequenceClassification"]
+    sequences = [torch.tensor(s.token_ids) for e in rankings() for s in e.sequences]
+    with torch.no_grad():
+        expected = torch.cat([model(ids[None]).logits[0] for ids in sequences])
+        hidden = [model.base_model(ids[None]).last_hidden_state[0] for ids in sequences]
+        states = torch.cat([torch.cat([torch.zeros(1, 1), model.score(h)[:-1]]) for h in hidden]).squeeze(-1)
+    torch.testing.assert_close(two_ranks["rewards/trained"].float(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two_ranks["rewards/served"], two_ranks["rewards/trained"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two_ranks["rewards/values"], states, rtol=1e-4, atol=1e-4)
+
+
+def test_a_scoring_engine_agrees_with_the_trainer(two_ranks: Results) -> None:
+    torch.testing.assert_close(two_ranks["rewards/reference"], two_ranks["rewards/policy"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["zero0-float32", "zero2-float32", "zero3-float32", "zero3-bfloat16"])
+def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Results, case: str) -> None:
+    assert bool(two_ranks[f"resume/{case}/same"])
+    assert bool(two_ranks[f"resume/{case}/moved"])
+    assert not two_ranks[f"resume/{case}/lr"].any()
+    torch.testing.assert_close(two_ranks[f"resume/{case}/lrs"], torch.tensor([1 / 3, 2 / 3, 1.0, 0.1]) * 1e-3)
+    assert not list((folder / "checkpoints" / case).rglob("latest"))

@@ -1,0 +1,342 @@
+"""One rank of the training engine's tests: runs every scenario in one process group and writes what it saw.
+
+Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`. The test judges; this only records.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
+from rlhf.config.models import TrainedModelSection
+from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.scoring import ScoringEngine
+from rlhf.engines.training import DeepSpeedEngine
+from rlhf.errors import CheckpointError
+from rlhf.orchestrator.batching import (
+    Limits,
+    build_batches,
+    pack_tokens,
+    plan_batches,
+    unpack_scores,
+    unpack_tokens,
+)
+from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
+
+LENGTHS = (9, 17, 30, 2, 12, 5, 22, 41, 1)
+QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
+Limit = tuple[int, int | None]
+PACKED: Limit = (1000, None)
+FOUR: Limit = (20, None)
+SINGLE: Limit = (1, 1)
+
+
+def experiences(fill: float = 1.0, seed: int = 0) -> list[Experience]:
+    """Answers of many lengths (one of a single token, which learns nothing) with advantages of both signs."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i, n in enumerate(LENGTHS):
+        sequence = LearnedSequence(
+            token_ids=rng.integers(4, 99, size=n),
+            loss_mask=np.arange(n) >= max(1, n // 3),
+            advantages=(fill * rng.normal(size=n)).astype(np.float32),
+        )
+        made.append(Experience(id=str(i), sequences=(sequence,)))
+    return made
+
+
+def rankings() -> list[Experience]:
+    """Pairs, the better answer first."""
+    rng = np.random.default_rng(3)
+    return [
+        Experience(
+            id=str(i),
+            sequences=tuple(
+                LearnedSequence(token_ids=rng.integers(4, 99, size=n), loss_mask=np.ones(n, dtype=np.bool_))
+                for n in sizes
+            ),
+            targets=(1.0, 0.0),
+        )
+        for i, sizes in enumerate(((7, 12), (20, 3), (5, 5)))
+    ]
+
+
+def policy_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
+    """Advantage-weighted log-probs and an entropy bonus over the step's tokens; reports how far the ratio is from 1."""
+    assert batch.advantages is not None
+    assert outputs.entropy is not None
+    gain = batch.advantages * outputs.predictions + 0.1 * outputs.entropy
+    loss = -torch.where(batch.loss_mask, gain, 0.0).sum() / batch.denominators.tokens
+    maxima = {}
+    if batch.old_log_probs is not None:
+        maxima["ratio_error"] = float(((outputs.predictions.detach() - batch.old_log_probs).exp() - 1).abs().max())
+    return LossOutput(loss=loss, metrics=LossMetrics(sums={"loss": float(loss.detach())}, maxima=maxima))
+
+
+def broken_gradient(outputs: Outputs, batch: TensorBatch) -> LossOutput:
+    """A finite loss with an infinite gradient."""
+    difference = outputs.predictions - outputs.predictions.detach()
+    return LossOutput(loss=difference.sqrt().sum() / batch.denominators.tokens)
+
+
+def pair_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
+    """Bradley-Terry over (better, worse)."""
+    better, worse = outputs.predictions.view(-1, 2).unbind(-1)
+    return LossOutput(loss=-torch.nn.functional.logsigmoid(better - worse).sum() / batch.denominators.examples)
+
+
+OBJECTIVES = {"policy": policy_loss, "broken": broken_gradient, "reward": pair_loss}
+
+
+class Scenarios:
+    """The scenarios of one rank; `record` keeps tensors by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def engine(
+        self, model: str = "untied", head: Head = Head.LOG_PROBS, *, num_steps: int = 10, **settings: object
+    ) -> DeepSpeedEngine:
+        section = TrainedModelSection.model_validate({**QUIET, **settings})
+        path = str(self.folder / model)
+        return DeepSpeedEngine(
+            section, path, head, OBJECTIVES, temperature=0.7, num_steps=num_steps, device="cpu", seed=0
+        )
+
+    def step(
+        self,
+        engine: DeepSpeedEngine,
+        data: list[Experience],
+        limit: Limit,
+        objective: str = "policy",
+    ) -> tuple[LossMetrics, StepReport]:
+        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        batches = build_batches(plan, data, objective)
+        n = len(batches) // self.num_ranks
+        metrics = engine.forward_backward(batches[self.rank * n : (self.rank + 1) * n])
+        return metrics, engine.optim_step()
+
+    def measure(
+        self, engine: DeepSpeedEngine | ScoringEngine, data: list[Experience], limit: Limit
+    ) -> list[FloatArray]:
+        """Every micro-batch's output, in rank-major order, on every rank."""
+        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        batches = pack_tokens(plan, data)
+        n = len(batches) // self.num_ranks
+        shares: list[list[FloatArray] | None] = [None] * self.num_ranks
+        dist.all_gather_object(shares, engine.forward(batches[self.rank * n : (self.rank + 1) * n]))
+        return [array for share in shares if share is not None for array in share]
+
+    def by_example(self, engine: DeepSpeedEngine | ScoringEngine, data: list[Experience], limit: Limit) -> torch.Tensor:
+        """Per-token outputs of all examples, end to end in their order."""
+        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        arrays = unpack_tokens(plan, data, self.measure(engine, data, limit))
+        return torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
+
+    def weights(self, engine: DeepSpeedEngine) -> torch.Tensor:
+        """All weights, flat, in the model's dtype."""
+        parts = []
+        for parameter in engine.module.parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                parts.append(parameter.detach().clone().flatten())
+        return torch.cat(parts)
+
+    def gradient(self, engine: DeepSpeedEngine, zero_stage: int) -> dict[str, torch.Tensor]:
+        """The last step's gradient: AdamW's first moment, whose decay rate these tests set to 0."""
+        gradients = {}
+        for name, parameter in engine.module.named_parameters():
+            if zero_stage:
+                gradients[name] = deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg").clone()
+            else:
+                gradients[name] = engine._optimizer.state[parameter]["exp_avg"].clone()
+        return gradients
+
+    def record(self, name: str, value: torch.Tensor | float | bool) -> None:
+        self.tensors[name] = torch.as_tensor(value).contiguous().clone()
+
+    def gradients(self) -> None:
+        """One step's gradient in every split, and in steps that follow others."""
+        settings = {"max_grad_norm": 0.0, "adam_betas": (0.0, 0.95)}
+        cases: list[tuple[str, int, Limit, dict[str, object]]] = [
+            *((f"zero{stage}", stage, FOUR, {}) for stage in (0, 1, 2, 3)),
+            ("packed", 3, PACKED, {}),
+            ("single", 3, SINGLE, {}),
+            ("checkpointing", 3, FOUR, {"gradient_checkpointing": True}),
+            ("offload", 3, FOUR, {"offload_optimizer": True, "offload_parameters": True}),
+            ("chunked", 3, FOUR, {"log_probs_chunk_tokens": 3}),
+            ("tied", 3, FOUR, {"model": "tied"}),
+            ("eager", 0, FOUR, {"attention": "eager"}),
+        ]
+        alone = ("zero0", "zero3", "packed", "single", "eager")
+        for name, stage, limit, extra in cases:
+            if (self.num_ranks == 1 and name not in alone) or (self.num_ranks > 1 and name == "eager"):
+                continue
+            engine = self.engine(**{**settings, "zero_stage": stage, **extra})  # type: ignore[arg-type]
+            metrics, report = self.step(engine, experiences(), limit)
+            self.record(f"gradients/{name}/loss", metrics.sums.get("loss", 0.0))
+            self.record(f"gradients/{name}/norm", report.grad_norm)
+            for parameter, gradient in self.gradient(engine, stage).items():
+                self.record(f"gradients/{name}/grad/{parameter}", gradient)
+        for stage in (0, 1, 2, 3):
+            engine = self.engine(**{**settings, "zero_stage": stage, "lr": 1e-30})  # type: ignore[arg-type]
+            self.step(engine, experiences(seed=7), SINGLE)
+            self.step(engine, experiences(), PACKED)
+            for parameter, gradient in self.gradient(engine, stage).items():
+                self.record(f"gradients/second{stage}/grad/{parameter}", gradient)
+
+    def ratio(self) -> None:
+        """Old log-probs from the trainer, then the first update."""
+        for dtype in ("float32", "bfloat16"):
+            engine = self.engine(zero_stage=3, dtype=dtype, gradient_checkpointing=True)
+            data = experiences()
+            plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=FOUR[0]))
+            old = unpack_tokens(plan, data, self.measure(engine, data, FOUR))
+            measured = [
+                Experience(
+                    id=e.id,
+                    sequences=(
+                        LearnedSequence(
+                            token_ids=e.sequences[0].token_ids,
+                            loss_mask=e.sequences[0].loss_mask,
+                            advantages=e.sequences[0].advantages,
+                            old_log_probs=old[i][0],
+                        ),
+                    ),
+                )
+                for i, e in enumerate(data)
+            ]
+            metrics, _ = self.step(engine, measured, FOUR)
+            self.record(f"ratio/{dtype}/first", metrics.maxima.get("ratio_error", 0.0))
+            metrics, _ = self.step(engine, measured, FOUR)
+            self.record(f"ratio/{dtype}/second", metrics.maxima.get("ratio_error", 0.0))
+
+    def not_finite(self) -> None:
+        """A step with one bad micro-batch on one rank, then a good one; and the good one alone."""
+        bad = experiences()
+        bad[7] = experiences(fill=float("nan"))[7]
+        for stage, dtype in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")):
+            name = f"not_finite/zero{stage}-{dtype}"
+            alone = self.engine(zero_stage=stage, dtype=dtype, max_grad_norm=0.5)
+            self.step(alone, experiences(), FOUR)
+            engine = self.engine(zero_stage=stage, dtype=dtype, max_grad_norm=0.5)
+            before = self.weights(engine)
+            for kind, data, objective in (("loss", bad, "policy"), ("gradient", experiences(), "broken")):
+                _, report = self.step(engine, data, FOUR, objective)
+                self.record(f"{name}/{kind}/finite", report.finite)
+                self.record(f"{name}/{kind}/unchanged", torch.equal(before, self.weights(engine)))
+            _, report = self.step(engine, experiences(), FOUR)
+            self.record(f"{name}/recovered", report.finite)
+            self.record(f"{name}/clean", torch.equal(self.weights(engine), self.weights(alone)))
+            self.record(f"{name}/moved", not torch.equal(self.weights(engine), before))
+
+    def unmoved(self) -> None:
+        """A score head of zeros passes no gradient on: only the head moves in the first step, all in the second."""
+        for stage, dtype in ((0, "bfloat16"), (2, "float32"), (3, "bfloat16")):
+            engine = self.engine("zero_score", Head.SCORES, zero_stage=stage, dtype=dtype, lr=1e-7)
+            _, first = self.step(engine, rankings(), PACKED, "reward")
+            _, second = self.step(engine, rankings(), PACKED, "reward")
+            name = f"unmoved/zero{stage}-{dtype}"
+            self.record(f"{name}/head_moved", "score.weight" not in first.unmoved)
+            self.record(f"{name}/num_unmoved", len(first.unmoved))
+            self.record(f"{name}/second", len(second.unmoved))
+            policy = self.engine(zero_stage=stage, dtype=dtype, lr=1e-7)
+            _, report = self.step(policy, experiences(), FOUR)
+            self.record(f"{name}/policy", len(report.unmoved))
+
+    def exports(self) -> None:
+        """What is exported, and what the engine says about the same tokens."""
+        for model, stage, dtype in (("tied", 3, "float32"), ("untied", 3, "bfloat16"), ("untied", 1, "float32")):
+            engine = self.engine(model, zero_stage=stage, dtype=dtype, lr=1e-2)
+            self.step(engine, experiences(), FOUR)
+            name = f"{model}-zero{stage}-{dtype}"
+            engine.export(self.folder / "exports" / name)
+            engine.check_export(self.folder / "exports" / name)
+            self.record(f"exports/{name}", self.by_example(engine, experiences(), SINGLE))
+            self.step(engine, experiences(), FOUR)
+            try:
+                engine.check_export(self.folder / "exports" / name)
+                self.record(f"stale/{name}", False)
+            except CheckpointError:
+                self.record(f"stale/{name}", True)
+
+    def rewards(self) -> None:
+        """A reward model trained from a policy, exported, served, and turned into a critic."""
+        engine = self.engine("untied", Head.SCORES, zero_stage=3)
+        for _ in range(2):
+            self.step(engine, rankings(), FOUR, "reward")
+        folder = "exports/reward"
+        engine.export(self.folder / folder)
+        plan = plan_batches(rankings(), Limits(num_ranks=self.num_ranks, max_tokens=FOUR[0]))
+
+        def scores(of: DeepSpeedEngine | ScoringEngine) -> torch.Tensor:
+            found = unpack_scores(plan, rankings(), self.measure(of, rankings(), FOUR))
+            return torch.tensor([score for i in sorted(found) for score in found[i]])
+
+        self.record("rewards/trained", scores(engine))
+        section = TrainedModelSection(zero_stage=3)
+        path = str(self.folder / folder)
+        self.record(
+            "rewards/served",
+            scores(ScoringEngine(section, path, Head.SCORES, temperature=1.0, device="cpu", seed=0)),
+        )
+        critic = self.engine(folder, Head.VALUES, zero_stage=3)
+        self.record("rewards/values", self.by_example(critic, rankings(), FOUR))
+        reference = ScoringEngine(
+            section, str(self.folder / "untied"), Head.LOG_PROBS, temperature=0.7, device="cpu", seed=0
+        )
+        self.record("rewards/reference", self.by_example(reference, experiences(), FOUR))
+        self.record("rewards/policy", self.by_example(self.engine(zero_stage=0), experiences(), FOUR))
+
+    def resume(self) -> None:
+        """Four steps at once, and two, a save, a fresh engine that loads, and two more."""
+        for stage, dtype in ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")):
+            name = f"zero{stage}-{dtype}"
+            settings = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine", "warmup_ratio": 0.3}
+            whole = self.engine("tied", num_steps=4, **settings)
+            lrs = [self.step(whole, experiences(seed=i), FOUR)[1].lr for i in range(4)]
+            first = self.engine("tied", num_steps=4, **settings)
+            for i in range(2):
+                self.step(first, experiences(seed=i), FOUR)
+            checkpoint = self.folder / "checkpoints" / name
+            first.save(checkpoint)
+            second = self.engine("tied", num_steps=4, **settings)
+            second.load(checkpoint)
+            again = [self.step(second, experiences(seed=i), FOUR)[1].lr for i in (2, 3)]
+            self.record(f"resume/{name}/same", torch.equal(self.weights(whole), self.weights(second)))
+            self.record(f"resume/{name}/moved", not torch.equal(self.weights(first), self.weights(second)))
+            self.record(f"resume/{name}/lr", torch.tensor(lrs[2:]) - torch.tensor(again))
+            self.record(f"resume/{name}/lrs", torch.tensor(lrs))
+
+
+def main() -> None:
+    rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    init_distributed(rank, world_size, "127.0.0.1", port, device="cpu", timeout_s=120)
+    scenarios = Scenarios(folder)
+    chosen = [scenarios.gradients]
+    if world_size > 1:
+        chosen += [
+            scenarios.ratio,
+            scenarios.not_finite,
+            scenarios.unmoved,
+            scenarios.exports,
+            scenarios.rewards,
+            scenarios.resume,
+        ]
+    for scenario in chosen:
+        started = time.monotonic()
+        scenario()
+        print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
+    save_file(scenarios.tensors, folder / f"results_{world_size}_{rank}.safetensors")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
