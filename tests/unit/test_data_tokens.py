@@ -87,6 +87,17 @@ def test_tokens_that_merge_inside_an_answer_do_and_across_its_border_do_not(tmp_
     assert second.rollouts[0].token_ids.tolist() == [4, 1]
 
 
+def test_a_tokenizer_that_begins_each_text_with_a_space_does_so_once(tmp_path: Path) -> None:
+    class Spacing(LetterTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+            return super().encode(f"_{text}", add_special_tokens=add_special_tokens)
+
+    path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
+    (group,) = load_demonstrations(section(path), Spacing()).train
+    whole = [*group.prompt.token_ids, *group.rollouts[0].token_ids]
+    assert PLAIN.decode(whole, skip_special_tokens=False) == "<s>_hiyo</s>"
+
+
 def test_chosen_and_rejected_share_one_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": "hi", "chosen": "a", "rejected": "b"}]
     (group,) = load_preferences(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN).train

@@ -191,12 +191,33 @@ def test_a_function_that_takes_too_long_is_killed_with_all_that_it_started(open_
     assert not [pid for pid in children if "child.py" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+@pytest.mark.parametrize(("end", "complaint"), [("time.sleep(60)", "took over"), ("os._exit(3)", "exited with code 3")])
+def test_what_an_ended_function_leaves_behind_is_killed(
+    open_reward: Open, tmp_path: Path, end: str, complaint: str
+) -> None:
+    file = tmp_path / "pid"
+    start = f"import subprocess\nopen({str(file)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid))"
+    with pytest.raises(RewardError, match=complaint):
+        scores(open_reward(f"{start}\n{end}", timeout_s=0.5))
+    status = Path(f"/proc/{file.read_text()}/status")
+    deadline = time.monotonic() + 5
+    while status.exists() and "zombie" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not status.exists() or "zombie" in status.read_text()
+
+
 def test_a_grandchild_that_left_the_group_cannot_make_it_hang(open_reward: Open) -> None:
-    reward = open_reward(
-        "if os.fork() == 0:\n    os.setsid()\n    time.sleep(1)\n    os._exit(0)\nos._exit(1)", timeout_s=0.2
-    )
+    body = "if os.fork() == 0:\n    os.setsid()\n    time.sleep(5)\n    os._exit(0)\nos._exit(1)"
+    reward = open_reward(body, timeout_s=0.2)
+    start = time.monotonic()
     with pytest.raises(RewardError, match="took over"):
         scores(reward)
+    assert time.monotonic() - start < 4.5
+
+
+def test_a_command_left_behind_does_not_hide_the_end_of_the_function(open_reward: Open) -> None:
+    with pytest.raises(RewardError, match="exited with code 3"):
+        scores(open_reward("os.system('sleep 30 &')\nos._exit(3)", timeout_s=10.0))
 
 
 def test_an_exception_is_placed_in_the_users_file(open_reward: Open) -> None:

@@ -46,6 +46,7 @@ class FunctionProcess:
     def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a request and wait for its reply. Raises ChildFailedError."""
         if self._process is None or self._process.poll() is not None:
+            self._kill()
             self.close()
             self._start()
         return self._exchange(request, timeout_s)
@@ -54,7 +55,8 @@ class FunctionProcess:
         """Kill the process and everything that it started."""
         if self._process is None:
             return
-        self._kill()
+        if self._process.returncode is None:
+            self._kill()
         self._process.wait()
         self._connection.close()
         self._socket.close()
@@ -62,7 +64,7 @@ class FunctionProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        # -P: the script's own folder must not hide the user's modules.
+        # -P: the script's own folder must not hide modules of the standard library.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(SCRIPT), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -105,8 +107,8 @@ class FunctionProcess:
             self._connection.send_bytes(json.dumps(message).encode())
             reply: dict[str, Json] = json.loads(self._connection.recv_bytes(MAX_REPLY_BYTES))
         except (EOFError, OSError, ValueError) as error:
-            process = self._process
-            ended = "" if self._overran.is_set() else _ending(process)
+            ended = "" if self._overran.is_set() else _ending(self._process)
+            self._kill()
             self.close()
             raise ChildFailedError(ended or f"took over {timeout_s:g} s") from error
         finally:
@@ -121,7 +123,9 @@ class FunctionProcess:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
+        """Kill the child's group, also where the child has just ended and left others behind. Not later than that:
+        the number of an ended group is given to others."""
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
