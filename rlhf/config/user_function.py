@@ -9,7 +9,8 @@ SIGNATURE = "(prompts, responses, **columns)"
 
 
 def problem_of(name: str, folders: Sequence[str]) -> str | None:
-    """What is wrong with `module:name` as a reward function (prompts, responses, **columns); None if nothing is.
+    """What is wrong with `module:name` as a reward function; None if nothing is. It takes prompts and
+    responses, and those columns of the rows that it names.
 
     Modules are looked for in `folders`. Only Python source can be looked into, and only a `def` at the top of its
     module has a signature to check; what else a name may be is known once it is called.
@@ -38,10 +39,14 @@ def find_module(module: str, folders: Sequence[str]) -> ModuleSpec | None:
     for n in range(len(parts)):
         if places is None:
             return None
-        spec = PathFinder.find_spec(".".join(parts[: n + 1]), list(places))
+        # By its last name alone: by its full one, a folder without __init__.py is asked of its imported parent.
+        spec = PathFinder.find_spec(parts[n], list(places))
         if spec is None:
             return None
-        places = spec.submodule_search_locations
+        if spec.origin is None:
+            places = [str(Path(place) / parts[n]) for place in places if (Path(place) / parts[n]).is_dir()]
+        else:
+            places = spec.submodule_search_locations
     return spec
 
 
@@ -59,7 +64,7 @@ def _problem_in(tree: ast.Module, source: Path, function: str) -> str | None:
     positional = len(arguments.posonlyargs) + len(arguments.args)
     if positional < 2 and arguments.vararg is None:
         return f"{where} takes {positional} argument{'s' * (positional != 1)}, need {SIGNATURE}."
-    return None if arguments.kwarg else f"{where} takes no **columns, need {SIGNATURE}."
+    return None
 
 
 def _may_bind(tree: ast.Module, name: str) -> bool:

@@ -21,7 +21,7 @@ class Records:
         num_steps: int,
         settings: Mapping[str, float] | None = None,
     ) -> None:
-        """`settings` are figures that stay: each step's line repeats them, so that no plot needs the config beside it."""
+        """`settings` are figures that stay; each step repeats them, so that no plot needs the config beside it."""
         self.directory = directory
         self._trackers = trackers
         self._console = console

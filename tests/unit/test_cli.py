@@ -94,7 +94,10 @@ def test_a_closed_pipe_is_quiet() -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["tran"], 'rlhf: error: unknown command "tran" (have train, check, generate). Did you mean train?'),
+        (
+            ["tran"],
+            'rlhf: error: unknown command "tran" (have train, check, generate, quickstart). Did you mean train?',
+        ),
         (["train", "pppo"], 'rlhf: error: train: unknown algorithm "pppo" (have {have}). Did you mean ppo?'),
         (["check", "zzz"], 'rlhf: error: check: unknown algorithm "zzz" (have {have}).'),
     ],

@@ -34,13 +34,16 @@ def folder(tmp_path: Path) -> str:
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit\n")
     (package / "inner.py").write_text("def score(prompts, responses, **columns): ...\n")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "inner.py").write_text("def score(prompts, responses): ...\n")
     return str(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name",
     ["rewards:right", "rewards:named", "rewards:loose", "rewards:wrapped", "rewards:value", "rewards:borrowed",
-     "rewards:Judge.score", "star:anything", "package.inner:score"],
+     "rewards:Judge.score", "rewards:closed", "star:anything", "package.inner:score", "plain.inner:score"],
 )  # fmt: skip
 def test_a_function_that_may_be_right_passes(folder: str, name: str) -> None:
     assert problem_of(name, [folder]) is None
@@ -55,7 +58,6 @@ def test_a_function_that_may_be_right_passes(folder: str, name: str) -> None:
         ("rewards:missing", "defines no missing"),
         ("rewards:waits", "is async"),
         ("rewards:narrow", "takes 1 argument, need (prompts, responses, **columns)"),
-        ("rewards:closed", "takes no **columns"),
         ("broken:f", "broken.py:1: invalid syntax"),
     ],
 )

@@ -1,0 +1,90 @@
+"""The commands that README, docs and configs show are real: each is run, with `check` in place of `train`."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from rlhf.engines.fresh_model import make_llama, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PLACEHOLDERS = re.compile(r"\[|\{|\.\.\.|MODEL|CONFIG|\bRUN\b")
+"""A line that shows a form, not a command."""
+
+
+def commands_of(page: Path) -> list[str]:
+    """`rlhf` command lines in a page's code blocks, or in a config's comments."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#")]
+    else:
+        lines = [line for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    stripped = [line.split("  #")[0].strip() for line in lines]
+    after_submit = [line.split(" -- ", 1)[1] if line.startswith("ray job submit") else line for line in stripped]
+    return [line for line in after_submit if line.startswith("rlhf ") and not PLACEHOLDERS.search(line)]
+
+
+COMMANDS = sorted({command for page in [*PAGES, *CONFIGS] for command in commands_of(page)})
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the commands name."""
+    folder = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    rows = {
+        "demonstrations": '{"prompt": "a", "response": "b"}\n',
+        "preferences": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+        "prompts": '{"prompt": "a"}\n',
+    }
+    for name, row in rows.items():
+        (folder / f"{name}.jsonl").write_text(row)
+        (folder / f"my_{name}.jsonl").write_text(row)
+    for model in ("runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
+        train_tokenizer(["a b c"], 300, folder / model)
+        make_llama(folder / model, vocab_size=300, hidden_size=32, num_layers=1, context=4096)
+    as_scorer(folder / "runs/rm/model")
+    return folder
+
+
+def as_scorer(model: Path) -> None:
+    """Put a score head on a model, as `rlhf train rm` leaves one."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+    scorer.save_pretrained(model)
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_shown_command_is_accepted(command: str, workspace: Path) -> None:
+    words = shlex.split(command)[1:]
+    if words[0] == "train" and "--help" not in words:
+        words[0] = "check"
+    if words[0] in ("generate", "quickstart"):
+        words.append("--help")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf.cli.main", *words],
+        cwd=workspace,
+        env={"PATH": "/usr/bin:/bin", "RLHF_TEST_DATA": str(workspace / "data")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", page.read_text(), re.MULTILINE):
+            assert set(target) - {""} <= targets, page
