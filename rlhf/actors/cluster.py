@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.orphans import OrphanWatch
 from rlhf.actors.placement import DeviceGroup, Placement, shortages
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
@@ -21,8 +22,7 @@ from rlhf.types import Role
 Device = str
 LOCAL = "local"
 LOCAL_ENVIRONMENT = {
-    # When the driver is killed the local cluster dies with it, all but Ray's agents, which first try for minutes to
-    # tell a control store that is gone. These bound that.
+    # When the driver is killed the control store dies with it, and nobody needs to wait for its return.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_gcs_server_request_timeout_seconds": "10",
     # A busy laptop may need longer than Ray's 30 s to start.
@@ -65,8 +65,10 @@ class Cluster:
         if self.address == LOCAL:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+        self._orphans = OrphanWatch()
         try:
-            ray.init(address=self.address, namespace=namespace, logging_level="error", log_to_driver=False, **local)
+            with self._orphans:
+                ray.init(address=self.address, namespace=namespace, logging_level="error", log_to_driver=False, **local)
         except Exception as error:
             # The boundary to Ray, which raises bare exceptions here too.
             raise ConfigError(
@@ -149,6 +151,7 @@ class Cluster:
         for group in self._groups:
             remove_placement_group(group)
         ray.shutdown()
+        self._orphans.close()
 
     def _bundles(self, group: DeviceGroup, placement: Placement) -> list[dict[str, float]]:
         """One bundle a node of the group. Without GPUs, roles share the cores in equal parts."""
