@@ -36,11 +36,12 @@ class LogitsRule:
             logits.div_(self.temperature)
         return logits
 
-    def backward(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The gradient of the matrix product's result from that of `logits`, in place of `grad`."""
-        if self.softcap:
-            grad.mul_(1.0 - (logits * (self.temperature / self.softcap)).square_())
-        return grad.mul_(self.scale / self.temperature)
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """The derivative of each logit by the matrix product's result."""
+        if not self.softcap:
+            return self.scale / self.temperature
+        saturation = (logits * (self.temperature / self.softcap)).square_()
+        return saturation.neg_().add_(1.0).mul_(self.scale / self.temperature)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -56,13 +57,14 @@ class _TokenLogProbs(torch.autograd.Function):
         rule: LogitsRule,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         log_probs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy = torch.empty_like(log_probs)
+        entropy, log_z = torch.empty_like(log_probs), torch.empty_like(log_probs)
         for rows in _chunks(len(targets), rule.chunk_tokens):
             logits = rule.forward(hidden[rows], weight, bias)
-            log_p = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            log_z[rows] = logits.logsumexp(-1)
+            log_p = logits.sub_(log_z[rows, None])
             log_probs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
             entropy[rows] = -log_p.exp().mul_(log_p).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy)  # type: ignore[arg-type]
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_z)  # type: ignore[arg-type]
         ctx.rule = rule  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return log_probs, entropy
@@ -70,23 +72,29 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_log_probs: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> Gradients:
-        hidden, weight, bias, targets, entropy = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, targets, entropy, log_z = ctx.saved_tensors  # type: ignore[attr-defined]
         rule: LogitsRule = ctx.rule  # type: ignore[attr-defined]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(len(targets), rule.chunk_tokens):
             logits = rule.forward(hidden[rows], weight, bias)
-            log_p = logits.log_softmax(-1)
-            grad = torch.zeros_like(logits)
-            if grad_log_probs is not None:  # d log p_y / d z_j = [j = y] - p_j
-                grad -= log_p.exp() * grad_log_probs[rows, None]
-                grad.scatter_add_(-1, targets[rows, None], grad_log_probs[rows, None])
-            if grad_entropy is not None:  # d H / d z_j = -p_j * (log p_j + H)
-                grad -= log_p.exp() * (log_p + entropy[rows, None]) * grad_entropy[rows, None]
-            grad = rule.backward(grad, logits).to(weight.dtype)
+            slope = rule.slope(logits)
+            log_p = logits.sub_(log_z[rows, None])
+            p = log_p.exp()
+            # d H / d z_j = -p_j * (log p_j + H);  d log p_y / d z_j = [j = y] - p_j
+            factor = torch.zeros_like(log_z[rows, None]) if grad_log_probs is None else -grad_log_probs[rows, None]
+            if grad_entropy is None:
+                grad = p.mul_(factor)
+            else:
+                grad = log_p.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(factor).mul_(p)
+            grad.scatter_add_(-1, targets[rows, None], -factor)
+            grad = grad.mul_(slope).to(weight.dtype)
             grad_hidden[rows] = grad @ weight
-            grad_weight += grad.T @ hidden[rows]
+            if weight.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, hidden[rows])
+            else:
+                grad_weight += grad.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
