@@ -130,6 +130,6 @@ def short_summary(config: Section) -> str:
         if path not in defaults or defaults[path] != value:
             section, *rest = (str(part) for part in path)
             changed.setdefault(section, []).append(
-                f"{'.'.join(rest)}={value if isinstance(value, str) else json.dumps(value)}"
+                f"{'.'.join(rest)}={value if isinstance(value, str) and value.isprintable() else json.dumps(value)}"
             )
     return "\n".join(f"{section}: {', '.join(values)}" for section, values in changed.items())

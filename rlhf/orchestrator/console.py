@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live panel on a terminal, one plain line a step elsewhere."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
@@ -27,7 +27,11 @@ FIGURES = (
 )
 """What is shown of a step, where it is known."""
 
-PHASES = ("generate", "score", "wait", "measure", "learn", "sync", "evaluate")
+PHASES = ("wait", "measure", "learn", "sync", "evaluate")
+"""What the trainer does in a step, one after the other."""
+PRODUCED = ("generate", "score")
+"""What it waits for, and what runs beside it where rollouts may lag."""
+SHOWN_S = 0.005
 SAMPLE_CHARACTERS = 600
 WINDOW = 20
 """Steps over which the time left is estimated."""
@@ -165,8 +169,14 @@ def _pace(metrics: Mapping[str, Json]) -> list[str]:
         value = metrics.get(name)
         return float(value) if isinstance(value, int | float) else None
 
-    phases = [(name, number(f"time/{name}")) for name in PHASES]
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in phases if value is not None)
+    def seconds(names: Sequence[str]) -> list[str]:
+        timed = [(name, number(f"time/{name}") or 0.0) for name in names]
+        return [f"{name} {value:.2f}" for name, value in timed if value >= SHOWN_S]
+
+    produced = ", ".join(seconds(PRODUCED))
+    shown = ", ".join(
+        f"{part} [{produced}]" if produced and part.startswith("wait") else part for part in seconds(PHASES)
+    )
     parts = []
     if (total := number("time/step")) is not None:
         parts.append(f"{total:.2f} s ({shown})" if shown else f"{total:.2f} s")
