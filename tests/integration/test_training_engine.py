@@ -157,6 +157,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(folder: Path, c
         results = load_file(folder / f"results_2_{rank}.safetensors")
         seen = {name.split("/", 2)[2]: bool(value) for name, value in results.items() if f"not_finite/{case}/" in name}
         assert seen == {
+            "data/finite": False,
+            "data/unchanged": True,
             "loss/finite": False,
             "loss/unchanged": True,
             "gradient/finite": False,

@@ -84,13 +84,24 @@ def broken_gradient(outputs: Outputs, batch: TensorBatch) -> LossOutput:
     return LossOutput(loss=difference.sqrt().sum() / batch.denominators.tokens)
 
 
+def broken_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
+    """A loss that is not a number in one micro-batch of the step, with a gradient that looks healthy."""
+    loss = policy_loss(outputs, batch).loss
+    return LossOutput(loss=loss + torch.nan if int(batch.lengths.max()) == max(LENGTHS) else loss)
+
+
 def pair_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
     """Bradley-Terry over (better, worse)."""
     better, worse = outputs.predictions.view(-1, 2).unbind(-1)
     return LossOutput(loss=-torch.nn.functional.logsigmoid(better - worse).sum() / batch.denominators.examples)
 
 
-OBJECTIVES = {"policy": policy_loss, "broken": broken_gradient, "reward": pair_loss}
+OBJECTIVES = {
+    "policy": policy_loss,
+    "broken gradient": broken_gradient,
+    "broken loss": broken_loss,
+    "reward": pair_loss,
+}
 
 
 class Scenarios:
@@ -218,7 +229,7 @@ class Scenarios:
             self.record(f"ratio/{dtype}/second", metrics.maxima.get("ratio_error", 0.0))
 
     def not_finite(self) -> None:
-        """A step with one bad micro-batch on one rank, then a good one; and the good one alone."""
+        """Steps with a bad micro-batch on one rank, then a good one; and the good one alone."""
         bad = experiences()
         bad[7] = experiences(fill=float("nan"))[7]
         for stage, dtype in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")):
@@ -227,7 +238,11 @@ class Scenarios:
             self.step(alone, experiences(), FOUR)
             engine = self.engine(zero_stage=stage, dtype=dtype, max_grad_norm=0.5)
             before = self.weights(engine)
-            for kind, data, objective in (("loss", bad, "policy"), ("gradient", experiences(), "broken")):
+            for kind, data, objective in (
+                ("data", bad, "policy"),
+                ("loss", experiences(), "broken loss"),
+                ("gradient", experiences(), "broken gradient"),
+            ):
                 _, report = self.step(engine, data, FOUR, objective)
                 self.record(f"{name}/{kind}/finite", report.finite)
                 self.record(f"{name}/{kind}/unchanged", torch.equal(before, self.weights(engine)))
