@@ -69,7 +69,8 @@ def load_model(
     Raises ModelError with one line a problem.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # its load report speaks of heads, which are judged here
+    # Its load report speaks of heads, which are judged here.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     trusted = _trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
