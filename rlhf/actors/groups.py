@@ -83,6 +83,12 @@ class GroupEngine:
     def export(self, directory: Path) -> None:
         self._run("export", lambda _rank, handle: handle.export.remote(self.role, directory))
 
+    def prove_export(self, directory: Path) -> None:
+        """Export into `directory` and compare what was written with the weights held, bit for bit: a run whose model
+        cannot be saved must not learn first. Raises CheckpointError."""
+        self.export(directory)
+        self._run("trial of export", lambda _rank, handle: handle.check_export.remote(self.role, directory))
+
     def _run(self, phase: str, submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]") -> list[object]:
         return self.group.run(submit, phase=f"{self.role} {phase}", timeout_s=self._step_timeout_s)
 

@@ -238,6 +238,9 @@ class ModelWorker(Actor):
     def export(self, role: Role, directory: Path) -> None:
         self._trainees[role].export(directory)
 
+    def check_export(self, role: Role, directory: Path) -> None:
+        self._trainees[role].check_export(directory)
+
 
 class RolloutWorker(Actor):
     """One rollout engine. Its methods run in threads, so that it can be asked while it generates."""

@@ -129,11 +129,7 @@ def assemble(
     stop: StopRequest,
 ) -> Parts:
     """Everything that the loop drives."""
-    sync_timeout_s = config.rollout.sync_timeout_s if isinstance(config, PpoConfig) else config.train.step_timeout_s
-    engines = {
-        role: GroupEngine(group, role, step_timeout_s=config.train.step_timeout_s, sync_timeout_s=sync_timeout_s)
-        for role, group in crew.groups.items()
-    }
+    engines = {role: trainee(config, crew, role) for role in crew.groups}
     if not isinstance(config, PpoConfig):
         assert data.groups is not None
         held_out = data.groups.held_out[: config.eval.max_prompts]
@@ -166,6 +162,12 @@ def assemble(
         evaluator=evaluator if held_out_prompts else None,
         pretraining=pretraining(config, data),
     )
+
+
+def trainee(config: TrainConfig, crew: Crew, role: Role) -> GroupEngine:
+    """A role of the crew as one engine."""
+    timeout_s = config.train.step_timeout_s
+    return GroupEngine(crew.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
 def probed_policy(config: PpoConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:

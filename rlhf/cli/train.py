@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from rlhf.actors.placement import Placement
 from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
-from rlhf.cli.assembly import Data, algorithm_section, assemble, course, first_role, run_length, tricks
+from rlhf.cli.assembly import Data, algorithm_section, assemble, course, first_role, run_length, trainee, tricks
 from rlhf.cli.casting import cast, model_of, place
 from rlhf.config.algo import AlgoSection
 from rlhf.config.commands import PpoConfig, TrainConfig
@@ -75,6 +76,8 @@ def run_training(command: str, config: TrainConfig) -> int:
             crew = start(config, algo, algorithm, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):
                 console.say(line)
+            with tempfile.TemporaryDirectory(dir=directory.path, prefix="trial-") as trial:
+                trainee(config, crew, first_role(algorithm)).prove_export(Path(trial).absolute())
             stop = StopRequest(config.checkpoint.grace_s)
             parts = assemble(command, config, algorithm, data, crew, tokenizer, stop)
             loop = Loop(parts, course(config, length), records=records, checkpoints=checkpoints, stop=stop, fresh=fresh)
