@@ -1,0 +1,104 @@
+"""docs/metrics.md names every figure that a run logs, and no other."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.algorithms.base import Algorithm, Objective, Outputs, TensorBatch
+from rlhf.algorithms.rm import RM
+from rlhf.algorithms.sft import SFT
+from rlhf.config.algo import PpoSection, RmSection, SftSection
+from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
+from rlhf.orchestrator.batching import Limits
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.evaluation import LikelihoodEvaluator, PairEvaluator, SampleEvaluator
+from rlhf.orchestrator.learning import Pretraining
+from rlhf.orchestrator.sources import Sampler
+from rlhf.types import LossMetrics, Role, Sampling, TrainBatch
+from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
+
+pytestmark = pytest.mark.timeout(60)
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "metrics.md"
+COMPOSITION = ROOT / "rlhf" / "cli" / "assembly.py"
+"""Logs figures too, and cannot be imported without Ray."""
+NOT_FIGURES = {"step", "time"}
+LIMITS = Limits(num_ranks=1, max_tokens=64)
+EVERYTHING = PpoSection(
+    loss="penalty", num_epochs=2, kl_placement="loss", normalize_rewards=True, ptx_coef=0.1, ptx_path="texts.jsonl"
+)
+"""Settings with which every optional figure of PPO is logged."""
+
+
+class Reporting(FakeTrainEngine):
+    """Learns as a fake does, and reports what the algorithm's real losses report."""
+
+    objectives: Mapping[str, Objective]
+
+    @classmethod
+    def in_place_of(cls, fake: FakeTrainEngine, algorithm: Algorithm) -> "Reporting":
+        engine = cls(fake.table, fake.head, num_ranks=fake.num_ranks, rollout=fake._rollout)
+        engine.objectives = algorithm.objectives()
+        return engine
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        super().forward_backward(batches)
+        figures = (self.figures(batch) for batch in batches if not batch.is_padding)
+        return sum(figures, LossMetrics())
+
+    def figures(self, batch: TrainBatch) -> LossMetrics:
+        said = torch.from_numpy(predict(self.table, self.head, batch.tokens))
+        outputs = Outputs(predictions=said, entropy=torch.zeros_like(said))
+        return self.objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, torch.device("cpu"))).metrics
+
+
+def logged_by(run: Run) -> set[str]:
+    """The names in metrics.jsonl after a run of two steps: what ends a step counts in the next one."""
+    run.engines = {role: Reporting.in_place_of(fake, run.algorithm) for role, fake in run.engines.items()}
+    run.num_steps, run.checkpoint_every = 2, 1
+    run.run()
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return {re.sub(r"/source/.*", "/source/NAME", name) for row in rows for name in row} - NOT_FIGURES
+
+
+def logged_by_ppo(folder: Path) -> set[str]:
+    texts = [given_group(i, ["ab"], [0.0]) for i in range(3)]
+    run = ppo_run(
+        folder, section=EVERYTHING, pretraining=Pretraining(Order(texts, seed=1), SFT(SftSection()), batch_size=2)
+    )
+    sampler = Sampler(run.rollout, FakeReward(), TOKENIZER)
+    evaluator = SampleEvaluator(sampler, [make_prompt(1)], Sampling(max_tokens=3, temperature=0), 0)
+    return logged_by(replace(run, evaluator=evaluator))
+
+
+def logged_by_sft(folder: Path) -> set[str]:
+    run, held_out = sft_run(folder), [given_group(8, ["a"], [0.0])]
+    fake = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), run.engines[Role.POLICY].head)
+    return logged_by(replace(run, evaluator=LikelihoodEvaluator(fake, SFT(SftSection()), held_out, LIMITS)))
+
+
+def logged_by_rm(folder: Path) -> set[str]:
+    run, held_out = rm_run(folder), [given_group(8, ["a", "b"], [1.0, 0.0])]
+    fake = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), run.engines[Role.REWARD].head)
+    return logged_by(replace(run, evaluator=PairEvaluator(fake, RM(RmSection()), held_out, LIMITS)))
+
+
+def named_by_page() -> list[str]:
+    return re.findall(r"^\| `([a-z_]+/[^`*]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_page_names_every_figure_and_no_other(tmp_path: Path) -> None:
+    composed = set(re.findall(r'"([a-z]+/[a-z_]+)":', COMPOSITION.read_text(encoding="utf-8")))
+    assert len(composed) >= 3
+    logged = logged_by_ppo(tmp_path / "ppo") | logged_by_sft(tmp_path / "sft") | logged_by_rm(tmp_path / "rm")
+    named = named_by_page()
+    assert sorted((logged | composed) - set(named)) == [], "logged, and docs/metrics.md does not name them"
+    assert sorted(set(named) - logged - composed) == [], "docs/metrics.md names them, and nothing logs them"
+    assert len(named) == len(set(named)), "a figure is named twice"
