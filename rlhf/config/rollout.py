@@ -42,7 +42,7 @@ class RolloutSection(Section):
     """Do not compile the model or capture CUDA graphs."""
     sync_backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """How weights travel: auto is gloo on CPU, ipc on a shared GPU, nccl between GPUs."""
-    sync_bucket_mib: PositiveFloat = 256.0
+    sync_bucket_mib: PositiveFloat = 64.0
     """Weights travel in buckets of at least one layer and about this size."""
     start_timeout_s: PositiveFloat = 600.0
     """Longest wait for an engine to load."""

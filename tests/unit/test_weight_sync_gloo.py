@@ -12,7 +12,7 @@ from rlhf.engines.serving import Serving, ServingGate
 from rlhf.engines.weight_sync import make_sender
 from rlhf.engines.weight_sync.base import Info, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
-from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
+from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
 from rlhf.engines.weight_sync.local import LocalEngineClient
 from rlhf.engines.weight_sync.source import ModuleSource
 from rlhf.errors import ConfigError, WeightSyncError
@@ -280,6 +280,41 @@ def test_tied_weights_travel_once(cleanup: list[WeightSender | LocalEngineClient
     report = open_sender(GlooSender, model, {"a": receiver}, cleanup).send(1)
     assert "head.weight" not in receiver.weights
     assert report.num_bytes == (50 * 8 + 3 * 72) * 4
+
+
+def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
+    pool = BufferPool(100)
+    first = pool.take(60)
+    view = first[10:20].view(torch.int16).view(5, 1)
+    address = first.data_ptr()
+    assert pool.take(100).data_ptr() != address
+    del first
+    assert pool.take(100).data_ptr() != address
+    view.fill_(7)
+    del view
+    taken = [pool.take(10), pool.take(20)]
+    assert address in [buffer.data_ptr() for buffer in taken]
+    assert taken[0].data_ptr() != taken[1].data_ptr()
+
+
+class KeepingReceiver(DictReceiver):
+    """Keeps views, not copies, as a loader does that waits for the rest of a layer."""
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.weights.update(tensors)
+
+
+def test_a_loader_may_keep_what_it_was_given(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
+    receiver = KeepingReceiver("a")
+    sender = open_sender(GlooSender, model, {"a": receiver}, cleanup, bucket_bytes=1)
+    sender.send(1)
+    kept = dict(receiver.weights)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    sender.send(2)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
 def test_no_thread_is_left_waiting(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:

@@ -30,6 +30,7 @@ from rlhf.engines.weight_sync.buckets import (
     whole_digest,
 )
 from rlhf.engines.weight_sync.gloo_group import (
+    BufferPool,
     GlooGroup,
     GlooInitInfo,
     GlooUpdateInfo,
@@ -55,6 +56,7 @@ class GlooReceiver:
         self.engine = info.engine
         self._rank = info.rank_offset + local_rank
         self._timeout = timedelta(seconds=info.timeout_s)
+        self._pool = BufferPool(0)
         try:
             self._store = connect(info)
             self._store.set(joined_key(self._rank), self.engine)
@@ -65,10 +67,13 @@ class GlooReceiver:
     def receive(self, info: GlooUpdateInfo, load: Callable[[Iterable[tuple[str, torch.Tensor]]], None]) -> str:
         """Receive one version and `load` each bucket that arrived as it was sent; returns the digest of the whole.
 
-        `load` may keep the tensors: their memory is not used again. Raises WeightSyncError that names engine, version
-        and bucket.
+        `load` may keep the tensors: their memory is not used again until it lets go of them. Raises WeightSyncError
+        that names engine, version and bucket.
         """
         dtype, buckets = dtype_of(info.dtype), from_info(info.buckets)
+        largest = max(bucket.wire_bytes(dtype) for bucket in buckets)
+        if largest != self._pool.nbytes:
+            self._pool = BufferPool(largest)
         digests: list[bytes] = []
         problem: WeightSyncError | None = None
         arriving = self._expect(buckets[0], dtype)
@@ -101,7 +106,7 @@ class GlooReceiver:
         self._group.close()
 
     def _expect(self, bucket: Bucket, dtype: torch.dtype) -> tuple[torch.Tensor, dist.Work]:
-        buffer = torch.empty(bucket.wire_bytes(dtype), dtype=torch.uint8)
+        buffer = self._pool.take(bucket.wire_bytes(dtype))
         return buffer, self._group.broadcast(buffer)
 
 

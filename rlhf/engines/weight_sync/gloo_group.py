@@ -1,10 +1,13 @@
 """The gloo group that weights travel through, and the messages that set it up."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -47,6 +50,10 @@ def connect(info: GlooInitInfo) -> TCPStore:
     return TCPStore(info.master_address, info.master_port, timeout=timedelta(seconds=info.timeout_s))
 
 
+FREE_REFERENCES = 2
+"""The pool's own, and that of asking."""
+
+
 class _Broadcasting(Protocol):
     """What torch's stubs do not say of ProcessGroupGloo."""
 
@@ -72,6 +79,27 @@ class GlooGroup:
         """Close the connections, so that the others notice at once. Only the end of the object does that: gloo's
         `shutdown` and `abort` leave them open."""
         self._group = None
+
+
+class BufferPool:
+    """Buffers that are used again as soon as nothing looks into them: memory fresh from the system costs more to touch
+    than the weights cost to receive.
+
+    A buffer's bytes belong to a numpy array, which every tensor over them keeps alive; an array that nobody but the
+    pool refers to is free. A loader may thus keep views as long as it likes.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._arrays: list[npt.NDArray[np.uint8]] = []
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """uint8 [nbytes], at most the pool's size; holds anything."""
+        for index in range(len(self._arrays)):
+            if sys.getrefcount(self._arrays[index]) == FREE_REFERENCES:
+                return torch.from_numpy(self._arrays[index])[:nbytes]
+        self._arrays.append(np.empty(self.nbytes, dtype=np.uint8))
+        return torch.from_numpy(self._arrays[-1])[:nbytes]
 
 
 def joined_key(rank: int) -> str:
