@@ -125,7 +125,7 @@ class Cluster:
             options["runtime_env"] = {"env_vars": dict(env)}
         options |= {"num_cpus": 0} if seat is None else seat.options()
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
-        handle = ray.remote(titled).options(**options).remote(log_file)
+        handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
         worker = Worker(handle=handle, name=name, node="?", pid=0)
         return Call(worker=worker, ref=handle.where.remote())
 
@@ -179,8 +179,7 @@ class Cluster:
         ranks = [seat(rank // each, 1) for rank in range(group.shape.num_devices)]
         seats: dict[Role, list[Seat]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
-            alone = group.roles == (Role.ROLLOUT,)
-            seats[Role.ROLLOUT] = [
-                seat(engine, each) if alone else ranks[engine] for engine in range(group.num_engines)
-            ]
+            width = group.devices_per_engine
+            per_bundle = max(1, each // width)
+            seats[Role.ROLLOUT] = [seat(engine // per_bundle, width) for engine in range(group.num_engines)]
         return seats

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rlhf.actors.calls import Call, Worker, wait_all
 from rlhf.actors.cluster import Cluster, Seat
@@ -169,7 +168,7 @@ class Launcher:
         ]
         calls += [Call(worker=worker, ref=worker.handle.start.remote(script.engine, worker.name)) for worker in engines]
         calls += [
-            Call(worker=worker, ref=worker.handle.start.remote(script.rewards[name], str(Path.cwd())))
+            Call(worker=worker, ref=worker.handle.start.remote(script.rewards[name]))
             for name, worker in rewards.items()
         ]
         wait_all(calls, phase="loading of models", timeout_s=self._start_timeout_s)

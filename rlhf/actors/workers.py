@@ -5,9 +5,9 @@ The driver names these classes and must stay light, so the engines are imported 
 
 # ruff: noqa: PLC0415
 
+import contextlib
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,11 @@ class SyncSpec:
 class Actor:
     """What every actor of a run can do."""
 
-    def __init__(self, log_file: Path | None) -> None:
+    def __init__(self, folder: Path, log_file: Path | None) -> None:
+        """`folder` is the driver's, from which relative paths lead."""
+        # A node that does not see it stays where Ray put the process: in its copy of a job's files.
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         if log_file is not None:
             redirect_output(log_file)
         self._trace = Trace(log_file.with_suffix(".trace.jsonl") if log_file is not None else None)
@@ -130,8 +134,8 @@ class Actor:
 class ModelWorker(Actor):
     """One rank of a device group: hosts this rank's engine of every role that shares the group."""
 
-    def __init__(self, log_file: Path | None) -> None:
-        super().__init__(log_file)
+    def __init__(self, folder: Path, log_file: Path | None) -> None:
+        super().__init__(folder, log_file)
         self._trainees: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
 
@@ -245,8 +249,8 @@ class ModelWorker(Actor):
 class RolloutWorker(Actor):
     """One rollout engine. Its methods run in threads, so that it can be asked while it generates."""
 
-    def __init__(self, log_file: Path | None) -> None:
-        super().__init__(log_file)
+    def __init__(self, folder: Path, log_file: Path | None) -> None:
+        super().__init__(folder, log_file)
         self._engine: ServingEngine | None = None
 
     def start(self, spec: EngineSpec, name: str) -> None:
@@ -299,16 +303,14 @@ class RolloutWorker(Actor):
 class RewardWorker(Actor):
     """Reward functions and services, in a process away from the driver and the models."""
 
-    def __init__(self, log_file: Path | None) -> None:
-        super().__init__(log_file)
+    def __init__(self, folder: Path, log_file: Path | None) -> None:
+        super().__init__(folder, log_file)
         self._source: RewardSource | None = None
 
-    def start(self, source: FunctionSource | HttpSource, import_path: str) -> None:
-        """Open the source. `import_path` is the user's folder, where a function's module is looked for."""
+    def start(self, source: FunctionSource | HttpSource) -> None:
+        """Open the source. A function's module is looked for in the user's folder."""
         from rlhf.engines.rewards import build_source
 
-        if import_path not in sys.path:
-            sys.path.insert(0, import_path)
         self._source = build_source(source)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 class Toy:
     """An actor with the face of a worker and nothing behind it."""
 
-    def __init__(self, log_file: None) -> None: ...
+    def __init__(self, folder: Path, log_file: None) -> None: ...
 
     def where(self) -> tuple[str, int]:
         return "127.0.0.1", os.getpid()
