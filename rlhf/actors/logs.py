@@ -1,6 +1,7 @@
 """What an actor leaves behind: a file with everything it printed, and a trace of when it was busy with what."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -10,12 +11,10 @@ from pathlib import Path
 
 
 def redirect_output(file: Path) -> None:
-    """Send everything that this process prints, its libraries' and children's output too, to the end of `file`.
-
-    On a node that does not see the run's folder, the output stays in Ray's own logs.
-    """
+    """Send everything that this process prints and logs, its libraries' and children's output too, to the end of
+    `file`. On a node that does not see the run's folder, the output stays in Ray's own logs."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError:
         return

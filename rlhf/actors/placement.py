@@ -33,6 +33,7 @@ class DeviceGroup:
     roles: tuple[Role, ...]
     shape: Shape
     num_engines: int = 0
+    devices_per_engine: int = 1
 
     @property
     def name(self) -> str:
@@ -93,12 +94,14 @@ def plan_placement(
             if shapes[other] != shape
         ]
         engines = num_engines if Role.ROLLOUT in roles else 0
-        if engines and models and engines > shape.num_devices:
+        each = shapes[Role.ROLLOUT].num_devices_per_node if engines else 1
+        room = shape.num_nodes * (shape.num_devices_per_node // each)
+        if engines and models and engines > room:
             problems.append(
-                f"rollout.num_engines: {engines} engines do not fit on the {shape.num_devices} devices shared with "
-                f"{', '.join(models)}. Set it to at most {shape.num_devices}."
+                f"rollout.num_engines: {engines} engines of {each} devices do not fit on the {shape.num_nodes} x "
+                f"{shape.num_devices_per_node} devices shared with {', '.join(models)}. Set it to at most {room}."
             )
-        groups.append(DeviceGroup(roles=roles, shape=shape, num_engines=engines))
+        groups.append(DeviceGroup(roles=roles, shape=shape, num_engines=engines, devices_per_engine=each))
     if problems:
         raise ConfigError(problems)
     return Placement(groups=tuple(groups))

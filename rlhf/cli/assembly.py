@@ -14,6 +14,7 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.cli.casting import dtype_of, model_of, reward_model
 from rlhf.config.algo import AlgoSection, SftSection
 from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.config.reward import HttpSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards import build_reward, probe
 from rlhf.engines.rewards.model import ModelReward
@@ -184,7 +185,8 @@ def probed_policy(config: PpoConfig, crew: Crew, prompts: Sequence[Prompt], toke
         ],
         tolerance=TOLERANCES[dtype_of(config.policy, crew.device)],
         step_timeout_s=config.train.step_timeout_s,
-        sync_timeout_s=config.rollout.sync_timeout_s,
+        # Joining, sending and finishing each have their own deadline inside, whose errors say more.
+        sync_timeout_s=4 * config.rollout.sync_timeout_s,
     )
 
 
@@ -240,8 +242,11 @@ def rollout_source(
 
 def reward_source(config: PpoConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
     """The weighted sum of the run's reward sources, each where it lives."""
+    # An outage has a deadline of its own, whose error says more.
+    outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, HttpSource))
     opened: dict[str, RewardSource] = {
-        label: RemoteReward(worker, timeout_s=config.train.step_timeout_s) for label, worker in crew.rewards.items()
+        label: RemoteReward(worker, timeout_s=config.train.step_timeout_s + outage_s)
+        for label, worker in crew.rewards.items()
     }
     source = reward_model(config)
     if source is not None and scorer is not None:

@@ -11,6 +11,7 @@ from rlhf.config.commands import PpoConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import FunctionSource, HttpSource, ModelSource
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout import engine_kind
 from rlhf.errors import ConfigError
 from rlhf.types import Head, Role
 
@@ -116,6 +117,8 @@ def dtype_of(section: ModelSection, device: str) -> str:
 
 def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:
     """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
+    if device != "cpu" and engine_kind(section) == "transformers":
+        raise ConfigError("rollout.engine: transformers trains on CPU only. Install vllm and use it on GPUs.")
     if section.sync_backend != "auto":
         return section.sync_backend
     if device == "cpu":

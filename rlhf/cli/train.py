@@ -40,13 +40,15 @@ OFFLINE_LOADERS: Mapping[str, Loader] = {"sft": load_demonstrations, "rm": load_
 def run_training(command: str, config: TrainConfig) -> int:
     """Run `rlhf train COMMAND` with a resolved config. Returns the exit code; errors are raised as RlhfErrors."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rlhf").setLevel(logging.INFO)
     algo = algorithm_section(config)
     algorithm = build_algorithm(algo)
     require_trackers(config.log)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
     length = run_length(config, data)
-    folder = Path(config.run.dir) / config.run.name
+    # Absolute: the actors that write here may run in another folder.
+    folder = Path(config.run.dir, config.run.name).absolute()
     with RunDirectory.open(folder, resume=config.checkpoint.resume) as directory:
         fresh = RunState(
             step=0,
@@ -70,15 +72,15 @@ def run_training(command: str, config: TrainConfig) -> int:
             warn=console.say,
         )
         records = Records(directory, trackers, console, config.log, length.num_steps, tricks(config))
-        log_folder = directory.log_folder.absolute()
-        with shown_failure(records), Cluster(config.cluster, f"rlhf-{config.run.name}", log_folder) as cluster:
+        stop = StopRequest(config.checkpoint.grace_s)
+        started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
+        with shown_failure(records), started as cluster, stop.listening():
             placement = place(config, algorithm.needs)
             crew = start(config, algo, algorithm, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):
                 console.say(line)
             with tempfile.TemporaryDirectory(dir=directory.path, prefix="trial-") as trial:
-                trainee(config, crew, first_role(algorithm)).prove_export(Path(trial).absolute())
-            stop = StopRequest(config.checkpoint.grace_s)
+                trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
             parts = assemble(command, config, algorithm, data, crew, tokenizer, stop)
             loop = Loop(parts, course(config, length), records=records, checkpoints=checkpoints, stop=stop, fresh=fresh)
             loop.run(resume_from)

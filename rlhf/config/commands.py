@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.config.base import Section
@@ -90,7 +90,7 @@ class GenerateConfig(Section):
     """File of prompts: one a line, or the rows of a data set."""
     max_tokens: PositiveInt = 256
     """Longest answer."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: float = Field(1.0, ge=0.0, le=2.0)
     """Divides the logits; 0 is greedy."""
     num_samples: PositiveInt = 1
     """Answers to each prompt."""

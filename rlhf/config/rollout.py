@@ -44,8 +44,6 @@ class RolloutSection(Section):
     """How weights travel: auto is gloo on CPU, ipc on a shared GPU, nccl between GPUs."""
     sync_bucket_mib: PositiveFloat = 64.0
     """Weights travel in buckets of at least one layer and about this size."""
-    start_timeout_s: PositiveFloat = 600.0
-    """Longest wait for an engine to load."""
     stall_timeout_s: PositiveFloat = 300.0
     """Longest time in which an engine that has work may finish no token."""
     generate_timeout_s: PositiveFloat = 3600.0

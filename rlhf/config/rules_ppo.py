@@ -49,7 +49,7 @@ def sampling(config: PpoConfig) -> Iterator[Problem]:
         yield Problem(
             keys=("rollout.max_lag", "cluster.colocate"),
             text=f"{rollout.max_lag} lets rollouts run while the policy trains, but --colocate {together[0]} puts both "
-            f"on the same devices, where engines sleep meanwhile. Set it to 0, or give rollout its own devices.",
+            f"on the same devices, which would do both at once. Set it to 0, or give rollout its own devices.",
         )
 
 

@@ -46,7 +46,7 @@ class EvalSection(Section):
     """Steps between evaluations; 0 evaluates only at the end, and only where there are held-out rows."""
     max_prompts: PositiveInt = 256
     """Held-out prompts or rows measured each time."""
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
     """Sampling temperature of evaluation; 0 is greedy."""
 
 

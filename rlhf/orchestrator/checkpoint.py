@@ -154,6 +154,11 @@ def _write(folder: Path, state: RunState, engines: Mapping[Role, TrainEngine]) -
     for role, engine in engines.items():
         (folder / role).mkdir()
         engine.save(folder / role)
+        if not any((folder / role).iterdir()):
+            raise CheckpointError(
+                f"checkpoint: {role} wrote nothing into {folder / role}, which its node does not see: set run.dir "
+                "to a folder that all nodes share"
+            )
     write_json(folder / STATE, asdict(state))
     files: dict[str, Json] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):

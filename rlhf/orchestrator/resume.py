@@ -74,8 +74,8 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     ]
     if changes:
         listed = ", ".join(f"{key} {_show(old)} -> {_show(new)}" for key, old, new in changes)
-        names = ",".join(key for key, _, _ in changes)
-        problems.append(f"resume: changed since {where}: {listed}. Pass --checkpoint.accept_change {names}")
+        flags = " ".join(f"--checkpoint.accept_change {key}" for key, _, _ in changes)
+        problems.append(f"resume: changed since {where}: {listed}. To accept: {flags}")
     if saved.data_fingerprint != now.data_fingerprint and "data" not in accepted:
         problems.append(f"data: the files changed since {where} (sha256 differs). Pass --checkpoint.accept_change data")
     if problems:

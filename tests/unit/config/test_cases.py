@@ -140,7 +140,7 @@ BETWEEN = [
     (
         ["--colocate", "all", "--rollout.max-lag", "1"],
         "--rollout.max-lag: 1 lets rollouts run while the policy trains, but --colocate all puts both on the same "
-        "devices, where engines sleep meanwhile. Set it to 0, or give rollout its own devices.",
+        "devices, which would do both at once. Set it to 0, or give rollout its own devices.",
     ),
     (["--rollout.sync-backend", "ipc"], "--rollout.sync-backend: ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout."),
     (["--rollout.sync-backend", "nccl", "--cluster.device", "cpu"], "--rollout.sync-backend: nccl needs GPUs and cluster.device is cpu. Use gloo or auto."),

@@ -282,7 +282,7 @@ def test_every_harmful_change_is_listed_at_once() -> None:
         require_same_run(SAVED, now, ())
     assert caught.value.problems == (
         "resume: changed since step_400: policy.lr 1e-06 -> 2e-06, data.path a -> b. "
-        "Pass --checkpoint.accept_change policy.lr,data.path",
+        "To accept: --checkpoint.accept_change policy.lr --checkpoint.accept_change data.path",
         "data: the files changed since step_400 (sha256 differs). Pass --checkpoint.accept_change data",
     )
     require_same_run(SAVED, now, ("policy.lr", "data.path", "data"))

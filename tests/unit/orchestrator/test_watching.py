@@ -30,6 +30,7 @@ METRICS: dict[str, Json] = {
     "response/length": 42.0,
     "policy/loss": 0.125,
     "time/generate": 3.0,
+    "time/wait": 3.01,
     "time/learn": 1.0,
     "time/step": 5.0,
     "throughput/tokens_per_s": 3400.0,
@@ -44,7 +45,7 @@ def test_a_step_is_one_plain_line() -> None:
     console.log(12, METRICS)
     assert out.getvalue() == (
         "step 12/40 | eta 2m20s | reward 0.5 | kl 1.25 | length 42 | policy loss 0.125 | "
-        "5.00 s (generate 3.00, learn 1.00) | 3400 tokens/s | generation 60%\n"
+        "5.00 s (wait 3.01 [generate 3.00], learn 1.00) | 3400 tokens/s | generation 60%\n"
     )
 
 
