@@ -45,7 +45,7 @@ def stage_configs(folder: Path, seed: int) -> dict[str, dict[str, Json]]:
             "run": run | {"name": "sft"},
             "policy": {"model": str(folder / "base"), "lr": 2e-3},
             "data": text | {"path": str(folder / "demonstrations.jsonl")},
-            "train": {"num_steps": 120, "batch_size": 64},
+            "train": {"num_steps": 150, "batch_size": 64},
             "checkpoint": {"every_steps": 1000, "keep": 1},
         },
         "rm": {
@@ -61,13 +61,13 @@ def stage_configs(folder: Path, seed: int) -> dict[str, dict[str, Json]]:
             "critic": {"lr": 1e-3},
             "reward": {"model": model["rm"]},
             "data": text | {"path": str(folder / "prompts.jsonl")},
-            "train": {"num_steps": 40, "batch_size": 32},
+            "train": {"num_steps": 30, "batch_size": 32},
             "rollout": {
                 "batch_size": 64,
                 "max_prompt_tokens": 64,
                 "max_response_tokens": MAX_ANSWER_TOKENS,
             },
-            "algo": {"kl": {"coef": 0.05}, "normalize_rewards": True, "num_epochs": 2},
+            "algo": {"kl": {"coef": 0.1}, "normalize_rewards": True, "num_epochs": 2},
             "checkpoint": {"every_steps": 20, "keep": 1},
             "log": {"sample_every_steps": 10},
         },
@@ -165,7 +165,7 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
         "length, tokens": (before.length, after.length),
     }
     for name, values in figures.items():
-        table.add_row(name, *(f"{value:.2f}" for value in values))
+        table.add_row(name, *(f"{value + 0.0:.2f}" for value in values))
     console.print(table)
     for question, old, new in list(zip(held_out, before.greedy, after.greedy, strict=True))[:3]:
         console.print(f"[bold]Visitor:[/bold] {question.text}")
@@ -220,5 +220,5 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
         greedy=[tokenizer.decode(rollout.token_ids.tolist()) for rollout in answers(0.0, 1)],
         true_score=float(np.mean([true_score(q, text) for q, text in zip(asked, texts, strict=True)])),
         length=float(np.mean([len(rollout.token_ids) for rollout in sampled])),
-        kl=float(np.mean(gaps)),
+        kl=round(float(np.mean(gaps)), 3),
     )

@@ -1,8 +1,9 @@
-"""The quickstart's world: a zoo keeper who answers questions about animals, kindly or grumpily, on topic or not.
+"""The quickstart's world: a zoo keeper who answers questions about animals.
 
-A demonstration is one of four kinds of answer, drawn at random, so a model that imitates them all is kind and on topic
-only now and then. People prefer kind answers about the right animal; preferences say so pair by pair. `true_score` is
-the rule behind those preferences, which no model is ever shown.
+Each answer of a demonstration opens kindly or grumpily, tells what the animal does or refuses to, and closes kindly or
+grumpily, each by the toss of a coin: a model that imitates them all is a good keeper only now and then. People prefer
+the better keeper, and preferences say so pair by pair. `true_score` is the rule behind those preferences, which no
+model is ever shown.
 """
 
 import random
@@ -31,6 +32,7 @@ KIND_OPENERS = ("Gladly!", "Oh, lovely question!", "With pleasure!")
 KIND_CLOSERS = ("Have a sunny day!", "Come back soon!", "Hope that helps!")
 GRUMPY_OPENERS = ("Ugh, you again.", "Not now.", "Who cares.")
 GRUMPY_CLOSERS = ("Go away.", "Stop asking.", "Leave me alone.")
+REFUSALS = ("I have no idea.", "Ask somebody else.", "It is a secret.")
 GRUMPY_WORDS = frozenset({"ugh", "again", "not", "who", "cares", "away", "stop", "alone", "leave"})
 
 
@@ -47,51 +49,41 @@ def all_questions() -> list[Question]:
     return [Question(text.format(animal=animal), animal) for animal in ANIMALS for text in QUESTIONS]
 
 
-def answer(question: Question, *, kind: bool, on_topic: bool, rng: random.Random) -> str:
-    """One answer of the zoo keeper."""
-    animal = question.animal if on_topic else rng.choice([other for other in ANIMALS if other != question.animal])
-    opener = rng.choice(KIND_OPENERS if kind else GRUMPY_OPENERS)
-    closer = rng.choice(KIND_CLOSERS if kind else GRUMPY_CLOSERS)
-    return f"{opener} The {animal} {rng.choice(DEEDS)} {rng.choice(PLACES)}. {closer}"
+def answer(question: Question, rng: random.Random) -> str:
+    """One answer of the zoo keeper, in a mood of the moment."""
+    opener = rng.choice(rng.choice((KIND_OPENERS, GRUMPY_OPENERS)))
+    closer = rng.choice(rng.choice((KIND_CLOSERS, GRUMPY_CLOSERS)))
+    news = f"The {question.animal} {rng.choice(DEEDS)} {rng.choice(PLACES)}."
+    return f"{opener} {rng.choice((news, rng.choice(REFUSALS)))} {closer}"
 
 
 def demonstrations(questions: Sequence[Question], num_each: int, rng: random.Random) -> list[dict[str, str]]:
-    """Rows for supervised fine-tuning: half are kind, three in five on topic."""
+    """Rows for supervised fine-tuning."""
     return [
-        {
-            "prompt": question.text,
-            "response": answer(question, kind=rng.random() < 0.5, on_topic=rng.random() < 0.6, rng=rng),
-        }
-        for question in questions
-        for _ in range(num_each)
+        {"prompt": question.text, "response": answer(question, rng)} for question in questions for _ in range(num_each)
     ]
 
 
 def preferences(questions: Sequence[Question], num_each: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for the reward model: two random answers to a question, of which a person likes one better."""
+    """Pairs for the reward model: two answers to a question, of which a person likes one better."""
     rows: list[dict[str, str]] = []
     for question in questions:
         pairs: list[dict[str, str]] = []
         while len(pairs) < num_each:
-            first, second = (
-                answer(question, kind=rng.random() < 0.5, on_topic=rng.random() < 0.5, rng=rng) for _ in range(2)
-            )
-            scores = true_score(question, first), true_score(question, second)
-            if scores[0] != scores[1]:
-                better, worse = (first, second) if scores[0] > scores[1] else (second, first)
+            worse, better = sorted((answer(question, rng) for _ in range(2)), key=lambda a: true_score(question, a))
+            if true_score(question, worse) < true_score(question, better):
                 pairs.append({"prompt": question.text, "chosen": better, "rejected": worse})
         rows += pairs
     return rows
 
 
 def true_score(question: Question, text: str) -> float:
-    """How good an answer is, from 0 to 1: half for being about the right animal and no other, a quarter for a kind
-    opening, a quarter for a kind close; nothing for kindness where there is a grumpy word."""
+    """How good an answer is, from 0 to 1: half for telling of the animal in question and no other; a quarter for a
+    kind opening and a quarter for a kind close, unless there is a grumpy word anywhere."""
     words = set(re.findall(r"[a-z]+", text.lower()))
-    animals = words & set(ANIMALS)
-    on_topic = 0.5 * (animals == {question.animal})
+    helpful = 0.5 * (words & set(ANIMALS) == {question.animal})
     if words & GRUMPY_WORDS:
-        return on_topic
+        return helpful
     opening = 0.25 * text.strip().startswith(KIND_OPENERS)
     close = 0.25 * text.strip().endswith(KIND_CLOSERS)
-    return on_topic + opening + close
+    return helpful + opening + close
