@@ -12,12 +12,15 @@ from transformers import (
     set_seed,
 )
 
+from rlhf.engines.quiet import quiet_libraries
+
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIAL_TOKENS = (PAD, BOS, EOS)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
     """Learn a byte-level BPE of at most `vocab_size` tokens from `texts` and save it into `folder`."""
+    quiet_libraries()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -51,6 +54,7 @@ def make_llama(
     `head_dim` is 32 or more because vLLM's attention on CPU needs that. Special tokens are those of
     `train_tokenizer`.
     """
+    quiet_libraries()
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,

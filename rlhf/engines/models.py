@@ -16,11 +16,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.attention import choose_attention
 from rlhf.engines.log_probs import LogitsRule
+from rlhf.engines.quiet import quiet_libraries
 from rlhf.errors import ModelError
 from rlhf.types import Head
 
@@ -68,9 +68,7 @@ def load_model(
 
     Raises ModelError with one line a problem.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # Its load report speaks of heads, which are judged here.
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet_libraries()  # transformers' load report speaks of heads, which are judged here
     trusted = _trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.quiet import quiet_libraries
 from rlhf.engines.sampling import SamplingRows
 from rlhf.engines.serving import Serving, ServingGate
 from rlhf.engines.weight_sync.base import Info
@@ -53,6 +54,7 @@ class TransformersRolloutEngine:
 
         `version` is the policy version of those weights.
         """
+        quiet_libraries()
         self._section = section
         self._name = name
         self._device = torch.device(device)
