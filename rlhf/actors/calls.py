@@ -1,7 +1,9 @@
 """Waiting for remote calls: with a deadline, and with errors that name who failed, where and doing what."""
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,6 +40,49 @@ class Call:
     ref: "ray.ObjectRef[object]"
 
 
+class Traffic:
+    """The waits of this process's threads for remote calls.
+
+    To leave Ray while a thread is inside a wait crashes the process, and a wait that comes later would start a cluster
+    of its own.
+        `waiting` produces and takes back a wait. Waits for: nothing.
+        `close` consumes waits. Waits for: the end of those under way, with a deadline. Unblocked by: the calls' ends.
+    """
+
+    def __init__(self) -> None:
+        self._num_waits = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def waiting(self, phase: str) -> Iterator[None]:
+        """Be inside a wait. Raises WorkerLostError after `close`."""
+        with self._changed:
+            if self._is_closed:
+                raise WorkerLostError(f"{phase}: the run has left the cluster")
+            self._num_waits += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_waits -= 1
+                self._changed.notify_all()
+
+    def open(self) -> None:
+        """Let waits begin."""
+        self._is_closed = False
+
+    def close(self, timeout_s: float) -> bool:
+        """Let no more waits begin, and wait for the end of those under way. Returns whether all have ended."""
+        with self._changed:
+            self._is_closed = True
+            return self._changed.wait_for(lambda: not self._num_waits, timeout_s)
+
+
+traffic = Traffic()
+"""That of this process, as its connection to Ray is."""
+
+
 def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
     """The results of `calls`, in order.
 
@@ -46,6 +91,11 @@ def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[obj
         WorkerLostError: a worker died; names it.
         RlhfError: what the worker itself raised, where it is one of ours; anything else is wrapped with its origin.
     """
+    with traffic.waiting(phase):
+        return _wait_all(calls, phase, timeout_s)
+
+
+def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[object]:
     deadline = time.monotonic() + timeout_s
     pending = {call.ref: call for call in calls}
     failures: list[RlhfError] = []

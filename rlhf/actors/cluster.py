@@ -1,5 +1,6 @@
 """The Ray cluster: joining or starting one, reserving devices on it, and seating actors there."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.orphans import OrphanWatch
 from rlhf.actors.placement import DeviceGroup, Placement, shortages
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
 from rlhf.types import Role
+
+logger = logging.getLogger(__name__)
+
+LEAVE_TIMEOUT_S = 10.0
 
 Device = str
 LOCAL = "local"
@@ -60,6 +65,7 @@ class Cluster:
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
         self._groups: list[PlacementGroup] = []
+        self._actors: list[ray.actor.ActorHandle] = []
         self._log_folder = log_folder
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address == LOCAL else {}
         if self.address == LOCAL:
@@ -75,6 +81,7 @@ class Cluster:
                 f"ray: no cluster at {self.address}: {str(error).splitlines()[0]} Start one with `ray start --head`, "
                 f"or leave cluster.address out for one of this machine alone."
             ) from error
+        traffic.open()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
@@ -126,6 +133,7 @@ class Cluster:
         options |= {"num_cpus": 0} if seat is None else seat.options()
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
         handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
+        self._actors.append(handle)
         worker = Worker(handle=handle, name=name, node="?", pid=0)
         return Call(worker=worker, ref=handle.where.remote())
 
@@ -147,9 +155,13 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Give the devices back and leave."""
-        for group in self._groups:
-            remove_placement_group(group)
+        """End the actors, and with them every wait for one; give the devices back and leave."""
+        while self._actors:
+            ray.kill(self._actors.pop())
+        if not traffic.close(LEAVE_TIMEOUT_S):
+            logger.warning("ray: calls were still under way after %g s", LEAVE_TIMEOUT_S)
+        while self._groups:
+            remove_placement_group(self._groups.pop())
         ray.shutdown()
         self._orphans.close()
 

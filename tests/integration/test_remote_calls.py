@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,22 @@ def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortal
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(WeightSyncError, match=r"(?s)critic rank 1.*critic rank 2"):
         client.start_weight_update(30)
+
+
+def test_leaving_the_cluster_ends_every_wait(cluster: Cluster, workers: list[Worker]) -> None:
+    """Or the thread would crash the process, or start a cluster of its own."""
+    refs = [worker.handle.nap.remote(600) for worker in workers]
+    with ThreadPoolExecutor() as pool:
+        waits = [
+            pool.submit(wait_all, [Call(worker=worker, ref=ref)], phase="nap", timeout_s=900)
+            for worker, ref in zip(workers, refs, strict=True)
+        ]
+        cluster.close()
+        assert not ray.is_initialized()
+        assert all(isinstance(wait.exception(timeout=60), WorkerLostError) for wait in waits)
+    with pytest.raises(WorkerLostError, match="nap: the run has left the cluster"):
+        wait_all([Call(worker=workers[0], ref=refs[0])], phase="nap", timeout_s=1)
+    assert not ray.is_initialized()
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:

@@ -1,0 +1,103 @@
+"""A Ray cluster of a test's own, started as a user starts one: `ray start --head`."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.integration.command_line import clean_environment
+
+START_TIMEOUT_S = 200.0
+STOP_TIMEOUT_S = 60.0
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayHead:
+    """A running head node. `environment` is that of a user who may use it: it holds where the token lies."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def stop(self) -> None:
+        """End the processes of this cluster and of no other one."""
+        mine = psutil.Process(self.process.pid)
+        started = mine.children(recursive=True)
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_TIMEOUT_S)
+        for process in (mine, *started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start_ray_head() -> RayHead:
+    """Start a head node on the loopback address, with token authentication and the job server.
+
+    Its folder is a short path of its own: the paths of sockets may have 107 bytes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rlhf-ray-", dir="/tmp"))
+    environment = clean_environment() | {
+        "HOME": str(folder),  # the token lies in ~/.ray
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, timeout=120)
+    port, dashboard_port, client_port = free_ports(3)
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(RAY, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)),
+                *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
+                *("--ray-client-server-port", str(client_port), "--temp-dir", str(folder), "--num-cpus", "2"),
+            ],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while "Ray runtime started" not in log.read_text() or not listens(dashboard_port):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    return RayHead(
+        address=f"127.0.0.1:{port}",
+        dashboard=f"http://127.0.0.1:{dashboard_port}",
+        environment=environment,
+        process=process,
+        folder=folder,
+    )
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -1,0 +1,234 @@
+"""Whole PPO runs through the command line, on real Ray, DeepSpeed and vLLM: the same run whichever way it is cut.
+
+Each start takes tens of seconds, so runs are shared: a straight one in each placement, one that is killed and one that
+is asked to stop. All have 6 steps and a checkpoint every 3.
+"""
+
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.integration.command_line import CommandLine, Run, all_listening, listening_sockets, shared_memory
+from tests.integration.ray_head import RayHead
+
+pytestmark = pytest.mark.timeout(1500)
+
+TRANSFORMERS = ("ppo", "ppo.yaml", "--rollout.engine", "transformers")
+TOGETHER = (*TRANSFORMERS, "--colocate", "all")
+VLLM = ("ppo", "ppo.yaml", "--rollout.engine", "vllm", "--colocate", "all")
+SCORING_STEP_5 = 6
+"""The call of the reward function in the middle of step 5 of a fresh run: call 1 is the probe."""
+AFTER_KILL_S = 30.0
+ROLES = {"ray::Policy", "ray::Critic", "ray::Reference", "ray::Reward", "ray::Rollout"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """A driver that was killed in the middle of step 5."""
+
+    folder: Path
+    second_driver: Run
+    """Of a driver that was started on the same folder before."""
+    num_processes: int
+    num_sockets: int
+    checkpoints: set[str]
+    steps_recorded: list[float]
+    left_processes: list[str]
+    """What was still there 30 s later."""
+    left_sockets: list[str]
+    left_shared_memory: list[Path]
+
+
+def joined(head: RayHead, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    return (*arguments, "--cluster.address", head.address)
+
+
+def assert_same_run(run: Run, other: Run) -> None:
+    """The same weights, to the byte, and the same figures on the way."""
+    assert [row["step"] for row in run.metrics] == [1, 2, 3, 4, 5, 6]
+    assert run.figures == other.figures
+    assert run.weights == other.weights
+    for role in ("policy", "critic"):
+        assert_same_tensors(run.optimizer_states(role), other.optimizer_states(role))
+
+
+def assert_same_tensors(state: object, other: object) -> None:
+    """Equal trees of tensors, bit for bit."""
+    if isinstance(state, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert torch.equal(state, other)
+    elif isinstance(state, Mapping):
+        assert isinstance(other, Mapping)
+        assert state.keys() == other.keys()
+        for key, value in state.items():
+            assert_same_tensors(value, other[key])
+    elif isinstance(state, list | tuple):
+        assert isinstance(other, list | tuple)
+        for value, its in zip(state, other, strict=True):
+            assert_same_tensors(value, its)
+
+
+@pytest.fixture(scope="module")
+def separate_titles() -> set[str]:
+    """How the process list called the actors of the separate run; filled while it runs."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def separate(command: CommandLine, separate_titles: set[str]) -> Run:
+    """Every role in processes of its own, on a cluster that the run starts itself."""
+    driver = command.start(*TRANSFORMERS, name="separate", hold_at=SCORING_STEP_5)
+    driver.wait_until_held()
+    separate_titles |= {process.cmdline()[0].strip() for process in driver.processes() if process.cmdline()}
+    driver.release()
+    return driver.wait()
+
+
+@pytest.fixture(scope="module")
+def merged_pairs(command: CommandLine, head: RayHead) -> Run:
+    pairs = ("--colocate", "policy,reference", "--colocate", "critic,reward")
+    return command.run(*joined(head, (*TRANSFORMERS, *pairs)), name="pairs", environment=head.environment)
+
+
+@pytest.fixture(scope="module")
+def together(command: CommandLine, head: RayHead) -> Run:
+    return command.run(*joined(head, TOGETHER), name="together", environment=head.environment)
+
+
+@pytest.fixture(scope="module")
+def killed(command: CommandLine) -> Killed:
+    driver = command.start(*TOGETHER, name="killed", hold_at=SCORING_STEP_5)
+    driver.wait_until_held()
+    second = command.start(*TOGETHER, name="killed").wait()
+    processes = driver.processes()
+    sockets, files = listening_sockets(processes), shared_memory(processes)
+    driver.process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + AFTER_KILL_S
+    while driver.processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    left = driver.processes()
+    driver.release()
+    listening = dict(all_listening())
+    return Killed(
+        folder=driver.folder,
+        second_driver=second,
+        num_processes=len(processes),
+        num_sockets=len(sockets),
+        checkpoints={path.name for path in (driver.folder / "checkpoints").iterdir()},
+        steps_recorded=[row["step"] for row in driver.wait().metrics],
+        left_processes=[f"{process.pid} {process.name()}" for process in left],
+        left_sockets=[where for inode, where in sockets.items() if inode in listening],
+        left_shared_memory=[path for path in files if path.exists()],
+    )
+
+
+@pytest.fixture(scope="module")
+def continued(command: CommandLine, head: RayHead, killed: Killed) -> Run:
+    """The killed run, continued on another cluster."""
+    return command.run(*joined(head, TOGETHER), "--resume", name="killed", environment=head.environment)
+
+
+@pytest.fixture(scope="module")
+def straight_vllm(command: CommandLine, head: RayHead) -> Run:
+    return command.run(*joined(head, VLLM), name="straight_vllm", environment=head.environment)
+
+
+@pytest.fixture(scope="module")
+def stopped(command: CommandLine, head: RayHead) -> Run:
+    """A run with vLLM that got SIGTERM in the middle of step 5."""
+    driver = command.start(*joined(head, VLLM), name="stopped", hold_at=SCORING_STEP_5, environment=head.environment)
+    driver.wait_until_held()
+    driver.process.send_signal(signal.SIGTERM)
+    run = driver.wait()
+    driver.release()
+    return run
+
+
+@pytest.fixture(scope="module")
+def continued_vllm(command: CommandLine, head: RayHead, stopped: Run) -> Run:
+    return command.run(*joined(head, VLLM), "--resume", name="stopped", environment=head.environment)
+
+
+def test_a_run_ends_with_a_model_that_loads(separate: Run) -> None:
+    assert separate.code == 0, separate.output
+    assert "step 6/6" in separate.output
+    assert f'AutoModelForCausalLM.from_pretrained("{separate.model}")' in separate.output
+    model = AutoModelForCausalLM.from_pretrained(separate.model)
+    untrained = AutoModelForCausalLM.from_pretrained(separate.folder.parent.parent / "policy")
+    assert not torch.equal(model.lm_head.weight, untrained.lm_head.weight)
+    assert "eval/reward" in separate.metrics[-1]
+
+
+def test_actors_are_seen_by_role_in_the_process_list(separate: Run, separate_titles: set[str]) -> None:
+    titles = {title.split(".")[0] for title in separate_titles if title.startswith("ray::")}
+    assert titles >= ROLES
+
+
+def test_placements_compute_the_same_run(separate: Run, merged_pairs: Run, together: Run) -> None:
+    assert_same_run(merged_pairs, separate)
+    assert_same_run(together, separate)
+
+
+def test_a_second_driver_is_refused(killed: Killed) -> None:
+    assert killed.second_driver.code == 2
+    assert "runs/killed: in use by pid" in killed.second_driver.output
+    assert "Traceback" not in killed.second_driver.output
+
+
+def test_a_killed_driver_leaves_nothing(killed: Killed) -> None:
+    assert killed.num_processes > 8, "the processes of Ray and the actors were not found"
+    assert killed.num_sockets > 5
+    assert killed.left_processes == []
+    assert killed.left_sockets == []
+    assert killed.left_shared_memory == []
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(killed: Killed, continued: Run, together: Run) -> None:
+    assert killed.checkpoints >= {"step_3"}
+    assert killed.steps_recorded == [1, 2, 3, 4]
+    assert "continuing after step 3" in continued.output
+    assert "step 4/6" in continued.output
+    assert_same_run(continued, together)
+
+
+def test_sigterm_saves_and_asks_to_be_continued(stopped: Run) -> None:
+    assert stopped.code == 75, stopped.output
+    assert "step 4 is saved; continue with --resume" in stopped.output
+    assert "Traceback" not in stopped.output
+    assert (stopped.folder / "checkpoints" / "step_4" / "manifest.json").exists()
+
+
+def test_a_stopped_vllm_run_goes_on_as_if_nothing_had_happened(continued_vllm: Run, straight_vllm: Run) -> None:
+    assert "continuing after step 4" in continued_vllm.output
+    assert_same_run(continued_vllm, straight_vllm)
+
+
+def test_a_cluster_gets_everything_back(head: RayHead, continued: Run, continued_vllm: Run) -> None:
+    actors = [
+        process
+        for process in psutil.Process(head.process.pid).children(recursive=True)
+        if process.name().split(".")[0] in ROLES
+    ]
+    _, alive = psutil.wait_procs(actors, timeout=30)
+    assert not alive
+
+
+def test_a_run_that_is_there_is_not_started_again(command: CommandLine, separate: Run, together: Run) -> None:
+    drivers = [
+        command.start(*TRANSFORMERS, name="together"),
+        command.start(*TRANSFORMERS, "--resume", name="separate"),
+        command.start(*TRANSFORMERS, "--resume", name="never_started"),
+    ]
+    refusals = [driver.wait() for driver in drivers]
+    assert [run.code for run in refusals] == [2, 2, 2]
+    assert "runs/together: holds a run already. Continue it with --resume" in refusals[0].output
+    assert "step 6 is done, and train.num_steps is 6: nothing is left to do" in refusals[1].output
+    assert "runs/never_started: no run to resume" in refusals[2].output
+    assert len(together.metrics) == len(separate.metrics) == 6
