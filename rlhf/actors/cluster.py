@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
-from rlhf.actors.orphans import OrphanWatch
+from rlhf.actors.connection import LOCAL, connect
 from rlhf.actors.placement import DeviceGroup, Placement, shortages
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
@@ -25,15 +25,6 @@ logger = logging.getLogger(__name__)
 LEAVE_TIMEOUT_S = 10.0
 
 Device = str
-LOCAL = "local"
-LOCAL_ENVIRONMENT = {
-    # When the driver is killed the control store dies with it, and nobody needs to wait for its return.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-    "RAY_gcs_server_request_timeout_seconds": "10",
-    # A busy laptop may need longer than Ray's 30 s to start.
-    "RAY_raylet_start_wait_time_s": "120",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +58,7 @@ class Cluster:
         self._groups: list[PlacementGroup] = []
         self._actors: list[ray.actor.ActorHandle] = []
         self._log_folder = log_folder
-        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address == LOCAL else {}
-        if self.address == LOCAL:
-            for name, value in LOCAL_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
-        self._orphans = OrphanWatch()
-        try:
-            with self._orphans:
-                ray.init(address=self.address, namespace=namespace, logging_level="error", log_to_driver=False, **local)
-        except Exception as error:
-            # The boundary to Ray, which raises bare exceptions here too.
-            raise ConfigError(
-                f"ray: no cluster at {self.address}: {str(error).splitlines()[0]} Start one with `ray start --head`, "
-                f"or leave cluster.address out for one of this machine alone."
-            ) from error
+        self._orphans = connect(self.address, namespace)
         traffic.open()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]

@@ -1,0 +1,92 @@
+"""Connecting to Ray: joining a cluster that is there, or starting one of this machine alone."""
+
+import os
+import socket
+import time
+
+import ray
+
+from rlhf.actors.calls import first_line
+from rlhf.actors.orphans import OrphanWatch
+from rlhf.errors import ConfigError, StallError
+
+LOCAL = "local"
+LOCAL_ENVIRONMENT = {
+    # When the driver is killed the control store dies with it, and nobody needs to wait for its return.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_server_request_timeout_seconds": "10",
+    # A busy laptop may need longer than Ray's 30 s to start.
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+CONTROL_STORE_WAIT = "RAY_gcs_server_port_wait_time_s"
+START_ATTEMPTS = 2
+JOIN_ATTEMPTS = 3
+JOIN_TIMEOUT_S = 10.0
+
+
+def connect(address: str, namespace: str) -> OrphanWatch:
+    """Connect this process to the cluster at `address`. Returns a watch over the processes that this started.
+
+    Raises:
+        ConfigError: there is no cluster to join.
+        StallError: none of this machine could be started.
+    """
+    if address == LOCAL:
+        return start(namespace)
+    join(address, namespace)
+    return OrphanWatch()
+
+
+def start(namespace: str) -> OrphanWatch:
+    """Start a cluster. For some of its steps Ray allows 30 s and no more, hence a second attempt."""
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ[CONTROL_STORE_WAIT] = "120"
+    failure = ""
+    for _ in range(START_ATTEMPTS):
+        orphans = OrphanWatch()
+        try:
+            with orphans:
+                ray.init(
+                    address=LOCAL,
+                    namespace=namespace,
+                    include_dashboard=False,
+                    logging_level="error",
+                    log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
+                )
+            return orphans
+        except Exception as error:
+            # The boundary to Ray, which raises bare exceptions here too.
+            failure = first_line(error)
+            orphans.close()
+    raise StallError(f"ray: no cluster of this machine could be started (tried {START_ATTEMPTS} times): {failure}")
+
+
+def join(address: str, namespace: str) -> None:
+    """Join a cluster. Ray itself would try for a quarter of an hour, so that somebody listens there is tried first."""
+    advice = "Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and not answers(host, int(port)):
+        tried = f"tried {JOIN_ATTEMPTS} times in {JOIN_TIMEOUT_S:g} s"
+        raise ConfigError(f"ray: no cluster at {address} ({tried}). {advice}")
+    os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt, which Ray lets take 40 s: somebody else may listen there
+    try:
+        ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
+    except Exception as error:
+        # The boundary to Ray, which raises bare exceptions here too.
+        raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    pause_s = JOIN_TIMEOUT_S / JOIN_ATTEMPTS
+    for _ in range(JOIN_ATTEMPTS):
+        start = time.monotonic()
+        try:
+            socket.create_connection((host, port), timeout=pause_s).close()
+            return True
+        except OSError:
+            time.sleep(max(0.0, start + pause_s - time.monotonic()))
+    return False
