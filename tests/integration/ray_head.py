@@ -57,14 +57,16 @@ def start_ray_head() -> RayHead:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, timeout=120)
-    port, dashboard_port, client_port = free_ports(3)
+    port, dashboard_port, agent_port, client_port = free_ports(4)
     log = folder / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 *(RAY, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)),
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
-                *("--ray-client-server-port", str(client_port), "--temp-dir", str(folder), "--num-cpus", "2"),
+                # The port of the agent that takes jobs has a default, and where it is taken no job is.
+                *("--dashboard-agent-listen-port", str(agent_port), "--ray-client-server-port", str(client_port)),
+                *("--temp-dir", str(folder), "--num-cpus", "2"),
             ],
             env=environment,
             cwd=folder,
