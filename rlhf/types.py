@@ -100,6 +100,9 @@ class Rollout:
 
     `loss_mask` is aligned with the response: False where a token was not written by the model (what an environment
     or a tool returned, a user's turn inside a demonstration). None: the model wrote every token.
+
+    `step_labels`, of a data set's answers in steps: how good each step is, from 0 to 1. `loss_mask` is then True at
+    the last token of each step, and nowhere else.
     """
 
     id: str
@@ -109,6 +112,7 @@ class Rollout:
     finish_reason: FinishReason
     weight_version: int
     loss_mask: BoolArray | None = None
+    step_labels: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,8 @@ class ScoredGroup:
     responses: tuple[str, ...]
     rewards: tuple[Reward, ...]
     margins: tuple[float, ...] = ()
+    baseline: Reward | None = None
+    """Reward of the greedy answer to the prompt, where the algorithm asked for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +156,7 @@ class TokenSequence:
 class Example:
     """What an algorithm chose to learn from, before any model has measured it: one answer (PPO), a pair (DPO), a
     ranking of K (reward model). Its sequences always share a micro-batch. `sampler_log_probs` are aligned with each
-    sequence's tokens (0 outside the response)."""
+    sequence's tokens (0 outside the response). Examples of one prompt's group share `group`."""
 
     id: str
     sequences: tuple[TokenSequence, ...]
@@ -159,6 +165,9 @@ class Example:
     margins: tuple[float, ...] = ()
     truncated: tuple[bool, ...] = ()
     weight_version: int = -1
+    group: str = ""
+    baseline: float | None = None
+    """Score of the greedy answer to the same prompt, where the algorithm asked for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ class DataSection(Section):
     prompt_key: str | None = None
     """Column of the prompt, text or messages (prompt, input, question, messages, ...)."""
     response_key: str | None = None
-    """Column of the demonstration (response, completion, output, answer, ...)."""
+    """Column of the answer (response, completion, output, answer, ...), or of its steps (completions)."""
     label_key: str | None = None
     """Column of the reference answer, given to reward functions (label, answer, ...); for binary feedback, the column
     that says whether the answer is good."""
@@ -31,6 +31,8 @@ class DataSection(Section):
     """Column of the better answer."""
     rejected_key: str | None = None
     """Column of the worse answer."""
+    step_separator: str = Field("\n", min_length=1)
+    """Text that ends each step of an answer in labelled steps, for process reward models."""
     ranking_key: str | None = None
     """Column with a list of answers, best first."""
     margin_key: str | None = None

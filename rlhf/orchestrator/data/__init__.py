@@ -7,6 +7,7 @@ from rlhf.orchestrator.data.load import (
     load_labelled,
     load_preferences,
     load_prompts,
+    load_steps,
     load_texts,
 )
 from rlhf.orchestrator.data.order import Order
@@ -21,5 +22,6 @@ __all__ = [
     "load_labelled",
     "load_preferences",
     "load_prompts",
+    "load_steps",
     "load_texts",
 ]

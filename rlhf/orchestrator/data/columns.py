@@ -7,10 +7,15 @@ from enum import StrEnum
 from rlhf.config.data import DataSection
 from rlhf.errors import DataError
 
-PROMPT = ("prompt", "instruction", "question", "query", "input", "messages", "conversation", "conversations")
+PROMPT = (
+    "prompt", "instruction", "question", "query", "input", "messages", "conversation", "conversations",
+    "context_messages",
+)  # fmt: skip
 RESPONSE = ("response", "completion", "output", "answer", "demonstration")
 LABEL = ("label", "answer", "solution", "ground_truth", "reference", "target")
 RANKING = ("ranking", "ranked_responses")
+STEPS = ("completions", "steps")
+STEP_LABELS = ("labels", "step_labels")
 
 
 class Kind(StrEnum):
@@ -20,6 +25,7 @@ class Kind(StrEnum):
     DEMONSTRATIONS = "demonstrations"
     PREFERENCES = "preferences"
     LABELLED = "labelled answers"
+    STEPS = "labelled steps"
     TEXTS = "texts"
 
 
@@ -37,6 +43,16 @@ class Columns:
     id: str | None
     text: str | None
     response_given: bool = False
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row holds a better and a worse answer."""
+        return self.chosen is not None and self.rejected is not None
+
+    @property
+    def pairs_as_labels(self) -> bool:
+        """Whether binary feedback is read off pairs: the better answer is desirable, the worse one is not."""
+        return self.is_pair and not self.response_given
 
     @property
     def texts(self) -> set[str]:
@@ -57,8 +73,8 @@ def find_columns(section: DataSection, available: Sequence[str], kind: Kind) -> 
 
     columns = Columns(
         prompt=find("prompt_key", section.prompt_key, PROMPT),
-        response=find("response_key", section.response_key, RESPONSE),
-        label=find("label_key", section.label_key, LABEL),
+        response=find("response_key", section.response_key, STEPS if kind is Kind.STEPS else RESPONSE),
+        label=find("label_key", section.label_key, STEP_LABELS if kind is Kind.STEPS else LABEL),
         chosen=find("chosen_key", section.chosen_key, ("chosen",)),
         rejected=find("rejected_key", section.rejected_key, ("rejected",)),
         ranking=find("ranking_key", section.ranking_key, RANKING),
@@ -76,7 +92,7 @@ def find_columns(section: DataSection, available: Sequence[str], kind: Kind) -> 
 
 def _missing(columns: Columns, kind: Kind) -> list[str]:
     prompt = columns.prompt is not None
-    pair = columns.chosen is not None and columns.rejected is not None
+    pair, read_off_pairs = columns.is_pair, columns.pairs_as_labels
     needs: dict[Kind, list[tuple[bool, str]]] = {
         Kind.PROMPTS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
         Kind.DEMONSTRATIONS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
@@ -85,9 +101,14 @@ def _missing(columns: Columns, kind: Kind) -> list[str]:
             (prompt or pair, "prompt column; set data.prompt_key"),
         ],
         Kind.LABELLED: [
+            (read_off_pairs or prompt, "prompt column; set data.prompt_key"),
+            (read_off_pairs or columns.response is not None, "response column; set data.response_key"),
+            (read_off_pairs or columns.label is not None, "label column; set data.label_key"),
+        ],
+        Kind.STEPS: [
             (prompt, "prompt column; set data.prompt_key"),
-            (columns.response is not None, "response column; set data.response_key"),
-            (columns.label is not None, "label column; set data.label_key"),
+            (columns.response is not None, "steps (a column completions); set data.response_key"),
+            (columns.label is not None, "labels of the steps; set data.label_key"),
         ],
         Kind.TEXTS: [(columns.text is not None or prompt, "text column")],
     }

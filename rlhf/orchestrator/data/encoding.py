@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class Encoder:
         """Raise RowError where a text holds a control token, which a tokenizer would take for the real one."""
         if self._control is None:
             return
-        for text, name in zip((record.prompt, *record.answers), record.names, strict=True):
+        steps = [(step, f"step {number}") for number, step in enumerate(record.steps, 1)]
+        for text, name in (*zip((record.prompt, *record.answers), record.names, strict=True), *steps):
             for message in as_messages(text):
                 if found := self._control.search(message.content):
                     raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
@@ -100,6 +101,25 @@ class Encoder:
             text="".join(part.text for part in parts) if isinstance(answer, str) else answer[-1].content,
             token_ids=np.array(token_ids, dtype=np.int64),
             written=np.array(written, dtype=np.bool_),
+        )
+
+    def steps(self, record: Record, prompt: Prompt) -> Answer:
+        """The record's steps, each ending in the separator; `written` is True at the last token of each.
+
+        Like turns, steps are tokenised one by one: the tokens of a step never depend on what follows.
+        """
+        separator = self._section.step_separator
+        texts = [step.removesuffix(separator) + separator for step in record.steps]
+        token_ids: list[int] = []
+        ends: list[bool] = []
+        for before, text in zip([prompt.text, *texts], texts, strict=False):
+            ids = self._continue(before, text)
+            token_ids += ids
+            ends += [False] * (len(ids) - 1) + [True]
+        return Answer(
+            text="".join(texts),
+            token_ids=np.array(token_ids, dtype=np.int64),
+            written=np.array(ends, dtype=np.bool_),
         )
 
     def blocks(self, record: Record, prompt: Prompt, max_tokens: int) -> list[Answer]:
@@ -167,6 +187,45 @@ class Encoder:
 def cut(answer: Answer, max_tokens: int) -> Answer:
     """At most the first `max_tokens` tokens of an answer; its text stays."""
     return Answer(text=answer.text, token_ids=answer.token_ids[:max_tokens], written=answer.written[:max_tokens])
+
+
+def cut_steps(answer: Answer, max_tokens: int) -> Answer:
+    """The whole steps among the first `max_tokens` tokens; the text stays."""
+    ends = np.flatnonzero(answer.written) + 1
+    return cut(answer, int(ends[ends <= max_tokens].max(initial=0)))
+
+
+def as_steps(prompt: Prompt, answer: Answer, is_whole: bool, record: Record) -> ScoredGroup:
+    """Labelled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
+    say how good these are, and the reward is their mean."""
+    labels = record.step_labels[: int(answer.written.sum())]
+    rollout = Rollout(
+        id=f"{prompt.id}/0",
+        prompt_id=prompt.id,
+        token_ids=answer.token_ids,
+        log_probs=np.zeros(len(answer.token_ids), dtype=np.float32),
+        finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
+        weight_version=-1,
+        loss_mask=answer.written,
+        step_labels=labels,
+    )
+    mean = sum(labels) / len(labels)
+    return ScoredGroup(prompt=prompt, rollouts=(rollout,), responses=(answer.text,), rewards=(Reward(total=mean),))
+
+
+def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
+    """A pair as two groups of one answer each: the better one is good (reward 1), the worse one is not (0)."""
+    return [
+        ScoredGroup(
+            prompt=replace(group.prompt, id=f"{group.prompt.id}#{name}"),
+            rollouts=(replace(rollout, id=f"{group.prompt.id}#{name}/0", prompt_id=f"{group.prompt.id}#{name}"),),
+            responses=(response,),
+            rewards=(Reward(total=total),),
+        )
+        for name, total, rollout, response in zip(
+            ("chosen", "rejected"), (1.0, 0.0), group.rollouts, group.responses, strict=True
+        )
+    ]
 
 
 def as_group(prompt: Prompt, answers: Sequence[Answer], whole: Sequence[bool], record: Record) -> ScoredGroup:

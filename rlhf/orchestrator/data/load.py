@@ -10,7 +10,7 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.columns import Kind, find_columns
-from rlhf.orchestrator.data.encoding import Encoder, as_group, cut
+from rlhf.orchestrator.data.encoding import Encoder, as_group, as_labels, as_steps, cut, cut_steps
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.records import Record, read_record
 from rlhf.orchestrator.data.sources import read_rows
@@ -64,11 +64,41 @@ def load_preferences(section: DataSection, tokenizer: Tokenizer) -> DataSplit[Sc
 
 
 def load_labelled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one given answer each, whose reward is 1 where it is labelled good and 0 where bad.
+    """Prompts with one given answer each, whose reward is 1 where it is labelled good and 0 where bad. A pair counts
+    as two: the chosen answer is good, the rejected one is bad, both on the same side of the split.
 
     Raises DataError, also where only one of the two labels is there.
     """
-    return _load_groups(section, tokenizer, Kind.LABELLED)
+    encoder = Encoder(section, tokenizer)
+
+    def make(record: Record) -> list[ScoredGroup]:
+        group = _group(section, encoder, encoder.settle_kind(record))
+        return [group] if record.desirable is not None else as_labels(group)
+
+    return _load(section, Kind.LABELLED, make, _row_limit(section), lambda group: group.prompt.text, group_content)
+
+
+def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    """Prompts with one answer each in steps that are labelled good (1) or bad (0), for process reward models (Lightman
+    et al. 2023).
+
+    The rollout holds the tokens of all steps, each ended by data.step_separator; its `loss_mask` is True at the last
+    token of each step, and its `step_labels` say how good these are, in order. Raises DataError.
+    """
+    encoder = Encoder(section, tokenizer)
+
+    def make(record: Record) -> list[ScoredGroup]:
+        settled = encoder.settle_kind(record)
+        prompt = encoder.prompt(settled)
+        whole = encoder.steps(settled, prompt)
+        room = section.max_tokens - len(prompt.token_ids)
+        answer = cut_steps(whole, room)
+        is_whole = len(answer.token_ids) == len(whole.token_ids)
+        if not len(answer.token_ids) or not (is_whole or section.overlong == "truncate"):
+            raise LeftOutError(OVERLONG)
+        return [as_steps(prompt, answer, is_whole, record)]
+
+    return _load(section, Kind.STEPS, make, _row_limit(section), lambda group: group.prompt.text, group_content)
 
 
 def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
@@ -123,7 +153,7 @@ def read_records(section: DataSection, path: str, kind: Kind, problems: Problems
         except RowError as error:
             problems.add_row(row.file, row.where, str(error))
     labels = {record.desirable for record in records}
-    if kind is Kind.LABELLED and len(labels) == 1:
+    if kind is Kind.LABELLED and labels in ({True}, {False}):
         problems.add(f"data: both labels are needed; all {len(records)} are {str(labels.pop()).lower()}.")
     return records
 

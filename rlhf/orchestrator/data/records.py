@@ -29,7 +29,8 @@ class Record:
     """A prompt and answers to it, best first. Either all are text or all are messages.
 
     `names` are the columns of the prompt and of each answer. `dialogue` says that the texts are parts of a
-    Human/Assistant dialogue. `margins` are of the first answer over each later one.
+    Human/Assistant dialogue. `margins` are of the first answer over each later one. With `steps`, the one answer is
+    these joined, and `step_labels` say how good each is, from 0 to 1.
     """
 
     row: Row
@@ -39,6 +40,8 @@ class Record:
     dialogue: bool = False
     margins: tuple[float, ...] = ()
     desirable: bool | None = None
+    steps: tuple[str, ...] = ()
+    step_labels: tuple[float, ...] = ()
     id: str = ""
     label: str | None = None
     metadata: Mapping[str, Json] = field(default_factory=dict)
@@ -115,6 +118,8 @@ def _pairless(row: Row, columns: Columns, name: str) -> Record:
 
 
 def _labelled(row: Row, columns: Columns) -> Record:
+    if columns.pairs_as_labels:
+        return replace(_preferences(row, columns), margins=())
     assert columns.response is not None, "find_columns saw to it"
     assert columns.label is not None, "find_columns saw to it"
     value = row.values.get(columns.label)
@@ -156,6 +161,33 @@ def _ranking(row: Row, columns: Columns) -> Record:
     return replace(_aligned(record), margins=_margins(row, columns, len(answers)))
 
 
+def _steps(row: Row, columns: Columns) -> Record:
+    assert columns.prompt is not None, "find_columns saw to it"
+    assert columns.response is not None, "find_columns saw to it"
+    assert columns.label is not None, "find_columns saw to it"
+    given, labels = row.values.get(columns.response), row.values.get(columns.label)
+    if not isinstance(given, list) or not given:
+        raise RowError(f"{columns.response} is not a list of steps.")
+    if not isinstance(labels, list) or len(labels) != len(given):
+        got = len(labels) if isinstance(labels, list) else "no list of"
+        raise RowError(f"{columns.label}: {got} labels for {len(given)} steps.")
+    steps = tuple(parse_text(step, f"{columns.response}[{index}]") for index, step in enumerate(given))
+    return replace(
+        _prompts(row, columns),
+        steps=steps,
+        step_labels=tuple(_step_label(label, f"{columns.label}[{index}]") for index, label in enumerate(labels)),
+    )
+
+
+def _step_label(value: Json, name: str) -> float:
+    """How good a step is: true, "+" or 1 is good; false, "-" or 0 is bad; a share of good ends is between."""
+    if value in ("+", "-"):
+        return float(value == "+")
+    if isinstance(value, str) or not isinstance(value, bool | int | float) or not 0.0 <= value <= 1.0:
+        raise RowError(f"{name} must be true, false or from 0 to 1 (got {json.dumps(value, ensure_ascii=False)}).")
+    return float(value)
+
+
 def _texts(row: Row, columns: Columns) -> Record:
     if columns.text is None:
         return _demonstrations(row, columns)
@@ -168,6 +200,7 @@ PARSERS: dict[Kind, Callable[[Row, Columns], Record]] = {
     Kind.DEMONSTRATIONS: _demonstrations,
     Kind.PREFERENCES: _preferences,
     Kind.LABELLED: _labelled,
+    Kind.STEPS: _steps,
     Kind.TEXTS: _texts,
 }
 
