@@ -18,7 +18,7 @@ import ray
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.logs import Trace, redirect_output
-from rlhf.config.algo import AlgoSection
+from rlhf.config.algo import AlgorithmSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import FunctionSource, HttpSource
 from rlhf.config.rollout import RolloutSection
@@ -80,7 +80,7 @@ class TraineeSpec:
     section: TrainedModelSection
     model: str
     head: Head
-    algorithm: AlgoSection
+    algorithm: AlgorithmSection
     temperature: float
     num_steps: int
     """Optimizer steps that this model will take in the whole run."""

@@ -6,12 +6,12 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
-from rlhf.config.algo import AlgoSection
+from rlhf.config.algo import AlgorithmSection
 
 ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {"sft": SFT, "rm": RM, "ppo": PPO}
 """Section type -> algorithm, made from its section alone."""
 
 
-def build_algorithm(section: AlgoSection) -> Algorithm:
+def build_algorithm(section: AlgorithmSection) -> Algorithm:
     """The algorithm that a config section describes; driver and workers each build their own."""
     return ALGORITHMS[section.type](section)

@@ -22,13 +22,32 @@ from rlhf.types import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """A reference that follows the policy: after every `every_steps` steps it becomes decay * itself + (1 - decay) *
+    the policy. Decay 0 copies the policy."""
+
+    every_steps: int
+    decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head;
-    `measures` says which of old_log_probs, ref_log_probs and values are measured before credit is given."""
+    `measures` says which of old_log_probs, ref_log_probs and values are measured before credit is given.
+
+    `following`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
+    reference is started. `greedy_baseline`: one more answer to each prompt is drawn greedily and scored. `mixture`: the
+    share of the reference in the geometric mixture that answers are drawn from; `opponents`, how many of the last
+    answers of each group are: None for all.
+    """
 
     trains: Mapping[Role, Head]
     measures: frozenset[str] = frozenset()
     online: bool = True
+    following: Following | None = None
+    greedy_baseline: bool = False
+    mixture: float = 0.0
+    opponents: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

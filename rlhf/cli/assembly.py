@@ -12,8 +12,8 @@ from rlhf.actors.rollout import RolloutPool
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.cli.casting import dtype_of, model_of, reward_model
-from rlhf.config.algo import AlgoSection, SftSection
-from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.config.algo import SftSection
+from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.reward import HttpSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards import build_reward, probe
@@ -56,12 +56,6 @@ class Data:
         return len(self.prompts.train) if self.prompts is not None else len(self.groups.train if self.groups else ())
 
 
-def algorithm_section(config: TrainConfig) -> AlgoSection:
-    """The settings of the config's algorithm."""
-    assert isinstance(config, SftConfig | RmConfig | PpoConfig), type(config)
-    return config.algo
-
-
 def first_role(algorithm: Algorithm) -> Role:
     """The role whose model a run is about."""
     return next(iter(algorithm.needs.trains))
@@ -70,16 +64,16 @@ def first_role(algorithm: Algorithm) -> Role:
 def run_length(config: TrainConfig, data: Data) -> RunLength:
     """How long the run is, from the steps that will really run."""
     train = config.train
-    if not isinstance(config, PpoConfig):
+    if not isinstance(config, OnlineConfig):
         steps = count_steps(train.num_steps, train.num_epochs, data.num_rows, train.batch_size)
         return RunLength(num_steps=steps, examples_per_step=train.batch_size, batch_size=train.batch_size)
     rollout = config.rollout
     return RunLength(
         num_steps=count_steps(train.num_steps, train.num_epochs, data.num_rows, rollout.batch_size),
-        examples_per_step=rollout.batch_size * rollout.num_samples,
+        examples_per_step=config.examples_per_step,
         batch_size=train.batch_size,
-        num_epochs=config.algo.num_epochs,
-        frozen_steps={Role.POLICY: config.algo.freeze_policy_steps},
+        num_epochs=config.algo.max_passes,
+        frozen_steps={Role.POLICY: config.algo.frozen_policy_steps},
     )
 
 
@@ -112,7 +106,7 @@ def course(config: TrainConfig, length: RunLength) -> Course:
             frozen_steps=length.frozen_steps,
             timeout_s=train.step_timeout_s,
         ),
-        max_lag=config.rollout.max_lag if isinstance(config, PpoConfig) else 0,
+        max_lag=config.rollout.max_lag if isinstance(config, OnlineConfig) else 0,
         evaluate_every=config.eval.every_steps,
         checkpoint_every=config.checkpoint.every_steps,
         gap_warn=train.mismatch_warn,
@@ -131,7 +125,7 @@ def assemble(
 ) -> Parts:
     """Everything that the loop drives."""
     engines = {role: trainee(config, crew, role) for role in crew.groups}
-    if not isinstance(config, PpoConfig):
+    if not isinstance(config, OnlineConfig):
         assert data.groups is not None
         held_out = data.groups.held_out[: config.eval.max_prompts]
         role = first_role(algorithm)
@@ -141,7 +135,7 @@ def assemble(
             models=Models(trained={role: engines[role] for role in algorithm.needs.trains}),
             source=OfflineSource(rows(config, data.groups.train), config.train.batch_size, algorithm.keep),
             # An algorithm of its own: what is held out must not count in the training figures.
-            evaluator=EVALUATORS[command](engines[role], build_algorithm(algorithm_section(config)), held_out, limits)
+            evaluator=EVALUATORS[command](engines[role], build_algorithm(config.algo), held_out, limits)
             if held_out
             else None,
         )
@@ -171,7 +165,7 @@ def trainee(config: TrainConfig, crew: Crew, role: Role) -> GroupEngine:
     return GroupEngine(crew.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
-def probed_policy(config: PpoConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:
+def probed_policy(config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:
     """The policy, with a few short answers to prove its first weight sync by."""
     drawn = replace(sampling(config, tokenizer, config.rollout.temperature or 1.0), max_tokens=PROBE_TOKENS)
     return ProbedPolicy(
@@ -190,7 +184,7 @@ def probed_policy(config: PpoConfig, crew: Crew, prompts: Sequence[Prompt], toke
     )
 
 
-def rollout_pool(config: PpoConfig, workers: Sequence[Worker]) -> RolloutPool:
+def rollout_pool(config: OnlineConfig, workers: Sequence[Worker]) -> RolloutPool:
     """Engines as one."""
     return RolloutPool(
         workers,
@@ -204,7 +198,7 @@ def rows(config: TrainConfig, items: Sequence[ScoredGroup]) -> Order[ScoredGroup
     return Order(items, seed=config.run.seed, shuffle=config.data.shuffle)
 
 
-def sampling(config: PpoConfig, tokenizer: Tokenizer, temperature: float) -> Sampling:
+def sampling(config: OnlineConfig, tokenizer: Tokenizer, temperature: float) -> Sampling:
     """How tokens are drawn."""
     return Sampling(
         max_tokens=config.rollout.max_response_tokens,
@@ -216,7 +210,7 @@ def sampling(config: PpoConfig, tokenizer: Tokenizer, temperature: float) -> Sam
 
 
 def rollout_source(
-    config: PpoConfig,
+    config: OnlineConfig,
     prompts: Sequence[Prompt],
     sampler: Sampler,
     algorithm: Algorithm,
@@ -240,7 +234,7 @@ def rollout_source(
     )
 
 
-def reward_source(config: PpoConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
+def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
     """The weighted sum of the run's reward sources, each where it lives."""
     # An outage has a deadline of its own, whose error says more.
     outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, HttpSource))
@@ -259,7 +253,7 @@ def reward_source(config: PpoConfig, crew: Crew, scorer: TokenScorer | None, tok
     return build_reward(config.reward.all_sources, opened)
 
 
-def pretraining(config: PpoConfig, data: Data) -> Pretraining | None:
+def pretraining(config: OnlineConfig, data: Data) -> Pretraining | None:
     """Text for the ptx loss, where the run has it."""
     if data.texts is None:
         return None

@@ -6,8 +6,7 @@ from rlhf.actors.launch import Script
 from rlhf.actors.placement import Placement, Shape, plan_placement
 from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
 from rlhf.algorithms.base import Needs
-from rlhf.config.algo import AlgoSection
-from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import FunctionSource, HttpSource, ModelSource
 from rlhf.config.rollout import RolloutSection
@@ -20,7 +19,7 @@ REFERENCE_SIGNAL = "ref_log_probs"
 
 def reward_model(config: TrainConfig) -> ModelSource | None:
     """The reward model among an online run's sources."""
-    if not isinstance(config, PpoConfig):
+    if not isinstance(config, OnlineConfig):
         return None
     models = [source for source in config.reward.all_sources if isinstance(source, ModelSource)]
     if len(models) > 1:
@@ -31,7 +30,7 @@ def reward_model(config: TrainConfig) -> ModelSource | None:
 def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
     """The models that this run starts, by role; those that learn come first."""
     started = {role: config.models[role.value] for role in needs.trains}
-    if REFERENCE_SIGNAL in needs.measures:
+    if REFERENCE_SIGNAL in needs.measures and needs.following is None:
         started[Role.REFERENCE] = config.models[Role.REFERENCE.value]
     if (source := reward_model(config)) is not None:
         started[Role.REWARD] = source
@@ -44,7 +43,7 @@ def place(config: TrainConfig, needs: Needs) -> Placement:
         role: Shape(num_nodes=section.num_nodes, num_devices_per_node=section.num_gpus_per_node)
         for role, section in sections(config, needs).items()
     }
-    if not isinstance(config, PpoConfig):
+    if not isinstance(config, OnlineConfig):
         return plan_placement(shapes, config.cluster.colocate)
     rollout = config.rollout
     shapes[Role.ROLLOUT] = Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size)
@@ -53,22 +52,21 @@ def place(config: TrainConfig, needs: Needs) -> Placement:
 
 def cast(
     config: TrainConfig,
-    algorithm: AlgoSection,
     needs: Needs,
     placement: Placement,
     num_updates: Mapping[Role, int],
     device: str,
 ) -> Script:
     """What every actor loads. `num_updates` are the optimizer steps that each trained role will make."""
-    online = isinstance(config, PpoConfig)
-    temperature = config.rollout.temperature if isinstance(config, PpoConfig) else 1.0
+    online = isinstance(config, OnlineConfig)
+    temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
     started = sections(config, needs)
     trainees = {
         role: TraineeSpec(
             section=trained(started[role]),
             model=model_of(started[role], role),
             head=head,
-            algorithm=algorithm,
+            algorithm=config.algo,
             temperature=temperature,
             num_steps=num_updates[role],
             seed=config.run.seed,
@@ -88,7 +86,7 @@ def cast(
     }
     if not online:
         return Script(trainees=trainees, scorers=scorers)
-    assert isinstance(config, PpoConfig)
+    assert isinstance(config, OnlineConfig)
     return Script(
         trainees=trainees,
         scorers=scorers,

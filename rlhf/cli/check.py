@@ -5,7 +5,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.config.commands import (
+    DpoConfig,
+    GrpoConfig,
+    KtoConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    OnlineKtoConfig,
+    PpoConfig,
+    PrmConfig,
+    RmConfig,
+    SftConfig,
+    TrainConfig,
+)
 from rlhf.config.load import read_config, resolve, short_summary
 from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.problems import Problem
@@ -24,7 +36,13 @@ MAX_QUICK_BYTES = 2 * 1024 * 1024
 ROWS: dict[type[TrainConfig], Kind] = {
     SftConfig: Kind.DEMONSTRATIONS,
     RmConfig: Kind.PREFERENCES,
+    PrmConfig: Kind.PREFERENCES,
     PpoConfig: Kind.PROMPTS,
+    GrpoConfig: Kind.PROMPTS,
+    OnlineDpoConfig: Kind.PROMPTS,
+    OnlineKtoConfig: Kind.PROMPTS,
+    DpoConfig: Kind.PREFERENCES,
+    KtoConfig: Kind.LABELLED,
 }
 """What each command reads rows as."""
 
@@ -63,7 +81,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     """What is wrong between a config and this machine: files, models, functions, variables, packages."""
     yield from _models(config, environ)
     yield from _logs(config, environ)
-    if isinstance(config, PpoConfig):
+    if isinstance(config, OnlineConfig):
         yield from _rewards(config, environ)
 
 
@@ -116,7 +134,7 @@ def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem
     yield from _context(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
-    if isinstance(config, PpoConfig):
+    if isinstance(config, OnlineConfig):
         yield from _scorers(known)
 
 
@@ -125,7 +143,7 @@ def _context(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[P
     for role, fact in known.items():
         if fact.context is None:
             continue
-        if not isinstance(config, PpoConfig):
+        if not isinstance(config, OnlineConfig):
             keys: tuple[str, ...] = ("data.max_tokens",)
             total, said = config.data.max_tokens, f"{config.data.max_tokens}"
             room, name = fact.context, "data.max_tokens"
@@ -153,9 +171,10 @@ def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
 
 
 def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
-    for role in ("policy", "reward"):
+    """Who renders prompts has a template. An online run's reward model reads text."""
+    for role in ("policy",) if isinstance(config, OnlineConfig) else ("policy", "reward"):
         fact = known.get(role)
-        if fact and config.data.template == "chat" and not fact.has_chat_template and not isinstance(config, PpoConfig):
+        if fact and config.data.template == "chat" and not fact.has_chat_template:
             text = f"chat, but the tokenizer of {config.models[role].model} has no chat template. Use plain."
             yield Problem(keys=("data.template", f"{role}.model"), text=text, error=ModelError)
 
@@ -185,7 +204,7 @@ def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem(keys=("log.wandb_project",), text="environment variable WANDB_API_KEY is not set.")
 
 
-def _rewards(config: PpoConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
     """The user's function can be found and called; a service's token and certificate are there."""
     listed = bool(config.reward.sources)
     for n, source in enumerate(config.reward.all_sources):

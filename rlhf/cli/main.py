@@ -24,11 +24,13 @@ Usage: rlhf COMMAND ...
 
 Trains language models from feedback on a Ray cluster.
 
-  rlhf train {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   train a model
-  rlhf check {sft,rm,ppo} [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
-  rlhf generate MODEL [--prompt TEXT ...]                           sample answers from a trained model
-  rlhf quickstart                                                   see the three steps of RLHF on a tiny model
-  rlhf --version                                                    print the version
+  rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
+  rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
+  rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
+  rlhf quickstart                                             see the three steps of RLHF on a tiny model
+  rlhf --version                                              print the version
+
+METHOD is one of {sft,rm,prm,ppo,grpo,online-dpo,online-kto,dpo,kto}; `kto --online` is online-kto.
 
 `rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
 disk, 6 numerics, 7 worker lost, 8 stall, 70 internal, 75 stopped and resumable, 130 interrupted.
@@ -73,6 +75,8 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     from rlhf.config.commands import COMMANDS
 
     command, *rest = arguments or ["--help"]
+    if command == "kto" and "--online" in rest:
+        command, rest = "online-kto", [word for word in rest if word != "--online"]
     if command in HELP:
         return _show(commands_help(verb))
     if command not in COMMANDS:

@@ -13,10 +13,9 @@ from rlhf.actors.placement import Placement
 from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
-from rlhf.cli.assembly import Data, algorithm_section, assemble, course, first_role, run_length, trainee, tricks
+from rlhf.cli.assembly import Data, assemble, course, first_role, run_length, trainee, tricks
 from rlhf.cli.casting import cast, model_of, place
-from rlhf.config.algo import AlgoSection
-from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
 from rlhf.engines.base import Tokenizer
@@ -41,8 +40,7 @@ def run_training(command: str, config: TrainConfig) -> int:
     """Run `rlhf train COMMAND` with a resolved config. Returns the exit code; errors are raised as RlhfErrors."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("rlhf").setLevel(logging.INFO)
-    algo = algorithm_section(config)
-    algorithm = build_algorithm(algo)
+    algorithm = build_algorithm(config.algo)
     require_trackers(config.log)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
@@ -76,7 +74,7 @@ def run_training(command: str, config: TrainConfig) -> int:
         started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
         with shown_failure(records), started as cluster, stop.listening():
             placement = place(config, algorithm.needs)
-            crew = start(config, algo, algorithm, cluster, placement, length)
+            crew = start(config, algorithm, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):
                 console.say(line)
             with tempfile.TemporaryDirectory(dir=directory.path, prefix="trial-") as trial:
@@ -107,11 +105,11 @@ def trained_model(config: TrainConfig, algorithm: Algorithm) -> str:
 
 def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> Data:
     """Read, check and tokenise every row. Raises DataError."""
-    if not isinstance(config, PpoConfig):
+    if not isinstance(config, OnlineConfig):
         return Data(groups=OFFLINE_LOADERS[command](config.data, tokenizer))
     prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)
     texts = None
-    if config.algo.ptx_path is not None and config.algo.ptx_coef > 0:
+    if isinstance(config, PpoConfig) and config.algo.ptx_path is not None and config.algo.ptx_coef > 0:
         section = DataSection(path=config.algo.ptx_path, max_tokens=config.data.max_tokens, overlong="truncate")
         texts = load_texts(section, tokenizer)
     return Data(prompts=prompts, texts=texts)
@@ -132,7 +130,6 @@ def resume_point(
 
 def start(
     config: TrainConfig,
-    algo: AlgoSection,
     algorithm: Algorithm,
     cluster: Cluster,
     placement: Placement,
@@ -140,7 +137,7 @@ def start(
 ) -> Crew:
     """Start every actor, and bring the policy and the engines together."""
     updates = {role: length.num_updates(role) for role in algorithm.needs.trains}
-    script = cast(config, algo, algorithm.needs, placement, updates, cluster.device)
+    script = cast(config, algorithm.needs, placement, updates, cluster.device)
     launcher = Launcher(
         cluster,
         start_timeout_s=config.cluster.start_timeout_s,

@@ -1,15 +1,37 @@
 """The whole config of each command. Only the composition root sees these; a class gets its own section."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlhf.config.algo import PpoSection, RmSection, SftSection
+from rlhf.config.algo import (
+    AlgorithmSection,
+    CriticFree,
+    CustomSection,
+    DpoSection,
+    GrpoSection,
+    KtoSection,
+    OnlineDpoSection,
+    OnlineKtoSection,
+    OnlinePreference,
+    PpoSection,
+    PrmSection,
+    RmSection,
+    SftSection,
+)
 from rlhf.config.base import Section
 from rlhf.config.data import DataSection
-from rlhf.config.models import CriticSection, ModelSection, SftPolicySection, TrainedModelSection, TrainedRewardSection
+from rlhf.config.models import (
+    CriticSection,
+    ModelSection,
+    PreferencePolicySection,
+    SftPolicySection,
+    StoredReferenceSection,
+    TrainedModelSection,
+    TrainedRewardSection,
+)
 from rlhf.config.reward import ModelSource, RewardSection
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.rollout import GroupRolloutSection, LabelledRolloutSection, PairRolloutSection, RolloutSection
 from rlhf.config.run import (
     CheckpointSection,
     ClusterSection,
@@ -30,6 +52,8 @@ class TrainConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     cluster: ClusterSection = ClusterSection()
+    if TYPE_CHECKING:  # each command's own field comes after its models, in help texts and messages
+        algo: AlgorithmSection
 
     @property
     def models(self) -> dict[str, ModelSection]:
@@ -59,24 +83,115 @@ class RmConfig(TrainConfig):
         return {"reward": self.reward}
 
 
-class PpoConfig(TrainConfig):
-    """PPO with GAE: policy, reference, critic and reward on Ray, rollouts by vLLM."""
+class PrmConfig(TrainConfig):
+    """Training a process reward model on labelled steps."""
+
+    reward: TrainedRewardSection = TrainedRewardSection()
+    algo: PrmSection = PrmSection()
+
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        return {"reward": self.reward}
+
+
+class ReferencedConfig(TrainConfig):
+    """A policy that learns from given answers, held to a reference."""
+
+    policy: PreferencePolicySection = PreferencePolicySection()
+    reference: StoredReferenceSection = StoredReferenceSection()
+
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        models: dict[str, ModelSection] = {"policy": self.policy}
+        return models | {"reference": self.reference} if self.algo.uses_reference else models
+
+
+class DpoConfig(ReferencedConfig):
+    """DPO and its variants on given pairs."""
+
+    algo: Annotated[DpoSection | CustomSection, Field(discriminator="type")] = DpoSection()
+
+
+class KtoConfig(ReferencedConfig):
+    """KTO on given answers that are labelled good or bad."""
+
+    algo: KtoSection = KtoSection()
+
+
+class OnlineConfig(TrainConfig):
+    """What every command has whose policy learns from its own answers: rollouts by vLLM, scored now."""
 
     policy: TrainedModelSection = TrainedModelSection()
     reference: ModelSection = ModelSection()
-    critic: CriticSection = CriticSection()
     reward: RewardSection = RewardSection()
     rollout: RolloutSection = RolloutSection()
+
+    @property
+    def models(self) -> dict[str, ModelSection]:
+        models = {"policy": self.policy, "reference": self.reference, "reward": self.reward}
+        sources = {f"reward.sources.{n}": source for n, source in enumerate(self.reward.sources)}
+        return models | {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+
+    @property
+    def examples_per_step(self) -> int:
+        """What a step's answers give to learn from, at most."""
+        return self.rollout.batch_size * self.rollout.num_samples
+
+
+class PpoConfig(OnlineConfig):
+    """PPO with GAE: policy, reference, critic and reward on Ray, rollouts by vLLM."""
+
+    critic: CriticSection = CriticSection()
     algo: PpoSection = PpoSection()
 
     @property
     def models(self) -> dict[str, ModelSection]:
-        models = {"policy": self.policy, "reference": self.reference, "critic": self.critic, "reward": self.reward}
-        sources = {f"reward.sources.{n}": source for n, source in enumerate(self.reward.sources)}
-        return models | {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+        return {**super().models, "critic": self.critic}
 
 
-COMMANDS: dict[str, type[TrainConfig]] = {"sft": SftConfig, "rm": RmConfig, "ppo": PpoConfig}
+class GrpoConfig(OnlineConfig):
+    """GRPO and the other methods without a critic, chosen by algo.type."""
+
+    rollout: GroupRolloutSection = GroupRolloutSection()
+    algo: CriticFree = GrpoSection()
+
+
+class OnlineDpoConfig(OnlineConfig):
+    """Online DPO: best against worst of each prompt's own answers."""
+
+    policy: PreferencePolicySection = PreferencePolicySection()
+    rollout: PairRolloutSection = PairRolloutSection()
+    algo: OnlinePreference = OnlineDpoSection()
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.rollout.batch_size
+
+
+class OnlineKtoConfig(OnlineConfig):
+    """KTO on the policy's own answers, labelled by their scores."""
+
+    policy: PreferencePolicySection = PreferencePolicySection()
+    rollout: LabelledRolloutSection = LabelledRolloutSection()
+    algo: OnlineKtoSection = OnlineKtoSection()
+
+
+COMMANDS: dict[str, type[TrainConfig]] = {
+    "sft": SftConfig,
+    "rm": RmConfig,
+    "prm": PrmConfig,
+    "ppo": PpoConfig,
+    "grpo": GrpoConfig,
+    "online-dpo": OnlineDpoConfig,
+    "online-kto": OnlineKtoConfig,
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+}
+
+
+def command_of(config: TrainConfig) -> str:
+    """The command that a config belongs to."""
+    return next(name for name, kind in COMMANDS.items() if kind is type(config))
 
 
 class GenerateConfig(Section):

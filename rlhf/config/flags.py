@@ -7,6 +7,8 @@ from rlhf.config.layers import InFlag, Layer, Setting, dotted, split_key
 from rlhf.config.yaml_text import KeyPath
 
 ALIASES = {
+    "algo": "algo.type",
+    "loss": "algo.loss.type",
     "colocate": "cluster.colocate",
     "resume": "checkpoint.resume",
     "run_name": "run.name",

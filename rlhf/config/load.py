@@ -7,8 +7,18 @@ from pathlib import Path
 
 import yaml
 
+from rlhf.config.algo import CriticFreeSection
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, GenerateConfig, PpoConfig, QuickstartConfig, TrainConfig
+from rlhf.config.commands import (
+    COMMANDS,
+    GenerateConfig,
+    GrpoConfig,
+    OnlineConfig,
+    PpoConfig,
+    QuickstartConfig,
+    ReferencedConfig,
+    TrainConfig,
+)
 from rlhf.config.flags import Flags
 from rlhf.config.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
 from rlhf.config.merge import Merged, Schema
@@ -91,14 +101,25 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
-    if not isinstance(config, PpoConfig):
-        return config
-    reference, critic = config.reference, config.critic
-    if reference.model is None:
-        reference = reference.model_copy(update={"model": config.policy.model})
-    if critic.model is None:
-        critic = critic.model_copy(update={"model": config.reward.model or config.policy.model})
-    return config.model_copy(update={"reference": reference, "critic": critic})
+    if isinstance(config, OnlineConfig | ReferencedConfig) and config.reference.model is None:
+        reference = config.reference.model_copy(update={"model": config.policy.model})
+        config = config.model_copy(update={"reference": reference})
+    if isinstance(config, PpoConfig) and config.critic.model is None:
+        critic = config.critic.model_copy(update={"model": config.reward.model or config.policy.model})
+        config = config.model_copy(update={"critic": critic})
+    if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
+        config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})
+    return config
+
+
+def with_lengths(section: CriticFreeSection, max_response_tokens: int) -> CriticFreeSection:
+    """The section with the constants that stand for the longest answer."""
+    return section.model_copy(
+        update={
+            "aggregation_tokens": section.aggregation_tokens or max_response_tokens,
+            "overlong_limit": section.overlong_limit or max_response_tokens,
+        }
+    )
 
 
 class _Dumper(yaml.SafeDumper):

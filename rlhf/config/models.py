@@ -79,3 +79,18 @@ class CriticSection(TrainedModelSection):
 
     lr: PositiveFloat = Field(9e-6, allow_inf_nan=False)
     """Peak learning rate of AdamW; above the policy's."""
+
+
+class PreferencePolicySection(TrainedModelSection):
+    """The policy that learns from good and bad answers."""
+
+    lr: PositiveFloat = Field(5e-7, allow_inf_nan=False)
+    """Peak learning rate of AdamW."""
+
+
+class StoredReferenceSection(ModelSection):
+    """The reference of given answers; without a model of its own it is the policy before training. Its log-probs are
+    computed once, before the first step, and kept on disk."""
+
+    cache_dir: str | None = None
+    """Folder of the stored log-probs, shared by runs; by default reference-cache in run.dir."""

@@ -50,3 +50,28 @@ class RolloutSection(Section):
     """Longest time that sampling one step's answers may take."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest weight sync."""
+
+
+class GroupRolloutSection(RolloutSection):
+    """How groups of answers are sampled."""
+
+    num_samples: PositiveInt = 8
+    """Answers to each prompt."""
+
+
+class PairRolloutSection(RolloutSection):
+    """How answers that are paired are sampled."""
+
+    num_samples: PositiveInt = 2
+    """Answers to each prompt; the best and the worst become a pair."""
+    temperature: float = Field(0.9, ge=0.0, le=2.0, allow_inf_nan=False)
+    """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
+
+
+class LabelledRolloutSection(RolloutSection):
+    """How answers that are labelled are sampled. One step's answers are one optimizer step's."""
+
+    batch_size: PositiveInt = 16
+    """Prompts sampled for one step."""
+    num_samples: PositiveInt = 4
+    """Answers to each prompt."""

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from rlhf.config.commands import PpoConfig, RmConfig, TrainConfig
+from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig, command_of
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem, shown
+from rlhf.config.rules_online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
-from rlhf.config.rules_ppo import PPO_ADVICE, PPO_RULES
 
 REMOTE_CODE = re.compile(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}")
 PREFERENCE_KEYS = ("chosen_key", "rejected_key", "ranking_key", "margin_key")
@@ -16,21 +16,21 @@ PREFERENCE_KEYS = ("chosen_key", "rejected_key", "ranking_key", "margin_key")
 def problems_of(config: TrainConfig) -> list[Problem]:
     """Every problem between the values of a config."""
     problems = [problem for rule in RULES for problem in rule(config)]
-    if isinstance(config, PpoConfig):
-        problems += [problem for rule in (*PPO_RULES, *PLACEMENT_RULES) for problem in rule(config)]
+    if isinstance(config, OnlineConfig):
+        problems += [problem for rule in (*ONLINE_RULES, *PLACEMENT_RULES) for problem in rule(config)]
     return problems
 
 
 def advice_on(config: TrainConfig) -> list[Problem]:
     """What is allowed and probably not meant."""
-    return [advice for rule in PPO_ADVICE for advice in rule(config)] if isinstance(config, PpoConfig) else []
+    return [advice for rule in ONLINE_ADVICE for advice in rule(config)] if isinstance(config, OnlineConfig) else []
 
 
 def required(config: TrainConfig) -> Iterator[Problem]:
     """What no run can do without."""
     if config.data.path is None:
         yield Problem(keys=("data.path",), text="missing; name a file, a folder or a hub data set.")
-    trained = "reward" if isinstance(config, RmConfig) else "policy"
+    trained = "reward" if isinstance(config, RmConfig | PrmConfig) else "policy"
     if config.models[trained].model is None:
         yield Problem(keys=(f"{trained}.model",), text="missing; name the model to train, a folder or a hub name.")
 
@@ -90,16 +90,11 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
             keys=("data.ranking_key", "data.chosen_key", "data.rejected_key"),
             text="a ranking already says which answers are better. Give it, or chosen_key and rejected_key.",
         )
-    unread = {"response_key"} if isinstance(config, RmConfig) else set(PREFERENCE_KEYS)
-    if isinstance(config, PpoConfig):
+    unread = set() if isinstance(config, RmConfig | DpoConfig | KtoConfig) else set(PREFERENCE_KEYS)
+    if isinstance(config, OnlineConfig | RmConfig | DpoConfig | PrmConfig):
         unread.add("response_key")
     for key in data.model_dump(include=unread, exclude_none=True):
-        yield Problem(keys=(f"data.{key}",), text=f"not read by {config_name(config)}. Remove it.")
-
-
-def config_name(config: TrainConfig) -> str:
-    """The command that a config belongs to."""
-    return type(config).__name__.removesuffix("Config").lower()
+        yield Problem(keys=(f"data.{key}",), text=f"not read by {command_of(config)}. Remove it.")
 
 
 RULES = (required, models, held_out, columns, colocation)

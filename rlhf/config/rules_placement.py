@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rlhf.config.commands import PpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.problems import Problem, shown
 
 ROLES = ("policy", "reference", "critic", "reward", "rollout")
@@ -30,7 +30,7 @@ def colocation(config: TrainConfig) -> Iterator[Problem]:
             yield Problem(keys=keys, text=f"needs two roles or more (got {shown(group[0])}), as policy,reference.")
 
 
-def merged_shapes(config: PpoConfig) -> Iterator[Problem]:
+def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
     """Roles that share devices ask for the same ones, and engines fit on them."""
     models = dict(config.models)
     if config.reward.model is None:
@@ -52,7 +52,7 @@ def merged_shapes(config: PpoConfig) -> Iterator[Problem]:
             yield from _engines_fit(config, roles[0], models[roles[0]].num_ranks)
 
 
-def _engines_fit(config: PpoConfig, role: str, num_devices: int) -> Iterator[Problem]:
+def _engines_fit(config: OnlineConfig, role: str, num_devices: int) -> Iterator[Problem]:
     rollout = config.rollout
     need = rollout.num_engines * rollout.tensor_parallel_size
     if need > num_devices:
@@ -68,7 +68,7 @@ def _engines_fit(config: PpoConfig, role: str, num_devices: int) -> Iterator[Pro
         )
 
 
-def weight_sync(config: PpoConfig) -> Iterator[Problem]:
+def weight_sync(config: OnlineConfig) -> Iterator[Problem]:
     """The medium by which weights travel suits the devices."""
     backend, device = config.rollout.sync_backend, config.cluster.device
     shared = any({"policy", "rollout"} <= set(group) for group in groups_of(config))

@@ -37,6 +37,9 @@ class TrainSection(Section):
     """Warn when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
     mismatch_stop: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
     """End the run when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
+    mismatch_band: float = Field(2.0, gt=1.0, allow_inf_nan=False)
+    """Ratio of the trainer's and the sampler's probability of a token above which the token counts as outside the
+    band, whichever of the two is larger."""
 
 
 class EvalSection(Section):

@@ -145,8 +145,8 @@ def test_the_summary_says_what_differs() -> None:
         "data: path=x.jsonl",
         "policy: model=m, lr=2e-06",
         "reference: model=m",
-        "critic: model=m",
         "reward: function=rewards:score",
+        "critic: model=m",
         "algo: kl.type=adaptive, kl.target=6.0, kl.horizon=10000",
     ]
 

@@ -4,22 +4,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from rlhf.config.commands import PpoConfig
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, PpoConfig, command_of
 from rlhf.config.problems import Problem
 from rlhf.config.reward import ModelSource
 
 
-def batches(config: PpoConfig) -> Iterator[Problem]:
+def batches(config: OnlineConfig) -> Iterator[Problem]:
     """A step's answers make whole optimizer steps."""
-    rollout, size = config.rollout, config.train.batch_size
-    total = rollout.batch_size * rollout.num_samples
+    size, total = config.train.batch_size, config.examples_per_step
     keys = ("train.batch_size", "rollout.batch_size", "rollout.num_samples")
+    counted = "rollout.batch_size" if isinstance(config, OnlineDpoConfig) else "rollout.batch_size*num_samples"
     if total < size:
-        text = f"{size} > rollout.batch_size*num_samples = {total}: no step could ever run. Lower it to {total}."
+        text = f"{size} > {counted} = {total}: no step could ever run. Lower it to {total}."
         yield Problem(keys=keys, text=text)
     elif total % size:
         below, above = nearest_divisors(total, size)
-        text = f"{size} does not divide rollout.batch_size*num_samples = {total}. Nearest: {below} or {above}."
+        text = f"{size} does not divide {counted} = {total}. Nearest: {below} or {above}."
         yield Problem(keys=keys, text=text)
 
 
@@ -30,14 +30,15 @@ def nearest_divisors(total: int, size: int) -> tuple[int, int]:
     return max(n for n in divisors if n <= size), min(n for n in divisors if n >= size)
 
 
-def sampling(config: PpoConfig) -> Iterator[Problem]:
+def sampling(config: OnlineConfig) -> Iterator[Problem]:
     """Sampling explores, and engines can do what they are asked."""
     rollout = config.rollout
     if rollout.temperature == 0.0:
         equal = f" and makes all {rollout.num_samples} answers to a prompt equal" if rollout.num_samples > 1 else ""
         yield Problem(
             keys=("rollout.temperature",),
-            text=f"0 is greedy{equal}: PPO learns from sampled answers, and needs > 0 (got 0).",
+            text=f"0 is greedy{equal}: {command_of(config).upper()} learns from sampled answers, "
+            "and needs > 0 (got 0).",
         )
     if rollout.engine == "transformers" and rollout.tensor_parallel_size > 1:
         yield Problem(
@@ -53,7 +54,7 @@ def sampling(config: PpoConfig) -> Iterator[Problem]:
         )
 
 
-def reward_given(config: PpoConfig) -> Iterator[Problem]:
+def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a name of its own and a model."""
     sources = config.reward.all_sources
     if not sources:
@@ -68,8 +69,10 @@ def reward_given(config: PpoConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
 
 
-def pretraining_text(config: PpoConfig) -> Iterator[Problem]:
+def pretraining_text(config: OnlineConfig) -> Iterator[Problem]:
     """The ptx loss has text, and text has a weight."""
+    if not isinstance(config, PpoConfig):
+        return
     algo = config.algo
     if algo.ptx_coef > 0.0 and algo.ptx_path is None:
         text = f"missing; algo.ptx_coef {algo.ptx_coef:g} needs rows of text."
@@ -79,15 +82,15 @@ def pretraining_text(config: PpoConfig) -> Iterator[Problem]:
         yield Problem(keys=("algo.ptx_coef", "algo.ptx_path"), text=text)
 
 
-def policy_learns(config: PpoConfig) -> Iterator[Problem]:
+def policy_learns(config: OnlineConfig) -> Iterator[Problem]:
     """The critic's head start ends before the run does."""
-    steps, frozen = config.train.num_steps, config.algo.freeze_policy_steps
+    steps, frozen = config.train.num_steps, config.algo.frozen_policy_steps
     if steps is not None and frozen >= steps:
         text = f"{frozen} of {steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
         yield Problem(keys=("algo.freeze_policy_steps", "train.num_steps"), text=text)
 
 
-def truncated_sampling(config: PpoConfig) -> Iterator[Problem]:
+def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
     """Advice: sampling from a part of the vocabulary."""
     rollout = config.rollout
     for key, value, whole in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, 0)):
@@ -96,5 +99,5 @@ def truncated_sampling(config: PpoConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"rollout.{key}",), text=text)
 
 
-PPO_RULES = (batches, sampling, reward_given, pretraining_text, policy_learns)
-PPO_ADVICE = (truncated_sampling,)
+ONLINE_RULES = (batches, sampling, reward_given, pretraining_text, policy_learns)
+ONLINE_ADVICE = (truncated_sampling,)

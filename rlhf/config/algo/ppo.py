@@ -1,58 +1,24 @@
-"""Settings of the algorithms."""
+"""Settings of PPO."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
-from rlhf.config.base import Section
-
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-
-
-class FixedKl(Section):
-    """A KL coefficient that stays."""
-
-    type: Literal["fixed"] = "fixed"
-    """The coefficient stays."""
-    coef: NonNegative = 0.01
-    """Weight of the KL penalty; 0 trains without a reference model."""
+from rlhf.config.algo.common import (
+    Aggregation,
+    AlgorithmSection,
+    Correction,
+    Estimator,
+    FixedKl,
+    Fraction,
+    KlControl,
+    NonNegative,
+    Positive,
+    TruncatedWeights,
+)
 
 
-class AdaptiveKl(Section):
-    """A KL coefficient that moves in proportion to the distance from a target (Ziegler et al. 2019)."""
-
-    type: Literal["adaptive"] = "adaptive"
-    """The coefficient follows a target."""
-    coef: Positive = 0.01
-    """Weight of the KL penalty at the start."""
-    target: Positive = 6.0
-    """KL a response, in nats, to hold."""
-    horizon: PositiveInt = 10_000
-    """Responses over which the coefficient may change by a fifth."""
-
-
-KlControl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
-
-
-class SftSection(Section):
-    """Supervised fine-tuning: negative log-likelihood of the response tokens."""
-
-    type: Literal["sft"] = "sft"
-    """Supervised fine-tuning."""
-
-
-class RmSection(Section):
-    """Reward model: Bradley-Terry over the pairs of a ranking."""
-
-    type: Literal["rm"] = "rm"
-    """Reward model."""
-    use_margins: bool = True
-    """Subtract the data's margins inside the loss, where rows have them."""
-
-
-class PpoSection(Section):
+class PpoSection(AlgorithmSection):
     """Proximal policy optimisation with GAE."""
 
     type: Literal["ppo"] = "ppo"
@@ -83,7 +49,7 @@ class PpoSection(Section):
     """How the KL coefficient moves."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Where the KL to the reference acts; never in both."""
-    kl_estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
+    kl_estimator: Estimator = "auto"
     """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     num_epochs: PositiveInt = 1
     """Passes over each rollout batch."""
@@ -99,12 +65,22 @@ class PpoSection(Section):
     """Divide rewards by their running deviation after subtracting the running mean."""
     clip_rewards: NonNegative = 10.0
     """Clip rewards, after normalisation, to this magnitude; 0 does not clip. The clipped share is logged."""
+    correction: Correction = TruncatedWeights()
+    """How the policy's loss accounts for answers that were sampled by other weights or other arithmetic."""
     freeze_policy_steps: NonNegativeInt = 0
     """First steps in which only the critic learns."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = "token-mean"
+    aggregation: Aggregation = "token-mean"
     """How token losses become one number, always over the whole optimizer step."""
     aggregation_tokens: PositiveInt = 512
     """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
+
+    @property
+    def max_passes(self) -> int:
+        return self.num_epochs
+
+    @property
+    def frozen_policy_steps(self) -> int:
+        return self.freeze_policy_steps
 
     @property
     def estimator(self) -> Literal["k1", "k2", "k3"]:
@@ -138,6 +114,3 @@ class PpoSection(Section):
         if kl_stop > 0.0 and info.data.get("num_epochs") == 1:
             raise ValueError("there is only one pass to stop; set algo.num_epochs >= 2 or algo.kl_stop 0.")
         return kl_stop
-
-
-AlgoSection = Annotated[SftSection | RmSection | PpoSection, Field(discriminator="type")]

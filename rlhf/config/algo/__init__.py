@@ -1,0 +1,92 @@
+"""Settings of the algorithms; one section a class, told apart by `type`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rlhf.config.algo.common import (
+    AdaptiveKl,
+    AlgorithmSection,
+    Correction,
+    FixedKl,
+    KlControl,
+    MaskedWeights,
+    NoCorrection,
+    TruncatedWeights,
+)
+from rlhf.config.algo.custom import CustomSection
+from rlhf.config.algo.grpo import (
+    CispoSection,
+    CriticFreeSection,
+    DapoSection,
+    DrGrpoSection,
+    GrpoSection,
+    GspoSection,
+    ReinforceBaselineSection,
+    ReinforceSection,
+    RemaxSection,
+    RlooSection,
+)
+from rlhf.config.algo.kto import KtoSection, OnlineKtoSection
+from rlhf.config.algo.ppo import PpoSection
+from rlhf.config.algo.preference import (
+    DpoSection,
+    NashMdSection,
+    OnlineDpoSection,
+    OnlinePairLoss,
+    OnlinePreference,
+    PairLoss,
+    PairLossSection,
+)
+from rlhf.config.algo.supervised import PrmSection, RmSection, SftSection
+
+__all__ = [
+    "AdaptiveKl",
+    "AlgorithmSection",
+    "CispoSection",
+    "Correction",
+    "CriticFree",
+    "CriticFreeSection",
+    "CustomSection",
+    "DapoSection",
+    "DpoSection",
+    "DrGrpoSection",
+    "FixedKl",
+    "GrpoSection",
+    "GspoSection",
+    "KlControl",
+    "KtoSection",
+    "MaskedWeights",
+    "NashMdSection",
+    "NoCorrection",
+    "OnlineDpoSection",
+    "OnlineKtoSection",
+    "OnlinePairLoss",
+    "OnlinePreference",
+    "PairLoss",
+    "PairLossSection",
+    "PpoSection",
+    "PrmSection",
+    "ReinforceBaselineSection",
+    "ReinforceSection",
+    "RemaxSection",
+    "RlooSection",
+    "RmSection",
+    "SftSection",
+    "TruncatedWeights",
+]
+
+CriticFree = Annotated[
+    GrpoSection
+    | RlooSection
+    | ReinforceSection
+    | ReinforceBaselineSection
+    | RemaxSection
+    | DrGrpoSection
+    | DapoSection
+    | GspoSection
+    | CispoSection
+    | CustomSection,
+    Field(discriminator="type"),
+]
+"""The family of `rlhf train grpo`."""

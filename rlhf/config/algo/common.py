@@ -1,0 +1,95 @@
+"""What the algorithms' settings share: the base class, bounds, the KL coefficient, and importance correction."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from rlhf.config.base import Section
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+Estimator = Literal["auto", "k1", "k2", "k3"]
+
+
+class AlgorithmSection(Section):
+    """What the rest of a run asks of any algorithm's settings."""
+
+    type: str
+    """Kind of the algorithm."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a frozen reference model is started."""
+        return False
+
+    @property
+    def max_passes(self) -> int:
+        """Most passes over each rollout batch."""
+        return 1
+
+    @property
+    def frozen_policy_steps(self) -> int:
+        """First steps in which the policy does not learn."""
+        return 0
+
+
+class FixedKl(Section):
+    """A KL coefficient that stays."""
+
+    type: Literal["fixed"] = "fixed"
+    """The coefficient stays."""
+    coef: NonNegative = 0.01
+    """Weight of the KL penalty; 0 trains without a reference model."""
+
+
+class AdaptiveKl(Section):
+    """A KL coefficient that moves in proportion to the distance from a target (Ziegler et al. 2019)."""
+
+    type: Literal["adaptive"] = "adaptive"
+    """The coefficient follows a target."""
+    coef: Positive = 0.01
+    """Weight of the KL penalty at the start."""
+    target: Positive = 6.0
+    """KL a response, in nats, to hold."""
+    horizon: PositiveInt = 10_000
+    """Responses over which the coefficient may change by a fifth."""
+
+
+KlControl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
+
+
+class NoCorrection(Section):
+    """Sampler and trainer are taken for the same policy."""
+
+    type: Literal["none"] = "none"
+    """No correction."""
+
+
+class TruncatedWeights(Section):
+    """Weights min(p_trainer / p_sampler, cap) on what was sampled (Yao et al. 2025)."""
+
+    type: Literal["truncate"] = "truncate"
+    """Weigh by the truncated importance ratio."""
+    level: Literal["token", "sequence"] = "token"
+    """Ratio of each token, or of the whole answer."""
+    cap: Positive = 2.0
+    """Largest weight."""
+
+
+class MaskedWeights(Section):
+    """Nothing is learned from what the trainer finds much more or less likely than the sampler did; the rest is
+    weighed by its ratio."""
+
+    type: Literal["mask"] = "mask"
+    """Weigh by the importance ratio inside a band, and leave out what lies outside."""
+    level: Literal["token", "sequence"] = "token"
+    """Ratio of each token, or of the whole answer."""
+    low: Positive = 0.5
+    """Smallest ratio that is learned from."""
+    high: Positive = 2.0
+    """Largest ratio that is learned from."""
+
+
+Correction = Annotated[NoCorrection | TruncatedWeights | MaskedWeights, Field(discriminator="type")]
