@@ -30,7 +30,8 @@ from rlhf.orchestrator.schedule import RunLength, count_steps
 from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
 from rlhf.types import Prompt, Role, RolloutRequest, Sampling, ScoredGroup
 
-EVALUATORS: Mapping[str, Callable[..., Evaluator]] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator}
+OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
+EVALUATORS: Mapping[str, OfflineEvaluator] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator}
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 8
 START_MARGIN_S = 60.0
@@ -95,12 +96,7 @@ def course(config: TrainConfig, length: RunLength) -> Course:
     train = config.train
     return Course(
         num_steps=length.num_steps,
-        portions=Portions(
-            batch_size=train.batch_size,
-            max_tokens=train.max_tokens_per_micro_batch,
-            max_examples=train.micro_batch_size,
-            seed=config.run.seed,
-        ),
+        portions=portions(config),
         passes=Passes(
             num_epochs=length.num_epochs,
             frozen_steps=length.frozen_steps,
@@ -111,6 +107,16 @@ def course(config: TrainConfig, length: RunLength) -> Course:
         checkpoint_every=config.checkpoint.every_steps,
         gap_warn=train.mismatch_warn,
         gap_stop=train.mismatch_stop,
+    )
+
+
+def portions(config: TrainConfig) -> Portions:
+    """How much goes into one optimizer step, and into one forward pass."""
+    return Portions(
+        batch_size=config.train.batch_size,
+        max_tokens=config.train.max_tokens_per_micro_batch,
+        max_examples=config.train.micro_batch_size,
+        seed=config.run.seed,
     )
 
 
@@ -128,16 +134,16 @@ def assemble(
     if not isinstance(config, OnlineConfig):
         assert data.groups is not None
         held_out = data.groups.held_out[: config.eval.max_prompts]
-        role = first_role(algorithm)
-        limits = course(config, run_length(config, data)).portions.limits(engines[role].num_ranks)
+        models = Models(
+            trained={role: engines[role] for role in algorithm.needs.trains}, reference=engines.get(Role.REFERENCE)
+        )
+        # An algorithm of its own: what is held out must not count in the training figures.
+        evaluated = build_algorithm(config.algo)
         return Parts(
             algorithm=algorithm,
-            models=Models(trained={role: engines[role] for role in algorithm.needs.trains}),
+            models=models,
             source=OfflineSource(rows(config, data.groups.train), config.train.batch_size, algorithm.keep),
-            # An algorithm of its own: what is held out must not count in the training figures.
-            evaluator=EVALUATORS[command](engines[role], build_algorithm(config.algo), held_out, limits)
-            if held_out
-            else None,
+            evaluator=EVALUATORS[command](models, evaluated, held_out, portions(config)) if held_out else None,
         )
     assert data.prompts is not None
     pool = rollout_pool(config, crew.engines)

@@ -6,11 +6,11 @@ from typing import Protocol
 import numpy as np
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.engines.base import TokenScorer
 from rlhf.errors import WeightSyncError
-from rlhf.orchestrator.batching import Limits, pack_tokens, plan_batches, unpack_scores, unpack_tokens
+from rlhf.orchestrator.batching import pack_tokens, plan_batches, unpack_scores
+from rlhf.orchestrator.measuring import Models, Portions, token_outputs
 from rlhf.orchestrator.sources import Sampler, request_seed
-from rlhf.types import FinishReason, FloatArray, Prompt, RolloutRequest, Sampling, ScoredGroup
+from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup
 
 
 class Evaluator(Protocol):
@@ -24,20 +24,18 @@ class Evaluator(Protocol):
 class LikelihoodEvaluator:
     """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
 
-    def __init__(
-        self, engine: TokenScorer, algorithm: Algorithm, groups: Sequence[ScoredGroup], limits: Limits
-    ) -> None:
-        self._engine = engine
+    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+        self._engine = models.trained[Role.POLICY]
         self._examples = algorithm.select(groups)
-        self._limits = limits
+        self._portions = portions
 
     def evaluate(self, version: int) -> dict[str, float]:
-        plan = plan_batches(self._examples, self._limits)
-        said = unpack_tokens(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
         learned = [
             log_probs[sequence.loss_mask]
-            for i, arrays in said.items()
-            for sequence, log_probs in zip(self._examples[i].sequences, arrays, strict=True)
+            for example, arrays in zip(
+                self._examples, token_outputs(self._engine, self._examples, self._portions), strict=True
+            )
+            for sequence, log_probs in zip(example.sequences, arrays, strict=True)
         ]
         loss = -float(np.concatenate(learned).astype(np.float64).mean())
         return {"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))}
@@ -46,15 +44,13 @@ class LikelihoodEvaluator:
 class PairEvaluator:
     """How often a reward model orders held-out answers as people did, over all pairs of each ranking."""
 
-    def __init__(
-        self, engine: TokenScorer, algorithm: Algorithm, groups: Sequence[ScoredGroup], limits: Limits
-    ) -> None:
-        self._engine = engine
+    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+        self._engine = models.trained[Role.REWARD]
         self._examples = algorithm.select(groups)
-        self._limits = limits
+        self._portions = portions
 
     def evaluate(self, version: int) -> dict[str, float]:
-        plan = plan_batches(self._examples, self._limits)
+        plan = plan_batches(self._examples, self._portions.limits(self._engine.num_ranks))
         said = unpack_scores(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
         gaps = np.concatenate([score_gaps(said[i], example.rewards) for i, example in enumerate(self._examples)])
         return describe_pairs(gaps)

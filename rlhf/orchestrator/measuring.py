@@ -100,6 +100,13 @@ def measure(
     return [Signals(**{name: arrays[i] for name, arrays in said.items()}) for i in range(len(examples))]
 
 
+def token_outputs(engine: TokenScorer, examples: Sequence[Example], portions: Portions) -> list[tuple[FloatArray, ...]]:
+    """What one model says about each token of each example's sequences, outside of a step (evaluation)."""
+    plan = plan_batches(examples, portions.limits(engine.num_ranks))
+    said = _forward(engine, plan, examples)
+    return [said[i] for i in range(len(examples))]
+
+
 def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) -> PerExample:
     return unpack_tokens(plan, examples, engine.forward(pack_tokens(plan, examples)))
 

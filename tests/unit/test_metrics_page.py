@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,12 +14,12 @@ from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
-from rlhf.orchestrator.batching import Limits
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import LikelihoodEvaluator, PairEvaluator, SampleEvaluator
 from rlhf.orchestrator.learning import Pretraining
+from rlhf.orchestrator.measuring import Models
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import LossMetrics, Role, Sampling, TrainBatch
+from rlhf.types import LossMetrics, Sampling, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -30,7 +29,6 @@ PAGE = ROOT / "docs" / "metrics.md"
 COMPOSITION = ROOT / "rlhf" / "cli" / "assembly.py"
 """Logs figures too, and cannot be imported without Ray."""
 NOT_FIGURES = {"step", "time"}
-LIMITS = Limits(num_ranks=1, max_tokens=64)
 EVERYTHING = PpoSection(
     loss="penalty", num_epochs=2, kl_placement="loss", normalize_rewards=True, ptx_coef=0.1, ptx_path="texts.jsonl"
 )
@@ -80,14 +78,14 @@ def logged_by_ppo(folder: Path) -> set[str]:
 
 def logged_by_sft(folder: Path) -> set[str]:
     run, held_out = sft_run(folder), [given_group(8, ["a"], [0.0])]
-    fake = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), run.engines[Role.POLICY].head)
-    return logged_by(replace(run, evaluator=LikelihoodEvaluator(fake, SFT(SftSection()), held_out, LIMITS)))
+    models = Models(trained=dict(run.engines))
+    return logged_by(replace(run, evaluator=LikelihoodEvaluator(models, SFT(SftSection()), held_out, run.portions)))
 
 
 def logged_by_rm(folder: Path) -> set[str]:
     run, held_out = rm_run(folder), [given_group(8, ["a", "b"], [1.0, 0.0])]
-    fake = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), run.engines[Role.REWARD].head)
-    return logged_by(replace(run, evaluator=PairEvaluator(fake, RM(RmSection()), held_out, LIMITS)))
+    models = Models(trained=dict(run.engines))
+    return logged_by(replace(run, evaluator=PairEvaluator(models, RM(RmSection()), held_out, run.portions)))
 
 
 def named_by_page() -> list[str]:

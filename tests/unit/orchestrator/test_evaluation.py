@@ -8,9 +8,8 @@ import pytest
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import RmSection, SftSection
-from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, log_softmax
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, log_softmax
 from rlhf.errors import WeightSyncError
-from rlhf.orchestrator.batching import Limits
 from rlhf.orchestrator.evaluation import (
     LikelihoodEvaluator,
     PairEvaluator,
@@ -18,21 +17,26 @@ from rlhf.orchestrator.evaluation import (
     describe_pairs,
     score_gaps,
 )
+from rlhf.orchestrator.measuring import Models, Portions
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import Head, Prompt, Reward, Rollout, Sampling
+from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 TABLE = np.linspace(-1.0, 1.0, TOKENIZER.num_tokens)
+
+
+def model(role: Role, head: Head, num_ranks: int) -> Models:
+    return Models(trained={role: FakeTrainEngine(TABLE, head, num_ranks=num_ranks)})
 
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6), (2, 1)])
 def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int) -> None:
     groups = [given_group(0, ["h" * 10], [0.0]), given_group(1, ["a"], [0.0]), given_group(2, ["a"], [0.0])]
     evaluator = LikelihoodEvaluator(
-        FakeScorer(TABLE, Head.LOG_PROBS, num_ranks),
+        model(Role.POLICY, Head.LOG_PROBS, num_ranks),
         SFT(SftSection()),
         groups,
-        Limits(num_ranks=num_ranks, max_tokens=max_tokens),
+        Portions(batch_size=1, max_tokens=max_tokens),
     )
     said = log_softmax(TABLE)
     expected = -(10 * said[9] + 2 * said[2] + 3 * said[1]) / 15
@@ -61,7 +65,7 @@ def test_a_reward_model_is_measured_on_every_pair(num_ranks: int) -> None:
     groups = [given_group(i, ["ab", "ba", "bb"], [2.0, 1.0, 0.0]) for i in range(4)]
     groups += [given_group(9, ["a", "b"], [0.0, 1.0])]
     evaluator = PairEvaluator(
-        FakeScorer(TABLE, Head.SCORES, num_ranks), RM(RmSection()), groups, Limits(num_ranks=num_ranks, max_tokens=12)
+        model(Role.REWARD, Head.SCORES, num_ranks), RM(RmSection()), groups, Portions(batch_size=1, max_tokens=12)
     )
     figures = evaluator.evaluate(1)
     assert figures["eval/num_pairs"] == 13
