@@ -34,10 +34,19 @@ def present(values: torch.Tensor | None, name: str) -> torch.Tensor:
     return values
 
 
+def sequence_index(lengths: torch.Tensor) -> torch.Tensor:
+    """[T]: which sequence each token belongs to."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def sequence_totals(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """[T] -> [S]: the sum over each sequence; 0 where it has no token."""
+    return values.new_zeros(len(lengths)).index_add(0, sequence_index(lengths), values)
+
+
 def sequence_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """[T]: each token gets the sum over its sequence."""
-    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    return values.new_zeros(len(lengths)).index_add(0, sequence, values)[sequence]
+    return sequence_totals(values, lengths)[sequence_index(lengths)]
 
 
 def token_mean(batch: TensorBatch) -> torch.Tensor:
