@@ -190,7 +190,11 @@ SOURCES = [
     ("[{type: model, model: m, num_nodes: 0}]", "--reward.sources.0.num-nodes: must be > 0 (got 0)."),
     ("[{type: function, fnction: 'a:b'}]", "--reward.sources.0.fnction: unknown key. Did you mean function?"),
     ("[{type: function}]", "--reward.sources.0.function: missing."),
-    ("[{type: magic}]", '--reward.sources.0: type must be one of model, function, http (got "magic").'),
+    (
+        "[{type: magic}]",
+        "--reward.sources.0: type must be one of model, function, http, judge, math, code, exact-match, choice, "
+        'number, format, length, overlong, regex (got "magic").',
+    ),
     ("[{}]", "--reward.sources.0: type is missing."),
     ("3", "--reward.sources.0: must be a mapping (got 3)."),
 ]  # fmt: skip

@@ -1,0 +1,60 @@
+"""Addresses of services, as far as they can be judged by their text alone."""
+
+import ipaddress
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+
+def is_link_local(address: str) -> bool:
+    """Whether an IP address is one of the link-local ones, which serve a cloud machine's own secrets."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_link_local
+
+
+def is_private(address: str) -> bool:
+    """Whether an IP address belongs to this machine or a private network."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_private
+
+
+def literal_address(url: str) -> str | None:
+    """The URL's host, where it is an IP address rather than a name."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return None
+
+
+def check_plain_http(url: str) -> None:
+    """Refuse plain http to an IP address that is not private."""
+    address = literal_address(url)
+    if url.lower().startswith("http:") and address is not None and not is_private(address):
+        raise ValueError("url: plain http to a non-private host; use https, or a source with allow_plain_http.")
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f'scheme must be http or https (got "{parts.scheme}").')
+    if not parts.hostname:
+        raise ValueError(f'no host in the address (got "{url}").')
+    if parts.username or parts.password:
+        raise ValueError("no credentials in the address; name an environment variable by auth_env.")
+    address = literal_address(url)
+    if address is not None and is_link_local(address):
+        raise ValueError("link-local address refused.")
+    return url
+
+
+def _checked_function(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is None:
+        raise ValueError(f'need module:name (got "{name}").')
+    return name
+
+
+Url = Annotated[str, AfterValidator(_checked_url)]
+FunctionName = Annotated[str, AfterValidator(_checked_function)]

@@ -1,0 +1,129 @@
+"""Sources that ask somebody else: the user's function, a service, a judge, a sandbox that runs code."""
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from rlhf.config.reward.address import FunctionName, Url, check_plain_http
+from rlhf.config.reward.base import SourceSection
+
+
+class FunctionSource(SourceSection):
+    """The user's own Python function, run in a child process."""
+
+    type: Literal["function"] = "function"
+    """A Python function."""
+    function: FunctionName
+    """module:name of a function (prompts, responses, **columns) -> list of floats."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest time one batch may take."""
+    memory_gib: PositiveFloat | None = None
+    """Most memory that the function's process may allocate."""
+
+
+class EndpointSource(SourceSection):
+    """A source that is asked over HTTP."""
+
+    url: Url
+    """http(s) address of the service."""
+    auth_env: str | None = None
+    """Environment variable that holds the bearer token; the token itself never stands in a config."""
+    allow_plain_http: bool = False
+    """Allow http:// to a public host."""
+    ca_file: str | None = None
+    """Certificate authority to trust, as a PEM file."""
+    max_concurrency: PositiveInt = 4
+    """Requests in flight at once."""
+    connect_timeout_s: PositiveFloat = 5.0
+    """Longest wait for a connection."""
+    read_timeout_s: PositiveFloat = 60.0
+    """Longest wait for a reply."""
+    outage_timeout_s: PositiveFloat = 600.0
+    """Longest time over which a request that failed in transport or with 408, 429 or 5xx is retried."""
+
+    @model_validator(mode="after")
+    def _plain_http_stays_inside(self) -> Self:
+        if not self.allow_plain_http:
+            check_plain_http(self.url)
+        return self
+
+
+class HttpSource(EndpointSource):
+    """A reward service."""
+
+    type: Literal["http"] = "http"
+    """An HTTP endpoint."""
+    url: Url
+    """http(s) address that takes POST {ids, prompts, responses} and answers {ids, scores}."""
+    batch_size: PositiveInt = 32
+    """Answers in one request."""
+
+
+class JudgeSource(EndpointSource):
+    """A language model that judges answers, behind an OpenAI-compatible chat-completions endpoint."""
+
+    type: Literal["judge"] = "judge"
+    """A judge."""
+    url: Url
+    """http(s) address of the endpoint with its path, e.g. http://localhost:8000/v1/chat/completions."""
+    model: str
+    """Name of the judging model, as the endpoint knows it."""
+    mode: Literal["pairwise", "rubric"] = "pairwise"
+    """pairwise compares the answers to a prompt with each other, in both orders; rubric scores each by itself."""
+    criterion: str = "which answer is more helpful, correct and harmless"
+    """What the pairwise judge is asked to decide."""
+    opponents: PositiveInt | None = None
+    """Answers that each one is compared with; without it all others of its group."""
+    rubric: str | None = None
+    """What earns how many points, where the row does not say it."""
+    rubric_key: str = "rubric"
+    """Column of the row's own rubric."""
+    scale: tuple[int, int] = (1, 10)
+    """Lowest and highest score of the rubric; the reward is where a score lies between them, from 0 to 1."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the judge."""
+    max_tokens: PositiveInt = 512
+    """Longest reply of the judge."""
+    max_tries: PositiveInt = 3
+    """Times that the judge is asked until its reply holds a verdict."""
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, scale: tuple[int, int]) -> tuple[int, int]:
+        if scale[0] >= scale[1]:
+            raise ValueError(f"need the lowest score, then a higher one (got {list(scale)}).")
+        return scale
+
+
+class CodeSource(SourceSection):
+    """Unit tests: the program in the answer is run with the row's tests in a sandbox of the user's choice."""
+
+    type: Literal["code"] = "code"
+    """Unit tests."""
+    sandbox: Literal["subprocess", "command", "function"] | None = None
+    """Where programs run; none is chosen for you, because what a model writes may do anything."""
+    command: tuple[str, ...] = ()
+    """With sandbox command: the program and arguments that run the Python program on their standard input."""
+    function: FunctionName | None = None
+    """With sandbox function: module:name of a function (programs, markers) -> list of scores."""
+    tests_key: str | None = None
+    """Column of the tests: Python text, or a list of such. Without it the label."""
+    timeout_s: PositiveFloat = 10.0
+    """Longest time that one program may run."""
+    memory_gib: PositiveFloat = 1.0
+    """Most memory that one program may allocate (sandbox subprocess)."""
+    num_processes: PositiveInt = 2
+    """Programs that run at once."""
+
+    @model_validator(mode="after")
+    def _sandbox_is_named(self) -> Self:
+        if self.sandbox is None:
+            raise ValueError(
+                "sandbox: missing; programs that a model wrote run only where you say: command (recommended: a "
+                "container without network), function, or subprocess (limits on time and memory, no isolation)."
+            )
+        if (self.sandbox == "command") != bool(self.command):
+            raise ValueError(f"command: goes with sandbox command, and only with it (got sandbox {self.sandbox}).")
+        if (self.sandbox == "function") != (self.function is not None):
+            raise ValueError(f"function: goes with sandbox function, and only with it (got sandbox {self.sandbox}).")
+        return self
