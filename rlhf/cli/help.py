@@ -40,15 +40,15 @@ def kind_of(field: Field) -> str:
 
 def default_of(field: Field) -> str:
     """A field's default as YAML would have it; empty where there is none."""
-    default = field.info.default
-    if default is None or default is PydanticUndefined or default in ((), ""):
+    default = field.default
+    if default is None or default is PydanticUndefined or default in ((), "", {}):
         return ""
     return default if isinstance(default, str) else json.dumps(default)
 
 
 def bounds_and_variant(field: Field) -> str:
-    """The numbers that are allowed, and the type that alone has the field."""
-    facts = [field.bounds, f"only with type {field.variant}" if field.variant else ""]
+    """The numbers that are allowed, and the types that alone have the field."""
+    facts = [field.bounds, f"only with type {' or '.join(field.owners)}" if len(field.owners) in range(1, 4) else ""]
     return "; ".join(fact for fact in facts if fact)
 
 
@@ -98,7 +98,7 @@ def quickstart_help() -> str:
 
 def commands_help(verb: str) -> str:
     """Help of `rlhf train` or `rlhf check` without an algorithm."""
-    lines = [f"  {name:8} {first_sentence(config)}" for name, config in COMMANDS.items()]
+    lines = [f"  {name:11} {first_sentence(config)}" for name, config in COMMANDS.items()]
     return COMMANDS_HEAD.format(verb=verb, names=",".join(COMMANDS)) + "\n".join(lines) + "\n"
 
 

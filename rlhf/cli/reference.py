@@ -1,5 +1,6 @@
 """Writes docs/configuration.md from the config's own docstrings: `python -m rlhf.cli.reference`."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +45,16 @@ def documented_sections() -> Iterator[tuple[str, type[Section], list[str]]]:
         yield name, section, commands
 
 
+def default_cell(field: Field) -> str:
+    """A field's default as a cell of a table."""
+    default = default_of(field)
+    return f"`{json.dumps(default)}`" if not default.isprintable() else f"`{default}`" if default else ""
+
+
 def row(field: Field) -> str:
     """A field as a row of a table."""
     takes = " ".join(part for part in (f"`{kind_of(field)}`", bounds_and_variant(field)) if part)
-    default = f"`{default_of(field)}`" if default_of(field) else ""
-    cells = (f"`{field.name}`", takes, default, " ".join((field.info.description or "").split()))
+    cells = (f"`{field.name}`", takes, default_cell(field), " ".join((field.info.description or "").split()))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

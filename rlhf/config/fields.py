@@ -18,13 +18,15 @@ from rlhf.config.base import Section
 class Field:
     """A value that can be set.
 
-    `variant` is the `type` that has it, where only some kinds of a section do; `variants` are the values of a `type`
+    `owners` are the `type`s that have it, where only some kinds of a section do; `variants` are the values of a `type`
     that tells kinds of a section apart.
     """
 
     name: str
     info: FieldInfo
-    variant: str = ""
+    default: object
+    """The value where nobody sets one."""
+    owners: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
 
     @property
@@ -112,29 +114,40 @@ def variant_of(section: type[Section]) -> str:
     return str(section.model_fields["type"].default)
 
 
-def fields_of(section: type[Section], prefix: str = "") -> Iterator[Field]:
-    """Every field under a section, depth first, in the order of the source. Fields of several kinds come once."""
+def fields_of(section: type[Section], prefix: str = "", values: Section | None = None) -> Iterator[Field]:
+    """Every field under a section, depth first, in the order of the source. Fields of several kinds come once.
+
+    `values` holds the defaults where they are others than the section's own.
+    """
     for key, info in section.model_fields.items():
         name = f"{prefix}{key}"
         inner = sections_in(info.annotation)
+        default: object = info.default if values is None else dict(values)[key]
+        inside = default if isinstance(default, Section) else None
         if not inner:
-            yield Field(name, info)
+            yield Field(name, info, default)
         elif len(inner) == 1:
-            yield from fields_of(inner[0], f"{name}.")
+            yield from fields_of(inner[0], f"{name}.", inside)
         else:
-            yield from _fields_of_union(inner, f"{name}.")
+            yield from _fields_of_union(inner, f"{name}.", inside)
 
 
-def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str) -> Iterator[Field]:
-    """The fields of all kinds of a section, each once."""
+def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str, values: Section | None) -> Iterator[Field]:
+    """The fields of all kinds of a section, each once; those of the kind that is the default come first."""
     seen: set[str] = set()
-    for kind in kinds:
-        for field in fields_of(kind, prefix):
+    for kind in sorted(kinds, key=lambda kind: not isinstance(values, kind)):
+        for field in fields_of(kind, prefix, values if isinstance(values, kind) else None):
             key = field.name.removeprefix(prefix).partition(".")[0]
-            variant = field.variant if all(key in other.model_fields for other in kinds) else variant_of(kind)
+            owners = tuple(variant_of(other) for other in kinds if key in other.model_fields)
             variants = tuple(variant_of(other) for other in kinds) if key == "type" else field.variants
             if field.name not in seen:
-                yield Field(field.name, field.info, variant, variants)
+                yield Field(
+                    field.name,
+                    field.info,
+                    field.default,
+                    field.owners if len(owners) == len(kinds) else owners,
+                    variants,
+                )
             seen.add(field.name)
 
 

@@ -144,7 +144,8 @@ class Merged(Generic[S]):
     def _misplaced(self, path: KeyPath, field: Field | None) -> str:
         """A key that its section has only with another type, or that no item of a list has."""
         if field is not None:
-            return f"only with type {field.variant}. Set {dotted(path[:-1])}.type {field.variant}, or remove it."
+            owners = " or ".join(field.owners)
+            return f"only with type {owners}. Set {dotted(path[:-1])}.type {owners}, or remove it."
         around = (self.schema.fields.get(dotted(path[:n])) for n in range(len(path)))
         meant = nearest(str(path[-1]), [key for known in around if known is not None for key in known.item_keys])
         return f"unknown key. Did you mean {meant}?" if meant else "unknown key."

@@ -16,7 +16,7 @@ Estimator = Literal["auto", "k1", "k2", "k3"]
 class AlgorithmSection(Section):
     """What the rest of a run asks of any algorithm's settings."""
 
-    type: str
+    type: str = ""
     """Kind of the algorithm."""
 
     @property
