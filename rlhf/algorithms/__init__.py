@@ -3,12 +3,18 @@
 from collections.abc import Callable, Mapping
 
 from rlhf.algorithms.base import Algorithm
+from rlhf.algorithms.custom import custom
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import AlgorithmSection
 
-ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {"sft": SFT, "rm": RM, "ppo": PPO}
+ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
+    "sft": SFT,
+    "rm": RM,
+    "ppo": PPO,
+    "custom": custom,
+}
 """Section type -> algorithm, made from its section alone."""
 
 
