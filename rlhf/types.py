@@ -78,6 +78,8 @@ class Sampling:
     top_k: int = 0
     """0 keeps the whole vocabulary."""
     stop_token_ids: tuple[int, ...] = ()
+    mixture: float = 0.0
+    """Share of the reference in the logits, (1 - mixture) * policy + mixture * reference, before the temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,8 @@ class Example:
     weight_version: int = -1
     group: str = ""
     baseline: float | None = None
-    """Score of the greedy answer to the same prompt, where the algorithm asked for one."""
+    """Score that the answer's own is held against: the greedy answer's to the same prompt (ReMax), or the one from
+    which on an answer is good (KTO)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
@@ -197,14 +198,13 @@ class Loop:
 
     def _require_lag(self, step: int, batch: GroupBatch) -> None:
         """No rollout may be older than max_lag versions."""
-        for group in batch.groups:
-            for rollout in group.rollouts:
-                lag = step - 1 - rollout.weight_version
-                if self._online and not 0 <= lag <= self._course.max_lag:
-                    raise WeightSyncError(
-                        f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
-                        f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
-                    )
+        for rollout in (*chain.from_iterable(group.rollouts for group in batch.groups), *batch.baselines):
+            lag = step - 1 - rollout.weight_version
+            if self._online and not 0 <= lag <= self._course.max_lag:
+                raise WeightSyncError(
+                    f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
+                    f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
+                )
 
     def _watch_gap(self, step: int, gap: dict[str, float]) -> None:
         """Warn, then end the run, where sampler and trainer disagree about the same tokens."""

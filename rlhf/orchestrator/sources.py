@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
@@ -23,6 +23,8 @@ class GroupBatch:
 
     groups: tuple[ScoredGroup, ...]
     position: int
+    baselines: tuple[Rollout, ...] = ()
+    """The greedy answers behind the groups' baselines."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -81,6 +83,18 @@ class RolloutPlan:
     seed: int
     max_rounds: int = 10
     """Most times that a step samples again for groups that the algorithm did not keep."""
+    greedy_baseline: bool = False
+    """Whether one more answer to each prompt is drawn greedily and scored."""
+    mixture: float = 0.0
+    """Share of the reference in the logits of a group's last `num_opponents` answers."""
+    num_opponents: int = 0
+
+    @property
+    def draws(self) -> tuple[Sampling, ...]:
+        """How each answer to a prompt is drawn: those of the group, then the baseline."""
+        own = (self.sampling,) * (self.num_samples - self.num_opponents)
+        opponents = (replace(self.sampling, mixture=self.mixture),) * self.num_opponents
+        return (*own, *opponents, *(replace(self.sampling, temperature=0.0),) * self.greedy_baseline)
 
 
 class Sampler:
@@ -119,11 +133,12 @@ def request_seed(seed: int, *place: str | int) -> int:
 
 
 def make_requests(step: int, prompts: Sequence[Prompt], plan: RolloutPlan, seen: Counter[str]) -> list[RolloutRequest]:
-    """`num_samples` requests a prompt. `seen` counts how often this step drew a prompt, so that one that comes again
-    gets other answers."""
+    """One request for each of the plan's draws, prompt by prompt. `seen` counts how often this step drew a prompt, so
+    that one that comes again gets other answers."""
+    draws = plan.draws
     requests = []
     for prompt in prompts:
-        first = seen[prompt.id] * plan.num_samples
+        first = seen[prompt.id] * len(draws)
         seen[prompt.id] += 1
         requests += [
             RolloutRequest(
@@ -131,9 +146,9 @@ def make_requests(step: int, prompts: Sequence[Prompt], plan: RolloutPlan, seen:
                 prompt_id=prompt.id,
                 prompt_token_ids=prompt.token_ids,
                 seed=request_seed(plan.seed, step, prompt.id, index),
-                sampling=plan.sampling,
+                sampling=sampling,
             )
-            for index in range(first, first + plan.num_samples)
+            for index, sampling in enumerate(draws, start=first)
         ]
     return requests
 
@@ -193,15 +208,15 @@ class RolloutSource:
 
     def _make_batch(self, step: int) -> GroupBatch:
         """Sample until enough groups are kept, or until the rounds are spent."""
-        kept: list[ScoredGroup] = []
-        sampled: list[ScoredGroup] = []
+        sampled: list[_Sampled] = []
+        kept: list[_Sampled] = []
         seconds: dict[str, float] = defaultdict(float)
         seen: Counter[str] = Counter()
         for _ in range(self._plan.max_rounds):
             prompts = self._prompts.take(self._plan.batch_size - len(kept))
-            groups = self._sample(step, prompts, seen, seconds)
-            sampled += groups
-            kept += [group for group in groups if self._keep(group)]
+            fresh = self._sample(step, prompts, seen, seconds)
+            sampled += fresh
+            kept += [one for one in fresh if self._keep(one.group)]
             if len(kept) >= self._plan.batch_size or not prompts:
                 break
         if not kept:
@@ -210,45 +225,62 @@ class RolloutSource:
                 "to each prompt all got the same reward. Use harder or easier prompts, or another reward"
             )
         return GroupBatch(
-            groups=tuple(kept),
+            groups=tuple(one.group for one in kept),
             position=self._prompts.position,
+            baselines=tuple(one.baseline for one in kept if one.baseline is not None),
             metrics=describe_sampled(sampled, len(kept)),
             seconds=dict(seconds),
         )
 
     def _sample(
         self, step: int, prompts: Sequence[Prompt], seen: Counter[str], seconds: dict[str, float]
-    ) -> list[ScoredGroup]:
+    ) -> "list[_Sampled]":
         start = time.monotonic()
-        n = self._plan.num_samples
+        n, width = self._plan.num_samples, len(self._plan.draws)
         rollouts = self._sampler.generate(make_requests(step, prompts, self._plan, seen))
         generated = time.monotonic()
-        responses, rewards = self._sampler.score([prompt for prompt in prompts for _ in range(n)], rollouts)
+        responses, rewards = self._sampler.score([prompt for prompt in prompts for _ in range(width)], rollouts)
         seconds["generate"] += generated - start
         seconds["score"] += time.monotonic() - generated
         return [
-            ScoredGroup(
-                prompt=prompt,
-                rollouts=tuple(rollouts[i * n : (i + 1) * n]),
-                responses=tuple(responses[i * n : (i + 1) * n]),
-                rewards=tuple(rewards[i * n : (i + 1) * n]),
+            _Sampled(
+                group=ScoredGroup(
+                    prompt=prompt,
+                    rollouts=tuple(rollouts[first : first + n]),
+                    responses=tuple(responses[first : first + n]),
+                    rewards=tuple(rewards[first : first + n]),
+                    baseline=rewards[first + n] if width > n else None,
+                ),
+                baseline=rollouts[first + n] if width > n else None,
             )
-            for i, prompt in enumerate(prompts)
+            for prompt, first in zip(prompts, range(0, len(rollouts), width), strict=True)
         ]
 
 
-def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    """A group, and the greedy answer to its prompt."""
+
+    group: ScoredGroup
+    baseline: Rollout | None
+
+
+def describe_sampled(sampled: Sequence[_Sampled], num_kept: int) -> dict[str, float]:
     """Figures of everything that was sampled, whether it is trained on or not."""
+    groups = [one.group for one in sampled]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     if not rollouts:
         return {}
     names = sorted({name for reward in rewards for name in reward.parts})
     parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
+    baselines = [group.baseline.total for group in groups if group.baseline is not None]
+    drawn = [*rollouts, *(one.baseline for one in sampled if one.baseline is not None)]
     return {
         "reward/mean_all": sum(reward.total for reward in rewards) / len(rewards),
         **{f"reward/source/{name}": sum(values) / len(values) for name, values in parts.items()},
-        "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in rollouts)),
+        **({"rollout/baseline": sum(baselines) / len(baselines)} if baselines else {}),
+        "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
         "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),
         "rollout/groups_dropped": float(len(groups) - num_kept),
     }

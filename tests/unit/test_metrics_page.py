@@ -73,7 +73,7 @@ def logged_by_ppo(folder: Path) -> set[str]:
     )
     sampler = Sampler(run.rollout, FakeReward(), TOKENIZER)
     evaluator = SampleEvaluator(sampler, [make_prompt(1)], Sampling(max_tokens=3, temperature=0), 0)
-    return logged_by(replace(run, evaluator=evaluator))
+    return logged_by(replace(run, evaluator=evaluator, greedy_baseline=True))
 
 
 def logged_by_sft(folder: Path) -> set[str]:

@@ -92,6 +92,7 @@ class Run:
     pretraining: Pretraining | None = None
     num_samples: int = 2
     max_rounds: int = 10
+    greedy_baseline: bool = False
     gaps: tuple[float, float] = (0.0, 0.0)
     stop: StopRequest = field(default_factory=lambda: StopRequest(20.0))
     out: io.StringIO = field(default_factory=io.StringIO)
@@ -111,6 +112,7 @@ class Run:
                 sampling=Sampling(max_tokens=6),
                 seed=11,
                 max_rounds=self.max_rounds,
+                greedy_baseline=self.greedy_baseline,
             ),
             LagBuffer(max_lag=self.max_lag, slot_timeout_s=20.0, take_timeout_s=20.0, check=self.stop.check),
             self.keep_group or self.algorithm.keep,

@@ -176,11 +176,12 @@ class StaleSource:
     def __init__(self) -> None:
         group = given_group(1, ["a", "b"], [1.0, 0.0])
         self.group = replace(group, rollouts=tuple(replace(r, weight_version=0) for r in group.rollouts))
+        self.baselines: tuple[Rollout, ...] = ()
 
     def start(self, first_step: int, last_step: int, position: int) -> None: ...
 
     def take(self, step: int) -> GroupBatch:
-        return GroupBatch(groups=(self.group,), position=step)
+        return GroupBatch(groups=(self.group,), position=step, baselines=self.baselines)
 
     def release(self) -> None: ...
 
@@ -191,6 +192,32 @@ def test_the_lag_is_asserted_and_not_hoped_for(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "a", max_lag=1, source=StaleSource())
     with pytest.raises(WeightSyncError, match="step 3: r1-0 was sampled from weights of version 0, the policy is at 2"):
         run.run()
+
+
+def test_the_lag_of_greedy_baselines_is_asserted_too(tmp_path: Path) -> None:
+    source = StaleSource()
+    source.baselines = (replace(source.group.rollouts[0], id="greedy"),)
+    run = ppo_run(tmp_path / "a", source=LateVersion(source))
+    with pytest.raises(WeightSyncError, match="step 2: greedy was sampled from weights of version 0"):
+        run.run()
+
+
+class LateVersion:
+    """`StaleSource` whose first step's answers are as they should be."""
+
+    def __init__(self, source: StaleSource) -> None:
+        self._source = source
+
+    def start(self, first_step: int, last_step: int, position: int) -> None: ...
+
+    def take(self, step: int) -> GroupBatch:
+        batch = self._source.take(step)
+        fresh = tuple(replace(r, weight_version=step - 1) for r in batch.groups[0].rollouts)
+        return replace(batch, groups=(replace(batch.groups[0], rollouts=fresh),))
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,43 @@ def test_a_prompt_that_comes_twice_in_a_step_gets_other_answers() -> None:
     assert len({request.id for request in requests}) == len({request.seed for request in requests}) == 8
     again = make_requests(3, [make_prompt(2)], PLAN, Counter())
     assert [request.seed for request in again] == [request.seed for request in requests[2:4]]
+
+
+def test_opponents_are_the_last_answers_of_each_group_and_the_greedy_answer_comes_after_them() -> None:
+    plan = replace(PLAN, num_samples=3, num_opponents=1, mixture=0.25, greedy_baseline=True)
+    requests = make_requests(3, [make_prompt(1), make_prompt(2)], plan, Counter())
+    drawn = [(request.prompt_id, request.sampling.mixture, request.sampling.temperature) for request in requests]
+    assert drawn == [(p, *how) for p in ("p1", "p2") for how in ((0.0, 1.0), (0.0, 1.0), (0.25, 1.0), (0.0, 0.0))]
+
+
+class GreedyBest(FakeReward):
+    """10 for the answer that is asked for last of each prompt, which is the greedy one; else its length."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        return [Reward(total=10.0 if r.id.endswith("/2") else float(len(r.token_ids))) for r in rollouts]
+
+
+def test_the_greedy_answer_is_the_baseline_and_is_not_trained_on() -> None:
+    engine = FakeRollout(TOKENIZER.num_tokens)
+    engine.receive(0, np.linspace(0.0, 1.0, TOKENIZER.num_tokens))
+    baseline = replace(PLAN, greedy_baseline=True)
+    batch = first_batch(source(engine=engine, rewards=GreedyBest(), plan=baseline))
+    plain = first_batch(source(engine=engine))
+    assert [g.baseline.total for g in batch.groups if g.baseline is not None] == [10.0] * 4
+    assert [len(g.rollouts) for g in batch.groups] == [2] * 4
+    assert [g.responses for g in batch.groups] == [g.responses for g in plain.groups]
+    assert [rollout.token_ids.tolist() for rollout in batch.baselines] == [[9] * 5] * 4
+    assert [rollout.prompt_id for rollout in batch.baselines] == [g.prompt.id for g in batch.groups]
+    assert batch.metrics["rollout/baseline"] == 10.0
+    assert batch.metrics["reward/mean_all"] < 10.0
+    assert batch.metrics["rollout/tokens"] == plain.metrics["rollout/tokens"] + 4 * 5
+
+
+def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
+    batch = first_batch(source(plan=replace(PLAN, greedy_baseline=True), keep=lambda group: group.prompt.id != "p3"))
+    assert batch.metrics["rollout/groups_dropped"] > 0
+    assert len(batch.baselines) == len(batch.groups) == 4
+    assert all(group.baseline is not None for group in batch.groups)
 
 
 class Shuffled(FakeRollout):
