@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.custom import custom
+from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
@@ -13,6 +14,7 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "sft": SFT,
     "rm": RM,
     "ppo": PPO,
+    "kto": KTO,
     "custom": custom,
 }
 """Section type -> algorithm, made from its section alone."""

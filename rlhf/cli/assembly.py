@@ -21,7 +21,7 @@ from rlhf.engines.rewards.model import ModelReward
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.buffer import LagBuffer
 from rlhf.orchestrator.data import DataSplit, Order
-from rlhf.orchestrator.evaluation import Evaluator, LikelihoodEvaluator, PairEvaluator, SampleEvaluator
+from rlhf.orchestrator.evaluation import Evaluator, LabelEvaluator, LikelihoodEvaluator, PairEvaluator, SampleEvaluator
 from rlhf.orchestrator.learning import Passes, Pretraining
 from rlhf.orchestrator.loop import Course, Parts
 from rlhf.orchestrator.measuring import Models, Portions
@@ -31,7 +31,7 @@ from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, R
 from rlhf.types import Prompt, Role, RolloutRequest, Sampling, ScoredGroup
 
 OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
-EVALUATORS: Mapping[str, OfflineEvaluator] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator}
+EVALUATORS: Mapping[str, OfflineEvaluator] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator, "kto": LabelEvaluator}
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 8
 START_MARGIN_S = 60.0

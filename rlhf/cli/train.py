@@ -22,7 +22,14 @@ from rlhf.engines.base import Tokenizer
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.console import make_console
-from rlhf.orchestrator.data import DataSplit, load_demonstrations, load_preferences, load_prompts, load_texts
+from rlhf.orchestrator.data import (
+    DataSplit,
+    load_demonstrations,
+    load_labelled,
+    load_preferences,
+    load_prompts,
+    load_texts,
+)
 from rlhf.orchestrator.loop import Loop
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.records import Records
@@ -33,7 +40,7 @@ from rlhf.orchestrator.trackers import make_trackers, require_trackers
 from rlhf.types import Role, ScoredGroup
 
 Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
-OFFLINE_LOADERS: Mapping[str, Loader] = {"sft": load_demonstrations, "rm": load_preferences}
+OFFLINE_LOADERS: Mapping[str, Loader] = {"sft": load_demonstrations, "rm": load_preferences, "kto": load_labelled}
 
 
 def run_training(command: str, config: TrainConfig) -> int:

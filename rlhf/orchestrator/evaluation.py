@@ -10,7 +10,7 @@ from rlhf.errors import WeightSyncError
 from rlhf.orchestrator.batching import pack_tokens, plan_batches, unpack_scores
 from rlhf.orchestrator.measuring import Models, Portions, token_outputs
 from rlhf.orchestrator.sources import Sampler, request_seed
-from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup
+from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
 
 
 class Evaluator(Protocol):
@@ -54,6 +54,35 @@ class PairEvaluator:
         said = unpack_scores(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
         gaps = np.concatenate([score_gaps(said[i], example.rewards) for i, example in enumerate(self._examples)])
         return describe_pairs(gaps)
+
+
+class LabelEvaluator:
+    """How well the implicit reward, beta * log(policy / reference), tells good held-out answers from bad ones."""
+
+    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+        self._models = models
+        self._algorithm = algorithm
+        self._examples = algorithm.select(groups)
+        self._portions = portions
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        assert self._models.reference is not None, "KTO has a reference"
+        policy = token_outputs(self._models.trained[Role.POLICY], self._examples, self._portions)
+        reference = token_outputs(self._models.reference, self._examples, self._portions)
+        signals = [Signals(old_log_probs=old, ref_log_probs=ref) for old, ref in zip(policy, reference, strict=True)]
+        _, credited = self._algorithm.credit(self._examples, signals)
+        return {LABEL_FIGURES[name]: value for name, value in credited.sums.items() if name in LABEL_FIGURES}
+
+
+LABEL_FIGURES = {
+    "kto/loss": "eval/loss",
+    "kto/z0": "eval/z0",
+    "implicit/desirable": "eval/desirable",
+    "implicit/undesirable": "eval/undesirable",
+    "implicit/margin": "eval/margin",
+    "implicit/auc": "eval/auc",
+}
+"""What KTO's credit says about held-out answers, under its names in an evaluation."""
 
 
 def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:

@@ -1,0 +1,187 @@
+"""Kahneman-Tversky optimisation: answers that are good or bad, each by itself (Ethayarajh et al. 2024,
+arXiv:2402.01306)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf.algorithms.advantages import Floats
+from rlhf.algorithms.answers import mean
+from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.losses import masked, measure, present, sequence_totals, token_mean
+from rlhf.algorithms.mismatched import Judged, with_mismatched
+from rlhf.algorithms.sequences import join
+from rlhf.config.algo import KtoSection, OnlineKtoSection
+from rlhf.errors import NumericsError
+from rlhf.types import (
+    Example,
+    Experience,
+    FloatArray,
+    Head,
+    Json,
+    LearnedSequence,
+    LossMetrics,
+    Role,
+    ScoredGroup,
+    Signals,
+)
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+class KTO:
+    """The policy moves towards good answers and away from bad ones, as far as they stand out from z0: how much the
+    policy likes any answer more than the reference does.
+
+    z0 is estimated on the driver, from the whole optimizer step, and travels as a coefficient: it is one number for
+    every micro-batch and rank, and has no gradient. A step whose answers are all of one label is learned from like any
+    other: each answer has a loss of its own.
+    """
+
+    def __init__(self, section: KtoSection | OnlineKtoSection) -> None:
+        self._section = section
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS},
+            measures=frozenset({"old_log_probs", "ref_log_probs"}),
+            online=isinstance(section, OnlineKtoSection),
+        )
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Whether there is anything to learn from."""
+        return any(join(group.prompt, rollout).loss_mask.any() for rollout in group.rollouts)
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example an answer; a given one has reward 1 or 0."""
+        judged = [
+            Judged(prompt=group.prompt, rollout=rollout, score=reward.total, threshold=0.5)
+            for group in groups
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+        ]
+        return with_mismatched(judged)
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Estimate z0 and the class weights; label each answer."""
+        labels = np.array([is_desirable(example) for example in examples], dtype=np.bool_)
+        log_ratios = [log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
+        mismatched = [
+            log_ratio(example, signal, 1)
+            for example, signal in zip(examples, signals, strict=True)
+            if len(example.sequences) > 1 and example.sequences[1].loss_mask.any()
+        ]
+        z0 = max(mean(mismatched), 0.0)
+        desirable, undesirable = self._class_weights(labels)
+        coefficients = {"z0": z0, "desirable": desirable, "undesirable": undesirable}
+        experiences = [
+            Experience(
+                id=example.id,
+                sequences=(
+                    LearnedSequence(
+                        token_ids=example.sequences[0].token_ids,
+                        loss_mask=example.sequences[0].loss_mask,
+                        ref_log_probs=signal.ref_log_probs[0],
+                    ),
+                ),
+                targets=(float(label),),
+                coefficients=coefficients,
+            )
+            for example, signal, label in zip(examples, signals, labels, strict=True)
+        ]
+        losses = kto(
+            torch.tensor(log_ratios, dtype=torch.float64), torch.tensor(labels), z0=z0, beta=self._section.beta
+        ).numpy()
+        log_probs = [total(e, s.old_log_probs, 0, "old_log_probs") for e, s in zip(examples, signals, strict=True)]
+        sums = {
+            "kto/loss": mean(np.where(labels, desirable, undesirable) * losses),
+            "kto/z0": z0,
+            "kto/mismatched": float(len(mismatched)),
+            "kto/desirable_weight": desirable,
+            "kto/undesirable_weight": undesirable,
+        }
+        sums |= describe_labels(labels, self._section.beta * np.array(log_ratios), np.array(log_probs))
+        return experiences, LossMetrics(sums=sums)
+
+    def _class_weights(self, labels: Bools) -> tuple[float, float]:
+        section = self._section
+        if section.class_weights == "given":
+            return section.desirable_weight, section.undesirable_weight
+        return balance(int(labels.sum()), int((~labels).sum()))
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.POLICY: self._policy_loss}
+
+    def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        """Mean over the step's answers."""
+        given, mask = batch.coefficients, batch.loss_mask
+        ref_log_probs = masked(present(batch.ref_log_probs, "ref_log_probs"), mask)
+        log_ratios = sequence_totals(masked(outputs.predictions, mask) - ref_log_probs, batch.lengths)
+        desirable = batch.targets > 0.5
+        weights = torch.where(desirable, given["desirable"], given["undesirable"])
+        losses = weights * kto(log_ratios, desirable, z0=given["z0"], beta=self._section.beta)
+        loss = losses.sum() / max(batch.denominators.examples, 1.0)
+        entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
+        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss, "policy/entropy": entropy.sum()}))
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return {}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        pass
+
+
+def kto(log_ratios: torch.Tensor, desirable: torch.Tensor, *, z0: float, beta: float) -> torch.Tensor:
+    """[S] log(policy / reference) of whole answers, [S] labels -> [S] losses in (0, 1): equation 8 of the paper.
+
+    1 - sigmoid(beta * (log_ratio - z0)) for a good answer, 1 - sigmoid(beta * (z0 - log_ratio)) for a bad one.
+    """
+    ahead = beta * (log_ratios - z0)
+    return torch.sigmoid(torch.where(desirable, -ahead, ahead))
+
+
+def balance(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
+    """Weights of good and of bad answers that make both labels count the same: the rarer one is weighed up. Where one
+    label is missing, both weights are 1."""
+    if not num_desirable or not num_undesirable:
+        return 1.0, 1.0
+    most = max(num_desirable, num_undesirable)
+    return most / num_desirable, most / num_undesirable
+
+
+def is_desirable(example: Example) -> bool:
+    """Whether the answer's score reaches the threshold."""
+    return example.baseline is not None and example.rewards[0] >= example.baseline
+
+
+def log_ratio(example: Example, signals: Signals, index: int) -> float:
+    """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
+    policy = total(example, signals.old_log_probs, index, "old_log_probs")
+    return policy - total(example, signals.ref_log_probs, index, "ref_log_probs")
+
+
+def total(example: Example, arrays: Sequence[FloatArray], index: int, name: str) -> float:
+    """Sum over one answer's tokens. Raises NumericsError where a model said NaN or inf about one."""
+    numbers = arrays[index][example.sequences[index].loss_mask].astype(np.float64)
+    wrong = len(numbers) - int(np.isfinite(numbers).sum())
+    if wrong:
+        raise NumericsError(f"{example.id}: {name}: {wrong} of {len(numbers)} tokens are not finite.")
+    return float(numbers.sum())
+
+
+def describe_labels(labels: Bools, rewards: Floats, log_probs: Floats) -> dict[str, float]:
+    """Figures of good and bad answers, each by itself where there are any: implicit rewards, log-probs, and how well
+    the implicit reward tells one from the other (area under the curve; equal rewards count half)."""
+    sums = {"labels/desirable": mean(labels), "labels/one_sided": float(labels.all() or not labels.any())}
+    for name, of_label in (("desirable", labels), ("undesirable", ~labels)):
+        if of_label.any():
+            sums[f"implicit/{name}"] = mean(rewards[of_label])
+            sums[f"log_probs/{name}"] = mean(log_probs[of_label])
+    if labels.any() and not labels.all():
+        gaps = rewards[labels][:, None] - rewards[~labels][None, :]
+        sums["implicit/margin"] = mean(gaps)
+        sums["implicit/auc"] = mean((1.0 + np.sign(gaps)) / 2.0)
+    return sums
