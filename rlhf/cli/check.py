@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rlhf.config.algo import CustomSection
 from rlhf.config.commands import (
     DpoConfig,
     GrpoConfig,
@@ -23,7 +24,7 @@ from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, re
 from rlhf.config.problems import Problem
 from rlhf.config.reward import FunctionSource, HttpSource
 from rlhf.config.rules import advice_on
-from rlhf.config.user_function import problem_of
+from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.files import READERS, find_files
@@ -81,6 +82,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     """What is wrong between a config and this machine: files, models, functions, variables, packages."""
     yield from _models(config, environ)
     yield from _logs(config, environ)
+    yield from _own_algorithm(config)
     if isinstance(config, OnlineConfig):
         yield from _rewards(config, environ)
 
@@ -187,6 +189,16 @@ def _scorers(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
         got = "no score head" if fact.num_labels is None else f"{fact.num_labels} labels"
         text = f"has {got}, need a head with 1. Train one with `rlhf train rm`."
         yield Problem(keys=(f"{role}.model",), text=text, error=ModelError)
+
+
+def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
+    """The module of the user's own algorithm can be found."""
+    if not isinstance(config.algo, CustomSection):
+        return
+    module = config.algo.algorithm.partition(":")[0]
+    if find_module(module, [str(Path.cwd()), *sys.path]) is None:
+        text = f"no module {module} in {Path.cwd()} or on the Python path."
+        yield Problem(keys=("algo.algorithm",), text=text)
 
 
 def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -1,0 +1,78 @@
+"""An algorithm from outside the package: the one that docs/adding_an_algorithm.md shows."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Outputs
+from rlhf.config.algo import CustomSection
+from rlhf.errors import ConfigError
+from rlhf.types import Reward, Role, ScoredGroup, Signals
+from tests.unit.algorithms.build import prompt, rollout, tensor_batch
+
+PAGE = Path(__file__).parents[3] / "docs" / "adding_an_algorithm.md"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder that holds the page's file."""
+    shown = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert shown is not None
+    (tmp_path / "best_of_group.py").write_text(shown[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in ("best_of_group", "unfinished"):
+        sys.modules.pop(name, None)
+
+
+def group(*scores: float) -> ScoredGroup:
+    return ScoredGroup(
+        prompt=prompt(),
+        rollouts=tuple(rollout([7] * (i + 1), name=f"a{i}") for i in range(len(scores))),
+        responses=("",) * len(scores),
+        rewards=tuple(Reward(total=score) for score in scores),
+    )
+
+
+def test_the_shown_algorithm_learns_the_best_answer(folder: Path) -> None:
+    section = CustomSection(algorithm="best_of_group:BestOfGroup", settings={"margin": 0.5})
+    algorithm = build_algorithm(section)
+    assert algorithm.keep(group(0.0, 1.0))
+    assert not algorithm.keep(group(0.0, 0.4))
+    examples = algorithm.select([group(0.0, 2.0, 1.0)])
+    assert [example.id for example in examples] == ["a1"]
+    (experience,), metrics = algorithm.credit(examples, [Signals()])
+    assert metrics.sums["reward/best"] == 2.0
+    (sequence,) = experience.sequences
+    assert sequence.loss_mask.tolist() == [False, False, False, True, True]
+    log_probs = torch.full((5,), -1.5, requires_grad=True)
+    output = algorithm.objectives()[Role.POLICY](
+        Outputs(predictions=log_probs), tensor_batch(sequence.loss_mask.tolist(), [5])
+    )
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(1.5)
+    assert log_probs.grad is not None
+    assert np.allclose(log_probs.grad.numpy(), [0, 0, 0, -0.5, -0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent:Thing", "absent cannot be imported"),
+        ("best_of_group:Absent", "best_of_group has no class Absent"),
+        ("best_of_group:join", "best_of_group has no class join"),
+        ("unfinished:Half", "unfinished:Half has no select, credit, objectives, after_pass, state, restore"),
+    ],
+)
+def test_what_is_no_algorithm_is_refused(folder: Path, name: str, message: str) -> None:
+    (folder / "unfinished.py").write_text("class Half:\n    def keep(self, group): return True\n")
+    with pytest.raises(ConfigError, match=message):
+        build_algorithm(CustomSection(algorithm=name))
