@@ -18,7 +18,8 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
-VERBS = ("train", "check", "generate", "quickstart")
+TOOLS = ("sample", "curate", "rounds", "data")
+VERBS = ("train", "check", "generate", *TOOLS, "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
 
@@ -27,6 +28,10 @@ Trains language models from feedback on a Ray cluster.
   rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
   rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
   rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
+  rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
+  rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
+  rlhf rounds {sft,dpo} --model MODEL --data.path ROWS        sample, choose and train in rounds
+  rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
   rlhf --version                                              print the version
 
@@ -65,6 +70,8 @@ def run(arguments: list[str]) -> int:
         return _generate(rest)
     if verb == "quickstart":
         return _quickstart(rest)
+    if verb in TOOLS:
+        return _tool(verb, rest)
     if verb in {"train", "check"}:
         return _train_or_check(verb, rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
@@ -120,6 +127,12 @@ def _quickstart(arguments: list[str]) -> int:
     from rlhf.cli.quickstart import run_quickstart
 
     return run_quickstart(config)
+
+
+def _tool(verb: str, arguments: list[str]) -> int:
+    from rlhf.cli.tools import run_tool, tool_help
+
+    return _show(tool_help(verb)) if HELP & set(arguments) or not arguments else run_tool(verb, arguments)
 
 
 @contextlib.contextmanager

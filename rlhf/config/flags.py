@@ -13,6 +13,7 @@ ALIASES = {
     "resume": "checkpoint.resume",
     "run_name": "run.name",
     "debug": "cluster.debug",
+    "json": "as_json",
 }
 """Short flags for what is typed most."""
 

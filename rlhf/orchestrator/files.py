@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Json]) -> None:
     """Replace `path` by `value` as JSON, at once."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
+    """Replace `path` by `rows` as .jsonl, at once. Makes its folder."""
+    with blaming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_json(path: Path, value: Mapping[str, Json]) -> None:

@@ -1,0 +1,230 @@
+"""`rlhf sample`: answers to every prompt of a data set, scored, as rows; in one process, continued where it stopped."""
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.reward import ModelSource, RewardSection
+from rlhf.config.rollout import RolloutSection
+from rlhf.config.tools import SampleConfig
+from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
+from rlhf.engines.models import resolve_folder
+from rlhf.engines.rewards import ModelReward, build_reward, probe
+from rlhf.engines.rollout import engine_kind, local_device, open_engine
+from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.errors import ConfigError, ModelError
+from rlhf.orchestrator.console import make_console
+from rlhf.orchestrator.curation import Row
+from rlhf.orchestrator.data import load_prompts
+from rlhf.orchestrator.data.split import fingerprint, prompt_content
+from rlhf.orchestrator.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
+from rlhf.orchestrator.sources import Sampler
+from rlhf.types import Head, Json, Prompt, RolloutRequest, Sampling
+
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+EDGE_BYTES = 2**20
+HARMLESS = {"out", "model", "data", "debug", "gpu_memory_utilization", "kv_cache_gib", "engine", "dtype", "max_prompts"}
+"""Settings that decide nothing about a sample, or that are written down by what they come to."""
+
+
+def run_sample(config: SampleConfig) -> int:
+    """Sample, score and write every answer that is not there yet. Returns the exit code.
+
+    Raises:
+        ConfigError: the file of samples was made with other settings, or the lengths do not fit the model.
+        DataError, ModelError, RewardError: rows, model or reward source cannot be used.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    assert config.model is not None, "the config's loader asked for it"
+    assert config.out is not None, "the config's loader asked for it"
+    require_fit(config, config.model)
+    tokenizer = load_tokenizer(config.model, key="model")
+    prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
+    sampling = Sampling(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_token_ids=tokenizer.stop_token_ids,
+    )
+    chunks = [prompts[start : start + config.chunk_size] for start in range(0, len(prompts), config.chunk_size)]
+    requests = [make_requests(chunk, config.num_samples, config.seed, sampling) for chunk in chunks]
+    device = local_device()
+    settings = settings_of(config, prompts, tokenizer, device)
+    path = Path(config.out)
+    with SampleFile.open(path, settings, [[request.id for request in chunk] for chunk in requests]) as file:
+        if file.num_chunks == len(chunks):
+            print(f"{path}: all {settings[NUM_ANSWERS]} answers are there already.")  # noqa: T201
+            return 0
+        rewards = open_rewards(config.reward, tokenizer, device)
+        try:
+            if rewards is not None:
+                probe(rewards, prompts[0], tokenizer)
+            engine = start_engine(config, device)
+            try:
+                write_chunks(config.model, file, chunks, requests, engine, rewards, tokenizer)
+            finally:
+                engine.close()
+        finally:
+            if rewards is not None:
+                rewards.close()
+    print(f"{path}: {settings[NUM_ANSWERS]} answers to {len(prompts)} prompts.")  # noqa: T201
+    return 0
+
+
+def require_fit(config: SampleConfig, model: str) -> None:
+    """Raise ModelError or ConfigError where the model's files say already that it cannot answer."""
+    try:
+        folder = local_folder(model, os.environ)
+        facts = None if folder is None else read_model(folder)
+        if folder is not None:
+            require_tokenizer(folder)
+    except ModelFileError as error:
+        raise ModelError(f"model: {error}") from error
+    total = config.max_prompt_tokens + config.max_tokens
+    if facts is not None and facts.context is not None and total > facts.context:
+        room = facts.context - config.max_prompt_tokens
+        advice = f"Lower --max-tokens to {room}." if room > 0 else "Lower --max-prompt-tokens too."
+        said = f"{config.max_prompt_tokens} + {config.max_tokens}"
+        raise ConfigError(f"--max-tokens: {said} tokens > context {facts.context} of {model}. {advice}")
+
+
+def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, device: str) -> dict[str, Json]:
+    """Everything that decides the answers: what a file of samples must agree on with the command that continues it."""
+    assert config.model is not None, "the config's loader asked for it"
+    given: dict[str, Json] = config.model_dump(mode="json", exclude=HARMLESS | {"reward"})
+    reward: dict[str, Json] = config.reward.model_dump(mode="json", exclude_defaults=True)
+    return given | {
+        "model": config.model,
+        "model_digest": model_digest(resolve_folder(config.model, where="model")),
+        "tokenizer": tokenizer.fingerprint(),
+        "engine": engine_kind(RolloutSection(engine=config.engine)),
+        "dtype": dtype_of(config, device),
+        "device": device,
+        "reward": reward,
+        "prompts": fingerprint([prompts], prompt_content),
+        NUM_ANSWERS: len(prompts) * config.num_samples,
+    }
+
+
+def model_digest(folder: Path) -> str:
+    """Changes when a model does: names and sizes of its files, all of the small ones, both ends of the weights."""
+    digest = hashlib.sha256()
+    weights = sorted(file.name for file in folder.glob("*.safetensors"))
+    for name in (*MODEL_FILES, *weights):
+        file = folder / name
+        if not file.is_file():
+            continue
+        digest.update(f"{name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(EDGE_BYTES))
+            stream.seek(max(file.stat().st_size - EDGE_BYTES, 0))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def dtype_of(config: SampleConfig, device: str) -> str:
+    """auto is float32 on CPU and bfloat16 on GPUs."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> RewardSource | None:
+    """The weighted sum of the sources, reward models in this process; None where there is no source."""
+    models = [source for source in section.all_sources if isinstance(source, ModelSource)]
+    opened: dict[str, RewardSource] = {}
+    for source in models:
+        from rlhf.engines.local_scoring import LocalScorer  # noqa: PLC0415  most runs have no reward model
+
+        assert source.model is not None, "a model source names its model"
+        opened[source.label] = ModelReward(
+            LocalScorer(source, source.model, Head.SCORES, device=device, where="reward.model"),
+            policy_tokenizer=tokenizer,
+            reward_tokenizer=load_tokenizer(source.model, key="reward.model"),
+        )
+    return build_reward(section.all_sources, opened) if section.all_sources else None
+
+
+def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
+    """Load the model."""
+    assert config.model is not None, "the config's loader asked for it"
+    section = RolloutSection(
+        engine=config.engine,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_response_tokens=config.max_tokens,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        kv_cache_gib=config.kv_cache_gib,
+    )
+    return open_engine(
+        section,
+        config.model,
+        dtype=dtype_of(config, device),
+        device=device,
+        seed=config.seed,
+        name="sample",
+        sync_backend="gloo" if device == "cpu" else "nccl",
+    )
+
+
+def write_chunks(
+    model: str,
+    file: SampleFile,
+    chunks: Sequence[Sequence[Prompt]],
+    requests: Sequence[Sequence[RolloutRequest]],
+    engine: RolloutEngine,
+    rewards: RewardSource | None,
+    tokenizer: Tokenizer,
+) -> None:
+    """Sample, score and append every chunk that the file does not hold yet."""
+    console = make_console(sys.stdout, len(chunks))
+    try:
+        for number in range(file.num_chunks, len(chunks)):
+            start = time.monotonic()
+            rows = answer(model, chunks[number], requests[number], engine, rewards, tokenizer)
+            file.append(rows)
+            console.log(number + 1, figures(rows, time.monotonic() - start))
+    finally:
+        console.close()
+
+
+def answer(
+    model: str,
+    prompts: Sequence[Prompt],
+    requests: Sequence[RolloutRequest],
+    engine: RolloutEngine,
+    rewards: RewardSource | None,
+    tokenizer: Tokenizer,
+) -> list[Row]:
+    """The rows of one chunk."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    asked = [by_id[request.prompt_id] for request in requests]
+    if rewards is None:
+        rollouts = engine.generate(requests)
+        responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
+        return [sample_row(*item, None, model) for item in zip(asked, requests, rollouts, responses, strict=True)]
+    sampler = Sampler(engine, rewards, tokenizer)
+    rollouts = sampler.generate(requests)
+    responses, scores = sampler.score(asked, rollouts)
+    return [sample_row(*item, model) for item in zip(asked, requests, rollouts, responses, scores, strict=True)]
+
+
+def figures(rows: Sequence[Row], seconds: float) -> Mapping[str, Json]:
+    """What the console shows of a chunk."""
+    tokens = [row["num_tokens"] for row in rows]
+    num_tokens = sum(count for count in tokens if isinstance(count, int))
+    rewards = [row["reward"] for row in rows]
+    scores = [reward for reward in rewards if isinstance(reward, float)]
+    shown: dict[str, Json] = {
+        "response/length": num_tokens / len(rows),
+        "time/step": seconds,
+        "throughput/tokens_per_s": num_tokens / max(seconds, 1e-9),
+    }
+    return shown | ({"reward/mean_all": sum(scores) / len(scores)} if scores else {})

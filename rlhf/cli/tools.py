@@ -1,0 +1,80 @@
+"""The commands around training: which arguments each takes, and what runs it. A command's own code is imported when it
+runs: help is instant."""
+
+# ruff: noqa: PLC0415
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlhf.cli.help import field_help, screen_width
+from rlhf.config.base import Section
+from rlhf.config.fields import fields_of
+from rlhf.config.load_tools import load_curate, load_data_report, load_rounds, load_sample
+from rlhf.config.tools import CurateConfig, DataConfig, RoundsConfig, SampleConfig
+
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A command: its usage, its settings, and what it does with its arguments."""
+
+    usage: str
+    config: type[Section]
+    run: Callable[[Sequence[str], Environ], int]
+
+
+def _sample(argv: Sequence[str], environ: Environ) -> int:
+    config = load_sample(argv, environ)
+    from rlhf.cli.sample import run_sample
+
+    return run_sample(config)
+
+
+def _curate(argv: Sequence[str], environ: Environ) -> int:
+    config = load_curate(argv, environ)
+    from rlhf.cli.curate import run_curate
+
+    return run_curate(config)
+
+
+def _rounds(argv: Sequence[str], environ: Environ) -> int:
+    config = load_rounds(argv, environ)
+    from rlhf.cli.rounds import run_rounds
+
+    return run_rounds(config)
+
+
+def _data(argv: Sequence[str], environ: Environ) -> int:
+    config = load_data_report(argv, environ)
+    from rlhf.cli.data_report import run_data_report
+
+    return run_data_report(config)
+
+
+TOOLS: dict[str, Tool] = {
+    "sample": Tool(usage="MODEL [CONFIG.yaml] --data.path ROWS --out SAMPLES.jsonl", config=SampleConfig, run=_sample),
+    "curate": Tool(
+        usage="{best-of-n,rejection,raft,rft,conditional,pairs} SAMPLES --out DATA.jsonl",
+        config=CurateConfig,
+        run=_curate,
+    ),
+    "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
+    "data": Tool(
+        usage="{prompts,demonstrations,preferences,labelled,steps} --data.path ROWS", config=DataConfig, run=_data
+    ),
+}
+
+
+def run_tool(verb: str, argv: Sequence[str]) -> int:
+    """Run `rlhf VERB ARGV`. Raises RlhfError."""
+    return TOOLS[verb].run(argv, os.environ)
+
+
+def tool_help(verb: str) -> str:
+    """Help of `rlhf VERB`: every flag."""
+    tool = TOOLS[verb]
+    about = (tool.config.__doc__ or "").strip()
+    fields = "\n".join(field_help(field, screen_width()) for field in fields_of(tool.config))
+    return f"Usage: rlhf {verb} {tool.usage} [options]\n\n{about}\n\n{fields}"
