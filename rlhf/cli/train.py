@@ -15,6 +15,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.cli.assembly import Data, assemble, course, first_role, run_length, trainee, tricks
 from rlhf.cli.casting import cast, model_of, place
+from rlhf.cli.class_weights import weigh_classes
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
@@ -51,6 +52,8 @@ def run_training(command: str, config: TrainConfig) -> int:
     require_trackers(config.log)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
+    if data.groups is not None:
+        algorithm = build_algorithm(weigh_classes(config.algo, data.groups.train))
     length = run_length(config, data)
     # Absolute: the actors that write here may run in another folder.
     folder = Path(config.run.dir, config.run.name).absolute()
