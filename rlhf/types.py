@@ -274,17 +274,19 @@ class TrainBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossMetrics:
     """Figures of a step. `sums` were divided by global denominators already, so adding them over micro-batches and
-    ranks gives the mean of the step; `maxima` combine by max."""
+    ranks gives the mean of the step; `maxima` combine by max. `warnings` are what credit has to tell the user; the loop
+    tells them."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
     maxima: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __add__(self, other: "LossMetrics") -> "LossMetrics":
         sums = {k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in (*self.sums, *other.sums)}
         maxima = {
             k: max(self.maxima.get(k, -np.inf), other.maxima.get(k, -np.inf)) for k in (*self.maxima, *other.maxima)
         }
-        return LossMetrics(sums=sums, maxima=maxima)
+        return LossMetrics(sums=sums, maxima=maxima, warnings=self.warnings + other.warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,6 +183,8 @@ class Loop:
         self._stop.check()
         with clock.phase("credit"):
             experiences, credited = self._algorithm.credit(examples, signals)
+        for text in credited.warnings:
+            self._records.warn(f"step {step}: {text}")
         with clock.phase("learn"):
             learned = self._learner.learn(step, experiences, plan)
         return learned, {**gap, **flatten(credited)}
