@@ -158,7 +158,8 @@ class TokenSequence:
 class Example:
     """What an algorithm chose to learn from, before any model has measured it: one answer (PPO), a pair (DPO), a
     ranking of K (reward model). Its sequences always share a micro-batch. `sampler_log_probs` are aligned with each
-    sequence's tokens (0 outside the response). Examples of one prompt's group share `group`."""
+    sequence's tokens (0 outside the response); a sequence beyond them was not sampled. Examples of one prompt's group
+    share `group`."""
 
     id: str
     sequences: tuple[TokenSequence, ...]

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.types import Example, FinishReason, FloatArray, Prompt, Rollout, TokenSequence
 
@@ -45,8 +43,7 @@ def with_mismatched(judged: Sequence[Judged]) -> list[Example]:
     """One example an answer that holds a token to learn from: prompt and answer, then the same prompt with an answer
     to another prompt, where there is one.
 
-    The second sequence is cut to the length of the longest first one, which the model is known to take. No sampler
-    has seen it: its log-probs are NaN there.
+    The second sequence is cut to the length of the longest first one, which the model is known to take.
     """
     whole = [(join(one.prompt, one.rollout), one) for one in judged]
     spoken = [(sequence, one) for sequence, one in whole if sequence.loss_mask.any()]
@@ -55,14 +52,13 @@ def with_mismatched(judged: Sequence[Judged]) -> list[Example]:
     examples = []
     for (sequence, one), partner in zip(spoken, partners, strict=True):
         others = [] if partner is None else [cut(join(one.prompt, spoken[partner][1].rollout), longest)]
-        unseen = tuple(np.full(len(other), np.nan, dtype=np.float32) for other in others)
         sampled = one.sampler_log_probs
         examples.append(
             Example(
                 id=one.rollout.id,
                 sequences=(sequence, *others),
                 rewards=(one.score,),
-                sampler_log_probs=() if sampled is None else (after_prompt(one.prompt, sampled), *unseen),
+                sampler_log_probs=() if sampled is None else (after_prompt(one.prompt, sampled),),
                 truncated=(one.rollout.finish_reason is FinishReason.LENGTH,),
                 weight_version=one.rollout.weight_version,
                 baseline=one.threshold,

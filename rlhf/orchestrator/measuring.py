@@ -112,16 +112,19 @@ def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) 
 
 
 def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
-    """|log-prob by the trainer - log-prob by the sampler| of each response token, where both are known and
-    finite."""
+    """Log-prob by the trainer less that by the sampler, of each response token where both were asked. Not finite where
+    one of them is not."""
     gaps = [
-        np.abs(old - sampler)[sequence.loss_mask]
+        (old - sampler)[sequence.loss_mask]
         for example, signal in zip(examples, signals, strict=True)
         if signal.old_log_probs and example.sampler_log_probs
         for sequence, old, sampler in zip(
-            example.sequences, signal.old_log_probs, example.sampler_log_probs, strict=True
+            # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched answers).
+            example.sequences,
+            signal.old_log_probs,
+            example.sampler_log_probs,
+            strict=False,
         )
     ]
     joined: FloatArray = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
-    finite: FloatArray = joined[np.isfinite(joined)]
-    return finite
+    return joined
