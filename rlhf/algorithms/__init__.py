@@ -4,8 +4,13 @@ from collections.abc import Callable, Mapping
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.custom import custom
+from rlhf.algorithms.dpo import DPO
+from rlhf.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, DrGRPO
 from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.reinforce import Reinforce, ReinforceBaseline
+from rlhf.algorithms.remax import ReMax
+from rlhf.algorithms.rloo import RLOO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import AlgorithmSection
@@ -14,6 +19,16 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "sft": SFT,
     "rm": RM,
     "ppo": PPO,
+    "grpo": GRPO,
+    "rloo": RLOO,
+    "reinforce++": Reinforce,
+    "reinforce++-baseline": ReinforceBaseline,
+    "remax": ReMax,
+    "dr-grpo": DrGRPO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "dpo": DPO,
     "kto": KTO,
     "custom": custom,
 }

@@ -35,16 +35,45 @@ def whole_answer(rewards: Floats, values: Floats) -> tuple[Floats, Floats]:
     return returns - values[:1], returns
 
 
-def whiten(advantages: Sequence[Floats]) -> list[Floats]:
-    """Shift and scale to mean 0 and (population) variance 1 over all actions of all answers.
+def to_go(rewards: Floats) -> Floats:
+    """[n] -> [n]: what each token has still to come, its own reward included."""
+    reward_to_go: Floats = np.cumsum(rewards[::-1])[::-1]
+    return reward_to_go
 
-    Equal advantages become exactly 0, which no epsilon beside the deviation would do.
+
+def are_equal(rewards: Floats) -> bool:
+    """Whether nothing tells the rewards apart, tested exactly: rounding around a mean would invent a difference, and
+    a small epsilon beside a deviation of 0 would make it large."""
+    return not len(rewards) or bool(rewards.max() == rewards.min())
+
+
+def above_mean(rewards: Floats) -> Floats:
+    """r_i - mean(r), of one prompt's answers (Shao et al. 2024); exactly 0 where they are equal."""
+    return np.zeros_like(rewards) if are_equal(rewards) else rewards - float(rewards.mean())
+
+
+def above_others(rewards: Floats) -> Floats:
+    """r_i - mean of the others, of one prompt's answers (Kool et al. 2019); exactly 0 where they are equal."""
+    if are_equal(rewards):
+        return np.zeros_like(rewards)
+    return rewards - (float(rewards.sum()) - rewards) / (len(rewards) - 1)
+
+
+def deviation(numbers: Floats, *, sample: bool) -> float:
+    """Standard deviation by n, or by n - 1 for that of a sample; 0 of fewer than two numbers."""
+    return float(numbers.std(ddof=int(sample))) if len(numbers) > 1 else 0.0
+
+
+def whiten(advantages: Sequence[Floats], *, sample: bool = False) -> list[Floats]:
+    """Shift and scale to mean 0 and variance 1 over all actions of all answers.
+
+    Equal advantages become exactly 0.
     """
     joined = np.concatenate([*advantages, np.zeros(0)])
-    if not len(joined) or joined.max() == joined.min():
+    if are_equal(joined):
         return [np.zeros_like(one) for one in advantages]
-    mean, deviation = joined.mean(), joined.std() + 1e-8
-    return [(one - mean) / deviation for one in advantages]
+    mean, scale = joined.mean(), deviation(joined, sample=sample) + 1e-8
+    return [(one - mean) / scale for one in advantages]
 
 
 def explained_variance(advantages: Floats, returns: Floats) -> float:

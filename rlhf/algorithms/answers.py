@@ -8,12 +8,13 @@ import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.errors import NumericsError
-from rlhf.types import Example, FloatArray, LossMetrics, Signals
+from rlhf.types import Example, FloatArray, LearnedSequence, LossMetrics, Signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One example's answer. Arrays have one entry a model token, in float64; None: not measured."""
+    """One example's answer. Arrays have one entry a model token, in float64; None: not measured. `values` is empty
+    where there is no critic."""
 
     score: float
     truncated: bool
@@ -42,7 +43,7 @@ class Answer:
             score=example.rewards[0],
             truncated=any(example.truncated),
             old_log_probs=measured(signals.old_log_probs, "old_log_probs"),
-            values=measured(signals.values, "values"),
+            values=measured(signals.values, "values") if signals.values else np.zeros(0),
             ref_log_probs=measured(signals.ref_log_probs, "ref_log_probs") if signals.ref_log_probs else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
         )
@@ -75,11 +76,26 @@ def describe(answers: Sequence[Answer]) -> LossMetrics:
     if all(answer.ref_log_probs is not None for answer in spoken):
         sums["kl/ref_per_response"] = mean([answer.kl for answer in spoken])
         sums["kl/ref_per_token"] = sum(answer.kl for answer in spoken) / max(num_tokens, 1)
-    gaps = [np.abs(a.old_log_probs - a.sampler_log_probs) for a in spoken if a.sampler_log_probs is not None]
-    if gaps:
-        joined = np.concatenate(gaps)
-        finite = joined[np.isfinite(joined)]
-        sums["sampler/log_prob_gap"] = mean(finite)
-        sums["sampler/not_finite"] = mean(~np.isfinite(joined))
-        maxima["sampler/log_prob_gap_max"] = float(finite.max(initial=0.0))
     return LossMetrics(sums=sums, maxima=maxima)
+
+
+def credited(
+    example: Example, signals: Signals, advantages: Floats, *, returns: Floats | None = None
+) -> LearnedSequence:
+    """The sequence of a one-sequence example with its credit: one number a model token, or one for all of them."""
+    (sequence,) = example.sequences
+
+    def on_tokens(numbers: Floats) -> FloatArray:
+        aligned = np.zeros(len(sequence), dtype=np.float32)
+        aligned[sequence.loss_mask] = numbers
+        return aligned
+
+    return LearnedSequence(
+        token_ids=sequence.token_ids,
+        loss_mask=sequence.loss_mask,
+        old_log_probs=signals.old_log_probs[0],
+        ref_log_probs=signals.ref_log_probs[0] if signals.ref_log_probs else None,
+        advantages=on_tokens(advantages),
+        returns=None if returns is None else on_tokens(returns),
+        old_values=signals.values[0] if signals.values else None,
+    )

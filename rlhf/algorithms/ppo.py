@@ -9,22 +9,20 @@ from functools import partial
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
-from rlhf.algorithms.answers import Answer, describe, mean
+from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import measure, negative_log_likelihood
-from rlhf.algorithms.ppo_objectives import PolicyObjective, ValueObjective
+from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
 from rlhf.algorithms.rewards import RewardShaper
-from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.algorithms.sequences import one_by_one
 from rlhf.config.algo import PpoSection
 from rlhf.types import (
     Example,
     Experience,
-    FinishReason,
-    FloatArray,
     Head,
     Json,
-    LearnedSequence,
     LossMetrics,
     Role,
     ScoredGroup,
@@ -50,18 +48,7 @@ class PPO:
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One example an answer."""
-        return [
-            Example(
-                id=rollout.id,
-                sequences=(join(group.prompt, rollout),),
-                rewards=(reward.total,),
-                sampler_log_probs=(after_prompt(group.prompt, rollout.log_probs),),
-                truncated=(rollout.finish_reason is FinishReason.LENGTH,),
-                weight_version=rollout.weight_version,
-            )
-            for group in groups
-            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
-        ]
+        return one_by_one(groups)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
         """Shape the scores into token rewards, then estimate what each action was worth."""
@@ -71,17 +58,19 @@ class PPO:
         worth = [self._worth(reward, answer.values) for reward, answer in zip(rewards, answers, strict=True)]
         advantages, returns = [a for a, _ in worth], [r for _, r in worth]
         whitened = whiten(advantages) if self._section.whiten_advantages else advantages
+        weights, weight_metrics = importance_weights(self._section.correction, answers)
+        weighed = [a * w for a, w in zip(whitened, weights, strict=True)]
         experiences = [
-            Experience(id=example.id, sequences=(learned(example, signal, a, r),), coefficients=coefficients)
-            for example, signal, a, r in zip(examples, signals, whitened, returns, strict=True)
+            Experience(id=example.id, sequences=(credited(example, signal, a, returns=r),), coefficients=coefficients)
+            for example, signal, a, r in zip(examples, signals, weighed, returns, strict=True)
         ]
-        metrics = describe(answers) + reward_metrics + self._figures(advantages, returns)
+        metrics = describe(answers) + reward_metrics + weight_metrics + self._figures(advantages, returns)
         spoken = [answer.kl for answer in answers if len(answer)]
         self._kl.update(mean(spoken), len(spoken))
         return experiences, metrics
 
     def objectives(self) -> Mapping[str, Objective]:
-        policy = PolicyObjective(self._section)
+        policy = policy_objective(self._section)
         return {Role.POLICY: policy, Role.CRITIC: ValueObjective(self._section), "ptx": self._ptx_loss}
 
     def _ptx_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
@@ -126,23 +115,3 @@ class PPO:
     def restore(self, state: Mapping[str, Json]) -> None:
         for part in (self._kl, self._penalty, self._shaper):
             part.restore(state)
-
-
-def learned(example: Example, signals: Signals, advantages: Floats, returns: Floats) -> LearnedSequence:
-    """The example's sequence with its credit: one number a model token, or one for the whole answer."""
-    (sequence,) = example.sequences
-
-    def on_tokens(numbers: Floats) -> FloatArray:
-        aligned = np.zeros(len(sequence), dtype=np.float32)
-        aligned[sequence.loss_mask] = numbers
-        return aligned
-
-    return LearnedSequence(
-        token_ids=sequence.token_ids,
-        loss_mask=sequence.loss_mask,
-        old_log_probs=signals.old_log_probs[0],
-        ref_log_probs=signals.ref_log_probs[0] if signals.ref_log_probs else None,
-        advantages=on_tokens(advantages),
-        returns=on_tokens(returns),
-        old_values=signals.values[0],
-    )

@@ -1,68 +1,33 @@
-"""PPO's two losses over a packed micro-batch."""
+"""PPO's two losses over a packed micro-batch, as its section describes them."""
 
 from functools import partial
-
-import torch
+from typing import Literal
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
-from rlhf.algorithms.kl import clamped_exp, kl_estimate, kl_loss, kl_to_old
-from rlhf.algorithms.losses import (
-    Weights,
-    masked,
-    measure,
-    ppo_clip,
-    ppo_penalty,
-    present,
-    sequence_sum,
-    token_mean,
-    token_weights,
-    value_loss,
-)
-from rlhf.config.algo import PpoSection
+from rlhf.algorithms.losses import Weights, masked, measure, present, token_mean, token_weights, value_loss
+from rlhf.algorithms.policy_loss import RATIOS, Clip, Penalty, PolicyObjective, Surrogate
+from rlhf.config.algo import CriticFreeSection, PpoSection
 
 
-class PolicyObjective:
-    """Surrogate - c * entropy, plus beta * KL(policy || reference) where the KL acts in the loss."""
+def policy_objective(section: PpoSection) -> PolicyObjective:
+    """The policy's loss."""
+    bounds = section.clip_low, section.clip_high
+    surrogate: Surrogate = Penalty(*bounds) if section.loss == "penalty" else Clip(*bounds)
+    return PolicyObjective(
+        surrogate,
+        weights=aggregation_of(section),
+        ratio=RATIOS["token" if section.token_level else "sequence"],
+        entropy_coef=section.entropy_coef,
+        kl=kl_in_loss(section),
+    )
 
-    def __init__(self, section: PpoSection) -> None:
-        self._section = section
-        self._aggregate = aggregation_of(section)
 
-    def __call__(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        section, only = self._section, partial(masked, mask=batch.loss_mask)
-        log_probs = only(outputs.predictions)
-        old_log_probs = only(present(batch.old_log_probs, "old_log_probs"))
-        advantages = only(present(batch.advantages, "advantages"))
-        entropy = only(present(outputs.entropy, "entropy"))
-        token_log_ratio = log_probs - old_log_probs
-        log_ratio = token_log_ratio
-        if not section.token_level:
-            log_ratio = only(sequence_sum(token_log_ratio, batch.lengths))
-        surrogate = self._surrogate(log_ratio, advantages, batch)
-        per_token = surrogate - section.entropy_coef * entropy
-        ratio = clamped_exp(log_ratio)
-        figures = {
-            "policy/surrogate": surrogate,
-            "policy/entropy": entropy,
-            "policy/ratio": ratio,
-            "policy/approx_kl": kl_to_old(token_log_ratio),
-            "policy/clipped_low": (ratio < 1.0 - section.clip_low) & (advantages < 0.0),
-            "policy/clipped_high": (ratio > 1.0 + section.clip_high) & (advantages > 0.0),
-        }
-        if section.uses_reference and section.kl_placement == "loss" and section.estimator != "k1":
-            ref_log_probs = only(present(batch.ref_log_probs, "ref_log_probs"))
-            kl = kl_loss(section.estimator, log_probs, old_log_probs, ref_log_probs)
-            per_token = per_token + batch.coefficients["kl"] * kl
-            figures["policy/kl_ref"] = kl_estimate(section.estimator, log_probs, ref_log_probs)
-        loss = (per_token * self._aggregate(batch)).sum()
-        mean = token_mean(batch)
-        sums = {"policy/loss": loss} | {name: (numbers * mean).sum() for name, numbers in figures.items()}
-        return LossOutput(loss=loss, metrics=measure(sums, {"policy/ratio_max": ratio.max()}))
-
-    def _surrogate(self, log_ratio: torch.Tensor, advantages: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
-        if self._section.loss == "penalty":
-            return ppo_penalty(log_ratio, advantages, batch.coefficients["penalty"])
-        return ppo_clip(log_ratio, advantages, self._section.clip_low, self._section.clip_high)
+def kl_in_loss(section: PpoSection | CriticFreeSection) -> Literal["k2", "k3"] | None:
+    """The estimator of the KL in the loss; None where the KL acts elsewhere or not at all. k1, which has no gradient
+    there, is refused where settings are checked."""
+    if section.uses_reference and section.kl_placement == "loss" and section.estimator != "k1":
+        return section.estimator
+    return None
 
 
 class ValueObjective:

@@ -44,6 +44,8 @@ class Course:
     """Warn when sampler and trainer disagree by more than this, in mean nats a token; 0 never."""
     gap_stop: float = 0.0
     """End the run when they disagree by more than this; 0 never."""
+    gap_band: float = 2.0
+    """Ratio of their probabilities of a token above which it counts as outside the band."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ class Loop:
                 portions,
                 timeout_s=self._course.passes.timeout_s,
             )
-            gap = describe_gap(sampler_gap(examples, signals))
+            gap = describe_gap(sampler_gap(examples, signals), self._course.gap_band)
             self._watch_gap(step, gap)
         self._stop.check()
         with clock.phase("credit"):

@@ -1,6 +1,7 @@
 """PPO on the driver: what is selected, what credit is given, what is remembered."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 
 from rlhf.algorithms import ALGORITHMS, build_algorithm
 from rlhf.algorithms.ppo import PPO
-from rlhf.config.algo import AdaptiveKl, FixedKl, PpoSection, RmSection, SftSection
+from rlhf.config.algo import AdaptiveKl, FixedKl, NoCorrection, PpoSection, RmSection, SftSection, TruncatedWeights
 from rlhf.errors import NumericsError
 from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout, signals
 
-PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False)
+PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False, correction=NoCorrection())
 
 
 def column(experience: Experience, name: str) -> list[float]:
@@ -75,7 +76,7 @@ def test_a_token_that_nothing_predicts_is_not_learned_from() -> None:
 
 def test_credit_by_hand() -> None:
     """KL-shaped rewards 0.05, 0, 1 - 0.05 and values .5 .6 .7 with gamma = lambda = 1."""
-    section = PpoSection(kl=FixedKl(coef=0.1), gae_lambda=1.0, whiten_advantages=False)
+    section = PLAIN.model_copy(update={"kl": FixedKl(coef=0.1), "gae_lambda": 1.0})
     examples = select([1, 2, 3], rewards=[1.0])
     said = signals(examples[0], old=[-1.5, -1.0, -1.0], ref=[-1.0, -1.0, -1.5], values=[0.5, 0.6, 0.7])
     (experience,), metrics = PPO(section).credit(examples, [said])
@@ -183,13 +184,17 @@ def test_a_model_that_says_nan_is_named(bad: str, value: float) -> None:
         PPO(PpoSection()).credit(examples, [signals(examples[0], **said)])
 
 
-def test_the_samplers_own_log_probs_are_compared_never_used() -> None:
-    rollouts = [rollout([1, 2], log_probs=[-1.0, -3.0]), rollout([1, 2], log_probs=[-np.inf, -1.0])]
-    examples = PPO(PLAIN).select([group(rollouts, [1.0, 0.0])])
-    _, metrics = PPO(PLAIN).credit(examples, [signals(e, old=[-1, -1], values=[0, 0]) for e in examples])
-    assert metrics.sums["sampler/log_prob_gap"] == pytest.approx(2 / 3)
-    assert metrics.maxima["sampler/log_prob_gap_max"] == 2.0
-    assert metrics.sums["sampler/not_finite"] == 0.25
+def test_importance_weights_reach_the_advantages_alone() -> None:
+    """Trainer against sampler: ratios e^-1 and e^3, the second truncated at 2; the critic learns what it did."""
+    examples = PPO(PLAIN).select([group([rollout([1, 2], log_probs=[-1.0, -4.0])], [1.0])])
+    said = [signals(examples[0], old=[-2.0, -1.0], values=[0.5, 0.25])]
+    (plain,), _ = PPO(PLAIN).credit(examples, said)
+    (weighed,), metrics = PPO(PLAIN.model_copy(update={"correction": TruncatedWeights()})).credit(examples, said)
+    expected = [a * w for a, w in zip(column(plain, "advantages"), (math.exp(-1), 2.0), strict=True)]
+    assert column(weighed, "advantages") == pytest.approx(expected)
+    for name in ("returns", "old_values", "old_log_probs"):
+        assert column(weighed, name) == column(plain, name)
+    assert metrics.sums["importance/cut"] == 0.5
 
 
 def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, LossMetrics]:

@@ -17,6 +17,7 @@ from rlhf.config.run import LogSection
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
 from rlhf.orchestrator.measuring import sampler_gap
+from rlhf.orchestrator.metrics import describe_gap
 from rlhf.orchestrator.schedule import RunLength, count_steps
 from rlhf.orchestrator.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.types import Example, Json, Role, Signals, TokenSequence
@@ -181,7 +182,7 @@ def test_missing_packages_and_keys_are_told_at_once(monkeypatch: pytest.MonkeyPa
     require_trackers(LogSection(), installed=lambda _: False)
 
 
-def test_the_gap_between_sampler_and_trainer_is_over_finite_response_tokens() -> None:
+def test_the_gap_between_sampler_and_trainer_is_over_response_tokens() -> None:
     sequence = TokenSequence(token_ids=np.arange(4), loss_mask=np.array([False, True, True, True]))
     example = Example(
         id="a",
@@ -190,8 +191,31 @@ def test_the_gap_between_sampler_and_trainer_is_over_finite_response_tokens() ->
         sampler_log_probs=(np.array([9.0, -1.0, -2.0, -np.inf], dtype=np.float32),),
     )
     signals = Signals(old_log_probs=(np.array([0.0, -1.5, -2.0, -3.0], dtype=np.float32),))
-    assert sampler_gap([example], [signals]).tolist() == [0.5, 0.0]
+    assert sampler_gap([example], [signals]).tolist() == [-0.5, 0.0, np.inf]
     assert len(sampler_gap([example], [Signals()])) == 0
+
+
+def test_the_mismatch_by_hand() -> None:
+    """Ratios of trainer to sampler: 1, 3, 1/4, and one that is not known; the band is [1/2, 2]."""
+    gap = np.array([0.0, np.log(3.0), -np.log(4.0), np.nan], dtype=np.float32)
+    kl = (0.0 + (3 - 1 - np.log(3.0)) + (0.25 - 1 + np.log(4.0))) / 3
+    assert describe_gap(gap, band=2.0) == pytest.approx(
+        {
+            "sampler/log_prob_gap": (np.log(3.0) + np.log(4.0)) / 3,
+            "sampler/log_prob_gap_max": np.log(4.0),
+            "sampler/kl": kl,
+            "sampler/outside_band": 2 / 3,
+            "sampler/not_finite": 0.25,
+        }
+    )
+    assert describe_gap(gap, band=3.5)["sampler/outside_band"] == pytest.approx(1 / 3)
+    assert describe_gap(np.zeros(0, dtype=np.float32), band=2.0) == {}
+
+
+@pytest.mark.parametrize("numbers", [[100.0, -100.0], [np.inf], [np.nan, -np.inf]])
+def test_the_mismatch_of_far_policies_is_finite(numbers: list[float]) -> None:
+    figures = describe_gap(np.array(numbers, dtype=np.float32), band=2.0)
+    assert np.isfinite(list(figures.values())).all()
 
 
 def test_the_schedule_counts_the_updates_that_will_run() -> None:

@@ -1,0 +1,142 @@
+"""What the critic-free methods share: an answer's advantage is its reward against a baseline made of rewards."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
+from rlhf.algorithms.answers import Answer, credited, describe, mean
+from rlhf.algorithms.base import Needs, Objective
+from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.kl import kl_controller
+from rlhf.algorithms.losses import token_weights
+from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
+from rlhf.algorithms.ppo_objectives import kl_in_loss
+from rlhf.algorithms.rewards import at_end, kl_penalty
+from rlhf.algorithms.sequences import join, one_by_one
+from rlhf.config.algo import CriticFreeSection
+from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+
+EPSILON = 1e-6
+"""Beside a group's deviation: rewards that differ by less than this, as float32 does by chance, stay nearly equal."""
+
+
+class CriticFree:
+    """A member says what an answer is worth against the others (`baselined`); all else is settings."""
+
+    greedy_baseline: ClassVar[bool] = False
+
+    def __init__(self, section: CriticFreeSection) -> None:
+        self._section = section
+        self._kl = kl_controller(section.kl)
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS},
+            measures=frozenset({"old_log_probs"} | ({"ref_log_probs"} if section.uses_reference else set())),
+            greedy_baseline=self.greedy_baseline,
+        )
+
+    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        """Advantages of the answers to one prompt, one number a token: `rewards[i]` are those of answer i's tokens,
+        at least one; `greedy` is the score of the greedy answer, where `greedy_baseline` asks for it."""
+        raise NotImplementedError
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Whether anything tells the answers apart, where that matters; answers without tokens tell nothing."""
+        spoken = [bool(join(group.prompt, rollout).loss_mask.any()) for rollout in group.rollouts]
+        scores = [reward.total for reward, has_tokens in zip(group.rewards, spoken, strict=True) if has_tokens]
+        return not (self._section.drop_equal_groups and are_equal(np.array(scores)))
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example an answer."""
+        return one_by_one(groups)
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Rewards, then advantages within each prompt's answers, then over the batch. Answers without tokens are in
+        no baseline."""
+        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, answer in enumerate(answers):
+            if len(answer):
+                groups[examples[i].group].append(i)
+        rewards = [self._rewards(answer) for answer in answers]
+        advantages = [np.zeros(0) for _ in answers]
+        for members in groups.values():
+            worth = self._worth([rewards[i] for i in members], examples[members[0]].baseline)
+            for i, one in zip(members, worth, strict=True):
+                advantages[i] = one
+        if self._section.scale == "batch":
+            advantages = whiten(advantages, sample=self._section.std == "sample")
+        weights, weight_metrics = importance_weights(self._section.correction, answers)
+        experiences = [
+            Experience(id=example.id, sequences=(credited(example, signal, a * w),), coefficients={"kl": self._kl.coef})
+            for example, signal, a, w in zip(examples, signals, advantages, weights, strict=True)
+        ]
+        in_groups = [[answers[i] for i in members] for members in groups.values()]
+        metrics = describe(answers) + weight_metrics + self._figures(in_groups, rewards, advantages)
+        spoken = [answer.kl for answer in answers if len(answer)]
+        self._kl.update(mean(spoken), len(spoken))
+        return experiences, metrics
+
+    def _rewards(self, answer: Answer) -> Floats:
+        """Of each token: the score and the punishment of length on the last, the KL on all where it acts here."""
+        coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
+        score = answer.score + self._overlong(answer)
+        return at_end(score, len(answer)) + kl_penalty(answer, self._section.estimator, coef)
+
+    def _overlong(self, answer: Answer) -> float:
+        """Soft punishment of length (Yu et al. 2025, eq. 13): 0 up to limit - buffer tokens, then falling to -1."""
+        limit, buffer = self._section.overlong_limit, self._section.overlong_buffer
+        if not buffer or limit is None:
+            return 0.0
+        return -min(max(len(answer) - (limit - buffer), 0) / buffer, 1.0)
+
+    def _worth(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        advantages = self.baselined(rewards, greedy)
+        if self._section.scale != "group":
+            return advantages
+        totals = np.array([reward.sum() for reward in rewards])
+        scale = deviation(totals, sample=self._section.std == "sample") + EPSILON
+        return [advantage / scale for advantage in advantages]
+
+    def objectives(self) -> Mapping[str, Objective]:
+        section = self._section
+        if section.aggregation == "seq-mean-token-sum-norm" and section.aggregation_tokens is None:
+            raise ValueError("seq-mean-token-sum-norm needs algo.aggregation_tokens")
+        clip = Clip(section.clip_low, section.clip_high, section.dual_clip)
+        surrogate: Surrogate = Cispo(section.clip_low, section.clip_high) if section.loss == "cispo" else clip
+        policy = PolicyObjective(
+            surrogate,
+            weights=token_weights(section.aggregation, section.aggregation_tokens or 1.0),
+            ratio=RATIOS[section.ratio],
+            entropy_coef=section.entropy_coef,
+            kl=kl_in_loss(section),
+        )
+        return {Role.POLICY: policy}
+
+    def _figures(
+        self, groups: Sequence[Sequence[Answer]], rewards: Sequence[Floats], advantages: Sequence[Floats]
+    ) -> LossMetrics:
+        """How credit turned out, before importance weights."""
+        joined = np.concatenate([*advantages, np.zeros(0)])
+        several = [np.array([answer.score for answer in group]) for group in groups if len(group) > 1]
+        sums = {
+            "kl/coef": self._kl.coef,
+            "advantages/mean": mean(joined),
+            "advantages/std": deviation(joined, sample=False),
+            "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
+            "groups/equal": mean([are_equal(scores) for scores in several]),
+        }
+        if self._section.overlong_buffer:
+            sums["reward/overlong"] = mean([self._overlong(answer) for group in groups for answer in group])
+        return LossMetrics(sums=sums)
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return self._kl.state()
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self._kl.restore(state)

@@ -1,0 +1,52 @@
+"""GRPO, and the methods that are GRPO with other settings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf.algorithms.advantages import Floats, above_mean
+from rlhf.algorithms.critic_free import CriticFree
+
+
+class GRPO(CriticFree):
+    """A_i = (r_i - mean(r)) / std(r) over the answers to one prompt, the same for every token of answer i; the loss is
+    -min(rho_t * A, clip(rho_t) * A) + beta * k3. `ratio: sequence` with `aggregation: seq-mean-token-mean` clips the
+    whole answer's ratio instead, as R1 does (DeepSeek-AI 2025, arXiv:2501.12948).
+
+    Shao et al. 2024, arXiv:2402.03300.
+    """
+
+    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        worth = above_mean(np.array([reward.sum() for reward in rewards]))
+        return [np.full(len(reward), one) for reward, one in zip(rewards, worth, strict=True)]
+
+
+class DrGRPO(GRPO):
+    """A_i = r_i - mean(r), and an answer's token losses are summed over a constant instead of its length: neither easy
+    prompts nor short answers weigh more.
+
+    Liu et al. 2025, arXiv:2503.20783.
+    """
+
+
+class DAPO(GRPO):
+    """GRPO with a higher upper clip, the mean over all tokens of the step, prompts without spread replaced by others,
+    and a soft punishment of length (`overlong_buffer`).
+
+    Yu et al. 2025, arXiv:2503.14476.
+    """
+
+
+class GSPO(GRPO):
+    """GRPO with s_i = exp(mean_t(lp_t - lp_old_t)) in place of the token's ratio: one ratio, one clip for each answer,
+    -min(s_i * A_i, clip(s_i) * A_i).
+
+    Zheng et al. 2025, arXiv:2507.18071.
+    """
+
+
+class CISPO(GRPO):
+    """-sg(clip(rho_t)) * A * lp_t: the clipped ratio only weighs a token, and every token keeps its gradient.
+
+    MiniMax 2025, arXiv:2506.13585.
+    """

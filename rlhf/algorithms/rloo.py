@@ -1,0 +1,20 @@
+"""REINFORCE with a leave-one-out baseline."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf.algorithms.advantages import Floats, above_others
+from rlhf.algorithms.critic_free import CriticFree
+
+
+class RLOO(CriticFree):
+    """A_i = r_i - mean of the other answers' rewards, where r_i = score - beta * sum_t(lp_t - lp_ref_t): the answer is
+    one action, and its own reward is in no baseline of its own.
+
+    Ahmadian et al. 2024, arXiv:2402.14740.
+    """
+
+    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        worth = above_others(np.array([reward.sum() for reward in rewards]))
+        return [np.full(len(reward), one) for reward, one in zip(rewards, worth, strict=True)]
