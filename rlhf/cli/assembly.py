@@ -21,7 +21,14 @@ from rlhf.engines.rewards.model import ModelReward
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.buffer import LagBuffer
 from rlhf.orchestrator.data import DataSplit, Order
-from rlhf.orchestrator.evaluation import Evaluator, LabelEvaluator, LikelihoodEvaluator, PairEvaluator, SampleEvaluator
+from rlhf.orchestrator.evaluation import (
+    Evaluator,
+    LabelEvaluator,
+    LikelihoodEvaluator,
+    PairEvaluator,
+    PreferenceEvaluator,
+    SampleEvaluator,
+)
 from rlhf.orchestrator.learning import Passes, Pretraining
 from rlhf.orchestrator.loop import Course, Parts
 from rlhf.orchestrator.measuring import Models, Portions
@@ -31,7 +38,12 @@ from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, R
 from rlhf.types import Prompt, Role, RolloutRequest, Sampling, ScoredGroup
 
 OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
-EVALUATORS: Mapping[str, OfflineEvaluator] = {"sft": LikelihoodEvaluator, "rm": PairEvaluator, "kto": LabelEvaluator}
+EVALUATORS: Mapping[str, OfflineEvaluator] = {
+    "sft": LikelihoodEvaluator,
+    "rm": PairEvaluator,
+    "dpo": PreferenceEvaluator,
+    "kto": LabelEvaluator,
+}
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 8
 START_MARGIN_S = 60.0
@@ -107,6 +119,7 @@ def course(config: TrainConfig, length: RunLength) -> Course:
         checkpoint_every=config.checkpoint.every_steps,
         gap_warn=train.mismatch_warn,
         gap_stop=train.mismatch_stop,
+        gap_band=train.mismatch_band,
     )
 
 
@@ -120,32 +133,42 @@ def portions(config: TrainConfig) -> Portions:
     )
 
 
-def assemble(
+def assemble_offline(
     command: str,
     config: TrainConfig,
+    algorithm: Algorithm,
+    given: DataSplit[ScoredGroup],
+    crew: Crew,
+    reference: TokenScorer | None,
+) -> Parts:
+    """Everything that the loop drives in a run on given answers."""
+    models = Models(trained={role: trainee(config, crew, role) for role in algorithm.needs.trains}, reference=reference)
+    # An algorithm of its own: what is held out must not count in the training figures.
+    evaluated, groups = build_algorithm(config.algo), held_out(config, given)
+    return Parts(
+        algorithm=algorithm,
+        models=models,
+        source=offline_source(config, given.train, algorithm),
+        evaluator=EVALUATORS[command](models, evaluated, groups, portions(config)) if groups else None,
+    )
+
+
+def held_out(config: TrainConfig, given: DataSplit[ScoredGroup]) -> Sequence[ScoredGroup]:
+    """The groups of an evaluation."""
+    return given.held_out[: config.eval.max_prompts]
+
+
+def assemble_online(
+    config: OnlineConfig,
     algorithm: Algorithm,
     data: Data,
     crew: Crew,
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> Parts:
-    """Everything that the loop drives."""
-    engines = {role: trainee(config, crew, role) for role in crew.groups}
-    if not isinstance(config, OnlineConfig):
-        assert data.groups is not None
-        held_out = data.groups.held_out[: config.eval.max_prompts]
-        models = Models(
-            trained={role: engines[role] for role in algorithm.needs.trains}, reference=engines.get(Role.REFERENCE)
-        )
-        # An algorithm of its own: what is held out must not count in the training figures.
-        evaluated = build_algorithm(config.algo)
-        return Parts(
-            algorithm=algorithm,
-            models=models,
-            source=OfflineSource(rows(config, data.groups.train), config.train.batch_size, algorithm.keep),
-            evaluator=EVALUATORS[command](models, evaluated, held_out, portions(config)) if held_out else None,
-        )
+    """Everything that the loop drives in a run that samples."""
     assert data.prompts is not None
+    engines = {role: trainee(config, crew, role) for role in crew.groups}
     pool = rollout_pool(config, crew.engines)
     trained = {role: engines[role] for role in algorithm.needs.trains}
     trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
@@ -199,9 +222,10 @@ def rollout_pool(config: OnlineConfig, workers: Sequence[Worker]) -> RolloutPool
     )
 
 
-def rows(config: TrainConfig, items: Sequence[ScoredGroup]) -> Order[ScoredGroup]:
+def offline_source(config: TrainConfig, groups: Sequence[ScoredGroup], algorithm: Algorithm) -> GroupSource:
     """Given answers in the run's order."""
-    return Order(items, seed=config.run.seed, shuffle=config.data.shuffle)
+    order = Order(groups, seed=config.run.seed, shuffle=config.data.shuffle)
+    return OfflineSource(order, config.train.batch_size, algorithm.keep)
 
 
 def sampling(config: OnlineConfig, tokenizer: Tokenizer, temperature: float) -> Sampling:

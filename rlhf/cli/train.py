@@ -12,10 +12,20 @@ from rlhf.actors.launch import Crew, Launcher
 from rlhf.actors.placement import Placement
 from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Algorithm
-from rlhf.cli.assembly import Data, assemble, course, first_role, run_length, trainee, tricks
+from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.cli.assembly import (
+    Data,
+    assemble_offline,
+    assemble_online,
+    course,
+    first_role,
+    run_length,
+    trainee,
+    tricks,
+)
 from rlhf.cli.casting import cast, model_of, place
 from rlhf.cli.class_weights import weigh_classes
+from rlhf.cli.stored_reference import fill_store, open_store, without_reference
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
@@ -41,7 +51,12 @@ from rlhf.orchestrator.trackers import make_trackers, require_trackers
 from rlhf.types import Role, ScoredGroup
 
 Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
-OFFLINE_LOADERS: Mapping[str, Loader] = {"sft": load_demonstrations, "rm": load_preferences, "kto": load_labelled}
+OFFLINE_LOADERS: Mapping[str, Loader] = {
+    "sft": load_demonstrations,
+    "rm": load_preferences,
+    "dpo": load_preferences,
+    "kto": load_labelled,
+}
 
 
 def run_training(command: str, config: TrainConfig) -> int:
@@ -83,13 +98,21 @@ def run_training(command: str, config: TrainConfig) -> int:
         stop = StopRequest(config.checkpoint.grace_s)
         started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
         with shown_failure(records), started as cluster, stop.listening():
-            placement = place(config, algorithm.needs)
-            crew = start(config, algorithm, cluster, placement, length)
+            store = open_store(config, data.groups, tokenizer, length.num_steps, cluster.device, records)
+            needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
+            placement = place(config, needs)
+            crew = start(config, needs, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):
                 console.say(line)
             with tempfile.TemporaryDirectory(dir=directory.path, prefix="trial-") as trial:
                 trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
-            parts = assemble(command, config, algorithm, data, crew, tokenizer, stop)
+            if store is not None and not store.is_complete:
+                crew = fill_store(store, config, cluster, crew, records, stop)
+            if isinstance(config, OnlineConfig):
+                parts = assemble_online(config, algorithm, data, crew, tokenizer, stop)
+            else:
+                assert data.groups is not None
+                parts = assemble_offline(command, config, algorithm, data.groups, crew, store)
             loop = Loop(parts, course(config, length), records=records, checkpoints=checkpoints, stop=stop, fresh=fresh)
             loop.run(resume_from)
     return 0
@@ -140,14 +163,14 @@ def resume_point(
 
 def start(
     config: TrainConfig,
-    algorithm: Algorithm,
+    needs: Needs,
     cluster: Cluster,
     placement: Placement,
     length: RunLength,
 ) -> Crew:
     """Start every actor, and bring the policy and the engines together."""
-    updates = {role: length.num_updates(role) for role in algorithm.needs.trains}
-    script = cast(config, algorithm.needs, placement, updates, cluster.device)
+    updates = {role: length.num_updates(role) for role in needs.trains}
+    script = cast(config, needs, placement, updates, cluster.device)
     launcher = Launcher(
         cluster,
         start_timeout_s=config.cluster.start_timeout_s,

@@ -6,8 +6,9 @@ from typing import Protocol
 import numpy as np
 
 from rlhf.algorithms.base import Algorithm
+from rlhf.algorithms.held_out import held_out_figures
 from rlhf.errors import WeightSyncError
-from rlhf.orchestrator.batching import pack_tokens, plan_batches, unpack_scores
+from rlhf.orchestrator.batching import build_batches, pack_tokens, plan_batches, unpack_scores
 from rlhf.orchestrator.measuring import Models, Portions, token_outputs
 from rlhf.orchestrator.sources import Sampler, request_seed
 from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
@@ -77,12 +78,42 @@ class LabelEvaluator:
 LABEL_FIGURES = {
     "kto/loss": "eval/loss",
     "kto/z0": "eval/z0",
-    "implicit/desirable": "eval/desirable",
-    "implicit/undesirable": "eval/undesirable",
-    "implicit/margin": "eval/margin",
-    "implicit/auc": "eval/auc",
+    "labels/desirable_reward": "eval/desirable",
+    "labels/undesirable_reward": "eval/undesirable",
+    "labels/margin": "eval/margin",
+    "labels/auc": "eval/auc",
 }
 """What KTO's credit says about held-out answers, under its names in an evaluation."""
+
+
+class PreferenceEvaluator:
+    """How the policy's loss on pairs, and its implicit rewards, stand on held-out pairs: each pair counts once."""
+
+    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+        self._models = models
+        self._algorithm = algorithm
+        self._examples = algorithm.select(groups)
+        self._portions = portions
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        """Nothing where the held-out rows hold no pair."""
+        if not self._examples:
+            return {}
+        experiences, _ = self._algorithm.credit(self._examples, self._measure())
+        policy = self._models.trained[Role.POLICY]
+        plan = plan_batches(self._examples, self._portions.limits(policy.num_ranks))
+        batches = build_batches(plan, experiences, Role.POLICY)
+        said = policy.forward(pack_tokens(plan, self._examples))
+        figures = held_out_figures(self._algorithm, batches, said).sums
+        renamed = {f"eval/{name.partition('/')[2]}": value for name, value in figures.items()}
+        return {**renamed, "eval/num_pairs": float(len(experiences))}
+
+    def _measure(self) -> list[Signals]:
+        """What the reference says, where the loss has one."""
+        if self._models.reference is None:
+            return [Signals()] * len(self._examples)
+        said = token_outputs(self._models.reference, self._examples, self._portions)
+        return [Signals(ref_log_probs=arrays) for arrays in said]
 
 
 def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:

@@ -9,14 +9,16 @@ from rlhf.config.base import Section
 
 
 class PairLossSection(Section):
-    """What every loss on a pair has."""
+    """What every loss on a pair has. lp(y) is the sum of an answer's log-probs, LR(y) that sum less the reference's,
+    h = LR(chosen) - LR(rejected), len(y) the answer's tokens."""
 
     type: str
     """Kind of the loss."""
     beta: Positive = 0.1
     """Weight of the distance from the reference: larger stays nearer."""
     humanline: bool = False
-    """Clamp each token's log-ratio to the reference before it is summed (Liu et al. 2025, humanline)."""
+    """Clamp each token's log-ratio to the reference before it is summed (Liu et al. 2025, humanline). A loss that needs
+    no reference otherwise starts one for this."""
     humanline_low: float = Field(-1.0, le=0.0, allow_inf_nan=False)
     """Lower end of that clamp."""
     humanline_high: float = Field(1.5, ge=0.0, allow_inf_nan=False)
@@ -27,16 +29,22 @@ class PairLossSection(Section):
         """Whether log-probs under the reference are needed."""
         return True
 
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether an answer's log-probs are averaged over its tokens instead of summed."""
+        return False
+
 
 class DpoLoss(PairLossSection):
-    """-log sigmoid(beta * h) (Rafailov et al. 2023)."""
+    """-log sigmoid(beta * h) (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     type: Literal["dpo"] = "dpo"
     """DPO."""
 
 
 class CdpoLoss(PairLossSection):
-    """DPO for labels that are wrong with a known probability (Mitchell 2023)."""
+    """-(1 - e) * log sigmoid(beta * h) - e * log sigmoid(-beta * h), for labels that are wrong with a known probability
+    e (Mitchell 2023, "A note on DPO with noisy preferences")."""
 
     type: Literal["cdpo"] = "cdpo"
     """Conservative DPO."""
@@ -45,7 +53,8 @@ class CdpoLoss(PairLossSection):
 
 
 class RdpoLoss(PairLossSection):
-    """DPO, unbiased under labels that are wrong with a known probability (Chowdhury et al. 2024)."""
+    """(-(1 - e) * log sigmoid(beta * h) + e * log sigmoid(-beta * h)) / (1 - 2e): in expectation the DPO loss of clean
+    labels, where labels are wrong with probability e (Chowdhury et al. 2024, arXiv:2403.00409)."""
 
     type: Literal["rdpo"] = "rdpo"
     """Robust DPO."""
@@ -54,14 +63,18 @@ class RdpoLoss(PairLossSection):
 
 
 class IpoLoss(PairLossSection):
-    """(h - 1 / (2 beta))^2 with length-averaged log-probs (Azar et al. 2023)."""
+    """(LR(chosen) / len - LR(rejected) / len - 1 / (2 beta))^2 (Azar et al. 2023, arXiv:2310.12036)."""
 
     type: Literal["ipo"] = "ipo"
     """IPO; beta is the paper's tau."""
 
+    @property
+    def averages_tokens(self) -> bool:
+        return True
+
 
 class HingeLoss(PairLossSection):
-    """max(0, 1 - beta * h) (Liu et al. 2023, RSO)."""
+    """max(0, 1 - beta * h) (Liu et al. 2023, RSO, arXiv:2309.06657)."""
 
     type: Literal["hinge"] = "hinge"
     """Hinge loss on the implicit rewards."""
@@ -70,13 +83,17 @@ class HingeLoss(PairLossSection):
 class ReferenceFree(PairLossSection):
     """A loss that starts no reference."""
 
+    beta: Positive = 0.1
+    """Factor of the log-probs: larger learns less from pairs that are told apart already."""
+
     @property
     def uses_reference(self) -> bool:
-        return False
+        return self.humanline
 
 
 class SimpoLoss(ReferenceFree):
-    """-log sigmoid(beta * (mean log-prob of chosen - of rejected) - gamma) (Meng et al. 2024)."""
+    """-log sigmoid(beta * lp(chosen) / len - beta * lp(rejected) / len - gamma) (Meng et al. 2024,
+    arXiv:2405.14734)."""
 
     type: Literal["simpo"] = "simpo"
     """SimPO."""
@@ -85,12 +102,18 @@ class SimpoLoss(ReferenceFree):
     gamma: NonNegative = 0.5
     """Margin that chosen is to win by."""
 
+    @property
+    def averages_tokens(self) -> bool:
+        return True
+
 
 class SlicLoss(ReferenceFree):
-    """max(0, delta - lp(chosen) + lp(rejected)) + likelihood of chosen (Zhao et al. 2023)."""
+    """max(0, delta - lp(chosen) + lp(rejected)) - nll_coef * lp(chosen) (Zhao et al. 2023, arXiv:2305.10425)."""
 
     type: Literal["slic"] = "slic"
     """SLiC-HF."""
+    beta: Positive = 1.0
+    """Not in this loss, whose margin is delta; scales the logged implicit rewards only."""
     delta: Positive = 1.0
     """Margin in nats."""
     nll_coef: NonNegative = 0.1
@@ -98,14 +121,21 @@ class SlicLoss(ReferenceFree):
 
 
 class OrpoLoss(ReferenceFree):
-    """Likelihood of chosen and the log odds ratio (Hong et al. 2024)."""
+    """-lp(chosen) / len - beta * log sigmoid(log odds(chosen) - log odds(rejected)), odds = p / (1 - p) of the
+    length-averaged probability, log p = lp / len (Hong et al. 2024, arXiv:2403.07691)."""
 
     type: Literal["orpo"] = "orpo"
     """ORPO; beta is the paper's lambda."""
+    beta: Positive = 0.1
+    """Weight of the odds ratio beside the likelihood."""
+
+    @property
+    def averages_tokens(self) -> bool:
+        return True
 
 
 class CpoLoss(ReferenceFree):
-    """-log sigmoid(beta * (lp(chosen) - lp(rejected))) + likelihood of chosen (Xu et al. 2024)."""
+    """-log sigmoid(beta * (lp(chosen) - lp(rejected))) - nll_coef * lp(chosen) (Xu et al. 2024, arXiv:2401.08417)."""
 
     type: Literal["cpo"] = "cpo"
     """CPO."""
@@ -114,21 +144,23 @@ class CpoLoss(ReferenceFree):
 
 
 class ApoZeroLoss(PairLossSection):
-    """Chosen up, rejected down (D'Oosterlinck et al. 2024)."""
+    """1 - sigmoid(beta * LR(chosen)) + sigmoid(beta * LR(rejected)): chosen up, rejected down (D'Oosterlinck et al.
+    2024, arXiv:2408.06266)."""
 
     type: Literal["apo-zero"] = "apo-zero"
     """APO-zero."""
 
 
 class ApoDownLoss(PairLossSection):
-    """Both down, rejected more: for chosen answers that are worse than the policy's own (D'Oosterlinck et al. 2024)."""
+    """sigmoid(beta * LR(chosen)) + 1 - sigmoid(beta * h): both down, rejected more, for chosen answers that are worse
+    than the policy's own (D'Oosterlinck et al. 2024, arXiv:2408.06266)."""
 
     type: Literal["apo-down"] = "apo-down"
     """APO-down."""
 
 
 class RpoLoss(PairLossSection):
-    """DPO and the length-averaged likelihood of chosen (Pang et al. 2024)."""
+    """-log sigmoid(beta * h) - nll_coef * lp(chosen) / len (Pang et al. 2024, arXiv:2404.19733)."""
 
     type: Literal["rpo"] = "rpo"
     """RPO, that is DPO + likelihood."""
@@ -137,30 +169,36 @@ class RpoLoss(PairLossSection):
 
 
 class LengthPenalizedLoss(PairLossSection):
-    """DPO with a margin that punishes the longer answer (Park et al. 2024, R-DPO)."""
+    """-log sigmoid(beta * h + length_coef * (len(chosen) - len(rejected))): what a longer answer wins by its length is
+    not learned (Park et al. 2024, arXiv:2403.19159)."""
 
     type: Literal["r-dpo"] = "r-dpo"
     """R-DPO, length-regularised."""
     length_coef: NonNegative = 0.01
-    """Nats that chosen must win by for each token that it is longer."""
+    """Nats of the preference that each token of a longer chosen answer explains by itself."""
 
 
 class LengthNormalizedLoss(PairLossSection):
-    """DPO on length-averaged log-ratios (Lambert et al. 2024, Tulu 3)."""
+    """-log sigmoid(beta * (LR(chosen) / len - LR(rejected) / len)) (Lambert et al. 2024, Tulu 3, arXiv:2411.15124)."""
 
     type: Literal["ln-dpo"] = "ln-dpo"
     """LN-DPO, length-normalised."""
     beta: Positive = 5.0
     """Weight of the distance from the reference, per token."""
 
+    @property
+    def averages_tokens(self) -> bool:
+        return True
+
 
 class DiscopopLoss(PairLossSection):
-    """The log-ratio modulated loss that a language model found (Lu et al. 2024)."""
+    """(1 - m) * -log sigmoid(z) + m * exp(-z), z = beta * h, m = sigmoid(z / tau): the loss that a language model found
+    (Lu et al. 2024, arXiv:2406.08414)."""
 
     type: Literal["discopop"] = "discopop"
     """DiscoPOP."""
-    tau: Positive = 0.05
-    """Temperature of the modulation."""
+    tau: float = Field(0.05, gt=0.0, le=1.0)
+    """Temperature of the modulation; above 1 the loss of a wrong pair would grow exponentially."""
 
 
 PairLoss = Annotated[

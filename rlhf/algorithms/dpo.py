@@ -1,0 +1,54 @@
+"""Direct preference optimisation on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.algorithms.base import Needs, Objective
+from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
+from rlhf.algorithms.standstill import STARTS_AT_LN_2, Standstill
+from rlhf.config.algo import DpoSection
+from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+
+
+class DPO:
+    """The policy learns to prefer chosen over rejected more than the reference does. Of a ranking of several answers,
+    the best and the worst are the pair."""
+
+    def __init__(self, section: DpoSection) -> None:
+        loss = section.loss
+        self._picker = PairPicker()
+        self._objective = PairObjective(loss)
+        self._standstill = Standstill(watches=loss.type in STARTS_AT_LN_2)
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS},
+            measures=frozenset({"ref_log_probs"} if loss.uses_reference else ()),
+            online=False,
+        )
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Every row: what is no pair is dropped by `select`, and counted by its reason."""
+        return True
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One pair a prompt."""
+        return self._picker.pick(groups)
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Label the two sides."""
+        experiences = [
+            pair_experience(example, signal.ref_log_probs) for example, signal in zip(examples, signals, strict=True)
+        ]
+        return experiences, LossMetrics(sums=self._picker.dropped(), warnings=self._standstill.warnings())
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.POLICY: self._objective}
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        """Watch for a loss that stands still."""
+        self._standstill.hear(metrics.sums.get("policy/loss"))
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return self._standstill.state()
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self._standstill.restore(state)

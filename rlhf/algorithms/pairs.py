@@ -1,0 +1,148 @@
+"""Pairs of answers: chosen from groups, measured, and read again from packed micro-batches."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
+from rlhf.algorithms.losses import masked, measure, present, sequence_totals, token_mean
+from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
+from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.config.algo import PairLossSection
+from rlhf.errors import NumericsError
+from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, Rollout, ScoredGroup
+
+CHOSEN, REJECTED = 1.0, 0.0
+
+
+class PairPicker:
+    """The best answer of each group against its worst: one pair a group, whatever the group's size, so that a step has
+    as many examples as prompts. A group without such a pair is dropped and counted, by its reason:
+
+    - empty: fewer than two answers hold a token to learn from. Aborted answers hold none.
+    - tied: no two different answers have different rewards. Compared exactly: close is not equal.
+    - identical: their rewards differ and their tokens do not (after truncation, say), which no policy can tell apart.
+    """
+
+    def __init__(self) -> None:
+        self._dropped: Counter[str] = Counter()
+
+    def pick(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example of two sequences a group that has a pair, chosen first."""
+        pairs = [(group, self._best_and_worst(group)) for group in groups]
+        return [pair_example(group, *found) for group, found in pairs if found is not None]
+
+    def _best_and_worst(self, group: ScoredGroup) -> tuple[int, int] | None:
+        rewards = [reward.total for reward in group.rewards]
+        spoken = [i for i, rollout in enumerate(group.rollouts) if join(group.prompt, rollout).loss_mask.any()]
+        if len(spoken) < 2:
+            self._dropped["empty"] += 1
+            return None
+        best = max(spoken, key=lambda i: rewards[i])
+        others = [i for i in spoken if not np.array_equal(group.rollouts[i].token_ids, group.rollouts[best].token_ids)]
+        worst = min(others, key=lambda i: rewards[i], default=best)
+        if rewards[worst] < rewards[best]:
+            return best, worst
+        only_same = not others and min(rewards[i] for i in spoken) < rewards[best]
+        self._dropped["identical" if only_same else "tied"] += 1
+        return None
+
+    def dropped(self) -> dict[str, float]:
+        """Figures of what was dropped since this was last asked."""
+        counts, self._dropped = self._dropped, Counter()
+        return {f"pairs/{reason}": float(counts[reason]) for reason in ("tied", "identical", "empty")}
+
+
+def pair_example(group: ScoredGroup, chosen: int, rejected: int) -> Example:
+    """Two answers of a group as one example; the sampler's log-probs where they were sampled."""
+    sides: list[Rollout] = [group.rollouts[chosen], group.rollouts[rejected]]
+    sampled = all(rollout.weight_version >= 0 for rollout in sides)
+    return Example(
+        id=sides[0].id,
+        sequences=tuple(join(group.prompt, rollout) for rollout in sides),
+        rewards=(group.rewards[chosen].total, group.rewards[rejected].total),
+        sampler_log_probs=tuple(after_prompt(group.prompt, rollout.log_probs) for rollout in sides) if sampled else (),
+        truncated=tuple(rollout.finish_reason is FinishReason.LENGTH for rollout in sides),
+        weight_version=min(rollout.weight_version for rollout in sides),
+        group=group.prompt.id,
+    )
+
+
+def pair_experience(example: Example, ref_log_probs: Sequence[FloatArray]) -> Experience:
+    """A pair with what its loss is to know: one array for each side, or none where the loss needs no reference.
+
+    Raises NumericsError where the reference said NaN or inf about a token that is learned from.
+    """
+    for sequence, array in zip(example.sequences, ref_log_probs, strict=bool(ref_log_probs)):
+        wrong = int((~np.isfinite(array[sequence.loss_mask])).sum())
+        if wrong:
+            raise NumericsError(f"{example.id}: ref_log_probs: {wrong} of {sequence.loss_mask.sum()} are not finite.")
+    arrays: Sequence[FloatArray | None] = ref_log_probs or (None, None)
+    return Experience(
+        id=example.id,
+        sequences=tuple(
+            LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, ref_log_probs=array)
+            for sequence, array in zip(example.sequences, arrays, strict=True)
+        ),
+        targets=(CHOSEN, REJECTED),
+    )
+
+
+class PairObjective:
+    """Mean loss over the step's pairs."""
+
+    def __init__(self, loss: PairLossSection) -> None:
+        self._section = loss
+        self._loss = PAIR_LOSSES[loss.type]
+
+    def __call__(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        pairs, clamped = self.read(outputs.predictions, batch)
+        num_pairs = max(batch.denominators.examples, 1.0)
+        loss = self._loss(pairs, self._section).sum() / num_pairs
+        figures = {
+            "policy/loss": loss,
+            **{name: each.sum() / num_pairs for name, each in self._describe(pairs).items()},
+        }
+        if outputs.entropy is not None:
+            figures["policy/entropy"] = (masked(outputs.entropy, batch.loss_mask) * token_mean(batch)).sum()
+        if self._section.humanline:
+            figures["pairs/clamped"] = (clamped * token_mean(batch)).sum()
+        return LossOutput(loss=loss, metrics=measure(figures))
+
+    def read(self, predictions: torch.Tensor, batch: TensorBatch) -> tuple[Pairs, torch.Tensor]:
+        """The micro-batch's pairs from the policy's log-probs [T]; and [T], 1 where humanline clamped a log-ratio."""
+        section, mask = self._section, batch.loss_mask
+        log_probs = masked(predictions, mask)
+        ref_log_probs = torch.zeros_like(log_probs)
+        if section.uses_reference:
+            ref_log_probs = masked(present(batch.ref_log_probs, "ref_log_probs"), mask)
+        # Summed as differences: two sums of a thousand nats each would leave few digits for what they differ by.
+        log_ratios = log_probs - ref_log_probs
+        clamped = torch.zeros_like(log_ratios)
+        if section.humanline:
+            free, log_ratios = log_ratios, log_ratios.clamp(section.humanline_low, section.humanline_high)
+            clamped, log_probs = (free != log_ratios).to(log_ratios.dtype), ref_log_probs + log_ratios
+        lengths = sequence_totals(mask.to(log_probs.dtype), batch.lengths)
+        divisor = lengths.clamp(min=1.0) if section.averages_tokens else torch.ones_like(lengths)
+        sums = [sequence_totals(values, batch.lengths) / divisor for values in (log_probs, log_ratios)]
+
+        def side(which: torch.Tensor) -> Side:
+            return Side(log_probs=sums[0][which], log_ratios=sums[1][which], lengths=lengths[which])
+
+        # Each example has one sequence of either kind, so both sides come in the examples' order.
+        is_chosen = batch.targets == CHOSEN
+        return Pairs(chosen=side(is_chosen), rejected=side(~is_chosen)), clamped
+
+    def _describe(self, pairs: Pairs) -> Mapping[str, torch.Tensor]:
+        """[P] figures. Chosen and rejected apart: a margin may grow while both become less likely."""
+        beta = self._section.beta
+        return {
+            "pairs/accuracy": (1.0 + pairs.h.sign()) / 2.0,
+            "pairs/margin": beta * pairs.h,
+            "pairs/chosen_reward": beta * pairs.chosen.log_ratios,
+            "pairs/rejected_reward": beta * pairs.rejected.log_ratios,
+            "pairs/chosen_log_prob": pairs.chosen.log_probs,
+            "pairs/rejected_log_prob": pairs.rejected.log_probs,
+        }
