@@ -34,6 +34,11 @@ class AlgorithmSection(Section):
         """First steps in which the policy does not learn."""
         return 0
 
+    @property
+    def sampling_rounds(self) -> int:
+        """Most times that a step samples for groups that are kept."""
+        return 10
+
 
 class FixedKl(Section):
     """A KL coefficient that stays."""

@@ -28,7 +28,8 @@ class CriticFreeSection(AlgorithmSection):
     """What the critic-free methods share."""
 
     scale: Scale = "none"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     std: Literal["population", "sample"] = "population"
     """Convention of that deviation: divided by n, or by n - 1."""
     ratio: Ratio = "token"
@@ -58,7 +59,7 @@ class CriticFreeSection(AlgorithmSection):
     drop_equal_groups: bool = False
     """Leave out prompts whose answers all got the same reward, and sample others in their place."""
     max_sampling_rounds: PositiveInt = 10
-    """Most times that a step samples again for groups that were left out."""
+    """Most times that a step samples for groups that are not left out."""
     overlong_buffer: int = Field(0, ge=0)
     """Tokens before rollout.max_response_tokens over which a penalty grows from 0 to -1; 0 does not punish length."""
     overlong_limit: PositiveInt | None = None
@@ -81,6 +82,10 @@ class CriticFreeSection(AlgorithmSection):
     def max_passes(self) -> int:
         return self.num_epochs
 
+    @property
+    def sampling_rounds(self) -> int:
+        return self.max_sampling_rounds
+
 
 class GrpoSection(CriticFreeSection):
     """GRPO: reward minus the group's mean, over the group's deviation (Shao et al. 2024)."""
@@ -88,7 +93,8 @@ class GrpoSection(CriticFreeSection):
     type: Literal["grpo"] = "grpo"
     """GRPO."""
     scale: Scale = "group"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
 
 
 class RlooSection(CriticFreeSection):
@@ -110,7 +116,8 @@ class ReinforceSection(CriticFreeSection):
     type: Literal["reinforce++"] = "reinforce++"
     """REINFORCE++."""
     scale: Scale = "batch"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     kl: KlControl = FixedKl(coef=0.01)
     """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "reward"
@@ -123,7 +130,8 @@ class ReinforceBaselineSection(CriticFreeSection):
     type: Literal["reinforce++-baseline"] = "reinforce++-baseline"
     """REINFORCE++ with the group's mean as baseline."""
     scale: Scale = "batch"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     kl: KlControl = FixedKl(coef=0.01)
     """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
     kl_estimator: Estimator = "k2"
@@ -156,7 +164,8 @@ class DapoSection(CriticFreeSection):
     type: Literal["dapo"] = "dapo"
     """DAPO."""
     scale: Scale = "group"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     clip_high: Positive = 0.28
     """The ratio is clipped at 1 + clip_high."""
     drop_equal_groups: bool = True
@@ -169,7 +178,8 @@ class GspoSection(CriticFreeSection):
     type: Literal["gspo"] = "gspo"
     """GSPO."""
     scale: Scale = "group"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     ratio: Ratio = "sequence-mean"
     """What is clipped: each token's ratio, the whole answer's, or its geometric mean over the tokens."""
     clip_low: float = Field(3e-4, gt=0.0, le=1.0)
@@ -186,7 +196,8 @@ class CispoSection(CriticFreeSection):
     type: Literal["cispo"] = "cispo"
     """CISPO."""
     scale: Scale = "group"
-    """Deviation that advantages are divided by: of the prompt's answers (group), of the whole batch, or none."""
+    """Deviation that advantages are divided by: of the prompt's answers (group), of all tokens of the batch, whose mean
+    then becomes 0 (batch), or none."""
     loss: Literal["clip", "cispo"] = "cispo"
     """clip is PPO's surrogate; cispo weighs the log-likelihood by the clipped ratio, so that no token is left out."""
     clip_low: float = Field(1.0, gt=0.0, le=1.0)
