@@ -7,6 +7,7 @@ from rlhf.algorithms.custom import custom
 from rlhf.algorithms.dpo import DPO
 from rlhf.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, DrGRPO
 from rlhf.algorithms.kto import KTO
+from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.reinforce import Reinforce, ReinforceBaseline
 from rlhf.algorithms.remax import ReMax
@@ -30,6 +31,7 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "cispo": CISPO,
     "dpo": DPO,
     "kto": KTO,
+    "online-kto": OnlineKTO,
     "custom": custom,
 }
 """Section type -> algorithm, made from its section alone."""

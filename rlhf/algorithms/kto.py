@@ -178,10 +178,10 @@ def describe_labels(labels: Bools, rewards: Floats, log_probs: Floats) -> dict[s
     sums = {"labels/desirable": mean(labels), "labels/one_sided": float(labels.all() or not labels.any())}
     for name, of_label in (("desirable", labels), ("undesirable", ~labels)):
         if of_label.any():
-            sums[f"implicit/{name}"] = mean(rewards[of_label])
-            sums[f"log_probs/{name}"] = mean(log_probs[of_label])
+            sums[f"labels/{name}_reward"] = mean(rewards[of_label])
+            sums[f"labels/{name}_log_prob"] = mean(log_probs[of_label])
     if labels.any() and not labels.all():
         gaps = rewards[labels][:, None] - rewards[~labels][None, :]
-        sums["implicit/margin"] = mean(gaps)
-        sums["implicit/auc"] = mean((1.0 + np.sign(gaps)) / 2.0)
+        sums["labels/margin"] = mean(gaps)
+        sums["labels/auc"] = mean((1.0 + np.sign(gaps)) / 2.0)
     return sums

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig, command_of
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem, shown
+from rlhf.config.rules_kto import KTO_RULES
 from rlhf.config.rules_online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
 
@@ -97,4 +98,4 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(keys=(f"data.{key}",), text=f"not read by {command_of(config)}. Remove it.")
 
 
-RULES = (required, models, held_out, columns, colocation)
+RULES = (required, models, held_out, columns, colocation, *KTO_RULES)

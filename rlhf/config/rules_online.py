@@ -4,13 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, PpoConfig, command_of
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig, command_of
 from rlhf.config.problems import Problem
 from rlhf.config.reward import ModelSource
 
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
     """A step's answers make whole optimizer steps."""
+    if isinstance(config, OnlineKtoConfig):
+        return  # makes one optimizer step: a rule of its own
     size, total = config.train.batch_size, config.examples_per_step
     keys = ("train.batch_size", "rollout.batch_size", "rollout.num_samples")
     counted = "rollout.batch_size" if isinstance(config, OnlineDpoConfig) else "rollout.batch_size*num_samples"

@@ -128,12 +128,12 @@ def test_a_whole_step_by_hand() -> None:
     expected = {
         "labels/desirable": 0.5,
         "labels/one_sided": 0.0,
-        "implicit/desirable": 0.5,
-        "implicit/undesirable": -0.5,
-        "implicit/margin": 1.0,
-        "implicit/auc": 1.0,
-        "log_probs/desirable": -4.0,
-        "log_probs/undesirable": -6.0,
+        "labels/desirable_reward": 0.5,
+        "labels/undesirable_reward": -0.5,
+        "labels/margin": 1.0,
+        "labels/auc": 1.0,
+        "labels/desirable_log_prob": -4.0,
+        "labels/undesirable_log_prob": -6.0,
     }
     assert {name: credited.sums[name] for name in expected} == pytest.approx(expected)
 
@@ -262,7 +262,7 @@ def test_a_step_of_one_label_is_learned_from() -> None:
     assert [e.targets for e in experiences] == [(1.0,)] * 3
     assert credited.sums["labels/one_sided"] == 1.0
     assert credited.sums["kto/desirable_weight"] == 1.0
-    assert not {"implicit/undesirable", "implicit/margin", "implicit/auc"} & set(credited.sums)
+    assert not {"labels/undesirable_reward", "labels/margin", "labels/auc"} & set(credited.sums)
     leaves = as_before(signals)
     loss_of_step(algorithm, experiences, leaves)[0].backward()
     assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
@@ -320,8 +320,8 @@ def test_a_number_that_is_not_finite_has_a_name() -> None:
 
 def test_equal_rewards_count_half() -> None:
     labels = np.array([True, False, False])
-    assert describe_labels(labels, np.zeros(3), np.zeros(3))["implicit/auc"] == 0.5
-    assert describe_labels(labels, np.array([1.0, 1.0, 2.0]), np.zeros(3))["implicit/auc"] == 0.25
+    assert describe_labels(labels, np.zeros(3), np.zeros(3))["labels/auc"] == 0.5
+    assert describe_labels(labels, np.array([1.0, 1.0, 2.0]), np.zeros(3))["labels/auc"] == 0.25
 
 
 def test_it_remembers_nothing() -> None:

@@ -1,0 +1,73 @@
+"""KTO on the policy's own answers: each is labelled by its score against a threshold (Ethayarajh et al. 2024)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+
+from rlhf.algorithms.answers import Answer, describe
+from rlhf.algorithms.kto import KTO
+from rlhf.algorithms.mismatched import Judged, with_mismatched
+from rlhf.algorithms.sequences import join
+from rlhf.config.algo import OnlineKtoSection
+from rlhf.types import Example, Experience, LossMetrics, ScoredGroup, Signals
+
+
+class OnlineKTO(KTO):
+    """As KTO, with labels made here. An answer without a token (empty or aborted) has no label and counts in no mean;
+    one exactly at a mean is left out."""
+
+    def __init__(self, section: OnlineKtoSection) -> None:
+        super().__init__(section)
+        self._threshold = section.threshold
+        self._score = section.threshold_score
+        self._num_empty = 0
+        self._num_at_mean = 0
+
+    def keep(self, group: ScoredGroup) -> bool:
+        return True
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example an answer that is good or bad."""
+        spoken = [with_tokens(group) for group in groups]
+        self._num_empty += sum(len(group.rollouts) for group in groups) - sum(map(len, spoken))
+        judged = self._judge(spoken)
+        labelled = [one for one in judged if self._threshold == "fixed" or one.score != one.threshold]
+        self._num_at_mean += len(judged) - len(labelled)
+        return with_mismatched(labelled)
+
+    def _judge(self, groups: Sequence[Sequence[Judged]]) -> list[Judged]:
+        """All answers of all groups, each with its threshold."""
+        if self._threshold == "group-mean":
+            return [one for group in groups for one in held_against_mean(group)]
+        everything = [one for group in groups for one in group]
+        if self._threshold == "batch-mean":
+            return held_against_mean(everything)
+        return [replace(one, threshold=self._score) for one in everything]
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        experiences, metrics = super().credit(examples, signals)
+        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
+        self._num_empty = self._num_at_mean = 0
+        return experiences, metrics + describe(answers) + LossMetrics(sums=left_out)
+
+
+def with_tokens(group: ScoredGroup) -> list[Judged]:
+    """The group's answers that hold a token to learn from."""
+    return [
+        Judged(
+            prompt=group.prompt,
+            rollout=rollout,
+            score=reward.total,
+            threshold=0.0,
+            sampler_log_probs=rollout.log_probs,
+        )
+        for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+        if join(group.prompt, rollout).loss_mask.any()
+    ]
+
+
+def held_against_mean(answers: Sequence[Judged]) -> list[Judged]:
+    """Answers whose threshold is the mean of their scores, which is exact: equal scores are all at it."""
+    threshold = mean(one.score for one in answers) if answers else 0.0
+    return [replace(one, threshold=threshold) for one in answers]

@@ -1,0 +1,51 @@
+"""Rules of KTO runs."""
+
+from collections.abc import Iterator
+
+from rlhf.config.algo import KtoSection, OnlineKtoSection
+from rlhf.config.commands import OnlineKtoConfig, TrainConfig
+from rlhf.config.problems import Problem
+
+
+def one_update(config: TrainConfig) -> Iterator[Problem]:
+    """z0 is estimated over one optimizer step, by the policy as it is before that step."""
+    if not isinstance(config, OnlineKtoConfig):
+        return
+    size, total = config.train.batch_size, config.examples_per_step
+    if size != total:
+        text = (
+            f"online KTO learns from a step's answers at once (got {size}). Set it to {total} = batch_size*num_samples."
+        )
+        yield Problem(keys=("train.batch_size", "rollout.batch_size", "rollout.num_samples"), text=text)
+
+
+def answers_to_compare(config: TrainConfig) -> Iterator[Problem]:
+    """A group's mean tells its answers apart."""
+    if not isinstance(config, OnlineKtoConfig):
+        return
+    if config.algo.threshold == "group-mean" and config.rollout.num_samples < 2:
+        text = "1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold batch-mean or fixed."
+        yield Problem(keys=("rollout.num_samples", "algo.threshold"), text=text)
+    if config.algo.threshold == "batch-mean" and config.examples_per_step < 2:
+        text = "1 answer is its own mean, and batch-mean leaves it out. Raise it, or use threshold fixed."
+        yield Problem(keys=("rollout.batch_size", "algo.threshold"), text=text)
+    if config.algo.threshold != "fixed" and config.algo.threshold_score != 0.0:
+        text = f"{config.algo.threshold_score:g} is used by threshold fixed alone (got {config.algo.threshold})."
+        yield Problem(keys=("algo.threshold_score", "algo.threshold"), text=text)
+
+
+def weights_used(config: TrainConfig) -> Iterator[Problem]:
+    """Class weights that are given are used."""
+    algo = config.algo
+    if not isinstance(algo, KtoSection | OnlineKtoSection) or algo.class_weights == "given":
+        return
+    for name, value in (
+        ("desirable_weight", algo.desirable_weight),
+        ("undesirable_weight", algo.undesirable_weight),
+    ):
+        if value != 1.0:
+            text = f"{value:g} has no effect with algo.class_weights auto. Set class_weights to given."
+            yield Problem(keys=(f"algo.{name}", "algo.class_weights"), text=text)
+
+
+KTO_RULES = (one_update, answers_to_compare, weights_used)
