@@ -258,6 +258,7 @@ def rollout_source(
             num_samples=rollout.num_samples,
             sampling=sampling(config, tokenizer, rollout.temperature),
             seed=config.run.seed,
+            max_rounds=config.algo.sampling_rounds,
             greedy_baseline=algorithm.needs.greedy_baseline,
         ),
         LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=patience_s, take_timeout_s=patience_s, check=stop.check),
