@@ -7,6 +7,8 @@ from rlhf.algorithms.custom import custom
 from rlhf.algorithms.dpo import DPO
 from rlhf.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, DrGRPO
 from rlhf.algorithms.kto import KTO
+from rlhf.algorithms.nash_md import NashMD
+from rlhf.algorithms.online_dpo import OnlineDPO
 from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.reinforce import Reinforce, ReinforceBaseline
@@ -30,6 +32,8 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "gspo": GSPO,
     "cispo": CISPO,
     "dpo": DPO,
+    "online-dpo": OnlineDPO,
+    "nash-md": NashMD,
     "kto": KTO,
     "online-kto": OnlineKTO,
     "custom": custom,

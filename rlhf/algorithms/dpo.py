@@ -15,7 +15,7 @@ class DPO:
 
     def __init__(self, section: DpoSection) -> None:
         loss = section.loss
-        self._picker = PairPicker()
+        self._picker = PairPicker(from_policy=False)
         self._objective = PairObjective(loss)
         self._standstill = Standstill(watches=loss.type in STARTS_AT_LN_2)
         self.needs = Needs(

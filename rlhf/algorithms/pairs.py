@@ -12,7 +12,7 @@ from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import PairLossSection
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, Rollout, ScoredGroup
+from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, ScoredGroup
 
 CHOSEN, REJECTED = 1.0, 0.0
 
@@ -26,13 +26,15 @@ class PairPicker:
     - identical: their rewards differ and their tokens do not (after truncation, say), which no policy can tell apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_policy: bool) -> None:
+        """`from_policy`: the answers' log-probs are those by which the policy sampled them, to compare its own with."""
+        self._from_policy = from_policy
         self._dropped: Counter[str] = Counter()
 
     def pick(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One example of two sequences a group that has a pair, chosen first."""
         pairs = [(group, self._best_and_worst(group)) for group in groups]
-        return [pair_example(group, *found) for group, found in pairs if found is not None]
+        return [self._example(group, *found) for group, found in pairs if found is not None]
 
     def _best_and_worst(self, group: ScoredGroup) -> tuple[int, int] | None:
         rewards = [reward.total for reward in group.rewards]
@@ -49,25 +51,23 @@ class PairPicker:
         self._dropped["identical" if only_same else "tied"] += 1
         return None
 
+    def _example(self, group: ScoredGroup, *pair: int) -> Example:
+        rollouts = [group.rollouts[i] for i in pair]
+        sampled = tuple(after_prompt(group.prompt, rollout.log_probs) for rollout in rollouts)
+        return Example(
+            id=rollouts[0].id,
+            sequences=tuple(join(group.prompt, rollout) for rollout in rollouts),
+            rewards=tuple(group.rewards[i].total for i in pair),
+            sampler_log_probs=sampled if self._from_policy else (),
+            truncated=tuple(rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts),
+            weight_version=min(rollout.weight_version for rollout in rollouts),
+            group=group.prompt.id,
+        )
+
     def dropped(self) -> dict[str, float]:
         """Figures of what was dropped since this was last asked."""
         counts, self._dropped = self._dropped, Counter()
         return {f"pairs/{reason}": float(counts[reason]) for reason in ("tied", "identical", "empty")}
-
-
-def pair_example(group: ScoredGroup, chosen: int, rejected: int) -> Example:
-    """Two answers of a group as one example; the sampler's log-probs where they were sampled."""
-    sides: list[Rollout] = [group.rollouts[chosen], group.rollouts[rejected]]
-    sampled = all(rollout.weight_version >= 0 for rollout in sides)
-    return Example(
-        id=sides[0].id,
-        sequences=tuple(join(group.prompt, rollout) for rollout in sides),
-        rewards=(group.rewards[chosen].total, group.rewards[rejected].total),
-        sampler_log_probs=tuple(after_prompt(group.prompt, rollout.log_probs) for rollout in sides) if sampled else (),
-        truncated=tuple(rollout.finish_reason is FinishReason.LENGTH for rollout in sides),
-        weight_version=min(rollout.weight_version for rollout in sides),
-        group=group.prompt.id,
-    )
 
 
 def pair_experience(example: Example, ref_log_probs: Sequence[FloatArray]) -> Experience:

@@ -9,6 +9,7 @@ from rlhf.config.problems import Problem, shown
 from rlhf.config.rules_kto import KTO_RULES
 from rlhf.config.rules_online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
+from rlhf.config.rules_preference import PREFERENCE_RULES
 
 REMOTE_CODE = re.compile(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}")
 PREFERENCE_KEYS = ("chosen_key", "rejected_key", "ranking_key", "margin_key")
@@ -98,4 +99,4 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(keys=(f"data.{key}",), text=f"not read by {command_of(config)}. Remove it.")
 
 
-RULES = (required, models, held_out, columns, colocation, *KTO_RULES)
+RULES = (required, models, held_out, columns, colocation, *KTO_RULES, *PREFERENCE_RULES)

@@ -236,7 +236,7 @@ class DpoSection(AlgorithmSection):
 
 
 class OnlineDpoSection(AlgorithmSection):
-    """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024)."""
+    """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024, arXiv:2402.04792)."""
 
     type: Literal["online-dpo"] = "online-dpo"
     """Learning from pairs of the policy's own answers."""
@@ -244,13 +244,15 @@ class OnlineDpoSection(AlgorithmSection):
     """What a pair is worth."""
     reference: Literal["frozen", "refresh", "ema", "behaviour"] = "frozen"
     """What the policy is held to: the model it started as; itself of some steps ago, copied every reference_every_steps
-    (refresh); a running mean of itself (ema); or the weights that sampled the answers (behaviour, BPO)."""
+    (refresh); a running mean of itself (ema); or the weights that sampled the answers (behaviour; BPO, Xu et al. 2024,
+    arXiv:2406.12168), which needs no model and holds only within a step."""
     reference_every_steps: PositiveInt = 50
     """Steps between refreshes."""
     reference_decay: Fraction = 0.99
     """Share of the running mean that one step keeps."""
     mixture: Fraction = 0.0
-    """Share of the reference in the policy that samples, a geometric mixture (IPO-MD, Calandriello et al. 2024)."""
+    """Share of the reference in the policy that samples, a geometric mixture (with the ipo loss: IPO-MD, Calandriello
+    et al. 2024, arXiv:2403.08635)."""
 
     @property
     def uses_reference(self) -> bool:
@@ -258,14 +260,18 @@ class OnlineDpoSection(AlgorithmSection):
 
 
 class NashMdSection(AlgorithmSection):
-    """Nash-MD: the policy against a mixture of itself and the reference, judged pairwise (Munos et al. 2023)."""
+    """Nash-MD: each answer of the policy against one of a mixture of itself and the reference (Munos et al. 2023,
+    arXiv:2312.00886). Gradient of log pi(y) * (P(y beats y') - 1/2) - beta * KL(pi, reference)."""
 
     type: Literal["nash-md"] = "nash-md"
     """Nash-MD."""
     beta: Positive = 0.1
-    """Weight of the KL to the reference."""
+    """Weight of the KL to the reference, the paper's tau."""
     mixture: Fraction = 0.25
     """Share of the reference in the geometric mixture that the opponent is sampled from."""
+    preference: Literal["bradley-terry", "win-rate"] = "bradley-terry"
+    """How the two rewards become P(y beats y'): the sigmoid of their difference, for a reward model or a rule; or, for
+    a pairwise judge, whose rewards are the shares of comparisons that each of the two won, that share."""
 
     @property
     def uses_reference(self) -> bool:

@@ -1,0 +1,101 @@
+"""Nash-MD, the policy-gradient form: towards an equilibrium of a preference (Munos et al. 2023, arXiv:2312.00886,
+section 7)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rlhf.algorithms.answers import Answer, credited, describe, mean
+from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.kl import clamped_exp
+from rlhf.algorithms.losses import masked, measure, present, token_mean
+from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.config.algo import NashMdSection
+from rlhf.types import Example, Experience, FinishReason, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+
+
+class NashMD:
+    """The first answer of each group is the policy's; the last, its opponent, is drawn from the mixture of policy and
+    reference and is not learned from. Both were scored, or judged against each other."""
+
+    def __init__(self, section: NashMdSection) -> None:
+        self._section = section
+        self._dropped = 0
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS},
+            measures=frozenset({"old_log_probs", "ref_log_probs"}),
+            mixture=section.mixture,
+            opponents=1,
+        )
+
+    def keep(self, group: ScoredGroup) -> bool:
+        return True
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One answer a prompt, with its reward and its opponent's. A group where either of the two holds no token is
+        dropped and counted."""
+        examples = [duel(group) for group in groups]
+        fought = [example for example in examples if example is not None]
+        self._dropped += len(examples) - len(fought)
+        return fought
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """P(y beats y') - 1/2, less beta times the KL that is still to come: what was spent before a token, the token
+        did not cause. In expectation the gradient is that of the whole answer's KL, at less variance."""
+        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        preferences = [self._preference(*example.rewards) for example in examples]
+        experiences = []
+        for example, signal, answer, preference in zip(examples, signals, answers, preferences, strict=True):
+            assert answer.ref_log_probs is not None
+            to_come = np.cumsum((answer.old_log_probs - answer.ref_log_probs)[::-1])[::-1]
+            advantages = preference - 0.5 - self._section.beta * to_come
+            experiences.append(Experience(id=example.id, sequences=(credited(example, signal, advantages),)))
+        dropped, self._dropped = self._dropped, 0
+        sums = {"nash/preference": mean(preferences), "pairs/empty": float(dropped)}
+        return experiences, describe(answers) + LossMetrics(sums=sums)
+
+    def _preference(self, reward: float, opponents: float) -> float:
+        """P(y beats y'). Of two that only met each other, the shares of wins are P and 1 - P."""
+        if self._section.preference == "win-rate":
+            return min(1.0, max(0.0, (1.0 + reward - opponents) / 2.0))
+        return (1.0 + math.tanh((reward - opponents) / 2.0)) / 2.0
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.POLICY: self._policy_loss}
+
+    def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        """-sum(ratio * advantage) a prompt: at the first update, where the ratio is 1, REINFORCE's gradient."""
+        mask = batch.loss_mask
+        old = masked(present(batch.old_log_probs, "old_log_probs"), mask)
+        advantages = masked(present(batch.advantages, "advantages"), mask)
+        ratio = clamped_exp(masked(outputs.predictions, mask) - old)
+        loss = -(ratio * advantages).sum() / max(batch.denominators.examples, 1.0)
+        entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
+        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss, "policy/entropy": entropy.sum()}))
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return {}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        pass
+
+
+def duel(group: ScoredGroup) -> Example | None:
+    """The group's first answer, with its reward and the last answer's."""
+    sides = (group.rollouts[0], group.rollouts[-1])
+    if not all(join(group.prompt, rollout).loss_mask.any() for rollout in sides):
+        return None
+    answer = sides[0]
+    return Example(
+        id=answer.id,
+        sequences=(join(group.prompt, answer),),
+        rewards=(group.rewards[0].total, group.rewards[-1].total),
+        sampler_log_probs=(after_prompt(group.prompt, answer.log_probs),),
+        truncated=(answer.finish_reason is FinishReason.LENGTH,),
+        weight_version=answer.weight_version,
+        group=answer.id,
+    )

@@ -1,0 +1,86 @@
+"""Online DPO: preferences between the policy's own answers (Guo et al. 2024, arXiv:2402.04792), with the references of
+BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.algorithms.answers import mean
+from rlhf.algorithms.base import Following, Needs, Objective
+from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
+from rlhf.algorithms.standstill import STARTS_AT_LN_2, Standstill
+from rlhf.config.algo import OnlineDpoSection
+from rlhf.types import Example, Experience, FloatArray, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+
+
+class OnlineDPO:
+    """The best answer of each group against its worst. A group whose answers all got the same reward is sampled in
+    vain: it is dropped and counted, and no other is drawn in its place."""
+
+    def __init__(self, section: OnlineDpoSection) -> None:
+        self._own_reference = section.reference == "behaviour"
+        # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
+        from_policy = not section.mixture
+        self._picker = PairPicker(from_policy=from_policy)
+        self._objective = PairObjective(section.loss)
+        # A reference that follows the policy takes the loss back to ln 2 again and again.
+        self._standstill = Standstill(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
+        asked = {"old_log_probs": from_policy or self._own_reference, "ref_log_probs": not self._own_reference}
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS},
+            measures=frozenset(name for name, is_asked in asked.items() if is_asked),
+            following=following(section),
+            mixture=section.mixture,
+        )
+
+    def keep(self, group: ScoredGroup) -> bool:
+        return True
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One pair a prompt."""
+        return self._picker.pick(groups)
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Label the two sides, and say what they are held against."""
+        references = [signal.old_log_probs if self._own_reference else signal.ref_log_probs for signal in signals]
+        experiences = [pair_experience(example, ref) for example, ref in zip(examples, references, strict=True)]
+        sums = {
+            **self._picker.dropped(),
+            "pairs/score_gap": mean([example.rewards[0] - example.rewards[1] for example in examples]),
+            **distance(examples, signals),
+        }
+        return experiences, LossMetrics(sums=sums, warnings=self._standstill.warnings())
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.POLICY: self._objective}
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        """Watch for a loss that stands still."""
+        self._standstill.hear(metrics.sums.get("policy/loss"))
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return self._standstill.state()
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self._standstill.restore(state)
+
+
+def following(section: OnlineDpoSection) -> Following | None:
+    """How the reference follows the policy, where it does."""
+    if section.reference == "refresh":
+        return Following(every_steps=section.reference_every_steps)
+    return Following(every_steps=1, decay=section.reference_decay) if section.reference == "ema" else None
+
+
+def distance(examples: Sequence[Example], signals: Sequence[Signals]) -> dict[str, float]:
+    """KL of the policy to the reference (k1) over the paired answers, where both were measured."""
+    kls: list[FloatArray] = [
+        (old - ref)[sequence.loss_mask].astype("float64")
+        for example, signal in zip(examples, signals, strict=True)
+        if signal.old_log_probs and signal.ref_log_probs
+        for sequence, old, ref in zip(example.sequences, signal.old_log_probs, signal.ref_log_probs, strict=True)
+    ]
+    num_tokens = sum(len(kl) for kl in kls)
+    if not num_tokens:
+        return {}
+    total = float(sum(kl.sum() for kl in kls))
+    return {"kl/ref_per_response": total / len(kls), "kl/ref_per_token": total / num_tokens}

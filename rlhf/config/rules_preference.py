@@ -1,0 +1,59 @@
+"""Rules of learning from pairs of the policy's own answers."""
+
+from collections.abc import Iterator
+
+from rlhf.config.algo import NashMdSection, OnlineDpoSection
+from rlhf.config.commands import OnlineDpoConfig, TrainConfig
+from rlhf.config.problems import Problem
+
+
+def pairs_exist(config: TrainConfig) -> Iterator[Problem]:
+    """There are two answers to compare."""
+    if not isinstance(config, OnlineDpoConfig):
+        return
+    num_samples = config.rollout.num_samples
+    if num_samples < 2:
+        yield Problem(
+            keys=("rollout.num_samples",), text="1 answer has no other to be compared with. Set it to 2 or more."
+        )
+    elif num_samples > 2 and isinstance(config.algo, NashMdSection):
+        yield Problem(
+            keys=("rollout.num_samples", "algo.type"),
+            text=f"nash-md compares one answer with its opponent, and needs 2 (got {num_samples}).",
+        )
+
+
+def behaviour_is_known(config: TrainConfig) -> Iterator[Problem]:
+    """What the behaviour policy thought of its answers is measured by the policy of the same version."""
+    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, OnlineDpoSection):
+        return
+    algo = config.algo
+    if algo.reference != "behaviour":
+        return
+    if config.rollout.max_lag > 0:
+        yield Problem(
+            keys=("algo.reference", "rollout.max_lag"),
+            text=f"behaviour holds the policy to the weights that sampled, and with {config.rollout.max_lag} versions "
+            "of lag the trainer no longer has them. Set rollout.max_lag to 0, or another reference.",
+        )
+    if algo.mixture > 0.0:
+        yield Problem(
+            keys=("algo.mixture", "algo.reference"),
+            text=f"{algo.mixture:g} mixes a reference into the sampling, and behaviour has none. Set it to 0, or "
+            "another reference.",
+        )
+
+
+def nash_is_on_policy(config: TrainConfig) -> Iterator[Problem]:
+    """Nash-MD's gradient is that of answers which the policy itself sampled."""
+    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, NashMdSection):
+        return
+    if config.rollout.max_lag > 0:
+        yield Problem(
+            keys=("rollout.max_lag", "algo.type"),
+            text=f"{config.rollout.max_lag} trains on answers of older weights, and nash-md does not correct for it. "
+            "Set it to 0.",
+        )
+
+
+PREFERENCE_RULES = (pairs_exist, behaviour_is_known, nash_is_on_policy)
