@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig, command_of
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem, shown
+from rlhf.config.rules_grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules_kto import KTO_RULES
 from rlhf.config.rules_online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
@@ -19,13 +20,15 @@ def problems_of(config: TrainConfig) -> list[Problem]:
     """Every problem between the values of a config."""
     problems = [problem for rule in RULES for problem in rule(config)]
     if isinstance(config, OnlineConfig):
-        problems += [problem for rule in (*ONLINE_RULES, *PLACEMENT_RULES) for problem in rule(config)]
+        problems += [problem for rule in (*ONLINE_RULES, *GRPO_RULES, *PLACEMENT_RULES) for problem in rule(config)]
     return problems
 
 
 def advice_on(config: TrainConfig) -> list[Problem]:
     """What is allowed and probably not meant."""
-    return [advice for rule in ONLINE_ADVICE for advice in rule(config)] if isinstance(config, OnlineConfig) else []
+    if not isinstance(config, OnlineConfig):
+        return []
+    return [advice for rule in (*ONLINE_ADVICE, *GRPO_ADVICE) for advice in rule(config)]
 
 
 def required(config: TrainConfig) -> Iterator[Problem]:

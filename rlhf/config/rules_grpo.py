@@ -1,0 +1,143 @@
+"""Rules of the critic-free family, and of importance correction, which PPO shares: combinations without a sense, each
+with the reason."""
+
+from collections.abc import Iterator
+
+from rlhf.config.algo import CriticFreeSection, MaskedWeights, NoCorrection, PpoSection, TruncatedWeights
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.problems import Problem
+
+WITHOUT_GROUPS = {"reinforce++", "remax"}
+"""Members whose baseline is not made of the other answers to the prompt; tokens have advantages of their own."""
+FIXED = {
+    "dr-grpo": ("scale", "none", "with it, it is GRPO"),
+    "gspo": ("ratio", "sequence-mean", "with another, it is GRPO"),
+    "cispo": ("loss", "cispo", "with another, it is GRPO"),
+}
+"""Type -> the setting that makes it what it is, its value, and what it is otherwise."""
+
+
+def group_size(config: OnlineConfig) -> Iterator[Problem]:
+    """There are enough answers for a baseline."""
+    algo, num_samples = config.algo, config.rollout.num_samples
+    if not isinstance(algo, CriticFreeSection):
+        return
+    keys = ("rollout.num_samples", "algo.type")
+    if algo.type not in WITHOUT_GROUPS and num_samples < 2:
+        text = f"{algo.type.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
+        yield Problem(keys=keys, text=text)
+    elif algo.drop_equal_groups and num_samples < 2:
+        text = "1 answer is a group without spread, and algo.drop_equal_groups would leave out every prompt."
+        yield Problem(keys=("rollout.num_samples", "algo.drop_equal_groups"), text=text)
+    if algo.scale == "batch" and config.examples_per_step < 2:
+        text = "1 answer a step is its own mean over the batch, and would teach nothing. Raise it, or set scale none."
+        yield Problem(keys=("rollout.batch_size", "rollout.num_samples", "algo.scale"), text=text)
+
+
+def members(config: OnlineConfig) -> Iterator[Problem]:
+    """A member keeps what makes it that member."""
+    algo = config.algo
+    if not isinstance(algo, CriticFreeSection):
+        return
+    if algo.type in FIXED:
+        name, value, reason = FIXED[algo.type]
+        got = algo.model_dump()[name]
+        if got != value:
+            text = f"{algo.type} has {value} (got {got}); {reason}. Use algo.type grpo."
+            yield Problem(keys=(f"algo.{name}", "algo.type"), text=text)
+    if algo.type in WITHOUT_GROUPS and algo.scale == "group":
+        text = f"{algo.type} compares no answers to one prompt, whose deviation group is. Use batch or none."
+        yield Problem(keys=("algo.scale", "algo.type"), text=text)
+    if algo.std == "sample" and algo.scale == "none":
+        yield Problem(keys=("algo.std", "algo.scale"), text="scale none divides by no deviation. Remove it.")
+
+
+def surrogates(config: OnlineConfig) -> Iterator[Problem]:
+    """Ratio, clip and aggregation go together."""
+    algo = config.algo
+    if not isinstance(algo, CriticFreeSection):
+        return
+    if algo.loss == "cispo" and algo.ratio != "token":
+        text = f"cispo weighs each token by its own ratio (got {algo.ratio}). Use token, or loss clip."
+        yield Problem(keys=("algo.ratio", "algo.loss"), text=text)
+    elif algo.ratio != "token" and algo.type in WITHOUT_GROUPS:
+        text = f"{algo.type} gives each token an advantage of its own; one ratio for all does not fit. Use token."
+        yield Problem(keys=("algo.ratio", "algo.type"), text=text)
+    elif algo.ratio != "token" and algo.aggregation != "seq-mean-token-mean":
+        text = (
+            f"an answer that has one ratio ({algo.ratio}) is one action, which {algo.aggregation} would weigh by its "
+            "length. Use seq-mean-token-mean."
+        )
+        yield Problem(keys=("algo.aggregation", "algo.ratio"), text=text)
+    if algo.dual_clip > 0.0 and algo.loss == "cispo":
+        text = "cispo takes no minimum that a second clip could bound. Set it to 0."
+        yield Problem(keys=("algo.dual_clip", "algo.loss"), text=text)
+    elif 0.0 < algo.dual_clip <= 1.0:
+        text = f"must be > 1, or 0 for none (got {algo.dual_clip:g}): at 1 and below, bad tokens would teach nothing."
+        yield Problem(keys=("algo.dual_clip",), text=text)
+    if algo.kl_estimator == "k1" and algo.kl_placement == "loss":
+        text = "k1 has no gradient in expectation inside the loss; use k2 or k3."
+        yield Problem(keys=("algo.kl_estimator", "algo.kl_placement"), text=text)
+
+
+def lengths(config: OnlineConfig) -> Iterator[Problem]:
+    """Lengths that are given act."""
+    algo, longest = config.algo, config.rollout.max_response_tokens
+    if not isinstance(algo, CriticFreeSection):
+        return
+    limit = algo.overlong_limit or longest
+    if algo.overlong_buffer >= limit:
+        text = f"{algo.overlong_buffer} >= {limit} tokens, so that every answer would be punished. Lower it."
+        yield Problem(keys=("algo.overlong_buffer", "algo.overlong_limit", "rollout.max_response_tokens"), text=text)
+    elif algo.overlong_buffer and limit - algo.overlong_buffer >= longest:
+        text = (
+            f"punishes answers above {limit - algo.overlong_buffer} tokens, and none has more than {longest}. Lower it."
+        )
+        yield Problem(keys=("algo.overlong_limit", "rollout.max_response_tokens"), text=text)
+    if not algo.overlong_buffer and limit != longest:
+        yield Problem(
+            keys=("algo.overlong_limit", "algo.overlong_buffer"), text="overlong_buffer 0 punishes no length."
+        )
+    unused = algo.aggregation != "seq-mean-token-sum-norm" and algo.aggregation_tokens not in (None, longest)
+    if unused:
+        text = f"not used by {algo.aggregation}. Remove it, or use seq-mean-token-sum-norm."
+        yield Problem(keys=("algo.aggregation_tokens", "algo.aggregation"), text=text)
+    default = CriticFreeSection.model_fields["max_sampling_rounds"].default
+    if not algo.drop_equal_groups and algo.max_sampling_rounds != default:
+        text = "nothing is sampled again without algo.drop_equal_groups. Remove it, or set that."
+        yield Problem(keys=("algo.max_sampling_rounds", "algo.drop_equal_groups"), text=text)
+
+
+def corrections(config: OnlineConfig) -> Iterator[Problem]:
+    """Importance weights are ratios of the distributions that were sampled from and trained."""
+    algo, rollout = config.algo, config.rollout
+    if not isinstance(algo, CriticFreeSection | PpoSection) or isinstance(algo.correction, NoCorrection):
+        return
+    correction = algo.correction
+    if isinstance(correction, TruncatedWeights) and correction.cap < 1.0:
+        text = f"must be >= 1 (got {correction.cap:g}): below, the weights of equal policies would be cut too."
+        yield Problem(keys=("algo.correction.cap",), text=text)
+    if isinstance(correction, MaskedWeights) and not correction.low <= 1.0 <= correction.high:
+        text = f"the band [{correction.low:g}, {correction.high:g}] leaves out the ratio of equal policies, 1."
+        yield Problem(keys=("algo.correction.low", "algo.correction.high"), text=text)
+    for key, value, whole in (("top_p", rollout.top_p, 1.0), ("top_k", float(rollout.top_k), 0.0)):
+        if value != whole:
+            text = (
+                f"{value:g} samples from a part of the vocabulary, and the log-probs that the sampler reports are over "
+                f"all of it: importance weights would be wrong. Set it to {whole:g}, or algo.correction.type to none."
+            )
+            yield Problem(keys=(f"rollout.{key}", "algo.correction.type"), text=text)
+
+
+def uncorrected_lag(config: OnlineConfig) -> Iterator[Problem]:
+    """Advice: answers of older weights that are learned from as if the policy had just given them."""
+    algo, lag = config.algo, config.rollout.max_lag
+    if isinstance(algo, CriticFreeSection | PpoSection) and isinstance(algo.correction, NoCorrection) and lag > 0:
+        text = (
+            f"{lag} lets answers be {lag} versions old, and algo.correction none learns from them as if they were new."
+        )
+        yield Problem(keys=("rollout.max_lag", "algo.correction.type"), text=text)
+
+
+GRPO_RULES = (group_size, members, surrogates, lengths, corrections)
+GRPO_ADVICE = (uncorrected_lag,)
