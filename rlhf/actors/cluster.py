@@ -124,6 +124,12 @@ class Cluster:
             workers.append(Worker(handle=call.worker.handle, name=call.worker.name, node=place[0], pid=place[1]))
         return workers
 
+    def dismiss(self, workers: Sequence[Worker]) -> None:
+        """End actors that are not needed any more."""
+        for worker in workers:
+            self._actors.remove(worker.handle)
+            ray.kill(worker.handle)
+
     def __enter__(self) -> Self:
         return self
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf.actors.calls import Call, Worker, wait_all
 from rlhf.actors.cluster import Cluster, Seat
@@ -23,6 +23,7 @@ from rlhf.types import Role
 
 ENGINE_THREADS = 8
 """Calls that a rollout engine takes at once: one generates, others ask, sync and close."""
+END_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,17 @@ class Crew:
     groups: Mapping[Role, WorkerGroup]
     engines: tuple[Worker, ...]
     rewards: Mapping[str, Worker]
+
+
+def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
+    """Give back the memory of a role that is not needed any more. Returns the crew without it."""
+    group = crew.groups[role]
+    others = {other: started for other, started in crew.groups.items() if other != role}
+    if group in others.values():
+        group.run(lambda _rank, handle: handle.unload.remote(role), phase=f"end of {role}", timeout_s=END_TIMEOUT_S)
+    else:
+        cluster.dismiss(group.workers)
+    return replace(crew, groups=others)
 
 
 class Launcher:

@@ -174,6 +174,13 @@ class ModelWorker(Actor):
             where=f"{role}.model",
         )
 
+    def unload(self, role: Role) -> None:
+        """Forget a model that only computes, and give its memory back."""
+        from rlhf.engines.scoring import free_memory
+
+        del self._engines[role]
+        free_memory()
+
     def load_trainee(self, role: Role, spec: TraineeSpec) -> None:
         """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
         from rlhf.algorithms import build_algorithm

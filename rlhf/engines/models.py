@@ -69,7 +69,7 @@ def load_model(
     Raises ModelError with one line a problem.
     """
     quiet_libraries()  # transformers' load report speaks of heads, which are judged here
-    trusted = _trusted_commit(section.trust_remote_code, name)
+    trusted = trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
     has_score = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
@@ -150,7 +150,7 @@ def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: i
     return LogitsRule(temperature=temperature, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens)
 
 
-def _trusted_commit(trust_remote_code: str | None, name: str) -> str | None:
+def trusted_commit(trust_remote_code: str | None, name: str) -> str | None:
     """The commit of repo@commit, if it speaks of this very model."""
     repo, _, commit = (trust_remote_code or "").partition("@")
     return commit if commit and repo == name else None

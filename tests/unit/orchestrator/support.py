@@ -13,7 +13,7 @@ from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.config.run import LogSection
-from rlhf.engines.base import RewardSource
+from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTokenizer, FakeTrainEngine
 from rlhf.orchestrator.buffer import LagBuffer
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
@@ -93,6 +93,7 @@ class Run:
     num_samples: int = 2
     max_rounds: int = 10
     greedy_baseline: bool = False
+    reference: TokenScorer = field(default_factory=lambda: FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS))
     gaps: tuple[float, float] = (0.0, 0.0)
     stop: StopRequest = field(default_factory=lambda: StopRequest(20.0))
     out: io.StringIO = field(default_factory=io.StringIO)
@@ -144,11 +145,10 @@ class Run:
                 if resume
                 else None
             )
-            reference = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
             loop = Loop(
                 Parts(
                     algorithm=self.algorithm,
-                    models=Models(trained=self.engines, reference=reference),
+                    models=Models(trained=self.engines, reference=self.reference),
                     source=self.source or self.make_source(),
                     evaluator=self.evaluator,
                     pretraining=self.pretraining,
