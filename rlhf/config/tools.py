@@ -139,6 +139,8 @@ class DataConfig(Section):
     data: DataSection = DataSection()
     tokenizer: str | None = None
     """Folder or hub name of a model: lengths are counted in its tokens, else in characters."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt that a run would sample answers to (prompts)."""
     as_json: bool = False
     """Print the report as JSON (short: --json)."""
     debug: bool = False

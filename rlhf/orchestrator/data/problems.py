@@ -21,6 +21,8 @@ class Problems:
     def __init__(self, max_bad_rows: int) -> None:
         self.max_bad_rows = max_bad_rows
         self.num_bad_rows = 0
+        self.reasons: dict[str, tuple[int, str]] = {}
+        """What was wrong with rows: how often, and where first."""
         self._lines: list[str] = []
         self._per_file: Counter[str] = Counter()
         self._fatal: list[str] = []
@@ -29,6 +31,8 @@ class Problems:
         """Note that the row at `where` in `file` is wrong."""
         self.num_bad_rows += 1
         self._per_file[file] += 1
+        count, first = self.reasons.get(what, (0, where))
+        self.reasons[what] = count + 1, first
         if self._per_file[file] <= SHOWN_PER_FILE:
             self._lines.append(f"{where}: {what}")
 

@@ -1,0 +1,177 @@
+"""`rlhf data`: what is in a data set, and what is wrong with it."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.config.data import DataSection
+from rlhf.config.tools import DataConfig
+from rlhf.orchestrator.data.columns import Kind
+from rlhf.orchestrator.data.encoding import Encoder, cut
+from rlhf.orchestrator.data.load import read_records
+from rlhf.orchestrator.data.problems import Problems, RowError
+from rlhf.orchestrator.data.records import Record
+from rlhf.orchestrator.data.report import (
+    PERCENTILES,
+    Facts,
+    Lengths,
+    Measure,
+    across,
+    characters,
+    facts_of,
+    text_of,
+    warnings_of,
+)
+from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
+from rlhf.types import Json
+
+KINDS = {
+    "prompts": Kind.PROMPTS,
+    "demonstrations": Kind.DEMONSTRATIONS,
+    "preferences": Kind.PREFERENCES,
+    "labelled": Kind.LABELLED,
+    "steps": Kind.STEPS,
+}
+
+
+def run_data_report(config: DataConfig) -> int:
+    """Print the report; then raise DataError where training would refuse the rows. Returns the exit code."""
+    assert config.kind is not None, "the config's loader asked for it"
+    assert config.data.path is not None, "the config's loader asked for it"
+    problems = Problems(config.data.max_bad_rows)
+    kind = KINDS[config.kind]
+    records = read_records(config.data, config.data.path, kind, problems)
+    given = read_records(config.data, config.data.eval_path, kind, problems) if config.data.eval_path else []
+    measure: Measure = characters
+    if config.tokenizer is not None:
+        records, given, measure = tokenised(config.data, config.tokenizer, (records, given), problems)
+    report = make_report(config, records, given, measure, problems)
+    if config.as_json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        show(report, Console(soft_wrap=True))
+    problems.settle()
+    return 0
+
+
+def make_report(
+    config: DataConfig, records: Sequence[Record], given: Sequence[Record], measure: Measure, problems: Problems
+) -> Facts:
+    """The whole report as JSON values."""
+    section = config.data
+    train, held_out = tuple(records), tuple(given)
+    if section.eval_path is None and section.eval_fraction:
+        keys = [prompt_key(text_of(record.prompt)) for record in records]
+        train, held_out = divide(records, keys, held_out_keys(keys, section.eval_fraction, section.split_seed))
+    in_tokens = config.tokenizer is not None
+    limits = (
+        config.max_prompt_tokens if in_tokens and config.kind == "prompts" else None,
+        section.max_tokens if in_tokens else None,
+    )
+    report: Facts = {
+        "kind": config.kind,
+        "path": section.path,
+        "unit": "tokens" if in_tokens else "characters",
+        "wrong": {what: {"rows": count, "first": first} for what, (count, first) in problems.reasons.items()},
+        "train": facts_of(train, measure, *limits) if train else {"rows": 0},
+    }
+    if held_out:
+        report["held_out"] = facts_of(held_out, measure, *limits)
+    shared = across(train, held_out)
+    report["on_both_sides"] = shared if held_out else None
+    facts = report["train"]
+    assert isinstance(facts, dict), "made above"
+    report["warnings"] = list(warnings_of(facts, shared))
+    return report
+
+
+def tokenised(
+    section: DataSection, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
+) -> tuple[list[Record], list[Record], Measure]:
+    """The records that a tokenizer takes, and their lengths in its tokens, prompts as a run would render them."""
+    from rlhf.engines.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
+
+    encoder = Encoder(section, load_tokenizer(model, key="tokenizer"))
+    lengths: dict[int, Lengths] = {}
+
+    def kept(records: Sequence[Record]) -> list[Record]:
+        good = []
+        for record in records:
+            try:
+                lengths[id(record)] = measured(section, encoder, encoder.settle_kind(record))
+                good.append(record)
+            except RowError as error:
+                problems.add_row(record.row.file, record.row.where, str(error))
+        return good
+
+    train, held_out = map(kept, sides)
+    return train, held_out, lambda record: lengths[id(record)]
+
+
+def measured(section: DataSection, encoder: Encoder, record: Record) -> Lengths:
+    """Lengths in tokens, stop tokens included."""
+    prompt = encoder.prompt(record)
+    if record.steps:
+        return Lengths(prompt=len(prompt.token_ids), answers=(len(encoder.steps(record, prompt).token_ids),))
+    answers = [encoder.answer(record, prompt, answer) for answer in record.answers]
+    room = section.max_tokens - len(prompt.token_ids)
+    return Lengths(
+        prompt=len(prompt.token_ids),
+        answers=tuple(len(answer.token_ids) for answer in answers),
+        same_when_cut=room > 0 and len({cut(answer, room).token_ids.tobytes() for answer in answers}) < len(answers),
+    )
+
+
+def show(report: Mapping[str, Json], console: Console) -> None:
+    """The report for people: a table of facts and one of lengths, then what is wrong and what to think about."""
+    sides = {
+        name.replace("_", " "): side for name in ("train", "held_out") if isinstance(side := report.get(name), dict)
+    }
+    facts = Table(title=f"{report['path']} as {report['kind']}")
+    for heading in ("", *sides):
+        facts.add_column(heading, justify="right" if heading else "left")
+    columns = [dict(lines_of(side)) for side in sides.values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        facts.add_row(name, *(column.get(name, "") for column in columns))
+    if isinstance(shared := report.get("on_both_sides"), dict):
+        for name, value in shared.items():
+            facts.add_row(f"also trained on: {name.replace('_', ' ')}", "", str(value))
+    console.print(facts)
+    console.print(length_table(sides, str(report["unit"])))
+    wrong, warnings = report["wrong"], report["warnings"]
+    for what, found in wrong.items() if isinstance(wrong, dict) else ():
+        if isinstance(found, dict):
+            console.print(
+                f"wrong: {found['rows']} rows (first {found['first']}): {what}", markup=False, highlight=False
+            )
+    for line in warnings if isinstance(warnings, list) else []:
+        console.print(f"note: {line}", markup=False, highlight=False)
+
+
+def lines_of(facts: Mapping[str, Json], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as names and values, but for the percentiles."""
+    lines: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        said = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [] if "max" in value else lines_of(value, f"{said}: ")
+        else:
+            lines.append((said, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return lines
+
+
+def length_table(sides: Mapping[str, Mapping[str, Json]], unit: str) -> Table:
+    """Percentiles of how long prompts and answers are."""
+    table = Table(title=f"Lengths in {unit}")
+    headings = [*(f"p{percent}" for percent in PERCENTILES), "max", "mean"]
+    for heading in ("", *headings):
+        table.add_column(heading, justify="right" if heading else "left")
+    for side, facts in sides.items():
+        lengths = facts.get("lengths")
+        for name, values in lengths.items() if isinstance(lengths, dict) else ():
+            if isinstance(values, dict):
+                table.add_row(f"{side}: {name.replace('_', ' ')}", *(f"{values[heading]:g}" for heading in headings))
+    return table
