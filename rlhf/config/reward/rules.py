@@ -28,12 +28,10 @@ class AnswerSource(SourceSection):
 
 
 class ExactMatchSource(AnswerSource):
-    """1 where the final answer is the label, letter for letter."""
+    """1 where the final answer is the label, letter for letter but for space around it."""
 
     type: Literal["exact-match"] = "exact-match"
     """Equal texts."""
-    strip: bool = True
-    """Leave out space around the answer."""
     casefold: bool = False
     """Take small and capital letters as the same."""
     whitespace: bool = True
@@ -47,7 +45,7 @@ class ChoiceSource(AnswerSource):
 
     type: Literal["choice"] = "choice"
     """Multiple choice."""
-    num_choices: int = Field(26, ge=2, le=26)
+    num_choices: int = Field(10, ge=2, le=26)
     """How many letters there are to choose from, A first."""
     first_label: Literal["A", "0", "1"] = "A"
     """The label of the first choice: labels may be numbers."""

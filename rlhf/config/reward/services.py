@@ -1,8 +1,8 @@
 """Sources that ask somebody else: the user's function, a service, a judge, a sandbox that runs code."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlhf.config.reward.address import FunctionName, Url, check_plain_http
 from rlhf.config.reward.base import SourceSection
@@ -72,8 +72,8 @@ class JudgeSource(EndpointSource):
     """pairwise compares the answers to a prompt with each other, in both orders; rubric scores each by itself."""
     criterion: str = "which answer is more helpful, correct and harmless"
     """What the pairwise judge is asked to decide."""
-    opponents: PositiveInt | None = None
-    """Answers that each one is compared with; without it all others of its group."""
+    opponents: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """Answers that each one is compared with, an even number; without it all others of its group."""
     rubric: str | None = None
     """What earns how many points, where the row does not say it."""
     rubric_key: str = "rubric"

@@ -1,44 +1,132 @@
-"""Where rewards come from: a model, the user's function, a service, or a weighted sum of those."""
+"""Where rewards come from: a model, the user's function, a service, a judge, rules, or a weighted sum of those."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import singledispatch
 
 import numpy as np
 
-from rlhf.config.reward import FunctionSource, HttpSource, ModelSource
+from rlhf.config.reward import (
+    ChoiceSource,
+    CodeSource,
+    ExactMatchSource,
+    FormatSource,
+    FunctionSource,
+    HttpSource,
+    JudgeSource,
+    LengthSource,
+    MathSource,
+    ModelSource,
+    NumberSource,
+    OverlongSource,
+    PureSource,
+    RegexSource,
+    RemoteSource,
+    Source,
+    SourceSection,
+)
 from rlhf.engines.base import RewardSource, Tokenizer
+from rlhf.engines.rewards.choice import Choice
+from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward
 from rlhf.engines.rewards.http import HttpReward
+from rlhf.engines.rewards.judge import JudgeReward, RubricNeed
+from rlhf.engines.rewards.length import LengthPenalty, OverlongPenalty
+from rlhf.engines.rewards.maths import MathNeed, MathReward
 from rlhf.engines.rewards.model import ModelReward
+from rlhf.engines.rewards.number import NumberMatch
+from rlhf.engines.rewards.pattern import PatternMatch
 from rlhf.engines.rewards.process import FunctionProcess
+from rlhf.engines.rewards.rule import RowNeed, Rule, RuleReward, row_line
+from rlhf.engines.rewards.think_format import ThinkFormat
+from rlhf.engines.rewards.unit_tests import CodeNeed, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
 from rlhf.errors import ConfigError
-from rlhf.types import FinishReason, Prompt, Reward, Rollout
+from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout
 
 __all__ = [
+    "CodeReward",
     "FunctionReward",
     "HttpReward",
+    "JudgeReward",
+    "MathReward",
     "ModelReward",
+    "RuleReward",
     "Weighted",
     "WeightedRewards",
     "build_reward",
+    "build_rule",
     "build_source",
     "check_function",
     "probe",
+    "row_problems",
 ]
 
-PROBE_ANSWER = "Yes."
+PROBE_ANSWERS = ("Yes.", "No.")
+MAX_ROW_LINES = 5
 
 
-def build_source(source: FunctionSource | HttpSource) -> RewardSource:
+def build_source(source: PureSource | RemoteSource) -> RewardSource:
     """Open one source that needs no model. Raises ConfigError where it cannot be used."""
-    if isinstance(source, FunctionSource):
-        return FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)
-    return HttpReward(source)
+    match source:
+        case FunctionSource():
+            return FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)
+        case HttpSource():
+            return HttpReward(source)
+        case JudgeSource():
+            return JudgeReward(source)
+        case MathSource():
+            return MathReward(source)
+        case CodeSource():
+            return CodeReward(source)
+        case _:
+            return RuleReward(build_rule(source), source.label)
 
 
-def build_reward(
-    sources: Sequence[ModelSource | FunctionSource | HttpSource], opened: Mapping[str, RewardSource]
-) -> WeightedRewards:
+@singledispatch
+def build_rule(source: SourceSection) -> Rule:
+    """The rule of a section."""
+    raise TypeError(f"{source.type} is no rule")
+
+
+build_rule.register(ExactMatchSource, ExactMatch)
+build_rule.register(ChoiceSource, Choice)
+build_rule.register(NumberSource, NumberMatch)
+build_rule.register(FormatSource, ThinkFormat)
+build_rule.register(LengthSource, LengthPenalty)
+build_rule.register(OverlongSource, OverlongPenalty)
+build_rule.register(RegexSource, PatternMatch)
+
+
+def row_need(source: Source) -> RowNeed | None:
+    """What a source needs of every row, where it needs anything."""
+    match source:
+        case MathSource():
+            return MathNeed(source)
+        case CodeSource():
+            return CodeNeed(source.tests_key)
+        case JudgeSource():
+            return RubricNeed(source)
+        case ModelSource() | FunctionSource() | HttpSource():
+            return None
+        case _:
+            return build_rule(source)
+
+
+def row_problems(sources: Sequence[Source], rows: Iterable[tuple[str, str | None, Mapping[str, Json]]]) -> list[str]:
+    """What rows (id, label, other columns) lack that the sources need: a line each, some of them where there are
+    many."""
+    needs = [(source.label, need) for source in sources if (need := row_need(source)) is not None]
+    lines = [
+        row_line(row_id, name, problem)
+        for row_id, label, columns in (rows if needs else ())
+        for name, need in needs
+        if (problem := need.row_problem(label, columns)) is not None
+    ]
+    left_out = len(lines) - MAX_ROW_LINES
+    return [*lines[:MAX_ROW_LINES], f"data: {left_out} more rows like these."] if left_out > 0 else lines
+
+
+def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) -> WeightedRewards:
     """The weighted sum of `sources`. `opened` holds those that live elsewhere (models, remote functions) by label; the
     others are opened here. Raises ConfigError with every problem."""
     labels = [source.label for source in sources]
@@ -62,18 +150,24 @@ def check_function(function: str) -> None:
     FunctionProcess(function).close()
 
 
-def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer) -> Reward:
-    """Score one made answer to a real prompt, so that a source that cannot work is known before a run starts."""
-    token_ids = np.array([*tokenizer.encode(PROBE_ANSWER), tokenizer.eos_token_id], dtype=np.int64)
-    rollout = Rollout(
-        id="probe",
+def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, num_samples: int = 1) -> Reward:
+    """Score made answers to a real prompt, so that a source that cannot work is known before a run starts: two where
+    the run samples several, because a judge compares them, else one. Returns the first one's reward."""
+    answers = PROBE_ANSWERS[:num_samples]
+    rollouts = [_made_rollout(prompt, answer, tokenizer) for answer in answers]
+    return source.score([prompt] * len(answers), answers, rollouts)[0]
+
+
+def _made_rollout(prompt: Prompt, answer: str, tokenizer: Tokenizer) -> Rollout:
+    token_ids = np.array([*tokenizer.encode(answer), tokenizer.eos_token_id], dtype=np.int64)
+    return Rollout(
+        id=f"probe/{answer}",
         prompt_id=prompt.id,
         token_ids=token_ids,
         log_probs=np.zeros(len(token_ids), dtype=np.float32),
         finish_reason=FinishReason.STOP,
         weight_version=-1,
     )
-    return source.score([prompt], [PROBE_ANSWER], [rollout])[0]
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

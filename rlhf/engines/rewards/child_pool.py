@@ -1,0 +1,78 @@
+"""Several child processes with the same function in them, which judge one item at a time."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rlhf.engines.rewards.process import ChildFailedError, FunctionProcess
+from rlhf.errors import RewardError
+from rlhf.types import Json
+
+NUM_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a child said about one item; `score` is None where it failed twice, and `failure` says how."""
+
+    score: float | None
+    failure: str = ""
+
+
+class ChildPool:
+    """Judges items by `module:name` (prompts, responses, **columns), called with one item, in processes of their own.
+
+    An item may take `timeout_s`; a child that overruns or dies is replaced and the item tried once more.
+
+    consumes: items of one `judge` call at a time. Produces: verdicts in their order. Waits for: a free child, then its
+    reply. Unblocked by: the reply or the item's deadline.
+    """
+
+    def __init__(self, function: str, *, num_processes: int, timeout_s: float, memory_gib: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        # The first one shows whether the function can be loaded; the others start when they are needed.
+        self._children = [FunctionProcess(function, memory_gib=memory_gib)]
+        self._open: Callable[[], FunctionProcess] = lambda: FunctionProcess(function, memory_gib=memory_gib)
+        self._num_processes = num_processes
+        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="reward-child")
+
+    def judge(self, items: Sequence[Mapping[str, Json]]) -> list[Verdict]:
+        """One verdict an item, each a request of child.py."""
+        with self._lock:
+            while len(self._children) < min(self._num_processes, len(items)):
+                self._children.append(self._open())
+            free: queue.SimpleQueue[FunctionProcess] = queue.SimpleQueue()
+            for child in self._children:
+                free.put(child)
+
+            def judge_one(item: Mapping[str, Json]) -> Verdict:
+                child = free.get()
+                try:
+                    return self._judge(child, item)
+                finally:
+                    free.put(child)
+
+            return list(self._threads.map(judge_one, items))
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        with self._lock:
+            for child in self._children:
+                child.close()
+
+    def _judge(self, child: FunctionProcess, item: Mapping[str, Json]) -> Verdict:
+        failure = ""
+        for _ in range(NUM_TRIES):
+            try:
+                reply = child.ask(item, self._timeout_s)
+            except ChildFailedError as error:
+                failure = str(error)
+                continue
+            scores = reply.get("scores")
+            if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], int | float):
+                return Verdict(score=float(scores[0]))
+            raise RewardError(f"reward: {reply.get('raised') or reply.get('wrong') or f'bad scores {scores}'}.")
+        return Verdict(score=None, failure=failure)

@@ -1,0 +1,39 @@
+"""Reward 1 for the label's own text."""
+
+from collections.abc import Mapping
+
+from rlhf.config.reward import ExactMatchSource
+from rlhf.engines.rewards.answers import find_answer, reference_answer, spoken
+from rlhf.engines.rewards.rule import label_problem
+from rlhf.types import Json, Prompt, Rollout
+
+
+class ExactMatch:
+    """1.0 where the final answer is the label's, both normalised; else 0.0. Without any mark the whole text counts."""
+
+    def __init__(self, section: ExactMatchSource) -> None:
+        self._section = section
+
+    def row_problem(self, label: str | None, columns: Mapping[str, Json]) -> str | None:
+        if (problem := label_problem(label)) is not None:
+            return problem
+        expected = self._normal(reference_answer(label or "", self._section.extract))
+        return None if expected else f'has a label without a final answer ("{(label or "")[:40]}")'
+
+    def score(self, prompt: Prompt, response: str, rollout: Rollout) -> float:
+        text = spoken(prompt.text, response)
+        if text is None:
+            return 0.0
+        how = self._section.extract
+        found = find_answer(text, how)
+        if found is None and how == "auto":
+            found = text
+        if found is None:
+            return 0.0
+        return float(self._normal(found) == self._normal(reference_answer(prompt.label or "", how)))
+
+    def _normal(self, text: str) -> str:
+        text = " ".join(text.split()) if self._section.whitespace else text.strip()
+        if self._section.punctuation:
+            text = text.rstrip(" .,;!")
+        return text.casefold() if self._section.casefold else text

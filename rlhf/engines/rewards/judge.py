@@ -1,0 +1,180 @@
+"""Rewards from a language model that judges, behind a chat-completions endpoint (Zheng et al. 2023)."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+from rlhf.config.reward import JudgeSource
+from rlhf.engines.rewards.endpoint import BadReplyError, Endpoint
+from rlhf.engines.rewards.rule import refuse_row
+from rlhf.engines.rewards.verdicts import (
+    REMINDER,
+    comparison_question,
+    message_text,
+    rubric_question,
+    score_in,
+    winner_in,
+)
+from rlhf.errors import RewardError
+from rlhf.types import Json, Prompt, Reward, Rollout
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class RubricNeed:
+    """A rubric, the row's own or the run's."""
+
+    def __init__(self, section: JudgeSource) -> None:
+        self._section = section
+
+    def row_problem(self, label: str | None, columns: Mapping[str, Json]) -> str | None:
+        if self._section.mode == "pairwise" or self.rubric(columns):
+            return None
+        return f'has no rubric in its column "{self._section.rubric_key}"; set rubric of the source, or rubric_key'
+
+    def rubric(self, columns: Mapping[str, Json]) -> str:
+        own = columns.get(self._section.rubric_key)
+        return own if isinstance(own, str) and own.strip() else self._section.rubric or ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two answers to a prompt, by their places among its competitors."""
+
+    prompt: Prompt
+    first: int
+    second: int
+    texts: tuple[str, ...]
+
+
+class JudgeReward:
+    """Scores by a judge. Safe to use from several threads.
+
+    pairwise: the answers to a prompt that stand next to each other in a call are compared with each other; each pair
+    is asked about in both orders, so that a judge who favours a place gives both half a win. An answer's reward is its
+    mean win rate, in [0, 1]; equal texts tie unasked. A single answer is compared with the row's label.
+    rubric: each answer gets a score within `scale`, of which the reward is the place, in [0, 1].
+
+    Outages are as `Endpoint` says; a reply without exactly one verdict is asked for again, `max_tries` times in all.
+    Raises DataError for a row without a rubric, RewardError for everything else that leaves an answer unjudged.
+    """
+
+    def __init__(self, section: JudgeSource, *, first_wait_s: float = 1.0) -> None:
+        self._endpoint = Endpoint(section, first_wait_s=first_wait_s)
+        self._section = section
+        self._need = RubricNeed(section)
+        self._pool = ThreadPoolExecutor(section.max_concurrency, thread_name_prefix="reward-judge")
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        for prompt in prompts:
+            refuse_row(self._need, self._section.label, prompt)
+        scores = (
+            self._rubric(prompts, responses) if self._section.mode == "rubric" else self._pairwise(prompts, responses)
+        )
+        return [Reward(total=score) for score in scores]
+
+    def close(self) -> None:
+        self._endpoint.stop()
+        self._pool.shutdown(cancel_futures=True)
+        self._endpoint.close()
+
+    def _rubric(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        low, high = self._section.scale
+
+        def judge(prompt: Prompt, response: str) -> float:
+            question = rubric_question(
+                prompt.text, response, prompt.label, self._need.rubric(prompt.metadata), self._section.scale
+            )
+            score = self._ask(question, prompt.id, lambda text: score_in(text, self._section.scale))
+            return (score - low) / (high - low)
+
+        return list(self._pool.map(judge, prompts, responses))
+
+    def _pairwise(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        groups = list(_groups(prompts, responses))
+        for prompt, texts in groups:
+            if len(texts) == 1 and prompt.label is None:
+                raise RewardError(
+                    f"reward {self._section.label}: {prompt.id} has one answer and no label to compare it with. Set "
+                    "rollout.num_samples to 2 or more, give rows a label, or use mode rubric."
+                )
+        comparisons = [
+            Comparison(prompt=prompt, first=first, second=second, texts=competitors)
+            for prompt, texts in groups
+            for competitors in [_competitors(prompt, texts)]
+            for first, second in pairs_of(len(competitors), self._section.opponents)
+        ]
+        wins = iter(self._pool.map(self._compare, comparisons))
+        scores: list[float] = []
+        for prompt, texts in groups:
+            competitors = _competitors(prompt, texts)
+            results: list[list[float]] = [[] for _ in competitors]
+            for first, second in pairs_of(len(competitors), self._section.opponents):
+                share = next(wins)
+                results[first].append(share)
+                results[second].append(1.0 - share)
+            scores += [sum(shares) / len(shares) for shares in results[: len(texts)]]
+        return scores
+
+    def _compare(self, comparison: Comparison) -> float:
+        """The share of the two orders in which the first answer wins; a tie is half a win."""
+        ours, theirs = comparison.texts[comparison.first], comparison.texts[comparison.second]
+        if ours == theirs:
+            return 0.5
+        return (self._wins(comparison.prompt, ours, theirs) + 1.0 - self._wins(comparison.prompt, theirs, ours)) / 2
+
+    def _wins(self, prompt: Prompt, shown_first: str, shown_second: str) -> float:
+        question = comparison_question(prompt.text, shown_first, shown_second, self._section.criterion)
+        return self._ask(question, prompt.id, winner_in)
+
+    def _ask(self, question: str, prompt_id: str, verdict_in: Callable[[str], T]) -> T:
+        """The verdict in the judge's reply, which gets `max_tries` chances to hold one."""
+        messages: list[Json] = [{"role": "user", "content": question}]
+        for attempt in range(1, self._section.max_tries + 1):
+            try:
+                text = message_text(self._endpoint.post(self._body(messages), [prompt_id]))
+            except BadReplyError as error:
+                failure = error
+                continue
+            try:
+                return verdict_in(text)
+            except BadReplyError as error:
+                failure = error
+                logger.warning("%s on %s (try %d)", str(error).rstrip("."), prompt_id, attempt)
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": REMINDER}]
+        raise RewardError(f"{str(failure).rstrip('.')} on {prompt_id} ({self._section.max_tries} tries).") from failure
+
+    def _body(self, messages: list[Json]) -> bytes:
+        body: dict[str, Json] = {
+            "model": self._section.model,
+            "messages": messages,
+            "temperature": self._section.temperature,
+            "max_tokens": self._section.max_tokens,
+        }
+        return json.dumps(body).encode()
+
+
+def _groups(prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterator[tuple[Prompt, list[str]]]:
+    """Answers to the same prompt that stand next to each other."""
+    for _, items in groupby(zip(prompts, responses, strict=True), key=lambda item: item[0].id):
+        group = list(items)
+        yield group[0][0], [response for _, response in group]
+
+
+def _competitors(prompt: Prompt, texts: Sequence[str]) -> tuple[str, ...]:
+    """Who is compared: the answers, or one answer and the label."""
+    return (*texts, prompt.label) if len(texts) == 1 and prompt.label is not None else tuple(texts)
+
+
+def pairs_of(count: int, opponents: int | None) -> list[tuple[int, int]]:
+    """Which of `count` competitors meet: all pairs, or each with the next `opponents` / 2 around a ring, so that all
+    meet equally many."""
+    steps = count // 2 if opponents is None else min(count // 2, max(1, opponents // 2))
+    met = [(index, (index + step) % count) for step in range(1, steps + 1) for index in range(count)]
+    return list(dict.fromkeys((min(pair), max(pair)) for pair in met))

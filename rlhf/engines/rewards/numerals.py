@@ -1,0 +1,73 @@
+"""Numbers in texts, read exactly and never by evaluating anything."""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+MAX_CHARS = 300
+"""A number longer than this is none."""
+
+# Only the digits 0-9: other scripts' digits, and superscripts above all, are not what a label means.
+UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+NUMBER = re.compile(
+    rf"(?<![\w.])(?P<sign>(?<![)\]])[-+\u2212])?(?:\\?[$€£¥]\s?)?(?P<inner>[-\u2212])?(?P<digits>{UNSIGNED})"
+    r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/(?P<over>[0-9]+)(?![0-9/.]))?(?P<percent>\s?\\?%)?"
+)
+FRACTION = re.compile(r"\\[dt]?frac\s?\{([0-9]+)\}\s?\{([0-9]+)\}")
+LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
+
+
+def numbers(text: str, *, divide_percent: bool = False) -> Iterator[Fraction]:
+    """Every number in the text: `-1,234.5`, `$3`, `1/2`, `\\frac{1}{2}`, `2e-3`, `50%` (0.5 with `divide_percent`)."""
+    for match in NUMBER.finditer(plain(text)):
+        value = value_of(match, divide_percent)
+        if value is not None:
+            yield value
+
+
+def single_number(text: str, *, divide_percent: bool = False) -> Fraction | None:
+    """The text's number; None where it has none, or several that differ: who hedges has not answered."""
+    found = set(numbers(text, divide_percent=divide_percent))
+    return found.pop() if len(found) == 1 else None
+
+
+def last_number(text: str, *, divide_percent: bool = False) -> Fraction | None:
+    """The last number of the text."""
+    last = last_match(plain(text))
+    return None if last is None else value_of(last, divide_percent)
+
+
+def last_number_text(text: str) -> str | None:
+    """The last number as it is written."""
+    last = last_match(plain(text))
+    return None if last is None else last.group().strip()
+
+
+def last_match(text: str) -> re.Match[str] | None:
+    last = None
+    for match in NUMBER.finditer(text):
+        last = match
+    return last
+
+
+def plain(text: str) -> str:
+    """The text with LaTeX's simple fractions and spaces as a person types them."""
+    if "\\" not in text and "{" not in text:
+        return text
+    return FRACTION.sub(r"\1/\2", LATEX_SPACE.sub(lambda found: "," if found.group() == "{,}" else "", text))
+
+
+def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
+    """A match's number; None where it is longer than any label, or divides by zero."""
+    if match.end() - match.start() > MAX_CHARS:
+        return None
+    value = Fraction(match["digits"].replace(",", "") + (match["exponent"] or ""))
+    if match["over"]:
+        over = int(match["over"])
+        if over == 0:
+            return None
+        value /= over
+    if match["percent"] and divide_percent:
+        value /= 100
+    minus = match["sign"] in ("-", "\u2212") or match["inner"] is not None
+    return -value if minus else value
