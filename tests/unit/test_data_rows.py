@@ -195,9 +195,11 @@ def test_a_bad_prompt_gives_its_line(tmp_path: Path, row: Json, complaint: str) 
         ({"prompt": "p", "ranking": ["a", "b", "a"]}, "ranking[0] and ranking[2] are the same."),
         ({"prompt": "p", "ranking": ["a", " "]}, "ranking[1] is empty."),
         (
-            {"chosen": "x a", "rejected": "x b"},
+            {"chosen": "x a", "rejected": "x b", "ask": "x"},
             f"the answers share no beginning that ends in Assistant:, and {NO_PROMPT}",
         ),
+        ({"chosen": "x a", "rejected": "y b", "score": 1}, f"the answers share no first words, and {NO_PROMPT}"),
+        ({"chosen": " a", "rejected": " b"}, f"the answers share no first words, and {NO_PROMPT}"),
         ({"chosen": DIALOGUE, "rejected": DIALOGUE + " b"}, "the answer of chosen is empty."),
         ({"chosen": [USER, BOT], "rejected": "x"}, "chosen and rejected are of different kinds (text and messages)."),
         ({"chosen": [USER, BOT], "rejected": [BOT]}, f"chosen and rejected share no first turns, and {NO_PROMPT}"),

@@ -30,6 +30,15 @@ def shared_prompt(dialogues: Sequence[str]) -> str:
     return common[: end + len(ASSISTANT)]
 
 
+def shared_words(texts: Sequence[str]) -> str:
+    """The whole words that texts begin with in common; the space after them belongs to the rest, as tokenizers want."""
+    common = os.path.commonprefix(list(texts))  # noqa: RUF071 characters are what is meant
+    end = max((index for index, character in enumerate(common) if character.isspace()), default=0)
+    if not common[:end].strip():
+        raise RowError("the answers share no first words, and there is no prompt column.")
+    return common[:end].rstrip()
+
+
 def first_prompt(dialogue: str) -> str:
     """A dialogue up to its first "Assistant:"."""
     return dialogue[: dialogue.index(ASSISTANT) + len(ASSISTANT)]

@@ -59,8 +59,9 @@ class Encoder:
                     raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
 
     def prompt(self, record: Record) -> Prompt:
-        """The prompt as the policy sees it. A chat prompt keeps its messages in the metadata."""
-        metadata: dict[str, Json] = dict(record.metadata)
+        """The prompt as the policy sees it. A chat prompt keeps its messages in the metadata; a column of that name
+        beside a prompt is another conversation, and is left out."""
+        metadata: dict[str, Json] = {name: value for name, value in record.metadata.items() if name != "messages"}
         if isinstance(record.prompt, str):
             text = self._section.prompt_format.replace("{prompt}", record.prompt) if record.prompt else ""
             token_ids = self._tokenizer.encode(text, add_special_tokens=True)

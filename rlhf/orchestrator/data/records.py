@@ -16,6 +16,7 @@ from rlhf.orchestrator.data.dialogue import (
     parse_messages,
     parse_text,
     shared_prompt,
+    shared_words,
 )
 from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.problems import RowError
@@ -237,7 +238,9 @@ def _dialogues(row: Row, names: Sequence[str]) -> Record:
     wholes = [_answer(row.values.get(name), name) for name in names]
     texts = [whole for whole in wholes if isinstance(whole, str)]
     if len(texts) == len(wholes):
-        return _continued(row, shared_prompt(texts), texts, names)
+        dialogue = any(map(is_dialogue, texts)) or not _is_all_text(row, names)
+        shared_text = shared_prompt(texts) if dialogue else shared_words(texts)
+        return replace(_continued(row, shared_text, texts, names), dialogue=dialogue)
     if texts:
         raise RowError(f"{' and '.join(names)} are of different kinds (text and messages).")
     lists = [whole for whole in wholes if not isinstance(whole, str)]
@@ -250,6 +253,12 @@ def _dialogues(row: Row, names: Sequence[str]) -> Record:
     check_prompt(prompt, names[0])
     answers = tuple(turns[len(prompt) :] for turns in lists)
     return _aligned(Record(row=row, prompt=prompt, answers=answers, names=("prompt", *names)))
+
+
+def _is_all_text(row: Row, names: Sequence[str]) -> bool:
+    """Whether two or more answers are all the text there is, so that no other column can be the prompt."""
+    others = [value for name, value in row.values.items() if name not in (*names, "id")]
+    return len(names) > 1 and not any(isinstance(value, str | list | dict) for value in others)
 
 
 def _continued(row: Row, prompt: str, dialogues: Sequence[str], names: Sequence[str]) -> Record:
