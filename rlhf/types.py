@@ -39,6 +39,8 @@ class Head(StrEnum):
     """[T]: value of the state before token t (the head's output at token t-1)."""
     SCORES = "scores"
     """[S]: the scalar head's output at the last token of each sequence."""
+    TOKEN_SCORES = "token_scores"
+    """[T]: the scalar head's output at token t itself."""
 
 
 class FinishReason(StrEnum):

@@ -11,6 +11,7 @@ from rlhf.algorithms.nash_md import NashMD
 from rlhf.algorithms.online_dpo import OnlineDPO
 from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.prm import PRM
 from rlhf.algorithms.reinforce import Reinforce, ReinforceBaseline
 from rlhf.algorithms.remax import ReMax
 from rlhf.algorithms.rloo import RLOO
@@ -21,6 +22,7 @@ from rlhf.config.algo import AlgorithmSection
 ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "sft": SFT,
     "rm": RM,
+    "prm": PRM,
     "ppo": PPO,
     "grpo": GRPO,
     "rloo": RLOO,

@@ -14,7 +14,7 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.cli.casting import dtype_of, model_of, reward_model
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
-from rlhf.config.reward import HttpSource
+from rlhf.config.reward import EndpointSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards import build_reward, probe
 from rlhf.engines.rewards.model import ModelReward
@@ -28,6 +28,7 @@ from rlhf.orchestrator.evaluation import (
     PairEvaluator,
     PreferenceEvaluator,
     SampleEvaluator,
+    StepEvaluator,
 )
 from rlhf.orchestrator.learning import Passes, Pretraining
 from rlhf.orchestrator.loop import Course, Parts
@@ -41,6 +42,7 @@ OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions]
 EVALUATORS: Mapping[str, OfflineEvaluator] = {
     "sft": LikelihoodEvaluator,
     "rm": PairEvaluator,
+    "prm": StepEvaluator,
     "dpo": PreferenceEvaluator,
     "kto": LabelEvaluator,
 }
@@ -173,7 +175,7 @@ def assemble_online(
     trained = {role: engines[role] for role in algorithm.needs.trains}
     trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
     rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
-    probe(rewards, data.prompts.train[0], tokenizer)
+    probe(rewards, data.prompts.train[0], tokenizer, num_samples=config.rollout.num_samples)
     sampler = Sampler(pool, rewards, tokenizer)
     held_out_prompts = data.prompts.held_out[: config.eval.max_prompts]
     evaluator = SampleEvaluator(
@@ -269,7 +271,7 @@ def rollout_source(
 def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
     """The weighted sum of the run's reward sources, each where it lives."""
     # An outage has a deadline of its own, whose error says more.
-    outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, HttpSource))
+    outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, EndpointSource))
     opened: dict[str, RewardSource] = {
         label: RemoteReward(worker, timeout_s=config.train.step_timeout_s + outage_s)
         for label, worker in crew.rewards.items()

@@ -30,6 +30,7 @@ from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
 from rlhf.engines.base import Tokenizer
+from rlhf.engines.rewards import row_problems
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.console import make_console
@@ -39,6 +40,7 @@ from rlhf.orchestrator.data import (
     load_labelled,
     load_preferences,
     load_prompts,
+    load_steps,
     load_texts,
 )
 from rlhf.orchestrator.loop import Loop
@@ -54,6 +56,7 @@ Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
 OFFLINE_LOADERS: Mapping[str, Loader] = {
     "sft": load_demonstrations,
     "rm": load_preferences,
+    "prm": load_steps,
     "dpo": load_preferences,
     "kto": load_labelled,
 }
@@ -141,6 +144,9 @@ def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> Data:
     if not isinstance(config, OnlineConfig):
         return Data(groups=OFFLINE_LOADERS[command](config.data, tokenizer))
     prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)
+    rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
+    if unfit := row_problems(config.reward.all_sources, rows):
+        raise DataError(unfit)
     texts = None
     if isinstance(config, PpoConfig) and config.algo.ptx_path is not None and config.algo.ptx_coef > 0:
         section = DataSection(path=config.algo.ptx_path, max_tokens=config.data.max_tokens, overlong="truncate")

@@ -69,8 +69,11 @@ def log_softmax(table: Table) -> Table:
 
 
 def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
-    """What a model with this table says: [T] log-probs or values, 0 at the first token of a sequence; [S] scores."""
+    """What a model with this table says: [T] log-probs or values, 0 at the first token of a sequence; [S] scores, or
+    [T] token scores."""
     ends = np.cumsum(batch.lengths)
+    if head is Head.TOKEN_SCORES:
+        return table[batch.token_ids].astype(np.float32)
     if head is Head.SCORES:
         return table[batch.token_ids[ends - 1]].astype(np.float32)
     entries = log_softmax(table) if head is Head.LOG_PROBS else table
@@ -153,8 +156,8 @@ class FakeTrainEngine(FakeScorer):
     """A table that learns by plain gradient descent with momentum.
 
     Losses: likelihood or PPO's first-order advantage-weighted log-prob (LOG_PROBS), squared error to the returns
-    (VALUES), Bradley-Terry of an example's first sequence against its later ones (SCORES). `finite` decides whether
-    the n-th update has a finite gradient.
+    (VALUES), Bradley-Terry of an example's first sequence against its later ones (SCORES), cross-entropy to the returns
+    (TOKEN_SCORES). `finite` decides whether the n-th update has a finite gradient.
     """
 
     def __init__(
@@ -302,8 +305,19 @@ def score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradien
     return loss, gradient, {}
 
 
+def token_score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+    """sum(cross-entropy of sigmoid(score) and return) / tokens."""
+    if batch.returns is None:
+        raise ValueError("token scores learn from returns")
+    scores, tokens = said.astype(np.float64), max(batch.denominators.tokens, 1.0)
+    losses = np.where(batch.loss_mask, np.logaddexp(0.0, scores) - batch.returns * scores, 0.0)
+    error = np.where(batch.loss_mask, 1.0 / (1.0 + np.exp(-scores)) - batch.returns, 0.0) / tokens
+    return float(losses.sum()) / tokens, scatter(len(table), batch.tokens.token_ids, error), {}
+
+
 GRADIENTS: dict[Head, Callable[[Table, FloatArray, TrainBatch], Gradient]] = {
     Head.LOG_PROBS: log_prob_gradient,
     Head.VALUES: value_gradient,
     Head.SCORES: score_gradient,
+    Head.TOKEN_SCORES: token_score_gradient,
 }

@@ -1,4 +1,4 @@
-"""What stands on top of the backbone: token log-probs, token values, or a score a sequence.
+"""What stands on top of the backbone: token log-probs, token values, or a score a sequence or a token.
 
 A head owns the very parameter of the layer that it replaces (`lm_head` or `score`), under the same name: names stay
 Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight when the head runs, however
@@ -88,6 +88,20 @@ class ScoreHead(nn.Module):
         return self.weight.float() @ hidden[packed.last].float().T
 
 
+class TokenScoreHead(nn.Module):
+    """Stands in for `score`: one number a token, read at the token itself."""
+
+    def __init__(self, score: nn.Linear) -> None:
+        super().__init__()
+        self.weight = score.weight
+        self.bias: nn.Parameter | None = score.bias
+
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
+        """[T, d] -> [1, T]."""
+        scores = self.weight.float() @ hidden.float().T
+        return scores if self.bias is None else scores + self.bias.float()
+
+
 class PackedModel(nn.Module):
     """A Hugging Face model whose forward pass takes packed tokens and ends in one of the heads."""
 
@@ -101,6 +115,7 @@ class PackedModel(nn.Module):
             Head.LOG_PROBS: LogProbHead(layer, rule),
             Head.VALUES: ValueHead(layer),
             Head.SCORES: ScoreHead(layer),
+            Head.TOKEN_SCORES: TokenScoreHead(layer),
         }
         model.set_submodule(name, heads[head])
         self.model = model

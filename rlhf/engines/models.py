@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -37,6 +38,13 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+KINDS = {
+    Head.LOG_PROBS: AutoModelForCausalLM,
+    Head.VALUES: AutoModelForSequenceClassification,
+    Head.SCORES: AutoModelForSequenceClassification,
+    Head.TOKEN_SCORES: AutoModelForTokenClassification,
+}
+"""What loads and saves a model with each head."""
 HEAD_WEIGHTS = ("lm_head.", "score.")
 
 
@@ -63,8 +71,8 @@ def load_model(
 ) -> LoadedModel:
     """Load `name`, a folder or hub name, for `head`; `where` (policy.model, ...) begins each line of an error.
 
-    Log-probs take any causal language model. Values and scores take a sequence classifier with one label and a
-    `score` head; with `new_head`, also a causal language model, which is given a seeded one.
+    Log-probs take any causal language model. Values and scores take a sequence classifier, token scores a token
+    classifier, with one label and a `score` head; with `new_head`, also any other model, which is given a seeded one.
 
     Raises ModelError with one line a problem.
     """
@@ -72,12 +80,13 @@ def load_model(
     trusted = trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
-    has_score = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    kind = KINDS[head]
+    ending = kind.__name__.removeprefix("AutoModel")
+    has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
     if head is not Head.LOG_PROBS:
-        _require_scorer(config, has_score, new_head, where)
+        _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
     dropouts = _remove_dropout(config)
-    kind = AutoModelForCausalLM if head is Head.LOG_PROBS else AutoModelForSequenceClassification
     try:
         loaded = kind.from_pretrained(
             folder,
@@ -174,12 +183,12 @@ def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> Pr
     return cast(PretrainedConfig, config)
 
 
-def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, where: str) -> None:
+def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, where: str, unit: str) -> None:
     if has_score and config.num_labels != 1:
         raise ModelError(f"{where}: has {config.num_labels} labels, need 1.")
     if not has_score and not new_head:
         kinds = ", ".join(config.architectures or ()) or "no architecture"
-        raise ModelError(f"{where}: has no score head ({kinds}), need a sequence classifier with 1 label.")
+        raise ModelError(f"{where}: has no score head ({kinds}), need a {unit} classifier with 1 label.")
 
 
 def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
@@ -222,7 +231,10 @@ def _bad_numbers(model: PreTrainedModel) -> list[str]:
 
 
 def _initialise_score(model: PreTrainedModel, seed: int) -> None:
-    """A new scalar head: N(0, 1 / (d + 1)), as Stiennon et al. 2020."""
+    """A new scalar head: N(0, 1 / (d + 1)), as Stiennon et al. 2020; a bias starts at 0."""
+    for name, parameter in model.get_submodule("score").named_parameters():
+        if name == "bias":
+            parameter.data.zero_()
     weight = model.get_parameter("score.weight")
     generator = torch.Generator().manual_seed(seed)
     std = (weight.shape[-1] + 1) ** -0.5

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.held_out import held_out_figures
+from rlhf.algorithms.prm import judge_steps
 from rlhf.errors import WeightSyncError
 from rlhf.orchestrator.batching import build_batches, pack_tokens, plan_batches, unpack_scores
 from rlhf.orchestrator.measuring import Models, Portions, token_outputs
@@ -114,6 +115,24 @@ class PreferenceEvaluator:
             return [Signals()] * len(self._examples)
         said = token_outputs(self._models.reference, self._examples, self._portions)
         return [Signals(ref_log_probs=arrays) for arrays in said]
+
+
+class StepEvaluator:
+    """How often a process reward model agrees with the labels of held-out steps, and finds an answer's first error."""
+
+    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+        self._engine = models.trained[Role.REWARD]
+        self._examples = algorithm.select(groups)
+        self._portions = portions
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        said = token_outputs(self._engine, self._examples, self._portions)
+        scores = [
+            scores[example.sequences[0].loss_mask].astype(np.float64)
+            for example, (scores,) in zip(self._examples, said, strict=True)
+        ]
+        labels = [np.array(example.rewards, dtype=np.float64) for example in self._examples]
+        return {f"eval/{name}": value for name, value in judge_steps(scores, labels).items()}
 
 
 def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:

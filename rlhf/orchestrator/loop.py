@@ -27,6 +27,12 @@ from rlhf.orchestrator.run_directory import Status
 from rlhf.orchestrator.sources import GroupBatch, GroupSource
 from rlhf.types import Example, Head, Role
 
+KINDS = {
+    Head.SCORES: "AutoModelForSequenceClassification",
+    Head.TOKEN_SCORES: "AutoModelForTokenClassification",
+}
+"""What loads an exported model that is no language model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
@@ -291,7 +297,7 @@ class Loop:
         self._engines[role].export(temporary)
         temporary.rename(final)
         self._records.status(Status.DONE, self._state.step)
-        kind = "AutoModelForSequenceClassification" if head is Head.SCORES else "AutoModelForCausalLM"
+        kind = KINDS.get(head, "AutoModelForCausalLM")
         self._records.say(f"done: {self._state.step} steps, {self._state.num_updates} updates")
         self._records.say(f"model: {final}")
         self._records.say(f'load it: transformers.{kind}.from_pretrained("{final}")')

@@ -1,0 +1,132 @@
+"""Process reward model: whether each step of an answer is right (Lightman et al. 2023, arXiv:2305.20050)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rlhf.algorithms.advantages import Floats
+from rlhf.algorithms.answers import mean
+from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.losses import masked, measure, present, token_mean
+from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.config.algo import PrmSection
+from rlhf.types import (
+    Example,
+    Experience,
+    FloatArray,
+    Head,
+    Json,
+    LearnedSequence,
+    LossMetrics,
+    Prompt,
+    Role,
+    Rollout,
+    ScoredGroup,
+    Signals,
+)
+
+
+class PRM:
+    """The reward model's score at the last token of each step is the log-odds that the step is right."""
+
+    def __init__(self, section: PrmSection) -> None:
+        self.needs = Needs(trains={Role.REWARD: Head.TOKEN_SCORES}, online=False)
+
+    def keep(self, group: ScoredGroup) -> bool:
+        """Whether any step is labelled."""
+        return any(step_labels(group.prompt, rollout) for rollout in group.rollouts)
+
+    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """One example an answer; its rewards are the labels of its steps."""
+        return [
+            Example(id=rollout.id, sequences=(join(group.prompt, rollout),), rewards=labels)
+            for group in groups
+            for rollout in group.rollouts
+            if (labels := step_labels(group.prompt, rollout))
+        ]
+
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+        """Put each label where its step ends."""
+        experiences = [
+            Experience(
+                id=example.id,
+                sequences=(
+                    LearnedSequence(
+                        token_ids=sequence.token_ids,
+                        loss_mask=sequence.loss_mask,
+                        returns=place(example.rewards, sequence.loss_mask),
+                    ),
+                ),
+            )
+            for example in examples
+            for sequence in example.sequences
+        ]
+        labels = [label for example in examples for label in example.rewards]
+        sums = {"steps/good": mean(labels), "steps/per_answer": len(labels) / max(len(examples), 1)}
+        return experiences, LossMetrics(sums=sums)
+
+    def objectives(self) -> Mapping[str, Objective]:
+        return {Role.REWARD: self._reward_loss}
+
+    def _reward_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
+        """Mean over all steps of all answers."""
+        scores = masked(outputs.predictions, batch.loss_mask)
+        labels = masked(present(batch.returns, "returns"), batch.loss_mask).to(scores.dtype)
+        weights = token_mean(batch).to(scores.dtype)
+        loss = (step_loss(scores, labels) * weights).sum()
+        agrees = (1.0 + scores.sign() * (labels - 0.5).sign()) / 2.0
+        return LossOutput(
+            loss=loss, metrics=measure({"reward/loss": loss, "reward/accuracy": (agrees * weights).sum()})
+        )
+
+    def after_pass(self, metrics: LossMetrics) -> bool:
+        return True
+
+    def state(self) -> dict[str, Json]:
+        return {}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        pass
+
+
+def step_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-(label * log sigmoid(score) + (1 - label) * log(1 - sigmoid(score))), any shape; labels from 0 to 1."""
+    return binary_cross_entropy_with_logits(scores, labels, reduction="none")
+
+
+def step_labels(prompt: Prompt, rollout: Rollout) -> tuple[float, ...]:
+    """Labels of the steps that are learned from, in order. Empty where the answer has none."""
+    if rollout.step_labels is None or rollout.loss_mask is None:
+        return ()
+    labels = after_prompt(prompt, place(rollout.step_labels, rollout.loss_mask))
+    return tuple(labels[join(prompt, rollout).loss_mask].tolist())
+
+
+def place(numbers: Sequence[float], mask: np.ndarray) -> FloatArray:
+    """One number at each True of `mask`, in order; 0 elsewhere."""
+    placed = np.zeros(len(mask), dtype=np.float32)
+    placed[mask] = numbers
+    return placed
+
+
+def judge_steps(scores: Sequence[Floats], labels: Sequence[Floats]) -> dict[str, float]:
+    """How well scores of held-out answers' steps agree with their labels. Each step counts once in accuracy and loss,
+    a score of 0 half; each answer once in `first_error`: whether the first wrong step, or that there is none, was
+    found."""
+    said, known = np.concatenate(scores), np.concatenate(labels)
+    agrees = (1.0 + np.sign(said) * np.sign(known - 0.5)) / 2.0
+    found = [first_error(s > 0) == first_error(k > 0.5) for s, k in zip(scores, labels, strict=True)]
+    return {
+        "accuracy": mean(agrees),
+        "loss": mean(np.logaddexp(0.0, said) - known * said),
+        "first_error": mean(found),
+        "num_steps": float(len(said)),
+    }
+
+
+def first_error(is_right: np.ndarray) -> int:
+    """Index of the first wrong step; -1 where all are right."""
+    wrong = np.flatnonzero(~is_right)
+    return int(wrong[0]) if len(wrong) else -1
