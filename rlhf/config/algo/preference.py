@@ -193,7 +193,8 @@ class LengthNormalizedLoss(PairLossSection):
 
 class DiscopopLoss(PairLossSection):
     """(1 - m) * -log sigmoid(z) + m * exp(-z), z = beta * h, m = sigmoid(z / tau): the loss that a language model found
-    (Lu et al. 2024, arXiv:2406.08414)."""
+    (Lu et al. 2024, arXiv:2406.08414). It is not monotone: with tau 0.05 it rises from z = -0.12 to 0.07, so that a
+    pair near the start, where z = 0, is pushed the wrong way until others carry it over."""
 
     type: Literal["discopop"] = "discopop"
     """DiscoPOP."""
