@@ -18,7 +18,7 @@ from rlhf.actors.workers import (
     SyncSpec,
     TraineeSpec,
 )
-from rlhf.config.reward import FunctionSource, HttpSource
+from rlhf.config.reward import RemoteSource
 from rlhf.types import Role
 
 ENGINE_THREADS = 8
@@ -33,8 +33,8 @@ class Script:
     trainees: Mapping[Role, TraineeSpec] = field(default_factory=dict)
     scorers: Mapping[Role, ScorerSpec] = field(default_factory=dict)
     engine: EngineSpec | None = None
-    rewards: Mapping[str, FunctionSource | HttpSource] = field(default_factory=dict)
-    """Reward functions and services by their names in the logs."""
+    rewards: Mapping[str, RemoteSource] = field(default_factory=dict)
+    """Reward sources with an actor of their own by their names in the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

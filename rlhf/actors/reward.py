@@ -1,4 +1,4 @@
-"""Reward functions and services behind an actor of their own, away from the driver and from the models."""
+"""Reward functions, services, judges and verifiers behind actors of their own, away from the driver and the models."""
 
 from collections.abc import Sequence
 from typing import cast

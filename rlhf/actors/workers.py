@@ -20,7 +20,7 @@ from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.logs import Trace, redirect_output
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.models import ModelSection, TrainedModelSection
-from rlhf.config.reward import FunctionSource, HttpSource
+from rlhf.config.reward import RemoteSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.rollout import ServingEngine, open_engine
@@ -186,17 +186,20 @@ class ModelWorker(Actor):
         from rlhf.algorithms import build_algorithm
         from rlhf.engines.training import DeepSpeedEngine
 
+        algorithm = build_algorithm(spec.algorithm)
         engine = DeepSpeedEngine(
             spec.section,
             spec.model,
             spec.head,
-            build_algorithm(spec.algorithm).objectives(),
+            algorithm.objectives(),
             temperature=spec.temperature,
             num_steps=spec.num_steps,
             device=self._rank.device,
             seed=spec.seed,
             where=f"{role}.model",
         )
+        if role is Role.POLICY and algorithm.needs.following is not None:
+            engine.hold_copy(algorithm.needs.following.decay)
         self._engines[role] = self._trainees[role] = engine
 
     def connect_rollout(self, role: Role, spec: SyncSpec) -> None:
@@ -226,6 +229,14 @@ class ModelWorker(Actor):
     def forward(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         with self._trace.span(f"{role} forward"):
             return self._engines[role].forward(batches)
+
+    def forward_following(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        with self._trace.span(f"{role} forward_following"):
+            return self._trainees[role].forward_following(batches)
+
+    def follow(self, role: Role) -> float:
+        with self._trace.span(f"{role} follow"):
+            return self._trainees[role].follow()
 
     def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> LossMetrics:
         with self._trace.span(f"{role} forward_backward"):
@@ -308,13 +319,13 @@ class RolloutWorker(Actor):
 
 
 class RewardWorker(Actor):
-    """Reward functions and services, in a process away from the driver and the models."""
+    """A reward function, service, judge or verifier, in a process away from the driver and the models."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._source: RewardSource | None = None
 
-    def start(self, source: FunctionSource | HttpSource) -> None:
+    def start(self, source: RemoteSource) -> None:
         """Open the source. A function's module is looked for in the user's folder."""
         from rlhf.engines.rewards import build_source
 

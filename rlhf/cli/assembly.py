@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.actors.calls import Worker
-from rlhf.actors.groups import GroupEngine
+from rlhf.actors.groups import FollowingReference, GroupEngine
 from rlhf.actors.launch import Crew
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
@@ -174,6 +174,7 @@ def assemble_online(
     pool = rollout_pool(config, crew.engines)
     trained = {role: engines[role] for role in algorithm.needs.trains}
     trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
+    copy = following_reference(config, crew) if algorithm.needs.following is not None else None
     rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
     probe(rewards, data.prompts.train[0], tokenizer, num_samples=config.rollout.num_samples)
     sampler = Sampler(pool, rewards, tokenizer)
@@ -183,7 +184,7 @@ def assemble_online(
     )
     return Parts(
         algorithm=algorithm,
-        models=Models(trained=trained, reference=engines.get(Role.REFERENCE)),
+        models=Models(trained=trained, reference=copy or engines.get(Role.REFERENCE), following=copy),
         source=rollout_source(config, data.prompts.train, sampler, algorithm, tokenizer, stop),
         evaluator=evaluator if held_out_prompts else None,
         pretraining=pretraining(config, data),
@@ -194,6 +195,12 @@ def trainee(config: TrainConfig, crew: Crew, role: Role) -> GroupEngine:
     """A role of the crew as one engine."""
     timeout_s = config.train.step_timeout_s
     return GroupEngine(crew.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+
+
+def following_reference(config: TrainConfig, crew: Crew) -> FollowingReference:
+    """The copy of the policy that its own processes hold."""
+    timeout_s = config.train.step_timeout_s
+    return FollowingReference(crew.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
 def probed_policy(config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:

@@ -8,7 +8,7 @@ from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
-from rlhf.config.reward import FunctionSource, HttpSource, ModelSource
+from rlhf.config.reward import ModelSource, RemoteSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.rollout import engine_kind
 from rlhf.errors import ConfigError
@@ -98,11 +98,7 @@ def cast(
             seed=config.run.seed,
             sync_backend=sync_backend(config.rollout, placement, device),
         ),
-        rewards={
-            source.label: source
-            for source in config.reward.all_sources
-            if isinstance(source, FunctionSource | HttpSource)
-        },
+        rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
     )
 
 

@@ -1,6 +1,7 @@
 """`rlhf check`: everything that can be known about a run before anything is started. Imports no torch and no ray."""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +23,14 @@ from rlhf.config.commands import (
 from rlhf.config.load import read_config, resolve, short_summary
 from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.problems import Problem
-from rlhf.config.reward import FunctionSource, HttpSource
+from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource
 from rlhf.config.rules import advice_on
 from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.files import READERS, find_files
 from rlhf.orchestrator.data.load import check_rows
+from rlhf.orchestrator.data.records import Record
 from rlhf.orchestrator.data.sources import HUB_NAME
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
@@ -37,7 +39,7 @@ MAX_QUICK_BYTES = 2 * 1024 * 1024
 ROWS: dict[type[TrainConfig], Kind] = {
     SftConfig: Kind.DEMONSTRATIONS,
     RmConfig: Kind.PREFERENCES,
-    PrmConfig: Kind.PREFERENCES,
+    PrmConfig: Kind.STEPS,
     PpoConfig: Kind.PROMPTS,
     GrpoConfig: Kind.PROMPTS,
     OnlineDpoConfig: Kind.PROMPTS,
@@ -102,10 +104,17 @@ def data_problems(config: TrainConfig) -> list[str]:
     if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
         return problems
     try:
-        check_rows(config.data, ROWS[type(config)])
+        records = check_rows(config.data, ROWS[type(config)])
     except DataError as error:
         return list(error.problems)
-    return []
+    return unfit_rows(config, records) if isinstance(config, OnlineConfig) else []
+
+
+def unfit_rows(config: OnlineConfig, records: Sequence[Record]) -> list[str]:
+    """Rows that lack what a reward source needs of them."""
+    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  opens clients' libraries, for which help cannot wait
+
+    return row_problems(config.reward.all_sources, ((record.id, record.label, record.metadata) for record in records))
 
 
 def is_hub_data(path: str) -> bool:
@@ -217,15 +226,17 @@ def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """The user's function can be found and called; a service's token and certificate are there."""
+    """The user's function can be found and called; a sandbox's command, a service's token and certificate are there."""
     listed = bool(config.reward.sources)
     for n, source in enumerate(config.reward.all_sources):
         where = f"reward.sources.{n}" if listed else "reward"
-        if isinstance(source, FunctionSource):
+        if isinstance(source, FunctionSource | CodeSource) and source.function is not None:
             text = problem_of(source.function, [str(Path.cwd()), *sys.path])
             if text is not None:
                 yield Problem(keys=(f"{where}.function",), text=text)
-        if isinstance(source, HttpSource):
+        if isinstance(source, CodeSource) and source.command and shutil.which(source.command[0]) is None:
+            yield Problem(keys=(f"{where}.command",), text=f'no program "{source.command[0]}" here.')
+        if isinstance(source, EndpointSource):
             if source.auth_env is not None and source.auth_env not in environ:
                 text = "names an environment variable that is not set; it takes the variable's name, not the token."
                 yield Problem(keys=(f"{where}.auth_env",), text=text)

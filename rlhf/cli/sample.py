@@ -61,10 +61,10 @@ def run_sample(config: SampleConfig) -> int:
         if file.num_chunks == len(chunks):
             print(f"{path}: all {settings[NUM_ANSWERS]} answers are there already.")  # noqa: T201
             return 0
-        rewards = open_rewards(config.reward, tokenizer, device)
+        rewards = open_rewards(config.reward.for_answers_of(config.max_tokens), tokenizer, device)
         try:
             if rewards is not None:
-                probe(rewards, prompts[0], tokenizer)
+                probe(rewards, prompts[0], tokenizer, num_samples=config.num_samples)
             engine = start_engine(config, device)
             try:
                 write_chunks(config.model, file, chunks, requests, engine, rewards, tokenizer)

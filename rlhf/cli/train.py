@@ -32,6 +32,7 @@ from rlhf.config.load import dump_config, short_summary
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import row_problems
 from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.errors import DataError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.console import make_console
 from rlhf.orchestrator.data import (

@@ -97,7 +97,8 @@ def load_quickstart(argv: Sequence[str]) -> QuickstartConfig:
 def resolve(config: TrainConfig) -> TrainConfig:
     """Fill in what follows from other values, so that the saved config says it all. Resolving twice changes nothing.
 
-    A reference starts as the policy; a critic as the reward model where there is one, else as the policy.
+    A reference starts as the policy; a critic as the reward model where there is one, else as the policy; limits on the
+    length of answers are those of rollouts.
     """
     colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
@@ -107,6 +108,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if isinstance(config, PpoConfig) and config.critic.model is None:
         critic = config.critic.model_copy(update={"model": config.reward.model or config.policy.model})
         config = config.model_copy(update={"critic": critic})
+    if isinstance(config, OnlineConfig):
+        config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})
     if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
         config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})
     return config
@@ -118,6 +121,7 @@ def with_lengths(section: CriticFreeSection, max_response_tokens: int) -> Critic
         update={
             "aggregation_tokens": section.aggregation_tokens or max_response_tokens,
             "overlong_limit": section.overlong_limit or max_response_tokens,
+            "overlong_buffer": max_response_tokens // 5 if section.overlong_buffer is None else section.overlong_buffer,
         }
     )
 

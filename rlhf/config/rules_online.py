@@ -60,7 +60,7 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a name of its own and a model."""
     sources = config.reward.all_sources
     if not sources:
-        text = "none given; set one of reward.model, reward.function, reward.url, reward.sources."
+        text = "none given; set one of reward.model, reward.function, reward.url, reward.rules, reward.sources."
         yield Problem(keys=("reward",), text=text)
     for label, count in Counter(source.label for source in sources).items():
         if count > 1:

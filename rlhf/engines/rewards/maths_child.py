@@ -1,9 +1,9 @@
 """Compares expressions; imported by child processes alone, each of which is killed where it takes too long.
 
-Nothing here turns text into code. math-verify reads LaTeX by a grammar of its own, and leaves two roads to `eval`: plain
-expressions go through sympy's `parse_expr`, which is not asked for, and numbers through `sympify`, which calls it. A
-third would be `lambdify`, which prints symbols, whose names the text chooses, as Python. Here sympy reads numbers and
-names alone, and the process refuses to compile what any of these modules asks for.
+Nothing here turns text into code. math-verify reads LaTeX by a grammar of its own, and leaves two roads to `eval`.
+Plain expressions go through sympy's `parse_expr`, which is not asked for; numbers go through `sympify`, which calls it.
+A third is `lambdify`, which prints symbols, whose names the text chooses, as Python. So sympy reads numbers and names
+alone here, and the process refuses to compile what any of these modules asks for.
 """
 
 import logging

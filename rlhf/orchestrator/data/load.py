@@ -121,13 +121,13 @@ def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGr
     return _load(section, Kind.TEXTS, make, _row_limit(section), lambda group: group.responses[0], group_content)
 
 
-def check_rows(section: DataSection, kind: Kind) -> None:
-    """Everything that can be known about the rows without a tokenizer. Raises DataError."""
+def check_rows(section: DataSection, kind: Kind) -> list[Record]:
+    """Everything that can be known about the rows without a tokenizer: the good ones. Raises DataError."""
     problems = Problems(section.max_bad_rows)
-    for path in (section.path, section.eval_path):
-        if path is not None:
-            read_records(section, path, kind, problems)
+    paths = [path for path in (section.path, section.eval_path) if path is not None]
+    records = [record for path in paths for record in read_records(section, path, kind, problems)]
     problems.settle()
+    return records
 
 
 def read_records(section: DataSection, path: str, kind: Kind, problems: Problems) -> list[Record]:

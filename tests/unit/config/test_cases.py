@@ -170,7 +170,7 @@ def test_a_run_without_anything_names_what_it_needs(problems: Problems) -> None:
     assert problems() == [
         "data.path: missing; name a file, a folder or a hub data set.",
         "policy.model: missing; name the model to train, a folder or a hub name.",
-        "reward: none given; set one of reward.model, reward.function, reward.url, reward.sources.",
+        "reward: none given; set one of reward.model, reward.function, reward.url, reward.rules, reward.sources.",
     ]
     assert problems(command="rm")[1] == "reward.model: missing; name the model to train, a folder or a hub name."
 

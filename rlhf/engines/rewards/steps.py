@@ -1,0 +1,94 @@
+"""Rewards from a process reward model: how right each step of an answer is, made one number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.config.reward import PrmSource
+from rlhf.engines.base import Tokenizer, TokenScorer
+from rlhf.engines.rewards.model import pack, plan_batches
+from rlhf.engines.rewards.scores import checked_scores
+from rlhf.types import FloatArray, IntArray, Message, Prompt, Reward, Rollout
+
+Aggregate = Callable[[FloatArray], np.floating]
+
+AGGREGATES: dict[str, Aggregate] = {"min": np.min, "mean": np.mean, "product": np.prod, "last": lambda steps: steps[-1]}
+"""Probabilities of the steps, at least one -> the answer's reward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Prompt and answer, whose steps end at the positions `ends`."""
+
+    token_ids: IntArray
+    ends: IntArray
+
+
+class StepReward:
+    """Scores by a scorer with the head `token_scores`: the sigmoid at the end of a step is how likely the step is right.
+
+    A step ends at the separator in the answer's text, and at the answer's end; blank ones do not count. Texts are
+    tokenised by the reward model's tokenizer, step by step, each with its separator, as those it was trained on. An
+    answer without a step has none that is right: its reward is 0.
+    """
+
+    def __init__(
+        self, source: PrmSource, scorer: TokenScorer, *, tokenizer: Tokenizer, max_tokens_per_batch: int = 4096
+    ) -> None:
+        self._scorer = scorer
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens_per_batch
+        self._separator = source.step_separator
+        self._aggregate = AGGREGATES[source.aggregate]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        asked = [self._tokenise(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        spoken = [index for index, steps in enumerate(asked) if len(steps.ends)]
+        scores = [0.0] * len(asked)
+        for index, right in zip(spoken, self._ask([asked[index] for index in spoken]), strict=True):
+            scores[index] = float(self._aggregate(right))
+        return [Reward(total=score) for score in checked_scores(list(scores), [prompt.id for prompt in prompts])]
+
+    def close(self) -> None:
+        """Nothing to do: whoever made the scorer ends it."""
+
+    def _ask(self, asked: Sequence[Steps]) -> list[FloatArray]:
+        """How likely each step of each answer is right."""
+        if not asked:
+            return []
+        right: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(asked)
+        batches = plan_batches([len(one.token_ids) for one in asked], self._scorer.num_ranks, self._max_tokens)
+        replies = self._scorer.forward([pack([asked[index].token_ids for index in batch]) for batch in batches])
+        for batch, reply in zip(batches, replies, strict=True):
+            start = 0
+            for index in batch:
+                scores = reply[start + asked[index].ends].astype(np.float64)
+                right[index] = (1.0 / (1.0 + np.exp(-np.clip(scores, -60.0, 60.0)))).astype(np.float32)
+                start += len(asked[index].token_ids)
+        return right
+
+    def _tokenise(self, prompt: Prompt, response: str) -> Steps:
+        texts = [f"{step}{self._separator}" for step in response.split(self._separator) if step.strip()]
+        before, token_ids = self._prompt(prompt)
+        ends = []
+        for text in texts:
+            token_ids += continued(self._tokenizer, before, text)
+            ends.append(len(token_ids) - 1)
+            before = text
+        return Steps(token_ids=np.array(token_ids, dtype=np.int64), ends=np.array(ends, dtype=np.int64))
+
+    def _prompt(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """The prompt as the reward model reads it, and its tokens."""
+        messages = prompt.metadata.get("messages")
+        if not isinstance(messages, list):
+            return prompt.text, self._tokenizer.encode(prompt.text, add_special_tokens=True)
+        turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
+        text = self._tokenizer.render(turns, add_generation_prompt=True)
+        return text, self._tokenizer.encode(text)
+
+
+def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
+    """The tokens that `text` adds after `before`, where that leaves the tokens of `before` alone."""
+    head, joint = tokenizer.encode(before), tokenizer.encode(before + text)
+    return joint[len(head) :] if joint[: len(head)] == head else tokenizer.encode(text)
