@@ -23,7 +23,7 @@ from rlhf.config.commands import (
 from rlhf.config.load import read_config, resolve, short_summary
 from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.problems import Problem
-from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource
+from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
 from rlhf.config.rules import advice_on
 from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
@@ -112,6 +112,8 @@ def data_problems(config: TrainConfig) -> list[str]:
 
 def unfit_rows(config: OnlineConfig, records: Sequence[Record]) -> list[str]:
     """Rows that lack what a reward source needs of them."""
+    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward.all_sources):
+        return []
     from rlhf.engines.rewards import row_problems  # noqa: PLC0415  opens clients' libraries, for which help cannot wait
 
     return row_problems(config.reward.all_sources, ((record.id, record.label, record.metadata) for record in records))
