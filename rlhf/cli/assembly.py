@@ -16,8 +16,7 @@ from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.reward import EndpointSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
-from rlhf.engines.rewards import build_reward, probe
-from rlhf.engines.rewards.model import ModelReward
+from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.buffer import LagBuffer
 from rlhf.orchestrator.data import DataSplit, Order
@@ -285,7 +284,8 @@ def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, 
     }
     source = reward_model(config)
     if source is not None and scorer is not None:
-        opened[source.label] = ModelReward(
+        opened[source.label] = build_scored(
+            source,
             scorer,
             policy_tokenizer=tokenizer,
             reward_tokenizer=load_tokenizer(model_of(source, Role.REWARD), key="reward.model"),

@@ -8,8 +8,9 @@ from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
-from rlhf.config.reward import ModelSource, RemoteSource
+from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rewards import head_of
 from rlhf.engines.rollout import engine_kind
 from rlhf.errors import ConfigError
 from rlhf.types import Head, Role
@@ -17,11 +18,11 @@ from rlhf.types import Head, Role
 REFERENCE_SIGNAL = "ref_log_probs"
 
 
-def reward_model(config: TrainConfig) -> ModelSource | None:
+def reward_model(config: TrainConfig) -> StartedSource | None:
     """The reward model among an online run's sources."""
     if not isinstance(config, OnlineConfig):
         return None
-    models = [source for source in config.reward.all_sources if isinstance(source, ModelSource)]
+    models = [source for source in config.reward.all_sources if isinstance(source, StartedSource)]
     if len(models) > 1:
         raise ConfigError(f"reward.sources: one reward model at most (got {len(models)}); serve the others over HTTP.")
     return models[0] if models else None
@@ -77,7 +78,7 @@ def cast(
         role: ScorerSpec(
             section=section,
             model=model_of(section, role),
-            head=Head.SCORES if role == Role.REWARD else Head.LOG_PROBS,
+            head=head_of(section) if isinstance(section, StartedSource) else Head.LOG_PROBS,
             temperature=temperature,
             seed=config.run.seed,
         )

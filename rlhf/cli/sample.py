@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
-from rlhf.config.reward import ModelSource, RewardSection
+from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
 from rlhf.engines.models import resolve_folder
-from rlhf.engines.rewards import ModelReward, build_reward, probe
+from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
 from rlhf.engines.rollout import engine_kind, local_device, open_engine
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
@@ -24,7 +24,7 @@ from rlhf.orchestrator.data import load_prompts
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import Head, Json, Prompt, RolloutRequest, Sampling
+from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 EDGE_BYTES = 2**20
@@ -137,14 +137,15 @@ def dtype_of(config: SampleConfig, device: str) -> str:
 
 def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> RewardSource | None:
     """The weighted sum of the sources, reward models in this process; None where there is no source."""
-    models = [source for source in section.all_sources if isinstance(source, ModelSource)]
+    models = [source for source in section.all_sources if isinstance(source, StartedSource)]
     opened: dict[str, RewardSource] = {}
     for source in models:
         from rlhf.engines.local_scoring import LocalScorer  # noqa: PLC0415  most runs have no reward model
 
         assert source.model is not None, "a model source names its model"
-        opened[source.label] = ModelReward(
-            LocalScorer(source, source.model, Head.SCORES, device=device, where="reward.model"),
+        opened[source.label] = build_scored(
+            source,
+            LocalScorer(source, source.model, head_of(source), device=device, where="reward.model"),
             policy_tokenizer=tokenizer,
             reward_tokenizer=load_tokenizer(source.model, key="reward.model"),
         )

@@ -30,7 +30,7 @@ from rlhf.config.models import (
     TrainedModelSection,
     TrainedRewardSection,
 )
-from rlhf.config.reward import ModelSource, RewardSection
+from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import GroupRolloutSection, LabelledRolloutSection, PairRolloutSection, RolloutSection
 from rlhf.config.run import (
     CheckpointSection,
@@ -130,7 +130,7 @@ class OnlineConfig(TrainConfig):
     def models(self) -> dict[str, ModelSection]:
         models = {"policy": self.policy, "reference": self.reference, "reward": self.reward}
         sources = {f"reward.sources.{n}": source for n, source in enumerate(self.reward.sources)}
-        return models | {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+        return models | {name: source for name, source in sources.items() if isinstance(source, StartedSource)}
 
     @property
     def examples_per_step(self) -> int:

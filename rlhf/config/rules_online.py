@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig, command_of
 from rlhf.config.problems import Problem
-from rlhf.config.reward import ModelSource
+from rlhf.config.reward import StartedSource
 
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
@@ -67,7 +67,7 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
             text = f'{count} sources are called "{label}". Give each a name of its own.'
             yield Problem(keys=("reward.sources",), text=text)
     for n, source in enumerate(sources):
-        if isinstance(source, ModelSource) and source.model is None:
+        if isinstance(source, StartedSource) and source.model is None:
             yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
 
 

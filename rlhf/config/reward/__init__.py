@@ -40,6 +40,7 @@ __all__ = [
     "ModelSource",
     "NumberSource",
     "OverlongSource",
+    "PrmSource",
     "PureSource",
     "RegexSource",
     "RemoteSource",
@@ -47,6 +48,7 @@ __all__ = [
     "RuleName",
     "Source",
     "SourceSection",
+    "StartedSource",
     "Url",
     "is_link_local",
     "is_private",
@@ -61,10 +63,24 @@ class ModelSource(SourceSection, ModelSection):
     """A reward model."""
 
 
+class PrmSource(SourceSection, ModelSection):
+    """A process reward model: a scalar head at the end of each step."""
+
+    type: Literal["prm"] = "prm"
+    """A process reward model."""
+    step_separator: str = Field("\n", min_length=1)
+    """Text that ends each step of an answer; as data.step_separator when the model was trained."""
+    aggregate: Literal["min", "mean", "product", "last"] = "min"
+    """How the steps' probabilities of being right become the reward; an answer without a step gets 0."""
+
+
+StartedSource: TypeAlias = ModelSource | PrmSource
+"""Sources whose model the run starts."""
+
 RemoteSource: TypeAlias = FunctionSource | HttpSource | JudgeSource | MathSource | CodeSource
 """Sources that wait for other processes: each in an actor of its own, away from the loop."""
 
-Source: TypeAlias = ModelSource | RemoteSource | PureSource
+Source: TypeAlias = StartedSource | RemoteSource | PureSource
 
 RuleName: TypeAlias = Literal["exact-match", "choice", "number", "math", "format", "length", "overlong"]
 

@@ -18,13 +18,15 @@ from rlhf.config.reward import (
     ModelSource,
     NumberSource,
     OverlongSource,
+    PrmSource,
     PureSource,
     RegexSource,
     RemoteSource,
     Source,
     SourceSection,
+    StartedSource,
 )
-from rlhf.engines.base import RewardSource, Tokenizer
+from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward
@@ -37,11 +39,12 @@ from rlhf.engines.rewards.number import NumberMatch
 from rlhf.engines.rewards.pattern import PatternMatch
 from rlhf.engines.rewards.process import FunctionProcess
 from rlhf.engines.rewards.rule import RowNeed, Rule, RuleReward, row_line
+from rlhf.engines.rewards.steps import StepReward
 from rlhf.engines.rewards.think_format import ThinkFormat
 from rlhf.engines.rewards.unit_tests import CodeNeed, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
 from rlhf.errors import ConfigError
-from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout
+from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
 
 __all__ = [
     "CodeReward",
@@ -51,18 +54,45 @@ __all__ = [
     "MathReward",
     "ModelReward",
     "RuleReward",
+    "StepReward",
     "Weighted",
     "WeightedRewards",
     "build_reward",
     "build_rule",
+    "build_scored",
     "build_source",
     "check_function",
+    "head_of",
     "probe",
     "row_problems",
 ]
 
 PROBE_ANSWERS = ("Yes.", "No.")
 MAX_ROW_LINES = 5
+
+
+def head_of(source: StartedSource) -> Head:
+    """What the source's model is loaded with."""
+    return Head.TOKEN_SCORES if isinstance(source, PrmSource) else Head.SCORES
+
+
+def build_scored(
+    source: StartedSource,
+    scorer: TokenScorer,
+    *,
+    policy_tokenizer: Tokenizer,
+    reward_tokenizer: Tokenizer,
+    max_tokens_per_batch: int = 4096,
+) -> RewardSource:
+    """A source whose model has been started as `scorer`, with the head that `head_of` says."""
+    if isinstance(source, PrmSource):
+        return StepReward(source, scorer, tokenizer=reward_tokenizer, max_tokens_per_batch=max_tokens_per_batch)
+    return ModelReward(
+        scorer,
+        policy_tokenizer=policy_tokenizer,
+        reward_tokenizer=reward_tokenizer,
+        max_tokens_per_batch=max_tokens_per_batch,
+    )
 
 
 def build_source(source: PureSource | RemoteSource) -> RewardSource:
@@ -106,7 +136,7 @@ def row_need(source: Source) -> RowNeed | None:
             return CodeNeed(source.tests_key)
         case JudgeSource():
             return RubricNeed(source)
-        case ModelSource() | FunctionSource() | HttpSource():
+        case ModelSource() | PrmSource() | FunctionSource() | HttpSource():
             return None
         case _:
             return build_rule(source)
@@ -137,7 +167,7 @@ def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) 
     for source in sources:
         if source.label in opened:
             one = opened[source.label]
-        elif isinstance(source, ModelSource):
+        elif isinstance(source, StartedSource):
             raise ConfigError(f"reward: no model was started for {source.label}.")
         else:
             one = build_source(source)

@@ -40,7 +40,7 @@ class ModelReward:
         else:
             sequences = [self._tokenise(*item) for item in zip(prompts, responses, rollouts, strict=True)]
         batches = plan_batches([len(sequence) for sequence in sequences], self._scorer.num_ranks, self._max_tokens)
-        replies = self._scorer.forward([_pack([sequences[index] for index in batch]) for batch in batches])
+        replies = self._scorer.forward([pack([sequences[index] for index in batch]) for batch in batches])
         scores = [0.0] * len(sequences)
         for batch, reply in zip(batches, replies, strict=True):
             for index, score in zip(batch, reply.tolist(), strict=True):
@@ -84,7 +84,8 @@ def plan_batches(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> lis
     return batches + [[order[-1]]] * (-len(batches) % num_ranks)
 
 
-def _pack(sequences: Sequence[IntArray]) -> PackedTokens:
+def pack(sequences: Sequence[IntArray]) -> PackedTokens:
+    """Sequences end to end."""
     return PackedTokens(
         token_ids=np.concatenate(sequences), lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     )

@@ -26,7 +26,7 @@ class Steps:
 
 
 class StepReward:
-    """Scores by a scorer with the head `token_scores`: the sigmoid at the end of a step is how likely the step is right.
+    """Scores by a scorer with the head `token_scores`: the sigmoid at a step's end is how likely it is right.
 
     A step ends at the separator in the answer's text, and at the answer's end; blank ones do not count. Texts are
     tokenised by the reward model's tokenizer, step by step, each with its separator, as those it was trained on. An
@@ -64,7 +64,9 @@ class StepReward:
             start = 0
             for index in batch:
                 scores = reply[start + asked[index].ends].astype(np.float64)
-                right[index] = (1.0 / (1.0 + np.exp(-np.clip(scores, -60.0, 60.0)))).astype(np.float32)
+                # A score that is not finite stays one: it is refused, not taken for certainty.
+                sigmoid = np.where(np.isfinite(scores), (1.0 + np.tanh(scores / 2.0)) / 2.0, np.nan)
+                right[index] = sigmoid.astype(np.float32)
                 start += len(asked[index].token_ids)
         return right
 
