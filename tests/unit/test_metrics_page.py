@@ -10,16 +10,20 @@ import pytest
 import torch
 
 from rlhf.algorithms.base import Algorithm, Objective, Outputs, TensorBatch
+from rlhf.algorithms.dpo import DPO
+from rlhf.algorithms.nash_md import NashMD
+from rlhf.algorithms.online_dpo import OnlineDPO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
-from rlhf.config.algo import PpoSection, RmSection, SftSection
+from rlhf.config.algo import DpoSection, NashMdSection, OnlineDpoSection, PpoSection, RmSection, SftSection
+from rlhf.config.algo.preference import DpoLoss
 from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
 from rlhf.orchestrator.data.order import Order
-from rlhf.orchestrator.evaluation import LikelihoodEvaluator, PairEvaluator, SampleEvaluator
+from rlhf.orchestrator.evaluation import LikelihoodEvaluator, PairEvaluator, PreferenceEvaluator, SampleEvaluator
 from rlhf.orchestrator.learning import Pretraining
 from rlhf.orchestrator.measuring import Models
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import LossMetrics, Sampling, TrainBatch
+from rlhf.types import LossMetrics, Role, Sampling, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -88,6 +92,19 @@ def logged_by_rm(folder: Path) -> set[str]:
     return logged_by(replace(run, evaluator=PairEvaluator(models, RM(RmSection()), held_out, run.portions)))
 
 
+def logged_by_dpo(folder: Path) -> set[str]:
+    algorithm = DPO(DpoSection(loss=DpoLoss(humanline=True)))
+    run, held_out = sft_run(folder, algorithm=algorithm), [given_group(8, ["a", "b"], [1.0, 0.0])]
+    run.rows = [given_group(i, ["ab", "b"], [1.0, 0.0]) for i in range(7)]
+    models = Models(trained=dict(run.engines), reference=run.reference)
+    return logged_by(replace(run, evaluator=PreferenceEvaluator(models, algorithm, held_out, run.portions)))
+
+
+def logged_by_pairs_of_its_own(folder: Path, algorithm: Algorithm) -> set[str]:
+    run = ppo_run(folder)
+    return logged_by(replace(run, algorithm=algorithm, engines={Role.POLICY: run.engines[Role.POLICY]}))
+
+
 def named_by_page() -> list[str]:
     return re.findall(r"^\| `([a-z_]+/[^`*]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -96,6 +113,9 @@ def test_the_page_names_every_figure_and_no_other(tmp_path: Path) -> None:
     composed = set(re.findall(r'"([a-z]+/[a-z_]+)":', COMPOSITION.read_text(encoding="utf-8")))
     assert len(composed) >= 3
     logged = logged_by_ppo(tmp_path / "ppo") | logged_by_sft(tmp_path / "sft") | logged_by_rm(tmp_path / "rm")
+    logged |= logged_by_dpo(tmp_path / "dpo")
+    for algorithm in (OnlineDPO(OnlineDpoSection()), NashMD(NashMdSection())):
+        logged |= logged_by_pairs_of_its_own(tmp_path / type(algorithm).__name__, algorithm)
     named = named_by_page()
     assert sorted((logged | composed) - set(named)) == [], "logged, and docs/metrics.md does not name them"
     assert sorted(set(named) - logged - composed) == [], "docs/metrics.md names them, and nothing logs them"
