@@ -31,7 +31,15 @@ from rlhf.types import (
 
 
 class PPO:
-    """Policy and critic learn from answers that the policy sampled and something scored."""
+    """Policy and critic learn from answers that the policy sampled and something scored.
+
+    r_t = -beta * (lp_t - lp_ref_t) + [t is the last token] * score; delta_t = r_t + gamma * V_{t+1} - V_t;
+    A_t = sum_l (gamma * lambda)^l * delta_{t+l}. The policy's loss is -min(rho_t * A_t, clip(rho_t) * A_t), that of
+    the critic max((V - R)^2, (clip(V) - R)^2) / 2 with the return R_t = A_t + V_t.
+
+    Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155; GAE: Schulman et al. 2016,
+    arXiv:1506.02438.
+    """
 
     def __init__(self, section: PpoSection) -> None:
         self._section = section

@@ -14,7 +14,11 @@ from rlhf.types import Example, Experience, Head, Json, LearnedSequence, LossMet
 
 
 class RM:
-    """All answers to a prompt are one example: a ranking of K costs K forward passes, not K * (K - 1)."""
+    """-log sigmoid(R(better) - R(worse) - margin), the mean over all pairs of a prompt, then over prompts. All answers
+    to a prompt are one example: a ranking of K costs K forward passes, not K * (K - 1).
+
+    Ouyang et al. 2022, arXiv:2203.02155, section 3.5; margins: Touvron et al. 2023, arXiv:2307.09288, section 3.2.2.
+    """
 
     def __init__(self, section: RmSection) -> None:
         self._use_margins = section.use_margins

@@ -20,7 +20,8 @@ from rlhf.types import (
 
 
 class SFT:
-    """The policy imitates; in a conversation, the assistant's turns only."""
+    """-sum_t lp_t over the tokens of the answer, over all answer tokens of the step: the policy imitates; in a
+    conversation, the assistant's turns only."""
 
     def __init__(self, section: SftSection) -> None:
         self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS}, online=False)
