@@ -85,21 +85,17 @@ def lengths(config: OnlineConfig) -> Iterator[Problem]:
     algo, longest = config.algo, config.rollout.max_response_tokens
     if not isinstance(algo, CriticFreeSection):
         return
-    limit = algo.overlong_limit or longest
-    if algo.overlong_buffer >= limit:
-        text = f"{algo.overlong_buffer} >= {limit} tokens, so that every answer would be punished. Lower it."
+    limit, buffer = algo.overlong_limit or longest, algo.overlong_buffer
+    if buffer is not None and buffer >= limit:
+        text = f"{buffer} >= {limit} tokens, so that every answer would be punished. Lower it."
         yield Problem(keys=("algo.overlong_buffer", "algo.overlong_limit", "rollout.max_response_tokens"), text=text)
-    elif algo.overlong_buffer and limit - algo.overlong_buffer >= longest:
-        text = (
-            f"punishes answers above {limit - algo.overlong_buffer} tokens, and none has more than {longest}. Lower it."
-        )
+    elif buffer and limit - buffer >= longest:
+        text = f"punishes answers above {limit - buffer} tokens, and none has more than {longest}. Lower it."
         yield Problem(keys=("algo.overlong_limit", "rollout.max_response_tokens"), text=text)
-    if not algo.overlong_buffer and limit != longest:
-        yield Problem(
-            keys=("algo.overlong_limit", "algo.overlong_buffer"), text="overlong_buffer 0 punishes no length."
-        )
-    unused = algo.aggregation != "seq-mean-token-sum-norm" and algo.aggregation_tokens not in (None, longest)
-    if unused:
+    elif buffer == 0 and limit != longest:
+        text = "not used: algo.overlong_buffer 0 punishes no length. Remove it, or set that."
+        yield Problem(keys=("algo.overlong_limit", "algo.overlong_buffer"), text=text)
+    if algo.aggregation != "seq-mean-token-sum-norm" and algo.aggregation_tokens not in (None, longest):
         text = f"not used by {algo.aggregation}. Remove it, or use seq-mean-token-sum-norm."
         yield Problem(keys=("algo.aggregation_tokens", "algo.aggregation"), text=text)
     default = CriticFreeSection.model_fields["max_sampling_rounds"].default

@@ -4,7 +4,7 @@ Every option of the family is a field of the base class; a member fixes its base
 its paper vetted as defaults.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -60,8 +60,9 @@ class CriticFreeSection(AlgorithmSection):
     """Leave out prompts whose answers all got the same reward, and sample others in their place."""
     max_sampling_rounds: PositiveInt = 10
     """Most times that a step samples for groups that are not left out."""
-    overlong_buffer: int = Field(0, ge=0)
-    """Tokens before rollout.max_response_tokens over which a penalty grows from 0 to -1; 0 does not punish length."""
+    overlong_buffer: Annotated[int, Field(ge=0)] | None = 0
+    """Tokens before overlong_limit over which a penalty grows from 0 to -1; 0 does not punish length, null takes a
+    fifth of rollout.max_response_tokens."""
     overlong_limit: PositiveInt | None = None
     """Length at which that penalty is whole; by default rollout.max_response_tokens."""
     correction: Correction = TruncatedWeights()
@@ -125,7 +126,7 @@ class ReinforceSection(CriticFreeSection):
 
 
 class ReinforceBaselineSection(CriticFreeSection):
-    """REINFORCE++ with baseline: reward minus the group's mean, over the batch's deviation; KL in the loss (2025)."""
+    """REINFORCE++ with baseline: reward minus the group's mean, over the batch's deviation; KL in the loss."""
 
     type: Literal["reinforce++-baseline"] = "reinforce++-baseline"
     """REINFORCE++ with the group's mean as baseline."""
@@ -170,6 +171,9 @@ class DapoSection(CriticFreeSection):
     """The ratio is clipped at 1 + clip_high."""
     drop_equal_groups: bool = True
     """Leave out prompts whose answers all got the same reward, and sample others in their place."""
+    overlong_buffer: Annotated[int, Field(ge=0)] | None = None
+    """Tokens before overlong_limit over which a penalty grows from 0 to -1; 0 does not punish length, null takes a
+    fifth of rollout.max_response_tokens."""
 
 
 class GspoSection(CriticFreeSection):
