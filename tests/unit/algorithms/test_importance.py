@@ -1,0 +1,168 @@
+"""Importance weights: by hand, against the definition on a small world, and what cannot be weighed."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.algorithms.answers import Answer
+from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.losses import ppo_clip
+from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, TruncatedWeights
+from rlhf.errors import NumericsError
+
+
+def answer(ratios: Sequence[float]) -> Answer:
+    """One answer whose tokens the trainer finds that many times as likely as the sampler did."""
+    sampler = np.full(len(ratios), -2.0, dtype=np.float32)
+    with np.errstate(divide="ignore"):
+        old = sampler.astype(np.float64) + np.log(np.array(ratios, dtype=np.float64))
+    return Answer(score=0.0, truncated=False, old_log_probs=old, values=np.zeros(0), sampler_log_probs=sampler)
+
+
+def unknown_at(one: Answer, *positions: int, value: float = math.nan) -> Answer:
+    sampled = np.array(one.sampler_log_probs)
+    sampled[list(positions)] = value
+    return Answer(
+        score=0.0, truncated=False, old_log_probs=one.old_log_probs, values=np.zeros(0), sampler_log_probs=sampled
+    )
+
+
+def weights(correction: Correction, *answers: Answer) -> list[list[float]]:
+    return [one.tolist() for one in importance_weights(correction, answers)[0]]
+
+
+def close(*rows: Sequence[float]) -> list[object]:
+    return [pytest.approx(row, rel=1e-6) for row in rows]
+
+
+ANSWERS = ([0.25, 1.0, 3.0], [], [1.5], [0.5625, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("correction", "expected"),
+    [
+        (NoCorrection(), ([1, 1, 1], [], [1], [1, 1])),
+        (TruncatedWeights(), ([0.25, 1, 2], [], [1.5], [0.5625, 2])),
+        (TruncatedWeights(cap=1.0), ([0.25, 1, 1], [], [1], [0.5625, 1])),
+        (TruncatedWeights(level="sequence"), ([0.75] * 3, [], [1.5], [2, 2])),
+        (TruncatedWeights(level="sequence", cap=1.8), ([0.75] * 3, [], [1.5], [1.8, 1.8])),
+        (MaskedWeights(), ([0, 1, 0], [], [1.5], [0.5625, 0])),
+        (MaskedWeights(low=0.2, high=3.5), ([0.25, 1, 3], [], [1.5], [0.5625, 0])),
+        (MaskedWeights(level="sequence", high=1.6), ([0.75] * 3, [], [1.5], [0, 0])),
+    ],
+)  # fmt: skip
+def test_weights_by_hand(correction: Correction, expected: Sequence[Sequence[float]]) -> None:
+    assert weights(correction, *map(answer, ANSWERS)) == close(*expected)
+
+
+def test_figures_by_hand() -> None:
+    """Weights 1/4 1 2 | 3/2 | 9/16 2; two of six were cut."""
+    _, metrics = importance_weights(TruncatedWeights(), [answer(ratios) for ratios in ANSWERS])
+    assert metrics.sums == pytest.approx(
+        {
+            "importance/weight": 7.3125 / 6,
+            "importance/cut": 2 / 6,
+            "importance/effective": 7.3125**2 / (6 * (1 / 16 + 1 + 4 + 9 / 4 + 81 / 256 + 4)),
+        }
+    )
+    assert metrics.maxima == pytest.approx({"importance/ratio_max": 4.0})
+    assert not importance_weights(NoCorrection(), [answer([1.0])])[1].sums
+
+
+def test_equal_policies_weigh_1_and_are_worth_all_their_tokens() -> None:
+    got, metrics = importance_weights(TruncatedWeights(), [answer([1.0, 1.0]), answer([1.0])])
+    assert [one.tolist() for one in got] == [[1.0, 1.0], [1.0]]
+    assert metrics.sums == {"importance/weight": 1.0, "importance/cut": 0.0, "importance/effective": 1.0}
+
+
+@pytest.mark.parametrize("correction", [TruncatedWeights(), MaskedWeights(), TruncatedWeights(level="sequence")])
+def test_nothing_to_weigh(correction: Correction) -> None:
+    assert weights(correction) == []
+    got, metrics = importance_weights(correction, [answer([])])
+    assert [one.tolist() for one in got] == [[]]
+    assert metrics.sums == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("correction", "dropped"),
+    [(TruncatedWeights(), [1]), (MaskedWeights(), [1]), (TruncatedWeights(level="sequence"), [0, 1, 2])],
+)
+def test_a_token_that_the_sampler_cannot_vouch_for_teaches_nothing(
+    correction: Correction, dropped: list[int], value: float
+) -> None:
+    """Also where it claims to have sampled what it finds impossible."""
+    many = answer([1.0] * 2000)
+    got = weights(correction, unknown_at(answer([1.0, 1.0, 1.0]), 1, value=value), many)
+    assert got[0] == [0.0 if i in dropped else 1.0 for i in range(3)]
+    assert got[1] == [1.0] * 2000
+
+
+def test_many_such_tokens_end_the_run() -> None:
+    with pytest.raises(NumericsError, match="sampler: 3 of 2003 log-probs are not finite"):
+        weights(TruncatedWeights(), unknown_at(answer([1.0] * 3), 0, 1, 2), answer([1.0] * 2000))
+    assert weights(NoCorrection(), unknown_at(answer([1.0]), 0)) == [[1.0]]
+
+
+def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:
+    silent = Answer(score=0.0, truncated=False, old_log_probs=np.zeros(1), values=np.zeros(0))
+    with pytest.raises(ValueError, match="sampler_log_probs"):
+        weights(TruncatedWeights(), silent)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("log_ratio", [-100.0, 100.0, 1e30])
+def test_far_policies_stay_finite(level: str, log_ratio: float) -> None:
+    far = Answer(
+        score=0.0,
+        truncated=False,
+        old_log_probs=np.full(5, log_ratio),
+        values=np.zeros(0),
+        sampler_log_probs=np.zeros(5, dtype=np.float32),
+    )
+    correction = TruncatedWeights.model_validate({"level": level})
+    got, metrics = importance_weights(correction, [far])
+    assert np.isfinite(got[0]).all()
+    assert (got[0] <= 2.0).all()
+    assert all(math.isfinite(number) for number in (*metrics.sums.values(), *metrics.maxima.values()))
+
+
+def test_the_weighted_gradient_is_that_of_the_policy_although_another_one_sampled() -> None:
+    """Exactly, over a world of five actions: E_q[w * A * grad log p] = E_p[A * grad log p]; without weights it is not.
+    That is what makes rollouts that are some versions old sound."""
+    generator = torch.Generator().manual_seed(3)
+    q, logits = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2))
+    q = q.log_softmax(0)
+    advantages = torch.randn(5, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    p = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((p.exp() * advantages).sum(), logits, retain_graph=True)
+    one = Answer(
+        score=0.0,
+        truncated=False,
+        old_log_probs=p.detach().numpy(),
+        values=np.zeros(0),
+        sampler_log_probs=q.numpy().astype(np.float32),
+    )
+
+    def gradient(correction: Correction) -> torch.Tensor:
+        (weight,), _ = importance_weights(correction, [one])
+        loss = ppo_clip(p - p.detach(), advantages * torch.from_numpy(weight), 0.2, 0.2)
+        return torch.autograd.grad((q.exp() * loss).sum(), logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(-gradient(TruncatedWeights(cap=1e6)), exact, rtol=1e-5, atol=1e-7)
+    assert (-gradient(NoCorrection()) - exact).abs().max() > 0.05
+
+
+def test_a_weight_on_the_advantage_is_a_weight_on_the_loss() -> None:
+    """On both arms of the min and on both sides of the clip."""
+    log_ratio = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
+    for advantage in (-1.5, 0.0, 1.5):
+        for weight in (0.0, 0.3, 2.0):
+            a = torch.full((9,), advantage, dtype=torch.float64)
+            torch.testing.assert_close(
+                ppo_clip(log_ratio, a * weight, 0.2, 0.3), weight * ppo_clip(log_ratio, a, 0.2, 0.3)
+            )
