@@ -124,7 +124,7 @@ def _prepare(path: Path, settings: Mapping[str, Json], chunks: Sequence[Sequence
     file = path.open("ab+")
     try:
         _hold(path, file)
-        if beside.exists():
+        if beside.exists() and path.stat().st_size > 0:
             _require_same(path, _read_settings(beside), settings)
         else:
             write_json(beside, settings)

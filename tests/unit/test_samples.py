@@ -85,6 +85,13 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert is_finished(path)
 
 
+def test_a_command_that_failed_before_its_first_chunk_binds_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    write(path, {"seed": 9}, until=0)
+    write(path)
+    assert json.loads(settings_of(path).read_text()) == SETTINGS
+
+
 def test_rows_that_were_changed_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     write(path)
