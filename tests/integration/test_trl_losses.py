@@ -7,15 +7,19 @@ which TRL computes between generation and loss) is compared with the formula in 
 
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Outputs, TensorBatch
+from rlhf.algorithms.kto import KTO
 from rlhf.config.algo import (
     CispoSection,
     CriticFreeSection,
@@ -23,9 +27,12 @@ from rlhf.config.algo import (
     FixedKl,
     GrpoSection,
     GspoSection,
+    KtoSection,
     RlooSection,
 )
-from rlhf.types import Denominators, Role
+from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.types import Denominators, Example, FloatArray, Role, Signals
+from tests.unit.algorithms.build import group, rollout
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -225,3 +232,93 @@ def test_rloo(trl: "ModuleType", seed: int) -> None:
     data = sampled(seed=seed)
     section = RlooSection(ratio="sequence", aggregation=MEAN)
     same_gradient(ours(section, data), Bare(data).loss(trl.RLOOTrainer), data)
+
+
+def judged(seed: int, labels: Sequence[bool]) -> tuple[list[Example], list[Signals]]:
+    """Answers of 1 to 5 tokens to prompts of their own as KTO selects them, each beside another prompt too, and random
+    log-probs by policy and reference."""
+    rng = np.random.default_rng(seed)
+    groups = [
+        group([rollout([n + 1] * (1 + n % 5), name=f"a{n}")], [float(good)], name=f"p{n}")
+        for n, good in enumerate(labels)
+    ]
+    groups = [
+        replace(one, prompt=replace(one.prompt, token_ids=np.array([100 + n, 1], dtype=np.int64)))
+        for n, one in enumerate(groups)
+    ]
+    examples = KTO(KtoSection()).select(groups)
+
+    def said(example: Example, shift: float) -> tuple[FloatArray, ...]:
+        return tuple(
+            np.where(s.loss_mask, rng.normal(-2.0 + shift, 0.6, len(s)), 0.0).astype(np.float32)
+            for s in example.sequences
+        )
+
+    return examples, [Signals(old_log_probs=said(e, 0.3), ref_log_probs=said(e, 0.0)) for e in examples]
+
+
+def fused_outputs(log_probs: torch.Tensor) -> SimpleNamespace:
+    """[B, L] log-probs as TRL's fused head gives them: of each token but the first."""
+    zeros = torch.zeros_like(log_probs[:, 1:]).detach()
+    return SimpleNamespace(log_probs=log_probs[:, 1:], entropy=zeros, mean_logits=zeros)
+
+
+@pytest.mark.parametrize("labels", [(True, False, True, True, False), (False, True), (True,) * 3, (False,) * 4])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.7, 0.6)])
+def test_kto(trl: "ModuleType", labels: tuple[bool, ...], weights: tuple[float, float]) -> None:
+    """z0 from the same mismatched answers, the loss, its gradient, and the figures."""
+    section = KtoSection(beta=0.3, class_weights="given", desirable_weight=weights[0], undesirable_weight=weights[1])
+    algorithm = KTO(section)
+    examples, signals = judged(len(labels), labels)
+    experiences, credited = algorithm.credit(examples, signals)
+    plan = plan_batches(experiences, Limits(num_ranks=1, max_tokens=1000))
+    (batch,) = build_batches(plan, experiences, Role.POLICY)
+    flat = torch.tensor(np.concatenate([s.old_log_probs[0] for s in signals]), dtype=torch.float64, requires_grad=True)
+    outputs = Outputs(predictions=flat, entropy=torch.zeros_like(flat))
+    tensors = TensorBatch.from_numpy(batch, torch.device("cpu"))
+    mine = algorithm.objectives()[Role.POLICY](outputs, tensors).loss
+
+    masks = [torch.tensor(example.sequences[0].loss_mask) for example in examples]
+    rows = flat.split([len(one) for one in masks])
+    said = pad_sequence([row * one for row, one in zip(rows, masks, strict=True)], batch_first=True)
+    mask = pad_sequence([one.long() for one in masks], batch_first=True)
+
+    def sums(arrays: Sequence[tuple[FloatArray, ...]], index: int) -> torch.Tensor:
+        return torch.tensor([float(a[index].astype(np.float64).sum()) for a in arrays], dtype=torch.float64)
+
+    old, ref = [s.old_log_probs for s in signals], [s.ref_log_probs for s in signals]
+    bare = trl.KTOTrainer.__new__(trl.KTOTrainer)
+    vars(bare).update(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda tensor: tensor),
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        loss_type="kto",
+        beta=section.beta,
+        desirable_weight=weights[0],
+        undesirable_weight=weights[1],
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        _compute_kl_logps=lambda *_: sums(old, 1),
+    )
+    inputs = {
+        "input_ids": torch.zeros_like(mask),
+        "attention_mask": torch.ones_like(mask),
+        "completion_mask": mask,
+        "label": torch.tensor(labels),
+        "ref_logps": sums(ref, 0),
+        "ref_KL_logps": sums(ref, 1),
+    }
+
+    theirs = bare._compute_loss(lambda **_: fused_outputs(said), inputs, return_outputs=False)
+    figures = bare._metrics["train"]
+    gradients = [torch.autograd.grad(loss, flat, retain_graph=True)[0] for loss in (mine, theirs)]
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-8)
+    assert credited.sums["kto/z0"] == pytest.approx(figures["kl"][0], rel=1e-5)
+    for name, label in (("desirable", "chosen"), ("undesirable", "rejected")):
+        if figures[f"rewards/{label}"]:
+            assert credited.sums[f"labels/{name}_reward"] == pytest.approx(figures[f"rewards/{label}"][0], rel=1e-5)
+            assert credited.sums[f"labels/{name}_log_prob"] == pytest.approx(figures[f"logps/{label}"][0], rel=1e-5)
