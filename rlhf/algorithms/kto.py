@@ -33,12 +33,15 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 class KTO:
-    """The policy moves towards good answers and away from bad ones, as far as they stand out from z0: how much the
-    policy likes any answer more than the reference does.
+    """1 - sigmoid(beta * (LR - z0)) for a good answer, 1 - sigmoid(beta * (z0 - LR)) for a bad one, each times the
+    weight of its label; the mean over the answers of the step. LR = log(policy / reference) of the whole answer; z0 =
+    max(0, mean LR of answers beside prompts that they do not answer): how far the policy has moved in general.
 
-    z0 is estimated on the driver, from the whole optimizer step, and travels as a coefficient: it is one number for
-    every micro-batch and rank, and has no gradient. A step whose answers are all of one label is learned from like any
-    other: each answer has a loss of its own.
+    z0 is estimated on the driver, over the whole optimizer step, by the policy as it was before it. It is one number
+    for every micro-batch and rank, and has no gradient. Where a step knows one prompt only, it is 0. A step whose
+    answers are all of one label is learned from like any other: each answer has a loss of its own.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306.
     """
 
     def __init__(self, section: KtoSection | OnlineKtoSection) -> None:

@@ -13,8 +13,11 @@ from rlhf.types import Example, Experience, LossMetrics, ScoredGroup, Signals
 
 
 class OnlineKTO(KTO):
-    """As KTO, with labels made here. An answer without a token (empty or aborted) has no label and counts in no mean;
-    one exactly at a mean is left out."""
+    """As kto, with labels made here: an answer is good where its score is above the threshold. An answer without a
+    token (empty or aborted) has no label and counts in no mean; one exactly at a mean is left out, and counted.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306; labels from scores: as online DPO, with a threshold in place of a pair.
+    """
 
     def __init__(self, section: OnlineKtoSection) -> None:
         super().__init__(section)

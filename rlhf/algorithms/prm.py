@@ -29,7 +29,12 @@ from rlhf.types import (
 
 
 class PRM:
-    """The reward model's score at the last token of each step is the log-odds that the step is right."""
+    """-(label * log sigmoid(s) + (1 - label) * log(1 - sigmoid(s))) at the last token of each step, the mean over all
+    steps of the optimizer step: the score s is the log-odds that the step is right. As a source of rewards
+    (`type: prm`), an answer's steps are made one number by their minimum, mean, product, or the last.
+
+    Lightman et al. 2023, arXiv:2305.20050; soft labels: Wang et al. 2024, arXiv:2312.08935.
+    """
 
     def __init__(self, section: PrmSection) -> None:
         self.needs = Needs(trains={Role.REWARD: Head.TOKEN_SCORES}, online=False)
