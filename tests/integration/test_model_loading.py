@@ -4,15 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForTokenClassification
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.attention import PACKED_SDPA
+from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.models import LoadedModel, load_model, logits_rule
 from rlhf.errors import ModelError
-from rlhf.types import Head
+from rlhf.types import Head, PackedTokens
 from tests.tiny_models import make_policy, make_reward_model, tiny_config
 
 Weights = dict[str, torch.Tensor]
@@ -108,6 +111,44 @@ def test_a_new_head_is_seeded_and_one_that_exists_is_kept(tmp_path: Path) -> Non
     assert not torch.equal(score(policy, 1), score(policy, 2))
     assert 0.05 < float(score(policy, 1).std()) < 0.2
     assert torch.equal(score(reward, 1), load_file(reward / "model.safetensors")["score.weight"])
+
+
+def test_token_scores_are_those_of_a_token_classifier(tmp_path: Path) -> None:
+    """Loaded from a policy with a new head, saved, loaded back, and asked as one packed batch of two sequences."""
+    loaded = load(make_policy(tmp_path / "policy"), Head.TOKEN_SCORES, new_head=True)
+    bias = loaded.model.get_parameter("score.bias")
+    assert bias.tolist() == [0.0]
+    bias.data.fill_(0.25)
+    loaded.model.save_pretrained(tmp_path / "prm")
+    theirs = AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
+    assert json.loads((tmp_path / "prm" / "config.json").read_text())["architectures"] == [
+        "LlamaForTokenClassification"
+    ]
+    again = load(tmp_path / "prm", Head.TOKEN_SCORES)
+    head = PackedModel(again.model, Head.TOKEN_SCORES, logits_rule(tiny_config(), temperature=1.0, chunk_tokens=8))
+    sequences = [np.array([5, 6, 7, 8, 9]), np.array([1, 40, 41])]
+    packed = PackedTokens(token_ids=np.concatenate(sequences), lengths=np.array([5, 3]))
+    with torch.no_grad():
+        (said,) = head.eval()(PackedInput.from_numpy(packed, torch.device("cpu")))
+        expected = torch.cat([theirs(torch.tensor(one)[None]).logits[0, :, 0] for one in sequences])
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_classifier_is_no_sequence_classifier(tmp_path: Path) -> None:
+    """Served, neither stands in for the other; trained, each gets the head that it lacks."""
+    reward = make_reward_model(tmp_path / "reward")
+    with pytest.raises(
+        ModelError, match=r"has no score head \(LlamaForSequenceClassification\), need a token classifier"
+    ):
+        load(reward, Head.TOKEN_SCORES)
+    prm = load(reward, Head.TOKEN_SCORES, new_head=True)
+    prm.model.save_pretrained(tmp_path / "prm")
+    with pytest.raises(ModelError, match=r"\(LlamaForTokenClassification\), need a sequence classifier"):
+        load(tmp_path / "prm", Head.SCORES)
+    assert load(tmp_path / "prm", Head.VALUES, new_head=True).model.get_parameter("score.weight").shape == (1, 64)
+    edit_config(tmp_path / "prm", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    with pytest.raises(ModelError, match="has 2 labels, need 1"):
+        load(tmp_path / "prm", Head.TOKEN_SCORES)
 
 
 def test_dropout_is_off_and_remembered(tmp_path: Path) -> None:
