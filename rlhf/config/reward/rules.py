@@ -70,7 +70,7 @@ class MathSource(AnswerSource):
     type: Literal["math"] = "math"
     """Equal expressions."""
     timeout_s: PositiveFloat = 5.0
-    """Longest time for one answer; one that takes longer is tried once more and then counts as wrong."""
+    """Longest time for one answer; one that takes longer counts as wrong."""
     memory_gib: PositiveFloat = 2.0
     """Most memory that a verifying process may allocate."""
     num_processes: PositiveInt = 2

@@ -9,7 +9,7 @@ from rlhf.engines.rewards.numerals import last_number_text
 OPEN, CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 HASH = "####"
-BOX = re.compile(r"\\f?boxed\s*\{")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\[\\{}]|[{}]")
 
 

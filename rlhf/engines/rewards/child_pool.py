@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rlhf.engines.rewards.process import ChildFailedError, FunctionProcess
+from rlhf.engines.rewards.process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.errors import RewardError
 from rlhf.types import Json
 
@@ -15,7 +15,7 @@ NUM_TRIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a child said about one item; `score` is None where it failed twice, and `failure` says how."""
+    """What a child said about one item; `score` is None where it failed, and `failure` says how."""
 
     score: float | None
     failure: str = ""
@@ -24,7 +24,8 @@ class Verdict:
 class ChildPool:
     """Judges items by `module:name` (prompts, responses, **columns), called with one item, in processes of their own.
 
-    An item may take `timeout_s`; a child that overruns or dies is replaced and the item tried once more.
+    An item may take `timeout_s`; a child that overruns is replaced. One that dies may have been somebody else's victim:
+    it is replaced, and the item tried once more.
 
     consumes: items of one `judge` call at a time. Produces: verdicts in their order. Waits for: a free child, then its
     reply. Unblocked by: the reply or the item's deadline.
@@ -68,6 +69,8 @@ class ChildPool:
         for _ in range(NUM_TRIES):
             try:
                 reply = child.ask(item, self._timeout_s)
+            except ChildOverranError as error:
+                return Verdict(score=None, failure=str(error))
             except ChildFailedError as error:
                 failure = str(error)
                 continue

@@ -50,8 +50,8 @@ class MathReward:
     """1.0 where the final answer equals the label by the library math-verify, else 0.0.
 
     Without any mark the final answer is the last formula in dollars or brackets, or a whole text that is nothing but
-    one, or the last number. Expressions are compared in child processes: one answer may take `timeout_s`, twice, and
-    then counts as wrong. Raises DataError for a row without a label, RewardError where children cannot work at all.
+    one, or the last number. Expressions are compared in child processes: one that takes longer than `timeout_s` counts
+    as wrong. Raises DataError for a row without a label, RewardError where the children cannot work at all.
     """
 
     def __init__(self, section: MathSource) -> None:

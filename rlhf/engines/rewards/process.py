@@ -29,6 +29,10 @@ class ChildFailedError(Exception):
     """The child died or took too long. Says which; it is started anew by the next request."""
 
 
+class ChildOverranError(ChildFailedError):
+    """The child was killed because it took too long."""
+
+
 class FunctionProcess:
     """One child process with one function in it. Not for several threads at once.
 
@@ -110,7 +114,9 @@ class FunctionProcess:
             ended = "" if self._overran.is_set() else _ending(self._process)
             self._kill()
             self.close()
-            raise ChildFailedError(ended or f"took over {timeout_s:g} s") from error
+            if not ended:
+                raise ChildOverranError(f"took over {timeout_s:g} s") from error
+            raise ChildFailedError(ended) from error
         finally:
             timer.cancel()
         return reply
