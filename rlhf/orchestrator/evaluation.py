@@ -73,18 +73,20 @@ class LabelEvaluator:
         reference = token_outputs(self._models.reference, self._examples, self._portions)
         signals = [Signals(old_log_probs=old, ref_log_probs=ref) for old, ref in zip(policy, reference, strict=True)]
         _, credited = self._algorithm.credit(self._examples, signals)
-        return {LABEL_FIGURES[name]: value for name, value in credited.sums.items() if name in LABEL_FIGURES}
+        return {
+            f"eval/{name.partition('/')[2]}": credited.sums[name] for name in LABEL_FIGURES if name in credited.sums
+        }
 
 
-LABEL_FIGURES = {
-    "kto/loss": "eval/loss",
-    "kto/z0": "eval/z0",
-    "labels/desirable_reward": "eval/desirable",
-    "labels/undesirable_reward": "eval/undesirable",
-    "labels/margin": "eval/margin",
-    "labels/auc": "eval/auc",
-}
-"""What KTO's credit says about held-out answers, under its names in an evaluation."""
+LABEL_FIGURES = (
+    "kto/loss",
+    "kto/z0",
+    "labels/desirable_reward",
+    "labels/undesirable_reward",
+    "labels/margin",
+    "labels/auc",
+)
+"""What KTO's credit says about answers that is worth knowing of held-out ones."""
 
 
 class PreferenceEvaluator:

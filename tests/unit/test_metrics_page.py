@@ -6,24 +6,45 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rlhf.algorithms.base import Algorithm, Objective, Outputs, TensorBatch
 from rlhf.algorithms.dpo import DPO
+from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.nash_md import NashMD
 from rlhf.algorithms.online_dpo import OnlineDPO
+from rlhf.algorithms.online_kto import OnlineKTO
+from rlhf.algorithms.prm import PRM
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
-from rlhf.config.algo import DpoSection, NashMdSection, OnlineDpoSection, PpoSection, RmSection, SftSection
+from rlhf.config.algo import (
+    DpoSection,
+    KtoSection,
+    NashMdSection,
+    OnlineDpoSection,
+    OnlineKtoSection,
+    PpoSection,
+    PrmSection,
+    RmSection,
+    SftSection,
+)
 from rlhf.config.algo.preference import DpoLoss
 from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
 from rlhf.orchestrator.data.order import Order
-from rlhf.orchestrator.evaluation import LikelihoodEvaluator, PairEvaluator, PreferenceEvaluator, SampleEvaluator
+from rlhf.orchestrator.evaluation import (
+    LabelEvaluator,
+    LikelihoodEvaluator,
+    PairEvaluator,
+    PreferenceEvaluator,
+    SampleEvaluator,
+    StepEvaluator,
+)
 from rlhf.orchestrator.learning import Pretraining
 from rlhf.orchestrator.measuring import Models
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import LossMetrics, Role, Sampling, TrainBatch
+from rlhf.types import Head, LossMetrics, Role, Sampling, ScoredGroup, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -100,6 +121,30 @@ def logged_by_dpo(folder: Path) -> set[str]:
     return logged_by(replace(run, evaluator=PreferenceEvaluator(models, algorithm, held_out, run.portions)))
 
 
+def logged_by_kto(folder: Path) -> set[str]:
+    algorithm = KTO(KtoSection())
+    run, held_out = sft_run(folder, algorithm=algorithm), [given_group(i, ["ab"], [i % 2]) for i in range(2)]
+    run.rows = [given_group(i, ["ab"], [i % 2]) for i in range(7)]
+    models = Models(trained=dict(run.engines), reference=run.reference)
+    return logged_by(replace(run, evaluator=LabelEvaluator(models, algorithm, held_out, run.portions)))
+
+
+def logged_by_prm(folder: Path) -> set[str]:
+    steps = [given_steps(i, "ab", [True, False]) for i in range(7)]
+    run = rm_run(folder, algorithm=PRM(PrmSection()), rows=steps)
+    run.engines = {Role.REWARD: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.TOKEN_SCORES)}
+    models = Models(trained=dict(run.engines))
+    return logged_by(replace(run, evaluator=StepEvaluator(models, run.algorithm, steps[:2], run.portions)))
+
+
+def given_steps(number: int, answer: str, right: Sequence[bool]) -> ScoredGroup:
+    """An answer whose first tokens each end a step."""
+    group = given_group(number, [answer], [0.0])
+    mask = np.arange(len(answer) + 1) < len(right)
+    rollout = replace(group.rollouts[0], loss_mask=mask, step_labels=tuple(map(float, right)))
+    return replace(group, rollouts=(rollout,))
+
+
 def logged_by_pairs_of_its_own(folder: Path, algorithm: Algorithm) -> set[str]:
     run = ppo_run(folder)
     return logged_by(replace(run, algorithm=algorithm, engines={Role.POLICY: run.engines[Role.POLICY]}))
@@ -114,7 +159,8 @@ def test_the_page_names_every_figure_and_no_other(tmp_path: Path) -> None:
     assert len(composed) >= 3
     logged = logged_by_ppo(tmp_path / "ppo") | logged_by_sft(tmp_path / "sft") | logged_by_rm(tmp_path / "rm")
     logged |= logged_by_dpo(tmp_path / "dpo")
-    for algorithm in (OnlineDPO(OnlineDpoSection()), NashMD(NashMdSection())):
+    logged |= logged_by_kto(tmp_path / "kto") | logged_by_prm(tmp_path / "prm")
+    for algorithm in (OnlineDPO(OnlineDpoSection()), NashMD(NashMdSection()), OnlineKTO(OnlineKtoSection())):
         logged |= logged_by_pairs_of_its_own(tmp_path / type(algorithm).__name__, algorithm)
     named = named_by_page()
     assert sorted((logged | composed) - set(named)) == [], "logged, and docs/metrics.md does not name them"
