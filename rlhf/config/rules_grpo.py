@@ -43,7 +43,7 @@ def members(config: OnlineConfig) -> Iterator[Problem]:
         name, value, reason = FIXED[algo.type]
         got = algo.model_dump()[name]
         if got != value:
-            text = f"{algo.type} has {value} (got {got}); {reason}. Use algo.type grpo."
+            text = f"must be {value} for {algo.type} (got {got}); {reason}. Use algo.type grpo."
             yield Problem(keys=(f"algo.{name}", "algo.type"), text=text)
     if algo.type in WITHOUT_GROUPS and algo.scale == "group":
         text = f"{algo.type} compares no answers to one prompt, whose deviation group is. Use batch or none."
