@@ -1,25 +1,30 @@
 """Evaluation: every row once, every token and pair with the same weight (A31)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rlhf.algorithms.kto import KTO
+from rlhf.algorithms.prm import PRM
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
-from rlhf.config.algo import RmSection, SftSection
-from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, log_softmax
+from rlhf.config.algo import KtoSection, PrmSection, RmSection, SftSection
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTrainEngine, log_softmax
 from rlhf.errors import WeightSyncError
 from rlhf.orchestrator.evaluation import (
+    LabelEvaluator,
     LikelihoodEvaluator,
     PairEvaluator,
     SampleEvaluator,
+    StepEvaluator,
     describe_pairs,
     score_gaps,
 )
 from rlhf.orchestrator.measuring import Models, Portions
 from rlhf.orchestrator.sources import Sampler
-from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling
+from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 TABLE = np.linspace(-1.0, 1.0, TOKENIZER.num_tokens)
@@ -92,3 +97,46 @@ def test_sampled_answers_are_averaged_over_every_prompt() -> None:
     assert evaluator.evaluate(4) == figures
     with pytest.raises(WeightSyncError, match="3 of 3 answers were sampled from weights of version 4"):
         evaluator.evaluate(5)
+
+
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 9)])
+def test_good_and_bad_answers_are_told_apart_by_what_was_learned(num_ranks: int, max_tokens: int) -> None:
+    """The policy likes late letters, the reference none: good answers of late letters have the higher log-ratio."""
+    labels = {"h": 1.0, "g": 0.0, "b": 1.0}
+    groups = [given_group(i, [answer], [label]) for i, (answer, label) in enumerate(labels.items())]
+    flat = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks)
+    models = replace(model(Role.POLICY, Head.LOG_PROBS, num_ranks), reference=flat)
+    evaluator = LabelEvaluator(models, KTO(KtoSection(beta=0.5)), groups, Portions(batch_size=1, max_tokens=max_tokens))
+    ratios = log_softmax(TABLE) - log_softmax(np.zeros(TOKENIZER.num_tokens))
+    of_answer = {letter: float(ratios[TOKENIZER.encode(letter)[0]] + ratios[1]) for letter in "hgb"}
+    figures = evaluator.evaluate(1)
+    assert figures["eval/auc"] == 0.5
+    assert figures["eval/desirable_reward"] == pytest.approx((of_answer["h"] + of_answer["b"]) / 4, rel=1e-5)
+    assert figures["eval/undesirable_reward"] == pytest.approx(of_answer["g"] / 2, rel=1e-5)
+    z0 = max(sum(of_answer.values()) / 3, 0.0)
+    assert figures["eval/z0"] == pytest.approx(z0, rel=1e-5)
+    names = ("loss", "z0", "auc", "margin", "desirable_reward", "undesirable_reward")
+    assert set(figures) == {f"eval/{name}" for name in names}
+
+
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6)])
+def test_every_held_out_step_counts_once(num_ranks: int, max_tokens: int) -> None:
+    """The model takes a to d for wrong and e to h for right; the first errors of two answers of three are found."""
+    groups = [
+        steps(0, "hae", [1.0, 0.0, 1.0]),
+        steps(1, "hh", [1.0, 1.0]),
+        steps(2, "ha", [0.0, 0.0]),
+    ]
+    models = model(Role.REWARD, Head.TOKEN_SCORES, num_ranks)
+    evaluator = StepEvaluator(models, PRM(PrmSection()), groups, Portions(batch_size=1, max_tokens=max_tokens))
+    figures = evaluator.evaluate(1)
+    assert figures["eval/num_steps"] == 7
+    assert figures["eval/accuracy"] == pytest.approx(6 / 7)
+    assert figures["eval/first_error"] == pytest.approx(2 / 3)
+
+
+def steps(number: int, answer: str, labels: Sequence[float]) -> ScoredGroup:
+    """An answer whose every letter ends a step."""
+    group = given_group(number, [answer], [0.0])
+    mask = np.arange(len(answer) + 1) < len(answer)
+    return replace(group, rollouts=(replace(group.rollouts[0], loss_mask=mask, step_labels=tuple(labels)),))
