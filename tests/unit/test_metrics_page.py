@@ -12,6 +12,7 @@ import torch
 
 from rlhf.algorithms.base import Algorithm, Objective, Outputs, TensorBatch
 from rlhf.algorithms.dpo import DPO
+from rlhf.algorithms.grpo import GRPO
 from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.nash_md import NashMD
 from rlhf.algorithms.online_dpo import OnlineDPO
@@ -21,6 +22,7 @@ from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import (
     DpoSection,
+    GrpoSection,
     KtoSection,
     NashMdSection,
     OnlineDpoSection,
@@ -145,7 +147,7 @@ def given_steps(number: int, answer: str, right: Sequence[bool]) -> ScoredGroup:
     return replace(group, rollouts=(rollout,))
 
 
-def logged_by_pairs_of_its_own(folder: Path, algorithm: Algorithm) -> set[str]:
+def logged_by_answers_of_its_own(folder: Path, algorithm: Algorithm) -> set[str]:
     run = ppo_run(folder)
     return logged_by(replace(run, algorithm=algorithm, engines={Role.POLICY: run.engines[Role.POLICY]}))
 
@@ -160,8 +162,13 @@ def test_the_page_names_every_figure_and_no_other(tmp_path: Path) -> None:
     logged = logged_by_ppo(tmp_path / "ppo") | logged_by_sft(tmp_path / "sft") | logged_by_rm(tmp_path / "rm")
     logged |= logged_by_dpo(tmp_path / "dpo")
     logged |= logged_by_kto(tmp_path / "kto") | logged_by_prm(tmp_path / "prm")
-    for algorithm in (OnlineDPO(OnlineDpoSection()), NashMD(NashMdSection()), OnlineKTO(OnlineKtoSection())):
-        logged |= logged_by_pairs_of_its_own(tmp_path / type(algorithm).__name__, algorithm)
+    for algorithm in (
+        GRPO(GrpoSection(overlong_buffer=2, overlong_limit=6)),
+        OnlineDPO(OnlineDpoSection(reference="ema")),
+        NashMD(NashMdSection()),
+        OnlineKTO(OnlineKtoSection()),
+    ):
+        logged |= logged_by_answers_of_its_own(tmp_path / type(algorithm).__name__, algorithm)
     named = named_by_page()
     assert sorted((logged | composed) - set(named)) == [], "logged, and docs/metrics.md does not name them"
     assert sorted(set(named) - logged - composed) == [], "docs/metrics.md names them, and nothing logs them"
