@@ -137,7 +137,7 @@ class Merged(Generic[S]):
         if error["type"] == "extra_forbidden":
             text = self._misplaced(path, field)
         own, colon, rest = text.partition(": ")
-        if error["type"] == "value_error" and colon and dotted((*path, own)) in self.schema.fields:
+        if error["type"] == "value_error" and colon and own in self._keys_at(path):
             return (*path, own), rest
         return path, text
 
@@ -146,17 +146,23 @@ class Merged(Generic[S]):
         if field is not None:
             owners = " or ".join(field.owners)
             return f"only with type {owners}. Set {dotted(path[:-1])}.type {owners}, or remove it."
-        around = (self.schema.fields.get(dotted(path[:n])) for n in range(len(path)))
-        meant = nearest(str(path[-1]), [key for known in around if known is not None for key in known.item_keys])
+        meant = nearest(str(path[-1]), self._keys_at(path[:-1]))
         return f"unknown key. Did you mean {meant}?" if meant else "unknown key."
+
+    def _keys_at(self, path: KeyPath) -> list[str]:
+        """The keys of a section, or of a list's items, at or around a path."""
+        around = (self.schema.fields.get(dotted(path[: n + 1])) for n in range(len(path)))
+        inside = [key for known in around if known is not None for key in known.item_keys]
+        prefix = f"{dotted(path)}."
+        return inside + [name.removeprefix(prefix) for name in self.schema.fields if name.startswith(prefix)]
 
     def _path_of(self, location: Sequence[str | int]) -> KeyPath:
         """pydantic's location without the types that it puts between the parts of a union."""
         node: Value = self._tree
         path: list[str | int] = []
         tag_read = False
-        for n, part in enumerate(location):
-            if isinstance(node, dict) and not tag_read and node.get("type") == part and n + 1 < len(location):
+        for part in location:
+            if isinstance(node, dict) and not tag_read and node.get("type") == part:
                 tag_read = True
                 continue
             tag_read = False

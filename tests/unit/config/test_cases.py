@@ -192,7 +192,7 @@ SOURCES = [
     ("[{type: function}]", "--reward.sources.0.function: missing."),
     (
         "[{type: magic}]",
-        "--reward.sources.0: type must be one of model, function, http, judge, math, code, exact-match, choice, "
+        "--reward.sources.0: type must be one of model, prm, function, http, judge, math, code, exact-match, choice, "
         'number, format, length, overlong, regex (got "magic").',
     ),
     ("[{}]", "--reward.sources.0: type is missing."),
