@@ -98,3 +98,18 @@ class GroupEngine:
             raise ValueError(f"{len(batches)} micro-batches do not split over {self.num_ranks} ranks.")
         share = len(batches) // self.num_ranks
         return [batches[rank * share : (rank + 1) * share] for rank in range(self.num_ranks)]
+
+
+class FollowingReference(GroupEngine):
+    """The reference that the policy's own processes hold, as a `FollowingScorer`."""
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        parts = self._split(batches)
+        answers = self._run(
+            "forward_following", lambda rank, handle: handle.forward_following.remote(self.role, parts[rank])
+        )
+        return [array for part in answers for array in cast(list[FloatArray], part)]
+
+    def follow(self) -> float:
+        answers = self._run("follow", lambda _rank, handle: handle.follow.remote(self.role))
+        return cast(float, answers[0])

@@ -74,6 +74,14 @@ class TokenScorer(Protocol):
         ...
 
 
+class FollowingScorer(TokenScorer, Protocol):
+    """A reference that follows the policy. Only `follow` changes it."""
+
+    def follow(self) -> float:
+        """Move towards the policy as it is now; returns the norm of the change, over the whole model."""
+        ...
+
+
 class TrainEngine(TokenScorer, Protocol):
     """A model that learns. Only `optim_step` changes weights."""
 

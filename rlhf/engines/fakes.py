@@ -176,6 +176,8 @@ class FakeTrainEngine(FakeScorer):
         self._lr = lr
         self._rollout = rollout
         self._finite = finite
+        self.copy: Table = self.table.copy()
+        """What `FakeFollowing` computes with."""
         self._momentum: Table = np.zeros_like(self.table)
         self._gradient: Table = np.zeros_like(self.table)
 
@@ -218,15 +220,34 @@ class FakeTrainEngine(FakeScorer):
         )
 
     def save(self, directory: Path) -> None:
-        np.savez(directory / "engine.npz", table=self.table, momentum=self._momentum, num_steps=self.num_steps)
+        state = {"table": self.table, "momentum": self._momentum, "copy": self.copy, "num_steps": self.num_steps}
+        np.savez(directory / "engine.npz", **state)  # type: ignore[arg-type]
 
     def load(self, directory: Path) -> None:
         with np.load(directory / "engine.npz") as arrays:
-            self.table, self._momentum = arrays["table"], arrays["momentum"]
+            self.table, self._momentum, self.copy = arrays["table"], arrays["momentum"], arrays["copy"]
             self.num_steps = int(arrays["num_steps"])
 
     def export(self, directory: Path) -> None:
         np.save(directory / "table.npy", self.table)
+
+
+class FakeFollowing:
+    """The reference that follows a `FakeTrainEngine`, which keeps its table."""
+
+    def __init__(self, engine: FakeTrainEngine, decay: float) -> None:
+        self.num_ranks = engine.num_ranks
+        self._engine = engine
+        self._decay = decay
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        require_rank_major(batches, self.num_ranks)
+        return [predict(self._engine.copy, Head.LOG_PROBS, batch) for batch in batches]
+
+    def follow(self) -> float:
+        before = self._engine.copy
+        self._engine.copy = self._decay * before + (1 - self._decay) * self._engine.table
+        return float(np.linalg.norm(self._engine.copy - before))
 
 
 class FakeReward:

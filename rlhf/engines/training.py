@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.distributed import deepspeed, torch_device
+from rlhf.engines.following import FollowingCopy
 from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.master_weights import MovementCheck, master_shards
 from rlhf.engines.model_export import check_export, export_model
@@ -56,6 +57,7 @@ class DeepSpeedEngine:
         self._num_steps = 0
         self._window_is_open = False
         self._sender: WeightSender | None = None
+        self._copy: FollowingCopy | None = None
         self._device = torch_device(device)
         self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
         rule = logits_rule(
@@ -85,6 +87,19 @@ class DeepSpeedEngine:
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
         return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
+
+    def hold_copy(self, decay: float) -> None:
+        """Begin to keep a reference that follows this model; `decay` is the share that one `follow` keeps of it."""
+        self._copy = FollowingCopy(self._engine, self._section.zero_stage, decay)
+
+    def forward_following(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """As `forward`, by the copy that follows."""
+        with self._following.in_place_of_policy():
+            return self.forward(batches)
+
+    def follow(self) -> float:
+        """Bring the copy nearer; returns how far it moved, as the norm over the whole model."""
+        return self._following.follow()
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
         """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
@@ -135,11 +150,11 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path) -> None:
         """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all."""
-        save_training_state(self._engine, directory, num_steps=self._num_steps)
+        save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._copy)
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
-        self._num_steps = load_training_state(self._engine, directory)
+        self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
 
     def export(self, directory: Path) -> None:
         """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0."""
@@ -148,6 +163,12 @@ class DeepSpeedEngine:
     def check_export(self, directory: Path) -> None:
         """Compare an export with the weights held now, bit for bit. Raises CheckpointError on rank 0."""
         check_export(self._loaded, directory)
+
+    @property
+    def _following(self) -> FollowingCopy:
+        if self._copy is None:
+            raise RlhfError("the reference that follows the policy was asked for, and none is held")
+        return self._copy
 
     def _master_shards(self) -> dict[int, torch.Tensor]:
         return master_shards(self._engine, self._section.zero_stage)

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-
-from rlhf.engines.base import TokenScorer, TrainEngine
+from rlhf.engines.base import FollowingScorer, TokenScorer, TrainEngine
 from rlhf.orchestrator.batching import (
     BatchPlan,
     Limits,
@@ -28,6 +26,8 @@ class Models:
 
     trained: Mapping[Role, TrainEngine]
     reference: TokenScorer | None = None
+    following: FollowingScorer | None = None
+    """The reference, where it follows the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +109,3 @@ def token_outputs(engine: TokenScorer, examples: Sequence[Example], portions: Po
 
 def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) -> PerExample:
     return unpack_tokens(plan, examples, engine.forward(pack_tokens(plan, examples)))
-
-
-def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
-    """Log-prob by the trainer less that by the sampler, of each response token where both were asked. Not finite where
-    one of them is not."""
-    gaps = [
-        (old - sampler)[sequence.loss_mask]
-        for example, signal in zip(examples, signals, strict=True)
-        if signal.old_log_probs and example.sampler_log_probs
-        for sequence, old, sampler in zip(
-            # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched answers).
-            example.sequences,
-            signal.old_log_probs,
-            example.sampler_log_probs,
-            strict=False,
-        )
-    ]
-    joined: FloatArray = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
-    return joined

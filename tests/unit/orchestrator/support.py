@@ -14,7 +14,14 @@ from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.config.run import LogSection
 from rlhf.engines.base import RewardSource, TokenScorer
-from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTokenizer, FakeTrainEngine
+from rlhf.engines.fakes import (
+    FakeFollowing,
+    FakeReward,
+    FakeRollout,
+    FakeScorer,
+    FakeTokenizer,
+    FakeTrainEngine,
+)
 from rlhf.orchestrator.buffer import LagBuffer
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.console import PlainConsole
@@ -145,10 +152,12 @@ class Run:
                 if resume
                 else None
             )
+            how = self.algorithm.needs.following
+            following = FakeFollowing(self.engines[Role.POLICY], how.decay) if how is not None else None
             loop = Loop(
                 Parts(
                     algorithm=self.algorithm,
-                    models=Models(trained=self.engines, reference=self.reference),
+                    models=Models(trained=self.engines, reference=following or self.reference, following=following),
                     source=self.source or self.make_source(),
                     evaluator=self.evaluator,
                     pretraining=self.pretraining,
