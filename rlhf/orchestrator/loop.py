@@ -18,8 +18,9 @@ from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardEr
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
-from rlhf.orchestrator.measuring import Models, Portions, measure, plan_step, sampler_gap
-from rlhf.orchestrator.metrics import PhaseClock, describe_gap, describe_time, describe_trained, flatten, merge
+from rlhf.orchestrator.measuring import Models, Portions, measure, plan_step
+from rlhf.orchestrator.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
+from rlhf.orchestrator.mismatch import GapWatch, describe_gap, sampler_gap
 from rlhf.orchestrator.preemption import StopAskedError, StopRequest
 from rlhf.orchestrator.records import Records
 from rlhf.orchestrator.resume import ResumePoint
@@ -89,7 +90,7 @@ class Loop:
         self._stop = stop
         self._state = replace(fresh, algorithm=parts.algorithm.state())
         self._saved_step = -1
-        self._warned_of_gap = False
+        self._gap_watch = GapWatch(course.gap_warn, course.gap_stop, records.warn)
         self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
         self._learner = Learner(
@@ -147,12 +148,14 @@ class Loop:
         with clock.phase("sync"):
             sync = self._sync(step)
         self._source.release()
+        followed = self._follow(step, clock)
         self._state = self._state_after(step, batch, learned)
         evaluated = self._evaluate(step, clock)
         metrics = merge(
             batch.metrics,
             describe_trained(batch.groups, step - 1),
             sync,
+            followed,
             evaluated,
             describe_time(clock, batch, sum(len(sequence) for example in examples for sequence in example.sequences)),
             {
@@ -187,7 +190,7 @@ class Loop:
                 timeout_s=self._course.passes.timeout_s,
             )
             gap = describe_gap(sampler_gap(examples, signals), self._course.gap_band)
-            self._watch_gap(step, gap)
+            self._gap_watch.see(step, gap)
         self._stop.check()
         with clock.phase("credit"):
             experiences, credited = self._algorithm.credit(examples, signals)
@@ -196,6 +199,17 @@ class Loop:
         with clock.phase("learn"):
             learned = self._learner.learn(step, experiences, plan)
         return learned, {**gap, **flatten(credited)}
+
+    def _follow(self, step: int, clock: PhaseClock) -> dict[str, float]:
+        """Let a reference that follows the policy come nearer, when it is due."""
+        how, copy = self._algorithm.needs.following, self._parts.models.following
+        if how is None or copy is None or step % how.every_steps:
+            return {}
+        with clock.phase("follow"):
+            moved = copy.follow()
+        if not moved and how.decay < 1.0:
+            self._records.warn(f"step {step}: the reference follows the policy, and did not move")
+        return {"reference/moved": moved, "reference/version": float(step)}
 
     def _sync(self, version: int) -> dict[str, float]:
         """Make the policy's weights live in the rollout engines as `version`."""
@@ -215,18 +229,6 @@ class Loop:
                     f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
                     f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
                 )
-
-    def _watch_gap(self, step: int, gap: dict[str, float]) -> None:
-        """Warn, then end the run, where sampler and trainer disagree about the same tokens."""
-        mean = gap.get("sampler/log_prob_gap", 0.0)
-        text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
-        if 0 < self._course.gap_stop < mean:
-            raise NumericsError(
-                f"{text} (train.mismatch_stop is {self._course.gap_stop:g}). Compare dtypes and sampling"
-            )
-        if 0 < self._course.gap_warn < mean and not self._warned_of_gap:
-            self._warned_of_gap = True
-            self._records.warn(f"{text} (train.mismatch_warn is {self._course.gap_warn:g}); told once")
 
     def _state_after(self, step: int, batch: GroupBatch, learned: Learned) -> RunState:
         pretraining = self._parts.pretraining

@@ -5,13 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from rlhf.orchestrator.sources import GroupBatch
-from rlhf.types import FinishReason, FloatArray, LossMetrics, ScoredGroup
-
-MAX_GAP = 20.0
-"""Nats at which a disagreement is cut before `exp`."""
+from rlhf.types import FinishReason, LossMetrics, ScoredGroup
 
 
 class PhaseClock:
@@ -64,26 +59,6 @@ def describe_trained(groups: Sequence[ScoredGroup], version: int) -> dict[str, f
         "rollout/weight_version": float(version),
         "rollout/lag_mean": sum(lags) / len(lags),
         "rollout/lag_max": float(max(lags)),
-    }
-
-
-def describe_gap(gap: FloatArray, band: float) -> dict[str, float]:
-    """How far sampler and trainer disagree about the same tokens; `gap` is log(trainer / sampler) of each, in nats.
-
-    The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). Outside the band is a
-    token of which one of the two probabilities is more than `band` times the other.
-    """
-    if not len(gap):
-        return {}
-    finite = gap[np.isfinite(gap)].astype(np.float64)
-    clamped = finite.clip(-MAX_GAP, MAX_GAP)
-    size = max(len(finite), 1)
-    return {
-        "sampler/log_prob_gap": float(np.abs(finite).sum() / size),
-        "sampler/log_prob_gap_max": float(np.abs(finite).max(initial=0.0)),
-        "sampler/kl": float((np.expm1(clamped) - clamped).sum() / size),
-        "sampler/outside_band": float((np.abs(finite) > np.log(band)).sum() / size),
-        "sampler/not_finite": 1.0 - len(finite) / len(gap),
     }
 
 

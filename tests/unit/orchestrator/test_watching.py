@@ -14,10 +14,9 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from rlhf.config.run import LogSection
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, NumericsError
 from rlhf.orchestrator.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
-from rlhf.orchestrator.measuring import sampler_gap
-from rlhf.orchestrator.metrics import describe_gap
+from rlhf.orchestrator.mismatch import GapWatch, describe_gap, sampler_gap
 from rlhf.orchestrator.schedule import RunLength, count_steps
 from rlhf.orchestrator.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.types import Example, Json, Role, Signals, TokenSequence
@@ -210,6 +209,24 @@ def test_the_mismatch_by_hand() -> None:
     )
     assert describe_gap(gap, band=3.5)["sampler/outside_band"] == pytest.approx(1 / 3)
     assert describe_gap(np.zeros(0, dtype=np.float32), band=2.0) == {}
+
+
+def test_log_probs_that_the_sampler_did_not_give_are_told_of_once() -> None:
+    """All of them missing is a mean gap of 0, which would look like full agreement."""
+    told: list[str] = []
+    watch = GapWatch(0.1, 1.0, told.append)
+    for step in (1, 2):
+        watch.see(step, describe_gap(np.full(4, np.nan, dtype=np.float32), band=2.0))
+        watch.see(step, describe_gap(np.full(4, 0.2, dtype=np.float32), band=2.0))
+    assert told == [
+        "step 1: 100.00% of the sampler's log-probs are not finite; told once",
+        "step 1: log-probs of sampler and trainer differ by 0.2 nats a token on average (train.mismatch_warn is 0.1); "
+        "told once",
+    ]
+    with pytest.raises(NumericsError, match=r"step 3: .* differ by 2 nats"):
+        watch.see(3, describe_gap(np.full(4, 2.0, dtype=np.float32), band=2.0))
+    GapWatch(0.0, 0.0, told.append).see(1, describe_gap(np.full(4, 9.0, dtype=np.float32), band=2.0))
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("numbers", [[100.0, -100.0], [np.inf], [np.nan, -np.inf]])

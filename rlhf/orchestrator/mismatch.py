@@ -1,0 +1,83 @@
+"""Sampler against trainer: how far the two disagree about the same tokens, and when that warns or ends a run."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from rlhf.errors import NumericsError
+from rlhf.types import Example, FloatArray, Signals
+
+MAX_GAP = 20.0
+"""Nats at which a disagreement is cut before `exp`."""
+
+
+def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
+    """Log-prob by the trainer less that by the sampler, of each response token where both were asked. Not finite where
+    one of them is not."""
+    gaps = [
+        (old - sampler)[sequence.loss_mask]
+        for example, signal in zip(examples, signals, strict=True)
+        if signal.old_log_probs and example.sampler_log_probs
+        for sequence, old, sampler in zip(
+            # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched answers).
+            example.sequences,
+            signal.old_log_probs,
+            example.sampler_log_probs,
+            strict=False,
+        )
+    ]
+    joined: FloatArray = np.concatenate(gaps) if gaps else np.zeros(0, dtype=np.float32)
+    return joined
+
+
+def describe_gap(gap: FloatArray, band: float) -> dict[str, float]:
+    """How far sampler and trainer disagree about the same tokens; `gap` is log(trainer / sampler) of each, in nats.
+
+    The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). Outside the band is a
+    token of which one of the two probabilities is more than `band` times the other.
+    """
+    if not len(gap):
+        return {}
+    finite = gap[np.isfinite(gap)].astype(np.float64)
+    clamped = finite.clip(-MAX_GAP, MAX_GAP)
+    size = max(len(finite), 1)
+    return {
+        "sampler/log_prob_gap": float(np.abs(finite).sum() / size),
+        "sampler/log_prob_gap_max": float(np.abs(finite).max(initial=0.0)),
+        "sampler/kl": float((np.expm1(clamped) - clamped).sum() / size),
+        "sampler/outside_band": float((np.abs(finite) > np.log(band)).sum() / size),
+        "sampler/not_finite": 1.0 - len(finite) / len(gap),
+    }
+
+
+class GapWatch:
+    """Warns once, then ends the run, where sampler and trainer disagree by more than is allowed."""
+
+    def __init__(self, warn_above: float, stop_above: float, warn: Callable[[str], None]) -> None:
+        """Bounds in mean nats a token; 0 never warns, or never stops. `warn` tells the user."""
+        self._warn_above = warn_above
+        self._stop_above = stop_above
+        self._warn = warn
+        self._told: set[str] = set()
+
+    def see(self, step: int, figures: Mapping[str, float]) -> None:
+        """Judge the figures of `describe_gap`. Raises NumericsError above the upper bound."""
+        mean = figures.get("sampler/log_prob_gap", 0.0)
+        text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
+        if 0 < self._stop_above < mean:
+            raise NumericsError(
+                f"{text} (train.mismatch_stop is {self._stop_above:g}). Compare dtypes and sampling; with "
+                "rollout.max_lag above 0, lower it or the learning rate"
+            )
+        if 0 < self._warn_above < mean:
+            self._tell_once("gap", f"{text} (train.mismatch_warn is {self._warn_above:g}); told once")
+        unknown = figures.get("sampler/not_finite", 0.0)
+        if unknown > 0:
+            # They are in no mean: a sampler that said nothing else would look like one that agrees.
+            text = f"step {step}: {unknown:.2%} of the sampler's log-probs are not finite; told once"
+            self._tell_once("unknown", text)
+
+    def _tell_once(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._warn(text)
