@@ -187,6 +187,20 @@ def test_a_child_that_dies_gets_one_more_chance(tmp_path: Path, monkeypatch: pyt
         pool.close()
 
 
+def test_an_item_that_overruns_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sleepy.py").write_text(
+        "import time\ndef judge(prompts, responses):\n    open(responses[0], 'a').write('x')\n    time.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = ChildPool("sleepy:judge", num_processes=1, timeout_s=0.5, memory_gib=None)
+    try:
+        (verdict,) = pool.judge([request("", str(tmp_path / "tries"))])
+    finally:
+        pool.close()
+    assert (verdict.score, verdict.failure) == (None, "took over 0.5 s")
+    assert (tmp_path / "tries").read_text() == "x"
+
+
 def test_a_verifier_that_cannot_even_see_that_1_is_1_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_exact_match(section: ExactMatchSource, answer: str, label: str, expecte
         ("0.1 + 0.2 = 0.3", "0.3", 1.0),
         (".5", "1/2", 1.0),
         (r"\boxed{41 or 42}", "42", 0.0),
+        (r"\boxed{41 or 42}", "41", 0.0),
         (r"\boxed{42, 42.0}", "42", 1.0),
         ("<answer>forty-two</answer> 42", "42", 0.0),
         ("1/0", "42", 0.0),
