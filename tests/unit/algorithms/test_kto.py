@@ -289,9 +289,13 @@ def test_a_mismatched_answer_never_exceeds_the_longest_sequence() -> None:
     assert len(first.sequences[1]) == 3
     assert second.sequences[1].token_ids.tolist() == [9] * 7 + [1]
     assert second.sequences[1].loss_mask.tolist() == [False] * 7 + [True]
-    masked = replace(groups[1], rollouts=(rollout([2, 2], name="a2", loss_mask=[False, True]),))
-    examples = algorithm.select([answer(1, True, length=6), masked])
-    assert len(examples[1].sequences[1]) == 9
+    late = replace(groups[0], rollouts=(rollout([1] * 6, name="a1", loss_mask=[False] * 5 + [True]),))
+    examples = algorithm.select([late, groups[1]])
+    assert not examples[1].sequences[1].loss_mask.any()
+    signals = [replace(s, ref_log_probs=tuple(old - 1 for old in s.old_log_probs)) for s in signals_of(examples)]
+    _, credited = algorithm.credit(examples, signals)
+    assert credited.sums["kto/mismatched"] == 1.0
+    assert credited.sums["kto/z0"] == pytest.approx(1.0)
 
 
 def test_weights_that_make_labels_count_the_same() -> None:
