@@ -14,10 +14,10 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
 from rlhf.engines.models import resolve_folder
-from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
+from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row_problems
 from rlhf.engines.rollout import engine_kind, local_device, open_engine
 from rlhf.engines.tokenizer import load_tokenizer
-from rlhf.errors import ConfigError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.console import make_console
 from rlhf.orchestrator.curation import Row
 from rlhf.orchestrator.data import load_prompts
@@ -44,7 +44,7 @@ def run_sample(config: SampleConfig) -> int:
     assert config.out is not None, "the config's loader asked for it"
     require_fit(config, config.model)
     tokenizer = load_tokenizer(config.model, key="model")
-    prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
+    prompts = read_prompts(config, tokenizer)
     sampling = Sampling(
         max_tokens=config.max_tokens,
         temperature=config.temperature,
@@ -92,6 +92,16 @@ def require_fit(config: SampleConfig, model: str) -> None:
         advice = f"Lower --max-tokens to {room}." if room > 0 else "Lower --max-prompt-tokens too."
         said = f"{config.max_prompt_tokens} + {config.max_tokens}"
         raise ConfigError(f"--max-tokens: {said} tokens > context {facts.context} of {model}. {advice}")
+
+
+def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ...]:
+    """The prompts to answer, never those that are held out. Raises DataError, also where a reward source needs what a
+    row does not have."""
+    prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
+    rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in prompts)
+    if unfit := row_problems(config.reward.all_sources, rows):
+        raise DataError(unfit)
+    return prompts
 
 
 def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, device: str) -> dict[str, Json]:

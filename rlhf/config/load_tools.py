@@ -100,7 +100,7 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
     yield from _missing("model", config.model, "name the first policy, a folder or a hub name.")
     yield from _sampling_problems(config)
     if not config.reward.all_sources:
-        yield Problem(keys=("reward",), text="none given; set one of reward.model, reward.function, reward.url.")
+        yield Problem(keys=("reward",), text="none given; set one of model, function, url, rules, sources.")
     if config.thresholds and config.quantiles:
         yield Problem(keys=("quantiles", "thresholds"), text="thresholds are given too. Use one of them.")
     for key, given in (("thresholds", config.thresholds), ("quantiles", config.quantiles)):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.config.load_tools import load_curate, load_rounds, load_sample
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,8 @@ def commands_of(page: Path) -> list[str]:
     return [line for line in after_submit if line.startswith("rlhf ") and not PLACEHOLDERS.search(line)]
 
 
+LOADERS = {"sample": load_sample, "curate": load_curate, "rounds": load_rounds}
+"""Commands that would run for long: their arguments are read."""
 COMMANDS = sorted({command for page in [*PAGES, *CONFIGS] for command in commands_of(page)})
 
 
@@ -43,11 +46,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "demonstrations": '{"prompt": "a", "response": "b"}\n',
         "preferences": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         "prompts": '{"prompt": "a"}\n',
+        "labelled": "".join(f'{{"prompt": "a", "completion": "{n}", "label": {n}}}\n' for n in ("true", "false")),
+        "steps": '{"prompt": "a", "completions": ["b", "c"], "labels": [true, false]}\n',
     }
     for name, row in rows.items():
         (folder / f"{name}.jsonl").write_text(row)
         (folder / f"my_{name}.jsonl").write_text(row)
-    for model in ("runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
+    (folder / "rewards.py").write_text("def score(prompts, responses): return [len(text) for text in responses]\n")
+    for model in ("my_model", "runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
         train_tokenizer(["a b c"], 300, folder / model)
         make_llama(folder / model, vocab_size=300, hidden_size=32, num_layers=1, context=4096)
     as_scorer(folder / "runs/rm/model")
@@ -67,6 +73,9 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_shown_command_is_accepted(command: str, workspace: Path) -> None:
     words = shlex.split(command)[1:]
+    if words[0] in LOADERS:
+        LOADERS[words[0]](words[1:], {})
+        return
     if words[0] == "train" and "--help" not in words:
         words[0] = "check"
     if words[0] in ("generate", "quickstart"):

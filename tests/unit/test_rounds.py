@@ -181,7 +181,7 @@ def test_a_command_runs_in_a_process_of_its_own() -> None:
                 "method: missing; sft or dpo.",
                 "model: missing; name the first policy, a folder or a hub name.",
                 "data.path: missing; name a file, a folder or a hub data set.",
-                "reward: none given; set one of reward.model, reward.function, reward.url.",
+                "reward: none given; set one of model, function, url, rules, sources.",
             ],
         ),
         (
