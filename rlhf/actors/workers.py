@@ -98,6 +98,8 @@ class EngineSpec:
     seed: int
     sync_backend: str
     """gloo, nccl or ipc."""
+    reference: str | None = None
+    """The frozen model that requests may mix with the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +283,7 @@ class RolloutWorker(Actor):
             seed=spec.seed,
             name=name,
             sync_backend=spec.sync_backend,
+            reference=spec.reference,
         )
 
     @property

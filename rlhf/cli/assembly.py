@@ -10,7 +10,7 @@ from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
 from rlhf.actors.rollout import RolloutPool
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Algorithm
+from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.cli.casting import dtype_of, model_of, reward_model
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
@@ -268,10 +268,19 @@ def rollout_source(
             seed=config.run.seed,
             max_rounds=config.algo.sampling_rounds,
             greedy_baseline=algorithm.needs.greedy_baseline,
+            mixture=algorithm.needs.mixture,
+            num_opponents=num_opponents(algorithm.needs, rollout.num_samples),
         ),
         LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=patience_s, take_timeout_s=patience_s, check=stop.check),
         algorithm.keep,
     )
+
+
+def num_opponents(needs: Needs, num_samples: int) -> int:
+    """How many answers of a group are drawn from the mixture."""
+    if not needs.mixture:
+        return 0
+    return num_samples if needs.opponents is None else needs.opponents
 
 
 def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:

@@ -11,7 +11,7 @@ from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.rewards import head_of
-from rlhf.engines.rollout import engine_kind
+from rlhf.engines.rollout import NO_MIXTURE, engine_kind
 from rlhf.errors import ConfigError
 from rlhf.types import Head, Role
 
@@ -98,9 +98,19 @@ def cast(
             device=device,
             seed=config.run.seed,
             sync_backend=sync_backend(config.rollout, placement, device),
+            reference=mixed_reference(config, needs),
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
     )
+
+
+def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
+    """The model that the rollout engines hold beside the policy; None where they sample from the policy alone."""
+    if not needs.mixture:
+        return None
+    if engine_kind(config.rollout) != "transformers":
+        raise ConfigError(NO_MIXTURE)
+    return model_of(config.reference, Role.REFERENCE)
 
 
 def dtype_of(section: ModelSection, device: str) -> str:

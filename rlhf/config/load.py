@@ -14,6 +14,7 @@ from rlhf.config.commands import (
     GenerateConfig,
     GrpoConfig,
     OnlineConfig,
+    OnlineDpoConfig,
     PpoConfig,
     QuickstartConfig,
     ReferencedConfig,
@@ -98,7 +99,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Fill in what follows from other values, so that the saved config says it all. Resolving twice changes nothing.
 
     A reference starts as the policy; a critic as the reward model where there is one, else as the policy; limits on the
-    length of answers are those of rollouts.
+    length of answers are those of rollouts; what mixes two models is sampled by the engine that can.
     """
     colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
@@ -110,6 +111,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config = config.model_copy(update={"critic": critic})
     if isinstance(config, OnlineConfig):
         config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})
+    if isinstance(config, OnlineDpoConfig) and config.algo.mixture and config.rollout.engine == "auto":
+        rollout = config.rollout.model_copy(update={"engine": "transformers"})
+        config = config.model_copy(update={"rollout": rollout})
     if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
         config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})
     return config

@@ -11,7 +11,7 @@ class RolloutSection(Section):
     """How answers are sampled."""
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto is vllm where it is installed, else transformers."""
+    """auto is vllm where it is installed, else transformers; transformers alone can mix two models (algo.mixture)."""
     num_engines: PositiveInt = 1
     """Engines that share the work."""
     tensor_parallel_size: PositiveInt = 1

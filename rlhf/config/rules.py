@@ -8,6 +8,7 @@ from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules_grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules_kto import KTO_RULES
+from rlhf.config.rules_mixture import MIXTURE_RULES
 from rlhf.config.rules_online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules_placement import PLACEMENT_RULES, colocation
 from rlhf.config.rules_preference import PREFERENCE_RULES
@@ -102,4 +103,4 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(keys=(f"data.{key}",), text=f"not read by {command_of(config)}. Remove it.")
 
 
-RULES = (required, models, held_out, columns, colocation, *KTO_RULES, *PREFERENCE_RULES)
+RULES = (required, models, held_out, columns, colocation, *KTO_RULES, *PREFERENCE_RULES, *MIXTURE_RULES)

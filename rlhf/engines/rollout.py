@@ -8,6 +8,12 @@ import torch
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.weight_sync.base import WeightReceiver
+from rlhf.errors import ConfigError
+
+NO_MIXTURE = (
+    "rollout.engine: vLLM samples from one model and cannot mix a reference's logits with the policy's. "
+    "Set rollout.engine to transformers."
+)
 
 
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
@@ -27,14 +33,25 @@ def engine_kind(section: RolloutSection) -> str:
 
 
 def open_engine(
-    section: RolloutSection, model: str, *, dtype: str, device: str, seed: int, name: str, sync_backend: str
+    section: RolloutSection,
+    model: str,
+    *,
+    dtype: str,
+    device: str,
+    seed: int,
+    name: str,
+    sync_backend: str,
+    reference: str | None = None,
 ) -> ServingEngine:
     """Load `model` (a folder or hub name) into the kind of engine that the section asks for.
 
-    `dtype` is float32 or bfloat16, `device` cpu or cuda, `sync_backend` gloo, nccl or ipc. The engine's own library is
-    imported here, and the other one is not.
+    `dtype` is float32 or bfloat16, `device` cpu or cuda, `sync_backend` gloo, nccl or ipc. `reference` is the model
+    whose logits are mixed with the policy's, where requests ask for that. The engine's own library is imported here,
+    and the other one is not. Raises ConfigError where that engine cannot mix.
     """
     if engine_kind(section) == "vllm":
+        if reference is not None:
+            raise ConfigError(NO_MIXTURE)
         from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415
 
         return VllmRolloutEngine(
@@ -42,4 +59,4 @@ def open_engine(
         )
     from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
 
-    return TransformersRolloutEngine(section, model, dtype=dtype, device=device, name=name)
+    return TransformersRolloutEngine(section, model, dtype=dtype, device=device, name=name, reference=reference)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.decoders import Decoder, MixedDecoder, ModelDecoder
 from rlhf.engines.quiet import quiet_libraries
 from rlhf.engines.sampling import SamplingRows
 from rlhf.engines.serving import Serving, ServingGate
@@ -23,7 +23,7 @@ from rlhf.engines.weight_sync.buckets import dtype_of
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
 from rlhf.errors import ModelError, WeightSyncError
-from rlhf.types import FinishReason, FloatArray, IntArray, PackedTokens, Rollout, RolloutRequest
+from rlhf.types import FinishReason, FloatArray, PackedTokens, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,19 +49,24 @@ class TransformersRolloutEngine:
         device: str,
         name: str = "rollout-0",
         version: int = 0,
+        reference: str | None = None,
     ) -> None:
         """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
 
-        `version` is the policy version of those weights.
+        `version` is the policy version of those weights. `reference` is the frozen model whose logits are mixed with
+        the policy's for requests that ask for it. Raises ModelError where its vocabulary is not the policy's.
         """
         quiet_libraries()
         self._section = section
         self._name = name
         self._device = torch.device(device)
-        self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype_of(dtype), use_safetensors=True
-        )
-        torch.nn.Module.eval(self._model).requires_grad_(False)
+        self._model = _load(model, dtype)
+        self._reference = None if reference is None else _load(reference, dtype)
+        if self._reference is not None and self._reference.config.vocab_size != self._model.config.vocab_size:
+            raise ModelError(
+                f"reference.model: {self._reference.config.vocab_size} logits a token, the policy has "
+                f"{self._model.config.vocab_size}: they cannot be mixed."
+            )
         self._move(self._device)
         self._parameters = dict(self._model.named_parameters())
         self._context = int(self._model.config.max_position_embeddings)
@@ -73,10 +78,7 @@ class TransformersRolloutEngine:
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """See `RolloutEngine.generate`."""
         rollouts: dict[int, Rollout] = {}
-        # Prompts of similar length share a batch: less padding. The order is a function of the requests alone.
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_token_ids), requests[i].id, i))
-        for start in range(0, len(order), self._section.max_num_seqs):
-            batch = order[start : start + self._section.max_num_seqs]
+        for batch in self._batches(requests):
             with self._turn() as version:
                 answers = self._generate_batch([requests[i] for i in batch], version)
             rollouts.update(zip(batch, answers, strict=True))
@@ -148,8 +150,19 @@ class TransformersRolloutEngine:
                     yield self._gate.version
                     return
 
+    def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
+        """Indices of requests that are answered together. Prompts of similar length are: less padding. Those that mix
+        are on their own, for they cost two models. The order is a function of the requests alone."""
+        size = self._section.max_num_seqs
+        for mixes in (False, True):
+            chosen = [i for i, request in enumerate(requests) if (request.sampling.mixture > 0.0) == mixes]
+            chosen.sort(key=lambda i: (len(requests[i].prompt_token_ids), requests[i].id, i))
+            yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
+
     def _move(self, device: torch.device) -> None:
-        torch.nn.Module.to(self._model, device)
+        for model in (self._model, self._reference):
+            if model is not None:
+                torch.nn.Module.to(model, device)
 
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -159,7 +172,6 @@ class TransformersRolloutEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, requests: Sequence[RolloutRequest], version: int) -> list[Rollout]:
-        prompts = [request.prompt_token_ids for request in requests]
         self._check(requests)
         limits = np.array([min(r.sampling.max_tokens, self._context - len(r.prompt_token_ids)) for r in requests])
         longest = int(limits.max())
@@ -170,7 +182,7 @@ class TransformersRolloutEngine:
 
         rows = np.arange(len(requests))  # rows of the batch -> requests; rows leave when half of them have ended
         sampling = SamplingRows.of(requests, self._device)
-        decoder = _Decoder(self._model, prompts, self._device)
+        decoder = self._decoder(requests)
         logits = decoder.prefill()
         for step in range(longest):
             drawn, drawn_log_probs = sampling.draw(logits, step)
@@ -202,6 +214,16 @@ class TransformersRolloutEngine:
             for i, request in enumerate(requests)
         ]
 
+    def _decoder(self, requests: Sequence[RolloutRequest]) -> Decoder:
+        prompts = [request.prompt_token_ids for request in requests]
+        policy = ModelDecoder(self._model, prompts, self._device)
+        if not any(request.sampling.mixture > 0.0 for request in requests):
+            return policy
+        if self._reference is None:
+            raise ModelError(f"request {requests[0].id}: asks for a mixture, and this engine has no reference")
+        shares = torch.tensor([[request.sampling.mixture] for request in requests], device=self._device)
+        return MixedDecoder(policy, ModelDecoder(self._reference, prompts, self._device), shares)
+
     def _check(self, requests: Sequence[RolloutRequest]) -> None:
         problems = [
             f"request {r.id}: prompt of {len(r.prompt_token_ids)} tokens, need 1 to {self._context - 1}"
@@ -224,49 +246,7 @@ class TransformersRolloutEngine:
         return scores
 
 
-class _Decoder:
-    """A batch of B prompts, padded on the left, and the KV cache of what was decoded."""
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        prompts: Sequence[IntArray],
-        device: torch.device,
-    ) -> None:
-        width = max(len(prompt) for prompt in prompts)
-        ids = np.zeros((len(prompts), width), dtype=np.int64)
-        mask = np.zeros((len(prompts), width), dtype=np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        self._model = model
-        self._ids = torch.from_numpy(ids).to(device)
-        self._mask = torch.from_numpy(mask).to(device)
-        self._positions = (self._mask.cumsum(-1) - 1).clamp_(min=0)
-        self._cache = DynamicCache(config=model.config)
-
-    def prefill(self) -> torch.Tensor:
-        """Logits [B, V] of each prompt's first answer token."""
-        return self._forward(self._ids, self._positions)
-
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append `tokens` [B]; logits [B, V] of the next."""
-        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=-1)
-        self._positions = self._positions[:, -1:] + 1
-        return self._forward(tokens[:, None], self._positions)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but those."""
-        self._mask, self._positions = self._mask[rows], self._positions[rows]
-        self._cache.batch_select_indices(rows)
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        out = self._model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return cast(torch.Tensor, out.logits[:, -1])
+def _load(model: str, dtype: str) -> "PreTrainedModel":
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype_of(dtype), use_safetensors=True)
+    torch.nn.Module.eval(loaded).requires_grad_(False)
+    return loaded

@@ -26,7 +26,14 @@ class ServingEngine(RolloutEngine, WeightReceiver):
     """Both sides of a rollout engine, for type checkers."""
 
 
-def open_engine(kind: str, model: Path, *, max_num_seqs: int = 8, stall_timeout_s: float = 120.0) -> ServingEngine:
+def open_engine(
+    kind: str,
+    model: Path,
+    *,
+    max_num_seqs: int = 8,
+    stall_timeout_s: float = 120.0,
+    reference: Path | None = None,
+) -> ServingEngine:
     """A float32 engine on the CPU for the models of `tests/tiny_models.py`."""
     section = RolloutSection(
         max_num_seqs=max_num_seqs,
@@ -42,7 +49,14 @@ def open_engine(kind: str, model: Path, *, max_num_seqs: int = 8, stall_timeout_
         return VllmRolloutEngine(section, str(model), dtype="float32", device="cpu", seed=0, name="rollout-0")  # type: ignore[return-value]
     from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
 
-    return TransformersRolloutEngine(section, str(model), dtype="float32", device="cpu", name="rollout-0")  # type: ignore[return-value]
+    return TransformersRolloutEngine(  # type: ignore[return-value]
+        section,
+        str(model),
+        dtype="float32",
+        device="cpu",
+        name="rollout-0",
+        reference=None if reference is None else str(reference),
+    )
 
 
 def load_model(folder: Path) -> torch.nn.Module:

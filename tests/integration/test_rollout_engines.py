@@ -197,3 +197,59 @@ def test_an_engine_asleep_says_so(engine: ServingEngine) -> None:
         engine.score([packed(prompt(1))])
     engine.wake()
     assert same(engine.generate([request(1)])[0], awake)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference that is another model."""
+    return make_policy(tmp_path_factory.mktemp("other"), seed=7)
+
+
+@pytest.fixture(scope="module")
+def mixing(folder: Path, other: Path) -> Iterator[ServingEngine]:
+    engine = open_engine("transformers", folder, reference=other)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(("mixture", "temperature"), [(0.25, 1.0), (0.7, 0.8), (1.0, 1.3)])
+def test_a_mixture_is_the_geometric_one_of_policy_and_reference(
+    mixing: ServingEngine, model: torch.nn.Module, other: Path, mixture: float, temperature: float
+) -> None:
+    """Log-probs of what was drawn: softmax of ((1 - m) * policy + m * reference) / temperature, for rows that end at
+    different times."""
+    reference = load_model(other)
+    requests = [
+        request(seed, mixture=mixture, temperature=temperature, max_tokens=3 + 4 * (seed % 5)) for seed in range(11)
+    ]
+    for asked, rollout in zip(requests, mixing.generate(requests), strict=True):
+        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+        mixed = (1 - mixture) * reference_logits(model, ids) + mixture * reference_logits(reference, ids)
+        log_probs = (mixed / temperature).log_softmax(-1)[len(asked.prompt_token_ids) - 1 : -1]
+        expected = log_probs.gather(-1, torch.from_numpy(rollout.token_ids)[:, None])[:, 0]
+        np.testing.assert_allclose(rollout.log_probs, expected.numpy(), atol=2e-5)
+
+
+def test_answers_of_the_policy_are_the_same_beside_those_of_a_mixture(mixing: ServingEngine) -> None:
+    own = [request(seed) for seed in range(5)]
+    mixed = [request(seed + 10, mixture=0.5) for seed in range(5)]
+    alone = mixing.generate(own)
+    together = mixing.generate([request for pair in zip(mixed, own, strict=True) for request in pair])
+    for a, b in zip(alone, together[1::2], strict=True):
+        assert same(a, b)
+        assert a.log_probs.tobytes() == b.log_probs.tobytes()
+
+
+def test_a_greedy_answer_may_be_a_mixtures_too(mixing: ServingEngine, model: torch.nn.Module, other: Path) -> None:
+    asked = request(3, mixture=0.5, temperature=0.0)
+    (rollout,) = mixing.generate([asked])
+    ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+    mixed = 0.5 * reference_logits(model, ids) + 0.5 * reference_logits(load_model(other), ids)
+    assert rollout.token_ids.tolist() == mixed[len(asked.prompt_token_ids) - 1 : -1].argmax(-1).tolist()
+
+
+def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:
+    engine = open_engine("transformers", folder)
+    with pytest.raises(ModelError, match="asks for a mixture, and this engine has no reference"):
+        engine.generate([request(0, mixture=0.5)])
+    engine.close()

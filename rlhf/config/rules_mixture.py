@@ -1,0 +1,34 @@
+"""Rules of sampling from a mixture of policy and reference."""
+
+from collections.abc import Iterator
+
+from rlhf.config.algo import OnlineDpoSection
+from rlhf.config.commands import OnlineDpoConfig, TrainConfig
+from rlhf.config.problems import Problem
+
+
+def mixture_is_sampled(config: TrainConfig) -> Iterator[Problem]:
+    """An engine that can mix two models samples."""
+    if not isinstance(config, OnlineDpoConfig) or not config.algo.mixture:
+        return
+    if config.rollout.engine == "vllm":
+        yield Problem(
+            keys=("rollout.engine", "algo.mixture"),
+            text=f"vllm samples from one model, and cannot mix {config.algo.mixture:g} of the "
+            "reference's logits with the policy's. Use transformers or auto.",
+        )
+
+
+def mixed_reference_stays(config: TrainConfig) -> Iterator[Problem]:
+    """The reference in the mixture is the one that the engines loaded."""
+    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, OnlineDpoSection):
+        return
+    if config.algo.mixture and config.algo.reference in {"refresh", "ema"}:
+        yield Problem(
+            keys=("algo.mixture", "algo.reference"),
+            text=f"{config.algo.mixture:g} mixes the frozen reference into the sampling, and {config.algo.reference} "
+            "follows the policy. Set it to 0, or algo.reference to frozen.",
+        )
+
+
+MIXTURE_RULES = (mixture_is_sampled, mixed_reference_stays)
