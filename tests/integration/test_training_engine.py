@@ -223,3 +223,46 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
     assert not two_ranks[f"resume/{case}/lr"].any()
     torch.testing.assert_close(two_ranks[f"resume/{case}/lrs"], torch.tensor([1 / 3, 2 / 3, 1.0, 0.1]) * 1e-3)
     assert not list((folder / "checkpoints" / case).rglob("latest"))
+
+
+FOLLOWING = (("zero0-bfloat16", 0, "tied"), ("zero2-float32", 2, "tied"), ("zero3-float32", 3, "untied"))
+
+
+def by_mean(folder: Path, start: str, exports: list[Path], decay: float) -> tuple[torch.Tensor, list[float]]:
+    """Log-probs by the running mean of `start` and the exported weights, and how far each of those moved it."""
+    mean = {name: tensor.float() for name, tensor in load_file(folder / start / "model.safetensors").items()}
+    moved = []
+    for export in exports:
+        policy = load_file(export / "model.safetensors")
+        step = {name: (1 - decay) * (policy[name].float() - tensor) for name, tensor in mean.items()}
+        moved.append(float(torch.stack([change.norm() for change in step.values()]).norm()))
+        mean = {name: tensor + step[name] for name, tensor in mean.items()}
+    model = AutoModelForCausalLM.from_pretrained(exports[-1])
+    model.load_state_dict({name: tensor.to(model.dtype) for name, tensor in mean.items()}, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        said = [
+            naive_log_probs(model, experience.sequences[0].token_ids, TEMPERATURE)[0] for experience in experiences()
+        ]
+    return torch.cat(said), moved
+
+
+@pytest.mark.parametrize(("name", "stage", "start"), FOLLOWING)
+def test_a_reference_follows_the_policy_and_leaves_it_alone(
+    folder: Path, two_ranks: Results, name: str, stage: int, start: str
+) -> None:
+    """A18: the running mean is that of the exported weights, and is not one that never moves."""
+    said = {key.removeprefix(f"following/{name}/"): value for key, value in two_ranks.items() if f"/{name}/" in key}
+    tolerance = 0.15 if "bfloat16" in name else 1e-4
+    for step in range(2):
+        exports = [folder / "exports" / f"following{i}-{stage}" for i in range(step + 1)]
+        expected, moved = by_mean(folder, start, exports, 0.75)
+        assert float((said[f"mean{step}"] - expected).abs().max()) < tolerance
+        assert float((said[f"mean{step}"] - said[f"policy{step}"]).abs().max()) > 5 * tolerance
+        assert float(said[f"moved{step}"]) == pytest.approx(moved[-1], rel=1e-2 if "bfloat16" in name else 1e-4)
+        assert bool(said[f"untouched{step}"])
+    assert not torch.equal(said["mean0"], said["first"])
+    assert bool(said["trained_alike"])
+    assert bool(said["resumed"])
+    assert torch.equal(said["refreshed"], said["policy"])
+    assert not torch.equal(said["stale"], said["policy"])

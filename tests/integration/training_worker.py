@@ -329,6 +329,44 @@ class Scenarios:
             self.record(f"resume/{name}/lr", torch.tensor(lrs[2:]) - torch.tensor(again))
             self.record(f"resume/{name}/lrs", torch.tensor(lrs))
 
+    def following(self) -> None:
+        """A running mean of the policy, and a copy of it, through steps, exports, a save and a load."""
+        for stage, dtype, model in ((0, "bfloat16", "tied"), (2, "float32", "tied"), (3, "float32", "untied")):
+            name = f"following/zero{stage}-{dtype}"
+            settings = {"zero_stage": stage, "dtype": dtype, "lr": 1e-2}
+            mean, plain = (self.engine(model, **settings) for _ in range(2))
+            mean.hold_copy(0.75)
+            self.record(f"{name}/first", self.by_copy(mean))
+            for step in range(2):
+                self.step(mean, experiences(seed=step), FOUR)
+                self.step(plain, experiences(seed=step), FOUR)
+                self.record(f"{name}/moved{step}", mean.follow())
+                mean.export(self.folder / "exports" / f"following{step}-{stage}")
+                before = self.weights(mean)
+                self.record(f"{name}/mean{step}", self.by_copy(mean))
+                self.record(f"{name}/untouched{step}", torch.equal(before, self.weights(mean)))
+                self.record(f"{name}/policy{step}", self.by_example(mean, experiences(), SINGLE))
+            self.record(f"{name}/trained_alike", torch.equal(self.weights(mean), self.weights(plain)))
+            mean.save(self.folder / "checkpoints" / f"following-{stage}")
+            again = self.engine(model, **settings)
+            again.hold_copy(0.75)
+            again.load(self.folder / "checkpoints" / f"following-{stage}")
+            for engine in (mean, again):
+                self.step(engine, experiences(seed=9), FOUR)
+                engine.follow()
+            self.record(f"{name}/resumed", torch.equal(self.by_copy(mean), self.by_copy(again)))
+            mean.hold_copy(0.0)
+            self.step(mean, experiences(seed=10), FOUR)
+            self.record(f"{name}/stale", self.by_copy(mean))
+            mean.follow()
+            self.record(f"{name}/refreshed", self.by_copy(mean))
+            self.record(f"{name}/policy", self.by_example(mean, experiences(), SINGLE))
+
+    def by_copy(self, engine: DeepSpeedEngine) -> torch.Tensor:
+        """Per-token outputs of all examples by the reference that follows `engine`."""
+        with engine._following.in_place_of_policy():
+            return self.by_example(engine, experiences(), SINGLE)
+
 
 def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -343,6 +381,7 @@ def main() -> None:
             scenarios.exports,
             scenarios.rewards,
             scenarios.resume,
+            scenarios.following,
         ]
     for scenario in chosen:
         started = time.monotonic()
