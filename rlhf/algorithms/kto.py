@@ -46,6 +46,8 @@ class KTO:
 
     def __init__(self, section: KtoSection | OnlineKtoSection) -> None:
         self._section = section
+        free = (-np.inf, np.inf)
+        self._limits = (section.humanline_low, section.humanline_high) if section.humanline else free
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             measures=frozenset({"old_log_probs", "ref_log_probs"}),
@@ -68,9 +70,9 @@ class KTO:
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
         """Estimate z0 and the class weights; label each answer."""
         labels = np.array([is_desirable(example) for example in examples], dtype=np.bool_)
-        log_ratios = [log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
+        log_ratios = [self._log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
         mismatched = [
-            log_ratio(example, signal, 1)
+            self._log_ratio(example, signal, 1)
             for example, signal in zip(examples, signals, strict=True)
             if len(example.sequences) > 1 and example.sequences[1].loss_mask.any()
         ]
@@ -95,7 +97,10 @@ class KTO:
         losses = kto(
             torch.tensor(log_ratios, dtype=torch.float64), torch.tensor(labels), z0=z0, beta=self._section.beta
         ).numpy()
-        log_probs = [total(e, s.old_log_probs, 0, "old_log_probs") for e, s in zip(examples, signals, strict=True)]
+        log_probs = [
+            float(learned_tokens(example, signal.old_log_probs, 0, "old_log_probs").sum())
+            for example, signal in zip(examples, signals, strict=True)
+        ]
         sums = {
             "kto/loss": mean(np.where(labels, desirable, undesirable) * losses),
             "kto/z0": z0,
@@ -105,6 +110,12 @@ class KTO:
         }
         sums |= describe_labels(labels, self._section.beta * np.array(log_ratios), np.array(log_probs))
         return experiences, LossMetrics(sums=sums)
+
+    def _log_ratio(self, example: Example, signals: Signals, index: int) -> float:
+        """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
+        old = learned_tokens(example, signals.old_log_probs, index, "old_log_probs")
+        ref = learned_tokens(example, signals.ref_log_probs, index, "ref_log_probs")
+        return float((old - ref).clip(*self._limits).sum())
 
     def _class_weights(self, labels: Bools) -> tuple[float, float]:
         section = self._section
@@ -119,7 +130,8 @@ class KTO:
         """Mean over the step's answers."""
         given, mask = batch.coefficients, batch.loss_mask
         ref_log_probs = masked(present(batch.ref_log_probs, "ref_log_probs"), mask)
-        log_ratios = sequence_totals(masked(outputs.predictions, mask) - ref_log_probs, batch.lengths)
+        by_token = (masked(outputs.predictions, mask) - ref_log_probs).clamp(*self._limits)
+        log_ratios = sequence_totals(by_token, batch.lengths)
         desirable = batch.targets > 0.5
         weights = torch.where(desirable, given["desirable"], given["undesirable"])
         losses = weights * kto(log_ratios, desirable, z0=given["z0"], beta=self._section.beta)
@@ -160,19 +172,13 @@ def is_desirable(example: Example) -> bool:
     return example.baseline is not None and example.rewards[0] >= example.baseline
 
 
-def log_ratio(example: Example, signals: Signals, index: int) -> float:
-    """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
-    policy = total(example, signals.old_log_probs, index, "old_log_probs")
-    return policy - total(example, signals.ref_log_probs, index, "ref_log_probs")
-
-
-def total(example: Example, arrays: Sequence[FloatArray], index: int, name: str) -> float:
-    """Sum over one answer's tokens. Raises NumericsError where a model said NaN or inf about one."""
+def learned_tokens(example: Example, arrays: Sequence[FloatArray], index: int, name: str) -> Floats:
+    """What a model said about the tokens of one answer. Raises NumericsError where that is NaN or inf about one."""
     numbers = arrays[index][example.sequences[index].loss_mask].astype(np.float64)
     wrong = len(numbers) - int(np.isfinite(numbers).sum())
     if wrong:
         raise NumericsError(f"{example.id}: {name}: {wrong} of {len(numbers)} tokens are not finite.")
-    return float(numbers.sum())
+    return numbers
 
 
 def describe_labels(labels: Bools, rewards: Floats, log_probs: Floats) -> dict[str, float]:

@@ -238,6 +238,27 @@ def test_the_gradient_is_the_loss_s_own_with_z0_constant() -> None:
     )
 
 
+def test_humanline_clamps_each_token() -> None:
+    """Log-ratios 3 and -0.5 a token, clamped to 1.5 and -0.5: in loss and z0, without gradient where clamped."""
+    algorithm = KTO(KtoSection(beta=BETA, class_weights="given", humanline=True))
+    examples = algorithm.select([answer(1, True), answer(2, False)])
+
+    def said(gap: float) -> tuple[np.ndarray, ...]:
+        return tuple(np.where(s.loss_mask, [0, 0, gap, -0.5], np.nan).astype(np.float32) for s in examples[0].sequences)
+
+    signals = [Signals(old_log_probs=said(gap), ref_log_probs=(np.zeros(4, np.float32),) * 2) for gap in (3.0, 0.5)]
+    experiences, credited = algorithm.credit(examples, signals)
+    assert credited.sums["kto/z0"] == pytest.approx((1.0 + 0.0) / 2)
+    assert credited.sums["labels/desirable_reward"] == pytest.approx(BETA * 1.0)
+    leaves = as_before(signals)
+    loss, _ = loss_of_step(algorithm, experiences, leaves)
+    assert loss.item() == pytest.approx(credited.sums["kto/loss"], rel=1e-6)
+    loss.backward()
+    assert leaves[0].grad is not None
+    assert leaves[0].grad[2] == 0.0
+    assert leaves[0].grad[3] < 0.0
+
+
 def test_the_signs_of_the_gradient() -> None:
     """Good answers go up, bad ones down, prompts nowhere."""
     algorithm = KTO(SECTION)
