@@ -175,7 +175,8 @@ def assemble_online(
     trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
     copy = following_reference(config, crew) if algorithm.needs.following is not None else None
     rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
-    probe(rewards, data.prompts.train[0], tokenizer, num_samples=config.rollout.num_samples)
+    num_answers = config.rollout.num_samples + algorithm.needs.greedy_baseline
+    probe(rewards, data.prompts.train[0], tokenizer, num_samples=num_answers)
     sampler = Sampler(pool, rewards, tokenizer)
     held_out_prompts = data.prompts.held_out[: config.eval.max_prompts]
     evaluator = SampleEvaluator(

@@ -4,9 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
+from rlhf.config.algo import CriticFreeSection
 from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig, command_of
 from rlhf.config.problems import Problem
-from rlhf.config.reward import StartedSource
+from rlhf.config.reward import OverlongSource, StartedSource
 
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
@@ -71,6 +72,15 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
 
 
+def punished_once(config: OnlineConfig) -> Iterator[Problem]:
+    """Length is punished by the algorithm or by a source, not by both."""
+    algo = config.algo
+    punishes = isinstance(algo, CriticFreeSection) and algo.overlong_buffer != 0
+    if punishes and any(isinstance(source, OverlongSource) for source in config.reward.all_sources):
+        text = "this reward punishes overlong answers already. Set it to 0, or leave the source overlong out."
+        yield Problem(keys=("algo.overlong_buffer", "reward.sources", "reward.rules"), text=text)
+
+
 def pretraining_text(config: OnlineConfig) -> Iterator[Problem]:
     """The ptx loss has text, and text has a weight."""
     if not isinstance(config, PpoConfig):
@@ -101,5 +111,5 @@ def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"rollout.{key}",), text=text)
 
 
-ONLINE_RULES = (batches, sampling, reward_given, pretraining_text, policy_learns)
+ONLINE_RULES = (batches, sampling, reward_given, punished_once, pretraining_text, policy_learns)
 ONLINE_ADVICE = (truncated_sampling,)

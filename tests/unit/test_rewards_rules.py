@@ -381,6 +381,17 @@ def test_limits_follow_the_longest_answer() -> None:
         build_reward(RewardSection(rules=("overlong",)).all_sources, {})
 
 
+def test_length_is_punished_once() -> None:
+    arguments = ["--data.path", "x", "--policy.model", "m", "--reward.rules", "number,overlong"]
+    with pytest.raises(ConfigError) as error:
+        load_config("grpo", [*arguments, "--algo.type", "dapo"])
+    assert str(error.value) == (
+        "algo.overlong_buffer: this reward punishes overlong answers already. Set it to 0, or leave the source "
+        "overlong out."
+    )
+    load_config("grpo", arguments)
+
+
 def test_rules_and_sources_do_not_mix() -> None:
     with pytest.raises(ValidationError, match="rules and sources are both given"):
         RewardSection(rules=("number",), sources=(FORMAT,))
