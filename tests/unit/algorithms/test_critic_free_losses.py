@@ -40,6 +40,7 @@ SECTIONS: dict[str, CriticFreeSection] = {
     "dapo": DapoSection(),
     "dr-grpo": DrGrpoSection(aggregation_tokens=7),
     "rloo": RlooSection(aggregation_tokens=7),
+    "kl in the reward alone": RlooSection(aggregation_tokens=7, kl_estimator="k3"),
     "reinforce++-baseline": ReinforceBaselineSection(kl=FixedKl(coef=KL)),
     "gspo": GspoSection(),
     "gspo, wide": GspoSection(clip_low=0.2, clip_high=0.3),
