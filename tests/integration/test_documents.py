@@ -46,6 +46,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "demonstrations": '{"prompt": "a", "response": "b"}\n',
         "preferences": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         "prompts": '{"prompt": "a"}\n',
+        "problems": '{"question": "a", "answer": "2 + 3 = 5\\n#### 5"}\n',
         "labelled": "".join(f'{{"prompt": "a", "completion": "{n}", "label": {n}}}\n' for n in ("true", "false")),
         "steps": '{"prompt": "a", "completions": ["b", "c"], "labels": [true, false]}\n',
     }

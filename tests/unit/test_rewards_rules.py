@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+import typing
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rlhf.config.commands import OnlineConfig
 from rlhf.config.load import load_config
 from rlhf.config.reward import (
     ChoiceSource,
@@ -390,6 +393,23 @@ def test_length_is_punished_once() -> None:
         "overlong out."
     )
     load_config("grpo", arguments)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("type: ")[1][:12])
+def test_the_sources_that_the_page_shows_are_accepted(example: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(example)
+    config = load_config("grpo", [str(tmp_path / "run.yaml"), "--data.path", "x", "--policy.model", "m"])
+    assert isinstance(config, OnlineConfig)
+    assert len(config.reward.all_sources) == example.count("type: ")
+
+
+def test_the_page_shows_every_source() -> None:
+    shown = {kind for example in EXAMPLES for kind in re.findall(r"type: ([\w-]+)", example)}
+    assert shown == {str(kind.model_fields["type"].default) for kind in typing.get_args(Source)}
 
 
 def test_rules_and_sources_do_not_mix() -> None:
