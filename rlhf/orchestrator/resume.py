@@ -13,6 +13,7 @@ from rlhf.types import Json
 HARMLESS = (
     "run.name",
     "run.dir",
+    "reference.cache_dir",
     "train.num_steps",
     "train.step_timeout_s",
     "train.mismatch_*",
