@@ -196,7 +196,7 @@ def test_the_kl_of_an_answer_counts_once_in_its_reward() -> None:
 
 
 @pytest.mark.parametrize("section", [s for s in SECTIONS if s not in (ReinforceSection, RemaxSection)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(reward=st.floats(-1e6, 1e6), size=st.integers(1, 32))
 def test_equal_rewards_have_advantage_exactly_0(section: type[CriticFreeSection], reward: float, size: int) -> None:
     """A10: whatever the reward, and also where rounding would put the mean beside it."""
@@ -255,7 +255,7 @@ def test_a_step_without_any_token_is_no_crash(section: type[CriticFreeSection]) 
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(gaps=st.lists(st.integers(0, 20), min_size=4, max_size=4))
 def test_environment_tokens_do_not_exist(section: type[CriticFreeSection], gaps: list[int]) -> None:
     """A13, A16: however much a tool writes between the model's tokens, credit and figures are the same, also where
