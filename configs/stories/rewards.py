@@ -16,3 +16,10 @@ def joy(prompts: list[str], responses: list[str]) -> list[float]:
 def _share_of_joy(text: str) -> float:
     words = re.findall(r"[a-z]+", text.lower())
     return sum(word in JOYFUL for word in words) / max(len(words), 1)
+
+
+def lipogram(prompts: list[str], responses: list[str]) -> list[float]:
+    """How nearly a story does without the letter e: the share of its letters that are others. Every word
+    counts, so that a few hundred pairs are enough to learn it from."""
+    letters = [re.sub(r"[^a-z]", "", response.lower()) for response in responses]
+    return [1.0 - text.count("e") / max(len(text), 1) for text in letters]

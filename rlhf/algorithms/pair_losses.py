@@ -91,7 +91,7 @@ def simpo(pairs: Pairs, loss: SimpoLoss) -> torch.Tensor:
 def slic(pairs: Pairs, loss: SlicLoss) -> torch.Tensor:
     """A margin in sums of log-probs, and likelihood in place of the paper's distance from the SFT model."""
     margin = (loss.delta - pairs.chosen.log_probs + pairs.rejected.log_probs).relu()
-    return margin - loss.nll_coef * pairs.chosen.log_probs
+    return margin - loss.nll_coef * likelihood(pairs.chosen, average=loss.nll_average)
 
 
 def orpo(pairs: Pairs, loss: OrpoLoss) -> torch.Tensor:
@@ -103,7 +103,7 @@ def orpo(pairs: Pairs, loss: OrpoLoss) -> torch.Tensor:
 def cpo(pairs: Pairs, loss: CpoLoss) -> torch.Tensor:
     """DPO whose reference finds everything equally likely, and likelihood."""
     preference = logsigmoid(loss.beta * (pairs.chosen.log_probs - pairs.rejected.log_probs))
-    return -preference - loss.nll_coef * pairs.chosen.log_probs
+    return -preference - loss.nll_coef * likelihood(pairs.chosen, average=loss.nll_average)
 
 
 def apo_zero(pairs: Pairs, loss: ApoZeroLoss) -> torch.Tensor:
@@ -118,8 +118,7 @@ def apo_down(pairs: Pairs, loss: ApoDownLoss) -> torch.Tensor:
 
 def rpo(pairs: Pairs, loss: RpoLoss) -> torch.Tensor:
     """DPO, and likelihood of chosen a token."""
-    likelihood = pairs.chosen.log_probs / pairs.chosen.lengths.clamp(min=1)
-    return -logsigmoid(loss.beta * pairs.h) - loss.nll_coef * likelihood
+    return -logsigmoid(loss.beta * pairs.h) - loss.nll_coef * likelihood(pairs.chosen, average=True)
 
 
 def r_dpo(pairs: Pairs, loss: LengthPenalizedLoss) -> torch.Tensor:
@@ -132,6 +131,11 @@ def discopop(pairs: Pairs, loss: DiscopopLoss) -> torch.Tensor:
     """m * exp(-z) as one exponential: apart, 0 * inf is NaN for a pair that is far on the wrong side."""
     z = loss.beta * pairs.h
     return -(-z / loss.tau).sigmoid() * logsigmoid(z) + (logsigmoid(z / loss.tau) - z).exp()
+
+
+def likelihood(side: Side, *, average: bool) -> torch.Tensor:
+    """[P]: log-prob of a whole answer given as sums, or its mean a token."""
+    return side.log_probs / side.lengths.clamp(min=1) if average else side.log_probs
 
 
 def log_odds(log_p: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ As in `test_trl_losses`, TRL's methods are called on trainers that were never in
 - R-DPO: TRL has none.
 - RPO: TRL averages the likelihood over the tokens of the batch, we over each chosen answer and then over pairs (Pang et
   al. 2024, equation 1). Compared on a single pair, where that is the same.
-- CPO: TRL's likelihood is a mean over the tokens of the batch, the paper's (equation 4) and ours that of the whole
-  answer. Its preference term is compared. SLiC's likelihood: the same; its margin is TRL's hinge loss of CPO.
+- CPO and SLiC: TRL's likelihood is, again, over the tokens of the batch. The preference terms are compared; SLiC's is
+  TRL's hinge loss of CPO.
 - ORPO: TRL's likelihood is over prompt and answer, ours and the paper's over the answer. Its odds ratio is compared.
 - Online DPO: TRL's loss stands inside a training step of its trainer. Its DPO is the one compared here; its IPO is on
   sums of log-probs where its own offline trainer, and we, average them.

@@ -107,8 +107,19 @@ class SimpoLoss(ReferenceFree):
         return True
 
 
-class SlicLoss(ReferenceFree):
-    """max(0, delta - lp(chosen) + lp(rejected)) - nll_coef * lp(chosen) (Zhao et al. 2023, arXiv:2305.10425)."""
+class WithLikelihood(ReferenceFree):
+    """A loss that adds the likelihood of chosen to a preference between whole answers."""
+
+    nll_coef: NonNegative = 1.0
+    """Weight of the likelihood of chosen."""
+    nll_average: bool = True
+    """Average that likelihood over chosen's tokens, as implementations do; false sums it, as the papers' formulas read,
+    where it outweighs the preference by the length of an answer."""
+
+
+class SlicLoss(WithLikelihood):
+    """max(0, delta - lp(chosen) + lp(rejected)) - nll_coef * lp(chosen) / len (Zhao et al. 2023,
+    arXiv:2305.10425)."""
 
     type: Literal["slic"] = "slic"
     """SLiC-HF."""
@@ -134,13 +145,12 @@ class OrpoLoss(ReferenceFree):
         return True
 
 
-class CpoLoss(ReferenceFree):
-    """-log sigmoid(beta * (lp(chosen) - lp(rejected))) - nll_coef * lp(chosen) (Xu et al. 2024, arXiv:2401.08417)."""
+class CpoLoss(WithLikelihood):
+    """-log sigmoid(beta * (lp(chosen) - lp(rejected))) - nll_coef * lp(chosen) / len (Xu et al. 2024,
+    arXiv:2401.08417)."""
 
     type: Literal["cpo"] = "cpo"
     """CPO."""
-    nll_coef: NonNegative = 1.0
-    """Weight of the likelihood of chosen."""
 
 
 class ApoZeroLoss(PairLossSection):
@@ -224,7 +234,12 @@ OnlinePairLoss = Annotated[DpoLoss | IpoLoss | HingeLoss, Field(discriminator="t
 
 
 class DpoSection(AlgorithmSection):
-    """Direct preference optimisation on given pairs (Rafailov et al. 2023) and its variants."""
+    """Direct preference optimisation on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants, by
+    algo.loss: a mean over the pairs of a step.
+
+    In the losses lp(y) is the sum of the policy's log-probs over an answer, LR(y) = lp(y) - the reference's sum,
+    h = LR(chosen) - LR(rejected), and len the answer's tokens.
+    """
 
     type: Literal["dpo"] = "dpo"
     """Learning from given pairs."""
@@ -237,7 +252,8 @@ class DpoSection(AlgorithmSection):
 
 
 class OnlineDpoSection(AlgorithmSection):
-    """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024, arXiv:2402.04792)."""
+    """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024, arXiv:2402.04792), by the losses of
+    [dpo](#dpo): -log sigmoid(beta * h), h = LR(best) - LR(worst), LR(y) = log(policy / reference) of an answer."""
 
     type: Literal["online-dpo"] = "online-dpo"
     """Learning from pairs of the policy's own answers."""
@@ -261,8 +277,9 @@ class OnlineDpoSection(AlgorithmSection):
 
 
 class NashMdSection(AlgorithmSection):
-    """Nash-MD: each answer of the policy against one of a mixture of itself and the reference (Munos et al. 2023,
-    arXiv:2312.00886). Gradient of log pi(y) * (P(y beats y') - 1/2) - beta * KL(pi, reference)."""
+    """Nash-MD: each answer y of the policy against one, y', of a geometric mixture of itself and the reference (Munos
+    et al. 2023, arXiv:2312.00886). The gradient is that of (P(y beats y') - 1/2) * log policy(y) - beta * KL(policy,
+    reference)."""
 
     type: Literal["nash-md"] = "nash-md"
     """Nash-MD."""
