@@ -123,6 +123,7 @@ def test_prompts_without_an_order_give_no_pair_and_are_counted() -> None:
     ]  # fmt: skip
     curated = pair(samples, min_margin=0.5)
     assert [row["prompt"] for row in curated.rows] == ["fine"]
+    assert pair(samples, min_margin=5.0).rows == curated.rows
     assert curated.dropped == {TIED: 1, LONELY: 2, CLOSE: 1, REPEATED: 1, TRUNCATED: 1}
 
 

@@ -103,6 +103,10 @@ def test_too_many_steps_are_cut_between_steps(tmp_path: Path) -> None:
     (rollout,) = group.rollouts
     assert PLAIN.decode(rollout.token_ids.tolist()) == "ab\ncd\n"
     assert (rollout.step_labels, rollout.finish_reason) == ((1.0, 1.0), FinishReason.LENGTH)
+    (exact,) = steps(tmp_path, row, max_tokens=2 + 6, overlong="truncate").train
+    assert exact.rollouts[0].step_labels == (1.0, 1.0)
+    (whole,) = steps(tmp_path, row, max_tokens=2 + 9).train
+    assert whole.rollouts[0].step_labels == (1.0, 1.0, 0.0)
     with pytest.raises(DataError) as error:
         steps(tmp_path, row, max_tokens=10)
     assert complaints(error)[0].startswith("data: 1 of 1 rows exceed 10 tokens (data.max_tokens)")

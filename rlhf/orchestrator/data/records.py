@@ -120,7 +120,7 @@ def _pairless(row: Row, columns: Columns, name: str) -> Record:
 
 def _labelled(row: Row, columns: Columns) -> Record:
     if columns.pairs_as_labels:
-        return replace(_preferences(row, columns), margins=())
+        return _preferences(row, columns)
     assert columns.response is not None, "find_columns saw to it"
     assert columns.label is not None, "find_columns saw to it"
     value = row.values.get(columns.label)
