@@ -18,7 +18,7 @@ from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardEr
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
-from rlhf.orchestrator.measuring import Models, Portions, measure, plan_step
+from rlhf.orchestrator.measuring import Models, Portions, measure, plan_learning, plan_step
 from rlhf.orchestrator.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
 from rlhf.orchestrator.mismatch import GapWatch, describe_gap, sampler_gap
 from rlhf.orchestrator.preemption import StopAskedError, StopRequest
@@ -197,7 +197,8 @@ class Loop:
         for text in credited.warnings:
             self._records.warn(f"step {step}: {text}")
         with clock.phase("learn"):
-            learned = self._learner.learn(step, experiences, plan)
+            learning = plan_learning(plan, experiences, self._parts.models, portions)
+            learned = self._learner.learn(step, experiences, learning)
         return learned, {**gap, **flatten(credited)}
 
     def _follow(self, step: int, clock: PhaseClock) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlhf.engines.base import FollowingScorer, TokenScorer, TrainEngine
 from rlhf.orchestrator.batching import (
     BatchPlan,
+    HasSequences,
     Limits,
     merge_plans,
     pack_tokens,
@@ -15,7 +16,7 @@ from rlhf.orchestrator.batching import (
     unpack_tokens,
 )
 from rlhf.orchestrator.waiting import gather, in_thread
-from rlhf.types import Example, FloatArray, Role, Signals
+from rlhf.types import Example, Experience, FloatArray, Role, Signals
 
 PerExample = Mapping[int, tuple[FloatArray, ...]]
 
@@ -61,10 +62,24 @@ class StepPlan:
 
 def plan_step(step: int, examples: Sequence[Example], models: Models, portions: Portions) -> StepPlan:
     """Deal the examples into minibatches by the run's seed and the step, and plan each role's passes over them."""
-    minibatches = split_minibatches(len(examples), portions.batch_size, [portions.seed, step])
+    return _plan(
+        split_minibatches(len(examples), portions.batch_size, [portions.seed, step]), examples, models, portions
+    )
+
+
+def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Models, portions: Portions) -> StepPlan:
+    """The minibatches of `plan`, packed for what is learned from: an experience may hold fewer sequences than its
+    example, of which some were only to be measured (KTO's). Where it holds the same, this is the same plan."""
+    minibatches = [part.indices for part in next(iter(plan.by_role.values()))]
+    return _plan(minibatches, experiences, models, portions)
+
+
+def _plan(
+    minibatches: Sequence[Sequence[int]], items: Sequence[HasSequences], models: Models, portions: Portions
+) -> StepPlan:
     return StepPlan(
         by_role={
-            role: tuple(plan_batches(examples, portions.limits(engine.num_ranks), indices) for indices in minibatches)
+            role: tuple(plan_batches(items, portions.limits(engine.num_ranks), indices) for indices in minibatches)
             for role, engine in models.trained.items()
         }
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.sft import SFT
-from rlhf.config.algo import PpoSection, SftSection
+from rlhf.config.algo import KtoSection, PpoSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import NumericsError, RewardError, StallError, WeightSyncError
 from rlhf.orchestrator.data.order import Order
@@ -94,6 +95,21 @@ def test_old_log_probs_are_measured_in_the_packing_of_training(tmp_path: Path) -
     learned = [[*b.tokens.token_ids.tolist(), *b.tokens.lengths.tolist()] for b in engine.seen]
     assert len(engine.measured) > 2 * engine.num_ranks
     assert sorted(engine.measured) == sorted(learned)
+
+
+def test_micro_batches_are_filled_with_what_is_learned_from(tmp_path: Path) -> None:
+    """KTO measures each answer beside another prompt too, and does not learn from that."""
+    rows = [given_group(i, ["abcd"[i % 4]], [i % 2]) for i in range(8)]
+    run = sft_run(tmp_path / "a", algorithm=KTO(KtoSection()), rows=rows, batch_size=8, num_steps=1)
+    engine = Packing(run.rollout)
+    run.engines[Role.POLICY] = engine
+    run.portions = replace(run.portions, batch_size=8, max_tokens=24)
+    run.passes = Passes(timeout_s=20)
+    run.run()
+    tokens = sum(len(batch.tokens.token_ids) for batch in engine.seen)
+    assert len(engine.measured) == 4
+    assert tokens == sum(len(row.prompt.token_ids) + 2 for row in rows)
+    assert len(engine.seen) == 2
 
 
 def test_two_runs_with_one_seed_are_the_same_run(tmp_path: Path) -> None:
