@@ -135,6 +135,18 @@ def test_a_stage_that_failed_ends_the_command_and_is_the_first_one_next_time(
     assert nothing.commands == []
 
 
+def test_samples_that_are_not_all_there_are_sampled_on(tmp_path: Path) -> None:
+    settings = config(tmp_path, "dpo")
+    assert run_rounds(settings, Stages()) == 0
+    samples = tmp_path / "out" / "round_3" / "samples.jsonl"
+    whole = samples.read_bytes()
+    samples.write_bytes(whole[:-10])
+    again = Stages()
+    assert run_rounds(settings, again) == 0
+    assert [command[0] for command in again.commands] == ["sample"]
+    assert samples.read_bytes() == whole
+
+
 def test_training_that_has_a_checkpoint_is_resumed(tmp_path: Path) -> None:
     settings = config(tmp_path, "dpo")
     assert run_rounds(settings, Stages(failing="train dpo")) == 75
