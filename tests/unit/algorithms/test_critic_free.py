@@ -199,7 +199,7 @@ def test_the_kl_of_an_answer_counts_once_in_its_reward() -> None:
 @settings(max_examples=25)
 @given(reward=st.floats(-1e6, 1e6), size=st.integers(1, 32))
 def test_equal_rewards_have_advantage_exactly_0(section: type[CriticFreeSection], reward: float, size: int) -> None:
-    """A10: whatever the reward, and also where rounding would put the mean beside it."""
+    """Whatever the reward, and also where rounding would put the mean beside it."""
     experiences, metrics = credit(section(**PLAIN), grouped([reward] * size, lengths=[2] * size))
     assert all(column(experience) == [0.0, 0.0] for experience in experiences)
     assert metrics.sums["groups/equal"] == float(size > 1)
@@ -217,7 +217,7 @@ def test_rewards_that_differ_by_rounding_stay_nearly_equal() -> None:
 
 
 def test_a_score_of_0_is_a_score() -> None:
-    """A12; as the greedy answer's too."""
+    """As the greedy answer's too."""
     assert advantages(GrpoSection(**PLAIN), grouped([0.0, -1.0])) == close([1.0], [-1.0])
     assert advantages(RemaxSection(**PLAIN), grouped([0.0, -1.0], greedy=0.0)) == close([0.0], [-1.0])
 
@@ -229,7 +229,7 @@ def test_remax_without_a_greedy_answer_is_an_error() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_answers_without_tokens_are_in_no_baseline(section: type[CriticFreeSection]) -> None:
-    """A9: neither an empty nor an aborted answer moves the others, and both are counted."""
+    """Neither an empty nor an aborted answer moves the others, and both are counted."""
     plain = grouped([1.0, 0.0], lengths=[2, 1], greedy=0.3)
     silent = [rollout([], name="e"), rollout([1, 2], name="x", finish_reason=FinishReason.ABORTED)]
     with_silent = replace(
@@ -258,7 +258,7 @@ def test_a_step_without_any_token_is_no_crash(section: type[CriticFreeSection]) 
 @settings(max_examples=20)
 @given(gaps=st.lists(st.integers(0, 20), min_size=4, max_size=4))
 def test_environment_tokens_do_not_exist(section: type[CriticFreeSection], gaps: list[int]) -> None:
-    """A13, A16: however much a tool writes between the model's tokens, credit and figures are the same, also where
+    """However much a tool writes between the model's tokens, credit and figures are the same, also where
     length is punished."""
     how = section(kl=KL, overlong_buffer=3, overlong_limit=5)
     other = rollout([5], name="b")

@@ -1,4 +1,4 @@
-"""DPO: which answers become pairs (A33), how micro-batches become losses, and what the run is told."""
+"""DPO: which answers become pairs, how micro-batches become losses, and what the run is told."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,6 @@ def test_best_against_worst_of_a_ranking() -> None:
 
 
 def test_pairs_that_truncation_made_identical_are_dropped_and_counted() -> None:
-    """A33."""
     kept, dropped = pick(group([A, SAME_AS_A], [1.0, 0.0]), group([A, B], [1.0, 0.0]))
     assert len(kept) == 1
     assert dropped["pairs/identical"] == 1.0
@@ -63,7 +62,7 @@ def test_of_three_answers_two_of_which_are_identical_a_pair_is_left() -> None:
 @pytest.mark.parametrize("answers", [[A, B], [A, SAME_AS_A]])
 @pytest.mark.parametrize("score", [0.0, 1.0, -0.1, 1e30])
 def test_equal_rewards_are_ties_exactly(answers: list[object], score: float) -> None:
-    """A10, for pairs: nothing is made of rewards that are equal, and everything of rewards that are nearly so."""
+    """Nothing is made of rewards that are equal, and everything of rewards that are nearly so."""
     kept, dropped = pick(group(answers, [score, score]))  # type: ignore[arg-type]
     assert not kept
     assert dropped["pairs/tied"] == 1.0

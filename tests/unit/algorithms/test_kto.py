@@ -1,4 +1,4 @@
-"""KTO: mismatched answers, z0, class weights, the loss, and that none of them depends on how a step is split (A34)."""
+"""KTO: mismatched answers, z0, class weights, the loss, and that none of them depends on how a step is split."""
 
 import math
 from collections.abc import Sequence

@@ -44,7 +44,6 @@ def test_the_defaults_of_every_member_are_right_and_stay_right(member: str, prob
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_group_of_one_is_refused_where_the_group_is_the_baseline(member: str, problems: Problems) -> None:
-    """A11."""
     found = problems(*RIGHT, "--algo", member, *ONE, command="grpo")
     need = f"--rollout.num-samples: {member.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
     assert found == ([] if member in WITHOUT_GROUPS else [need])

@@ -1,4 +1,4 @@
-"""Evaluation: every row once, every token and pair with the same weight (A31)."""
+"""Evaluation: every row once, every token and pair with the same weight."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -90,7 +90,7 @@ def of_answer(array: np.ndarray, example: Example) -> np.ndarray:
 
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
 def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: int) -> None:
-    """A28: no answer is older than allowed; the sampler's log-probs are those of the answer's own version, the
+    """No answer is older than allowed; the sampler's log-probs are those of the answer's own version, the
     trainer's those of the newest; what is learned from an answer is weighed by their ratio."""
     rows, algorithm, policy = Lagging(tmp_path / "a", max_lag).run()
     assert max(row["rollout/lag_max"] for row in rows) == max_lag

@@ -279,7 +279,7 @@ def test_every_prompt_of_an_epoch_is_used(tmp_path: Path) -> None:
 
 
 def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) -> None:
-    """The policy's first batch after the critic's warm-up is that step's own (A17)."""
+    """The policy's first batch after the critic's warm-up is that step's own."""
     frozen = Passes(frozen_steps={Role.POLICY: 2}, timeout_s=20)
     run = ppo_run(tmp_path / "a", num_steps=3, passes=frozen)
     before = run.engines[Role.POLICY].table.copy()

@@ -160,7 +160,7 @@ def test_an_answer_is_the_decoded_tokens_and_the_tokens_are_kept() -> None:
 
 
 def test_groups_that_are_dropped_are_sampled_again_and_reported() -> None:
-    """Reward of what was kept and of everything are both there (A30)."""
+    """Reward of what was kept and of everything are both there."""
 
     def keep(group: ScoredGroup) -> bool:
         return any(reward.total > 0 for reward in group.rewards)
@@ -174,7 +174,7 @@ def test_groups_that_are_dropped_are_sampled_again_and_reported() -> None:
 
 
 def test_a_solved_task_ends_and_does_not_loop() -> None:
-    """A29: the rounds are bounded, and the end is clear."""
+    """The rounds are bounded, and the end is clear."""
     engine = FakeRollout(TOKENIZER.num_tokens)
     with pytest.raises(RewardError, match="none of the 40 groups sampled for step 1 is worth training on"):
         first_batch(source(engine=engine, keep=lambda _: False))
