@@ -32,6 +32,7 @@ LEARNING_RATES = {
     "grpo": 5e-4,
     "rloo": 5e-4,
     "reinforce++": 5e-4,
+    "reinforce++-baseline": 5e-4,
     "remax": 5e-4,
     "dr-grpo": 5e-4,
     "dapo": 5e-4,
@@ -113,7 +114,8 @@ def reward_of(step: dict[str, float]) -> float:
 
 def train(method: str, seed: int, args: argparse.Namespace, extra: Sequence[str] = (), name: str = "") -> Result:
     """One run, ended where it has learned unless `args.whole`."""
-    run = (args.out.parent / "learning" / f"{name or method}_{seed}").resolve()
+    folder = f"{name or method}_{seed}".replace("+", "p")
+    run = (args.out.parent / "learning" / folder).resolve()
     shutil.rmtree(run, ignore_errors=True)
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     run.parent.mkdir(parents=True, exist_ok=True)
