@@ -107,8 +107,6 @@ class SyncSpec:
     """How the policy's weights reach the engines."""
 
     backend: str
-    zero_stage: int
-    """Of the policy: stage 3 holds its parameters in shards."""
     dtype: str
     """Number format that the engines hold."""
     engines: tuple[Worker, ...]
@@ -207,16 +205,14 @@ class ModelWorker(Actor):
     def connect_rollout(self, role: Role, spec: SyncSpec) -> None:
         """Join the rollout engines, so that `send_weights` reaches them. Called on every rank."""
         from rlhf.engines.weight_sync import make_sender
-        from rlhf.engines.weight_sync.buckets import dtype_of
-        from rlhf.engines.weight_sync.source import ModuleSource, Zero3Source
+        from rlhf.engines.weight_sync.source import make_source
 
         trainee = self._trainees[role]
         address, _pid = here()
-        source = Zero3Source if spec.zero_stage == 3 else ModuleSource
         trainee.attach_sender(
             make_sender(
                 spec.backend,
-                source(trainee.module, dtype_of(spec.dtype)),
+                make_source(trainee.module, spec.dtype),
                 RayEngineClient(spec.engines),
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,

@@ -51,7 +51,7 @@ from rlhf.orchestrator.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run_directory import RunDirectory, Status
 from rlhf.orchestrator.schedule import RunLength
 from rlhf.orchestrator.trackers import make_trackers, require_trackers
-from rlhf.types import Role, ScoredGroup
+from rlhf.types import ScoredGroup
 
 Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
 OFFLINE_LOADERS: Mapping[str, Loader] = {
@@ -188,7 +188,6 @@ def start(
         rollout = script.engine.section
         spec = SyncSpec(
             backend=script.engine.sync_backend,
-            zero_stage=config.models[Role.POLICY.value].zero_stage,
             dtype=script.engine.dtype,
             engines=crew.engines,
             num_receivers=rollout.num_engines * rollout.tensor_parallel_size,

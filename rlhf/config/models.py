@@ -23,7 +23,7 @@ class ModelSection(Section):
     num_gpus_per_node: PositiveInt = 1
     """Processes on each node, one GPU each (one CPU core each where there is no GPU)."""
     zero_stage: Literal[0, 1, 2, 3] = 3
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too."""
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too (not on a single process)."""
     offload_parameters: bool = False
     """Keep ZeRO-3 parameter shards in host memory."""
 

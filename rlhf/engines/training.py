@@ -16,7 +16,7 @@ from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.master_weights import MovementCheck, master_shards
 from rlhf.engines.model_export import check_export, export_model
 from rlhf.engines.models import choose_dtype, load_model, logits_rule
-from rlhf.engines.optimizer import build_optimizer, learning_rate, training_config
+from rlhf.engines.optimizer import build_optimizer, learning_rate, on_ranks, training_config
 from rlhf.engines.step_guard import GradientWatch, StepGuard
 from rlhf.engines.training_checkpoint import load_training_state, save_training_state
 from rlhf.engines.weight_sync.base import WeightSender
@@ -51,6 +51,7 @@ class DeepSpeedEngine:
         decides the weights of a new scalar head. Raises ModelError, whose lines begin with `where`.
         """
         self.num_ranks = dist.get_world_size()
+        section = on_ranks(section, self.num_ranks)
         self._section = section
         self._objectives = objectives
         self._num_planned_steps = num_steps

@@ -153,7 +153,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_a_file(
 
 
 def test_a_right_run_passes_its_check(world: Path) -> None:
-    config, advice = checked_config("ppo", [*PPO, "--rollout.top-p", "0.9"], {})
+    config, advice = checked_config("ppo", [*PPO, "--rollout.top-p", "0.9", "--algo.correction.type", "none"], {})
     assert config.models["critic"].model == "model"
     assert advice == [
         "--rollout.top-p: 0.9 samples from a part of the vocabulary, but the ratio is taken over all of it."
