@@ -38,6 +38,10 @@ class VllmCore:
                 load_format="safetensors",
                 max_model_len=self._context,
                 max_num_seqs=section.max_num_seqs,
+                # Of a prompt computed in parts, vLLM throws the first parts' tokens away and turns the request's random
+                # generator back, which CPU generators cannot do: there a prompt (or an answer that goes on with new
+                # weights) is computed in one step.
+                enable_chunked_prefill=False if on_cpu else None,
                 tensor_parallel_size=section.tensor_parallel_size,
                 gpu_memory_utilization=section.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(section.kv_cache_gib * GIB) if on_cpu else None,

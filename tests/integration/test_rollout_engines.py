@@ -60,6 +60,13 @@ def test_each_request_gets_its_own_answer_in_order(engine: ServingEngine) -> Non
         assert rollout.weight_version == 0
 
 
+def test_prompts_that_do_not_fit_into_one_step_together_change_nobodys_answer(engine: ServingEngine) -> None:
+    """vLLM computes at most 2048 tokens a step here; what is left of a prompt waits."""
+    requests = [request(seed, prompt_ids=prompt(seed, 290), max_tokens=6) for seed in range(8)]
+    together = engine.generate(requests)
+    assert all(same(a, engine.generate([one])[0]) for a, one in zip(together, requests, strict=True))
+
+
 def test_nothing_asked_nothing_answered(engine: ServingEngine) -> None:
     assert engine.generate([]) == []
     assert engine.score([]) == []
