@@ -78,7 +78,7 @@ CASES = {
         at_least={"eval/accuracy": 1.0, "pairs/accuracy": 1.0},
     ),
     "kto": Case(
-        arguments=("kto", "--data.path", "preferences.jsonl", *OFFLINE),
+        arguments=(*("kto", "--data.path", "preferences.jsonl", "--reference.cache-dir", "apart_from_dpo"), *OFFLINE),
         roles=frozenset({"policy", "reference"}),
         figures=("kto/z0",),
         at_least={"eval/auc": 0.99},
