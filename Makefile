@@ -1,4 +1,5 @@
-.PHONY: setup quickstart check lint types unit test bench lock clean
+.PHONY: setup quickstart check lint types unit test bench lock clean \
+	bench-learning bench-lag bench-preferences bench-addition bench-trl
 
 BIN := .venv/bin
 
@@ -27,7 +28,23 @@ test: .venv/.ready  ## every test, with the real Ray, vLLM and DeepSpeed
 	$(BIN)/pytest -q --durations=15
 
 bench: .venv/.ready  ## the benchmarks, each of which prints a table
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
+
+bench-learning: .venv/.ready  ## whether each online method learns on real parts: half an hour
+	$(BIN)/python -m benchmarks.learning
+
+bench-lag: .venv/.ready  ## GRPO with rollouts of older weights, with importance correction and without
+	$(BIN)/python -m benchmarks.learning --lag
+
+bench-preferences: .venv/.ready  ## what each loss on pairs, and KTO, learns from pairs, and DPO from real dialogues
+	$(BIN)/python -m benchmarks.preferences
+	$(BIN)/python -m benchmarks.preferences --hh
+
+bench-addition: .venv/.ready  ## a model made on the spot learns addition by SFT, then GRPO: ten minutes
+	$(BIN)/python -m benchmarks.addition
+
+bench-trl: .venv/.ready  ## side by side with TRL
+	$(BIN)/python -m benchmarks.beside_trl
 
 lock: .venv/.ready  ## pin the CPU set-up again after a change of pyproject.toml
 	bash scripts/lock.sh

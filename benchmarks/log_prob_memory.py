@@ -1,6 +1,6 @@
 """Peak memory and time of token log-probs with their gradient: chunked against the whole logits matrix.
 
-    python benchmarks/log_prob_memory.py [--tokens 2048] [--hidden 512] [--vocabulary 32000] [--chunk 256]
+    python -m benchmarks.log_prob_memory [--tokens 2048] [--hidden 512] [--vocabulary 32000] [--chunk 256]
 
 Each way runs in a process of its own, which reports how far its resident memory rose above the inputs.
 """

@@ -1,6 +1,6 @@
 """Seconds by phase of a PPO step with every real part, and the loop's own overhead.
 
-    python benchmarks/ppo_step.py [--model tiny|25m|FOLDER] [--steps 6]
+    python -m benchmarks.ppo_step [--model tiny|25m|FOLDER] [--steps 6]
 
 Runs `rlhf train ppo` (policy, critic, reference, reward function and a vLLM engine as Ray actors), then reads what the
 run wrote: the phases of each step from metrics.jsonl, and from the actors' traces when any engine was busy. Overhead is
@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from tables import show
-
+from benchmarks.tables import show
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
 
 PHASES = ("generate", "score", "measure", "credit", "learn", "sync")

@@ -1,11 +1,15 @@
 """What each loss on pairs learns, on pairs of a tiny model's own stories and on real ones.
 
-    RLHF_TEST_DATA=FOLDER python benchmarks/preferences.py [--losses dpo,simpo] [--seeds 1] [--hh]
+    RLHF_TEST_DATA=FOLDER python -m benchmarks.preferences [dpo simpo kto ...] [--seeds 1] [--hh]
 
-Stories: the model answers each opening 64 times, a rule (configs/stories/rewards.py) says which answers are better, and
-`rlhf train dpo --loss ...` learns from the pairs of four fifths of the openings. Printed are the accuracy on the pairs
-of the others, and the rule's mean score of fresh answers by the model before and after. --hh trains on all dialogues of
-the HH pairs that fit the model's context (longer answers are cut; longer prompts dropped) once, with DPO.
+Stories: the model answers each opening 64 times, a rule (the joy of configs/stories/rewards.py) says which answers are
+better, and `rlhf train dpo --loss ...` and `rlhf train kto` learn from the pairs of four fifths of the openings. The
+table has the accuracy on the pairs of the others, and the rule's mean score of fresh answers to all openings by the
+model before and after. --hh trains on all dialogues of the HH pairs that fit the model's context (longer answers are
+cut; longer prompts dropped) once, with DPO.
+
+A loss without a reference ranks a pair by the policy's log-probs, as its own metric does; KTO, whose own metrics know
+no pairs, by the log-ratio to the untrained model.
 """
 
 import argparse
@@ -19,14 +23,23 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from tables import show
+import numpy as np
+
+from benchmarks.tables import show
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout_transformers import TransformersRolloutEngine
+from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.types import PackedTokens
+
+Pair = dict[str, str]
 
 ROOT = Path(__file__).parents[1]
 OPENINGS = ROOT / "configs" / "stories" / "openings.jsonl"
-RULE = "configs.stories.rewards:lipogram"
-LOSSES = (
+RULE = "configs.stories.rewards:joy"
+METHODS = (
     *("dpo", "cdpo", "rdpo", "ipo", "hinge", "apo-zero", "apo-down", "rpo", "r-dpo", "ln-dpo", "discopop"),
     *("simpo", "slic", "orpo", "cpo"),
+    "kto",
 )
 NUM_SAMPLES = 64
 PAIRS_PER_OPENING = 10
@@ -34,7 +47,6 @@ NUM_FRESH = 8
 LR = 3e-4
 STORIES = {
     "policy.lr": LR,
-    "data.eval-fraction": 0.2,
     "data.max-tokens": 160,
     "train.batch-size": 32,
     "train.num-epochs": 2,
@@ -71,7 +83,7 @@ def score_of(row: Mapping[str, object]) -> float:
     return float(reward)
 
 
-def make_pairs(rows: list[dict[str, object]], path: Path) -> int:
+def make_pairs(rows: list[dict[str, object]]) -> list[Pair]:
     """The best answers of each opening against its worst: the k-th best against the k-th worst, where they differ."""
     by_prompt = defaultdict(list)
     for row in rows:
@@ -79,35 +91,66 @@ def make_pairs(rows: list[dict[str, object]], path: Path) -> int:
     pairs = []
     for prompt, answers in by_prompt.items():
         ranked = sorted(answers, key=score_of, reverse=True)
-        for chosen, rejected in list(zip(ranked, reversed(ranked), strict=True))[:PAIRS_PER_OPENING]:
-            if score_of(chosen) > score_of(rejected) and chosen["response"] != rejected["response"]:
-                pairs.append({"prompt": prompt, "chosen": chosen["response"], "rejected": rejected["response"]})
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return len(pairs)
+        for good, bad in list(zip(ranked, reversed(ranked), strict=True))[:PAIRS_PER_OPENING]:
+            if score_of(good) > score_of(bad) and good["response"] != bad["response"]:
+                pairs.append(dict(prompt=prompt, chosen=str(good["response"]), rejected=str(bad["response"])))
+    return pairs
 
 
-def train(folder: Path, name: str, flags: Mapping[str, object]) -> list[dict[str, float]]:
-    """The figures of each step of `rlhf train dpo`."""
+def write_pairs(pairs: list[Pair], folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """Split by opening, every fifth held out, into known.jsonl and held_out.jsonl."""
+    openings = {prompt: index for index, prompt in enumerate(dict.fromkeys(pair["prompt"] for pair in pairs))}
+    known = [pair for pair in pairs if openings[pair["prompt"]] % 5]
+    held_out = [pair for pair in pairs if openings[pair["prompt"]] % 5 == 0]
+    for name, part in (("known", known), ("held_out", held_out)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in part))
+    return known, held_out
+
+
+def train(folder: Path, method: str, name: str, flags: Mapping[str, object]) -> list[dict[str, float]]:
+    """The figures of each step of `rlhf train`."""
+    command = ["kto"] if method == "kto" else ["dpo", "--loss", method]
     quiet = {"log.tensorboard": "false", "run.dir": folder, "run.name": name}
-    rlhf("train", "dpo", *as_flags({**flags, **quiet}))
+    rlhf("train", *command, *as_flags({**flags, **quiet}))
     return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def stories(model: Path, folder: Path, losses: list[str], num_seeds: int) -> None:
-    num_pairs = make_pairs(sample(model, folder / "samples.jsonl", NUM_SAMPLES, 0), folder / "pairs.jsonl")
+def ranked_right(model: Path, base: Path, pairs: list[Pair]) -> float:
+    """Share of the pairs whose better answer has the larger log-ratio of `model` to `base`."""
+    tokenizer = load_tokenizer(str(base))
+    section = RolloutSection(engine="transformers")
+    engines = [TransformersRolloutEngine(section, str(m), dtype="float32", device="cpu") for m in (model, base)]
+    prompts = [tokenizer.encode(pair["prompt"]) for pair in pairs]
+
+    def log_ratios(side: str) -> list[float]:
+        answers = [
+            tokenizer.encode(pair["prompt"] + pair[side])[len(prompt) :]
+            for prompt, pair in zip(prompts, pairs, strict=True)
+        ]
+        whole = [np.array([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+        packed = [PackedTokens(token_ids=ids, lengths=np.array([len(ids)])) for ids in whole]
+        ours, theirs = (engine.score(packed) for engine in engines)
+        return [float((a - b)[-len(answer) :].sum()) for a, b, answer in zip(ours, theirs, answers, strict=True)]
+
+    chosen, rejected = log_ratios("chosen"), log_ratios("rejected")
+    return sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(pairs)
+
+
+def stories(model: Path, folder: Path, methods: list[str], num_seeds: int) -> None:
+    known, held_out = write_pairs(make_pairs(sample(model, folder / "samples.jsonl", NUM_SAMPLES, 0)), folder)
     before = score(model, folder, 0)
+    data = {"policy.model": model, "data.path": folder / "known.jsonl", "data.eval-path": folder / "held_out.jsonl"}
     rows = []
-    for loss in losses:
+    for method in methods:
         for seed in range(num_seeds):
-            name = f"{loss}-{seed}"
-            flags = {"loss": loss, "policy.model": model, "data.path": folder / "pairs.jsonl", "run.seed": seed}
-            steps = train(folder, name, {**STORIES, **flags})
-            last, after = steps[-1], score(folder / name / "model", folder, seed)
-            figures = ("eval/accuracy", "eval/margin", "eval/loss", "eval/chosen_log_prob")
-            rows.append([loss, str(seed), *(f"{last[figure]:.3f}" for figure in figures), f"{after:.3f}"])
+            name = f"{method}-{seed}"
+            last = train(folder, method, name, {**STORIES, **data, "run.seed": seed})[-1]
+            trained = folder / name / "model"
+            accuracy = ranked_right(trained, model, held_out) if method == "kto" else last["eval/accuracy"]
+            rows.append([method, str(seed), f"{accuracy:.3f}", f"{score(trained, folder, seed):.3f}"])
             print(*rows[-1], flush=True)
-    title = f"{num_pairs} pairs of stories; rule's score before: {before:.3f}"
-    show(title, ["loss", "seed", "held-out accuracy", "margin", "loss", "chosen log-prob", "score after"], rows)
+    title = f"{len(known)} pairs of stories, {len(held_out)} held out; rule's score before: {before:.3f}"
+    show(title, ["method", "seed", "held-out accuracy", "score after"], rows)
 
 
 def dialogues(model: Path, data: Path, folder: Path) -> None:
@@ -123,7 +166,7 @@ def dialogues(model: Path, data: Path, folder: Path) -> None:
         "train.batch-size": 32,
         "eval.max-prompts": 1000,
     }
-    steps = train(folder, "hh", flags)
+    steps = train(folder, "dpo", "hh", flags)
     losses = [step["policy/loss"] for step in steps]
     assert all(math.isfinite(loss) for loss in losses)
     last = steps[-1]
@@ -139,17 +182,21 @@ def dialogues(model: Path, data: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; none: all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--hh", action="store_true", help="train on the HH pairs instead")
     args = parser.parse_args()
+    if unknown := set(args.methods) - set(METHODS):
+        parser.error(f"unknown method {', '.join(unknown)}; have {', '.join(METHODS)}")
+    if "RLHF_TEST_DATA" not in os.environ:
+        parser.error("set RLHF_TEST_DATA to the folder that holds models/stories260k and data/hh-rlhf")
     given = Path(os.environ["RLHF_TEST_DATA"])
     model = given / "models" / "stories260k"
     with tempfile.TemporaryDirectory() as name:
         if args.hh:
             dialogues(model, given / "data" / "hh-rlhf" / "harmless-base-test.jsonl.gz", Path(name))
         else:
-            stories(model, Path(name), args.losses.split(","), args.seeds)
+            stories(model, Path(name), args.methods or list(METHODS), args.seeds)
 
 
 if __name__ == "__main__":

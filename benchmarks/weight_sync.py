@@ -1,6 +1,6 @@
 """Seconds of one weight sync against the raw collectives that it cannot do without.
 
-    python benchmarks/weight_sync.py [--sizes 1 25 200] [--receivers 1 2] [--repeats 5]
+    python -m benchmarks.weight_sync [--sizes 1 25 200] [--receivers 1 2] [--repeats 5]
 
 A random Llama of each size is sharded by DeepSpeed ZeRO-3 over two ranks, and synced to one or two receiving
 processes, each of which copies what it gets into a model of its own. In the same processes, back to back with each
