@@ -1,6 +1,7 @@
 """`rlhf check`: everything that can be known about a run before anything is started. Imports no torch and no ray."""
 
 import importlib.util
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from rlhf.config.commands import (
 )
 from rlhf.config.load import read_config, resolve, short_summary
 from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.openrlhf import in_own_flags
 from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
 from rlhf.config.rules import advice_on
@@ -69,7 +71,11 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         classes.add(DataError)
     if config is None or problems:
         raise (classes.pop() if len(classes) == 1 else ConfigError)(problems)
-    return config, read.report(advice_on(config))
+    advice = read.report(advice_on(config))
+    own = in_own_flags(argv, read.schema.fields)
+    if own != list(argv):
+        advice.insert(0, f"flags of OpenRLHF were given. In this project's own: rlhf train {command} {shlex.join(own)}")
+    return config, advice
 
 
 def run_check(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:

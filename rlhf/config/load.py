@@ -23,6 +23,7 @@ from rlhf.config.commands import (
 from rlhf.config.flags import Flags
 from rlhf.config.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
 from rlhf.config.merge import Merged, Schema
+from rlhf.config.openrlhf import in_own_flags
 from rlhf.config.rules import problems_of
 from rlhf.config.yaml_text import scalar
 from rlhf.errors import ConfigError
@@ -37,7 +38,7 @@ def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -
     if command not in COMMANDS:
         raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
     schema = Schema(COMMANDS[command])
-    flags = Flags(argv, schema.fields)
+    flags = Flags(in_own_flags(argv, schema.fields), schema.fields)
     files = [file_layer(Path(name), environ, schema.fields) for name in flags.positionals[:1]]
     merged = Merged(schema, [*files, environment_layer(environ, schema.fields), flags.layer])
     merged.problems += [f'{name}: unexpected argument. Flags start with "--".' for name in flags.positionals[1:]]

@@ -1,0 +1,87 @@
+"""A launch command in OpenRLHF's flags is accepted as it stands."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf.algorithms import build_algorithm
+from rlhf.cli.casting import place
+from rlhf.config.commands import COMMANDS, PpoConfig
+from rlhf.config.fields import fields_by_name
+from rlhf.config.load import load_config
+from rlhf.config.openrlhf import FLAGS, in_own_flags
+from tests.unit.config.conftest import Problems
+
+LAUNCH = shlex.split(
+    "--ref_num_nodes 1 --ref_num_gpus_per_node 4 --reward_num_nodes 1 --reward_num_gpus_per_node 4 "
+    "--critic_num_nodes 1 --critic_num_gpus_per_node 4 --actor_num_nodes 1 --actor_num_gpus_per_node 4 "
+    "--vllm_num_engines 4 --vllm_tensor_parallel_size 2 --colocate_actor_ref --colocate_critic_reward "
+    "--ref_reward_offload --pretrain org/policy --reward_pretrain org/reward --save_path out "
+    "--micro_train_batch_size 8 --train_batch_size 128 --rollout_batch_size 1024 --max_epochs 1 "
+    "--prompt_max_len 1024 --generate_max_len 512 --zero_stage 3 --bf16 --actor_learning_rate 5e-7 "
+    "--critic_learning_rate 9e-6 --init_kl_coef 0.01 --prompt_data org/prompts --input_key question "
+    "--apply_chat_template --normalize_reward --adam_offload --flash_attn --gradient_checkpointing --packing_samples"
+)
+
+
+def test_a_familiar_launch_is_read_as_it_stands() -> None:
+    config = load_config("ppo", LAUNCH, {})
+    assert isinstance(config, PpoConfig)
+    models = [config.policy, config.reference, config.critic, config.reward]
+    assert [model.num_ranks for model in models] == [4] * 4
+    assert {model.dtype for model in models} == {"bfloat16"}
+    assert {model.attention for model in models} == {"flash_attention_2"}
+    assert [model.model for model in models] == ["org/policy", "org/policy", "org/reward", "org/reward"]
+    assert [model.offload_parameters for model in models] == [False, True, False, True]
+    assert [model.offload_optimizer for model in (config.policy, config.critic)] == [True, True]
+    assert [model.gradient_checkpointing for model in (config.policy, config.critic)] == [True, True]
+    assert (config.policy.zero_stage, config.policy.lr, config.critic.lr) == (3, 5e-7, 9e-6)
+    assert (config.rollout.num_engines, config.rollout.tensor_parallel_size) == (4, 2)
+    assert (config.rollout.batch_size, config.train.batch_size, config.train.micro_batch_size) == (1024, 128, 8)
+    assert (config.rollout.max_prompt_tokens, config.rollout.max_response_tokens) == (1024, 512)
+    assert config.cluster.colocate == ("policy,reference", "critic,reward")
+    assert (config.data.path, config.data.prompt_key, config.data.template) == ("org/prompts", "question", "chat")
+    assert config.algo.kl.coef == 0.01
+    assert config.algo.normalize_rewards
+    assert config.run.dir == "out"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "num_devices"), [(set(), 16), ({"--colocate_actor_ref", "--colocate_critic_reward"}, 24)]
+)
+def test_the_launch_takes_16_gpus_and_without_its_merges_24(left_out: set[str], num_devices: int) -> None:
+    config = load_config("ppo", [word for word in LAUNCH if word not in left_out], {})
+    assert place(config, build_algorithm(config.algo).needs).num_devices == num_devices
+
+
+def test_the_page_has_every_flag() -> None:
+    page = Path(__file__).parents[3].joinpath("docs", "from_openrlhf.md").read_text(encoding="utf-8")
+    for name, own in FLAGS.items():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `--{name}` |")]
+        assert all(f"`{key}`" in row for key in own.keys)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_sets_keys_that_are_there(name: str) -> None:
+    known = {key for command in COMMANDS.values() for key in fields_by_name(command)}
+    assert set(FLAGS[name].keys) <= known
+
+
+def test_keys_that_the_command_lacks_are_left_out() -> None:
+    known = {"policy.dtype", "reference.dtype"}
+    own = ["--policy.dtype", "bfloat16", "--reference.dtype", "bfloat16"]
+    assert in_own_flags(["--bf16", "--critic_num_nodes", "2"], known) == [*own, "--critic_num_nodes", "2"]
+
+
+def test_spellings() -> None:
+    known = {"data.prompt_format", "run.seed", "policy.model"}
+    own = ["--data.prompt-format", "Q: {prompt} A:", "--run.seed", "3", "x.yaml", "--policy.model", "m"]
+    theirs = ["--input_template=Q: {} A:", "--seed", "3", "x.yaml", "--policy.model", "m"]
+    assert in_own_flags(theirs, known) == own
+    assert in_own_flags(["--num-episodes=2"], {"train.num_epochs"}) == ["--train.num-epochs", "2"]
+
+
+def test_what_is_theirs_and_has_no_counterpart_is_refused(problems: Problems) -> None:
+    assert any("--use-ray-magic" in line for line in problems(*LAUNCH, "--use_ray_magic", "1"))
+    assert any("--seed" in line for line in problems(*LAUNCH, "--seed"))
