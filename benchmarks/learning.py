@@ -160,13 +160,12 @@ def recall(path: Path, table: str) -> dict[str, dict[str, Result]]:
 
 
 def show_methods(path: Path) -> None:
-    """The table of methods, against the untrained reward as all runs together saw it in their first step."""
+    """The table of methods, each run against the untrained reward of its own first step."""
     runs = recall(path, "methods")
-    start = mean(result.start for each in runs.values() for result in each.values())
-    goal = goal_from(start)
     rows = []
     for method, rate in LEARNING_RATES.items():
         for seed, result in sorted(runs.get(method, {}).items()):
+            goal = goal_from(result.start)
             passed = result.passed(goal)
             rows.append(
                 [
@@ -176,6 +175,7 @@ def show_methods(path: Path) -> None:
                     str(passed or f"not in {len(result.rewards)}"),
                     str(len(result.rewards)),
                     f"{result.start:.3f}",
+                    f"{goal:.3f}",
                     f"{max(mean(result.rewards[i : i + 3]) for i in range(max(1, len(result.rewards) - 2))):.3f}",
                     f"{result.step_s:.2f}",
                 ]
@@ -187,10 +187,11 @@ def show_methods(path: Path) -> None:
         "learned at step",
         "steps run",
         "reward, first step",
+        "goal",
         "best of 3 in a row",
         "s a step",
     ]
-    show(f"Untrained reward {start:.3f}, goal {goal:.3f}, bound 1", headings, rows)
+    show("Joy of sampled stories, bound 1", headings, rows)
 
 
 def show_lags(path: Path) -> None:
@@ -244,8 +245,8 @@ def main() -> None:
         seeds = args.seeds or (0, 1, 2)
         runs = [
             (f"{lag}, {kind}", "grpo", seed, ["--rollout.max_lag", lag, "--algo.correction.type", kind])
-            for seed in seeds
             for lag, kind in LAGS
+            for seed in (seeds if kind == "truncate" else seeds[:1])
         ]
     else:
         table = "methods"

@@ -42,14 +42,14 @@ METHODS = (
     "kto",
 )
 NUM_SAMPLES = 64
-PAIRS_PER_OPENING = 10
+PAIRS_PER_OPENING = 5
 NUM_FRESH = 8
 LR = 3e-4
+OTHER_LR = {"kto": 1e-3}
 STORIES = {
-    "policy.lr": LR,
     "data.max-tokens": 160,
     "train.batch-size": 32,
-    "train.num-epochs": 2,
+    "train.num-epochs": 4,
 }
 
 
@@ -144,7 +144,9 @@ def stories(model: Path, folder: Path, methods: list[str], num_seeds: int) -> No
     for method in methods:
         for seed in range(num_seeds):
             name = f"{method}-{seed}"
-            last = train(folder, method, name, {**STORIES, **data, "run.seed": seed})[-1]
+            last = train(
+                folder, method, name, {**STORIES, **data, "run.seed": seed, "policy.lr": OTHER_LR.get(method, LR)}
+            )[-1]
             trained = folder / name / "model"
             accuracy = ranked_right(trained, model, held_out) if method == "kto" else last["eval/accuracy"]
             rows.append([method, str(seed), f"{accuracy:.3f}", f"{score(trained, folder, seed):.3f}"])
