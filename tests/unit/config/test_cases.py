@@ -78,7 +78,7 @@ def test_a_wrong_file_gets_its_line(problems: Problems, text: str | bytes, line:
 ON_LINE = [
     (["--policy.lrr", "1"], "--policy.lrr: unknown key. Did you mean --policy.lr?"),
     (["--polcy.lr=1"], "--polcy.lr: unknown key. Did you mean --policy.lr?"),
-    (["--seed", "1"], "--seed: unknown key. Did you mean --run.seed?"),
+    (["--run.sead", "1"], "--run.sead: unknown key. Did you mean --run.seed?"),
     (["--resum"], "--resum: unknown key. Did you mean --checkpoint.resume?"),
     (["--policy.lr"], "--policy.lr: needs a value."),
     (["--policy.lr", "--resume"], "--policy.lr: needs a value."),
