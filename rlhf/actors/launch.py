@@ -75,7 +75,7 @@ class Launcher:
     def launch(self, placement: Placement, script: Script) -> Crew:
         """Reserve, start, join, load."""
         seats = self._cluster.reserve(placement)
-        env = self._environment(placement)
+        env = self._environment(placement, script)
         groups = self._start_groups(placement, seats, env)
         engines = self._start_engines(seats, env, script.engine)
         rewards = self._start_rewards(script)
@@ -91,10 +91,10 @@ class Launcher:
             timeout_s=self._start_timeout_s,
         )
 
-    def _environment(self, placement: Placement) -> dict[str, str]:
+    def _environment(self, placement: Placement, script: Script) -> dict[str, str]:
         """Variables of every actor. Cores are shared out by what works at the same time: the ranks of the widest role,
-        wherever they live, so that a role computes the same bits on a group of its own and on a shared one. Roles that
-        compute at once thus have more threads than cores, so threads that wait for each other soon leave theirs."""
+        wherever they live, so that a role computes the same bits on a group of its own and on a shared one. Groups that
+        compute at once thus have more threads than cores; there, threads that wait for each other soon leave theirs."""
         if self._cluster.device == "cuda":
             return {"DS_ACCELERATOR": "cuda"}
         cores = int(max(self._cluster.cpus_per_node, default=1.0))
@@ -102,8 +102,11 @@ class Launcher:
         engines = [group.num_engines for group in placement.groups]
         widest = max(*ranks, *engines)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // widest))
-        spins = os.environ.get("GOMP_SPINCOUNT", OPENMP_SPINS)
-        return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": spins}
+        env = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+        runs_ahead = script.engine is not None and script.engine.section.max_lag > 0
+        if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in os.environ:
+            env["GOMP_SPINCOUNT"] = OPENMP_SPINS
+        return env
 
     def _start_groups(
         self, placement: Placement, seats: Mapping[Role, list[Seat]], env: Mapping[str, str]
