@@ -3,7 +3,7 @@
     python -m benchmarks.addition [--seed 0] [--folder runs/benchmarks/addition]
 
 Two ordinary commands run, `rlhf train sft` and `rlhf train grpo`, with every part an actor of its own and rollouts by
-vLLM, one step ahead of learning; the reward is the exact-match rule. The 8,100 problems are split by chance: 512 are
+vLLM; the reward is the exact-match rule. The 8,100 problems are split by chance: 512 are
 held out from both. What is printed is the share of held-out problems answered right, sampled at temperature 1 as in
 rollouts, and greedily.
 """
@@ -54,7 +54,7 @@ def settings(folder: Path, seed: int) -> dict[str, dict[str, object]]:
             "data.path": folder / "known.jsonl",
             "data.max_tokens": 16,
             "policy.lr_schedule": "constant",
-            "train.num_steps": 350,
+            "train.num_steps": 430,
             "train.batch_size": 256,
         },
         "grpo": {
@@ -72,8 +72,7 @@ def settings(folder: Path, seed: int) -> dict[str, dict[str, object]]:
             "rollout.max_prompt_tokens": 8,
             "rollout.max_response_tokens": MAX_ANSWER_TOKENS,
             "rollout.max_num_seqs": 512,
-            "rollout.max_lag": 1,
-            "train.num_steps": 150,
+            "train.num_steps": 110,
             "train.batch_size": 512,
             "log.rollouts": False,
         },
