@@ -3,13 +3,12 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.cli.main import main
 from rlhf.config.load import load_config
 from rlhf.config.load_tools import load_curate, load_rounds, load_sample
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
@@ -74,7 +73,9 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_shown_command_is_accepted(command: str, workspace: Path) -> None:
+def test_a_shown_command_is_accepted(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = shlex.split(command)[1:]
     if words[0] in LOADERS:
         LOADERS[words[0]](words[1:], {})
@@ -86,16 +87,10 @@ def test_a_shown_command_is_accepted(command: str, workspace: Path) -> None:
         words[0] = "check"
     if words[0] in ("generate", "quickstart"):
         words.append("--help")
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf.cli.main", *words],
-        cwd=workspace,
-        env={"PATH": "/usr/bin:/bin", "RLHF_TEST_DATA": str(workspace / "data")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("RLHF_TEST_DATA", str(workspace / "data"))
+    code = main(words)
+    assert code == 0, f"{command}\n{capsys.readouterr()}"
 
 
 def test_make_targets_that_pages_name_exist() -> None:
