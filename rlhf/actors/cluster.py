@@ -15,9 +15,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.connection import LOCAL, connect
-from rlhf.actors.placement import DeviceGroup, Placement, shortages
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
+from rlhf.planning.placement import DeviceGroup, Placement, shortages
 from rlhf.types import Role
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from rlhf.actors.calls import Call, Worker, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.placement import Placement
 from rlhf.actors.workers import (
     EngineSpec,
     ModelWorker,
@@ -19,6 +18,7 @@ from rlhf.actors.workers import (
     TraineeSpec,
 )
 from rlhf.config.reward import RemoteSource
+from rlhf.planning.placement import Placement
 from rlhf.types import Role
 
 ENGINE_THREADS = 8

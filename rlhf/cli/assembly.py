@@ -9,13 +9,13 @@ from rlhf.actors.launch import Crew
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
 from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.turns import RestingPool, WakingPolicy
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, Needs
-from rlhf.cli.casting import dtype_of, model_of, reward_model
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.reward import EndpointSource
-from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
+from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, TokenScorer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.orchestrator.buffer import LagBuffer
@@ -35,6 +35,8 @@ from rlhf.orchestrator.measuring import Models, Portions
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.schedule import RunLength, count_steps
 from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import dtype_of, model_of, reward_model
 from rlhf.types import Prompt, Role, RolloutRequest, Sampling, ScoredGroup
 
 OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
@@ -164,15 +166,21 @@ def assemble_online(
     algorithm: Algorithm,
     data: Data,
     crew: Crew,
+    placement: Placement,
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> Parts:
     """Everything that the loop drives in a run that samples."""
     assert data.prompts is not None
     engines = {role: trainee(config, crew, role) for role in crew.groups}
-    pool = rollout_pool(config, crew.engines)
+    rests = takes_turns(config, placement)
+    pool: RolloutEngine = rollout_pool(config, crew.engines)
+    if rests:
+        pool = RestingPool(pool)
     trained = {role: engines[role] for role in algorithm.needs.trains}
-    trained[Role.POLICY] = probed_policy(config, crew, data.prompts.train, tokenizer)
+    trained[Role.POLICY] = probed_policy(
+        WakingPolicy if rests else ProbedPolicy, config, crew, data.prompts.train, tokenizer
+    )
     copy = following_reference(config, crew) if algorithm.needs.following is not None else None
     rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
     num_answers = config.rollout.num_samples + algorithm.needs.greedy_baseline
@@ -203,10 +211,17 @@ def following_reference(config: TrainConfig, crew: Crew) -> FollowingReference:
     return FollowingReference(crew.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
-def probed_policy(config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> ProbedPolicy:
+def takes_turns(config: OnlineConfig, placement: Placement) -> bool:
+    """Engines that share devices with models sleep while these compute, unless rollouts run beside training."""
+    return len(placement.group_of(Role.ROLLOUT).roles) > 1 and config.rollout.max_lag == 0
+
+
+def probed_policy(
+    kind: type[ProbedPolicy], config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer
+) -> ProbedPolicy:
     """The policy, with a few short answers to prove its first weight sync by."""
     drawn = replace(sampling(config, tokenizer, config.rollout.temperature or 1.0), max_tokens=PROBE_TOKENS)
-    return ProbedPolicy(
+    return kind(
         crew.groups[Role.POLICY],
         engines={worker.name: rollout_pool(config, (worker,)) for worker in crew.engines},
         requests=[

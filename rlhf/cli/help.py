@@ -11,6 +11,7 @@ from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS, GenerateConfig, QuickstartConfig
 from rlhf.config.fields import Field, fields_of, sections_in
 from rlhf.config.flags import ALIASES
+from rlhf.config.tools import PlanConfig
 
 INDENT = 6
 
@@ -85,6 +86,13 @@ def train_help(verb: str, command: str) -> str:
     return "\n".join(parts)
 
 
+def plan_help() -> str:
+    """Help of `rlhf plan`: its own flags; a run's are those of `rlhf train`."""
+    return PLAN_HEAD.format(names=",".join(COMMANDS)) + "\n".join(
+        field_help(field, screen_width()) for field in fields_of(PlanConfig)
+    )
+
+
 def generate_help() -> str:
     """Help of `rlhf generate`."""
     fields = [field_help(field, screen_width()) for field in fields_of(GenerateConfig) if field.name != "model"]
@@ -113,6 +121,14 @@ Usage: rlhf {verb} {command} [CONFIG.yaml] [--section.key value ...]
 
 Defaults < CONFIG.yaml < environment (RLHF__SECTION__KEY=value) < flags. Also --section.key=value, --set
 section.key=value, --section.key and --no-section.key for true and false; a list's flag may be repeated.
+"""
+PLAN_HEAD = """\
+Usage: rlhf plan {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]
+
+Shows where a run's models would live, what each device would hold phase by phase and how long a step would take,
+before anything starts; of models it reads config.json alone. Takes every flag of `rlhf train METHOD` too. Exits with
+2 where the run does not fit, and says with which settings it would.
+
 """
 GENERATE_HEAD = """\
 Usage: rlhf generate MODEL [--prompt TEXT ... | --prompts FILE] [options]

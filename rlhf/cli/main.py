@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
 TOOLS = ("sample", "curate", "rounds", "data")
-VERBS = ("train", "check", "generate", *TOOLS, "quickstart")
+VERBS = ("train", "check", "plan", "generate", *TOOLS, "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
 
@@ -27,6 +27,7 @@ Trains language models from feedback on a Ray cluster.
 
   rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
   rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
+  rlhf plan METHOD [CONFIG.yaml] [--cluster 16x8xH100]        where models would live, what they hold, how long it takes
   rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
   rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
   rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
@@ -72,18 +73,20 @@ def run(arguments: list[str]) -> int:
         return _quickstart(rest)
     if verb in TOOLS:
         return _tool(verb, rest)
-    if verb in {"train", "check"}:
-        return _train_or_check(verb, rest)
+    if verb in {"train", "check", "plan"}:
+        return _on_run(verb, rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
 
 
-def _train_or_check(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.help import commands_help, train_help
+def _on_run(verb: str, arguments: list[str]) -> int:
+    from rlhf.cli.help import commands_help, plan_help, train_help
     from rlhf.config.commands import COMMANDS
 
     command, *rest = arguments or ["--help"]
     if command == "kto" and "--online" in rest:
         command, rest = "online-kto", [word for word in rest if word != "--online"]
+    if verb == "plan" and HELP & set(arguments or ["--help"]):
+        return _show(plan_help())
     if command in HELP:
         return _show(commands_help(verb))
     if command not in COMMANDS:
@@ -91,6 +94,8 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
     if HELP & set(rest):
         return _show(train_help(verb, command))
+    if verb == "plan":
+        return _plan(command, rest)
     from rlhf.cli.check import checked_config, run_check
 
     if verb == "check":
@@ -101,6 +106,15 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
 
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
         return run_training(command, config)
+
+
+def _plan(command: str, arguments: list[str]) -> int:
+    from rlhf.config.load_plan import load_plan
+
+    options, config = load_plan(command, arguments, os.environ)
+    from rlhf.cli.plan import run_plan
+
+    return run_plan(command, config, options, os.environ)
 
 
 def _generate(arguments: list[str]) -> int:

@@ -9,7 +9,6 @@ from rlhf.actors.launch import Crew, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.cli.assembly import held_out, offline_source, portions
-from rlhf.cli.casting import REFERENCE_SIGNAL, dtype_of, model_of
 from rlhf.config.commands import ReferencedConfig, TrainConfig
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.fingerprint import model_fingerprint
@@ -18,6 +17,7 @@ from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.preemption import StopAskedError, StopRequest
 from rlhf.orchestrator.records import Records
 from rlhf.orchestrator.reference_store import ReferenceStore, asked_of_reference
+from rlhf.planning.roles import REFERENCE_SIGNAL, dtype_of, model_of
 from rlhf.types import Role, ScoredGroup
 
 FOLDER = "reference-cache"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.launch import Crew, Launcher
-from rlhf.actors.placement import Placement
 from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, Needs
@@ -23,7 +22,7 @@ from rlhf.cli.assembly import (
     trainee,
     tricks,
 )
-from rlhf.cli.casting import cast, model_of, place
+from rlhf.cli.casting import cast
 from rlhf.cli.class_weights import weigh_classes
 from rlhf.cli.stored_reference import fill_store, open_store, without_reference
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
@@ -51,6 +50,8 @@ from rlhf.orchestrator.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run_directory import RunDirectory, Status
 from rlhf.orchestrator.schedule import RunLength
 from rlhf.orchestrator.trackers import make_trackers, require_trackers
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import model_of, place
 from rlhf.types import ScoredGroup
 
 Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
@@ -113,7 +114,7 @@ def run_training(command: str, config: TrainConfig) -> int:
             if store is not None and not store.is_complete:
                 crew = fill_store(store, config, cluster, crew, records, stop)
             if isinstance(config, OnlineConfig):
-                parts = assemble_online(config, algorithm, data, crew, tokenizer, stop)
+                parts = assemble_online(config, algorithm, data, crew, placement, tokenizer, stop)
             else:
                 assert data.groups is not None
                 parts = assemble_offline(command, config, algorithm, data.groups, crew, store)

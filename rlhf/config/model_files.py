@@ -74,7 +74,7 @@ def read_model(folder: Path) -> ModelFacts:
     Raises:
         ModelFileError: a file is missing or damaged.
     """
-    config = _json(folder / "config.json")
+    config = read_config_json(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelFileError(f'{folder / "config.json"}: no "model_type".')
@@ -93,6 +93,11 @@ def read_model(folder: Path) -> ModelFacts:
         has_chat_template=_has_chat_template(folder),
         num_parameters=sum(math.prod(shape) for shape in shapes.values()),
     )
+
+
+def read_config_json(folder: Path) -> dict[str, object]:
+    """A model's config.json. Raises ModelFileError."""
+    return _json(folder / "config.json")
 
 
 def require_tokenizer(folder: Path) -> None:

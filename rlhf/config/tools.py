@@ -145,3 +145,18 @@ class DataConfig(Section):
     """Print the report as JSON (short: --json)."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class PlanConfig(Section):
+    """Where a run's models would live, what they would hold and how long a step would take. Starts nothing."""
+
+    cluster: str | None = None
+    """Cluster to plan for, as 16x8xH100 (nodes x devices x kind) or 8xA100; by default the one at hand."""
+    prompt_tokens: PositiveInt | None = None
+    """Mean prompt, for times; by default the longest that the config admits."""
+    response_tokens: PositiveInt | None = None
+    """Mean answer, for times; by default the longest that the config admits."""
+    suggest: bool = False
+    """Search the cluster for faster placements of the same run, and name the best three."""
+    as_json: bool = False
+    """Print the plan as JSON (short: --json)."""

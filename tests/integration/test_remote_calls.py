@@ -15,10 +15,10 @@ from rlhf.actors.calls import Call, Worker, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, WorkerGroup
-from rlhf.actors.placement import Shape, plan_placement
 from rlhf.actors.rollout import RolloutPool
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, RewardError, StallError, WeightSyncError, WorkerLostError
+from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, Sampling, StepReport
 
 pytestmark = pytest.mark.timeout(120)

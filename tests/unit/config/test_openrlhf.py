@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.cli.casting import place
 from rlhf.config.commands import COMMANDS, PpoConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.load import load_config
 from rlhf.config.openrlhf import FLAGS, in_own_flags
+from rlhf.planning.roles import place
 from tests.unit.config.conftest import Problems
 
 LAUNCH = shlex.split(

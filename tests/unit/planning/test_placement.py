@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf.actors.placement import Shape, plan_placement, shortages
 from rlhf.errors import ConfigError
+from rlhf.planning.placement import Shape, plan_placement, shortages
 from rlhf.types import Role
 
 FOUR = Shape(num_nodes=1, num_devices_per_node=4)

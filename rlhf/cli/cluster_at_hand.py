@@ -1,0 +1,88 @@
+"""What a run would find here: the nodes of the Ray cluster that it would join, or this machine."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from rlhf.config.commands import TrainConfig
+from rlhf.errors import ConfigError
+from rlhf.planning.hardware import GIB, SHEETS, ClusterShape, DeviceSheet
+from rlhf.planning.placement import Placement
+
+CORE_TFLOPS = 0.03
+"""float32, of one core of a server's CPU."""
+ACCELERATOR = "accelerator_type:"
+
+
+def cluster_at_hand(config: TrainConfig, placement: Placement) -> ClusterShape:
+    """The nodes that a run of this config would have. A run on CPU shares this machine's cores and memory among the
+    devices that it asks for.
+
+    Raises:
+        ConfigError: the cluster's GPUs are of a kind without a data sheet, or of several kinds.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    nodes = _ray_nodes(address) if address else [local_gpus()]
+    kinds = sorted({kind for node in nodes for kind in node})
+    if config.cluster.device == "cpu" or not kinds:
+        return _cpu_cluster(placement.num_devices)
+    if len(kinds) > 1:
+        raise ConfigError(f"cluster: has {', '.join(kinds)}; plan for one kind of them, as --cluster 4x8xH100.")
+    fewest = min(len(node) for node in nodes if node)
+    return ClusterShape(num_nodes=sum(bool(n) for n in nodes), devices_per_node=fewest, device=sheet_of(kinds[0]))
+
+
+def sheet_of(name: str) -> DeviceSheet:
+    """The data sheet of a device by the name that its driver or Ray gives it. Raises ConfigError."""
+    plain = name.upper().replace(" ", "").replace("-", "").replace("_", "")
+    if "A100" in plain and "40G" in plain:
+        return SHEETS["A100-40"]
+    for kind, sheet in SHEETS.items():
+        if kind.replace("-", "") in plain and not sheet.is_cpu:
+            return sheet
+    raise ConfigError(f'cluster: no data sheet of "{name}". Plan for one of {", ".join(SHEETS)} with --cluster.')
+
+
+def local_gpus() -> list[str]:
+    """Names of this machine's GPUs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name", "--format=csv,noheader"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    return [line.strip() for line in told.stdout.splitlines() if line.strip()] if told.returncode == 0 else []
+
+
+def _ray_nodes(address: str) -> list[list[str]]:
+    """Kind of each GPU of each node."""
+    # A plan for a described cluster, or for this machine, does without Ray.
+    import ray  # noqa: PLC0415
+
+    from rlhf.actors.connection import connect  # noqa: PLC0415
+
+    orphans = connect(address, "rlhf-plan")
+    try:
+        return [gpus_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+        orphans.close()
+
+
+def gpus_of(resources: Mapping[str, float]) -> list[str]:
+    """Kind of each GPU among a node's resources."""
+    kinds: Iterable[str] = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return [next(iter(kinds), "GPU")] * int(resources.get("GPU", 0))
+
+
+def _cpu_cluster(num_devices: int) -> ClusterShape:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    cores = os.cpu_count() or 1
+    sheet = replace(
+        SHEETS["CPU"],
+        memory_gib=memory / num_devices,
+        tflops=CORE_TFLOPS * max(1.0, cores / num_devices),
+        host_gib=memory / num_devices,
+    )
+    return ClusterShape(num_nodes=1, devices_per_node=num_devices, device=sheet)

@@ -1,0 +1,102 @@
+"""`rlhf plan`: what a run would look like on a cluster, from its config and its models' config.json alone."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from rich.console import Console
+
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Needs
+from rlhf.cli.cluster_at_hand import cluster_at_hand
+from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.model_files import ModelFileError, local_folder, read_config_json
+from rlhf.config.tools import PlanConfig
+from rlhf.errors import ConfigError, ModelError
+from rlhf.planning.advice import advice_on
+from rlhf.planning.edits import as_flags
+from rlhf.planning.hardware import parse_cluster
+from rlhf.planning.mending import Planner, mend, mend_placement
+from rlhf.planning.model_shape import ModelShape, model_shape
+from rlhf.planning.plan import Plan, plan_run
+from rlhf.planning.roles import model_of, place, sections
+from rlhf.planning.suggest import suggest
+from rlhf.planning.workload import Lengths
+from rlhf.types import Role
+
+HUB_TIMEOUT_S = 10.0
+
+
+def shapes_of(config: TrainConfig, needs: Needs, environ: Mapping[str, str]) -> dict[Role, ModelShape]:
+    """The size of every model that the run starts. Raises ModelError."""
+    models = {role: model_of(section, role) for role, section in sections(config, needs).items()}
+    known: dict[str, ModelShape] = {}
+    for role, model in models.items():
+        if model not in known:
+            known[model] = model_shape(f"{role}.model", config_json(model, f"{role}.model", environ))
+    return {role: known[model] for role, model in models.items()}
+
+
+def config_json(model: str, where: str, environ: Mapping[str, str]) -> Mapping[str, object]:
+    """A model's config.json: from its folder, from the hub's cache, or (a few kilobytes) from the hub.
+
+    Raises:
+        ModelError: there is none in any of these.
+    """
+    try:
+        folder = local_folder(model, environ)
+        if folder is None:
+            folder = Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent
+        return read_config_json(folder)
+    except ModelFileError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except (OSError, HfHubHTTPError) as error:
+        text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
+        raise ModelError(text) from error
+
+
+def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> ConfigError:
+    """What is short of what, and the nearest settings that can be placed."""
+    edits = mend_placement(config, planner)
+    advice = (
+        f"This can be placed: {as_flags(edits)}" if edits else "Ask for fewer devices, or merge roles with --colocate."
+    )
+    return ConfigError([*error.problems, f"placement: {advice}"])
+
+
+def run_plan(command: str, config: TrainConfig, options: PlanConfig, environ: Mapping[str, str]) -> int:
+    """Print the plan of a resolved config; the exit code is that of a wrong config where it does not fit.
+
+    Raises:
+        ConfigError: the placement finds no room on the cluster.
+        ModelError: a model's size is unknown.
+    """
+    needs = build_algorithm(config.algo).needs
+    cluster = (
+        cluster_at_hand(config, place(config, needs)) if options.cluster is None else parse_cluster(options.cluster)
+    )
+    shapes = shapes_of(config, needs, environ)
+    roles = tuple(sections(config, needs))
+    lengths = Lengths(prompt=options.prompt_tokens, response=options.response_tokens)
+
+    def planner(candidate: TrainConfig) -> Plan:
+        return plan_run(command, candidate, needs, shapes, cluster, lengths=lengths)
+
+    try:
+        plan = planner(config)
+    except ConfigError as error:
+        raise unplaced(error, config, planner) from error
+    edits = None if plan.fits else mend(config, planner)
+    found = suggest(config, planner, cluster, roles) if options.suggest and isinstance(config, OnlineConfig) else []
+    if options.as_json:
+        sys.stdout.write(json.dumps(as_json(plan, found), indent=1) + "\n")
+    else:
+        console = Console(highlight=False)
+        show_plan(console, command, plan, advice_on(plan, config, edits))
+        if options.suggest:
+            show_suggestions(console, plan, found)
+    return 0 if plan.fits else ConfigError.exit_code

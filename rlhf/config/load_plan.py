@@ -1,0 +1,49 @@
+"""The settings of `rlhf plan`: its own, and those of the run that it plans."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.config.commands import TrainConfig
+from rlhf.config.flags import ALIASES, Flags
+from rlhf.config.load import read_config, resolve
+from rlhf.config.merge import Merged, Schema
+from rlhf.config.tools import PlanConfig
+from rlhf.errors import ConfigError
+
+ANY_DATA = ("--data.path", "any")
+"""A plan does not read rows, so a run without them can be planned."""
+
+
+def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanConfig, TrainConfig]:
+    """The options of `rlhf plan COMMAND [CONFIG.yaml]`, and the resolved config of the run.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    schema = Schema(PlanConfig)
+    own, rest = _divided(argv, schema)
+    merged = Merged(schema, [Flags(own, schema.fields).layer])
+    read = read_config(command, rest, environ)
+    if read.config is not None and read.config.data.path is None:
+        read = read_config(command, [*rest, *ANY_DATA], environ)
+    problems = [*merged.problems, *read.problems]
+    if problems or merged.config is None or read.config is None:
+        raise ConfigError(problems)
+    return merged.config, resolve(read.config)
+
+
+def _divided(argv: Sequence[str], schema: Schema[PlanConfig]) -> tuple[list[str], list[str]]:
+    """The words that set the plan's own options, and all others."""
+    own: list[str] = []
+    rest: list[str] = []
+    waiting = list(reversed(argv))
+    while waiting:
+        word = waiting.pop()
+        name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
+        field = schema.fields.get(ALIASES.get(name, name))
+        if not word.startswith("--") or field is None:
+            rest.append(word)
+            continue
+        own.append(word)
+        if field.kind is not bool and not equals and waiting:
+            own.append(waiting.pop())
+    return own, rest

@@ -1,0 +1,70 @@
+"""What a person should know about a plan, with the knob that mends it."""
+
+from collections.abc import Iterator
+
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.planning.edits import as_flags
+from rlhf.planning.hardware import GIB
+from rlhf.planning.mending import Edits
+from rlhf.planning.plan import Plan
+from rlhf.types import Role
+
+NEARLY_FULL = 0.92
+MOSTLY_IDLE = 0.5
+
+
+def advice_on(plan: Plan, config: TrainConfig, edits: Edits | None) -> list[str]:
+    """One line a fact. `edits` are settings with which a plan that does not fit would."""
+    lines = [*_shortages(plan)]
+    if lines:
+        mended = f"It fits with: {as_flags(edits)}" if edits else "No usual setting mends it; use more devices."
+        return [*lines, mended]
+    return [*_warnings(plan, config)]
+
+
+def _shortages(plan: Plan) -> Iterator[str]:
+    for group in plan.groups:
+        if not group.fits:
+            yield (
+                f"{group.group.name} does not fit: {group.peak / GIB:.1f} GiB a device in {group.peak_phase}, "
+                f"{plan.cluster.device.name} has {group.capacity / GIB:.1f}."
+            )
+    if not plan.cache_tokens_suffice:
+        yield (
+            f"rollout: the cache has room for {plan.cache_tokens:,.0f} tokens, and one sequence may have "
+            f"{plan.work.longest:,}."
+        )
+    if plan.short_of_host:
+        most = max(plan.host_bytes(node) for node in range(plan.cluster.num_nodes))
+        yield f"offload: needs {most / GIB:.0f} GiB host memory on a node, it has {plan.cluster.host_gib_per_node:.0f}."
+
+
+def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    for group in plan.groups:
+        if group.peak > NEARLY_FULL * group.capacity:
+            yield (
+                f"{group.group.name} fills {group.peak / group.capacity:.0%} of its devices in {group.peak_phase}; "
+                f"fragmentation may need the rest. Lower --{_knob(group.peak_phase)}."
+            )
+    if isinstance(config, OnlineConfig) and plan.cache_tokens < plan.cache_wanted:
+        yield (
+            f"rollout: the cache has room for {plan.cache_tokens:,.0f} tokens of the {plan.cache_wanted:,.0f} that "
+            f"{config.rollout.max_num_seqs} answers may need; some will wait. Lower --rollout.max-num-seqs or raise "
+            f"--rollout.tensor-parallel-size."
+        )
+    if plan.idle_share > MOSTLY_IDLE and len(plan.groups) > 1 and not plan.cluster.device.is_cpu:
+        slowest = max(plan.seconds, key=lambda phase: plan.seconds[phase])
+        overlap = "" if plan.overlaps else ", or --rollout.max-lag 1, which lets rollouts run beside learning"
+        yield f"devices idle {plan.idle_share:.0%} of the time; {slowest} takes longest. Try --suggest{overlap}."
+    wasted = plan.cluster.num_devices - plan.placement.num_devices
+    if wasted and not plan.cluster.device.is_cpu:
+        yield f"{wasted} of {plan.cluster.num_devices} devices are not used."
+    if Role.ROLLOUT in {role for group in plan.groups for role in group.group.roles}:
+        engine = next(group for group in plan.groups if Role.ROLLOUT in group.group.roles)
+        across = plan.cluster.devices_per_node < engine.group.devices_per_engine
+        if across:
+            yield "rollout: an engine spans nodes; lower --rollout.tensor-parallel-size."
+
+
+def _knob(phase: str) -> str:
+    return "rollout.gpu-memory-utilization" if phase in ("generate", "sync") else "train.max-tokens-per-micro-batch"

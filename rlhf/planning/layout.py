@@ -1,0 +1,81 @@
+"""Which node each group's bundles go to, as Ray would have to find them, or why none can be found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf.errors import ConfigError
+from rlhf.planning.placement import DeviceGroup, Placement
+from rlhf.types import Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Devices of one group on one node."""
+
+    group: DeviceGroup
+    index: int
+    num_devices: int
+    node: int
+
+
+def bundle_sizes(group: DeviceGroup) -> list[int]:
+    """Devices of each of a group's bundles. Engines that share with nobody have one each."""
+    if group.roles == (Role.ROLLOUT,):
+        return [group.devices_per_engine] * group.num_engines
+    return [group.shape.num_devices_per_node] * group.shape.num_nodes
+
+
+def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
+    """Put every bundle on a node with room, largest first, onto the fullest node that has it. The bundles of a group
+    that is spread over nodes go to different ones, but for engines.
+
+    `free` holds each node's free devices.
+
+    Raises:
+        ConfigError: a bundle finds no node. Says which, what it needs, and what every node still has.
+    """
+    left = list(free)
+    bundles: list[Bundle] = []
+    problems: list[str] = []
+    order = sorted(placement.groups, key=lambda group: (-max(bundle_sizes(group)), -len(bundle_sizes(group))))
+    for group in order:
+        sizes, taken = bundle_sizes(group), set[int]()
+        spread = group.roles != (Role.ROLLOUT,)
+        for index, size in enumerate(sizes):
+            room = [node for node, devices in enumerate(left) if devices >= size and not (spread and node in taken)]
+            if not room:
+                problems.append(_short(group, index, len(sizes), size, left, sorted(taken) if spread else []))
+                break
+            node = min(room, key=lambda candidate: (left[candidate], candidate))
+            left[node] -= size
+            taken.add(node)
+            bundles.append(Bundle(group=group, index=index, num_devices=size, node=node))
+    if problems:
+        raise ConfigError(problems)
+    return bundles
+
+
+def _short(group: DeviceGroup, index: int, num_bundles: int, size: int, left: Sequence[int], taken: list[int]) -> str:
+    which = f"bundle {index + 1} of {num_bundles}" if num_bundles > 1 else "its bundle"
+    nodes = shown_nodes([n for n in range(len(left)) if n not in taken], left)
+    other = f" on a node other than {', '.join(map(str, taken))}" if taken else ""
+    return f"placement: {group.name}: {which} needs {_devices(size)}{other}; free are {nodes}."
+
+
+def shown_nodes(nodes: Sequence[int], left: Sequence[int]) -> str:
+    """`3 on node 0, 8 on each of nodes 1 to 15`, for people."""
+    runs: list[tuple[int, int, int]] = []
+    for node in nodes:
+        if runs and runs[-1][1] == node - 1 and runs[-1][2] == left[node]:
+            runs[-1] = (runs[-1][0], node, left[node])
+        else:
+            runs.append((node, node, left[node]))
+    parts = [
+        f"{devices} on node {first}" if first == last else f"{devices} on each of nodes {first} to {last}"
+        for first, last, devices in runs
+    ]
+    return ", ".join(parts) or "no nodes"
+
+
+def _devices(number: int) -> str:
+    return f"{number} device{'s' * (number != 1)}"

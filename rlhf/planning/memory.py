@@ -1,0 +1,167 @@
+"""What a model takes of one device's memory, part by part, and of its node's host memory.
+
+Bytes are those of DeepSpeed's ZeRO (Rajbhandari et al. 2020) with the settings that this package trains with: AdamW
+with float32 master weights and moments, gradients accumulated in float32. Activations are those of a Llama layer whose
+attention never holds its matrix of scores.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from rlhf.planning.model_shape import ModelShape
+
+FLOAT32 = 4
+MOMENTS = 2 * FLOAT32
+MAX_LIVE_PARAMETERS = 10**9
+"""DeepSpeed gathers ahead up to so many parameters of a partitioned model."""
+REDUCE_BUCKET = 5 * 10**8
+"""Gradients that DeepSpeed's buffer for reducing them holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes by what they are for."""
+
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    gathered: float = 0.0
+    """Whole layers of a partitioned model, and buffers of collectives."""
+    logits: float = 0.0
+    kv_cache: float = 0.0
+    sync: float = 0.0
+    """Buckets of weights on their way to the rollout engines."""
+    process: float = 0.0
+    """Libraries, device contexts and communicators."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+NOTHING = Memory()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoad:
+    """A model on `num_ranks` ranks, as one of them holds it."""
+
+    shape: ModelShape
+    num_ranks: int
+    dtype_bytes: int
+    learns: bool
+    zero_stage: int
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    chunk_tokens: int = 1024
+    on_cpu: bool = False
+    """Buffers that are asked for and never touched cost nothing there."""
+
+    @property
+    def parameter_bytes(self) -> float:
+        """Of the whole model."""
+        return float(self.shape.num_parameters * self.dtype_bytes)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Each rank holds a part of the parameters. One rank alone has nobody to share with."""
+        return self.zero_stage == 3 and (self.num_ranks > 1 or (self.learns and self._offloads))
+
+    @property
+    def _offloads(self) -> bool:
+        return self.offload_parameters or self.offload_optimizer
+
+
+def resident(load: ModelLoad) -> Memory:
+    """What stays on a device between its computations."""
+    share = 1 / load.num_ranks
+    numbers = float(load.shape.num_parameters)
+    parameters = load.parameter_bytes * (share if load.is_partitioned else 1.0)
+    if load.is_partitioned and load.offload_parameters:
+        parameters = 0.0
+    if not load.learns:
+        return Memory(parameters=parameters)
+    sharded = share if load.zero_stage >= 1 else 1.0
+    has_master = load.zero_stage >= 1 or load.dtype_bytes < FLOAT32
+    optimizer = 0.0 if load.offload_optimizer else numbers * (MOMENTS + FLOAT32 * has_master) * sharded
+    gradients = numbers * FLOAT32 * (share if load.zero_stage >= 2 else 1.0)
+    if load.zero_stage == 0:
+        gradients = load.parameter_bytes
+    elif load.offload_optimizer:
+        gradients = 0.0
+    return Memory(parameters=parameters, gradients=gradients, optimizer=optimizer)
+
+
+def host(load: ModelLoad) -> float:
+    """Bytes of host memory that one rank's offloaded parts take."""
+    numbers = load.shape.num_parameters / load.num_ranks
+    parameters = numbers * load.dtype_bytes if load.is_partitioned and load.offload_parameters else 0.0
+    return parameters + (numbers * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0)
+
+
+def gathered(load: ModelLoad) -> float:
+    """Whole parameters that a partitioned model holds while it computes."""
+    if not load.is_partitioned:
+        return 0.0
+    live = min(load.shape.num_parameters, MAX_LIVE_PARAMETERS)
+    return float(max(live, largest_matrix(load.shape)) * load.dtype_bytes)
+
+
+def largest_matrix(shape: ModelShape) -> int:
+    """Numbers in what is gathered at once."""
+    return max(shape.layer_parameters, shape.embedding_parameters, shape.head_parameters)
+
+
+def forward(load: ModelLoad, num_tokens: int) -> Memory:
+    """What a forward pass over one packed micro-batch adds while it runs."""
+    shape, b = load.shape, load.dtype_bytes
+    width = 4 * shape.hidden + 3 * shape.intermediate + shape.num_heads * shape.head_dim
+    return Memory(
+        activations=float(num_tokens * width * b), gathered=gathered(load), logits=_logits(load, num_tokens, copies=2)
+    )
+
+
+def learning(load: ModelLoad, num_tokens: int) -> Memory:
+    """What the forward and backward pass of one packed micro-batch add while they run."""
+    layer = layer_activations(load.shape, load.dtype_bytes)
+    kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
+    buckets = 0.0
+    if load.zero_stage and not load.on_cpu:
+        buckets = REDUCE_BUCKET * load.dtype_bytes * (1 if load.zero_stage == 3 else 2)
+    return Memory(
+        activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
+        gathered=gathered(load) + buckets,
+        logits=_logits(load, num_tokens, copies=3) + _head_gradient(load),
+    )
+
+
+def layer_activations(shape: ModelShape, dtype_bytes: int) -> float:
+    """Bytes that the backward pass of one layer needs for each token: two float32 copies of the hidden state in the
+    norms; the norms' and projections' inputs; queries, keys, values and attention's result; four of the feed-forward
+    layer's width."""
+    query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    in_dtype = 4 * shape.hidden + 2 * query + 2 * kv + 4 * shape.intermediate
+    return float(in_dtype * dtype_bytes + 2 * shape.hidden * FLOAT32 + (shape.num_heads + 2) * FLOAT32)
+
+
+def _logits(load: ModelLoad, num_tokens: int, *, copies: int) -> float:
+    """Logits are computed a chunk of tokens at a time, in float32."""
+    if load.shape.is_scalar:
+        return 0.0
+    return float(copies * min(num_tokens, load.chunk_tokens) * load.shape.vocab * FLOAT32)
+
+
+def _head_gradient(load: ModelLoad) -> float:
+    """The output layer's gradient is summed over chunks in float32."""
+    return 0.0 if load.shape.is_scalar else float(load.shape.vocab * load.shape.hidden * FLOAT32)
+
+
+def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:
+    """Bytes of one device's cache for so many tokens."""
+    parts = min(tensor_parallel, shape.num_kv_heads)
+    return shape.kv_numbers_per_token * dtype_bytes / parts * num_tokens

@@ -1,0 +1,121 @@
+"""The nearest settings with which a run fits."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.models import TrainedModelSection
+from rlhf.errors import ConfigError
+from rlhf.planning.edits import changes, edited
+from rlhf.planning.plan import Plan
+
+Planner = Callable[[TrainConfig], Plan]
+Edits = Mapping[str, object]
+MAX_DOUBLINGS = 6
+MERGES = (("policy,reference",), ("policy,reference", "critic,reward"), ("policy,reference,critic,reward",), ("all",))
+
+
+def mend(config: TrainConfig, planner: Planner) -> Edits | None:
+    """The fewest of the usual edits, least costly first, with which the plan fits; None where none of them is enough.
+
+    First each by itself, then one on top of the other. Raises nothing: an edit whose placement finds no room is passed
+    over.
+    """
+    ladder = [*_edits(config)]
+    for edit in ladder:
+        if fitting(config, edit, planner) is not None:
+            return _needed(config, edit, planner)
+    together: dict[str, object] = {}
+    for edit in ladder:
+        candidate = together | dict(edit)
+        if _can_be_placed(config, candidate, planner):
+            together = candidate
+        if fitting(config, together, planner) is not None:
+            return _needed(config, together, planner)
+    return None
+
+
+def _needed(config: TrainConfig, edits: Edits, planner: Planner) -> Edits:
+    """The edits without those that the plan fits without."""
+    needed = dict(edits)
+    for key in edits:
+        fewer = {other: value for other, value in needed.items() if other != key}
+        if fitting(config, fewer, planner) is not None:
+            needed = fewer
+    return needed
+
+
+def savings(config: TrainConfig) -> dict[str, object]:
+    """Everything that saves memory for a little time, at once: what is not set already."""
+    trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
+    values: dict[str, object] = {f"{name}.gradient_checkpointing": True for name in trained}
+    values |= {f"{name}.zero_stage": 3 for name in config.models}
+    values["train.max_tokens_per_micro_batch"] = min(config.train.max_tokens_per_micro_batch, _longest(config))
+    return changes(config, values)
+
+
+def _edits(config: TrainConfig) -> Iterator[Edits]:
+    """Single edits: those that cost a little time, then more devices, then those that cost much time."""
+    if isinstance(config, OnlineConfig):
+        for share in (0.7, 0.5, 0.3):
+            if share < config.rollout.gpu_memory_utilization:
+                yield {"rollout.gpu_memory_utilization": share}
+    cheap = savings(config)
+    for kind in ("gradient_checkpointing", "max_tokens_per_micro_batch", "zero_stage"):
+        if edit := {key: value for key, value in cheap.items() if key.endswith(kind)}:
+            yield edit
+    for factor in (2, 4, 8) if isinstance(config, OnlineConfig) else ():
+        assert isinstance(config, OnlineConfig)
+        yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
+    for key in ("num_gpus_per_node", "num_nodes"):
+        for doubling in range(1, MAX_DOUBLINGS):
+            sizes = {name: dict(model)[key] * 2**doubling for name, model in config.models.items()}
+            yield {f"{name}.{key}": size for name, size in sizes.items()}
+    trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
+    if kept := changes(config, {f"{name}.offload_optimizer": True for name in trained}):
+        yield kept | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
+
+
+def _longest(config: TrainConfig) -> int:
+    """Tokens of the longest sequence."""
+    if isinstance(config, OnlineConfig):
+        return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    return config.data.max_tokens
+
+
+def fitting(config: TrainConfig, edits: Edits, planner: Planner) -> Plan | None:
+    """The plan of the edited config, where it can be placed and fits."""
+    try:
+        plan = planner(edited(config, edits))
+    except ConfigError:
+        return None
+    return plan if plan.fits else None
+
+
+def _can_be_placed(config: TrainConfig, edit: Edits, planner: Planner) -> bool:
+    try:
+        planner(edited(config, edit))
+    except ConfigError:
+        return False
+    return True
+
+
+def mend_placement(config: TrainConfig, planner: Planner) -> Edits | None:
+    """The nearest settings that find room on the nodes, whether or not the memory suffices: merged roles first, then
+    fewer devices; None where nothing does."""
+    online = isinstance(config, OnlineConfig)
+    merged: list[dict[str, object]] = [{"cluster.colocate": groups} for groups in MERGES if online]
+    for edit in merged:
+        if _can_be_placed(config, edit, planner):
+            return edit
+    largest = max(max(model.num_nodes, model.num_gpus_per_node) for model in config.models.values())
+    for halving in range(1, largest.bit_length() + 1):
+        fewer: dict[str, object] = {}
+        for name, model in config.models.items():
+            fewer[f"{name}.num_gpus_per_node"] = max(1, model.num_gpus_per_node >> halving)
+        if isinstance(config, OnlineConfig):
+            fewer["rollout.num_engines"] = max(1, config.rollout.num_engines >> halving)
+            fewer["rollout.tensor_parallel_size"] = max(1, config.rollout.tensor_parallel_size >> halving // 2)
+        for colocate in ({}, *merged):
+            if _can_be_placed(config, fewer | colocate, planner):
+                return changes(config, fewer | colocate)
+    return None

@@ -1,0 +1,58 @@
+"""From a config to who plays in a run: which models are started, and on how many devices."""
+
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.models import ModelSection
+from rlhf.config.reward import StartedSource
+from rlhf.errors import ConfigError
+from rlhf.planning.placement import Placement, Shape, plan_placement
+from rlhf.types import Role
+
+REFERENCE_SIGNAL = "ref_log_probs"
+
+
+def reward_model(config: TrainConfig) -> StartedSource | None:
+    """The reward model among an online run's sources."""
+    if not isinstance(config, OnlineConfig):
+        return None
+    models = [source for source in config.reward.all_sources if isinstance(source, StartedSource)]
+    if len(models) > 1:
+        raise ConfigError(f"reward.sources: one reward model at most (got {len(models)}); serve the others over HTTP.")
+    return models[0] if models else None
+
+
+def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
+    """The models that this run starts, by role; those that learn come first."""
+    started = {role: config.models[role.value] for role in needs.trains}
+    if REFERENCE_SIGNAL in needs.measures and needs.following is None:
+        started[Role.REFERENCE] = config.models[Role.REFERENCE.value]
+    if (source := reward_model(config)) is not None:
+        started[Role.REWARD] = source
+    return started
+
+
+def place(config: TrainConfig, needs: Needs) -> Placement:
+    """The device groups of the run. Raises ConfigError where merged roles do not fit together."""
+    shapes = {
+        role: Shape(num_nodes=section.num_nodes, num_devices_per_node=section.num_gpus_per_node)
+        for role, section in sections(config, needs).items()
+    }
+    if not isinstance(config, OnlineConfig):
+        return plan_placement(shapes, config.cluster.colocate)
+    rollout = config.rollout
+    shapes[Role.ROLLOUT] = Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size)
+    return plan_placement(shapes, config.cluster.colocate, num_engines=rollout.num_engines)
+
+
+def dtype_of(section: ModelSection, device: str) -> str:
+    """auto is float32 on CPU and bfloat16 on GPUs."""
+    if section.dtype != "auto":
+        return section.dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def model_of(section: ModelSection, role: Role) -> str:
+    """The model that a role loads."""
+    if section.model is None:
+        raise ConfigError(f"{role}.model: not given.")
+    return section.model

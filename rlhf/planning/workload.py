@@ -1,0 +1,101 @@
+"""How much a step of a run computes: sequences and tokens, by phase."""
+
+from dataclasses import dataclass
+
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, TrainConfig
+from rlhf.config.reward import StartedSource
+from rlhf.types import Role
+
+PAIRED = {"rm", "dpo"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Tokens of a mean prompt and a mean answer; None takes the limit that the config sets."""
+
+    prompt: float | None = None
+    response: float | None = None
+
+
+LIMITS = Lengths()
+"""Every sequence as long as the config admits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One step of the loop."""
+
+    sampled: int
+    """Answers drawn from the engines; 0 in an offline run."""
+    learned: int
+    """Sequences that are learned from in one pass."""
+    prompt_tokens: float
+    response_tokens: float
+    longest: int
+    """Tokens of the longest sequence that the config admits."""
+    micro_batch_tokens: int
+    """Most tokens of one forward pass on one rank."""
+    num_passes: int
+    num_updates: int
+    """Optimizer steps in all passes."""
+    measured: frozenset[Role]
+    """Models that see each learned sequence once before learning."""
+    scored: bool
+    """A reward model sees each sampled sequence."""
+
+    @property
+    def sequence_tokens(self) -> float:
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def sampled_tokens(self) -> float:
+        """Prompts and answers of one step."""
+        return self.sampled * self.sequence_tokens
+
+    @property
+    def learned_tokens(self) -> float:
+        """Tokens of one pass."""
+        return self.learned * self.sequence_tokens
+
+
+MEASURED_BY = {"old_log_probs": Role.POLICY, "ref_log_probs": Role.REFERENCE, "values": Role.CRITIC}
+
+
+def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
+    """One step of a resolved config."""
+    measured = frozenset(MEASURED_BY[signal] for signal in needs.measures)
+    if needs.following is not None:
+        measured = measured - {Role.REFERENCE} | {Role.POLICY}
+    batch_tokens = config.train.max_tokens_per_micro_batch
+    if not isinstance(config, OnlineConfig):
+        longest = config.data.max_tokens
+        each = 2 if command in PAIRED else 1
+        return Workload(
+            sampled=0,
+            learned=config.train.batch_size * each,
+            prompt_tokens=lengths.prompt or 0.0,
+            response_tokens=lengths.response if lengths.response is not None else longest - (lengths.prompt or 0.0),
+            longest=longest,
+            micro_batch_tokens=max(batch_tokens, longest),
+            num_passes=1,
+            num_updates=1,
+            measured=frozenset(),  # a stored reference is measured before the first step
+            scored=False,
+        )
+    rollout = config.rollout
+    answers = rollout.batch_size * rollout.num_samples
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    passes = config.algo.max_passes
+    return Workload(
+        sampled=answers + rollout.batch_size * needs.greedy_baseline,
+        learned=2 * rollout.batch_size if isinstance(config, OnlineDpoConfig) else answers,
+        prompt_tokens=rollout.max_prompt_tokens if lengths.prompt is None else lengths.prompt,
+        response_tokens=rollout.max_response_tokens if lengths.response is None else lengths.response,
+        longest=longest,
+        micro_batch_tokens=max(batch_tokens, longest),
+        num_passes=passes,
+        num_updates=passes * max(1, config.examples_per_step // config.train.batch_size),
+        measured=measured,
+        scored=any(isinstance(source, StartedSource) for source in config.reward.all_sources),
+    )

@@ -1,0 +1,96 @@
+"""What a model takes: by hand, by ZeRO's own table, and by what autograd really keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rlhf.planning.memory import ModelLoad, forward, host, kv_cache, layer_activations, learning, resident
+from tests.unit.planning.support import LLAMA_3_8B, shape_of
+
+P = 8_030_261_248
+LOAD = ModelLoad(shape=shape_of(LLAMA_3_8B), num_ranks=4, dtype_bytes=2, learns=True, zero_stage=3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "gradients", "optimizer"),
+    [(0, 2 * P, 2 * P, 12 * P), (1, 2 * P, 4 * P, 3 * P), (2, 2 * P, P, 3 * P), (3, P / 2, P, 3 * P)],
+)
+def test_zero_shards_what_its_stage_says(stage: int, parameters: float, gradients: float, optimizer: float) -> None:
+    held = resident(replace(LOAD, zero_stage=stage))
+    assert (held.parameters, held.gradients, held.optimizer) == (parameters, gradients, optimizer)
+    assert held.total == parameters + gradients + optimizer
+
+
+def test_float32_without_zero_has_no_second_copy_of_the_weights() -> None:
+    assert resident(replace(LOAD, zero_stage=0, dtype_bytes=4)).optimizer == 8 * P
+
+
+def test_a_model_that_only_computes_holds_its_parameters() -> None:
+    assert resident(replace(LOAD, learns=False)).total == P / 2
+    assert resident(replace(LOAD, learns=False, zero_stage=0)).total == 2 * P
+    assert resident(replace(LOAD, learns=False, num_ranks=1)).total == 2 * P
+
+
+def test_what_is_offloaded_is_on_the_host() -> None:
+    held = replace(LOAD, offload_optimizer=True)
+    assert resident(held).total == P / 2
+    assert host(held) == 4 * P  # master, two moments and the gradient in float32, a quarter each
+    both = replace(held, offload_parameters=True)
+    assert (resident(both).total, host(both)) == (0, 4.5 * P)
+
+
+def test_a_partitioned_model_gathers_what_deepspeed_allows() -> None:
+    assert learning(replace(LOAD, on_cpu=True), 1).gathered == 2 * 10**9
+    assert forward(replace(LOAD, zero_stage=2), 1).gathered == 0
+
+
+def test_logits_are_held_a_chunk_at_a_time() -> None:
+    assert forward(LOAD, 4096).logits == 2 * 1024 * 128256 * 4
+    assert forward(LOAD, 100).logits == 2 * 100 * 128256 * 4
+    assert forward(replace(LOAD, shape=LOAD.shape.as_scorer()), 4096).logits == 0
+
+
+def test_the_cache_of_a_familiar_model() -> None:
+    assert kv_cache(LOAD.shape, 2, 1, 8192) == 2**30  # 128 KiB a token
+    assert kv_cache(LOAD.shape, 2, 8, 8192) == 2**27
+    assert kv_cache(LOAD.shape, 2, 16, 8192) == 2**27  # eight heads are not cut further
+
+
+def kept_bytes(config: LlamaConfig, dtype: torch.dtype, num_tokens: int) -> int:
+    """What autograd keeps for the backward pass of a backbone, weights aside."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tokens = torch.zeros(1, num_tokens, dtype=torch.long)
+        output = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [8, 16])
+def test_activations_are_what_autograd_keeps(dtype: torch.dtype, head_dim: int) -> None:
+    num_tokens = 64
+    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 8, "num_key_value_heads": 4}
+
+    def kept(num_layers: int) -> int:
+        config = LlamaConfig(**sizes, head_dim=head_dim, vocab_size=32, num_hidden_layers=num_layers)
+        return kept_bytes(config, dtype, num_tokens)
+
+    shape = shape_of({"model_type": "llama", **sizes, "head_dim": head_dim, "vocab_size": 32, "num_hidden_layers": 1})
+    assert (kept(3) - kept(2)) / num_tokens == layer_activations(shape, dtype.itemsize)
+
+
+def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
+    full, checkpointed = (learning(replace(LOAD, gradient_checkpointing=on), 1000) for on in (False, True))
+    layer = layer_activations(LOAD.shape, 2)
+    assert full.activations - checkpointed.activations == 1000 * 32 * (layer - 4096 * 2)

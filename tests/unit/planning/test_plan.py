@@ -1,0 +1,134 @@
+"""Whole plans: the familiar launches, by hand."""
+
+import shlex
+
+import pytest
+
+from rlhf.errors import ConfigError
+from rlhf.planning.hardware import GIB, parse_cluster
+from rlhf.planning.workload import Lengths
+from rlhf.types import Role
+from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, plan_for
+
+PPO = shlex.split(
+    "--policy.num-gpus-per-node 4 --reference.num-gpus-per-node 4 --critic.num-gpus-per-node 4 "
+    "--reward.num-gpus-per-node 4 --rollout.num-engines 4 --rollout.tensor-parallel-size 2 --reward.model "
+    "org/reward --policy.gradient-checkpointing --critic.gradient-checkpointing --rollout.batch-size 512 "
+    "--rollout.max-prompt-tokens 1024 --rollout.max-response-tokens 1024 --train.batch-size 128 "
+    "--train.max-tokens-per-micro-batch 16384"
+)
+MERGED = ["--colocate", "policy,reference", "--colocate", "critic,reward"]
+
+
+def test_a_familiar_launch_takes_16_devices_and_24_without_merges() -> None:
+    merged, separate = plan_for("ppo", [*PPO, *MERGED], "2x8xH100"), plan_for("ppo", PPO, "3x8xH100")
+    assert (merged.placement.num_devices, separate.placement.num_devices) == (16, 24)
+    assert (len(merged.groups), len(separate.groups)) == (3, 5)
+    assert merged.fits
+    assert separate.fits
+
+
+def test_one_node_is_too_few_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"rollout: bundle 1 of 4 needs 2 devices; free are 0 on node 0"):
+        plan_for("ppo", [*PPO, *MERGED], "8xH100")
+
+
+def test_ppo_of_8b_by_hand() -> None:
+    """The calculation that docs/planning.md shows."""
+    plan = plan_for("ppo", [*PPO, *MERGED], "2x8xH100")
+    policy = plan.groups[0].memory["learn"][Role.POLICY]
+    numbers = 8_030_261_248
+    assert policy.parameters == numbers * 2 / 4
+    assert policy.gradients == numbers * 4 / 4
+    assert policy.optimizer == numbers * 12 / 4
+    # A layer keeps 4 hidden states, queries twice, keys and values twice and 4 widths in bfloat16, 2 hidden states and
+    # 34 numbers in float32; two layers whole, and one hidden state of each of 32.
+    layer = (4 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336) * 2 + 2 * 4096 * 4 + 34 * 4
+    assert policy.activations == 16384 * (32 * 4096 * 2 + 2 * layer)
+    assert policy.logits == 3 * 1024 * 128256 * 4 + 128256 * 4096 * 4
+    assert policy.gathered == 2 * 10**9 + 2 * 5 * 10**8
+    assert plan.groups[0].memory["learn"][Role.REFERENCE].total == numbers * 2 / 4
+    assert plan.groups[0].peak_phase == "learn"
+    assert plan.groups[0].peak / GIB == pytest.approx(55.0, abs=0.1)
+
+
+def test_seconds_of_ppo_of_8b_by_hand() -> None:
+    plan = plan_for("ppo", [*PPO, *MERGED], "2x8xH100")
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096) + 128256 * 4096
+    per_token = 2 * weights + 4 * 32 * 4096 * 1024
+    compute = 512 * 2048 / 4 * per_token * 4 / (989e12 * 0.4)
+    passes = 16  # 4 optimizer steps, in each of which a rank sees 4 micro-batches of 16384 tokens
+    assert plan.seconds["learn"] == pytest.approx(compute + 2 * passes * 0.02, rel=0.01)
+    assert plan.seconds["sync"] == pytest.approx(8_030_261_248 * 2 / (50e9 * 0.7))
+
+
+def test_grpo_of_70b_on_64_devices() -> None:
+    flags = shlex.split(
+        "--policy.num-nodes 4 --policy.num-gpus-per-node 8 --reference.num-nodes 4 "
+        "--reference.num-gpus-per-node 8 --colocate policy,reference --rollout.num-engines 8 "
+        "--rollout.tensor-parallel-size 4 --reward.rules math --policy.gradient-checkpointing "
+        "--rollout.max-response-tokens 1024 --algo.kl.coef 0.001"
+    )
+    plan = plan_for("grpo", flags, "8x8xH100", LLAMA_3_70B)
+    numbers = 70_553_706_496
+    assert plan.placement.num_devices == 64
+    policy = plan.groups[0].memory["learn"][Role.POLICY]
+    assert policy.parameters + policy.gradients + policy.optimizer == numbers * 18 / 32
+    assert plan.groups[0].memory["learn"][Role.REFERENCE].parameters == numbers * 2 / 32
+    assert plan.groups[1].memory["generate"][Role.ROLLOUT].parameters == numbers * 2 / 4
+    assert plan.cache_tokens == pytest.approx(
+        (0.85 * 79.6 * GIB - numbers * 2 / 4 - 1.3 * GIB) / (2 * 80 * 8 * 128 * 2 / 4), rel=1e-6
+    )
+    assert plan.fits
+
+
+def test_phases_follow_one_another_and_groups_work_side_by_side() -> None:
+    plan = plan_for("ppo", [*PPO, *MERGED], "2x8xH100")
+    assert plan.step_s == pytest.approx(sum(plan.seconds.values()))
+    assert plan.seconds["learn"] == max(group.seconds["learn"] for group in plan.groups)
+    ahead = plan_for("ppo", [*PPO, *MERGED, "--rollout.max-lag", "1"], "2x8xH100")
+    assert ahead.step_s == pytest.approx(
+        max(
+            plan.seconds["generate"] + plan.seconds["score"], sum(plan.seconds[p] for p in ("measure", "learn", "sync"))
+        )
+    )
+    assert 0 < ahead.idle_share < plan.idle_share < 1
+
+
+def test_shorter_answers_take_less_time_and_the_same_memory() -> None:
+    plan, short = (
+        plan_for("ppo", [*PPO, *MERGED], "2x8xH100", lengths=lengths) for lengths in (Lengths(), Lengths(response=256))
+    )
+    assert short.step_s < plan.step_s
+    assert [group.peak for group in short.groups] == [group.peak for group in plan.groups]
+
+
+def test_engines_on_shared_devices_sleep_while_models_learn() -> None:
+    flags = ["--colocate", "all", "--rollout.num-engines", "1", "--rollout.gpu-memory-utilization", "0.5"]
+    plan = plan_for("grpo", [*flags, "--reward.rules", "math"], "1xH100", {**LLAMA_3_8B, "num_hidden_layers": 1})
+    held = plan.groups[0].memory
+    assert held["generate"][Role.ROLLOUT].kv_cache > 0
+    assert held["learn"][Role.ROLLOUT].total == held["learn"][Role.ROLLOUT].process
+
+
+def test_thousands_of_devices_are_planned() -> None:
+    flags = [*PPO, "--policy.num-nodes", "128", "--policy.num-gpus-per-node", "8", "--rollout.num-engines", "512"]
+    plan = plan_for("ppo", flags, "512x8xH100")
+    assert plan.placement.num_devices == 1024 + 12 + 1024
+    assert len(plan.groups[-1].bundles) == 512
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("16x8xH100", "16x8xH100"), ("8xa100", "1x8xA100"), ("1xA100-40", "1x1xA100-40")]
+)
+def test_a_cluster_in_a_word(text: str, shown: str) -> None:
+    assert str(parse_cluster(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("H100", "need NODESxDEVICESxKIND"), ("2x8xV900", 'no data sheet of "V900"'), ("0x8xH100", "at least one node")],
+)
+def test_a_cluster_that_cannot_be(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_cluster(text)
