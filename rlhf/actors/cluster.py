@@ -17,6 +17,7 @@ from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.connection import LOCAL, connect
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
+from rlhf.planning.layout import core_share, lay_out
 from rlhf.planning.placement import DeviceGroup, Placement, shortages
 from rlhf.types import Role
 
@@ -24,7 +25,15 @@ logger = logging.getLogger(__name__)
 
 LEAVE_TIMEOUT_S = 10.0
 
+ACCELERATOR = "accelerator_type:"
+
 Device = str
+
+
+def gpus_of(resources: Mapping[str, float]) -> list[str]:
+    """The kind of each GPU among a node's resources, by the name that Ray gives it."""
+    kinds = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return [next(kinds, "GPU")] * int(resources.get("GPU", 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,7 @@ class Cluster:
         traffic.open()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
+        self.gpu_kinds = [gpus_of(node) for node in nodes]
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
         self.device: Device = section.device
         if section.device == "auto":
@@ -76,6 +86,8 @@ class Cluster:
         """
         if self.device == "cuda" and (problems := shortages(placement, self.gpus_per_node)):
             raise ConfigError(problems)
+        if self.device == "cuda":
+            lay_out(placement, [int(free) for free in self.gpus_per_node])
         seats: dict[Role, list[Seat]] = {}
         for group in placement.groups:
             bundles = self._bundles(group, placement)
@@ -154,7 +166,7 @@ class Cluster:
         each = group.shape.num_devices_per_node
         if self.device == "cuda":
             return [{"GPU": each, "CPU": each}] * group.shape.num_nodes
-        share = min(1.0, sum(self.cpus_per_node) / placement.num_devices)
+        share = core_share(placement, self.cpus_per_node)
         return [{"CPU": floor(share * each * 100) / 100}] * group.shape.num_nodes
 
     def _seats(

@@ -18,6 +18,7 @@ import ray
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.logs import Trace, redirect_output
+from rlhf.actors.memory import peak_memory
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource
@@ -130,6 +131,9 @@ class Actor:
     def where(self) -> tuple[str, int]:
         return here()
 
+    def peak_memory(self) -> int:
+        return peak_memory()
+
 
 class ModelWorker(Actor):
     """One rank of a device group: hosts this rank's engine of every role that shares the group."""
@@ -176,7 +180,7 @@ class ModelWorker(Actor):
 
     def unload(self, role: Role) -> None:
         """Forget a model that only computes, and give its memory back."""
-        from rlhf.engines.scoring import free_memory
+        from rlhf.engines.device_memory import free_memory
 
         del self._engines[role]
         free_memory()

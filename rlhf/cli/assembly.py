@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from rlhf.actors.calls import Worker
 from rlhf.actors.groups import FollowingReference, GroupEngine
 from rlhf.actors.launch import Crew
+from rlhf.actors.memory import MemoryGauge
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
 from rlhf.actors.rollout import RolloutPool
@@ -153,6 +154,7 @@ def assemble_offline(
         models=models,
         source=offline_source(config, given.train, algorithm),
         evaluator=EVALUATORS[command](models, evaluated, groups, portions(config)) if groups else None,
+        gauge=memory_gauge(config, crew),
     )
 
 
@@ -196,7 +198,18 @@ def assemble_online(
         source=rollout_source(config, data.prompts.train, sampler, algorithm, tokenizer, stop),
         evaluator=evaluator if held_out_prompts else None,
         pretraining=pretraining(config, data),
+        gauge=memory_gauge(config, crew),
     )
+
+
+def memory_gauge(config: TrainConfig, crew: Crew) -> MemoryGauge:
+    """Reads how full the processes have been, by the roles that they host."""
+    hosted: dict[str, Sequence[Worker]] = {}
+    for group in dict.fromkeys(crew.groups.values()):
+        hosted["+".join(role for role, other in crew.groups.items() if other is group)] = group.workers
+    if crew.engines:
+        hosted[Role.ROLLOUT] = crew.engines
+    return MemoryGauge(groups=hosted, timeout_s=config.train.step_timeout_s)
 
 
 def trainee(config: TrainConfig, crew: Crew, role: Role) -> GroupEngine:

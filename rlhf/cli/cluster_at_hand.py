@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf.config.commands import TrainConfig
@@ -13,20 +13,28 @@ from rlhf.planning.placement import Placement
 
 CORE_TFLOPS = 0.03
 """float32, of one core of a server's CPU."""
-ACCELERATOR = "accelerator_type:"
 
 
 def cluster_at_hand(config: TrainConfig, placement: Placement) -> ClusterShape:
-    """The nodes that a run of this config would have. A run on CPU shares this machine's cores and memory among the
-    devices that it asks for.
+    """The nodes that a run of this config would have: the Ray cluster's that it would join, or this machine's.
 
     Raises:
-        ConfigError: the cluster's GPUs are of a kind without a data sheet, or of several kinds.
+        ConfigError: as `shape_of`; or there is no such cluster.
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     nodes = _ray_nodes(address) if address else [local_gpus()]
+    return shape_of([] if config.cluster.device == "cpu" else nodes, placement)
+
+
+def shape_of(nodes: Sequence[Sequence[str]], placement: Placement) -> ClusterShape:
+    """The cluster whose nodes have GPUs of these kinds. Without any, a run shares this machine's cores and memory among
+    the devices that it asks for.
+
+    Raises:
+        ConfigError: the GPUs are of a kind without a data sheet, or of several kinds.
+    """
     kinds = sorted({kind for node in nodes for kind in node})
-    if config.cluster.device == "cpu" or not kinds:
+    if not kinds:
         return _cpu_cluster(placement.num_devices)
     if len(kinds) > 1:
         raise ConfigError(f"cluster: has {', '.join(kinds)}; plan for one kind of them, as --cluster 4x8xH100.")
@@ -60,6 +68,7 @@ def _ray_nodes(address: str) -> list[list[str]]:
     # A plan for a described cluster, or for this machine, does without Ray.
     import ray  # noqa: PLC0415
 
+    from rlhf.actors.cluster import gpus_of  # noqa: PLC0415
     from rlhf.actors.connection import connect  # noqa: PLC0415
 
     orphans = connect(address, "rlhf-plan")
@@ -68,12 +77,6 @@ def _ray_nodes(address: str) -> list[list[str]]:
     finally:
         ray.shutdown()
         orphans.close()
-
-
-def gpus_of(resources: Mapping[str, float]) -> list[str]:
-    """Kind of each GPU among a node's resources."""
-    kinds: Iterable[str] = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
-    return [next(iter(kinds), "GPU")] * int(resources.get("GPU", 0))
 
 
 def _cpu_cluster(num_devices: int) -> ClusterShape:

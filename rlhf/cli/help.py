@@ -129,6 +129,9 @@ Shows where a run's models would live, what each device would hold phase by phas
 before anything starts; of models it reads config.json alone. Takes every flag of `rlhf train METHOD` too. Exits with
 2 where the run does not fit, and says with which settings it would.
 
+`rlhf plan --calibrate RUN [--cluster 2x8xH100]` shows what a finished run measured beside what was planned for it, and
+keeps the factors for --calibration.
+
 """
 GENERATE_HEAD = """\
 Usage: rlhf generate MODEL [--prompt TEXT ... | --prompts FILE] [options]

@@ -67,35 +67,24 @@ def run(arguments: list[str]) -> int:
         return _show(f"rlhf {__version__}\n")
     if verb in HELP or verb == "help":
         return _show(MAIN_HELP)
-    if verb == "generate":
-        return _generate(rest)
-    if verb == "quickstart":
-        return _quickstart(rest)
+    if verb in {"train", "check"}:
+        return _train_or_check(verb, rest)
     if verb in TOOLS:
         return _tool(verb, rest)
-    if verb in {"train", "check", "plan"}:
-        return _on_run(verb, rest)
+    others = {"plan": _plan, "generate": _generate, "quickstart": _quickstart}
+    if verb in others:
+        return others[verb](rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
 
 
-def _on_run(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.help import commands_help, plan_help, train_help
-    from rlhf.config.commands import COMMANDS
+def _train_or_check(verb: str, arguments: list[str]) -> int:
+    from rlhf.cli.help import commands_help, train_help
 
-    command, *rest = arguments or ["--help"]
-    if command == "kto" and "--online" in rest:
-        command, rest = "online-kto", [word for word in rest if word != "--online"]
-    if verb == "plan" and HELP & set(arguments or ["--help"]):
-        return _show(plan_help())
+    command, rest = _method(verb, arguments)
     if command in HELP:
         return _show(commands_help(verb))
-    if command not in COMMANDS:
-        have = f'unknown algorithm "{command}" (have {", ".join(COMMANDS)})'
-        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
     if HELP & set(rest):
         return _show(train_help(verb, command))
-    if verb == "plan":
-        return _plan(command, rest)
     from rlhf.cli.check import checked_config, run_check
 
     if verb == "check":
@@ -108,13 +97,36 @@ def _on_run(verb: str, arguments: list[str]) -> int:
         return run_training(command, config)
 
 
-def _plan(command: str, arguments: list[str]) -> int:
-    from rlhf.config.load_plan import load_plan
+def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The method that a command line names, and its other words. A help flag may stand in its place."""
+    from rlhf.config.commands import COMMANDS
 
-    options, config = load_plan(command, arguments, os.environ)
+    command, *rest = arguments or ["--help"]
+    if command == "kto" and "--online" in rest:
+        return "online-kto", [word for word in rest if word != "--online"]
+    if command not in COMMANDS and command not in HELP:
+        have = f'unknown algorithm "{command}" (have {", ".join(COMMANDS)})'
+        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
+    return command, rest
+
+
+def _plan(arguments: list[str]) -> int:
+    from rlhf.cli.help import plan_help
+
+    if HELP & set(arguments) or not arguments:
+        return _show(plan_help())
+    from rlhf.config.load_plan import load_calibrate, load_plan
+
+    if any(word.startswith("--calibrate") for word in arguments):
+        calibrate = load_calibrate(arguments)
+        from rlhf.cli.calibrate import run_calibrate
+
+        return run_calibrate(calibrate)
+    command, rest = _method("plan", arguments)
+    options, config = load_plan(command, rest, os.environ)
     from rlhf.cli.plan import run_plan
 
-    return run_plan(command, config, options, os.environ)
+    return run_plan(command, config, options)
 
 
 def _generate(arguments: list[str]) -> int:

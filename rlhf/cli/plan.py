@@ -1,8 +1,9 @@
 """`rlhf plan`: what a run would look like on a cluster, from its config and its models' config.json alone."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -18,6 +19,7 @@ from rlhf.config.model_files import ModelFileError, local_folder, read_config_js
 from rlhf.config.tools import PlanConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
+from rlhf.planning.calibration import NONE, Calibration
 from rlhf.planning.edits import as_flags
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.mending import Planner, mend, mend_placement
@@ -28,35 +30,45 @@ from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths
 from rlhf.types import Role
 
+Finder = Callable[[str, str], Mapping[str, object]]
+"""The config.json of a model, for an error that begins with `where`."""
 HUB_TIMEOUT_S = 10.0
+CALIBRATION = "calibration.json"
+"""What `--calibrate` leaves in a run's folder."""
 
 
-def shapes_of(config: TrainConfig, needs: Needs, environ: Mapping[str, str]) -> dict[Role, ModelShape]:
+def shapes_of(config: TrainConfig, needs: Needs, find: Finder) -> dict[Role, ModelShape]:
     """The size of every model that the run starts. Raises ModelError."""
     models = {role: model_of(section, role) for role, section in sections(config, needs).items()}
     known: dict[str, ModelShape] = {}
     for role, model in models.items():
         if model not in known:
-            known[model] = model_shape(f"{role}.model", config_json(model, f"{role}.model", environ))
+            known[model] = model_shape(f"{role}.model", find(model, f"{role}.model"))
     return {role: known[model] for role, model in models.items()}
 
 
-def config_json(model: str, where: str, environ: Mapping[str, str]) -> Mapping[str, object]:
-    """A model's config.json: from its folder, from the hub's cache, or (a few kilobytes) from the hub.
-
-    Raises:
-        ModelError: there is none in any of these.
-    """
+def local_config_json(model: str, where: str) -> Mapping[str, object]:
+    """A model's config.json from its folder, or from the hub's cache. Raises ModelError."""
     try:
-        folder = local_folder(model, environ)
+        folder = local_folder(model, os.environ)
         if folder is None:
-            folder = Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent
+            raise ModelError(f"{where}: {model} is not here.")
         return read_config_json(folder)
     except ModelFileError as error:
         raise ModelError(f"{where}: {error}") from error
+
+
+def config_json(model: str, where: str) -> Mapping[str, object]:
+    """As `local_config_json`, or a few kilobytes from the hub. Raises ModelError."""
+    try:
+        if local_folder(model, os.environ) is None:
+            return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
     except (OSError, HfHubHTTPError) as error:
         text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
         raise ModelError(text) from error
+    except ModelFileError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return local_config_json(model, where)
 
 
 def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> ConfigError:
@@ -68,7 +80,7 @@ def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> Confi
     return ConfigError([*error.problems, f"placement: {advice}"])
 
 
-def run_plan(command: str, config: TrainConfig, options: PlanConfig, environ: Mapping[str, str]) -> int:
+def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     """Print the plan of a resolved config; the exit code is that of a wrong config where it does not fit.
 
     Raises:
@@ -79,12 +91,13 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig, environ: Ma
     cluster = (
         cluster_at_hand(config, place(config, needs)) if options.cluster is None else parse_cluster(options.cluster)
     )
-    shapes = shapes_of(config, needs, environ)
+    shapes = shapes_of(config, needs, config_json)
     roles = tuple(sections(config, needs))
+    calibration = NONE if options.calibration is None else Calibration.read(Path(options.calibration) / CALIBRATION)
     lengths = Lengths(prompt=options.prompt_tokens, response=options.response_tokens)
 
     def planner(candidate: TrainConfig) -> Plan:
-        return plan_run(command, candidate, needs, shapes, cluster, lengths=lengths)
+        return plan_run(command, candidate, needs, shapes, cluster, lengths=lengths, calibration=calibration)
 
     try:
         plan = planner(config)

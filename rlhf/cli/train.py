@@ -24,6 +24,7 @@ from rlhf.cli.assembly import (
 )
 from rlhf.cli.casting import cast
 from rlhf.cli.class_weights import weigh_classes
+from rlhf.cli.foresight import foreseen
 from rlhf.cli.stored_reference import fill_store, open_store, without_reference
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
@@ -106,6 +107,8 @@ def run_training(command: str, config: TrainConfig) -> int:
             store = open_store(config, data.groups, tokenizer, length.num_steps, cluster.device, records)
             needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
             placement = place(config, needs)
+            for line in foreseen(command, config, needs, cluster):
+                console.say(line)
             crew = start(config, needs, cluster, placement, length)
             for line in describe(crew, placement, cluster.device):
                 console.say(line)

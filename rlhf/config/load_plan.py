@@ -6,7 +6,7 @@ from rlhf.config.commands import TrainConfig
 from rlhf.config.flags import ALIASES, Flags
 from rlhf.config.load import read_config, resolve
 from rlhf.config.merge import Merged, Schema
-from rlhf.config.tools import PlanConfig
+from rlhf.config.tools import CalibrateConfig, PlanConfig
 from rlhf.errors import ConfigError
 
 ANY_DATA = ("--data.path", "any")
@@ -29,6 +29,17 @@ def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> 
     if problems or merged.config is None or read.config is None:
         raise ConfigError(problems)
     return merged.config, resolve(read.config)
+
+
+def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
+    """The options of `rlhf plan --calibrate RUN`. Raises ConfigError with every problem."""
+    schema = Schema(CalibrateConfig)
+    flags = Flags(argv, schema.fields)
+    merged = Merged(schema, [flags.layer])
+    problems = [*merged.problems, *(f"{word}: unexpected argument." for word in flags.positionals)]
+    if problems or merged.config is None:
+        raise ConfigError(problems)
+    return merged.config
 
 
 def _divided(argv: Sequence[str], schema: Schema[PlanConfig]) -> tuple[list[str], list[str]]:

@@ -158,5 +158,18 @@ class PlanConfig(Section):
     """Mean answer, for times; by default the longest that the config admits."""
     suggest: bool = False
     """Search the cluster for faster placements of the same run, and name the best three."""
+    calibration: str | None = None
+    """Folder of a run that `rlhf plan --calibrate` was given: its factors correct this plan."""
     as_json: bool = False
     """Print the plan as JSON (short: --json)."""
+
+
+class CalibrateConfig(Section):
+    """What a finished run measured beside what was planned for it; the factors are kept in its folder."""
+
+    calibrate: str | None = None
+    """Folder of the run."""
+    cluster: str | None = None
+    """Cluster that it ran on, as 2x8xH100; by default the one at hand."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -1,6 +1,5 @@
 """A model that only computes: reference or reward model."""
 
-import gc
 from collections.abc import Sequence
 
 import torch
@@ -47,10 +46,3 @@ class ScoringEngine:
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
         return [self._model(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
-
-
-def free_memory() -> None:
-    """Give back what forgotten models held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

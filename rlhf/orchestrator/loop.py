@@ -7,7 +7,7 @@ portions and passes a step has.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -64,6 +64,8 @@ class Parts:
     source: GroupSource
     evaluator: Evaluator | None = None
     pretraining: Pretraining | None = None
+    gauge: Callable[[], Mapping[str, float]] = dict[str, float]
+    """Figures of the processes, read once a step."""
 
 
 class Loop:
@@ -157,6 +159,7 @@ class Loop:
             sync,
             followed,
             evaluated,
+            self._parts.gauge(),
             describe_time(clock, batch, sum(len(sequence) for example in examples for sequence in example.sequences)),
             {
                 "data/position": float(batch.position),

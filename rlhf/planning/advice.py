@@ -15,14 +15,15 @@ MOSTLY_IDLE = 0.5
 
 def advice_on(plan: Plan, config: TrainConfig, edits: Edits | None) -> list[str]:
     """One line a fact. `edits` are settings with which a plan that does not fit would."""
-    lines = [*_shortages(plan)]
+    lines = [*shortages(plan)]
     if lines:
         mended = f"It fits with: {as_flags(edits)}" if edits else "No usual setting mends it; use more devices."
         return [*lines, mended]
     return [*_warnings(plan, config)]
 
 
-def _shortages(plan: Plan) -> Iterator[str]:
+def shortages(plan: Plan) -> Iterator[str]:
+    """What there is too little of."""
     for group in plan.groups:
         if not group.fits:
             yield (

@@ -7,6 +7,8 @@ from rlhf.errors import ConfigError
 from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.types import Role
 
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
@@ -53,6 +55,26 @@ def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
     if problems:
         raise ConfigError(problems)
     return bundles
+
+
+def core_share(placement: Placement, cores: Sequence[float]) -> float:
+    """Cores for each device of a run without GPUs, 1 at most: the largest share with which every bundle finds a node.
+
+    `cores` holds each node's.
+
+    Raises:
+        ConfigError: a group is spread over more nodes than there are.
+    """
+    shares = {min(1.0, have / devices) for have in cores for devices in range(1, placement.num_devices + 1) if have}
+    refused = ConfigError("placement: no node has a core.")
+    for share in sorted(shares, reverse=True):
+        try:
+            lay_out(placement, [int(have / share + ROUNDING) for have in cores])
+        except ConfigError as error:
+            refused = error
+        else:
+            return share
+    raise refused
 
 
 def _short(group: DeviceGroup, index: int, num_bundles: int, size: int, left: Sequence[int], taken: list[int]) -> str:

@@ -1,13 +1,14 @@
 """A run's plan: its groups on nodes, what each device holds phase by phase, and how long a step takes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.planning import memory, timing
+from rlhf.planning.calibration import ENGINE, MODELS, NONE, Calibration
 from rlhf.planning.hardware import GIB, ClusterShape
 from rlhf.planning.layout import Bundle, lay_out
 from rlhf.planning.memory import Memory, ModelLoad
@@ -45,6 +46,18 @@ class GroupPlan:
     """Bytes of one device."""
 
     @property
+    def processes(self) -> Mapping[str, float]:
+        """Bytes of one process at most, by the roles that it hosts: models together, an engine by itself."""
+        models: list[Role] = [role for role in self.group.roles if role != Role.ROLLOUT]
+        hosted = {"+".join(models): models} if models else {}
+        if Role.ROLLOUT in self.group.roles:
+            hosted[Role.ROLLOUT] = [Role.ROLLOUT]
+        return {
+            name: max(sum(held[role].total for role in roles) for held in self.memory.values())
+            for name, roles in hosted.items()
+        }
+
+    @property
     def totals(self) -> Mapping[str, float]:
         """Phase -> bytes of one device."""
         return {phase: sum(part.total for part in roles.values()) for phase, roles in self.memory.items()}
@@ -76,7 +89,8 @@ class Plan:
     """Tokens that one engine's cache has room for."""
     cache_wanted: float = 0.0
     """Tokens of the longest sequences that one engine works on at once."""
-    shapes: Mapping[Role, ModelShape] = field(default_factory=dict)
+    other_s: float = 0.0
+    """Of a step, outside the phases."""
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -88,7 +102,7 @@ class Plan:
         phases = self.seconds
         rollouts = phases["generate"] + phases["score"]
         rest = phases["measure"] + phases["learn"] + phases["sync"]
-        return max(rollouts, rest) if self.overlaps else rollouts + rest
+        return self.other_s + (max(rollouts, rest) if self.overlaps else rollouts + rest)
 
     @property
     def tokens_per_s(self) -> float:
@@ -132,6 +146,7 @@ def plan_run(
     *,
     lengths: Lengths = LIMITS,
     rates: Efficiency = USUAL,
+    calibration: Calibration = NONE,
 ) -> Plan:
     """Plan a resolved config on an empty cluster.
 
@@ -143,7 +158,7 @@ def plan_run(
     placement = place(config, needs)
     bundles = lay_out(placement, [cluster.devices_per_node] * cluster.num_nodes)
     work = workload(command, config, needs, lengths)
-    planner = _Planner(config, needs, shapes, cluster, placement, work, rates)
+    planner = _Planner(config, needs, shapes, cluster, placement, work, rates, calibration)
     groups = tuple(
         planner.group(group, tuple(bundle for bundle in bundles if bundle.group is group)) for group in placement.groups
     )
@@ -156,7 +171,7 @@ def plan_run(
         overlaps=isinstance(config, OnlineConfig) and config.rollout.max_lag > 0,
         cache_tokens=planner.cache_tokens() if online else 0.0,
         cache_wanted=planner.cache_wanted() if online else 0.0,
-        shapes=planner.shapes,
+        other_s=calibration.other_s,
     )
 
 
@@ -172,11 +187,13 @@ class _Planner:
         placement: Placement,
         work: Workload,
         rates: Efficiency,
+        calibration: Calibration,
     ) -> None:
         self._config = config
         self._cluster = cluster
         self._work = work
         self._rates = rates
+        self._calibration = calibration
         self._device = "cpu" if cluster.device.is_cpu else "cuda"
         scalar = {Role.CRITIC, Role.REWARD}
         self.shapes = {role: shape.as_scorer() if role in scalar else shape for role, shape in shapes.items()}
@@ -222,7 +239,10 @@ class _Planner:
             bundles=bundles,
             memory=held,
             host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
-            seconds={phase: self._seconds(group, phase) for phase in self._phases()},
+            seconds={
+                phase: self._seconds(group, phase) * self._calibration.seconds.get(phase, 1.0)
+                for phase in self._phases()
+            },
             capacity=self._cluster.device.memory_gib * GIB,
         )
 
@@ -261,9 +281,10 @@ class _Planner:
         )
 
     def _process(self, role: Role) -> float:
+        beyond = self._calibration.memory.get(ENGINE if role == Role.ROLLOUT else MODELS, 0.0)
         if not self._cluster.device.is_cpu:
-            return GPU_PROCESS
-        return CPU_ENGINE if role == Role.ROLLOUT else CPU_PROCESS
+            return GPU_PROCESS + beyond
+        return beyond + (CPU_ENGINE if role == Role.ROLLOUT else CPU_PROCESS)
 
     def _engine(self, phase: str, *, shares: bool) -> Memory:
         """One device of an engine. On shared GPUs it sleeps but while it answers and receives, unless it answers beside

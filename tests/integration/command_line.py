@@ -20,7 +20,7 @@ START_TIMEOUT_S = 400.0
 """Longest wait for the first steps: a minute on an idle machine of two cores."""
 RUN_TIMEOUT_S = 500.0
 MARK = "RLHF_TEST_RUN"
-TIMED = ("time", "throughput/", "sync/seconds")
+TIMED = ("time", "throughput/", "sync/seconds", "memory/")
 """Metrics that differ from run to run."""
 
 CONFIG = """\

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +33,63 @@ class RayHead:
 
     def stop(self) -> None:
         """End the processes of this cluster and of no other one."""
-        mine = psutil.Process(self.process.pid)
-        started = mine.children(recursive=True)
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_TIMEOUT_S)
-        for process in (mine, *started):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait(STOP_TIMEOUT_S)
+        end_tree(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start_ray_head() -> RayHead:
+@contextlib.contextmanager
+def joined_nodes(head: RayHead, addresses: Sequence[str], num_cpus: int) -> Iterator[None]:
+    """More nodes of this machine in the cluster, each with an address of its own."""
+    with contextlib.ExitStack() as stack:
+        for address in addresses:
+            # A folder of its own, as on a machine of its own: nodes that share one clear away each other's jobs.
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="rlhf-ray-", dir="/tmp", ignore_cleanup_errors=True)
+            )
+            stack.callback(end_tree, _join(head, address, Path(folder), num_cpus))
+        yield
+
+
+def _join(head: RayHead, address: str, folder: Path, num_cpus: int) -> subprocess.Popen[bytes]:
+    log = folder / "node.log"
+    command = (RAY, "start", "--address", head.address, "--block", "--node-ip-address", address)
+    with log.open("wb") as output:
+        node = subprocess.Popen(
+            [*command, "--temp-dir", str(folder), "--num-cpus", str(num_cpus)],
+            env=head.environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_until_started(node, log)
+    return node
+
+
+def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the line with which `ray start` says that a node is up."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while "Ray runtime started" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started, and no other one."""
+    mine = psutil.Process(process.pid)
+    started = mine.children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    for one in (mine, *started):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait(STOP_TIMEOUT_S)
+
+
+def start_ray_head(num_cpus: int = 2) -> RayHead:
     """Start a head node on the loopback address, with token authentication and the job server.
 
     Its folder is a short path of its own: the paths of sockets may have 107 bytes.
@@ -55,6 +100,7 @@ def start_ray_head() -> RayHead:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # 30 s are too few where other work takes the cores
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, timeout=120)
     port, dashboard_port, agent_port, client_port = free_ports(4)
@@ -66,7 +112,7 @@ def start_ray_head() -> RayHead:
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
                 # The port of the agent that takes jobs has a default, and where it is taken no job is.
                 *("--dashboard-agent-listen-port", str(agent_port), "--ray-client-server-port", str(client_port)),
-                *("--temp-dir", str(folder), "--num-cpus", "2"),
+                *("--temp-dir", str(folder), "--num-cpus", str(num_cpus)),
             ],
             env=environment,
             cwd=folder,
@@ -75,9 +121,9 @@ def start_ray_head() -> RayHead:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    wait_until_started(process, log)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while "Ray runtime started" not in log.read_text() or not listens(dashboard_port):
-        assert process.poll() is None, log.read_text()
+    while not listens(dashboard_port):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     return RayHead(

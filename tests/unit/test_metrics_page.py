@@ -90,7 +90,11 @@ def logged_by(run: Run) -> set[str]:
     run.num_steps, run.checkpoint_every = 2, 1
     run.run()
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return {re.sub(r"/source/.*", "/source/NAME", name) for row in rows for name in row} - NOT_FIGURES
+    placed = [("/source/.*", "/source/NAME"), ("^memory/.*", "memory/ROLES")]
+    names = {name for row in rows for name in row}
+    for found, shown in placed:
+        names = {re.sub(found, shown, name) for name in names}
+    return names - NOT_FIGURES
 
 
 def logged_by_ppo(folder: Path) -> set[str]:

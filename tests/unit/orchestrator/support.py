@@ -161,6 +161,7 @@ class Run:
                     source=self.source or self.make_source(),
                     evaluator=self.evaluator,
                     pretraining=self.pretraining,
+                    gauge=lambda: {"memory/policy": 0.5},
                 ),
                 Course(
                     num_steps=self.num_steps,

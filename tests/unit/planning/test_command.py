@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli.cluster_at_hand import gpus_of, sheet_of
+from rlhf.actors.cluster import gpus_of
+from rlhf.cli.cluster_at_hand import sheet_of
 from rlhf.cli.main import main
 from rlhf.errors import ConfigError
 from tests.unit.planning.support import LLAMA_3_8B

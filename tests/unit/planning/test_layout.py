@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from rlhf.errors import ConfigError
-from rlhf.planning.layout import bundle_sizes, lay_out
+from rlhf.planning.layout import bundle_sizes, core_share, lay_out
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import Role
 
@@ -84,3 +84,26 @@ def test_a_refusal_says_what_every_node_has() -> None:
     assert refused.value.problems == (
         "placement: policy: its bundle needs 8 devices; free are 3 on node 0, 4 on each of nodes 1 to 3.",
     )
+
+
+@pytest.mark.parametrize(
+    ("num_roles", "cores", "share"),
+    [
+        (1, [2], 1.0),
+        (5, [2], 0.4),
+        (3, [1, 1], 0.5),  # two thirds would leave the third role without a node
+        (3, [1, 1, 1], 1.0),
+        (5, [3, 1], 0.75),
+        (2, [8], 1.0),
+    ],
+)
+def test_roles_without_gpus_share_cores_so_that_all_find_room(num_roles: int, cores: list[float], share: float) -> None:
+    one = Shape(num_nodes=1, num_devices_per_node=1)
+    placement = plan_placement(dict.fromkeys(ROLES[:num_roles], one), (), num_engines=1)
+    assert core_share(placement, cores) == pytest.approx(share)
+
+
+def test_a_group_over_more_nodes_than_there_are_is_refused() -> None:
+    placement = plan_placement({Role.POLICY: Shape(num_nodes=3, num_devices_per_node=1)}, ())
+    with pytest.raises(ConfigError, match="policy: bundle 2 of 3 needs 1 device on a node other than 0"):
+        core_share(placement, [8])

@@ -1,0 +1,45 @@
+"""How much memory a run's processes have held at most: what a plan is compared with."""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from rlhf.actors.calls import Call, Worker, wait_all
+
+GIB = 2**30
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most since it began: of its GPU's memory, or without one of host memory."""
+    if "torch" in sys.modules:
+        from rlhf.engines.device_memory import peak_device_memory  # noqa: PLC0415  the driver and reward workers have no torch
+
+        if peak := peak_device_memory():
+            return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryGauge:
+    """Reads the peaks of all processes, for the figures of a step."""
+
+    groups: Mapping[str, Sequence[Worker]]
+    """Processes by the name of what they host."""
+    timeout_s: float
+
+    def __call__(self) -> dict[str, float]:
+        """The fullest process of each group, in GiB. Raises: as `wait_all`."""
+        calls = [
+            (name, Call(worker=worker, ref=worker.handle.peak_memory.remote()))
+            for name, workers in self.groups.items()
+            for worker in workers
+        ]
+        peaks = wait_all([call for _, call in calls], phase="reading of memory", timeout_s=self.timeout_s)
+        figures: dict[str, float] = {}
+        for (name, _), peak in zip(calls, peaks, strict=True):
+            key = f"memory/{name}"
+            figures[key] = max(figures.get(key, 0.0), cast(int, peak) / GIB)
+        return figures

@@ -1,0 +1,87 @@
+"""`rlhf plan --calibrate RUN`: planned beside measured, and the factors between them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.algorithms import build_algorithm
+from rlhf.cli.cluster_at_hand import cluster_at_hand
+from rlhf.cli.plan import CALIBRATION, config_json, shapes_of
+from rlhf.config.commands import COMMANDS, TrainConfig
+from rlhf.config.load import load_config
+from rlhf.config.tools import CalibrateConfig
+from rlhf.errors import ConfigError, DataError
+from rlhf.planning.calibration import GIB, Measured, calibrated, measured
+from rlhf.planning.hardware import parse_cluster
+from rlhf.planning.plan import PHASES, Plan, plan_run
+from rlhf.planning.roles import place
+from rlhf.planning.workload import workload
+
+
+def run_calibrate(options: CalibrateConfig) -> int:
+    """Print the comparison and keep the factors in the run's folder. Returns the exit code.
+
+    Raises:
+        ConfigError: there is no such run, or its config is of another version.
+        DataError: its metrics say too little.
+    """
+    if options.calibrate is None:
+        raise ConfigError("calibrate: name the folder of a run.")
+    folder = Path(options.calibrate)
+    command, config = run_config(folder)
+    plan, found = compared(command, config, folder, options.cluster)
+    memory = {name: size for group in plan.groups for name, size in group.processes.items()}
+    calibration = calibrated(found, plan.seconds, memory)
+    show(Console(highlight=False), plan, found, memory)
+    calibration.write(folder / CALIBRATION)
+    Console(highlight=False).print(f"kept in {folder / CALIBRATION}: rlhf plan {command} ... --calibration {folder}")
+    return 0
+
+
+def run_config(folder: Path) -> tuple[str, TrainConfig]:
+    """The command and the resolved config of a run. Raises ConfigError."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"calibrate: {folder} is not a run's folder: no config.yaml there.")
+    problems: tuple[str, ...] = ()
+    for command in COMMANDS:
+        try:
+            return command, load_config(command, [str(file)], {})
+        except ConfigError as error:
+            problems = min(problems, error.problems, key=len) if problems else error.problems
+    raise ConfigError(problems)
+
+
+def compared(command: str, config: TrainConfig, folder: Path, cluster: str | None) -> tuple[Plan, Measured]:
+    """The plan of a run for the lengths that it met, and what it measured. Raises DataError."""
+    algorithm = build_algorithm(config.algo)
+    placement = place(config, algorithm.needs)
+    shape = cluster_at_hand(config, placement) if cluster is None else parse_cluster(cluster)
+    found = measured(steps_of(folder), PHASES, workload(command, config, algorithm.needs).learned)
+    shapes = shapes_of(config, algorithm.needs, config_json)
+    return plan_run(command, config, algorithm.needs, shapes, shape, lengths=found.lengths), found
+
+
+def steps_of(folder: Path) -> list[dict[str, float | None]]:
+    """The lines of a run's metrics.jsonl. Raises DataError."""
+    file = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def show(console: Console, plan: Plan, found: Measured, memory: Mapping[str, float]) -> None:
+    """A row for each phase and each kind of process."""
+    table = Table(title=f"planned for {plan.cluster}, and measured")
+    for name in ("", "planned", "measured", "measured / planned"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = [(f"{phase}, s", plan.seconds[phase], found.seconds[phase]) for phase in PHASES if phase in found.seconds]
+    rows.append(("step, s", plan.step_s, found.step_s))
+    rows += [(f"{n}, GiB", memory[n] / GIB, size / GIB) for n, size in found.memory.items() if n in memory]
+    for name, planned, real in rows:
+        table.add_row(name, f"{planned:.3g}", f"{real:.3g}", f"{real / planned:.2f}" if planned else "")
+    console.print(table)

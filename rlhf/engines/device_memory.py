@@ -1,0 +1,17 @@
+"""The memory of this process's GPU, where it has one."""
+
+import gc
+
+import torch
+
+
+def free_memory() -> None:
+    """Give back what forgotten models held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_device_memory() -> int:
+    """Bytes of the GPU that torch has reserved at most; 0 without one."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

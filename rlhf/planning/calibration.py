@@ -1,0 +1,97 @@
+"""What a finished run teaches about the machine: how its measured figures differ from the plan's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Self
+
+from rlhf.errors import DataError
+from rlhf.planning.workload import Lengths
+
+WARM_UP = 2
+"""First steps of a run, which load and compile, and count for nothing."""
+GIB = 2**30
+MODELS = "models"
+ENGINE = "rollout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Factors and additions that bring a plan to what was measured. Without any it is as the sheets say."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Phase -> measured over planned."""
+    other_s: float = 0.0
+    """Of a step, outside the phases that were planned: bookkeeping, records, checkpoints, rewards by rule."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """models or rollout -> bytes that a process holds beyond the plan."""
+
+    def write(self, file: Path) -> None:
+        """Keep it as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises DataError where the file is not one that `write` wrote."""
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{file}: not a calibration: {error}.") from error
+
+
+NONE = Calibration()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a run's metrics say of a usual step: medians over its steps but the first ones."""
+
+    seconds: Mapping[str, float]
+    """Phase -> seconds."""
+    step_s: float
+    memory: Mapping[str, float]
+    """Roles of a process, as `policy+reference` -> bytes at most."""
+    lengths: Lengths
+
+
+def measured(steps: Sequence[Mapping[str, float | None]], phases: Sequence[str], num_sequences: int) -> Measured:
+    """Read the lines of a metrics.jsonl. `num_sequences` are learned from in a step.
+
+    Raises:
+        DataError: there are too few steps.
+    """
+    usual = steps[WARM_UP:]
+    if not usual:
+        raise DataError(f"calibration: the run has {len(steps)} steps, need more than {WARM_UP}.")
+
+    def middle(name: str) -> float:
+        return median(float(step.get(name) or 0.0) for step in usual)
+
+    tokens = median(float(s.get("throughput/tokens_per_s") or 0.0) * float(s.get("time/step") or 0.0) for s in usual)
+    each = tokens / num_sequences
+    response = min(middle("response/length"), each)
+    names = sorted({name for step in usual for name in step if name.startswith("memory/")})
+    return Measured(
+        seconds={phase: middle(f"time/{phase}") for phase in phases if middle(f"time/{phase}")},
+        step_s=middle("time/step"),
+        memory={name.removeprefix("memory/"): GIB * max(float(s.get(name) or 0.0) for s in usual) for name in names},
+        lengths=Lengths(prompt=each - response, response=response),
+    )
+
+
+def calibrated(
+    found: Measured, planned_seconds: Mapping[str, float], planned_memory: Mapping[str, float]
+) -> Calibration:
+    """What makes the plan's figures those that were measured; `planned_memory` has `Measured.memory`'s keys."""
+    seconds = {
+        p: found.seconds[p] / planned for p, planned in planned_seconds.items() if planned and p in found.seconds
+    }
+    other_s = max(0.0, found.step_s - sum(found.seconds[phase] for phase in seconds))
+    beyond: dict[str, list[float]] = {}
+    for name, planned in planned_memory.items():
+        if name in found.memory:
+            beyond.setdefault(ENGINE if name == ENGINE else MODELS, []).append(found.memory[name] - planned)
+    memory = {kind: sum(values) / len(values) for kind, values in beyond.items()}
+    return Calibration(seconds=seconds, other_s=other_s, memory=memory)

@@ -1,0 +1,120 @@
+"""A plan that is calibrated by a run says what that run measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.algorithms import build_algorithm
+from rlhf.cli.main import main
+from rlhf.config.load import dump_config, load_config
+from rlhf.errors import DataError
+from rlhf.planning.calibration import Calibration, calibrated, measured
+from rlhf.planning.hardware import GIB, parse_cluster
+from rlhf.planning.plan import PHASES, plan_run
+from rlhf.planning.roles import sections
+from tests.unit.planning.support import LLAMA_3_8B, RUN, shape_of
+
+STEP = {
+    "time/generate": 10.0,
+    "time/score": 0.5,
+    "time/measure": 2.0,
+    "time/learn": 6.0,
+    "time/sync": 0.25,
+    "time/step": 20.0,
+    "throughput/tokens_per_s": 512 * 300 / 20.0,
+    "response/length": 200.0,
+    "memory/policy": 60.0,
+    "memory/rollout": 70.0,
+}
+STEPS = [{"time/step": 500.0, "memory/policy": 1.0}] * 2 + [
+    STEP,
+    {**STEP, "time/learn": 8.0},
+    {**STEP, "time/learn": 6.0},
+]
+GRPO = ["--reward.rules", "math", "--policy.num-gpus-per-node", "8", "--rollout.max-prompt-tokens", "512"]
+
+
+def test_medians_of_the_steps_that_count() -> None:
+    found = measured(STEPS, PHASES, 512)
+    assert found.seconds == {"generate": 10.0, "score": 0.5, "measure": 2.0, "learn": 6.0, "sync": 0.25}
+    assert found.step_s == 20.0
+    assert found.memory == {"policy": 60 * GIB, "rollout": 70 * GIB}
+    assert (found.lengths.prompt, found.lengths.response) == (pytest.approx(100.0), 200.0)
+
+
+def test_a_run_of_two_steps_says_nothing() -> None:
+    with pytest.raises(DataError, match="the run has 2 steps, need more than 2"):
+        measured(STEPS[:2], PHASES, 512)
+
+
+def test_a_calibrated_plan_says_what_was_measured() -> None:
+    config = load_config("grpo", [*GRPO, *RUN], {})
+    needs = build_algorithm(config.algo).needs
+    shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
+    found, cluster = measured(STEPS, PHASES, 512), parse_cluster("2x8xH100")
+    plan = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths)
+    processes = {name: size for group in plan.groups for name, size in group.processes.items()}
+    calibration = calibrated(found, plan.seconds, processes)
+    again = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration)
+    assert again.seconds["learn"] == pytest.approx(6.0)
+    assert again.seconds["generate"] == pytest.approx(10.0)
+    assert {name: size for group in again.groups for name, size in group.processes.items()} == {
+        "policy": pytest.approx(60 * GIB),
+        "rollout": pytest.approx(70 * GIB),
+    }
+    assert again.step_s == pytest.approx(20.0)
+    assert calibration.other_s == pytest.approx(20.0 - 18.25)  # with the rule's score, which no plan counts
+
+
+def test_a_calibration_is_kept_and_read(tmp_path: Path) -> None:
+    calibration = Calibration(seconds={"learn": 1.5}, other_s=0.5, memory={"models": 2.0})
+    calibration.write(tmp_path / "c.json")
+    assert Calibration.read(tmp_path / "c.json") == calibration
+    for text in ("{", '{"unknown": 1}'):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(DataError, match=r"c.json: not a calibration"):
+            Calibration.read(tmp_path / "c.json")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a finished run leaves behind, as far as a calibration reads it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    config = load_config("grpo", [*GRPO, *RUN, "--policy.model", "model"], {})
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": n, **step}) + "\n" for n, step in enumerate(STEPS))
+    )
+    return folder
+
+
+def test_the_command_compares_and_keeps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--calibrate", "runs/run", "--cluster", "2x8xH100"]) == 0
+    shown = capsys.readouterr().out
+    assert "learn, s" in shown
+    assert "policy, GiB" in shown
+    assert (run / "calibration.json").is_file()
+    again = ["plan", "grpo", str(run / "config.yaml"), "--cluster", "2x8xH100", "--calibration", "runs/run", "--json"]
+    means = ["--prompt-tokens", "100", "--response-tokens", "200"]
+    assert main([*again, *means]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"]["learn"] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said"),
+    [
+        ("config.yaml", 2, "is not a run's folder: no config.yaml there"),
+        ("metrics.jsonl", 3, "metrics.jsonl: "),
+    ],
+)
+def test_what_is_missing_is_named(
+    run: Path, spoil: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / spoil).unlink()
+    assert main(["plan", "--calibrate", "runs/run", "--cluster", "2x8xH100"]) == code
+    assert said in capsys.readouterr().err
