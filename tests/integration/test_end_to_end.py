@@ -176,6 +176,13 @@ def test_placements_compute_the_same_run(separate: Run, merged_pairs: Run, toget
     assert_same_run(together, separate)
 
 
+def test_sharing_processes_takes_no_more_memory(separate: Run, together: Run) -> None:
+    held = [
+        sum(gib for name, gib in run.metrics[-1].items() if name.startswith("memory/")) for run in (separate, together)
+    ]
+    assert 0 < held[1] <= held[0], f"all processes: separate {held[0]:.2f} GiB, together {held[1]:.2f} GiB"
+
+
 def test_a_second_driver_is_refused(killed: Killed) -> None:
     assert killed.second_driver.code == 2
     assert "runs/killed: in use by pid" in killed.second_driver.output
