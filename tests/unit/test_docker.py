@@ -1,0 +1,102 @@
+"""What `docker/` holds is well-formed, as far as that can be known without an engine: linted, valid by its schemas, and
+safe by its own words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from rlhf.config.commands import PpoConfig
+from rlhf.config.load import load_config
+
+DOCKER = Path(__file__).parents[2] / "docker"
+TOOLS = Path(sys.executable).parent
+Tree = dict[str, object]
+
+
+def read(name: str) -> Tree:
+    return TypeAdapter(Tree).validate_python(yaml.safe_load((DOCKER / name).read_text(encoding="utf-8")))
+
+
+def at(tree: object, path: str) -> object:
+    """A value by its dotted path."""
+    for key in path.split("."):
+        tree = tree[int(key)] if isinstance(tree, list) else TypeAdapter(Tree).validate_python(tree)[key]
+    return tree
+
+
+def told(*command: str | Path) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", sorted(DOCKER.glob("Dockerfile.*")), ids=lambda file: file.name)
+def test_a_dockerfile_has_no_lint(file: Path) -> None:
+    assert told(TOOLS / "hadolint", file) == ""
+
+
+def test_the_linter_finds_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /tmp && sudo apt-get install git\n")
+    assert "DL3004" in told(TOOLS / "hadolint", tmp_path / "Dockerfile")
+
+
+def test_what_a_dockerfile_copies_is_there() -> None:
+    for file in DOCKER.glob("Dockerfile.*"):
+        copied = [line.split()[1:-1] for line in file.read_text().splitlines() if line.startswith("COPY ")]
+        assert copied
+        for name in (name for names in copied for name in names):
+            assert (DOCKER.parent / name).exists(), f"{file.name}: {name}"
+
+
+def test_the_compose_file_is_valid() -> None:
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    assert told(TOOLS / "check-jsonschema", *schema, DOCKER / "compose.yaml") == ""
+
+
+def test_the_compose_cluster_asks_for_a_token_and_listens_on_this_machine_alone() -> None:
+    compose = read("compose.yaml")
+    for name in ("head", "worker", "job"):
+        assert at(compose, f"services.{name}.environment.RAY_AUTH_MODE") == "token"
+        assert at(compose, f"services.{name}.secrets") == ["ray_token"]
+        assert at(compose, f"services.{name}.shm_size") == "2gb"
+    ports = at(compose, "services.head.ports")
+    assert isinstance(ports, list)
+    assert all(str(port).startswith("127.0.0.1:") for port in ports)
+    assert all(
+        "ports" not in TypeAdapter(Tree).validate_python(at(compose, f"services.{n}")) for n in ("worker", "job")
+    )
+    grace = str(at(compose, "services.worker.stop_grace_period")).removesuffix("s")
+    assert float(grace) > PpoConfig().checkpoint.grace_s
+
+
+PODS = ("headGroupSpec.template", "workerGroupSpecs.0.template")
+
+
+@pytest.mark.parametrize("path", PODS)
+def test_the_pods_of_the_ray_job_are_valid(path: str) -> None:
+    template = TypeAdapter(Tree).validate_python(at(read("kuberay/rayjob.yaml"), f"spec.rayClusterSpec.{path}"))
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
+    kubernetes_validate.validate(pod, "1.33", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod | {"spec": {"containers": "none"}}, "1.33", strict=True)
+
+
+def test_the_ray_job_asks_for_a_token_and_waits_for_the_checkpoint() -> None:
+    job = read("kuberay/rayjob.yaml")
+    assert at(job, "spec.rayClusterSpec.authOptions.mode") == "token"
+    words = str(at(job, "spec.entrypoint")).split()
+    assert words[:3] == ["rlhf", "train", "ppo"]
+    flags = [word for word in words[3:] if not word.endswith(".yaml")]
+    model = ["--policy.model", "org/model", "--data.path", "rows.jsonl", "--reward.function", "a:b"]
+    grace = load_config("ppo", [*flags, *model], {}).checkpoint.grace_s
+    for path in PODS:
+        seconds = at(job, f"spec.rayClusterSpec.{path}.spec.terminationGracePeriodSeconds")
+        assert isinstance(seconds, int)
+        assert seconds > grace
+        volumes = at(job, f"spec.rayClusterSpec.{path}.spec.volumes")
+        assert isinstance(volumes, list)
+        assert any(at(volume, "emptyDir.medium") == "Memory" for volume in volumes if "emptyDir" in volume)
