@@ -1,6 +1,7 @@
 """`rlhf plan`: what a run would look like on a cluster, from its config and its models' config.json alone."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -62,6 +63,8 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
     """As `local_config_json`, or a few kilobytes from the hub. Raises ModelError."""
     try:
         if local_folder(model, os.environ) is None:
+            sys.stderr.write(f"rlhf: {model} is not here; asking the hub for its config.json.\n")
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
             return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
     except (OSError, HfHubHTTPError) as error:
         text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
