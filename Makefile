@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test bench lock clean \
-	bench-learning bench-lag bench-preferences bench-addition bench-trl
+	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl
 
 BIN := .venv/bin
 
@@ -42,6 +42,9 @@ bench-preferences: .venv/.ready  ## what each loss on pairs, and KTO, learns fro
 
 bench-addition: .venv/.ready  ## a model made on the spot learns addition by SFT, then GRPO: ten minutes
 	$(BIN)/python -m benchmarks.addition
+
+bench-planning: .venv/.ready  ## what `rlhf plan` says of three sizes on CPU beside what was measured: five minutes
+	$(BIN)/python -m benchmarks.planning
 
 bench-trl: .venv/.ready  ## side by side with TRL
 	$(BIN)/python -m benchmarks.beside_trl

@@ -18,7 +18,7 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
-TOOLS = ("sample", "curate", "rounds", "data")
+TOOLS = ("sample", "curate", "rounds", "data", "doctor")
 VERBS = ("train", "check", "plan", "generate", *TOOLS, "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
@@ -33,6 +33,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
   rlhf rounds {sft,dpo} --model MODEL --data.path ROWS        sample, choose and train in rounds
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
+  rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
   rlhf --version                                              print the version
 
@@ -156,9 +157,9 @@ def _quickstart(arguments: list[str]) -> int:
 
 
 def _tool(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.tools import run_tool, tool_help
+    from rlhf.cli.tools import run_tool, tool_help, wants_help
 
-    return _show(tool_help(verb)) if HELP & set(arguments) or not arguments else run_tool(verb, arguments)
+    return _show(tool_help(verb)) if wants_help(verb, arguments) else run_tool(verb, arguments)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rlhf.cli.help import field_help, screen_width
 from rlhf.config.base import Section
 from rlhf.config.fields import fields_of
-from rlhf.config.load_tools import load_curate, load_data_report, load_rounds, load_sample
-from rlhf.config.tools import CurateConfig, DataConfig, RoundsConfig, SampleConfig
+from rlhf.config.load_tools import load_curate, load_data_report, load_doctor, load_rounds, load_sample
+from rlhf.config.tools import CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig
 
 Environ = Mapping[str, str]
 
@@ -23,6 +23,8 @@ class Tool:
     usage: str
     config: type[Section]
     run: Callable[[Sequence[str], Environ], int]
+    is_bare: bool = False
+    """Runs without arguments, with which the others show their help."""
 
 
 def _sample(argv: Sequence[str], environ: Environ) -> int:
@@ -53,6 +55,13 @@ def _data(argv: Sequence[str], environ: Environ) -> int:
     return run_data_report(config)
 
 
+def _doctor(argv: Sequence[str], environ: Environ) -> int:
+    config = load_doctor(argv, environ)
+    from rlhf.cli.doctor import run_doctor
+
+    return run_doctor(config, environ)
+
+
 TOOLS: dict[str, Tool] = {
     "sample": Tool(usage="MODEL [CONFIG.yaml] --data.path ROWS --out SAMPLES.jsonl", config=SampleConfig, run=_sample),
     "curate": Tool(
@@ -64,12 +73,18 @@ TOOLS: dict[str, Tool] = {
     "data": Tool(
         usage="{prompts,demonstrations,preferences,labelled,steps} --data.path ROWS", config=DataConfig, run=_data
     ),
+    "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }
 
 
 def run_tool(verb: str, argv: Sequence[str]) -> int:
     """Run `rlhf VERB ARGV`. Raises RlhfError."""
     return TOOLS[verb].run(argv, os.environ)
+
+
+def wants_help(verb: str, argv: Sequence[str]) -> bool:
+    """Whether `rlhf VERB ARGV` asks for help."""
+    return not (argv or TOOLS[verb].is_bare) or any(word in ("-h", "--help") for word in argv)
 
 
 def tool_help(verb: str) -> str:

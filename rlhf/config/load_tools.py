@@ -9,7 +9,7 @@ from rlhf.config.flags import Flags
 from rlhf.config.layers import InFlag, Layer, Setting, file_layer
 from rlhf.config.merge import Merged, Schema
 from rlhf.config.problems import Problem
-from rlhf.config.tools import CurateConfig, DataConfig, RoundsConfig, SampleConfig, SamplingConfig
+from rlhf.config.tools import CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig, SamplingConfig
 from rlhf.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
@@ -33,6 +33,11 @@ def load_rounds(argv: Sequence[str], environ: Mapping[str, str]) -> RoundsConfig
 def load_data_report(argv: Sequence[str], environ: Mapping[str, str]) -> DataConfig:
     """The options of `rlhf data KIND`. Raises ConfigError with every problem."""
     return _load(DataConfig, argv, environ, ("kind",), _data_problems)
+
+
+def load_doctor(argv: Sequence[str], environ: Mapping[str, str]) -> DoctorConfig:
+    """The options of `rlhf doctor [RUN]`. Raises ConfigError with every problem."""
+    return _load(DoctorConfig, argv, environ, ("run",), lambda _: iter(()))
 
 
 def _load(

