@@ -30,6 +30,11 @@ def shortages(plan: Plan) -> Iterator[str]:
                 f"{group.group.name} does not fit: {group.peak / GIB:.1f} GiB a device in {group.peak_phase}, "
                 f"{plan.cluster.device.name} has {group.capacity / GIB:.1f}."
             )
+    if plan.short_of_memory:
+        yield (
+            f"all processes together need {plan.peak / GIB:.1f} GiB, the machine has "
+            f"{plan.cluster.capacity_gib:.1f}. Merge roles with --colocate, or take a smaller model."
+        )
     if not plan.cache_tokens_suffice:
         yield (
             f"rollout: the cache has room for {plan.cache_tokens:,.0f} tokens, and one sequence may have "

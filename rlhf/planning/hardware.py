@@ -79,6 +79,11 @@ class ClusterShape:
         return self.num_nodes * self.devices_per_node
 
     @property
+    def capacity_gib(self) -> float:
+        """Memory that one process may have: its device's, or without devices the node's, which all share."""
+        return self.device.memory_gib * (self.devices_per_node if self.device.is_cpu else 1)
+
+    @property
     def host_gib_per_node(self) -> float:
         return self.device.host_gib * self.devices_per_node
 

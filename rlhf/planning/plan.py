@@ -117,12 +117,23 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return all(group.fits for group in self.groups) and not self.short_of_host and self.cache_tokens_suffice
+        alone = all(group.fits for group in self.groups) and self.cache_tokens_suffice
+        return alone and not self.short_of_host and not self.short_of_memory
 
     @property
     def short_of_host(self) -> bool:
         room = self.cluster.host_gib_per_node * GIB
         return any(self.host_bytes(node) > room for node in range(self.cluster.num_nodes))
+
+    @property
+    def peak(self) -> float:
+        """Bytes of all devices together, each at its peak."""
+        return sum(group.peak * group.group.shape.num_devices for group in self.groups)
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Without devices of their own, all processes share the node's memory."""
+        return self.cluster.device.is_cpu and self.peak > self.cluster.num_nodes * self.cluster.capacity_gib * GIB
 
     @property
     def cache_tokens_suffice(self) -> bool:
@@ -240,7 +251,7 @@ class _Planner:
                 phase: self._seconds(group, phase) * self._calibration.seconds.get(phase, 1.0)
                 for phase in self._phases()
             },
-            capacity=self._cluster.device.memory_gib * GIB,
+            capacity=self._cluster.capacity_gib * GIB,
         )
 
     def _phases(self) -> Sequence[str]:

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from rlhf.errors import ConfigError
+from rlhf.planning.advice import shortages
 from rlhf.planning.hardware import GIB, parse_cluster
 from rlhf.planning.workload import Lengths
 from rlhf.types import Role
@@ -132,3 +133,18 @@ def test_a_cluster_in_a_word(text: str, shown: str) -> None:
 def test_a_cluster_that_cannot_be(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse_cluster(text)
+
+
+def test_without_devices_all_processes_share_the_node_s_memory() -> None:
+    flags = ["--reward.rules", "math", "--rollout.kv-cache-gib", "1"]
+    tiny = {**LLAMA_3_8B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
+    plan = plan_for("grpo", flags, "2xCPU", tiny)
+    assert all(group.capacity == 16 * GIB for group in plan.groups)
+    assert plan.peak == sum(group.peak for group in plan.groups)
+    assert plan.fits
+    wider = {**tiny, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12}
+    large = plan_for("grpo", [*flags, "--rollout.kv-cache-gib", "9"], "2xCPU", wider)
+    assert all(group.fits for group in large.groups)
+    assert large.short_of_memory
+    assert not large.fits
+    assert any("all processes together need" in line for line in shortages(large))
