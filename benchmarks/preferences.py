@@ -45,7 +45,7 @@ NUM_SAMPLES = 64
 PAIRS_PER_OPENING = 5
 NUM_FRESH = 8
 LR = 3e-4
-OTHER_LR = {"kto": 1e-3}
+OTHER_LR = dict.fromkeys(("ipo", "simpo", "slic", "apo-zero"), 1e-3)
 STORIES = {
     "data.max-tokens": 160,
     "train.batch-size": 32,
