@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 import time
-import typing
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhf.config.commands import OnlineConfig
-from rlhf.config.load import load_config
 from rlhf.config.reward import (
     ChoiceSource,
     CodeSource,
@@ -35,7 +31,7 @@ from rlhf.config.reward import (
 from rlhf.engines.rewards import build_reward, build_rule, build_source, row_problems
 from rlhf.engines.rewards.answers import find_answer
 from rlhf.engines.rewards.numerals import last_number, numbers, single_number
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import DataError
 from rlhf.types import FinishReason, Prompt, Rollout
 from tests.unit.reward_support import prompts, rollouts
 
@@ -373,48 +369,6 @@ def test_rules_by_name_have_their_usual_weights() -> None:
     (scored,) = reward.score([row("42")], ["<think>hm</think> 42"], [rollout(18)])
     assert scored.parts == {"number": 1.0, "format": 1.0, "overlong": -0.5}
     assert scored.total == pytest.approx(0.6)
-
-
-def test_limits_follow_the_longest_answer() -> None:
-    arguments = ["--data.path", "x", "--policy.model", "m", "--rollout.max_response_tokens", "100"]
-    config = load_config("grpo", [*arguments, "--reward.rules", "length,overlong"])
-    length, overlong = config.reward.sources  # type: ignore[attr-defined]
-    assert (length.limit, overlong.limit, overlong.buffer) == (50, 100, 20)
-    with pytest.raises(ConfigError, match="needs a limit"):
-        build_reward(RewardSection(rules=("overlong",)).all_sources, {})
-
-
-def test_length_is_punished_once() -> None:
-    arguments = ["--data.path", "x", "--policy.model", "m", "--reward.rules", "number,overlong"]
-    with pytest.raises(ConfigError) as error:
-        load_config("grpo", [*arguments, "--algo.type", "dapo"])
-    assert str(error.value) == (
-        "algo.overlong_buffer: this reward punishes overlong answers already. Set it to 0, or leave the source "
-        "overlong out."
-    )
-    load_config("grpo", arguments)
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
-EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("type: ")[1][:12])
-def test_the_sources_that_the_page_shows_are_accepted(example: str, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(example)
-    config = load_config("grpo", [str(tmp_path / "run.yaml"), "--data.path", "x", "--policy.model", "m"])
-    assert isinstance(config, OnlineConfig)
-    assert len(config.reward.all_sources) == example.count("type: ")
-
-
-def test_the_page_shows_every_source() -> None:
-    shown = {kind for example in EXAMPLES for kind in re.findall(r"type: ([\w-]+)", example)}
-    assert shown == {str(kind.model_fields["type"].default) for kind in typing.get_args(Source)}
-
-
-def test_rules_and_sources_do_not_mix() -> None:
-    with pytest.raises(ValidationError, match="rules and sources are both given"):
-        RewardSection(rules=("number",), sources=(FORMAT,))
 
 
 @pytest.mark.skipif("RLHF_TEST_DATA" not in os.environ, reason="RLHF_TEST_DATA is not set")

@@ -1,6 +1,7 @@
 """A whole run with fakes, put together as the composition root does."""
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,6 +180,11 @@ class Run:
                 fresh=fresh,
             )
             return loop.run(point)
+
+
+def metrics_of(run: Run) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def ppo_run(path: Path, *, section: PpoSection | None = None, num_ranks: int = 2, **changes: object) -> Run:

@@ -13,7 +13,7 @@ from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import KtoSection, PpoSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
-from rlhf.errors import NumericsError, RewardError, StallError, WeightSyncError
+from rlhf.errors import NumericsError, WeightSyncError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import SampleEvaluator
 from rlhf.orchestrator.learning import Passes, Pretraining
@@ -21,25 +21,27 @@ from rlhf.orchestrator.sources import GroupBatch, Sampler
 from rlhf.types import (
     FloatArray,
     Head,
-    LossMetrics,
     PackedTokens,
-    Prompt,
-    Reward,
     Role,
     Rollout,
     RolloutRequest,
     Sampling,
     StepReport,
     SyncReport,
-    TrainBatch,
 )
-from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run, tables
+from tests.unit.orchestrator.support import (
+    TOKENIZER,
+    Run,
+    given_group,
+    make_prompt,
+    metrics_of,
+    ppo_run,
+    rm_run,
+    sft_run,
+    tables,
+)
 
 pytestmark = pytest.mark.timeout(60)
-
-
-def metrics_of(run: Run) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def events_of(run: Run) -> list[str]:
@@ -384,90 +386,3 @@ def test_evaluation_happens_at_the_end_and_as_often_as_asked(tmp_path: Path) -> 
     )
     run.run()
     assert [row["step"] for row in metrics_of(run) if "eval/reward" in row] == [2, 4, 5]
-
-
-class Outage(FakeReward):
-    """Rewards that fail from the n-th call on."""
-
-    def __init__(self, first_bad: int) -> None:
-        super().__init__()
-        self.left = first_bad
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        self.left -= 1
-        if self.left < 0:
-            raise RewardError("reward: connection refused")
-        return super().score(prompts, responses, rollouts)
-
-
-def test_a_reward_that_stays_away_saves_and_ends_the_run(tmp_path: Path) -> None:
-    run = ppo_run(tmp_path / "a", rewards=Outage(3), checkpoint_every=100)
-    with pytest.raises(RewardError, match=r"connection refused\. Step 3 is saved"):
-        run.run()
-    assert (run.path / "checkpoints/step_3").is_dir()
-
-
-def test_a_failed_evaluation_is_a_warning(tmp_path: Path) -> None:
-    run = ppo_run(tmp_path / "a", num_steps=2)
-    run.evaluator = SampleEvaluator(
-        Sampler(run.rollout, Outage(0), TOKENIZER), [make_prompt(1)], Sampling(max_tokens=3), 0
-    )
-    run.run()
-    assert "evaluation at step 2 failed: reward: connection refused" in run.out.getvalue()
-
-
-class Slow(FakeTrainEngine):
-    """Never answers."""
-
-    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        threading.Event().wait(30)
-        raise AssertionError
-
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
-        threading.Event().wait(30)
-        raise AssertionError
-
-
-@pytest.mark.parametrize(
-    ("make", "role", "phase"), [(ppo_run, Role.CRITIC, "measure"), (sft_run, Role.POLICY, "learn")]
-)
-def test_a_model_that_never_answers_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
-    run = (ppo_run if make is ppo_run else sft_run)(tmp_path / "a")
-    run.passes = Passes(timeout_s=0.2)
-    run.engines[role] = Slow(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
-    waiting_for = "values" if phase == "measure" else "policy"
-    with pytest.raises(StallError, match=rf"{phase}.*: the trainer waited .* s for .*{waiting_for}"):
-        run.run()
-
-
-class Drift(FakeRollout):
-    """Reports log-probs that are off."""
-
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return [replace(r, log_probs=r.log_probs - np.float32(0.5)) for r in super().generate(requests)]
-
-
-def test_sampler_and_trainer_that_disagree_are_told_of_and_then_stopped(tmp_path: Path) -> None:
-    for gaps, fails in (((0.1, 0.0), False), ((0.1, 0.4), True)):
-        run = ppo_run(tmp_path / str(fails), gaps=gaps, num_steps=2)
-        run.rollout = Drift(TOKENIZER.num_tokens)
-        run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, rollout=run.rollout)
-        if fails:
-            with pytest.raises(NumericsError, match=r"differ by 0\.5 nats a token"):
-                run.run()
-        else:
-            run.run()
-            assert metrics_of(run)[0]["sampler/log_prob_gap"] == pytest.approx(0.5)
-            assert run.out.getvalue().count("differ by") == 1
-
-
-def test_a_run_that_cannot_be_saved_does_not_learn_first(tmp_path: Path) -> None:
-    class Broken(FakeTrainEngine):
-        def save(self, directory: Path) -> None:
-            raise OSError(28, "No space left on device")
-
-    run = sft_run(tmp_path / "a")
-    run.engines[Role.POLICY] = Broken(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
-    with pytest.raises(OSError, match="No space left on device"):
-        run.run()
-    assert run.engines[Role.POLICY].num_steps == 0
