@@ -63,6 +63,7 @@ def test_the_compose_cluster_asks_for_a_token_and_listens_on_this_machine_alone(
         assert at(compose, f"services.{name}.environment.RAY_AUTH_MODE") == "token"
         assert at(compose, f"services.{name}.secrets") == ["ray_token"]
         assert at(compose, f"services.{name}.shm_size") == "2gb"
+    assert str(at(compose, "services.job.entrypoint.0")) == "ray", "a driver outside the cluster's nodes cannot join"
     ports = at(compose, "services.head.ports")
     assert isinstance(ports, list)
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
