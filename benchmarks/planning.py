@@ -21,8 +21,9 @@ from rlhf.cli.calibrate import run_config, steps_of
 from rlhf.cli.cluster_at_hand import shape_of
 from rlhf.cli.plan import config_json, shapes_of
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
-from rlhf.planning.calibration import GIB, NONE, Calibration, Measured, calibrated, measured
+from rlhf.planning.calibration import NONE, Calibration, Measured, calibrated, measured
 from rlhf.planning.edits import edited
+from rlhf.planning.hardware import GIB
 from rlhf.planning.plan import PHASES, Plan, plan_run
 from rlhf.planning.roles import place
 from rlhf.planning.workload import workload

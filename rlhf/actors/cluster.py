@@ -84,13 +84,16 @@ class Cluster:
             ConfigError: the cluster can never hold the placement; names what is short.
             StallError: devices did not become free within the placement timeout.
         """
-        if self.device == "cuda" and (problems := shortages(placement, self.gpus_per_node)):
-            raise ConfigError(problems)
+        share = 1.0
         if self.device == "cuda":
+            if problems := shortages(placement, self.gpus_per_node):
+                raise ConfigError(problems)
             lay_out(placement, [int(free) for free in self.gpus_per_node])
+        else:
+            share = core_share(placement, self.cpus_per_node)
         seats: dict[Role, list[Seat]] = {}
         for group in placement.groups:
-            bundles = self._bundles(group, placement)
+            bundles = self._bundles(group, share)
             reserved = placement_group(bundles, strategy="STRICT_SPREAD" if group.shape.num_nodes > 1 and
                                        group.roles != (Role.ROLLOUT,) else "PACK")  # fmt: skip
             self._groups.append(reserved)
@@ -161,12 +164,11 @@ class Cluster:
         ray.shutdown()
         self._orphans.close()
 
-    def _bundles(self, group: DeviceGroup, placement: Placement) -> list[dict[str, float]]:
-        """One bundle a node of the group. Without GPUs, roles share the cores in equal parts."""
+    def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:
+        """One bundle a node of the group. Without GPUs a device is a `share` of a core."""
         each = group.shape.num_devices_per_node
         if self.device == "cuda":
             return [{"GPU": each, "CPU": each}] * group.shape.num_nodes
-        share = core_share(placement, self.cpus_per_node)
         return [{"CPU": floor(share * each * 100) / 100}] * group.shape.num_nodes
 
     def _seats(

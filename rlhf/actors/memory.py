@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from rlhf.actors.calls import Call, Worker, wait_all
-
-GIB = 2**30
+from rlhf.planning.hardware import GIB
 
 
 def peak_memory() -> int:

@@ -1,6 +1,5 @@
 """`rlhf plan --calibrate RUN`: planned beside measured, and the factors between them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from rlhf.config.commands import COMMANDS, TrainConfig
 from rlhf.config.load import load_config
 from rlhf.config.tools import CalibrateConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.planning.calibration import GIB, Measured, calibrated, measured
-from rlhf.planning.hardware import parse_cluster
+from rlhf.orchestrator.files import read_rows
+from rlhf.planning.calibration import Measured, calibrated, measured
+from rlhf.planning.hardware import GIB, parse_cluster
 from rlhf.planning.plan import PHASES, Plan, plan_run
 from rlhf.planning.roles import place
 from rlhf.planning.workload import workload
+from rlhf.types import Json
 
 
 def run_calibrate(options: CalibrateConfig) -> int:
@@ -65,13 +66,12 @@ def compared(command: str, config: TrainConfig, folder: Path, cluster: str | Non
     return plan_run(command, config, algorithm.needs, shapes, shape, lengths=found.lengths), found
 
 
-def steps_of(folder: Path) -> list[dict[str, float | None]]:
+def steps_of(folder: Path) -> list[dict[str, Json]]:
     """The lines of a run's metrics.jsonl. Raises DataError."""
     file = folder / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: {error}") from error
+    if not file.is_file():
+        raise DataError(f"{file}: not there; the run finished no step.")
+    return read_rows(file)
 
 
 def show(console: Console, plan: Plan, found: Measured, memory: Mapping[str, float]) -> None:

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 
+import psutil
+
 from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError
 from rlhf.planning.hardware import GIB, SHEETS, ClusterShape, DeviceSheet
@@ -80,7 +82,7 @@ def _ray_nodes(address: str) -> list[list[str]]:
 
 
 def _cpu_cluster(num_devices: int) -> ClusterShape:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memory = psutil.virtual_memory().total / GIB
     cores = os.cpu_count() or 1
     sheet = replace(
         SHEETS["CPU"],

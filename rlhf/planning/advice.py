@@ -7,7 +7,6 @@ from rlhf.planning.edits import as_flags
 from rlhf.planning.hardware import GIB
 from rlhf.planning.mending import Edits
 from rlhf.planning.plan import Plan
-from rlhf.types import Role
 
 NEARLY_FULL = 0.92
 MOSTLY_IDLE = 0.5
@@ -65,11 +64,6 @@ def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
     wasted = plan.cluster.num_devices - plan.placement.num_devices
     if wasted and not plan.cluster.device.is_cpu:
         yield f"{wasted} of {plan.cluster.num_devices} devices are not used."
-    if Role.ROLLOUT in {role for group in plan.groups for role in group.group.roles}:
-        engine = next(group for group in plan.groups if Role.ROLLOUT in group.group.roles)
-        across = plan.cluster.devices_per_node < engine.group.devices_per_engine
-        if across:
-            yield "rollout: an engine spans nodes; lower --rollout.tensor-parallel-size."
 
 
 def _knob(phase: str) -> str:

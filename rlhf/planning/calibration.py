@@ -8,11 +8,12 @@ from statistics import median
 from typing import Self
 
 from rlhf.errors import DataError
+from rlhf.planning.hardware import GIB
 from rlhf.planning.workload import Lengths
+from rlhf.types import Json
 
 WARM_UP = 2
 """First steps of a run, which load and compile, and count for nothing."""
-GIB = 2**30
 MODELS = "models"
 ENGINE = "rollout"
 
@@ -56,7 +57,7 @@ class Measured:
     lengths: Lengths
 
 
-def measured(steps: Sequence[Mapping[str, float | None]], phases: Sequence[str], num_sequences: int) -> Measured:
+def measured(steps: Sequence[Mapping[str, Json]], phases: Sequence[str], num_sequences: int) -> Measured:
     """Read the lines of a metrics.jsonl. `num_sequences` are learned from in a step.
 
     Raises:
@@ -67,18 +68,24 @@ def measured(steps: Sequence[Mapping[str, float | None]], phases: Sequence[str],
         raise DataError(f"calibration: the run has {len(steps)} steps, need more than {WARM_UP}.")
 
     def middle(name: str) -> float:
-        return median(float(step.get(name) or 0.0) for step in usual)
+        return median(_number(step, name) for step in usual)
 
-    tokens = median(float(s.get("throughput/tokens_per_s") or 0.0) * float(s.get("time/step") or 0.0) for s in usual)
+    tokens = median(_number(step, "throughput/tokens_per_s") * _number(step, "time/step") for step in usual)
     each = tokens / num_sequences
     response = min(middle("response/length"), each)
     names = sorted({name for step in usual for name in step if name.startswith("memory/")})
     return Measured(
         seconds={phase: middle(f"time/{phase}") for phase in phases if middle(f"time/{phase}")},
         step_s=middle("time/step"),
-        memory={name.removeprefix("memory/"): GIB * max(float(s.get(name) or 0.0) for s in usual) for name in names},
+        memory={name.removeprefix("memory/"): GIB * max(_number(step, name) for step in usual) for name in names},
         lengths=Lengths(prompt=each - response, response=response),
     )
+
+
+def _number(step: Mapping[str, Json], name: str) -> float:
+    """A figure of a step; 0 where it is not there, or was not finite."""
+    value = step.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def calibrated(

@@ -87,9 +87,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     config = load_config("grpo", [*GRPO, *RUN, "--policy.model", "model"], {})
     (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": n, **step}) + "\n" for n, step in enumerate(STEPS))
-    )
+    torn = '{"time/step": 5'
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in STEPS) + torn)
     return folder
 
 
