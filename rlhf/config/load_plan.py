@@ -55,6 +55,7 @@ def _divided(argv: Sequence[str], schema: Schema[PlanConfig]) -> tuple[list[str]
             rest.append(word)
             continue
         own.append(word)
-        if field.kind is not bool and not equals and waiting:
+        has_value = field.kind is not bool or waiting[-1:] in (["true"], ["false"])
+        if has_value and not equals and waiting:
             own.append(waiting.pop())
     return own, rest

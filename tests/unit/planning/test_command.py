@@ -77,7 +77,7 @@ def test_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_suggestions_are_flags_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*FITTING, *MERGED, "--cluster", "2x8xH100", "--suggest"]) == 0
+    assert main([*FITTING, *MERGED, "--cluster", "2x8xH100", "--suggest", "true"]) == 0
     shown = capsys.readouterr().out.split("Suggestions\n")[1]
     assert "1. " in shown
     assert "s a step (" in shown
