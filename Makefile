@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test bench lock clean \
+.PHONY: setup quickstart check lint types unit test torture bench lock clean \
 	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl
 
 BIN := .venv/bin
@@ -26,6 +26,10 @@ unit: .venv/.ready
 
 test: .venv/.ready  ## every test, with the real Ray, vLLM and DeepSpeed
 	$(BIN)/pytest -q --durations=15
+
+torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
+	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
+		tests/unit/orchestrator/test_checkpoint.py tests/unit/config/test_fuzz.py tests/unit/test_data_fuzz.py
 
 bench: .venv/.ready  ## the benchmarks, each of which prints a table
 	$(BIN)/python -m benchmarks.run

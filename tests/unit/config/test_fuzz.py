@@ -1,6 +1,7 @@
 """Whatever is typed, the answer is a config or lines about it, never a traceback."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ YAML = st.recursive(
     ),
     max_leaves=8,
 )
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NUM_EXAMPLES = int(os.environ.get("RLHF_TEST_EXAMPLES", "60"))
+QUICK = settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def attempt(command: str, argv: list[str], environ: dict[str, str]) -> None:
