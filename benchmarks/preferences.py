@@ -2,7 +2,7 @@
 
     RLHF_TEST_DATA=FOLDER python -m benchmarks.preferences [dpo simpo kto ...] [--seeds 1] [--hh]
 
-Stories: the model answers each opening 64 times, a rule (the joy of configs/stories/rewards.py) says which answers are
+Stories: the model answers each opening 128 times, a rule (the joy of configs/stories/rewards.py) says which answers are
 better, and `rlhf train dpo --loss ...` and `rlhf train kto` learn from the pairs of four fifths of the openings. The
 table has the accuracy on the pairs of the others, and the rule's mean score of fresh answers to all openings by the
 model before and after. --hh trains on all dialogues of the HH pairs that fit the model's context (longer answers are
@@ -41,15 +41,22 @@ METHODS = (
     *("simpo", "slic", "orpo", "cpo"),
     "kto",
 )
-NUM_SAMPLES = 64
-PAIRS_PER_OPENING = 5
+NUM_SAMPLES = 128
+PAIRS_PER_OPENING = 12
 NUM_FRESH = 8
-LR = 3e-4
-OTHER_LR = dict.fromkeys(("ipo", "simpo", "slic", "apo-zero"), 1e-3)
-STORIES = {
+OTHER: dict[str, dict[str, object]] = {
+    **{loss: {"policy.lr": 1e-3} for loss in ("ipo", "simpo", "apo-zero", "apo-down")},
+    "slic": {"policy.lr": 1e-3, "algo.loss.delta": 10.0},
+    "orpo": {"policy.lr": 1e-3, "algo.loss.beta": 1.0},
+    **{loss: {"algo.loss.nll_coef": 0.1} for loss in ("cpo", "rpo")},
+}
+"""What a loss needs beside the defaults to learn from this little: those whose gradient is small a larger step, those
+that mix in the likelihood of chosen less of it, or more of the preference."""
+STORIES: dict[str, object] = {
+    "policy.lr": 3e-4,
     "data.max-tokens": 160,
     "train.batch-size": 32,
-    "train.num-epochs": 4,
+    "train.num-epochs": 3,
 }
 
 
@@ -144,9 +151,7 @@ def stories(model: Path, folder: Path, methods: list[str], num_seeds: int) -> No
     for method in methods:
         for seed in range(num_seeds):
             name = f"{method}-{seed}"
-            last = train(
-                folder, method, name, {**STORIES, **data, "run.seed": seed, "policy.lr": OTHER_LR.get(method, LR)}
-            )[-1]
+            last = train(folder, method, name, {**STORIES, **data, "run.seed": seed, **OTHER.get(method, {})})[-1]
             trained = folder / name / "model"
             accuracy = ranked_right(trained, model, held_out) if method == "kto" else last["eval/accuracy"]
             rows.append([method, str(seed), f"{accuracy:.3f}", f"{score(trained, folder, seed):.3f}"])

@@ -29,7 +29,6 @@ Method = Literal["sft", "rm", "dpo", "kto", "grpo", "online-dpo"]
 METHODS: tuple[Method, ...] = ("sft", "rm", "dpo", "kto", "grpo", "online-dpo")
 ONLINE = ("grpo", "online-dpo")
 PROMPT_TOKENS = 16
-NUM_ROWS = 512
 UNKNOWN = "<unk>"
 EOS_ID, FIRST_WORD = 2, 4
 NEVER = -30.0
@@ -160,7 +159,7 @@ def make_rows(case: Case) -> list[dict[str, object]]:
     """Rows as published data sets have them; prompts for all, and what the method learns from."""
     rng = np.random.default_rng(case.seed)
     rows: list[dict[str, object]] = []
-    for number in range(NUM_ROWS):
+    for number in range(case.num_rows_a_step * case.num_steps):
         prompt: dict[str, object] = {"prompt": _words(rng, case, PROMPT_TOKENS, parity=None)}
         good, bad = (" " + _words(rng, case, _length(rng, case) - 1, parity=parity) for parity in (0, 1))
         if case.method == "sft":
