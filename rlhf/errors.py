@@ -5,18 +5,26 @@ of them at once, without a traceback.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class RlhfError(Exception):
     """Base of every error that this package raises on purpose."""
 
-    exit_code = 70
+    exit_code: ClassVar[int] = 70
+    meaning: ClassVar[str] = "a bug of ours"
+    advice: ClassVar[str] = "Report it with the traceback's file, which the message names."
 
 
 class ConfigError(RlhfError, ValueError):
     """The command line or a config file is wrong. Holds every problem found, one line each."""
 
     exit_code = 2
+    meaning = (
+        "the command line or config is wrong, the run folder is another run's or in use, the cluster cannot be "
+        "reached or is too small"
+    )
+    advice = "Do what the lines say; `rlhf check` shows most of it in a second."
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -30,49 +38,86 @@ class DataError(ConfigError):
     """A data set's rows are wrong."""
 
     exit_code = 3
+    meaning = "data cannot be used"
+    advice = "Mend the rows or files that are named; `rlhf data` shows everything that is wrong with them."
 
 
 class ModelError(ConfigError):
     """A model or tokenizer cannot be used as asked."""
 
     exit_code = 3
+    meaning = "a model or tokenizer cannot be used as asked"
+    advice = "Mend the files that are named, or name another model."
 
 
 class RewardError(RlhfError, RuntimeError):
     """A reward source failed, or returned something that is not a finite number for every answer."""
 
     exit_code = 4
+    meaning = "a reward source failed, or gave something that is no finite number; no reward was made up"
+    advice = "Mend the source, then continue with --resume: the last finished step is saved."
 
 
 class CheckpointError(RlhfError, OSError):
     """A checkpoint or run directory cannot be written, read or trusted."""
 
     exit_code = 5
+    meaning = "a checkpoint or the disk failed"
+    advice = "Free space or mend the path, then continue with --resume: older checkpoints stand."
 
 
 class NumericsError(RlhfError, ArithmeticError):
     """Numbers stopped being finite, or weights did not move."""
 
     exit_code = 6
+    meaning = "numbers stopped being finite, sampler and trainer disagree too much, or nothing was learned"
+    advice = (
+        "See events.jsonl and the metrics sampler/*; lower the learning rate or set dtype to float32, then continue "
+        "with --resume."
+    )
 
 
 class WorkerLostError(RlhfError, RuntimeError):
     """A worker process died. Names role, rank, node and phase."""
 
     exit_code = 7
+    meaning = "a worker was lost, and starting again did not help"
+    advice = (
+        "Its .log says why, mostly memory: lower train.max_tokens_per_micro_batch, use gradient checkpointing or "
+        "offload; then continue with --resume."
+    )
 
 
 class StallError(RlhfError, TimeoutError):
     """A wait passed its deadline. Names who waited for whom, in which phase, and for how long."""
 
     exit_code = 8
+    meaning = "a wait passed its deadline, and starting again did not help"
+    advice = (
+        "See who is named, and what it was doing in the .stacks files; if it was only slow, raise the deadline of that "
+        "phase; then continue with --resume."
+    )
 
 
 class WeightSyncError(StallError):
     """A rollout engine does not hold the weights that the policy sent. Names engine, version and bucket."""
+
+    meaning = "a weight sync failed, and starting again did not help; no engine answered with half-updated weights"
+    advice = "See which engine is named; if it was only slow, raise rollout.sync_timeout_s; continue with --resume."
 
 
 class PreemptedError(RlhfError):
     """The run was asked to stop, saved what it had, and can be resumed."""
 
     exit_code = 75
+    meaning = "stopped on request and saved"
+    advice = "Continue with --resume."
+
+
+def error_classes() -> list[type[RlhfError]]:
+    """Every class of the tree, the internal error last, by exit code."""
+    found: list[type[RlhfError]] = [RlhfError]
+    for kind in found:
+        found += kind.__subclasses__()
+    ours = (kind for kind in found if kind.__module__ == __name__)
+    return sorted(dict.fromkeys(ours), key=lambda kind: (kind.exit_code, kind.__name__))
