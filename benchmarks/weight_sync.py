@@ -26,6 +26,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.rendezvous import meet
 from rlhf.engines.weight_sync import make_sender, make_source
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.buckets import plan_buckets
@@ -152,7 +153,8 @@ class PipeClient:
 
 
 def run_trainer(rank: int, port: int, case: Case, pipes: Sequence[Connection], result: Connection | None) -> None:
-    init_distributed(rank, NUM_TRAINERS, "127.0.0.1", port, device="cpu", timeout_s=TIMEOUT_S)
+    store = meet(rank, "127.0.0.1", port, TIMEOUT_S)
+    init_distributed(rank, NUM_TRAINERS, store, device="cpu", timeout_s=TIMEOUT_S)
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):
         module = LlamaForCausalLM(make_config(case.millions))

@@ -1,16 +1,22 @@
 """Connecting to Ray: joining a cluster that is there, or starting one of this machine alone."""
 
+import ipaddress
 import os
 import socket
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
 from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
 from rlhf.errors import ConfigError, StallError
 
 LOCAL = "local"
+LOOPBACK = "127.0.0.1"
+LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
     # When the driver is killed the control store dies with it, and nobody needs to wait for its return.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
@@ -25,15 +31,17 @@ JOIN_ATTEMPTS = 3
 JOIN_TIMEOUT_S = 10.0
 
 
-def connect(address: str, namespace: str) -> OrphanWatch:
+def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False) -> OrphanWatch:
     """Connect this process to the cluster at `address`. Returns a watch over the processes that this started.
 
     Raises:
-        ConfigError: there is no cluster to join.
+        ConfigError: there is no cluster to join, or one that strangers could use, unless `allow_unauthenticated`.
         StallError: none of this machine could be started.
     """
     if address == LOCAL:
         return start(namespace)
+    if not allow_unauthenticated:
+        require_token(address, os.environ)
     join(address, namespace)
     return OrphanWatch()
 
@@ -47,14 +55,14 @@ def start(namespace: str) -> OrphanWatch:
     for _ in range(START_ATTEMPTS):
         orphans = OrphanWatch()
         try:
-            with orphans:
+            with orphans, loopback_alone():
                 ray.init(
                     address=LOCAL,
                     namespace=namespace,
                     include_dashboard=False,
                     logging_level="error",
                     log_to_driver=False,
-                    _node_ip_address="127.0.0.1",
+                    _node_ip_address=LOOPBACK,
                 )
             return orphans
         except Exception as error:
@@ -62,6 +70,46 @@ def start(namespace: str) -> OrphanWatch:
             failure = first_line(error)
             orphans.close()
     raise StallError(f"ray: no cluster of this machine could be started (tried {START_ATTEMPTS} times): {failure}")
+
+
+@contextmanager
+def loopback_alone() -> Iterator[None]:
+    """Let a cluster that starts inside listen on this machine only.
+
+    On Linux Ray puts the address that leads to the world in the place of 127.0.0.1, unless it is told that clusters of
+    several machines are not wanted. Its variable, which the started processes read, is read here at import only.
+    """
+    before = os.environ.get(LOOPBACK_ALONE)
+    constant = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[LOOPBACK_ALONE] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        os.environ.pop(LOOPBACK_ALONE)
+        if before is not None:
+            os.environ[LOOPBACK_ALONE] = before
+
+
+def require_token(address: str, environ: Mapping[str, str]) -> None:
+    """Refuse a cluster beyond this machine that takes jobs from whoever reaches it. Raises ConfigError."""
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    if not host or is_loopback(host) or environ.get("RAY_AUTH_MODE") == "token":
+        return
+    raise ConfigError(
+        f"ray: the cluster at {address} is not of this machine alone, and RAY_AUTH_MODE is not token: whoever reaches "
+        "it may run code on all its nodes. Turn tokens on (SECURITY.md), or set cluster.allow_unauthenticated where "
+        "nobody else reaches its network."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by name or number."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def join(address: str, namespace: str) -> None:

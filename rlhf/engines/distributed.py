@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -26,22 +27,14 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 __all__ = ["deepspeed", "init_distributed", "torch_device"]
 
 
-def init_distributed(
-    rank: int, world_size: int, master_address: str, master_port: int, *, device: str, timeout_s: float
-) -> None:
+def init_distributed(rank: int, world_size: int, store: Store, *, device: str, timeout_s: float) -> None:
     """Enter the process group: gloo on CPU, NCCL on CUDA. Blocks until all ranks have, or raises after `timeout_s`,
     which is also the longest that any collective may take."""
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",
-        MASTER_ADDR=master_address,
-        MASTER_PORT=str(master_port),
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
     torch_device(device)
     dist.init_process_group(
         backend="gloo" if device == "cpu" else "nccl",
-        init_method=f"tcp://{master_address}:{master_port}",
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.rendezvous import meet
 from rlhf.engines.scoring import ScoringEngine
 from rlhf.engines.training import DeepSpeedEngine
 from rlhf.errors import CheckpointError
@@ -370,7 +371,7 @@ class Scenarios:
 
 def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    init_distributed(rank, world_size, "127.0.0.1", port, device="cpu", timeout_s=120)
+    init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     scenarios = Scenarios(folder)
     chosen = [scenarios.gradients]
     if world_size > 1:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.rendezvous import meet
 from rlhf.engines.weight_sync import make_sender, make_source
 from rlhf.engines.weight_sync.local import LocalEngineClient
 from rlhf.engines.weight_sync.source import Zero3Source
@@ -74,7 +75,7 @@ def sync(rank: int, folder: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     rank, port, *folders = sys.argv[1:]
-    init_distributed(int(rank), 2, "127.0.0.1", int(port), device="cpu", timeout_s=60.0)
+    init_distributed(int(rank), 2, meet(int(rank), "127.0.0.1", int(port), 60.0), device="cpu", timeout_s=60.0)
     for folder in folders:
         sync(int(rank), Path(folder), Path(folder) / "result.json")
     dist.destroy_process_group()

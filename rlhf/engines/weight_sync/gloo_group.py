@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from rlhf.engines.rendezvous import bind_gloo, join_store, open_listener, serve_store
 from rlhf.errors import WeightSyncError
 
 
@@ -38,16 +39,13 @@ class GlooUpdateInfo:
 
 def listen(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that the group is built on, served by this process; port 0 takes a free one."""
-    try:
-        timeout = timedelta(seconds=timeout_s)
-        return TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timeout)
-    except RuntimeError as error:
-        raise WeightSyncError(f"cannot listen on {address}:{port} for rollout engines: {error}") from error
+    bind_gloo(address)
+    return serve_store(open_listener(address, port), timeout_s)
 
 
 def connect(info: GlooInitInfo) -> TCPStore:
     """The store of the sender."""
-    return TCPStore(info.master_address, info.master_port, timeout=timedelta(seconds=info.timeout_s))
+    return join_store(info.master_address, info.master_port, info.timeout_s)
 
 
 FREE_REFERENCES = 2

@@ -1,0 +1,29 @@
+"""What the processes of a run listen on: said at its start, so that nobody is surprised by an open port."""
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import cast
+
+import psutil
+
+from rlhf.actors.calls import Call, Worker, wait_all
+
+
+def listening() -> list[tuple[str, int]]:
+    """Address and port of every TCP socket on which this process listens."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return sorted({(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN})
+
+
+def open_ports(workers: Sequence[Worker], timeout_s: float) -> list[str]:
+    """A line for each process that other machines can reach; one line where none can. Raises: as `wait_all`."""
+    calls = [Call(worker=worker, ref=worker.handle.listening.remote()) for worker in workers]
+    answers = wait_all(calls, phase="look at open ports", timeout_s=timeout_s)
+    lines = []
+    for worker, answer in zip(workers, answers, strict=True):
+        beyond = [
+            (host, port) for host, port in cast(list[tuple[str, int]], answer) if not ip_address(host).is_loopback
+        ]
+        if beyond:
+            lines.append(f"  {worker.name} listens on {', '.join(f'{host}:{port}' for host, port in beyond)}")
+    return lines or ["  all listen on loopback only"]

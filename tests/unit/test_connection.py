@@ -1,0 +1,48 @@
+"""Which clusters a run joins, and where its processes meet."""
+
+import socket
+
+import pytest
+
+from rlhf.actors.connection import require_token
+from rlhf.engines.rendezvous import interface_of, join_store, open_listener, serve_store
+from rlhf.errors import ConfigError, WorkerLostError
+
+TOKEN = {"RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:6379", "ray://head.example:10001", "[fd00::1]:6379", "head:6379"])
+def test_a_cluster_that_asks_for_no_token_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_MODE is not token: .* cluster.allow_unauthenticated"):
+        require_token(address, {})
+    with pytest.raises(ConfigError):
+        require_token(address, {"RAY_AUTH_MODE": "disabled"})
+    require_token(address, TOKEN)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:6379", "127.0.0.2:6379", "localhost:6379", "[::1]:6379", "auto", "local"]
+)
+def test_a_cluster_of_this_machine_needs_none(address: str) -> None:
+    require_token(address, {})
+
+
+def test_a_store_listens_on_its_address_alone() -> None:
+    listener = open_listener("127.0.0.1")
+    port = listener.getsockname()[1]
+    served = serve_store(listener, 10.0)
+    joined = join_store("127.0.0.1", port, 10.0)
+    served.set("key", "value")
+    assert joined.get("key") == b"value"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", port), timeout=5.0)
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    with pytest.raises(WorkerLostError, match=r"cannot listen on 192\.0\.2\.1:0: "):
+        open_listener("192.0.2.1")
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == interface_of("127.0.0.3") is not None
+    assert interface_of("192.0.2.1") is None
