@@ -11,7 +11,7 @@ from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS, GenerateConfig, QuickstartConfig
 from rlhf.config.fields import Field, fields_of, sections_in
 from rlhf.config.flags import ALIASES
-from rlhf.config.tools import PlanConfig
+from rlhf.config.tools import ChaosConfig, PlanConfig
 
 INDENT = 6
 
@@ -93,6 +93,13 @@ def plan_help() -> str:
     )
 
 
+def chaos_help() -> str:
+    """Help of `rlhf chaos`: its own flags; a run's are those of `rlhf train`."""
+    return CHAOS_HEAD.format(names=",".join(COMMANDS)) + "\n".join(
+        field_help(field, screen_width()) for field in fields_of(ChaosConfig)
+    )
+
+
 def generate_help() -> str:
     """Help of `rlhf generate`."""
     fields = [field_help(field, screen_width()) for field in fields_of(GenerateConfig) if field.name != "model"]
@@ -131,6 +138,15 @@ before anything starts; of models it reads config.json alone. Takes every flag o
 
 `rlhf plan --calibrate RUN [--cluster 2x8xH100]` shows what a finished run measured beside what was planned for it, and
 keeps the factors for --calibration.
+
+"""
+CHAOS_HEAD = """\
+Usage: rlhf chaos {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]
+
+Runs a config twice, in peace and under faults: processes of one kind after another are killed or stopped, each in
+another phase of a step, and the newest checkpoint is damaged. Both runs must end with the same weights (on CPU, where
+rollouts do not run ahead). Takes every flag of `rlhf train METHOD` too. For --kinds stop, lower the deadlines first:
+train.step_timeout_s and rollout.generate_timeout_s.
 
 """
 GENERATE_HEAD = """\

@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
 TOOLS = ("sample", "curate", "rounds", "data", "doctor")
-VERBS = ("train", "check", "plan", "generate", *TOOLS, "quickstart")
+VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
 
@@ -34,6 +34,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf rounds {sft,dpo} --model MODEL --data.path ROWS        sample, choose and train in rounds
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
+  rlhf chaos METHOD [CONFIG.yaml]                             a run under kills and stops, beside the same run in peace
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
   rlhf --version                                              print the version
 
@@ -72,7 +73,7 @@ def run(arguments: list[str]) -> int:
         return _train_or_check(verb, rest)
     if verb in TOOLS:
         return _tool(verb, rest)
-    others = {"plan": _plan, "generate": _generate, "quickstart": _quickstart}
+    others = {"plan": _plan, "generate": _generate, "chaos": _chaos, "quickstart": _quickstart}
     if verb in others:
         return others[verb](rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
@@ -128,6 +129,20 @@ def _plan(arguments: list[str]) -> int:
     from rlhf.cli.plan import run_plan
 
     return run_plan(command, config, options)
+
+
+def _chaos(arguments: list[str]) -> int:
+    from rlhf.cli.help import chaos_help
+
+    if HELP & set(arguments) or not arguments:
+        return _show(chaos_help())
+    from rlhf.config.load_chaos import load_chaos
+
+    command, rest = _method("chaos", arguments)
+    options, config = load_chaos(command, rest, os.environ)
+    from rlhf.cli.chaos import run_chaos
+
+    return run_chaos(command, config, options)
 
 
 def _generate(arguments: list[str]) -> int:
@@ -196,7 +211,10 @@ def _exit_code(error: BaseException) -> int:
             _tell([f"rlhf: {error}"])
             return error.exit_code
         case RlhfError():
-            _tell([f"rlhf: error: {line}" for line in lines_of(error)])
+            lines = lines_of(error)
+            if type(error) is RlhfError and error.__cause__ is not None:
+                lines[-1] += f". Traceback: {_saved_traceback(error)}"
+            _tell([f"rlhf: error: {line}" for line in lines])
             return error.exit_code
         case BrokenPipeError() if _stdout_is_closed():
             return EXIT_CLOSED_PIPE

@@ -1,13 +1,17 @@
 """The settings of `rlhf plan`: its own, and those of the run that it plans."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
+from rlhf.config.base import Section
 from rlhf.config.commands import TrainConfig
 from rlhf.config.flags import ALIASES, Flags
 from rlhf.config.load import read_config, resolve
 from rlhf.config.merge import Merged, Schema
 from rlhf.config.tools import CalibrateConfig, PlanConfig
 from rlhf.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 ANY_DATA = ("--data.path", "any")
 """A plan does not read rows, so a run without them can be planned."""
@@ -20,7 +24,7 @@ def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> 
         ConfigError: with every problem, one line each.
     """
     schema = Schema(PlanConfig)
-    own, rest = _divided(argv, schema)
+    own, rest = divided(argv, schema)
     merged = Merged(schema, [Flags(own, schema.fields).layer])
     read = read_config(command, rest, environ)
     if read.config is not None and read.config.data.path is None:
@@ -42,8 +46,8 @@ def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
     return merged.config
 
 
-def _divided(argv: Sequence[str], schema: Schema[PlanConfig]) -> tuple[list[str], list[str]]:
-    """The words that set the plan's own options, and all others."""
+def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str]]:
+    """The words that set a command's own options, and all others, which are the run's."""
     own: list[str] = []
     rest: list[str] = []
     waiting = list(reversed(argv))

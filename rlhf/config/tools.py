@@ -182,3 +182,18 @@ class DoctorConfig(Section):
     """Folder of a run; usually the first argument."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class ChaosConfig(Section):
+    """A run under faults beside the same run without: whether it ends, and with the same weights. The run saves every
+    step; faults come one at a time, with a saved step in between."""
+
+    num_faults: PositiveInt = 6
+    """Faults, each for another process and phase until all have met."""
+    kinds: tuple[Literal["kill", "stop", "tear"], ...] = ("kill",)
+    """kill is SIGKILL; stop is SIGSTOP, which its victim cannot even notice; tear kills the driver and damages its
+    newest checkpoint."""
+    chaos_seed: NonNegativeInt = 0
+    """Decides which faults come."""
+    against: str | None = None
+    """Folder of a run that the same command finished without faults; by default it runs first."""

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.cli.main import main
 from rlhf.config.load import load_config
+from rlhf.config.load_chaos import load_chaos
 from rlhf.config.load_tools import load_curate, load_rounds, load_sample
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
 
@@ -33,7 +35,12 @@ def commands_of(page: Path) -> list[str]:
     return [line for line in after_submit if line.startswith("rlhf ") and not PLACEHOLDERS.search(line)]
 
 
-LOADERS = {"sample": load_sample, "curate": load_curate, "rounds": load_rounds}
+LOADERS: dict[str, Callable[[list[str]], object]] = {
+    "sample": lambda words: load_sample(words, {}),
+    "curate": lambda words: load_curate(words, {}),
+    "rounds": lambda words: load_rounds(words, {}),
+    "chaos": lambda words: load_chaos(words[0], words[1:], {}),
+}
 """Commands that would run for long: their arguments are read."""
 COMMANDS = sorted({command for page in [*PAGES, *CONFIGS] for command in commands_of(page)})
 
@@ -78,7 +85,8 @@ def test_a_shown_command_is_accepted(
 ) -> None:
     words = shlex.split(command)[1:]
     if words[0] in LOADERS:
-        LOADERS[words[0]](words[1:], {})
+        monkeypatch.chdir(workspace)
+        LOADERS[words[0]](words[1:])
         return
     if "org/" in command:  # of models that only a hub has, the flags are read
         load_config(words[1], words[2:], {})

@@ -1,0 +1,179 @@
+"""`rlhf chaos`: a run under faults beside the same run without.
+
+RUNS/NAME-clean/  RUNS/NAME-chaos/ (a run's folder, with chaos/: plan.json  phases.json  witness.jsonl  driver_K.log)
+"""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import cycle, islice, product
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.cli.chaos_child import DRIVER, Fault
+from rlhf.cli.cluster_at_hand import local_gpus
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.load import dump_config
+from rlhf.config.tools import ChaosConfig
+from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, WorkerLostError
+from rlhf.orchestrator.files import read_rows, write_text
+from rlhf.orchestrator.run_directory import PROCESSES
+from rlhf.types import Json
+
+RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
+"""Codes of runs that spent their restarts and can be continued."""
+TIMED = ("time", "throughput/", "sync/seconds", "memory/")
+"""Metrics that no two runs share."""
+
+
+def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
+    """Run both, and compare.
+
+    Raises:
+        ConfigError: there is a folder already.
+        NumericsError: the disturbed run learned something else.
+        RlhfError: a run failed in a way that faults must not lead to.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    clean = Path(options.against) if options.against is not None else folder_of(config, "clean")
+    disturbed = folder_of(config, "chaos")
+    for folder in [disturbed] if options.against is not None else [clean, disturbed]:
+        if folder.exists():
+            raise ConfigError(f"chaos: {folder} is there already. Remove it, or choose another run.name.")
+    work = disturbed.with_name(f"{disturbed.name}-faults")
+    work.mkdir(parents=True)
+    write_text(work / "plan.json", "[]")
+    if options.against is None:
+        console.print(f"the run without faults, into {clean}")
+        run_to_end(command, config, clean, work, console)
+    faults = draw(options, processes_of(clean), phases_of(work, clean))
+    write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
+    console.print(f"the run with {len(faults)} faults, into {disturbed}")
+    codes = run_to_end(command, config, disturbed, work, console)
+    witnesses = read_rows(work / "witness.jsonl")
+    console.print(table(faults, witnesses))
+    restarts = sum(event.get("kind") == "restart" for event in read_rows(disturbed / "events.jsonl"))
+    console.print(f"{len(witnesses)} of {len(faults)} faults, {restarts} restarts inside, drivers ended with {codes}")
+    if len(witnesses) < len(faults):
+        console.print("the run was over before the last faults: give it more train.num_steps")
+    if not is_exact(config):
+        console.print("the run is over; on GPUs, and where rollouts run ahead, no two learn the same weights")
+        return 0
+    if weights_of(clean) != weights_of(disturbed):
+        where = first_difference(clean, disturbed)
+        raise NumericsError(f"chaos: {disturbed} learned other weights than {clean}; {where}.")
+    console.print("both learned the same weights, to the byte")
+    return 0
+
+
+def folder_of(config: TrainConfig, which: str) -> Path:
+    return Path(config.run.dir, f"{config.run.name}-{which}").absolute()
+
+
+def run_to_end(command: str, config: TrainConfig, folder: Path, work: Path, console: Console) -> list[int]:
+    """Run and resume until the run is done. Returns the drivers' exit codes; a killed one's is negative."""
+    settings = work / f"{folder.name}.yaml"
+    write_text(settings, dump_config(config))
+    codes: list[int] = []
+    while not codes or codes[-1] != 0:
+        resumes = any(folder.glob("checkpoints/step_*"))
+        child = [sys.executable, "-m", "rlhf.cli.chaos_child", str(work), str(folder / "logs"), "train", command]
+        flags = [str(settings), "--run.dir", str(folder.parent), "--run.name", folder.name]
+        log = work / f"{folder.name}_{len(codes) + 1}.log"
+        with log.open("wb") as output:
+            process = subprocess.run(
+                [*child, *flags, *(["--resume"] if resumes else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        codes.append(process.returncode)
+        if codes[-1] > 0 and codes[-1] not in RESUMABLE:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise RlhfError(f"chaos: {folder.name} ended with code {codes[-1]}, see {log}: {' '.join(last)}")
+        if codes[-1] < 0:
+            torn = tear(folder, read_rows(work / "witness.jsonl"))
+            console.print(f"  the driver was killed{torn}; it is started again")
+    return codes
+
+
+def tear(folder: Path, witnesses: Sequence[Mapping[str, Json]]) -> str:
+    """Damage the newest checkpoint, where the last fault was of this kind and an older one is there."""
+    found = sorted(folder.glob("checkpoints/step_*"), key=lambda path: int(path.name[5:]))
+    if not witnesses or witnesses[-1]["kind"] != "tear" or len(found) < 2:
+        return ""
+    files = sorted(path for path in found[-1].rglob("*") if path.is_file())
+    victim = random.Random(str(witnesses[-1]["number"])).choice(files)
+    with victim.open("r+b") as file:
+        file.truncate(victim.stat().st_size // 2)
+    return f" and {victim.relative_to(folder)} cut in half"
+
+
+def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) -> list[Fault]:
+    """Each process in each phase in an order of chance, again and again; kinds take turns where they make sense."""
+    chance = random.Random(options.chaos_seed)
+    cells = list(product([*processes, DRIVER], phases))
+    chance.shuffle(cells)
+    for_driver = [str(kind) for kind in options.kinds if kind != "stop"]  # nobody would wake it
+    for_others = [str(kind) for kind in options.kinds if kind != "tear"]
+    faults = []
+    for number, (process, phase) in enumerate(islice(cycle(cells), options.num_faults)):
+        possible = (for_driver if process == DRIVER else for_others) or ["kill"]
+        faults.append(Fault(number=number, kind=chance.choice(possible), process=process, phase=phase))
+    return faults
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The names of a run's processes."""
+    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"))
+    if not files:
+        raise ConfigError(f"chaos: {folder} is not a run that ended: no {PROCESSES} in its logs.")
+    return [str(row["name"]) for row in json.loads(files[-1].read_text(encoding="utf-8"))]
+
+
+def phases_of(work: Path, clean: Path) -> list[str]:
+    """The phases that a run is in, where they were watched; else all that its kind of run has."""
+    watched = work / "phases.json"
+    if watched.exists():
+        return list(json.loads(watched.read_text(encoding="utf-8")))
+    is_online = any(clean.glob("rollouts/*.jsonl"))
+    return ["generate", "score", "measure", "learn", "sync", "checkpoint"] if is_online else ["learn", "checkpoint"]
+
+
+def is_exact(config: TrainConfig) -> bool:
+    """Whether two runs of one seed are the same, bit for bit."""
+    on_cpu = config.cluster.device == "cpu" or (config.cluster.device == "auto" and not local_gpus())
+    return on_cpu and (not isinstance(config, OnlineConfig) or config.rollout.max_lag == 0)
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file of the trained model."""
+    files = sorted((folder / "model").glob("*.safetensors"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def first_difference(clean: Path, disturbed: Path) -> str:
+    """Where the figures of two runs part."""
+    ours, theirs = (read_rows(folder / "metrics.jsonl") for folder in (disturbed, clean))
+    for one, other in zip(ours, theirs, strict=False):
+        for name in sorted(one.keys() & other.keys()):
+            if not name.startswith(TIMED) and one[name] != other[name]:
+                return f"first at step {one.get('step')}: {name} {one[name]}, not {other[name]}"
+    return f"{len(ours)} steps recorded, not {len(theirs)}" if len(ours) != len(theirs) else "all figures agree"
+
+
+def table(faults: Sequence[Fault], witnesses: Sequence[Mapping[str, Json]]) -> Table:
+    """What struck whom, and where it was seen."""
+    seen = {row["number"]: row for row in witnesses}
+    shown = Table("fault", "process", "phase", "struck in")
+    for fault in faults:
+        row = seen.get(fault.number)
+        shown.add_row(fault.kind, fault.process, fault.phase, f"{row['wait']} (pid {row['pid']})" if row else "not met")
+    return shown

@@ -1,0 +1,119 @@
+"""`python -m rlhf.cli.chaos_child FOLDER COMMAND ...`: the `rlhf` command with faults, for `rlhf chaos`.
+
+FOLDER/plan.json holds the faults in their order. Each that struck is in FOLDER/witness.jsonl, and is not
+repeated by a later process. FOLDER/phases.json says which phases the run has been in.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf.actors import post_mortem
+from rlhf.actors.calls import traffic
+from rlhf.cli.main import main
+from rlhf.orchestrator.files import append_json, read_rows, write_text
+from rlhf.orchestrator.run_directory import PROCESSES
+from rlhf.types import Json
+
+PHASES: Mapping[str, re.Pattern[str]] = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "generate": r"^rollout generation$",
+        "score": r"^scoring$|^reward forward$",
+        "measure": r"^(policy|critic|reference) forward$",
+        "learn": r" (forward_backward|optim_step)$",
+        "sync": r"^weight sync ",
+        "checkpoint": r" save$",
+    }.items()
+}
+"""Phase of a step -> what the waits for remote calls are called in it."""
+DRIVER = "driver"
+LONGEST_DELAY_S = 0.1
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "tear": signal.SIGKILL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens to whom, and when."""
+
+    number: int
+    kind: str
+    process: str
+    phase: str
+
+
+class Injector:
+    """Watches the waits of the driver's threads, and strikes in the phase that the next fault names.
+
+    A fault is armed when the run has gone on since it last saved a step: so between two faults one step is kept, and a
+    run that needs more than its budget of restarts has a fault of its own.
+    """
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        self._folder = folder
+        self._logs = logs
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        done = {row["number"] for row in read_rows(folder / "witness.jsonl")}
+        self._faults = [fault for fault in (Fault(**row) for row in plan) if fault.number not in done]
+        phases = folder / "phases.json"
+        self._seen: list[str] = json.loads(phases.read_text(encoding="utf-8")) if phases.exists() else []
+        self._lock = threading.Lock()
+        self._has_saved = False
+        self._is_armed = False
+
+    def watch(self, text: str) -> None:
+        """A wait that is called `text` begins."""
+        name = next((name for name, pattern in PHASES.items() if pattern.search(text)), None)
+        if name is None:
+            return
+        with self._lock:
+            if name not in self._seen:
+                self._seen.append(name)
+                write_text(self._folder / "phases.json", json.dumps(self._seen))
+            if self._has_saved and name != "checkpoint":
+                self._has_saved, self._is_armed = False, True
+            self._has_saved = self._has_saved or name == "checkpoint"
+            if self._is_armed and self._faults and self._faults[0].phase == name:
+                self._is_armed = self._has_saved = False
+                self._strike(self._faults.pop(0), text)
+
+    def _strike(self, fault: Fault, text: str) -> None:
+        delay_s = random.Random(f"{fault.number}-{fault.process}").uniform(0.0, LONGEST_DELAY_S)
+        timer = threading.Timer(delay_s, self._send, (fault, text))
+        timer.daemon = True
+        timer.start()
+
+    def _send(self, fault: Fault, text: str) -> None:
+        witness = {**asdict(fault), "wait": text, "time": time.time()}
+        if fault.process == DRIVER:
+            append_json(self._folder / "witness.jsonl", {**witness, "pid": os.getpid()})
+            os.kill(os.getpid(), SIGNALS[fault.kind])
+            return
+        row = self._find(fault.process)
+        post_mortem.strike(str(row["node_id"]), int(str(row["pid"])), SIGNALS[fault.kind])
+        append_json(self._folder / "witness.jsonl", {**witness, "pid": row["pid"]})
+
+    def _find(self, process: str) -> dict[str, Json]:
+        """A process of the newest launch."""
+        files = sorted(self._logs.glob(f"attempt_*/{PROCESSES}"), key=lambda file: int(file.parent.name[8:]))
+        rows: list[dict[str, Json]] = json.loads(files[-1].read_text(encoding="utf-8"))
+        return next(row for row in rows if row["name"] == process)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command with the faults of its folder. Returns its exit code."""
+    folder, logs, *command = argv
+    traffic.watch = Injector(Path(folder), Path(logs)).watch
+    return main(command)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
