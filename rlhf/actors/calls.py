@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from rlhf.actors import post_mortem
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 
 Result = TypeVar("Result")
@@ -26,7 +28,12 @@ class Worker:
     name: str
     """Role and rank, e.g. `policy rank 1`."""
     node: str
+    """The node's address."""
+    node_id: str
+    """The node's name in Ray: one address may have several."""
     pid: int
+    log: Path | None = None
+    """The file that it logs into, where it has one."""
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, pid {self.pid})"
@@ -53,10 +60,13 @@ class Traffic:
         self._num_waits = 0
         self._is_closed = False
         self._changed = threading.Condition()
+        self.watch: Callable[[str], None] = lambda _phase: None
+        """Called with the phase of every wait that begins."""
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
         """Be inside a wait. Raises WorkerLostError after `close`."""
+        self.watch(phase)
         with self._changed:
             if self._is_closed:
                 raise WorkerLostError(f"{phase}: the run has left the cluster")
@@ -102,8 +112,8 @@ def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[objec
     while pending and not failures:
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            late = ", ".join(str(call.worker) for call in pending.values())
-            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {late}. `ray stack` shows its place.")
+            late = [call.worker for call in pending.values()]
+            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late)}")
         failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
     if failures:
         raise blame(failures, list(pending.values()), phase)
@@ -128,7 +138,9 @@ def failure_of(call: Call, phase: str) -> RlhfError | None:
         cause = error.cause
         if isinstance(cause, RlhfError):
             return cause
-        return RlhfError(f"{phase}: {call.worker} failed: {error}")
+        wrapped = RlhfError(f"{phase}: {call.worker} failed: {type(cause).__name__}: {first_line(cause)}")
+        wrapped.__cause__ = error  # whose text is the traceback over there
+        return wrapped
     except GetTimeoutError:
         return StallError(f"{phase}: the answer of {call.worker} did not arrive.")
     except RayError as error:
@@ -140,9 +152,30 @@ def blame(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) ->
     """The failure to report: a death explains a failed collective, and one of ours explains more than a wrapped one."""
     found = list(failures)
     if pending:
-        ready, _ = ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=BLAME_GRACE_S)
+        ready, late = ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=BLAME_GRACE_S)
         found += [error for call in pending if call.ref in ready and (error := failure_of(call, phase)) is not None]
+        if late and all(type(error) is RlhfError for error in found):  # a collective gave a silent peer up
+            silent = told([call.worker for call in pending if call.ref in late])
+            found.append(StallError(f"{phase}: no answer from {silent} Meanwhile {found[0]}"))
     return min(found, key=lambda error: (not isinstance(error, WorkerLostError), type(error) is RlhfError))
+
+
+def told(late: Sequence[Worker]) -> str:
+    """Who is late, what is wrong with them as far as their nodes know, and where their stacks are."""
+    findings = post_mortem.look(places(late))
+    text = f"{', '.join(map(str, late))}."
+    for worker in late:
+        if finding := findings.get(worker.pid):
+            text += f" {worker.name} {finding}."
+    folders = {worker.log.parent for worker in late if worker.log is not None}
+    return text + "".join(f" Their stacks: {folder}/*{post_mortem.SUFFIX}." for folder in sorted(folders))
+
+
+def places(workers: Sequence[Worker]) -> dict[str, list[post_mortem.Place]]:
+    """Where workers are, for `post_mortem`."""
+    return post_mortem.by_node(
+        [(w.node_id, (w.pid, None if w.log is None else post_mortem.stacks_file(w.log))) for w in workers]
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlhf.actors.calls import Call, Worker, traffic, wait_all
+from rlhf.actors import post_mortem
+from rlhf.actors.calls import Call, Worker, places, traffic, wait_all
 from rlhf.actors.connection import LOCAL, connect
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
@@ -66,9 +67,12 @@ class Cluster:
         self._start_timeout_s = section.start_timeout_s
         self._groups: list[PlacementGroup] = []
         self._actors: list[ray.actor.ActorHandle] = []
+        self._workers: list[Worker] = []
+        self._num_starts = 1
         self._log_folder = log_folder
-        self._orphans = connect(self.address, namespace)
+        self._orphans = connect(self.address, namespace, allow_unauthenticated=section.allow_unauthenticated)
         traffic.open()
+        self.node_id: str = ray.get_runtime_context().get_node_id()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
         self.gpu_kinds = [gpus_of(node) for node in nodes]
@@ -120,14 +124,18 @@ class Cluster:
         """Start `actor` at a seat (None: anywhere, on no device), with `title` in the process list. The call ends with
         its (node, pid)."""
         titled = type(title, (actor,), {"__module__": actor.__module__})
-        options: dict[str, object] = {"name": name, "max_restarts": 0, "max_concurrency": max_concurrency}
+        options: dict[str, object] = {
+            "name": f"{name}{self._again}",
+            "max_restarts": 0,
+            "max_concurrency": max_concurrency,
+        }
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
         options |= {"num_cpus": 0} if seat is None else seat.options()
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
         handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
         self._actors.append(handle)
-        worker = Worker(handle=handle, name=name, node="?", pid=0)
+        worker = Worker(handle=handle, name=name, node="?", node_id="?", pid=0, log=log_file)
         return Call(worker=worker, ref=handle.where.remote())
 
     def seated(self, calls: Sequence[Call]) -> list[Worker]:
@@ -136,13 +144,16 @@ class Cluster:
         workers = []
         for call, place in zip(calls, places, strict=True):
             assert isinstance(place, tuple)
-            workers.append(Worker(handle=call.worker.handle, name=call.worker.name, node=place[0], pid=place[1]))
+            address, pid, node_id = place
+            workers.append(replace(call.worker, node=address, pid=pid, node_id=node_id))
+        self._workers += workers
         return workers
 
     def dismiss(self, workers: Sequence[Worker]) -> None:
         """End actors that are not needed any more."""
         for worker in workers:
             self._actors.remove(worker.handle)
+            self._workers.remove(worker)
             ray.kill(worker.handle)
 
     def __enter__(self) -> Self:
@@ -153,16 +164,33 @@ class Cluster:
     ) -> None:
         self.close()
 
+    def clear(self) -> None:
+        """End the actors, and give their devices back, so that all can start again."""
+        self._empty()
+        post_mortem.end(places(self._workers))
+        self._workers.clear()
+        self._num_starts += 1
+        traffic.open()
+
     def close(self) -> None:
-        """End the actors, and with them every wait for one; give the devices back and leave."""
+        """End the actors, give the devices back and leave."""
+        self._empty()
+        ray.shutdown()
+        self._orphans.close()
+
+    @property
+    def _again(self) -> str:
+        """What tells actors of a later start from those that Ray may still remember under the same name."""
+        return f" ({self._num_starts})" if self._num_starts > 1 else ""
+
+    def _empty(self) -> None:
+        """End the actors, and with them every wait for one."""
         while self._actors:
             ray.kill(self._actors.pop())
         if not traffic.close(LEAVE_TIMEOUT_S):
             logger.warning("ray: calls were still under way after %g s", LEAVE_TIMEOUT_S)
         while self._groups:
             remove_placement_group(self._groups.pop())
-        ray.shutdown()
-        self._orphans.close()
 
     def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:
         """One bundle a node of the group. Without GPUs a device is a `share` of a core."""

@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 
 import ray
 
-from rlhf.actors.calls import Call, Worker, failure_of
+from rlhf.actors.calls import Call, Worker, failure_of, told
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import WeightSyncError
 
@@ -53,10 +53,11 @@ class RayEngineClient:
         refs = [call.ref for call in calls]
         _, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         problems = [
-            f"{call.worker} did not {phase} within {timeout_s:g} s" if call.ref in late else str(failure)
-            for call in calls
-            if call.ref in late or (failure := failure_of(call, phase)) is not None
+            str(failure) for call in calls if call.ref not in late and (failure := failure_of(call, phase)) is not None
         ]
+        if late:
+            silent = told([call.worker for call in calls if call.ref in late])
+            problems.append(f"no answer within {timeout_s:g} s to {phase} from {silent}")
         if problems:
             raise WeightSyncError("; ".join(problems))
         results: list[object] = ray.get(refs)

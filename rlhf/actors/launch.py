@@ -49,6 +49,12 @@ class Crew:
     engines: tuple[Worker, ...]
     rewards: Mapping[str, Worker]
 
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Every process."""
+        models = [worker for group in dict.fromkeys(self.groups.values()) for worker in group.workers]
+        return (*models, *self.engines, *self.rewards.values())
+
 
 def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
     """Give back the memory of a role that is not needed any more. Returns the crew without it."""
@@ -151,7 +157,7 @@ class Launcher:
 
     def _join(self, groups: list[WorkerGroup]) -> None:
         """Let the ranks of each group meet."""
-        first = [Call(worker=group.workers[0], ref=group.workers[0].handle.free_address.remote()) for group in groups]
+        first = [Call(worker=group.workers[0], ref=group.workers[0].handle.open_meeting.remote()) for group in groups]
         addresses = wait_all(first, phase="meeting point of ranks", timeout_s=self._start_timeout_s)
         calls: list[Call] = []
         for group, place in zip(groups, addresses, strict=True):

@@ -7,7 +7,6 @@ The driver names these classes and must stay light, so the engines are imported 
 
 import contextlib
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.logs import Trace, redirect_output
 from rlhf.actors.memory import peak_memory
+from rlhf.actors.ports import listening
+from rlhf.actors.post_mortem import leave_stacks
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource
@@ -46,9 +47,15 @@ if TYPE_CHECKING:
     from rlhf.engines.training import DeepSpeedEngine
 
 
-def here() -> tuple[str, int]:
-    """This process: the node's address and the process id."""
-    return ray.util.get_node_ip_address(), os.getpid()
+def here() -> tuple[str, int, str]:
+    """This process: the node's address, the process id, and the node's name in Ray."""
+    return node_address(), os.getpid(), ray.get_runtime_context().get_node_id()
+
+
+def node_address() -> str:
+    """This node's address in the cluster. Ray's function of that name guesses the one that leads to the world."""
+    own = ray.get_runtime_context().get_node_id()
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +133,17 @@ class Actor:
             os.chdir(folder)
         if log_file is not None:
             redirect_output(log_file)
+            leave_stacks(log_file)
         self._trace = Trace(log_file.with_suffix(".trace.jsonl") if log_file is not None else None)
 
-    def where(self) -> tuple[str, int]:
+    def where(self) -> tuple[str, int, str]:
         return here()
 
     def peak_memory(self) -> int:
         return peak_memory()
+
+    def listening(self) -> list[tuple[str, int]]:
+        return listening()
 
 
 class ModelWorker(Actor):
@@ -143,26 +154,26 @@ class ModelWorker(Actor):
         self._trainees: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
 
-    def free_address(self) -> tuple[str, int]:
-        """An address of this node where the group's ranks can meet."""
-        address, _pid = here()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, int(probe.getsockname()[1])
+    def open_meeting(self) -> tuple[str, int]:
+        """Listen for the group's other ranks on this node's address. Returns where."""
+        from rlhf.engines.rendezvous import open_listener
+
+        self._listener = open_listener(node_address())
+        address, port = self._listener.getsockname()[:2]
+        return str(address), int(port)
 
     def join(self, rank: Rank) -> None:
         """Enter the process group of the device group. Blocks until all ranks have."""
         from rlhf.engines.distributed import init_distributed
+        from rlhf.engines.rendezvous import bind_gloo, join_store, serve_store
 
         self._rank = rank
-        init_distributed(
-            rank.rank,
-            rank.world_size,
-            rank.master_address,
-            rank.master_port,
-            device=rank.device,
-            timeout_s=rank.timeout_s,
-        )
+        bind_gloo(node_address())
+        if rank.rank == 0:
+            store = serve_store(self._listener, rank.timeout_s)
+        else:
+            store = join_store(rank.master_address, rank.master_port, rank.timeout_s)
+        init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
         """Load a model that only computes."""
@@ -212,7 +223,7 @@ class ModelWorker(Actor):
         from rlhf.engines.weight_sync.source import make_source
 
         trainee = self._trainees[role]
-        address, _pid = here()
+        address = node_address()
         trainee.attach_sender(
             make_sender(
                 spec.backend,
@@ -275,6 +286,9 @@ class RolloutWorker(Actor):
 
     def start(self, spec: EngineSpec, name: str) -> None:
         """Load the model."""
+        from rlhf.engines.rendezvous import bind_gloo
+
+        bind_gloo(node_address())
         self._engine = open_engine(
             spec.section,
             spec.model,

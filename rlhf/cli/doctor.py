@@ -1,8 +1,11 @@
 """`rlhf doctor`: whether this machine has what a run needs; `rlhf doctor RUN`: what happened to a run."""
 
+import contextlib
+import json
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -17,6 +20,7 @@ from rlhf.cli.cluster_at_hand import local_gpus
 from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.diagnosis import diagnose
+from rlhf.orchestrator.run_directory import PROCESSES
 from rlhf.planning.hardware import GIB
 
 LEAST_SHARED_MEMORY_GIB = 1.0
@@ -46,6 +50,7 @@ def run_doctor(options: DoctorConfig, environ: Mapping[str, str]) -> int:
 
 def show_run(console: Console, folder: Path) -> None:
     """A page on a run."""
+    ask_processes(folder)
     page = diagnose(folder)
     console.print(f"[bold]{escape(str(folder))}[/bold] {plain(page.headline)}")
     for fact in page.facts:
@@ -56,8 +61,27 @@ def show_run(console: Console, folder: Path) -> None:
         console.print(f"  {process} last said:")
         for line in lines:
             console.print(f"    {plain(line)}")
+    for process, place in page.stands.items():
+        console.print(f"  {process} {plain(place)}")
     if page.advice is not None:
         console.print(page.advice)
+
+
+def ask_processes(folder: Path) -> None:
+    """Let the processes of a run on this machine write down where they stand. Those elsewhere do not."""
+    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"), key=lambda file: int(file.parent.name[8:]))
+    if not files:
+        return
+    from rlhf.actors.post_mortem import look_here, stacks_file  # noqa: PLC0415  Ray's import takes a second
+
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        look_here(
+            [
+                (int(row["pid"]), stacks_file(files[-1].with_name(f"{row['name'].replace(' ', '_')}.log")))
+                for row in json.loads(files[-1].read_text(encoding="utf-8"))
+                if row["host"] == socket.gethostname()
+            ]
+        )
 
 
 def plain(text: str) -> str:

@@ -1,31 +1,21 @@
-"""`rlhf train`: the composition root. The one place that knows every class, and joins them into a run."""
+"""`rlhf train`: what a run reads and writes, opened once; what can be lost on the way is in `attempts`."""
 
 import logging
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
-from rlhf.actors.launch import Crew, Launcher
-from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.algorithms.base import Algorithm
 from rlhf.cli.assembly import (
     Data,
-    assemble_offline,
-    assemble_online,
-    course,
     first_role,
     run_length,
-    trainee,
     tricks,
 )
-from rlhf.cli.casting import cast
+from rlhf.cli.attempts import Training
 from rlhf.cli.class_weights import weigh_classes
-from rlhf.cli.foresight import foreseen
-from rlhf.cli.stored_reference import fill_store, open_store, without_reference
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
@@ -44,15 +34,14 @@ from rlhf.orchestrator.data import (
     load_steps,
     load_texts,
 )
-from rlhf.orchestrator.loop import Loop
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.records import Records
+from rlhf.orchestrator.recovery import persevere
 from rlhf.orchestrator.resume import ResumePoint, find_resume_point
-from rlhf.orchestrator.run_directory import RunDirectory, Status
+from rlhf.orchestrator.run_directory import RunDirectory
 from rlhf.orchestrator.schedule import RunLength
 from rlhf.orchestrator.trackers import make_trackers, require_trackers
-from rlhf.planning.placement import Placement
-from rlhf.planning.roles import model_of, place
+from rlhf.planning.roles import model_of
 from rlhf.types import ScoredGroup
 
 Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
@@ -73,8 +62,6 @@ def run_training(command: str, config: TrainConfig) -> int:
     require_trackers(config.log)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
-    if data.groups is not None:
-        algorithm = build_algorithm(weigh_classes(config.algo, data.groups.train))
     length = run_length(config, data)
     # Absolute: the actors that write here may run in another folder.
     folder = Path(config.run.dir, config.run.name).absolute()
@@ -103,39 +90,29 @@ def run_training(command: str, config: TrainConfig) -> int:
         records = Records(directory, trackers, console, config.log, length.num_steps, tricks(config))
         stop = StopRequest(config.checkpoint.grace_s)
         started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
-        with shown_failure(records), started as cluster, stop.listening():
-            store = open_store(config, data.groups, tokenizer, length.num_steps, cluster.device, records)
-            needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
-            placement = place(config, needs)
-            for line in foreseen(command, config, needs, cluster):
-                console.say(line)
-            crew = start(config, needs, cluster, placement, length)
-            for line in describe(crew, placement, cluster.device):
-                console.say(line)
-            with tempfile.TemporaryDirectory(dir=directory.path, prefix="trial-") as trial:
-                trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
-            if store is not None and not store.is_complete:
-                crew = fill_store(store, config, cluster, crew, records, stop)
-            if isinstance(config, OnlineConfig):
-                parts = assemble_online(config, algorithm, data, crew, placement, tokenizer, stop)
-            else:
-                assert data.groups is not None
-                parts = assemble_offline(command, config, algorithm, data.groups, crew, store)
-            loop = Loop(parts, course(config, length), records=records, checkpoints=checkpoints, stop=stop, fresh=fresh)
-            loop.run(resume_from)
+        with records.open(), started as cluster, stop.listening():
+            training = Training(
+                command=command,
+                config=config,
+                data=data,
+                tokenizer=tokenizer,
+                length=length,
+                cluster=cluster,
+                records=records,
+                checkpoints=checkpoints,
+                stop=stop,
+                fresh=fresh,
+                algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
+            )
+            persevere(
+                training,
+                resume_from,
+                checkpoints=checkpoints,
+                max_restarts=config.cluster.max_restarts,
+                stop=stop,
+                note=records.note,
+            )
     return 0
-
-
-@contextmanager
-def shown_failure(records: Records) -> Iterator[None]:
-    """Leave no panel on the screen and no run that looks alive when something fails before the loop begins."""
-    try:
-        yield
-    except BaseException as error:
-        if not records.closed:
-            records.status(Status.FAILED, 0, error=f"{type(error).__name__}: {error}")
-            records.close()
-        raise
 
 
 def trained_model(config: TrainConfig, algorithm: Algorithm) -> str:
@@ -170,41 +147,3 @@ def resume_point(
         status=directory.read_status(),
         accepted=config.checkpoint.accept_change,
     )
-
-
-def start(
-    config: TrainConfig,
-    needs: Needs,
-    cluster: Cluster,
-    placement: Placement,
-    length: RunLength,
-) -> Crew:
-    """Start every actor, and bring the policy and the engines together."""
-    updates = {role: length.num_updates(role) for role in needs.trains}
-    script = cast(config, needs, placement, updates, cluster.device)
-    launcher = Launcher(
-        cluster,
-        start_timeout_s=config.cluster.start_timeout_s,
-        collective_timeout_s=config.train.step_timeout_s,
-    )
-    crew = launcher.launch(placement, script)
-    if script.engine is not None:
-        rollout = script.engine.section
-        spec = SyncSpec(
-            backend=script.engine.sync_backend,
-            dtype=script.engine.dtype,
-            engines=crew.engines,
-            num_receivers=rollout.num_engines * rollout.tensor_parallel_size,
-            bucket_bytes=int(rollout.sync_bucket_mib * 2**20),
-            timeout_s=rollout.sync_timeout_s,
-        )
-        launcher.connect(crew, spec)
-    return crew
-
-
-def describe(crew: Crew, placement: Placement, device: str) -> list[str]:
-    """Who runs where."""
-    lines = [f"{placement.num_devices} devices ({device}) in {len(placement.groups)} groups"]
-    workers = [worker for group in dict.fromkeys(crew.groups.values()) for worker in group.workers]
-    lines += [f"  {worker}" for worker in (*workers, *crew.engines, *crew.rewards.values())]
-    return lines

@@ -96,5 +96,11 @@ class ClusterSection(Section):
     """Longest wait for devices."""
     start_timeout_s: PositiveFloat = 600.0
     """Longest wait for processes to start and models to load."""
+    allow_unauthenticated: bool = False
+    """Join a cluster beyond this machine without token authentication (RAY_AUTH_MODE=token): only where nobody else
+    reaches its network."""
+    max_restarts: NonNegativeInt = 5
+    """Times in a row, without a step saved in between, that a run whose workers died or stalled starts them again from
+    its newest checkpoint; 0 ends the run instead."""
     debug: bool = False
     """Show tracebacks."""

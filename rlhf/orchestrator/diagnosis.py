@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rlhf import errors
-from rlhf.errors import ConfigError, RlhfError
+from rlhf.errors import ConfigError, RlhfError, error_classes
 from rlhf.orchestrator.files import read_rows
 from rlhf.types import Json
 
@@ -21,19 +20,11 @@ LAST = 20
 SILENT = 10.0
 """A run is silent when its last step is older than so many usual ones."""
 SHOWN = 5
+STACKS = ".stacks.txt"
+"""End of the names of files with the stacks of a process's threads."""
+FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
+OURS = re.compile(r"rlhf/(engines|algorithms)/.*$")
 TROUBLE = re.compile(r"error|exception|killed|out of memory|traceback|fatal", re.IGNORECASE)
-ADVICE: Mapping[int, str] = {
-    2: "Mend what the message says; `rlhf check` finds most of it without starting anything.",
-    3: "Mend the rows, files or model that the message names.",
-    4: "Mend the reward source, then continue with --resume: the last finished step is saved.",
-    5: "Free space or mend the path, then continue with --resume.",
-    6: "Lower the learning rate or set dtype to float32, see sampler/* and events.jsonl, then continue with --resume.",
-    7: "Mostly memory: lower train.max_tokens_per_micro_batch, use gradient checkpointing or offload; then --resume.",
-    8: "See who is named; if it was only slow, raise the deadline that the message names; then --resume.",
-    70: "A bug of ours: please report it with the traceback's file.",
-    75: "Stopped on request and saved. Continue with --resume.",
-}
-"""Exit code -> what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +36,8 @@ class Diagnosis:
     warnings: tuple[str, ...]
     troubles: Mapping[str, tuple[str, ...]]
     """Process -> the last lines of its log that speak of trouble."""
+    stands: Mapping[str, str]
+    """Process -> where it stood when it was last looked at."""
     advice: str | None
 
 
@@ -67,6 +60,7 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
         facts=(*_progress(status, steps, now), *_saved(folder)),
         warnings=_warnings(events),
         troubles=_troubles(folder, status) if broke_off or error else {},
+        stands=_stands(folder, status),
         advice=_advice(error, broke_off),
     )
 
@@ -154,14 +148,38 @@ def _troubles(folder: Path, status: Mapping[str, Json]) -> dict[str, tuple[str, 
     return found
 
 
+def _stands(folder: Path, status: Mapping[str, Json]) -> dict[str, str]:
+    """The innermost places of each process of the last attempt, by the stacks that it left."""
+    stands = {}
+    for file in sorted(folder.glob(f"logs/attempt_{status.get('attempt')}/*{STACKS}")):
+        if text := file.read_text(encoding="utf-8", errors="replace"):
+            stands[file.name.removesuffix(STACKS).replace("_", " ")] = place_of(text)
+    return stands
+
+
+def place_of(stacks: str) -> str:
+    """Where a process stands: the innermost line of this package in any of its threads, and what that waits in.
+
+    `stacks` is what faulthandler writes: threads are separated by empty lines, the innermost frame comes first.
+    """
+    for thread in stacks.split("\n\n"):
+        frames = list(FRAME.finditer(thread))
+        for frame in frames:
+            if file := OURS.search(frame["file"]):
+                place = f"in {frame['function']} ({file[0]}:{frame['line']})"
+                deepest = frames[0]
+                inside = f", inside it in {deepest['function']} ({Path(deepest['file']).name})"
+                return place if deepest is frame else place + inside
+    return "waits for work"
+
+
 def _advice(error: Json, broke_off: bool) -> str | None:
     if broke_off:
         return "Continue with --resume: nothing past the last checkpoint is kept."
     if not isinstance(error, str):
         return None
-    kind = vars(errors).get(error.split(":")[0])
-    code = kind.exit_code if isinstance(kind, type) and issubclass(kind, RlhfError) else RlhfError.exit_code
-    return ADVICE.get(code)
+    kinds = {kind.__name__: kind for kind in error_classes()}
+    return kinds.get(error.split(":")[0], RlhfError).advice
 
 
 def _duration(seconds: float) -> str:

@@ -8,13 +8,12 @@ portions and passes a step has.
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardError, WeightSyncError
+from rlhf.errors import NumericsError, PreemptedError, RewardError, WeightSyncError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
@@ -109,14 +108,8 @@ class Loop:
         try:
             with self._stop.listening():
                 return self._run(resume_from)
-        except BaseException as error:
-            status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
-            with suppress(CheckpointError):  # a full disk must not hide what went wrong
-                self._records.status(status, self._state.step, error=f"{type(error).__name__}: {error}")
-            raise
         finally:
             self._source.close()
-            self._records.close()
 
     def _run(self, resume_from: ResumePoint | None) -> Path:
         if resume_from is None:

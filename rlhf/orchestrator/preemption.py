@@ -37,6 +37,10 @@ class StopRequest:
         """Ask for a stop at the next safe point."""
         self._asked.set()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait, but no longer than until somebody asks. Returns whether somebody did."""
+        return self._asked.wait(timeout_s)
+
     def check(self) -> None:
         """Raise `StopAskedError` where somebody asked."""
         if self.asked:

@@ -1,9 +1,11 @@
 """Everything that a run writes down or shows, in one place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
+from rlhf.errors import CheckpointError, PreemptedError
 from rlhf.orchestrator.console import Console
 from rlhf.orchestrator.run_directory import RunDirectory, Status
 from rlhf.types import Json, ScoredGroup
@@ -29,7 +31,6 @@ class Records:
         self._num_steps = num_steps
         self._settings = dict(settings or {})
         self._step = 0
-        self.closed = False
 
     def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
         """Record a finished step. Answers of a data set are not written again."""
@@ -60,11 +61,20 @@ class Records:
 
     def status(self, status: Status, step: int, error: str | None = None) -> None:
         """Say how the run stands."""
+        self._step = step
         self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
 
-    def close(self) -> None:
-        """End trackers and console; the folder stays held."""
-        self.closed = True
-        for tracker in self._trackers:
-            tracker.close()
-        self._console.close()
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Inside, trackers and console are in use. What fails there is how the run ended; the folder stays held."""
+        try:
+            yield
+        except BaseException as error:
+            status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
+            with suppress(CheckpointError):  # a full disk must not hide what went wrong
+                self.status(status, self._step, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
+            self._console.close()

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from rlhf.types import Json, ScoredGroup
 
 PRIVATE = 0o700
 LOCK = "lock"
+PROCESSES = "processes.json"
 
 
 class Status(StrEnum):
@@ -126,6 +127,15 @@ class RunDirectory:
     def note(self, kind: str, text: str, **more: Json) -> None:
         """Add a line to events.jsonl."""
         append_json(self.events, {"time": time.time(), "kind": kind, "text": text, **more})
+
+    @property
+    def processes(self) -> Path:
+        """Who runs where in this launch."""
+        return self.log_folder / PROCESSES
+
+    def write_processes(self, processes: Sequence[Mapping[str, Json]]) -> None:
+        """Say who runs where."""
+        write_text(self.processes, json.dumps(processes, indent=1) + "\n")
 
     def write_status(self, status: Status, *, step: int, num_steps: int, error: str | None = None) -> None:
         """Say how the run stands."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import psutil
@@ -234,7 +235,16 @@ def all_listening() -> Iterator[tuple[int, str]]:
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
             fields = line.split()
             if fields[3] == "0A":
-                yield int(fields[9]), f"port {int(fields[1].rsplit(':')[1], 16)}"
+                address, port = fields[1].rsplit(":")
+                yield int(fields[9]), f"{readable(address)}:{int(port, 16)}"
+
+
+def readable(address: str) -> str:
+    """An address of /proc/net, whose bytes are in the machine's order in groups of four."""
+    groups = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+    found = ip_address(b"".join(groups))
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return str(mapped or found)
 
 
 def shared_memory(processes: set[psutil.Process]) -> set[Path]:

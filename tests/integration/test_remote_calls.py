@@ -8,14 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors import post_mortem
+from rlhf.actors.calls import Call, Worker, places, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, WorkerGroup
+from rlhf.actors.post_mortem import leave_stacks, stacks_file
 from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.workers import here
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, RewardError, StallError, WeightSyncError, WorkerLostError
 from rlhf.planning.placement import Shape, plan_placement
@@ -27,10 +31,11 @@ pytestmark = pytest.mark.timeout(120)
 class Toy:
     """An actor with the face of a worker and nothing behind it."""
 
-    def __init__(self, folder: Path, log_file: None) -> None: ...
+    def __init__(self, folder: Path, log_file: Path) -> None:
+        leave_stacks(log_file)
 
-    def where(self) -> tuple[str, int]:
-        return "127.0.0.1", os.getpid()
+    def where(self) -> tuple[str, int, str]:
+        return here()
 
     def nap(self, seconds: float) -> int:
         time.sleep(seconds)
@@ -72,8 +77,8 @@ class Toy:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(ClusterSection(), namespace="test")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(ClusterSection(), namespace="test", log_folder=tmp_path_factory.mktemp("logs"))
     yield cluster
     cluster.close()
 
@@ -122,6 +127,38 @@ def test_the_late_one_is_named(mortals: list[Worker]) -> None:
         wait_all(calls, phase="nap", timeout_s=1)
 
 
+def test_a_stall_leaves_the_stacks_of_who_is_late_and_names_who_is_stopped(mortals: list[Worker]) -> None:
+    calls = [Call(worker=worker, ref=worker.handle.nap.remote(30)) for worker in mortals]
+    os.kill(mortals[1].pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(StallError) as caught:
+        wait_all(calls, phase="nap", timeout_s=1)
+    assert time.monotonic() - start < 11, "found later than ten seconds after the deadline"
+    text = str(caught.value)
+    assert text.count("is stopped (by SIGSTOP or a debugger)") == 1
+    assert "critic rank 1 is stopped" in text
+    assert mortals[0].log is not None
+    assert f"Their stacks: {mortals[0].log.parent}/*.stacks.txt." in text
+    assert " in nap" in stacks_file(mortals[0].log).read_text()
+    with pytest.raises(StallError):
+        wait_all(calls[:1], phase="nap", timeout_s=1)
+    assert stacks_file(mortals[0].log).read_text().count("Current thread") == 1, "stacks of two looks are mixed"
+    post_mortem.end(places(mortals[1:2]))
+    with pytest.raises(WorkerLostError, match="critic rank 1"):
+        wait_all(calls[1:2], phase="nap", timeout_s=30)
+
+
+def test_a_failed_collective_is_blamed_on_the_peer_that_is_silent(mortals: list[Worker]) -> None:
+    os.kill(mortals[1].pid, signal.SIGSTOP)
+    calls = [
+        Call(worker=mortals[0], ref=mortals[0].handle.stumble.remote()),
+        Call(worker=mortals[1], ref=mortals[1].handle.nap.remote(0)),
+    ]
+    with pytest.raises(StallError, match=r"forward: no answer from critic rank 1 .* is stopped .*ZeroDivisionError"):
+        wait_all(calls, phase="forward", timeout_s=30)
+    post_mortem.end(places(mortals[1:2]))
+
+
 def test_the_dead_one_is_named_at_once(mortals: list[Worker]) -> None:
     calls = [Call(worker=worker, ref=worker.handle.nap.remote(30)) for worker in mortals]
     os.kill(mortals[1].pid, signal.SIGKILL)
@@ -148,8 +185,9 @@ def test_our_own_errors_arrive_as_they_were_raised(workers: list[Worker]) -> Non
 
 
 def test_other_errors_say_where_they_came_from(workers: list[Worker]) -> None:
-    with pytest.raises(Exception, match=r"forward: policy rank 0 .* failed: (.|\n)*ZeroDivisionError: by zero"):
+    with pytest.raises(Exception, match=r"^forward: policy rank 0 .* failed: ZeroDivisionError: by zero$") as caught:
         wait_all([Call(worker=workers[0], ref=workers[0].handle.stumble.remote())], phase="forward", timeout_s=30)
+    assert "in stumble" in str(caught.value.__cause__), "the traceback over there is lost"
 
 
 def test_a_group_splits_by_rank_and_joins_again(workers: list[Worker]) -> None:
@@ -191,8 +229,37 @@ def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortal
         client.start_weight_update(30)
 
 
-def test_leaving_the_cluster_ends_every_wait(cluster: Cluster, workers: list[Worker]) -> None:
+def test_a_cleared_cluster_starts_again(cluster: Cluster) -> None:
+    """Also where a process obeys nobody: its devices and its name are free afterwards."""
+    shape = Shape(num_nodes=1, num_devices_per_node=2)
+
+    def start() -> list[Worker]:
+        return start_workers(
+            cluster, cluster.reserve(plan_placement({Role.REWARD: shape}, ()))[Role.REWARD], Role.REWARD
+        )
+
+    cluster.clear()  # the other tests' actors hold every core
+    first = start()
+    os.kill(first[1].pid, signal.SIGSTOP)
+    refs = [worker.handle.nap.remote(600) for worker in first]
+    with ThreadPoolExecutor() as pool:
+        wait = pool.submit(wait_all, [Call(worker=first[0], ref=refs[0])], phase="nap", timeout_s=900)
+        cluster.clear()
+        assert isinstance(wait.exception(timeout=60), WorkerLostError)
+    assert not any(psutil.pid_exists(worker.pid) for worker in first)
+    second = start()
+    answers = wait_all(
+        [Call(worker=worker, ref=worker.handle.nap.remote(0)) for worker in second], phase="nap", timeout_s=60
+    )
+    assert answers == [worker.pid for worker in second]
+
+
+def test_leaving_the_cluster_ends_every_wait(cluster: Cluster) -> None:
     """Or the thread would crash the process, or start a cluster of its own."""
+    cluster.clear()
+    shape = Shape(num_nodes=1, num_devices_per_node=2)
+    seats = cluster.reserve(plan_placement({Role.CRITIC: shape}, ()))
+    workers = start_workers(cluster, seats[Role.CRITIC], Role.CRITIC)
     refs = [worker.handle.nap.remote(600) for worker in workers]
     with ThreadPoolExecutor() as pool:
         waits = [

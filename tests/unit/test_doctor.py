@@ -10,7 +10,7 @@ import pytest
 from rlhf.cli.doctor import version_of, wrong_parts
 from rlhf.cli.main import main
 from rlhf.errors import ConfigError
-from rlhf.orchestrator.diagnosis import diagnose
+from rlhf.orchestrator.diagnosis import diagnose, place_of
 
 NOW = 1_000_000.0
 GONE = 2**22 + 1
@@ -73,10 +73,10 @@ def test_a_run_of_another_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        ("WorkerLostError: policy rank 0 died", "Mostly memory"),
+        ("WorkerLostError: policy rank 0 died", "mostly memory"),
         ("StallError: waited 300 s", "raise the deadline"),
-        ("RewardError: refused", "Mend the reward source"),
-        ("KeyError: 'x'", "A bug of ours"),
+        ("RewardError: refused", "Mend the source"),
+        ("KeyError: 'x'", "Report it"),
     ],
 )
 def test_a_run_that_failed(error: str, advice: str, tmp_path: Path) -> None:
@@ -124,3 +124,26 @@ def test_a_part_of_a_wrong_version_is_named() -> None:
 def test_help_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--help"]) == 0
     assert "Usage: rlhf doctor [RUN]" in capsys.readouterr().out
+
+
+STACKS = """\
+Current thread 0x00007f (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 320 in wait
+  File "/home/u/rlhf/.venv/lib/python3.11/site-packages/ray/_private/worker.py", line 9 in main_loop
+
+Thread 0x00007e (most recent call first):
+  File "/home/u/rlhf/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2 in all_reduce
+  File "/home/u/rlhf/rlhf/engines/training.py", line 130 in forward_backward
+  File "/home/u/rlhf/rlhf/actors/workers.py", line 240 in forward_backward
+"""
+
+
+def test_stacks_say_where_a_process_stands(tmp_path: Path) -> None:
+    place = "in forward_backward (rlhf/engines/training.py:130), inside it in all_reduce (distributed_c10d.py)"
+    assert place_of(STACKS) == place
+    assert place_of(STACKS.split("\n\n", maxsplit=1)[0]) == "waits for work"
+    run = make_run(tmp_path / "run", status="failed", error="StallError: x")
+    (run / "logs" / "attempt_1").mkdir(parents=True, exist_ok=True)
+    (run / "logs" / "attempt_1" / "policy_rank_0.stacks.txt").write_text(STACKS)
+    (run / "logs" / "attempt_1" / "critic_rank_0.stacks.txt").write_text("")
+    assert diagnose(run, now=NOW).stands == {"policy rank 0": place}

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -129,6 +130,16 @@ class Run:
 
     def run(self, *, resume: bool = False) -> Path:
         """Run it to the end."""
+        with self.open(resume=resume) as (records, checkpoints, fresh):
+            point = None
+            if resume:
+                status = records.directory.read_status()
+                point = find_resume_point(checkpoints, fresh, num_steps=self.num_steps, status=status, accepted=())
+            return self.loop(records, checkpoints, fresh).run(point)
+
+    @contextmanager
+    def open(self, *, resume: bool) -> Iterator[tuple[Records, Checkpoints, RunState]]:
+        """Hold the run's folder."""
         with RunDirectory.open(self.path, resume=resume) as directory:
             trackers = make_trackers(
                 LOG,
@@ -146,40 +157,37 @@ class Run:
                 ranks={role: engine.num_ranks for role, engine in self.engines.items()},
                 config=dict(self.config),
             )
-            point = (
-                find_resume_point(
-                    checkpoints, fresh, num_steps=self.num_steps, status=directory.read_status(), accepted=()
-                )
-                if resume
-                else None
-            )
-            how = self.algorithm.needs.following
-            following = FakeFollowing(self.engines[Role.POLICY], how.decay) if how is not None else None
-            loop = Loop(
-                Parts(
-                    algorithm=self.algorithm,
-                    models=Models(trained=self.engines, reference=following or self.reference, following=following),
-                    source=self.source or self.make_source(),
-                    evaluator=self.evaluator,
-                    pretraining=self.pretraining,
-                    gauge=lambda: {"memory/policy": 0.5},
-                ),
-                Course(
-                    num_steps=self.num_steps,
-                    portions=self.portions,
-                    passes=self.passes,
-                    max_lag=self.max_lag,
-                    evaluate_every=self.evaluate_every,
-                    checkpoint_every=self.checkpoint_every,
-                    gap_warn=self.gaps[0],
-                    gap_stop=self.gaps[1],
-                ),
-                records=records,
-                checkpoints=checkpoints,
-                stop=self.stop,
-                fresh=fresh,
-            )
-            return loop.run(point)
+            with records.open():
+                yield records, checkpoints, fresh
+
+    def loop(self, records: Records, checkpoints: Checkpoints, fresh: RunState) -> Loop:
+        """The loop over these parts."""
+        how = self.algorithm.needs.following
+        following = FakeFollowing(self.engines[Role.POLICY], how.decay) if how is not None else None
+        return Loop(
+            Parts(
+                algorithm=self.algorithm,
+                models=Models(trained=self.engines, reference=following or self.reference, following=following),
+                source=self.source or self.make_source(),
+                evaluator=self.evaluator,
+                pretraining=self.pretraining,
+                gauge=lambda: {"memory/policy": 0.5},
+            ),
+            Course(
+                num_steps=self.num_steps,
+                portions=self.portions,
+                passes=self.passes,
+                max_lag=self.max_lag,
+                evaluate_every=self.evaluate_every,
+                checkpoint_every=self.checkpoint_every,
+                gap_warn=self.gaps[0],
+                gap_stop=self.gaps[1],
+            ),
+            records=records,
+            checkpoints=checkpoints,
+            stop=self.stop,
+            fresh=fresh,
+        )
 
 
 def metrics_of(run: Run) -> list[dict[str, float]]:

@@ -1,0 +1,172 @@
+"""Looking at processes that do not answer: how the kernel has them, and where their threads stand.
+
+A process that hangs in a collective, or that somebody stopped, answers no call. A signal still reaches the first, and
+its handler, which is C code that needs no lock of the interpreter, writes every thread's stack into a file. Nothing
+reaches the second, but the kernel says that it is stopped. Both are asked from a process on the same node.
+"""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlhf.errors import WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+SIGNAL = signal.SIGUSR2
+SUFFIX = ".stacks.txt"
+LOOK_TIMEOUT_S = 8.0
+"""Longest wait for a node's answer. A node that is gone has none."""
+WRITING_S = 0.3
+END_TIMEOUT_S = 5.0
+"""Time in which a process that was told to end may do so by itself."""
+FINDINGS: Mapping[str, str] = {
+    psutil.STATUS_STOPPED: "is stopped (by SIGSTOP or a debugger)",
+    psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
+    psutil.STATUS_ZOMBIE: "is dead",
+    psutil.STATUS_DISK_SLEEP: "waits for a disk or device",
+}
+GONE = "is gone"
+
+Place = tuple[int, Path | None]
+"""A process's id, and the file for its stacks."""
+
+
+def stacks_file(log_file: Path) -> Path:
+    """Where the process that logs into `log_file` leaves its stacks."""
+    return log_file.with_suffix(SUFFIX)
+
+
+def leave_stacks(log_file: Path) -> None:
+    """Let SIGUSR2 write the stacks of this process's threads. Not where its folder cannot be seen."""
+    with contextlib.suppress(OSError):
+        # Open as long as the process lives: the handler writes to its descriptor.
+        faulthandler.register(SIGNAL, stacks_file(log_file).open("a"), all_threads=True)
+
+
+def look(places: Mapping[str, Sequence[Place]]) -> dict[int, str]:
+    """Ask every node (by its id in Ray) about processes on it, and have these write their stacks.
+
+    Returns: process id -> what is wrong with it, for those with which something is.
+    """
+    found: dict[int, str] = {}
+    for answer in _on_nodes(look_here, places):
+        found |= answer
+    return found
+
+
+def end(places: Mapping[str, Sequence[Place]]) -> None:
+    """Make sure that processes are gone, also where they are stopped and obey nobody else."""
+    _on_nodes(_end_here, places)
+
+
+def strike(node_id: str, pid: int, number: int) -> None:
+    """Send a signal to one of Ray's processes on a node; for tests of what a run does then.
+
+    Raises:
+        WorkerLostError: there is no such process.
+    """
+    if not _on_nodes(_strike_here, {node_id: [(pid, None)]}, number):
+        raise WorkerLostError(f"node {node_id} did not answer")
+
+
+def _on_nodes(
+    task: Callable[..., dict[int, str]], places: Mapping[str, Sequence[Place]], *arguments: int
+) -> list[dict[int, str]]:
+    """Run `task` on every node, this process's own directly. A node that does not answer in time is left out."""
+    here = ray.get_runtime_context().get_node_id()
+    remote = ray.remote(num_cpus=0, max_retries=0)(task)
+    refs = [
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            list(processes), *arguments
+        )
+        for node, processes in places.items()
+        if node != here
+    ]
+    answers = [task(places[here], *arguments)] if here in places else []
+    if refs:
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
+        for ref in ready:
+            try:
+                answers.append(ray.get(ref))
+            except RayError as error:
+                logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
+    return answers
+
+
+def look_here(processes: Sequence[Place]) -> dict[int, str]:
+    """As `look`, at processes of this machine."""
+    found = {}
+    for pid, file in processes:
+        try:
+            process = _actor(pid)
+            status = process.status()
+            if status in FINDINGS:
+                found[pid] = FINDINGS[status]
+            if file is not None and _takes_signal(pid):
+                with contextlib.suppress(OSError):
+                    os.truncate(file, 0)
+                process.send_signal(SIGNAL)
+        except psutil.Error:
+            found[pid] = GONE
+    time.sleep(WRITING_S)
+    return found
+
+
+def _strike_here(processes: Sequence[Place], number: int) -> dict[int, str]:
+    for pid, _ in processes:
+        try:
+            _actor(pid).send_signal(number)
+        except psutil.Error as error:
+            raise WorkerLostError(f"process {pid} is not one of this run's") from error
+    return {}
+
+
+def _end_here(processes: Sequence[Place]) -> dict[int, str]:
+    alive = []
+    for pid, _ in processes:
+        with contextlib.suppress(psutil.Error):
+            alive.append(_actor(pid))
+    _, left = psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=END_TIMEOUT_S)
+    return {}
+
+
+def _actor(pid: int) -> psutil.Process:
+    """The process, where it is one of Ray's: its number may have been given to another one since."""
+    process = psutil.Process(pid)
+    if process.status() != psutil.STATUS_ZOMBIE and not "".join(process.cmdline()[:1]).startswith("ray::"):
+        raise psutil.NoSuchProcess(pid)
+    return process
+
+
+def _takes_signal(pid: int) -> bool:
+    """Whether the process has a handler for the signal; without one it would die of it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (SIGNAL - 1) & 1)
+
+
+def by_node(placed: Sequence[tuple[str, Place]]) -> dict[str, list[Place]]:
+    """Processes by their nodes."""
+    nodes: dict[str, list[Place]] = defaultdict(list)
+    for node, place in placed:
+        nodes[node].append(place)
+    return nodes

@@ -1,0 +1,132 @@
+"""The composition root of one start of a run: the one place that knows every class, and joins them."""
+
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.actors.cluster import Cluster
+from rlhf.actors.launch import Crew, Launcher
+from rlhf.actors.ports import open_ports
+from rlhf.actors.workers import SyncSpec
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Needs
+from rlhf.cli.assembly import Data, assemble_offline, assemble_online, course, first_role, trainee
+from rlhf.cli.casting import cast
+from rlhf.cli.foresight import foreseen
+from rlhf.cli.stored_reference import fill_store, open_store, without_reference
+from rlhf.config.algo import AlgorithmSection
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.engines.base import Tokenizer
+from rlhf.orchestrator.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.loop import Loop
+from rlhf.orchestrator.preemption import StopRequest
+from rlhf.orchestrator.records import Records
+from rlhf.orchestrator.resume import ResumePoint
+from rlhf.orchestrator.schedule import RunLength
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import place
+
+
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """A run's attempts: everything between its open folder and its trained model that a lost worker takes along."""
+
+    command: str
+    config: TrainConfig
+    data: Data
+    tokenizer: Tokenizer
+    length: RunLength
+    cluster: Cluster
+    records: Records
+    checkpoints: Checkpoints
+    stop: StopRequest
+    fresh: RunState
+    algorithm: AlgorithmSection
+    """What to learn: config.algo with what follows from the data."""
+    has_started: bool = False
+
+    def run(self, resume_from: ResumePoint | None) -> None:
+        """Start every process, and train to the end."""
+        config, cluster, records = self.config, self.cluster, self.records
+        algorithm = build_algorithm(self.algorithm)
+        store = open_store(config, self.data.groups, self.tokenizer, self.length.num_steps, cluster.device, records)
+        needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
+        placement = place(config, needs)
+        if not self.has_started:
+            for line in foreseen(self.command, config, needs, cluster):
+                records.say(line)
+        crew = start(config, needs, cluster, placement, self.length)
+        ports = open_ports(crew.workers, config.cluster.start_timeout_s)
+        for line in (*describe(crew, placement, cluster.device), *ports):
+            records.say(line)
+        records.directory.write_processes(
+            [
+                {
+                    "name": worker.name,
+                    "host": socket.gethostname() if worker.node_id == cluster.node_id else worker.node,
+                    "node_id": worker.node_id,
+                    "pid": worker.pid,
+                }
+                for worker in crew.workers
+            ]
+        )
+        with tempfile.TemporaryDirectory(dir=records.directory.path, prefix="trial-") as trial:
+            trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
+        self.has_started = True
+        if store is not None and not store.is_complete:
+            crew = fill_store(store, config, cluster, crew, records, self.stop)
+        if isinstance(config, OnlineConfig):
+            parts = assemble_online(config, algorithm, self.data, crew, placement, self.tokenizer, self.stop)
+        else:
+            assert self.data.groups is not None
+            parts = assemble_offline(self.command, config, algorithm, self.data.groups, crew, store)
+        loop = Loop(
+            parts,
+            course(config, self.length),
+            records=records,
+            checkpoints=self.checkpoints,
+            stop=self.stop,
+            fresh=self.fresh,
+        )
+        loop.run(resume_from)
+
+    def clear(self) -> None:
+        """End every process of the last attempt."""
+        self.cluster.clear()
+
+
+def start(
+    config: TrainConfig,
+    needs: Needs,
+    cluster: Cluster,
+    placement: Placement,
+    length: RunLength,
+) -> Crew:
+    """Start every actor, and bring the policy and the engines together."""
+    updates = {role: length.num_updates(role) for role in needs.trains}
+    script = cast(config, needs, placement, updates, cluster.device)
+    launcher = Launcher(
+        cluster,
+        start_timeout_s=config.cluster.start_timeout_s,
+        collective_timeout_s=config.train.step_timeout_s,
+    )
+    crew = launcher.launch(placement, script)
+    if script.engine is not None:
+        rollout = script.engine.section
+        spec = SyncSpec(
+            backend=script.engine.sync_backend,
+            dtype=script.engine.dtype,
+            engines=crew.engines,
+            num_receivers=rollout.num_engines * rollout.tensor_parallel_size,
+            bucket_bytes=int(rollout.sync_bucket_mib * 2**20),
+            timeout_s=rollout.sync_timeout_s,
+        )
+        launcher.connect(crew, spec)
+    return crew
+
+
+def describe(crew: Crew, placement: Placement, device: str) -> list[str]:
+    """Who runs where."""
+    lines = [f"{placement.num_devices} devices ({device}) in {len(placement.groups)} groups"]
+    return [*lines, *(f"  {worker}" for worker in crew.workers)]

@@ -1,0 +1,133 @@
+"""What a run does about a failure.
+
+`decide` is a pure function of the failure and of what is left of the budget; `persevere` carries its decision out.
+A restart ends every actor and starts again from the newest whole checkpoint. Every random choice is a function of the
+seed and the step, so the restarted run is, where it is synchronous, the run that never failed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from rlhf.errors import CheckpointError, PreemptedError, RlhfError, StallError, WorkerLostError
+from rlhf.orchestrator.checkpoint import Checkpoints
+from rlhf.orchestrator.preemption import StopRequest
+from rlhf.orchestrator.resume import ResumePoint
+
+INFRASTRUCTURE = (WorkerLostError, StallError)
+"""Failures that another start may not meet again; all others say something about the run itself."""
+LONGEST_PAUSE_S = 30.0
+
+Note = Callable[[str, str], None]
+"""Takes the kind and the text of something that the user should know."""
+
+
+class Action(StrEnum):
+    """What to do about a failure."""
+
+    RESTART = "restart"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a run stands when it fails."""
+
+    has_started: bool
+    """Whether all processes of this run were up once: a run that never started would fail again."""
+    has_checkpoint: bool
+    num_restarts: int
+    """Restarts since a step was last saved."""
+    max_restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do, when, and why."""
+
+    action: Action
+    reason: str
+    pause_s: float = 0.0
+
+
+def decide(error: BaseException, standing: Standing) -> Decision:
+    """Restart what lost its infrastructure, within the budget; stop at everything else."""
+    if not isinstance(error, INFRASTRUCTURE):
+        return Decision(action=Action.STOP, reason="another start would end the same way")
+    if not standing.has_started:
+        return Decision(action=Action.STOP, reason="the run has never been up")
+    if not standing.has_checkpoint:
+        return Decision(action=Action.STOP, reason="nothing is saved yet")
+    if standing.num_restarts >= standing.max_restarts:
+        reason = f"started again {standing.num_restarts} times without a new step saved (cluster.max_restarts)"
+        return Decision(action=Action.STOP, reason=reason)
+    pause_s = min(LONGEST_PAUSE_S, 2.0**standing.num_restarts)
+    left = f"restart {standing.num_restarts + 1} of {standing.max_restarts}"
+    return Decision(action=Action.RESTART, reason=left, pause_s=pause_s)
+
+
+class Attempts(Protocol):
+    """Starting a run, again and again."""
+
+    has_started: bool
+    """Whether all processes were up once."""
+
+    def run(self, resume_from: ResumePoint | None) -> None:
+        """Start every process and train to the end."""
+        ...
+
+    def clear(self) -> None:
+        """End every process of the last attempt, so that its devices are free."""
+        ...
+
+
+def persevere(
+    attempts: Attempts,
+    resume_from: ResumePoint | None,
+    *,
+    checkpoints: Checkpoints,
+    max_restarts: int,
+    stop: StopRequest,
+    note: Note,
+) -> None:
+    """Run to the end, through restarts. `max_restarts` are allowed in a row without a step saved in between.
+
+    Raises: the failure that is not worth another start; PreemptedError where asked to stop between attempts.
+    """
+    point, num_restarts = resume_from, 0
+    while True:
+        try:
+            return attempts.run(point)
+        except RlhfError as error:
+            saved = _newest(checkpoints)
+            if saved is not None and (point is None or saved.state.step > point.state.step):
+                num_restarts = 0
+            decision = decide(
+                error,
+                Standing(
+                    has_started=attempts.has_started,
+                    has_checkpoint=saved is not None,
+                    num_restarts=num_restarts,
+                    max_restarts=max_restarts,
+                ),
+            )
+            if decision.action is Action.STOP:
+                if isinstance(error, INFRASTRUCTURE) and num_restarts:
+                    raise type(error)(f"{error} Given up: {decision.reason}.") from error
+                raise
+            assert saved is not None, decision
+            note("restart", f"{error} Everything starts again after step {saved.state.step} ({decision.reason})")
+        attempts.clear()
+        if stop.wait(decision.pause_s):
+            raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")
+        point, num_restarts = saved, num_restarts + 1
+
+
+def _newest(checkpoints: Checkpoints) -> ResumePoint | None:
+    """The newest whole checkpoint, if there is one."""
+    try:
+        path, state = checkpoints.newest()
+    except CheckpointError:
+        return None
+    return ResumePoint(path=path, state=state)

@@ -1,0 +1,126 @@
+"""Runs with fakes that something happens to at the n-th call of any engine."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf.algorithms.sft import SFT
+from rlhf.config.algo import SftSection
+from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.learning import Pretraining
+from rlhf.types import (
+    FloatArray,
+    Head,
+    LossMetrics,
+    PackedTokens,
+    Prompt,
+    Reward,
+    Role,
+    Rollout,
+    RolloutRequest,
+    StepReport,
+    SyncReport,
+    TrainBatch,
+)
+from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, ppo_run, tables
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+class Fuse:
+    """Acts at the n-th call of any engine, whichever thread makes it."""
+
+    def __init__(self, calls: int, act: Callable[[], None]) -> None:
+        self.names: list[str] = []
+        self._calls = calls
+        self._act = act
+        self._lock = threading.Lock()
+
+    def count(self, name: str) -> None:
+        with self._lock:
+            self.names.append(name)
+            if len(self.names) == self._calls:
+                self._act()
+
+
+class FusedEngine(FakeTrainEngine):
+    def __init__(self, fuse: Fuse, name: str, head: Head, rollout: FakeRollout | None = None) -> None:
+        super().__init__(FakeRollout(TOKENIZER.num_tokens).table, head, rollout=rollout)
+        self._fuse = fuse
+        self._name = name
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        self._fuse.count(f"{self._name} forward")
+        return super().forward(batches)
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        self._fuse.count(f"{self._name} forward_backward")
+        return super().forward_backward(batches)
+
+    def optim_step(self) -> StepReport:
+        self._fuse.count(f"{self._name} optim_step")
+        return super().optim_step()
+
+    def send_weights(self, version: int) -> SyncReport:
+        self._fuse.count(f"{self._name} send_weights")
+        return super().send_weights(version)
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        self._fuse.count(f"{self._name} save")
+
+    def export(self, directory: Path) -> None:
+        self._fuse.count(f"{self._name} export")
+        super().export(directory)
+
+
+class FusedRollout(FakeRollout):
+    def __init__(self, fuse: Fuse) -> None:
+        super().__init__(TOKENIZER.num_tokens)
+        self._fuse = fuse
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        self._fuse.count("generate")
+        return super().generate(requests)
+
+
+class FusedReward(FakeReward):
+    def __init__(self, fuse: Fuse) -> None:
+        super().__init__()
+        self._fuse = fuse
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        self._fuse.count("score")
+        return super().score(prompts, responses, rollouts)
+
+
+def fused_run(path: Path, fuse: Fuse) -> Run:
+    rollout = FusedRollout(fuse)
+    run = ppo_run(path, num_steps=5, rollout=rollout, rewards=FusedReward(fuse))
+    run.portions = replace(run.portions, batch_size=5)
+    run.engines = {
+        Role.POLICY: FusedEngine(fuse, "policy", Head.LOG_PROBS, rollout),
+        Role.CRITIC: FusedEngine(fuse, "critic", Head.VALUES),
+    }
+    run.pretraining = Pretraining(
+        Order([given_group(i, ["hh"], [0.0]) for i in range(5)], seed=0), SFT(SftSection()), batch_size=2
+    )
+    return run
+
+
+def kill() -> None:
+    raise KilledError
+
+
+def evidence(run: Run) -> tuple[dict[Role, bytes], list[dict[str, float]], bytes]:
+    """Weights, figures but for times, and the last step's answers."""
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    figures = [
+        {name: value for name, value in row.items() if not name.startswith(("time", "throughput"))} for row in rows
+    ]
+    return tables(run), figures, (run.path / "rollouts/step_000005.jsonl").read_bytes()
