@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
 
@@ -57,7 +57,10 @@ class TrainedModelSection(ModelSection):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_probs_chunk_tokens: PositiveInt = 1024
-    """Tokens whose logits are held at once; the whole [tokens, vocabulary] matrix never is."""
+    """Tokens whose logits are held at once."""
+    log_probs_kept_mib: NonNegativeFloat = Field(128.0, allow_inf_nan=False)
+    """A forward pass's log-probs [tokens, vocabulary] up to this size are kept for the backward pass; larger ones are
+    computed again there, chunk by chunk, at the price of a fourth matrix product beside three."""
 
 
 class SftPolicySection(TrainedModelSection):

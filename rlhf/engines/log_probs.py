@@ -1,14 +1,15 @@
 """Log-probabilities and entropy of given tokens, from logits that are only ever held a chunk of rows at a time.
 
 The naive way holds logits, their float32 copy, log-softmax and its gradient: four [T, vocabulary] matrices. Here a
-chunk of rows is computed, reduced and dropped, and computed again in the backward pass. Everything after the matrix
-product is float32.
+chunk of rows is computed, reduced and dropped, and computed again in the backward pass; one such matrix is kept instead
+where it is small (`LogitsRule.kept_bytes`), which saves the second product. Everything after the product is float32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import log_softmax
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]
 
@@ -24,6 +25,8 @@ class LogitsRule:
     scale: float = 1.0
     softcap: float = 0.0
     chunk_tokens: int = 1024
+    kept_bytes: int = 0
+    """Largest matrix of log-probs [n, vocabulary] that is kept for the backward pass."""
 
     def forward(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """[n, hidden] -> float32 logits [n, vocabulary]."""
@@ -36,16 +39,21 @@ class LogitsRule:
             logits.div_(self.temperature)
         return logits
 
+    @property
+    def constant_slope(self) -> float:
+        """The derivative of each logit by the matrix product's result, but for a softcap's part."""
+        return self.scale / self.temperature
+
     def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
         """The derivative of each logit by the matrix product's result."""
         if not self.softcap:
-            return self.scale / self.temperature
+            return self.constant_slope
         saturation = (logits * (self.temperature / self.softcap)).square_()
-        return saturation.neg_().add_(1.0).mul_(self.scale / self.temperature)
+        return saturation.neg_().add_(1.0).mul_(self.constant_slope)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """[n] log-probabilities and [n] entropies; recomputes each chunk's logits in the backward pass."""
+    """[n] log-probabilities and [n] entropies."""
 
     @staticmethod
     def forward(
@@ -57,14 +65,16 @@ class _TokenLogProbs(torch.autograd.Function):
         rule: LogitsRule,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         log_probs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy, log_z = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        entropy = torch.empty_like(log_probs)
+        keeps = not rule.softcap and 4 * len(targets) * len(weight) <= rule.kept_bytes
+        kept = []
         for rows in _chunks(len(targets), rule.chunk_tokens):
-            logits = rule.forward(hidden[rows], weight, bias)
-            log_z[rows] = logits.logsumexp(-1)
-            log_p = logits.sub_(log_z[rows, None])
+            log_p = log_softmax(rule.forward(hidden[rows], weight, bias), -1)
             log_probs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
             entropy[rows] = -log_p.exp().mul_(log_p).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_z)  # type: ignore[arg-type]
+            if keeps:
+                kept.append(log_p)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, *kept)  # type: ignore[arg-type]
         ctx.rule = rule  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return log_probs, entropy
@@ -72,24 +82,29 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_log_probs: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> Gradients:
-        hidden, weight, bias, targets, entropy, log_z = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, targets, entropy, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         rule: LogitsRule = ctx.rule  # type: ignore[attr-defined]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for rows in _chunks(len(targets), rule.chunk_tokens):
-            logits = rule.forward(hidden[rows], weight, bias)
-            slope = rule.slope(logits)
-            log_p = logits.sub_(log_z[rows, None])
+        slope: torch.Tensor | float = rule.constant_slope
+        for index, rows in enumerate(_chunks(len(targets), rule.chunk_tokens)):
+            if kept:
+                log_p = kept[index]
+            else:
+                logits = rule.forward(hidden[rows], weight, bias)
+                slope, log_p = rule.slope(logits), log_softmax(logits, -1)
             p = log_p.exp()
             # d H / d z_j = -p_j * (log p_j + H);  d log p_y / d z_j = [j = y] - p_j
-            factor = torch.zeros_like(log_z[rows, None]) if grad_log_probs is None else -grad_log_probs[rows, None]
+            factor = torch.zeros_like(entropy[rows, None]) if grad_log_probs is None else -grad_log_probs[rows, None]
             if grad_entropy is None:
                 grad = p.mul_(factor)
             else:
-                grad = log_p.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(factor).mul_(p)
+                grad = (log_p + entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(factor).mul_(p)
             grad.scatter_add_(-1, targets[rows, None], -factor)
-            grad = grad.mul_(slope).to(weight.dtype)
+            if not (isinstance(slope, float) and slope == 1.0):
+                grad.mul_(slope)
+            grad = grad.to(weight.dtype)
             grad_hidden[rows] = grad @ weight
             if weight.dtype == torch.float32:
                 grad_weight.addmm_(grad.T, hidden[rows])
@@ -109,6 +124,8 @@ def token_log_probs(
     `hidden` [n, d] and `weight` [vocabulary, d] in the model's dtype, `targets` [n]. Both outputs are [n] and both
     are differentiable with respect to hidden, weight and bias.
     """
+    if not torch.is_grad_enabled():
+        rule = replace(rule, kept_bytes=0)
     log_probs, entropy = _TokenLogProbs.apply(hidden, weight, bias, targets, rule)  # type: ignore[no-untyped-call]
     return log_probs, entropy
 

@@ -150,13 +150,15 @@ def choose_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: int) -> LogitsRule:
+def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: int, kept_bytes: int = 0) -> LogitsRule:
     """How this model turns hidden states into logits: some families scale them (Cohere, Granite) or cap them
     (Gemma 2)."""
     values = config.to_dict()
     scale = float(values.get("logit_scale") or 1.0) / float(values.get("logits_scaling") or 1.0)
     softcap = float(values.get("final_logit_softcapping") or 0.0)
-    return LogitsRule(temperature=temperature, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens)
+    return LogitsRule(
+        temperature=temperature, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens, kept_bytes=kept_bytes
+    )
 
 
 def trusted_commit(trust_remote_code: str | None, name: str) -> str | None:

@@ -62,7 +62,10 @@ class DeepSpeedEngine:
         self._device = torch_device(device)
         self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
         rule = logits_rule(
-            self._loaded.model.config, temperature=temperature, chunk_tokens=section.log_probs_chunk_tokens
+            self._loaded.model.config,
+            temperature=temperature,
+            chunk_tokens=section.log_probs_chunk_tokens,
+            kept_bytes=int(section.log_probs_kept_mib * 2**20),
         )
         packed_model = PackedModel(self._loaded.model, head, rule).to(self._device)
         if section.gradient_checkpointing:

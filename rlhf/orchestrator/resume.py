@@ -14,6 +14,7 @@ HARMLESS = (
     "run.name",
     "run.dir",
     "reference.cache_dir",
+    "*.log_probs_kept_mib",
     "train.num_steps",
     "train.step_timeout_s",
     "train.mismatch_*",

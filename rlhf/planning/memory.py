@@ -59,6 +59,8 @@ class ModelLoad:
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     chunk_tokens: int = 1024
+    kept_log_probs: float = 0.0
+    """Bytes of log-probs that are kept for the backward pass at most."""
     on_cpu: bool = False
     """Buffers that are asked for and never touched cost nothing there."""
 
@@ -136,7 +138,7 @@ def learning(load: ModelLoad, num_tokens: int) -> Memory:
     return Memory(
         activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
         gathered=gathered(load) + buckets,
-        logits=_logits(load, num_tokens, copies=3) + _head_gradient(load),
+        logits=_logits(load, num_tokens, copies=3) + _kept_log_probs(load, num_tokens) + _head_gradient(load),
     )
 
 
@@ -154,6 +156,12 @@ def _logits(load: ModelLoad, num_tokens: int, *, copies: int) -> float:
     if load.shape.is_scalar:
         return 0.0
     return float(copies * min(num_tokens, load.chunk_tokens) * load.shape.vocab * FLOAT32)
+
+
+def _kept_log_probs(load: ModelLoad, num_tokens: int) -> float:
+    """Those of the whole micro-batch, or none."""
+    whole = 0.0 if load.shape.is_scalar else float(num_tokens * load.shape.vocab * FLOAT32)
+    return whole if whole <= load.kept_log_probs else 0.0
 
 
 def _head_gradient(load: ModelLoad) -> float:

@@ -224,6 +224,7 @@ class _Planner:
             offload_optimizer=trained is not None and trained.offload_optimizer,
             gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
+            kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
             on_cpu=self._cluster.device.is_cpu,
         )
 

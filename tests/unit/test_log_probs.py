@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf.engines.log_probs import LogitsRule, token_log_probs
 
 RULES = [
     LogitsRule(chunk_tokens=7),
     LogitsRule(chunk_tokens=1000, temperature=0.7),
+    LogitsRule(chunk_tokens=5, temperature=0.7, scale=0.4, kept_bytes=23 * 50 * 4),
     LogitsRule(chunk_tokens=1, temperature=1.6, scale=0.3),
     LogitsRule(chunk_tokens=4, temperature=0.5, softcap=3.0, scale=1.5),
 ]
@@ -51,6 +53,34 @@ def test_values_and_gradients_equal_those_of_the_whole_matrix(
         results.append([log_probs, entropy, *torch.autograd.grad(loss, leaves)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=2e-5)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_that_are_kept_give_the_same_bits_with_a_product_less(temperature: float) -> None:
+    hidden, weight, _, targets = inputs(23, bias=False)
+    results, counts = [], []
+    for kept_bytes in (23 * 50 * 4 - 1, 23 * 50 * 4):
+        leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        rule = LogitsRule(chunk_tokens=8, temperature=temperature, kept_bytes=kept_bytes)
+        with Products() as products:
+            log_probs, entropy = token_log_probs(leaves[0], leaves[1], None, targets, rule)
+            gradients = torch.autograd.grad((log_probs + 0.3 * entropy).sum(), leaves)
+        results.append([log_probs, entropy, *gradients])
+        counts.append(products.count)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert counts == [12, 9], "products for each of three chunks"
 
 
 def test_a_gradient_through_the_entropy_alone() -> None:

@@ -52,6 +52,13 @@ def test_logits_are_held_a_chunk_at_a_time() -> None:
     assert forward(replace(LOAD, shape=LOAD.shape.as_scorer()), 4096).logits == 0
 
 
+def test_log_probs_are_kept_while_learning_where_they_are_small() -> None:
+    load = replace(LOAD, kept_log_probs=64 * 128256 * 4)
+    assert learning(load, 64).logits - learning(LOAD, 64).logits == 64 * 128256 * 4
+    assert learning(load, 65).logits == learning(LOAD, 65).logits
+    assert forward(load, 64).logits == forward(LOAD, 64).logits
+
+
 def test_the_cache_of_a_familiar_model() -> None:
     assert kv_cache(LOAD.shape, 2, 1, 8192) == 2**30  # 128 KiB a token
     assert kv_cache(LOAD.shape, 2, 8, 8192) == 2**27
