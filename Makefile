@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test torture bench lock clean \
+.PHONY: setup quickstart check lint types unit test torture chaos bench lock clean \
 	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl
 
 BIN := .venv/bin
@@ -30,6 +30,10 @@ test: .venv/.ready  ## every test, with the real Ray, vLLM and DeepSpeed
 torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
 		tests/unit/orchestrator/test_checkpoint.py tests/unit/config/test_fuzz.py tests/unit/test_data_fuzz.py
+
+chaos: .venv/.ready  ## PPO with every process killed in every phase, 48 faults for each of three seeds: three hours
+	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \
+		--run.name chaos-$$seed --chaos-seed $$seed --num-faults 48 --kinds kill,tear || exit 1; done
 
 bench: .venv/.ready  ## the benchmarks, each of which prints a table
 	$(BIN)/python -m benchmarks.run

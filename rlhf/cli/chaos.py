@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.cli.chaos_child import DRIVER, Fault
+from rlhf.cli.chaos_child import DRIVER, WITNESSES, Fault
 from rlhf.cli.cluster_at_hand import local_gpus
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.load import dump_config
@@ -56,7 +56,7 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
     console.print(f"the run with {len(faults)} faults, into {disturbed}")
     codes = run_to_end(command, config, disturbed, work, console)
-    witnesses = read_rows(work / "witness.jsonl")
+    witnesses = read_rows(work / WITNESSES)
     console.print(table(faults, witnesses))
     restarts = sum(event.get("kind") == "restart" for event in read_rows(disturbed / "events.jsonl"))
     console.print(f"{len(witnesses)} of {len(faults)} faults, {restarts} restarts inside, drivers ended with {codes}")
@@ -99,7 +99,7 @@ def run_to_end(command: str, config: TrainConfig, folder: Path, work: Path, cons
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise RlhfError(f"chaos: {folder.name} ended with code {codes[-1]}, see {log}: {' '.join(last)}")
         if codes[-1] < 0:
-            torn = tear(folder, read_rows(work / "witness.jsonl"))
+            torn = tear(folder, read_rows(work / WITNESSES))
             console.print(f"  the driver was killed{torn}; it is started again")
     return codes
 

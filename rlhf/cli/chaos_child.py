@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ PHASES: Mapping[str, re.Pattern[str]] = {
 }
 """Phase of a step -> what the waits for remote calls are called in it."""
 DRIVER = "driver"
+WITNESSES = "witness.jsonl"
 LONGEST_DELAY_S = 0.1
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "tear": signal.SIGKILL}
 
@@ -57,14 +59,13 @@ class Injector:
     run that needs more than its budget of restarts has a fault of its own.
     """
 
-    def __init__(self, folder: Path, logs: Path) -> None:
-        self._folder = folder
-        self._logs = logs
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        done = {row["number"] for row in read_rows(folder / "witness.jsonl")}
-        self._faults = [fault for fault in (Fault(**row) for row in plan) if fault.number not in done]
-        phases = folder / "phases.json"
-        self._seen: list[str] = json.loads(phases.read_text(encoding="utf-8")) if phases.exists() else []
+    def __init__(
+        self, faults: Sequence[Fault], strike: Callable[[Fault, str], None], see: Callable[[str], None]
+    ) -> None:
+        """`strike` gets a fault and the wait that it comes in, `see` the name of every phase."""
+        self._faults = deque(faults)
+        self._do_strike = strike
+        self._see = see
         self._lock = threading.Lock()
         self._has_saved = False
         self._is_armed = False
@@ -75,17 +76,39 @@ class Injector:
         if name is None:
             return
         with self._lock:
-            if name not in self._seen:
-                self._seen.append(name)
-                write_text(self._folder / "phases.json", json.dumps(self._seen))
+            self._see(name)
             if self._has_saved and name != "checkpoint":
                 self._has_saved, self._is_armed = False, True
-            self._has_saved = self._has_saved or name == "checkpoint"
             if self._is_armed and self._faults and self._faults[0].phase == name:
-                self._is_armed = self._has_saved = False
-                self._strike(self._faults.pop(0), text)
+                self._is_armed = False
+                self._do_strike(self._faults.popleft(), text)
+            elif name == "checkpoint":
+                self._has_saved = True
 
-    def _strike(self, fault: Fault, text: str) -> None:
+
+class Striker:
+    """Carries faults out on the processes of a run of this machine, and says so in the folder of faults."""
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        self._folder = folder
+        self._logs = logs
+        phases = folder / "phases.json"
+        self._seen: list[str] = json.loads(phases.read_text(encoding="utf-8")) if phases.exists() else []
+
+    def faults(self) -> list[Fault]:
+        """Those of the plan that have not struck yet."""
+        plan = json.loads((self._folder / "plan.json").read_text(encoding="utf-8"))
+        done = {row["number"] for row in read_rows(self._folder / WITNESSES)}
+        return [fault for fault in (Fault(**row) for row in plan) if fault.number not in done]
+
+    def see(self, phase: str) -> None:
+        """Remember that the run is in a phase."""
+        if phase not in self._seen:
+            self._seen.append(phase)
+            write_text(self._folder / "phases.json", json.dumps(self._seen))
+
+    def strike(self, fault: Fault, text: str) -> None:
+        """Carry a fault out, a moment after its wait began."""
         delay_s = random.Random(f"{fault.number}-{fault.process}").uniform(0.0, LONGEST_DELAY_S)
         timer = threading.Timer(delay_s, self._send, (fault, text))
         timer.daemon = True
@@ -94,12 +117,12 @@ class Injector:
     def _send(self, fault: Fault, text: str) -> None:
         witness = {**asdict(fault), "wait": text, "time": time.time()}
         if fault.process == DRIVER:
-            append_json(self._folder / "witness.jsonl", {**witness, "pid": os.getpid()})
+            append_json(self._folder / WITNESSES, {**witness, "pid": os.getpid()})
             os.kill(os.getpid(), SIGNALS[fault.kind])
             return
         row = self._find(fault.process)
         post_mortem.strike(str(row["node_id"]), int(str(row["pid"])), SIGNALS[fault.kind])
-        append_json(self._folder / "witness.jsonl", {**witness, "pid": row["pid"]})
+        append_json(self._folder / WITNESSES, {**witness, "pid": row["pid"]})
 
     def _find(self, process: str) -> dict[str, Json]:
         """A process of the newest launch."""
@@ -111,7 +134,8 @@ class Injector:
 def run(argv: list[str]) -> int:
     """Run the command with the faults of its folder. Returns its exit code."""
     folder, logs, *command = argv
-    traffic.watch = Injector(Path(folder), Path(logs)).watch
+    striker = Striker(Path(folder), Path(logs))
+    traffic.watch = Injector(striker.faults(), striker.strike, striker.see).watch
     return main(command)
 
 

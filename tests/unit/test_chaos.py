@@ -1,0 +1,90 @@
+"""Faults come in the phase that they name, a saved step apart, and all processes meet all phases."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from rlhf.cli.chaos import draw, first_difference, tear
+from rlhf.cli.chaos_child import DRIVER, Fault, Injector
+from rlhf.config.tools import ChaosConfig
+
+STEP = (
+    *("rollout generation", "scoring", "policy forward", "reference forward", "critic forward"),
+    *("policy forward_backward", "critic forward_backward", "policy optim_step", "critic optim_step"),
+    *("weight sync of version 1", "reading of memory", "policy save", "critic save"),
+)
+START = ("start of processes", "policy export", "policy trial of export", "policy save", "critic save")
+
+
+def fault(number: int, phase: str) -> Fault:
+    return Fault(number=number, kind="kill", process="policy rank 0", phase=phase)
+
+
+def struck(faults: list[Fault], waits: list[str]) -> list[tuple[int, int, str]]:
+    """Which fault struck in which wait, by its place among `waits`."""
+    found: list[tuple[int, int, str]] = []
+    passed: list[str] = []
+    injector = Injector(faults, lambda one, text: found.append((one.number, len(passed), text)), lambda _: None)
+    for text in waits:
+        injector.watch(text)
+        passed.append(text)
+    return found
+
+
+def test_a_fault_strikes_in_its_phase_once_a_step_was_saved() -> None:
+    waits = [*START, *STEP, *STEP, *STEP]
+    faults = [fault(0, "learn"), fault(1, "generate"), fault(2, "checkpoint")]
+    assert struck(faults, waits) == [
+        (0, 10, "policy forward_backward"),
+        (1, 18, "rollout generation"),
+        (2, 42, "policy save"),
+    ]
+
+
+def test_nothing_strikes_while_a_run_starts_or_continues() -> None:
+    assert struck([fault(0, "sync")], ["weight sync of version 3", *STEP[:9]]) == []
+    assert struck([fault(0, "checkpoint")], list(START)) == []
+
+
+def test_every_phase_is_seen() -> None:
+    seen: list[str] = []
+    injector = Injector([], lambda _one, _text: None, seen.append)
+    for text in STEP:
+        injector.watch(text)
+    assert set(seen) == {"generate", "score", "measure", "learn", "sync", "checkpoint"}
+
+
+def test_each_process_meets_each_phase_before_one_comes_again() -> None:
+    options = ChaosConfig(num_faults=12, kinds=("kill", "stop", "tear"), chaos_seed=3)
+    faults = draw(options, ["policy rank 0", "reward f"], ["learn", "sync"])
+    cells = Counter((one.process, one.phase) for one in faults)
+    assert len(cells) == 6
+    assert set(cells.values()) == {2}
+    assert [one.number for one in faults] == list(range(12))
+    assert {one.kind for one in faults if one.process == DRIVER} == {"kill", "tear"}
+    assert {one.kind for one in faults if one.process != DRIVER} == {"kill", "stop"}
+    assert draw(options, ["policy rank 0", "reward f"], ["learn", "sync"]) == faults
+    only_stops = draw(ChaosConfig(num_faults=6, kinds=("stop",)), ["a"], ["learn"])
+    assert {one.kind for one in only_stops if one.process == DRIVER} == {"kill"}, "nobody would wake a stopped driver"
+
+
+def test_a_checkpoint_is_torn_only_where_an_older_one_is_there(tmp_path: Path) -> None:
+    witness = {"kind": "tear", "number": 4}
+    for step in (9, 10):
+        file = tmp_path / "checkpoints" / f"step_{step}" / "state.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("x" * 10)
+        told = tear(tmp_path, [witness])
+        assert bool(told) is (step == 10)
+    assert told == " and checkpoints/step_10/state.json cut in half"
+    assert file.read_text() == "x" * 5
+    assert tear(tmp_path, [witness, {"kind": "kill", "number": 5}]) == ""
+
+
+def test_the_first_figure_that_differs_is_named(tmp_path: Path) -> None:
+    for name, loss in (("clean", 0.5), ("chaos", 0.25)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": 1, "policy/loss": 1.0, "time/step": loss}, {"step": 2, "policy/loss": loss}]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = first_difference(tmp_path / "clean", tmp_path / "chaos")
+    assert told == "first at step 2: policy/loss 0.25, not 0.5"
