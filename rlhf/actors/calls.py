@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,8 @@ def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[objec
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             late = [call.worker for call in pending.values()]
-            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late)}")
+            findings = post_mortem.look(places(late))
+            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late, findings)}")
         failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
     if failures:
         raise blame(failures, list(pending.values()), phase)
@@ -154,27 +155,32 @@ def blame(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) ->
     if pending:
         ready, late = ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=BLAME_GRACE_S)
         found += [error for call in pending if call.ref in ready and (error := failure_of(call, phase)) is not None]
-        if late and all(type(error) is RlhfError for error in found):  # a collective gave a silent peer up
-            silent = told([call.worker for call in pending if call.ref in late])
-            found.append(StallError(f"{phase}: no answer from {silent} Meanwhile {found[0]}"))
+        if late and all(type(error) is RlhfError for error in found):
+            # A collective gives up a peer that is stopped; one that only waits for its mates is not to blame.
+            workers = [call.worker for call in pending if call.ref in late]
+            findings = post_mortem.look(places(workers))
+            if findings:
+                stall = StallError(f"{phase}: no answer from {told(workers, findings)} Meanwhile {found[0]}")
+                stall.__cause__ = found[0]
+                found.append(stall)
     return min(found, key=lambda error: (not isinstance(error, WorkerLostError), type(error) is RlhfError))
 
 
-def told(late: Sequence[Worker]) -> str:
-    """Who is late, what is wrong with them as far as their nodes know, and where their stacks are."""
-    findings = post_mortem.look(places(late))
+def told(late: Sequence[Worker], findings: Mapping[post_mortem.Process, str]) -> str:
+    """Who is late, what their nodes found wrong with them, and where their stacks are."""
     text = f"{', '.join(map(str, late))}."
     for worker in late:
-        if finding := findings.get(worker.pid):
+        if finding := findings.get((worker.node_id, worker.pid)):
             text += f" {worker.name} {finding}."
     folders = {worker.log.parent for worker in late if worker.log is not None}
     return text + "".join(f" Their stacks: {folder}/*{post_mortem.SUFFIX}." for folder in sorted(folders))
 
 
 def places(workers: Sequence[Worker]) -> dict[str, list[post_mortem.Place]]:
-    """Where workers are, for `post_mortem`."""
+    """Where workers are, for `post_mortem`; those that have not said so yet are left out."""
+    seated = [worker for worker in workers if worker.pid]
     return post_mortem.by_node(
-        [(w.node_id, (w.pid, None if w.log is None else post_mortem.stacks_file(w.log))) for w in workers]
+        [(w.node_id, (w.pid, None if w.log is None else post_mortem.stacks_file(w.log))) for w in seated]
     )
 
 

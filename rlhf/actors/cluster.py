@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import Call, Worker, places, traffic, wait_all
+from rlhf.actors.calls import Call, Worker, places, told, traffic, wait_all
 from rlhf.actors.connection import LOCAL, connect
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
@@ -73,13 +73,17 @@ class Cluster:
         self._orphans = connect(self.address, namespace, allow_unauthenticated=section.allow_unauthenticated)
         traffic.open()
         self.node_id: str = ray.get_runtime_context().get_node_id()
+        self._count()
+        self.device: Device = section.device
+        if section.device == "auto":
+            self.device = "cuda" if sum(self.gpus_per_node) else "cpu"
+
+    def _count(self) -> None:
+        """Learn what the nodes that are alive have."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
         self.gpu_kinds = [gpus_of(node) for node in nodes]
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
-        self.device: Device = section.device
-        if section.device == "auto":
-            self.device = "cuda" if sum(self.gpus_per_node) else "cpu"
 
     def reserve(self, placement: Placement) -> dict[Role, list[Seat]]:
         """Hold devices for every group; one seat for each rank of a role, and for each engine.
@@ -165,10 +169,17 @@ class Cluster:
         self.close()
 
     def clear(self) -> None:
-        """End the actors, and give their devices back, so that all can start again."""
+        """End the actors, and give their devices back, so that all can start again on the nodes that are left.
+
+        Raises:
+            StallError: a process did not end, whose device and memory the next one would miss.
+        """
+        left = post_mortem.end(places(self._workers))
         self._empty()
-        post_mortem.end(places(self._workers))
+        if left:
+            raise StallError(f"start: no device is free before these end: {told(self._workers, left)}")
         self._workers.clear()
+        self._count()
         self._num_starts += 1
         traffic.open()
 

@@ -4,11 +4,12 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
 from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
@@ -40,9 +41,13 @@ def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False
     """
     if address == LOCAL:
         return start(namespace)
-    if not allow_unauthenticated:
-        require_token(address, os.environ)
     join(address, namespace)
+    if not allow_unauthenticated:
+        try:
+            require_token((node["NodeManagerAddress"] for node in ray.nodes()), has_token=is_token_auth_enabled())
+        except ConfigError:
+            ray.shutdown()
+            raise
     return OrphanWatch()
 
 
@@ -92,16 +97,15 @@ def loopback_alone() -> Iterator[None]:
             os.environ[LOOPBACK_ALONE] = before
 
 
-def require_token(address: str, environ: Mapping[str, str]) -> None:
-    """Refuse a cluster beyond this machine that takes jobs from whoever reaches it. Raises ConfigError."""
-    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
-    if not host or is_loopback(host) or environ.get("RAY_AUTH_MODE") == "token":
-        return
-    raise ConfigError(
-        f"ray: the cluster at {address} is not of this machine alone, and RAY_AUTH_MODE is not token: whoever reaches "
-        "it may run code on all its nodes. Turn tokens on (SECURITY.md), or set cluster.allow_unauthenticated where "
-        "nobody else reaches its network."
-    )
+def require_token(addresses: Iterable[str], *, has_token: bool) -> None:
+    """Refuse a cluster, by its nodes' addresses, that takes jobs from whoever reaches it. Raises ConfigError."""
+    beyond = sorted({address for address in addresses if not is_loopback(address)})
+    if beyond and not has_token:
+        raise ConfigError(
+            f"ray: the cluster has nodes beyond loopback ({', '.join(beyond[:3])}) and no token authentication: "
+            "whoever reaches them may run code on all of them. Turn tokens on (SECURITY.md), or set "
+            "cluster.allow_unauthenticated where nobody else reaches their network."
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -116,6 +120,7 @@ def join(address: str, namespace: str) -> None:
     """Join a cluster. Ray itself would try for a quarter of an hour, so that somebody listens there is tried first."""
     advice = "Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     if port.isdigit() and not answers(host, int(port)):
         tried = f"tried {JOIN_ATTEMPTS} times in {JOIN_TIMEOUT_S:g} s"
         raise ConfigError(f"ray: no cluster at {address} ({tried}). {advice}")

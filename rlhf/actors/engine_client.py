@@ -5,7 +5,8 @@ from typing import TypeVar, cast
 
 import ray
 
-from rlhf.actors.calls import Call, Worker, failure_of, told
+from rlhf.actors import post_mortem
+from rlhf.actors.calls import Call, Worker, failure_of, places, told
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import WeightSyncError
 
@@ -56,7 +57,8 @@ class RayEngineClient:
             str(failure) for call in calls if call.ref not in late and (failure := failure_of(call, phase)) is not None
         ]
         if late:
-            silent = told([call.worker for call in calls if call.ref in late])
+            workers = [call.worker for call in calls if call.ref in late]
+            silent = told(workers, post_mortem.look(places(workers)))
             problems.append(f"no answer within {timeout_s:g} s to {phase} from {silent}")
         if problems:
             raise WeightSyncError("; ".join(problems))

@@ -10,9 +10,10 @@ from rlhf.actors.calls import Call, Worker, wait_all
 
 
 def listening() -> list[tuple[str, int]]:
-    """Address and port of every TCP socket on which this process listens."""
-    found = psutil.Process().net_connections(kind="tcp")
-    return sorted({(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN})
+    """Address and port of every TCP socket on which this process or a child of it listens."""
+    own = psutil.Process()
+    found = [one for process in (own, *own.children(recursive=True)) for one in process.net_connections(kind="tcp")]
+    return sorted({(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN})
 
 
 def open_ports(workers: Sequence[Worker], timeout_s: float) -> list[str]:

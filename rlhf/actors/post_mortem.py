@@ -29,8 +29,8 @@ SUFFIX = ".stacks.txt"
 LOOK_TIMEOUT_S = 8.0
 """Longest wait for a node's answer. A node that is gone has none."""
 WRITING_S = 0.3
-END_TIMEOUT_S = 5.0
-"""Time in which a process that was told to end may do so by itself."""
+END_TIMEOUT_S = 10.0
+"""Longest wait for the end of processes that were killed."""
 FINDINGS: Mapping[str, str] = {
     psutil.STATUS_STOPPED: "is stopped (by SIGSTOP or a debugger)",
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
@@ -39,6 +39,8 @@ FINDINGS: Mapping[str, str] = {
 }
 GONE = "is gone"
 
+Process = tuple[str, int]
+"""A node's name in Ray, and a process's id there."""
 Place = tuple[int, Path | None]
 """A process's id, and the file for its stacks."""
 
@@ -55,20 +57,20 @@ def leave_stacks(log_file: Path) -> None:
         faulthandler.register(SIGNAL, stacks_file(log_file).open("a"), all_threads=True)
 
 
-def look(places: Mapping[str, Sequence[Place]]) -> dict[int, str]:
-    """Ask every node (by its id in Ray) about processes on it, and have these write their stacks.
+def look(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
+    """Ask every node (by its name in Ray) about processes on it, and have these write their stacks.
 
-    Returns: process id -> what is wrong with it, for those with which something is.
+    Returns: process -> what is wrong with it, for those with which something is.
     """
-    found: dict[int, str] = {}
-    for answer in _on_nodes(look_here, places):
-        found |= answer
-    return found
+    return _on_nodes(look_here, places, LOOK_TIMEOUT_S)
 
 
-def end(places: Mapping[str, Sequence[Place]]) -> None:
-    """Make sure that processes are gone, also where they are stopped and obey nobody else."""
-    _on_nodes(_end_here, places)
+def end(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
+    """Kill processes and their children, also where they are stopped and obey nobody else.
+
+    Returns: those that are still there, as `look`; a node that does not answer is taken to be gone.
+    """
+    return _on_nodes(_end_here, places, END_TIMEOUT_S + LOOK_TIMEOUT_S)
 
 
 def strike(node_id: str, pid: int, number: int) -> None:
@@ -77,32 +79,35 @@ def strike(node_id: str, pid: int, number: int) -> None:
     Raises:
         WorkerLostError: there is no such process.
     """
-    if not _on_nodes(_strike_here, {node_id: [(pid, None)]}, number):
-        raise WorkerLostError(f"node {node_id} did not answer")
+    if _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number):
+        raise WorkerLostError(f"process {pid} of node {node_id} is not one of this run's")
 
 
 def _on_nodes(
-    task: Callable[..., dict[int, str]], places: Mapping[str, Sequence[Place]], *arguments: int
-) -> list[dict[int, str]]:
-    """Run `task` on every node, this process's own directly. A node that does not answer in time is left out."""
+    task: Callable[..., dict[int, str]],
+    places: Mapping[str, Sequence[Place]],
+    timeout_s: float,
+    *arguments: int,
+) -> dict[Process, str]:
+    """What `task` finds on every node, on this process's own directly. A node that does not answer in time is left
+    out."""
     here = ray.get_runtime_context().get_node_id()
     remote = ray.remote(num_cpus=0, max_retries=0)(task)
-    refs = [
-        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            list(processes), *arguments
-        )
-        for node, processes in places.items()
-        if node != here
-    ]
-    answers = [task(places[here], *arguments)] if here in places else []
-    if refs:
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
-        for ref in ready:
-            try:
-                answers.append(ray.get(ref))
-            except RayError as error:
-                logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
-    return answers
+    asked = {}
+    for node, processes in places.items():
+        if node != here:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[remote.options(scheduling_strategy=there).remote(list(processes), *arguments)] = node
+    found = {}
+    if here in places:
+        found = {(here, pid): text for pid, text in task(places[here], *arguments).items()}
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    for ref in ready:
+        try:
+            found |= {(asked[ref], pid): text for pid, text in ray.get(ref).items()}
+        except RayError as error:
+            logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
+    return found
 
 
 def look_here(processes: Sequence[Place]) -> dict[int, str]:
@@ -125,25 +130,26 @@ def look_here(processes: Sequence[Place]) -> dict[int, str]:
 
 
 def _strike_here(processes: Sequence[Place], number: int) -> dict[int, str]:
+    found = {}
     for pid, _ in processes:
         try:
             _actor(pid).send_signal(number)
-        except psutil.Error as error:
-            raise WorkerLostError(f"process {pid} is not one of this run's") from error
-    return {}
+        except psutil.Error:
+            found[pid] = GONE
+    return found
 
 
 def _end_here(processes: Sequence[Place]) -> dict[int, str]:
-    alive = []
+    alive: dict[psutil.Process, int] = {}
     for pid, _ in processes:
         with contextlib.suppress(psutil.Error):
-            alive.append(_actor(pid))
-    _, left = psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
-    for process in left:
+            actor = _actor(pid)
+            alive |= dict.fromkeys([actor, *actor.children(recursive=True)], pid)
+    for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(left, timeout=END_TIMEOUT_S)
-    return {}
+    _, left = psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+    return {alive[process]: "did not end when it was killed" for process in left}
 
 
 def _actor(pid: int) -> psutil.Process:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf.actors.groups import GroupEngine, WorkerGroup
 from rlhf.engines.base import RolloutEngine
-from rlhf.errors import WeightSyncError
+from rlhf.errors import NumericsError
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
@@ -37,7 +37,7 @@ class ProbedPolicy(GroupEngine):
         self._proved = False
 
     def send_weights(self, version: int) -> SyncReport:
-        """As `GroupEngine.send_weights`. Raises WeightSyncError where an engine computes with other weights."""
+        """As `GroupEngine.send_weights`. Raises NumericsError where an engine computes with other weights."""
         report = super().send_weights(version)
         if not self._proved:
             for name, engine in self._engines.items():
@@ -60,7 +60,7 @@ class ProbedPolicy(GroupEngine):
         by_engine = np.concatenate([rollout.log_probs for rollout in rollouts])
         gap = float(np.abs(by_policy - by_engine).max())
         if not gap <= self._tolerance:  # NaN is beyond every tolerance
-            raise WeightSyncError(
+            raise NumericsError(
                 f"{name}: version {version}: its log-probs of what it sampled are {gap:.3g} nats off the policy's "
                 f"(at most {self._tolerance:g}): the weights arrived, but it does not compute with them."
             )

@@ -44,6 +44,8 @@ from rlhf.types import (
 )
 
 if TYPE_CHECKING:
+    import socket
+
     from rlhf.engines.training import DeepSpeedEngine
 
 
@@ -153,6 +155,7 @@ class ModelWorker(Actor):
         super().__init__(folder, log_file)
         self._trainees: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
+        self._listener: socket.socket | None = None
 
     def open_meeting(self) -> tuple[str, int]:
         """Listen for the group's other ranks on this node's address. Returns where."""
@@ -165,14 +168,11 @@ class ModelWorker(Actor):
     def join(self, rank: Rank) -> None:
         """Enter the process group of the device group. Blocks until all ranks have."""
         from rlhf.engines.distributed import init_distributed
-        from rlhf.engines.rendezvous import bind_gloo, join_store, serve_store
+        from rlhf.engines.rendezvous import bind_collectives, meet
 
         self._rank = rank
-        bind_gloo(node_address())
-        if rank.rank == 0:
-            store = serve_store(self._listener, rank.timeout_s)
-        else:
-            store = join_store(rank.master_address, rank.master_port, rank.timeout_s)
+        bind_collectives(node_address())
+        store = meet(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
         init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
@@ -286,9 +286,9 @@ class RolloutWorker(Actor):
 
     def start(self, spec: EngineSpec, name: str) -> None:
         """Load the model."""
-        from rlhf.engines.rendezvous import bind_gloo
+        from rlhf.engines.rendezvous import bind_collectives
 
-        bind_gloo(node_address())
+        bind_collectives(node_address())
         self._engine = open_engine(
             spec.section,
             spec.model,

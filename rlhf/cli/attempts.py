@@ -66,6 +66,7 @@ class Training:
                     "name": worker.name,
                     "host": socket.gethostname() if worker.node_id == cluster.node_id else worker.node,
                     "node_id": worker.node_id,
+                    "device": cluster.device,
                     "pid": worker.pid,
                 }
                 for worker in crew.workers

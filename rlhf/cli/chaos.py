@@ -1,6 +1,7 @@
 """`rlhf chaos`: a run under faults beside the same run without.
 
-RUNS/NAME-clean/  RUNS/NAME-chaos/ (a run's folder, with chaos/: plan.json  phases.json  witness.jsonl  driver_K.log)
+RUNS/NAME-clean/  RUNS/NAME-chaos/ (the two runs)
+RUNS/NAME-chaos-faults/  plan.json  phases.json  witness.jsonl  NAME-chaos_K.log (what its K-th driver printed)
 """
 
 import hashlib
@@ -17,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.cli.chaos_child import DRIVER, WITNESSES, Fault
-from rlhf.cli.cluster_at_hand import local_gpus
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.load import dump_config
 from rlhf.config.tools import ChaosConfig
 from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, WorkerLostError
 from rlhf.orchestrator.files import read_rows, write_text
-from rlhf.orchestrator.run_directory import PROCESSES
+from rlhf.orchestrator.run_directory import PRIVATE, PROCESSES
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
@@ -47,22 +47,25 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
         if folder.exists():
             raise ConfigError(f"chaos: {folder} is there already. Remove it, or choose another run.name.")
     work = disturbed.with_name(f"{disturbed.name}-faults")
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, mode=PRIVATE)
     write_text(work / "plan.json", "[]")
     if options.against is None:
         console.print(f"the run without faults, into {clean}")
-        run_to_end(command, config, clean, work, console)
+        run_to_end(command, config, clean, work, console, most_drivers=1)
     faults = draw(options, processes_of(clean), phases_of(work, clean))
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
     console.print(f"the run with {len(faults)} faults, into {disturbed}")
-    codes = run_to_end(command, config, disturbed, work, console)
+    codes = run_to_end(command, config, disturbed, work, console, most_drivers=len(faults) + 1)
     witnesses = read_rows(work / WITNESSES)
     console.print(table(faults, witnesses))
     restarts = sum(event.get("kind") == "restart" for event in read_rows(disturbed / "events.jsonl"))
     console.print(f"{len(witnesses)} of {len(faults)} faults, {restarts} restarts inside, drivers ended with {codes}")
     if len(witnesses) < len(faults):
-        console.print("the run was over before the last faults: give it more train.num_steps")
-    if not is_exact(config):
+        raise ConfigError(
+            f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had struck. Give it more "
+            "train.num_steps, or fewer --num-faults."
+        )
+    if not is_exact(config, devices_of(clean)):
         console.print("the run is over; on GPUs, and where rollouts run ahead, no two learn the same weights")
         return 0
     if weights_of(clean) != weights_of(disturbed):
@@ -76,7 +79,9 @@ def folder_of(config: TrainConfig, which: str) -> Path:
     return Path(config.run.dir, f"{config.run.name}-{which}").absolute()
 
 
-def run_to_end(command: str, config: TrainConfig, folder: Path, work: Path, console: Console) -> list[int]:
+def run_to_end(
+    command: str, config: TrainConfig, folder: Path, work: Path, console: Console, *, most_drivers: int
+) -> list[int]:
     """Run and resume until the run is done. Returns the drivers' exit codes; a killed one's is negative."""
     settings = work / f"{folder.name}.yaml"
     write_text(settings, dump_config(config))
@@ -95,7 +100,8 @@ def run_to_end(command: str, config: TrainConfig, folder: Path, work: Path, cons
                 check=False,
             )
         codes.append(process.returncode)
-        if codes[-1] > 0 and codes[-1] not in RESUMABLE:
+        is_worth_another = codes[-1] < 0 or codes[-1] in RESUMABLE
+        if codes[-1] and (not is_worth_another or len(codes) >= most_drivers):
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise RlhfError(f"chaos: {folder.name} ended with code {codes[-1]}, see {log}: {' '.join(last)}")
         if codes[-1] < 0:
@@ -132,10 +138,20 @@ def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) 
 
 def processes_of(folder: Path) -> list[str]:
     """The names of a run's processes."""
+    return [str(row["name"]) for row in _rows_of(folder)]
+
+
+def devices_of(folder: Path) -> set[str]:
+    """The kinds of devices that a run's processes computed on."""
+    return {str(row["device"]) for row in _rows_of(folder)}
+
+
+def _rows_of(folder: Path) -> list[dict[str, Json]]:
     files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"))
     if not files:
         raise ConfigError(f"chaos: {folder} is not a run that ended: no {PROCESSES} in its logs.")
-    return [str(row["name"]) for row in json.loads(files[-1].read_text(encoding="utf-8"))]
+    rows: list[dict[str, Json]] = json.loads(files[-1].read_text(encoding="utf-8"))
+    return rows
 
 
 def phases_of(work: Path, clean: Path) -> list[str]:
@@ -147,10 +163,9 @@ def phases_of(work: Path, clean: Path) -> list[str]:
     return ["generate", "score", "measure", "learn", "sync", "checkpoint"] if is_online else ["learn", "checkpoint"]
 
 
-def is_exact(config: TrainConfig) -> bool:
+def is_exact(config: TrainConfig, devices: set[str]) -> bool:
     """Whether two runs of one seed are the same, bit for bit."""
-    on_cpu = config.cluster.device == "cpu" or (config.cluster.device == "auto" and not local_gpus())
-    return on_cpu and (not isinstance(config, OnlineConfig) or config.rollout.max_lag == 0)
+    return devices == {"cpu"} and (not isinstance(config, OnlineConfig) or config.rollout.max_lag == 0)
 
 
 def weights_of(folder: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,10 +62,11 @@ class Injector:
         self, faults: Sequence[Fault], strike: Callable[[Fault, str], None], see: Callable[[str], None]
     ) -> None:
         """`strike` gets a fault and the wait that it comes in, `see` the name of every phase."""
-        self._faults = deque(faults)
+        self._faults = list(faults)
         self._do_strike = strike
         self._see = see
         self._lock = threading.Lock()
+        self._phases: set[str] = set()
         self._has_saved = False
         self._is_armed = False
 
@@ -77,11 +77,15 @@ class Injector:
             return
         with self._lock:
             self._see(name)
+            self._phases.add(name)
             if self._has_saved and name != "checkpoint":
                 self._has_saved, self._is_armed = False, True
-            if self._is_armed and self._faults and self._faults[0].phase == name:
+            # One whose phase this kind of run does not have must not hold up the others.
+            due = next((fault for fault in self._faults if fault.phase in self._phases), None)
+            if self._is_armed and due is not None and due.phase == name:
                 self._is_armed = False
-                self._do_strike(self._faults.popleft(), text)
+                self._faults.remove(due)
+                self._do_strike(due, text)
             elif name == "checkpoint":
                 self._has_saved = True
 

@@ -90,7 +90,7 @@ def run_training(command: str, config: TrainConfig) -> int:
         records = Records(directory, trackers, console, config.log, length.num_steps, tricks(config))
         stop = StopRequest(config.checkpoint.grace_s)
         started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
-        with records.open(), started as cluster, stop.listening():
+        with started as cluster, stop.listening(), records.open():
             training = Training(
                 command=command,
                 config=config,

@@ -22,10 +22,11 @@ def open_listener(address: str, port: int = 0) -> socket.socket:
         raise WorkerLostError(f"cannot listen on {address}:{port}: {error.strerror or error}") from error
 
 
-def meet(rank: int, address: str, port: int, timeout_s: float) -> TCPStore:
-    """The store of a group whose first rank serves it at a known place."""
-    bind_gloo(address)
-    return serve_store(open_listener(address, port), timeout_s) if rank == 0 else join_store(address, port, timeout_s)
+def meet(rank: int, address: str, port: int, timeout_s: float, listener: socket.socket | None = None) -> TCPStore:
+    """The store of a group, which its first rank serves, at a `listener` that it has opened already where it has."""
+    if rank:
+        return join_store(address, port, timeout_s)
+    return serve_store(listener or open_listener(address, port), timeout_s)
 
 
 def serve_store(listener: socket.socket, timeout_s: float) -> TCPStore:
@@ -47,10 +48,15 @@ def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
     return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s), use_libuv=False)
 
 
-def bind_gloo(address: str) -> None:
-    """Let gloo use the interface that has `address`, unless the user has named one."""
-    if (name := interface_of(address)) is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+def bind_collectives(address: str) -> None:
+    """Let gloo use the interface that has `address`, unless the user has named one; NCCL too where that is loopback,
+    which it would pass over. Between machines NCCL knows better which network is fast."""
+    name = interface_of(address)
+    if name is None:
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if ipaddress.ip_address(address).is_loopback:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def interface_of(address: str) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.held_out import held_out_figures
 from rlhf.algorithms.prm import judge_steps
-from rlhf.errors import WeightSyncError
+from rlhf.errors import RlhfError
 from rlhf.orchestrator.batching import build_batches, pack_tokens, plan_batches, unpack_scores
 from rlhf.orchestrator.measuring import Models, Portions, token_outputs
 from rlhf.orchestrator.sources import Sampler, request_seed
@@ -164,11 +164,11 @@ class SampleEvaluator:
         self._seed = seed
 
     def evaluate(self, version: int) -> dict[str, float]:
-        """Raises WeightSyncError where an answer was sampled from older weights than `version`."""
+        """Raises RlhfError where an answer was sampled from older weights than `version`."""
         rollouts = self._sampler.generate(self._requests())
         stale = [rollout for rollout in rollouts if rollout.weight_version != version]
         if stale:
-            raise WeightSyncError(
+            raise RlhfError(
                 f"evaluation: {len(stale)} of {len(rollouts)} answers were sampled from weights of version "
                 f"{stale[0].weight_version}, the policy is at {version}"
             )

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.errors import NumericsError, PreemptedError, RewardError, WeightSyncError
+from rlhf.errors import NumericsError, PreemptedError, RewardError, RlhfError, WeightSyncError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
@@ -222,7 +222,7 @@ class Loop:
         for rollout in (*chain.from_iterable(group.rollouts for group in batch.groups), *batch.baselines):
             lag = step - 1 - rollout.weight_version
             if self._online and not 0 <= lag <= self._course.max_lag:
-                raise WeightSyncError(
+                raise RlhfError(
                     f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
                     f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
                 )

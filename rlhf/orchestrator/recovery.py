@@ -1,8 +1,9 @@
 """What a run does about a failure.
 
-`decide` is a pure function of the failure and of what is left of the budget; `persevere` carries its decision out.
-A restart ends every actor and starts again from the newest whole checkpoint. Every random choice is a function of the
-seed and the step, so the restarted run is, where it is synchronous, the run that never failed.
+Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
+may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: every
+actor ends, and starts again from the newest whole checkpoint. Every random choice is a function of the seed and the
+step, so the restarted run is, where it is synchronous, the run that never failed.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from rlhf.errors import CheckpointError, PreemptedError, RlhfError, StallError, WorkerLostError
+from rlhf.errors import CheckpointError, PreemptedError, StallError, WorkerLostError
 from rlhf.orchestrator.checkpoint import Checkpoints
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.resume import ResumePoint
 
 INFRASTRUCTURE = (WorkerLostError, StallError)
-"""Failures that another start may not meet again; all others say something about the run itself."""
+"""Failures that another start may not meet again."""
 LONGEST_PAUSE_S = 30.0
 
 Note = Callable[[str, str], None]
@@ -51,10 +52,8 @@ class Decision:
     pause_s: float = 0.0
 
 
-def decide(error: BaseException, standing: Standing) -> Decision:
-    """Restart what lost its infrastructure, within the budget; stop at everything else."""
-    if not isinstance(error, INFRASTRUCTURE):
-        return Decision(action=Action.STOP, reason="another start would end the same way")
+def decide(standing: Standing) -> Decision:
+    """Restart a run that lost its infrastructure, within the budget."""
     if not standing.has_started:
         return Decision(action=Action.STOP, reason="the run has never been up")
     if not standing.has_checkpoint:
@@ -99,21 +98,20 @@ def persevere(
     while True:
         try:
             return attempts.run(point)
-        except RlhfError as error:
+        except INFRASTRUCTURE as error:
             saved = _newest(checkpoints)
             if saved is not None and (point is None or saved.state.step > point.state.step):
                 num_restarts = 0
             decision = decide(
-                error,
                 Standing(
                     has_started=attempts.has_started,
                     has_checkpoint=saved is not None,
                     num_restarts=num_restarts,
                     max_restarts=max_restarts,
-                ),
+                )
             )
             if decision.action is Action.STOP:
-                if isinstance(error, INFRASTRUCTURE) and num_restarts:
+                if num_restarts:
                     raise type(error)(f"{error} Given up: {decision.reason}.") from error
                 raise
             assert saved is not None, decision

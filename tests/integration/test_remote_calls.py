@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import Call, Worker, places, wait_all
+from rlhf.actors.calls import Call, Worker, places, told, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, WorkerGroup
@@ -21,7 +21,7 @@ from rlhf.actors.post_mortem import leave_stacks, stacks_file
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.workers import here
 from rlhf.config.run import ClusterSection
-from rlhf.errors import ConfigError, RewardError, StallError, WeightSyncError, WorkerLostError
+from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightSyncError, WorkerLostError
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, Sampling, StepReport
 
@@ -157,6 +157,23 @@ def test_a_failed_collective_is_blamed_on_the_peer_that_is_silent(mortals: list[
     with pytest.raises(StallError, match=r"forward: no answer from critic rank 1 .* is stopped .*ZeroDivisionError"):
         wait_all(calls, phase="forward", timeout_s=30)
     post_mortem.end(places(mortals[1:2]))
+
+
+def test_an_error_is_not_blamed_on_a_peer_that_waits_for_its_mates(mortals: list[Worker]) -> None:
+    calls = [
+        Call(worker=mortals[0], ref=mortals[0].handle.stumble.remote()),
+        Call(worker=mortals[1], ref=mortals[1].handle.nap.remote(30)),
+    ]
+    with pytest.raises(RlhfError, match=r"critic rank 0 .* failed: ZeroDivisionError") as caught:
+        wait_all(calls, phase="forward", timeout_s=30)
+    assert type(caught.value) is RlhfError
+
+
+def test_one_that_never_came_up_is_named() -> None:
+    """It has said neither where it is nor who."""
+    unseated = Worker(handle=None, name="critic rank 3", node="?", node_id="?", pid=0)
+    assert places([unseated]) == {}
+    assert told([unseated], {}) == "critic rank 3 (node ?, pid 0)."
 
 
 def test_the_dead_one_is_named_at_once(mortals: list[Worker]) -> None:

@@ -35,10 +35,15 @@ def test_a_fault_strikes_in_its_phase_once_a_step_was_saved() -> None:
     waits = [*START, *STEP, *STEP, *STEP]
     faults = [fault(0, "learn"), fault(1, "generate"), fault(2, "checkpoint")]
     assert struck(faults, waits) == [
-        (0, 10, "policy forward_backward"),
-        (1, 18, "rollout generation"),
+        (1, 5, "rollout generation"),  # learning has not been seen yet
+        (0, 23, "policy forward_backward"),
         (2, 42, "policy save"),
     ]
+
+
+def test_a_phase_that_never_comes_holds_no_other_fault_up() -> None:
+    waits = [text for text in (*START, *STEP, *STEP) if text not in ("scoring", "reward forward")]
+    assert struck([fault(0, "score"), fault(1, "sync")], waits) == [(1, 13, "weight sync of version 1")]
 
 
 def test_nothing_strikes_while_a_run_starts_or_continues() -> None:

@@ -12,7 +12,7 @@ from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import KtoSection, PrmSection, RmSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTrainEngine, log_softmax
-from rlhf.errors import WeightSyncError
+from rlhf.errors import RlhfError
 from rlhf.orchestrator.evaluation import (
     LabelEvaluator,
     LikelihoodEvaluator,
@@ -95,7 +95,7 @@ def test_sampled_answers_are_averaged_over_every_prompt() -> None:
     assert figures["eval/length"] == 3
     assert figures["eval/truncated"] == 1
     assert evaluator.evaluate(4) == figures
-    with pytest.raises(WeightSyncError, match="3 of 3 answers were sampled from weights of version 4"):
+    with pytest.raises(RlhfError, match="3 of 3 answers were sampled from weights of version 4"):
         evaluator.evaluate(5)
 
 

@@ -13,7 +13,7 @@ from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import KtoSection, PpoSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
-from rlhf.errors import NumericsError, WeightSyncError
+from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import SampleEvaluator
 from rlhf.orchestrator.learning import Passes, Pretraining
@@ -208,7 +208,7 @@ class StaleSource:
 
 def test_the_lag_is_asserted_and_not_hoped_for(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "a", max_lag=1, source=StaleSource())
-    with pytest.raises(WeightSyncError, match="step 3: r1-0 was sampled from weights of version 0, the policy is at 2"):
+    with pytest.raises(RlhfError, match="step 3: r1-0 was sampled from weights of version 0, the policy is at 2"):
         run.run()
 
 
@@ -216,7 +216,7 @@ def test_the_lag_of_greedy_baselines_is_asserted_too(tmp_path: Path) -> None:
     source = StaleSource()
     source.baselines = (replace(source.group.rollouts[0], id="greedy"),)
     run = ppo_run(tmp_path / "a", source=LateVersion(source))
-    with pytest.raises(WeightSyncError, match="step 2: greedy was sampled from weights of version 0"):
+    with pytest.raises(RlhfError, match="step 2: greedy was sampled from weights of version 0"):
         run.run()
 
 

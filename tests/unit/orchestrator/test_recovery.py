@@ -26,37 +26,17 @@ from tests.unit.orchestrator.support import Run
 
 pytestmark = pytest.mark.timeout(120)
 
-UP = Standing(has_started=True, has_checkpoint=True, num_restarts=0, max_restarts=2)
 
-
-@pytest.mark.parametrize("error", [WorkerLostError, StallError, WeightSyncError])
-def test_lost_infrastructure_is_started_again_within_its_budget(error: type[RlhfError]) -> None:
+def test_a_run_is_started_again_within_its_budget() -> None:
     pauses = []
     for number in range(8):
-        standing = Standing(has_started=True, has_checkpoint=True, num_restarts=number, max_restarts=8)
-        decision = decide(error("x"), standing)
+        decision = decide(Standing(has_started=True, has_checkpoint=True, num_restarts=number, max_restarts=8))
         assert (decision.action, decision.reason) == (Action.RESTART, f"restart {number + 1} of 8")
         pauses.append(decision.pause_s)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
-    spent = decide(error("x"), Standing(has_started=True, has_checkpoint=True, num_restarts=8, max_restarts=8))
+    spent = decide(Standing(has_started=True, has_checkpoint=True, num_restarts=8, max_restarts=8))
     assert spent.action is Action.STOP
     assert spent.reason == "started again 8 times without a new step saved (cluster.max_restarts)"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RewardError("x"),
-        NumericsError("x"),
-        CheckpointError("x"),
-        ConfigError("x"),
-        PreemptedError("x"),
-        RlhfError("x"),
-        KeyboardInterrupt(),
-    ],
-)
-def test_what_another_start_would_meet_again_ends_the_run(error: BaseException) -> None:
-    assert decide(error, UP).action is Action.STOP
 
 
 @pytest.mark.parametrize(
@@ -68,7 +48,7 @@ def test_what_another_start_would_meet_again_ends_the_run(error: BaseException) 
     ],
 )
 def test_a_run_that_cannot_go_on_ends(standing: Standing, reason: str) -> None:
-    decision = decide(WorkerLostError("x"), standing)
+    decision = decide(standing)
     assert decision.action is Action.STOP
     assert reason in decision.reason
 
@@ -136,6 +116,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 @pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("kind", [StallError, WeightSyncError])
+def test_a_stall_is_a_loss_too(tmp_path: Path, uninterrupted: object, kind: type[RlhfError]) -> None:
+    def fail() -> None:
+        raise kind("policy forward: no answer after 5 s")
+
+    launches, notes = run_with_restarts(
+        tmp_path / "a", lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, fail))
+    )
+    assert evidence(launches.runs[-1]) == uninterrupted
+    assert len(notes) == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("calls", [8, 20, 33, 52, 71, 90, 113])
 def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: object, calls: int) -> None:
     """Two losses, in two attempts; the calls are spread over sampling, scoring, learning, syncing and saving."""
@@ -178,10 +171,38 @@ def test_a_stop_between_attempts_is_obeyed(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.usefixtures("no_pauses")
-def test_a_reward_that_fails_is_not_tried_again(tmp_path: Path) -> None:
-    def refuse() -> None:
-        raise RewardError("refused")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RewardError("refused"),
+        NumericsError("x"),
+        CheckpointError("x"),
+        ConfigError("x"),
+        PreemptedError("x"),
+        RlhfError("x"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error: BaseException) -> None:
+    """At once: no checkpoint is read, which may take longer than the time that a signal leaves."""
 
-    with pytest.raises(RewardError):
-        run_with_restarts(tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(20, refuse)))
+    class Once:
+        has_started = True
+
+        def run(self, resume_from: ResumePoint | None) -> None:
+            raise error
+
+        def clear(self) -> None:
+            raise AssertionError
+
+    checkpoints = Checkpoints(tmp_path / "none", keep=1, warn=pytest.fail)
+    with pytest.raises(type(error)) as caught:
+        persevere(
+            Once(),
+            None,
+            checkpoints=checkpoints,
+            max_restarts=5,
+            stop=StopRequest(20.0),
+            note=lambda _kind, text: pytest.fail(text),
+        )
+    assert caught.value is error

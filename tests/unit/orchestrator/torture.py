@@ -11,7 +11,6 @@ Without threads, so that it may fork: a fresh interpreter for every kill would t
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -88,15 +87,31 @@ def kill_while_saving(folder: Path, chance: random.Random) -> bool:
     return was_cut_off
 
 
+class Filling(FakeTrainEngine):
+    """A critic whose disk takes no files of more than `limit` bytes from some moment on: `before` it saves, or after,
+    when the driver's state and the manifest are written."""
+
+    limit = 0
+    before = True
+
+    def save(self, directory: Path) -> None:
+        if self.before:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        super().save(directory)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+
+
 def fill_the_disk(folder: Path, chance: random.Random) -> bool:
     """Returns whether the disk was full before the save was done."""
     before = newest_step(folder)
-    size = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    limit = chance.randrange(size + size // 4)
+    critic = Filling(np.full(NUM_WEIGHTS, before + 1.0), Head.VALUES)
+    critic.before = chance.random() < 0.5
+    sizes = [file.stat().st_size for file in (folder / f"step_{before}").rglob("*") if file.is_file()]
+    critic.limit = chance.randrange(max(sizes) if critic.before else sorted(sizes)[1] + 100)
 
     def save() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        Checkpoints(folder, keep=2, warn=lambda _: None).save(replace(STATE, step=before + 1), engines(before + 1))
+        parts = {**engines(before + 1), Role.CRITIC: critic}
+        Checkpoints(folder, keep=2, warn=lambda _: None).save(replace(STATE, step=before + 1), parts)
 
     _, status = os.waitpid(child_of(save), 0)
     code = os.waitstatus_to_exitcode(status)
@@ -111,7 +126,6 @@ def main() -> None:
     chance = random.Random(seed)
     Checkpoints(folder, keep=2, warn=lambda _: None).save(STATE, engines(0))
     cut_off = sum(kill_while_saving(folder, chance) for _ in range(number))
-    shutil.rmtree(folder / "tmp-step_0", ignore_errors=True)
     full = sum(fill_the_disk(folder, chance) for _ in range(number))
     sys.stdout.write(f"{cut_off} {full}\n")
 
