@@ -111,9 +111,11 @@ def require_token(addresses: Iterable[str], *, has_token: bool) -> None:
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine by name or number."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def join(address: str, namespace: str) -> None:

@@ -1,12 +1,12 @@
 """What the processes of a run listen on: said at its start, so that nobody is surprised by an open port."""
 
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import cast
 
 import psutil
 
 from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.connection import is_loopback
 
 
 def listening() -> list[tuple[str, int]]:
@@ -22,9 +22,7 @@ def open_ports(workers: Sequence[Worker], timeout_s: float) -> list[str]:
     answers = wait_all(calls, phase="look at open ports", timeout_s=timeout_s)
     lines = []
     for worker, answer in zip(workers, answers, strict=True):
-        beyond = [
-            (host, port) for host, port in cast(list[tuple[str, int]], answer) if not ip_address(host).is_loopback
-        ]
-        if beyond:
-            lines.append(f"  {worker.name} listens on {', '.join(f'{host}:{port}' for host, port in beyond)}")
+        held = cast(list[tuple[str, int]], answer)
+        if beyond := [f"{host}:{port}" for host, port in held if not is_loopback(host)]:
+            lines.append(f"  {worker.name} listens on {', '.join(beyond)}")
     return lines or ["  all listen on loopback only"]

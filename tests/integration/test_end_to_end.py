@@ -224,6 +224,10 @@ def test_a_run_on_a_cluster_of_its_own_listens_on_loopback_only(killed: Killed) 
     assert [where for where in killed.sockets if " on 127.0.0.1:" not in where] == []
 
 
+def test_a_run_says_who_can_be_reached(separate: Run) -> None:
+    assert "all listen on loopback only" in separate.output
+
+
 def test_a_killed_run_has_what_it_had_done(killed: Killed) -> None:
     assert killed.checkpoints >= {"step_3"}
     assert killed.steps_recorded == [1, 2, 3, 4]

@@ -19,7 +19,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused() -> None:
 
 
 def test_a_cluster_of_this_machine_needs_none() -> None:
-    require_token(["127.0.0.1", "127.0.0.3", "::1"], has_token=False)
+    require_token(["127.0.0.1", "127.0.0.3", "::1", "::ffff:127.0.0.1", "localhost"], has_token=False)
 
 
 def test_a_store_listens_on_its_address_alone() -> None:
