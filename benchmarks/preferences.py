@@ -47,7 +47,7 @@ NUM_FRESH = 8
 OTHER: dict[str, dict[str, object]] = {
     **{loss: {"policy.lr": 1e-3} for loss in ("ipo", "simpo", "apo-zero", "apo-down")},
     "slic": {"policy.lr": 1e-3, "algo.loss.delta": 10.0},
-    "orpo": {"policy.lr": 1e-3, "algo.loss.beta": 1.0},
+    "orpo": {"algo.loss.beta": 10.0},
     **{loss: {"algo.loss.nll_coef": 0.1} for loss in ("cpo", "rpo")},
 }
 """What a loss needs beside the defaults to learn from this little: those whose gradient is small a larger step, those
