@@ -32,8 +32,8 @@ class Worker:
     node_id: str
     """The node's name in Ray: one address may have several."""
     pid: int
-    log: Path | None = None
-    """The file that it logs into, where it has one."""
+    stacks: Path | None = None
+    """The file for its stacks, where it has one."""
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, pid {self.pid})"
@@ -172,16 +172,14 @@ def told(late: Sequence[Worker], findings: Mapping[post_mortem.Process, str]) ->
     for worker in late:
         if finding := findings.get((worker.node_id, worker.pid)):
             text += f" {worker.name} {finding}."
-    folders = {worker.log.parent for worker in late if worker.log is not None}
+    folders = {worker.stacks.parent for worker in late if worker.stacks is not None}
     return text + "".join(f" Their stacks: {folder}/*{post_mortem.SUFFIX}." for folder in sorted(folders))
 
 
 def places(workers: Sequence[Worker]) -> dict[str, list[post_mortem.Place]]:
     """Where workers are, for `post_mortem`; those that have not said so yet are left out."""
     seated = [worker for worker in workers if worker.pid]
-    return post_mortem.by_node(
-        [(w.node_id, (w.pid, None if w.log is None else post_mortem.stacks_file(w.log))) for w in seated]
-    )
+    return post_mortem.by_node([(worker.node_id, (worker.pid, worker.stacks)) for worker in seated])
 
 
 def first_line(error: Exception) -> str:

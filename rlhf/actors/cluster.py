@@ -139,7 +139,8 @@ class Cluster:
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
         handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
         self._actors.append(handle)
-        worker = Worker(handle=handle, name=name, node="?", node_id="?", pid=0, log=log_file)
+        stacks = post_mortem.stacks_file(log_file) if log_file else None
+        worker = Worker(handle=handle, name=name, node="?", node_id="?", pid=0, stacks=stacks)
         return Call(worker=worker, ref=handle.where.remote())
 
     def seated(self, calls: Sequence[Call]) -> list[Worker]:
@@ -177,7 +178,8 @@ class Cluster:
         left = post_mortem.end(places(self._workers))
         self._empty()
         if left:
-            raise StallError(f"start: no device is free before these end: {told(self._workers, left)}")
+            stuck = [worker for worker in self._workers if (worker.node_id, worker.pid) in left]
+            raise StallError(f"start: no device is free before these end: {told(stuck, left)}")
         self._workers.clear()
         self._count()
         self._num_starts += 1

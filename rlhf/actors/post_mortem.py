@@ -77,10 +77,10 @@ def strike(node_id: str, pid: int, number: int) -> None:
     """Send a signal to one of Ray's processes on a node; for tests of what a run does then.
 
     Raises:
-        WorkerLostError: there is no such process.
+        WorkerLostError: there is no such process, or its node does not answer.
     """
-    if _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number):
-        raise WorkerLostError(f"process {pid} of node {node_id} is not one of this run's")
+    if not _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number):
+        raise WorkerLostError(f"process {pid} of node {node_id} is not one of this run's, or its node is gone")
 
 
 def _on_nodes(
@@ -130,13 +130,12 @@ def look_here(processes: Sequence[Place]) -> dict[int, str]:
 
 
 def _strike_here(processes: Sequence[Place], number: int) -> dict[int, str]:
-    found = {}
+    struck = {}
     for pid, _ in processes:
-        try:
+        with contextlib.suppress(psutil.Error):
             _actor(pid).send_signal(number)
-        except psutil.Error:
-            found[pid] = GONE
-    return found
+            struck[pid] = "was struck"
+    return struck
 
 
 def _end_here(processes: Sequence[Place]) -> dict[int, str]:

@@ -23,6 +23,7 @@ from rlhf.orchestrator.loop import Loop
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.records import Records
 from rlhf.orchestrator.resume import ResumePoint
+from rlhf.orchestrator.run_directory import RunProcess
 from rlhf.orchestrator.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
@@ -62,13 +63,14 @@ class Training:
             records.say(line)
         records.directory.write_processes(
             [
-                {
-                    "name": worker.name,
-                    "host": socket.gethostname() if worker.node_id == cluster.node_id else worker.node,
-                    "node_id": worker.node_id,
-                    "device": cluster.device,
-                    "pid": worker.pid,
-                }
+                RunProcess(
+                    name=worker.name,
+                    host=socket.gethostname() if worker.node_id == cluster.node_id else worker.node,
+                    node_id=worker.node_id,
+                    device=cluster.device,
+                    pid=worker.pid,
+                    stacks=worker.stacks.name if worker.stacks else "",
+                )
                 for worker in crew.workers
             ]
         )

@@ -4,7 +4,6 @@ RUNS/NAME-clean/  RUNS/NAME-chaos/ (the two runs)
 RUNS/NAME-chaos-faults/  plan.json  phases.json  witness.jsonl  NAME-chaos_K.log (what its K-th driver printed)
 """
 
-import hashlib
 import json
 import random
 import subprocess
@@ -22,8 +21,9 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.load import dump_config
 from rlhf.config.tools import ChaosConfig
 from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, WorkerLostError
+from rlhf.orchestrator.checkpoint import sha256_of
 from rlhf.orchestrator.files import read_rows, write_text
-from rlhf.orchestrator.run_directory import PRIVATE, PROCESSES
+from rlhf.orchestrator.run_directory import PRIVATE, newest_processes
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
@@ -52,7 +52,10 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     if options.against is None:
         console.print(f"the run without faults, into {clean}")
         run_to_end(command, config, clean, work, console, most_drivers=1)
-    faults = draw(options, processes_of(clean), phases_of(work, clean))
+    processes = newest_processes(clean)
+    if not processes:
+        raise ConfigError(f"chaos: {clean} is not a run that ended: its logs do not say who ran where.")
+    faults = draw(options, [process.name for process in processes], phases_of(work, clean))
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
     console.print(f"the run with {len(faults)} faults, into {disturbed}")
     codes = run_to_end(command, config, disturbed, work, console, most_drivers=len(faults) + 1)
@@ -65,7 +68,7 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
             f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had struck. Give it more "
             "train.num_steps, or fewer --num-faults."
         )
-    if not is_exact(config, devices_of(clean)):
+    if not is_exact(config, {process.device for process in processes}):
         console.print("the run is over; on GPUs, and where rollouts run ahead, no two learn the same weights")
         return 0
     if weights_of(clean) != weights_of(disturbed):
@@ -88,7 +91,7 @@ def run_to_end(
     codes: list[int] = []
     while not codes or codes[-1] != 0:
         resumes = any(folder.glob("checkpoints/step_*"))
-        child = [sys.executable, "-m", "rlhf.cli.chaos_child", str(work), str(folder / "logs"), "train", command]
+        child = [sys.executable, "-m", "rlhf.cli.chaos_child", str(work), str(folder), "train", command]
         flags = [str(settings), "--run.dir", str(folder.parent), "--run.name", folder.name]
         log = work / f"{folder.name}_{len(codes) + 1}.log"
         with log.open("wb") as output:
@@ -136,24 +139,6 @@ def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) 
     return faults
 
 
-def processes_of(folder: Path) -> list[str]:
-    """The names of a run's processes."""
-    return [str(row["name"]) for row in _rows_of(folder)]
-
-
-def devices_of(folder: Path) -> set[str]:
-    """The kinds of devices that a run's processes computed on."""
-    return {str(row["device"]) for row in _rows_of(folder)}
-
-
-def _rows_of(folder: Path) -> list[dict[str, Json]]:
-    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"))
-    if not files:
-        raise ConfigError(f"chaos: {folder} is not a run that ended: no {PROCESSES} in its logs.")
-    rows: list[dict[str, Json]] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return rows
-
-
 def phases_of(work: Path, clean: Path) -> list[str]:
     """The phases that a run is in, where they were watched; else all that its kind of run has."""
     watched = work / "phases.json"
@@ -170,8 +155,7 @@ def is_exact(config: TrainConfig, devices: set[str]) -> bool:
 
 def weights_of(folder: Path) -> dict[str, str]:
     """sha256 of every file of the trained model."""
-    files = sorted((folder / "model").glob("*.safetensors"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: sha256_of(file) for file in sorted((folder / "model").glob("*.safetensors"))}
 
 
 def first_difference(clean: Path, disturbed: Path) -> str:

@@ -1,4 +1,4 @@
-"""`python -m rlhf.cli.chaos_child FOLDER COMMAND ...`: the `rlhf` command with faults, for `rlhf chaos`.
+"""`python -m rlhf.cli.chaos_child FOLDER RUN COMMAND ...`: the `rlhf` command with faults, for `rlhf chaos`.
 
 FOLDER/plan.json holds the faults in their order. Each that struck is in FOLDER/witness.jsonl, and is not
 repeated by a later process. FOLDER/phases.json says which phases the run has been in.
@@ -20,8 +20,7 @@ from rlhf.actors import post_mortem
 from rlhf.actors.calls import traffic
 from rlhf.cli.main import main
 from rlhf.orchestrator.files import append_json, read_rows, write_text
-from rlhf.orchestrator.run_directory import PROCESSES
-from rlhf.types import Json
+from rlhf.orchestrator.run_directory import newest_processes
 
 PHASES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)
@@ -63,7 +62,7 @@ class Injector:
     ) -> None:
         """`strike` gets a fault and the wait that it comes in, `see` the name of every phase."""
         self._faults = list(faults)
-        self._do_strike = strike
+        self._strike = strike
         self._see = see
         self._lock = threading.Lock()
         self._phases: set[str] = set()
@@ -85,7 +84,7 @@ class Injector:
             if self._is_armed and due is not None and due.phase == name:
                 self._is_armed = False
                 self._faults.remove(due)
-                self._do_strike(due, text)
+                self._strike(due, text)
             elif name == "checkpoint":
                 self._has_saved = True
 
@@ -93,9 +92,9 @@ class Injector:
 class Striker:
     """Carries faults out on the processes of a run of this machine, and says so in the folder of faults."""
 
-    def __init__(self, folder: Path, logs: Path) -> None:
+    def __init__(self, folder: Path, run: Path) -> None:
         self._folder = folder
-        self._logs = logs
+        self._run = run
         phases = folder / "phases.json"
         self._seen: list[str] = json.loads(phases.read_text(encoding="utf-8")) if phases.exists() else []
 
@@ -124,21 +123,15 @@ class Striker:
             append_json(self._folder / WITNESSES, {**witness, "pid": os.getpid()})
             os.kill(os.getpid(), SIGNALS[fault.kind])
             return
-        row = self._find(fault.process)
-        post_mortem.strike(str(row["node_id"]), int(str(row["pid"])), SIGNALS[fault.kind])
-        append_json(self._folder / WITNESSES, {**witness, "pid": row["pid"]})
-
-    def _find(self, process: str) -> dict[str, Json]:
-        """A process of the newest launch."""
-        files = sorted(self._logs.glob(f"attempt_*/{PROCESSES}"), key=lambda file: int(file.parent.name[8:]))
-        rows: list[dict[str, Json]] = json.loads(files[-1].read_text(encoding="utf-8"))
-        return next(row for row in rows if row["name"] == process)
+        victim = next(process for process in newest_processes(self._run) if process.name == fault.process)
+        post_mortem.strike(victim.node_id, victim.pid, SIGNALS[fault.kind])
+        append_json(self._folder / WITNESSES, {**witness, "pid": victim.pid})
 
 
 def run(argv: list[str]) -> int:
     """Run the command with the faults of its folder. Returns its exit code."""
-    folder, logs, *command = argv
-    striker = Striker(Path(folder), Path(logs))
+    folder, run_folder, *command = argv
+    striker = Striker(Path(folder), Path(run_folder))
     traffic.watch = Injector(striker.faults(), striker.strike, striker.see).watch
     return main(command)
 

@@ -1,7 +1,5 @@
 """`rlhf doctor`: whether this machine has what a run needs; `rlhf doctor RUN`: what happened to a run."""
 
-import contextlib
-import json
 import os
 import re
 import shutil
@@ -20,7 +18,7 @@ from rlhf.cli.cluster_at_hand import local_gpus
 from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.diagnosis import diagnose
-from rlhf.orchestrator.run_directory import PROCESSES
+from rlhf.orchestrator.run_directory import newest_processes
 from rlhf.planning.hardware import GIB
 
 LEAST_SHARED_MEMORY_GIB = 1.0
@@ -69,19 +67,12 @@ def show_run(console: Console, folder: Path) -> None:
 
 def ask_processes(folder: Path) -> None:
     """Let the processes of a run on this machine write down where they stand. Those elsewhere do not."""
-    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"), key=lambda file: int(file.parent.name[8:]))
-    if not files:
+    here = [process for process in newest_processes(folder) if process.host == socket.gethostname()]
+    if not here:
         return
-    from rlhf.actors.post_mortem import look_here, stacks_file  # noqa: PLC0415  Ray's import takes a second
+    from rlhf.actors.post_mortem import look_here  # noqa: PLC0415  Ray's import takes a second
 
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        look_here(
-            [
-                (int(row["pid"]), stacks_file(files[-1].with_name(f"{row['name'].replace(' ', '_')}.log")))
-                for row in json.loads(files[-1].read_text(encoding="utf-8"))
-                if row["host"] == socket.gethostname()
-            ]
-        )
+    look_here([(process.pid, Path(process.stacks)) for process in here])
 
 
 def plain(text: str) -> str:

@@ -117,7 +117,7 @@ def _plan(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(plan_help())
-    from rlhf.config.load_plan import load_calibrate, load_plan
+    from rlhf.config.load_about_runs import load_calibrate, load_plan
 
     if any(word.startswith("--calibrate") for word in arguments):
         calibrate = load_calibrate(arguments)
@@ -136,7 +136,7 @@ def _chaos(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(chaos_help())
-    from rlhf.config.load_chaos import load_chaos
+    from rlhf.config.load_about_runs import load_chaos
 
     command, rest = _method("chaos", arguments)
     options, config = load_chaos(command, rest, os.environ)

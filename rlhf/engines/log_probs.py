@@ -94,13 +94,16 @@ class _TokenLogProbs(torch.autograd.Function):
             else:
                 logits = rule.forward(hidden[rows], weight, bias)
                 slope, log_p = rule.slope(logits), log_softmax(logits, -1)
+                del logits
             p = log_p.exp()
             # d H / d z_j = -p_j * (log p_j + H);  d log p_y / d z_j = [j = y] - p_j
             factor = torch.zeros_like(entropy[rows, None]) if grad_log_probs is None else -grad_log_probs[rows, None]
             if grad_entropy is None:
                 grad = p.mul_(factor)
             else:
-                grad = (log_p + entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(factor).mul_(p)
+                excess = log_p + entropy[rows, None] if kept else log_p.add_(entropy[rows, None])
+                grad = excess.mul_(-grad_entropy[rows, None]).add_(factor).mul_(p)
+                del excess
             grad.scatter_add_(-1, targets[rows, None], -factor)
             if not (isinstance(slope, float) and slope == 1.0):
                 grad.mul_(slope)
@@ -112,6 +115,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_weight += grad.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+            del log_p, p, grad  # or the next chunk's would lie beside them
         cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), cast_bias, None, None
 

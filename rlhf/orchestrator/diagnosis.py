@@ -1,5 +1,6 @@
 """What a run's folder says of it, whether it runs, ended or broke off: read by anybody, changed by nobody."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from statistics import median
 
 from rlhf.errors import ConfigError, RlhfError, error_classes
 from rlhf.orchestrator.files import read_rows
+from rlhf.orchestrator.run_directory import newest_processes
 from rlhf.types import Json
 
 LAST = 20
@@ -20,8 +22,6 @@ LAST = 20
 SILENT = 10.0
 """A run is silent when its last step is older than so many usual ones."""
 SHOWN = 5
-STACKS = ".stacks.txt"
-"""End of the names of files with the stacks of a process's threads."""
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 OURS = re.compile(r"rlhf/(engines|algorithms)/.*$")
 TROUBLE = re.compile(r"error|exception|killed|out of memory|traceback|fatal", re.IGNORECASE)
@@ -60,7 +60,7 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
         facts=(*_progress(status, steps, now), *_saved(folder)),
         warnings=_warnings(events),
         troubles=_troubles(folder, status) if broke_off or error else {},
-        stands=_stands(folder, status),
+        stands=_stands(folder),
         advice=_advice(error, broke_off),
     )
 
@@ -148,12 +148,13 @@ def _troubles(folder: Path, status: Mapping[str, Json]) -> dict[str, tuple[str, 
     return found
 
 
-def _stands(folder: Path, status: Mapping[str, Json]) -> dict[str, str]:
-    """The innermost places of each process of the last attempt, by the stacks that it left."""
+def _stands(folder: Path) -> dict[str, str]:
+    """The innermost places of each process of the last launch, by the stacks that it left."""
     stands = {}
-    for file in sorted(folder.glob(f"logs/attempt_{status.get('attempt')}/*{STACKS}")):
-        if text := file.read_text(encoding="utf-8", errors="replace"):
-            stands[file.name.removesuffix(STACKS).replace("_", " ")] = place_of(text)
+    for process in newest_processes(folder):
+        with contextlib.suppress(OSError):
+            if text := Path(process.stacks).read_text(encoding="utf-8", errors="replace"):
+                stands[process.name] = place_of(text)
     return stands
 
 

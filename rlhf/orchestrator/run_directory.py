@@ -10,11 +10,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
 
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.orchestrator.files import append_json, keep_lines, write_json, write_text
@@ -32,6 +35,19 @@ class Status(StrEnum):
     DONE = "done"
     FAILED = "failed"
     PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProcess:
+    """A row of processes.json: one of a launch's processes."""
+
+    name: str
+    host: str
+    node_id: str
+    device: str
+    pid: int
+    stacks: str
+    """The file for its stacks: its name where it is written, its path where it is read."""
 
 
 class RunDirectory:
@@ -133,9 +149,9 @@ class RunDirectory:
         """Who runs where in this launch."""
         return self.log_folder / PROCESSES
 
-    def write_processes(self, processes: Sequence[Mapping[str, Json]]) -> None:
+    def write_processes(self, processes: Sequence[RunProcess]) -> None:
         """Say who runs where."""
-        write_text(self.processes, json.dumps(processes, indent=1) + "\n")
+        write_text(self.processes, json.dumps([asdict(process) for process in processes], indent=1) + "\n")
 
     def write_status(self, status: Status, *, step: int, num_steps: int, error: str | None = None) -> None:
         """Say how the run stands."""
@@ -197,6 +213,18 @@ class RunDirectory:
         for file in self.rollouts.glob("step_*.jsonl"):
             if _number(file) > step:
                 file.unlink()
+
+
+def newest_processes(folder: Path) -> list[RunProcess]:
+    """Who ran where in the last launch that came so far; nobody where none did, or where it cannot be read."""
+    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"), key=lambda file: _number(file.parent))
+    if not files:
+        return []
+    try:
+        found = TypeAdapter(list[RunProcess]).validate_json(files[-1].read_bytes())
+    except (OSError, ValidationError):
+        return []
+    return [replace(process, stacks=str(files[-1].parent / process.stacks)) for process in found]
 
 
 def _number(path: Path) -> int:

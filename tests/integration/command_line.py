@@ -15,14 +15,13 @@ from pathlib import Path
 import psutil
 import torch
 
+from rlhf.cli.chaos import TIMED
 from tests.tiny_models import make_policy, make_reward_model
 
 START_TIMEOUT_S = 400.0
 """Longest wait for the first steps: a minute on an idle machine of two cores."""
 RUN_TIMEOUT_S = 500.0
 MARK = "RLHF_TEST_RUN"
-TIMED = ("time", "throughput/", "sync/seconds", "memory/")
-"""Metrics that differ from run to run."""
 
 CONFIG = """\
 policy: {model: policy, lr: 1.0e-3}

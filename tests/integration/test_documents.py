@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.cli.main import main
 from rlhf.config.load import load_config
-from rlhf.config.load_chaos import load_chaos
+from rlhf.config.load_about_runs import load_chaos
 from rlhf.config.load_tools import load_curate, load_rounds, load_sample
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
 

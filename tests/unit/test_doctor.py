@@ -11,6 +11,7 @@ from rlhf.cli.doctor import version_of, wrong_parts
 from rlhf.cli.main import main
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.diagnosis import diagnose, place_of
+from rlhf.orchestrator.run_directory import newest_processes
 
 NOW = 1_000_000.0
 GONE = 2**22 + 1
@@ -144,6 +145,31 @@ def test_stacks_say_where_a_process_stands(tmp_path: Path) -> None:
     assert place_of(STACKS.split("\n\n", maxsplit=1)[0]) == "waits for work"
     run = make_run(tmp_path / "run", status="failed", error="StallError: x")
     (run / "logs" / "attempt_1").mkdir(parents=True, exist_ok=True)
+    processes = [process_named(name) for name in ("policy rank 0", "critic rank 0")]
+    (run / "logs" / "attempt_1" / "processes.json").write_text(json.dumps(processes))
     (run / "logs" / "attempt_1" / "policy_rank_0.stacks.txt").write_text(STACKS)
     (run / "logs" / "attempt_1" / "critic_rank_0.stacks.txt").write_text("")
     assert diagnose(run, now=NOW).stands == {"policy rank 0": place}
+
+
+def process_named(name: str) -> dict[str, object]:
+    """A row of processes.json, of another machine."""
+    place = {"host": "elsewhere", "node_id": "n", "device": "cpu", "pid": 1}
+    return {"name": name, **place, "stacks": f"{name.replace(' ', '_')}.stacks.txt"}
+
+
+def test_the_newest_processes_are_those_of_the_launch_with_the_largest_number(tmp_path: Path) -> None:
+    for attempt in (2, 10, 9):
+        folder = tmp_path / "logs" / f"attempt_{attempt}"
+        folder.mkdir(parents=True)
+        (folder / "processes.json").write_text(json.dumps([process_named(f"engine {attempt}")]))
+    (found,) = newest_processes(tmp_path)
+    assert found.name == "engine 10"
+    assert found.stacks == str(tmp_path / "logs" / "attempt_10" / "engine_10.stacks.txt")
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", '[{"name": "a"}]', '[{"name": "a", "pid": "many"}]', "[1]"])
+def test_damaged_rows_are_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "logs" / "attempt_1").mkdir(parents=True)
+    (tmp_path / "logs" / "attempt_1" / "processes.json").write_text(text)
+    assert newest_processes(tmp_path) == []

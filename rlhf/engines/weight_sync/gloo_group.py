@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from rlhf.engines.rendezvous import bind_collectives, join_store, open_listener, serve_store
+from rlhf.engines.rendezvous import join_store, open_listener, serve_store
 from rlhf.errors import WeightSyncError
 
 
@@ -39,7 +39,6 @@ class GlooUpdateInfo:
 
 def listen(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that the group is built on, served by this process; port 0 takes a free one."""
-    bind_collectives(address)
     return serve_store(open_listener(address, port), timeout_s)
 
 

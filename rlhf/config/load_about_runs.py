@@ -1,6 +1,6 @@
-"""The settings of `rlhf plan`: its own, and those of the run that it plans."""
+"""The settings of commands about a run, `rlhf plan` and `rlhf chaos`: their own, and those of the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from rlhf.config.base import Section
@@ -8,13 +8,15 @@ from rlhf.config.commands import TrainConfig
 from rlhf.config.flags import ALIASES, Flags
 from rlhf.config.load import read_config, resolve
 from rlhf.config.merge import Merged, Schema
-from rlhf.config.tools import CalibrateConfig, PlanConfig
+from rlhf.config.tools import CalibrateConfig, ChaosConfig, PlanConfig
 from rlhf.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 
 ANY_DATA = ("--data.path", "any")
 """A plan does not read rows, so a run without them can be planned."""
+EVERY_STEP = ("--checkpoint.every_steps", "1")
+"""What a fault costs is then a step, and every phase of a step is met."""
 
 
 def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanConfig, TrainConfig]:
@@ -23,16 +25,22 @@ def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> 
     Raises:
         ConfigError: with every problem, one line each.
     """
-    schema = Schema(PlanConfig)
-    own, rest = divided(argv, schema)
-    merged = Merged(schema, [Flags(own, schema.fields).layer])
-    read = read_config(command, rest, environ)
-    if read.config is not None and read.config.data.path is None:
-        read = read_config(command, [*rest, *ANY_DATA], environ)
-    problems = [*merged.problems, *read.problems]
-    if problems or merged.config is None or read.config is None:
-        raise ConfigError(problems)
-    return merged.config, resolve(read.config)
+
+    def read(rest: Sequence[str]) -> Merged[TrainConfig]:
+        found = read_config(command, rest, environ)
+        has_no_data = found.config is not None and found.config.data.path is None
+        return read_config(command, [*rest, *ANY_DATA], environ) if has_no_data else found
+
+    return _load(PlanConfig, argv, read)
+
+
+def load_chaos(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ChaosConfig, TrainConfig]:
+    """The options of `rlhf chaos COMMAND [CONFIG.yaml]`, and the resolved config of the run.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    return _load(ChaosConfig, argv, lambda rest: read_config(command, [*rest, *EVERY_STEP], environ))
 
 
 def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
@@ -44,6 +52,20 @@ def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
     if problems or merged.config is None:
         raise ConfigError(problems)
     return merged.config
+
+
+def _load(
+    section: type[S], argv: Sequence[str], read: Callable[[Sequence[str]], Merged[TrainConfig]]
+) -> tuple[S, TrainConfig]:
+    """The command's own options, and the run's, which `read` makes of all other words."""
+    schema = Schema(section)
+    own, rest = divided(argv, schema)
+    merged = Merged(schema, [Flags(own, schema.fields).layer])
+    run = read(rest)
+    problems = [*merged.problems, *run.problems]
+    if problems or merged.config is None or run.config is None:
+        raise ConfigError(problems)
+    return merged.config, resolve(run.config)
 
 
 def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str]]:
