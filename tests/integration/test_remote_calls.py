@@ -17,7 +17,7 @@ from rlhf.actors.calls import Call, Worker, places, told, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, WorkerGroup
-from rlhf.actors.post_mortem import leave_stacks, stacks_file
+from rlhf.actors.post_mortem import leave_stacks
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.workers import here
 from rlhf.config.run import ClusterSection
@@ -137,12 +137,12 @@ def test_a_stall_leaves_the_stacks_of_who_is_late_and_names_who_is_stopped(morta
     text = str(caught.value)
     assert text.count("is stopped (by SIGSTOP or a debugger)") == 1
     assert "critic rank 1 is stopped" in text
-    assert mortals[0].log is not None
-    assert f"Their stacks: {mortals[0].log.parent}/*.stacks.txt." in text
-    assert " in nap" in stacks_file(mortals[0].log).read_text()
+    assert mortals[0].stacks is not None
+    assert f"Their stacks: {mortals[0].stacks.parent}/*.stacks.txt." in text
+    assert " in nap" in mortals[0].stacks.read_text()
     with pytest.raises(StallError):
         wait_all(calls[:1], phase="nap", timeout_s=1)
-    assert stacks_file(mortals[0].log).read_text().count("Current thread") == 1, "stacks of two looks are mixed"
+    assert mortals[0].stacks.read_text().count("Current thread") == 1, "stacks of two looks are mixed"
     post_mortem.end(places(mortals[1:2]))
     with pytest.raises(WorkerLostError, match="critic rank 1"):
         wait_all(calls[1:2], phase="nap", timeout_s=30)
