@@ -45,13 +45,15 @@ NUM_SAMPLES = 128
 PAIRS_PER_OPENING = 12
 NUM_FRESH = 8
 OTHER: dict[str, dict[str, object]] = {
-    **{loss: {"policy.lr": 1e-3} for loss in ("ipo", "simpo", "apo-zero", "apo-down")},
+    **{loss: {"policy.lr": 1e-3} for loss in ("ipo", "simpo", "apo-zero", "apo-down", "discopop")},
     "slic": {"policy.lr": 1e-3, "algo.loss.delta": 10.0},
-    "orpo": {"algo.loss.beta": 10.0},
-    **{loss: {"algo.loss.nll_coef": 0.1} for loss in ("cpo", "rpo")},
+    "orpo": {"algo.loss.beta": 20.0},
+    "cpo": {"policy.lr": 1e-3, "algo.loss.nll_coef": 0.03},
+    "rpo": {"algo.loss.nll_coef": 0.1},
+    "kto": {"train.num-epochs": 6},
 }
-"""What a loss needs beside the defaults to learn from this little: those whose gradient is small a larger step, those
-that mix in the likelihood of chosen less of it, or more of the preference."""
+"""What a loss needs beside the defaults to learn from this little: those whose gradient is small a larger step or
+more of them, those that mix in the likelihood of chosen less of it, or more of the preference."""
 STORIES: dict[str, object] = {
     "policy.lr": 3e-4,
     "data.max-tokens": 160,

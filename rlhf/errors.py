@@ -99,6 +99,10 @@ class StallError(RlhfError, TimeoutError):
     )
 
 
+INFRASTRUCTURE = (WorkerLostError, StallError)
+"""Failures that other processes may not meet again."""
+
+
 class WeightSyncError(StallError):
     """A rollout engine does not hold the weights that the policy sent. Names engine, version and bucket."""
 

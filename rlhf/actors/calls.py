@@ -53,6 +53,7 @@ class Traffic:
     To leave Ray while a thread is inside a wait crashes the process, and a wait that comes later would start a cluster
     of its own.
         `waiting` produces and takes back a wait. Waits for: nothing.
+        `stop` lets no more begin.
         `close` consumes waits. Waits for: the end of those under way, with a deadline. Unblocked by: the calls' ends.
     """
 
@@ -82,10 +83,15 @@ class Traffic:
         """Let waits begin."""
         self._is_closed = False
 
-    def close(self, timeout_s: float) -> bool:
-        """Let no more waits begin, and wait for the end of those under way. Returns whether all have ended."""
+    def stop(self) -> None:
+        """Let no more waits begin."""
         with self._changed:
             self._is_closed = True
+
+    def close(self, timeout_s: float) -> bool:
+        """Let no more waits begin, and wait for the end of those under way. Returns whether all have ended."""
+        self.stop()
+        with self._changed:
             return self._changed.wait_for(lambda: not self._num_waits, timeout_s)
 
 

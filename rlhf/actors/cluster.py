@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
@@ -154,12 +155,31 @@ class Cluster:
         self._workers += workers
         return workers
 
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Every process that runs."""
+        return tuple(self._workers)
+
     def dismiss(self, workers: Sequence[Worker]) -> None:
         """End actors that are not needed any more."""
         for worker in workers:
-            self._actors.remove(worker.handle)
-            self._workers.remove(worker)
+            with suppress(ValueError):  # the run may be ending in another thread
+                self._actors.remove(worker.handle)
+                self._workers.remove(worker)
             ray.kill(worker.handle)
+
+    def end(self, workers: Sequence[Worker]) -> None:
+        """End actors, also where they are stopped, so that others can take their seats.
+
+        Raises:
+            StallError: a process did not end, whose device and memory the next one would miss.
+        """
+        left = post_mortem.end(places(workers))
+        self.dismiss(workers)
+        if left:
+            stuck = [worker for worker in workers if (worker.node_id, worker.pid) in left]
+            raise StallError(f"start: no device is free before these end: {told(stuck, left)}")
+        self._num_starts += 1
 
     def __enter__(self) -> Self:
         return self
@@ -175,14 +195,10 @@ class Cluster:
         Raises:
             StallError: a process did not end, whose device and memory the next one would miss.
         """
-        left = post_mortem.end(places(self._workers))
+        traffic.stop()
+        self.end(self.workers)
         self._empty()
-        if left:
-            stuck = [worker for worker in self._workers if (worker.node_id, worker.pid) in left]
-            raise StallError(f"start: no device is free before these end: {told(stuck, left)}")
-        self._workers.clear()
         self._count()
-        self._num_starts += 1
         traffic.open()
 
     def close(self) -> None:
@@ -198,6 +214,7 @@ class Cluster:
 
     def _empty(self) -> None:
         """End the actors, and with them every wait for one."""
+        traffic.stop()
         while self._actors:
             ray.kill(self._actors.pop())
         if not traffic.close(LEAVE_TIMEOUT_S):

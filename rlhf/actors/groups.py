@@ -8,9 +8,13 @@ from typing import TypeVar, cast
 import ray
 
 from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.errors import INFRASTRUCTURE, RlhfError
 from rlhf.types import FloatArray, LossMetrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
 
 Item = TypeVar("Item")
+Submit = Callable[[int, "ray.actor.ActorHandle"], "ray.ObjectRef[object]"]
+Replace = Callable[[Sequence[Worker], RlhfError], Sequence[Worker]]
+"""Gives new processes for those that were lost, and takes what lost them."""
 
 
 class WorkerGroup:
@@ -24,20 +28,41 @@ class WorkerGroup:
         self.workers = tuple(workers)
         self._submitting = threading.Lock()
 
-    def run(
-        self,
-        submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]",
-        *,
-        phase: str,
-        timeout_s: float,
-    ) -> list[object]:
+    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
         """Call every rank through `submit(rank, handle)` and wait for all answers, in rank order.
 
         Raises: as `wait_all`.
         """
+        return self._ask(self.workers, submit, phase, timeout_s)
+
+    def _ask(self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float) -> list[object]:
         with self._submitting:
-            calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(self.workers)]
+            calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(workers)]
         return wait_all(calls, phase=phase, timeout_s=timeout_s)
+
+
+class ReplaceableGroup(WorkerGroup):
+    """Processes that hold nothing but what they loaded. Where one of them is lost, others take all their seats, load
+    the same and are asked the same; what they answer is what the first would have answered.
+
+    They are asked once: a question that costs a second set of processes too is answered by the error.
+    """
+
+    def __init__(self, workers: Sequence[Worker], replace: Replace) -> None:
+        super().__init__(workers)
+        self._replace = replace
+        self._replacing = threading.Lock()
+
+    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
+        """As for any group. Raises: as `wait_all`, for the processes that came instead; and as the start of these."""
+        asked = self.workers
+        try:
+            return self._ask(asked, submit, phase, timeout_s)
+        except INFRASTRUCTURE as error:
+            with self._replacing:
+                if self.workers is asked:  # else another thread has met the same loss
+                    self.workers = tuple(self._replace(asked, error))
+        return self._ask(self.workers, submit, phase, timeout_s)
 
 
 class GroupEngine:
@@ -89,7 +114,7 @@ class GroupEngine:
         self.export(directory)
         self._run("trial of export", lambda _rank, handle: handle.check_export.remote(self.role, directory))
 
-    def _run(self, phase: str, submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]") -> list[object]:
+    def _run(self, phase: str, submit: Submit) -> list[object]:
         return self.group.run(submit, phase=f"{self.role} {phase}", timeout_s=self._step_timeout_s)
 
     def _split(self, batches: Sequence[Item]) -> list[Sequence[Item]]:

@@ -2,11 +2,11 @@
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.groups import WorkerGroup
 from rlhf.planning.hardware import GIB
 
 
@@ -25,20 +25,16 @@ def peak_memory() -> int:
 class MemoryGauge:
     """Reads the peaks of all processes, for the figures of a step."""
 
-    groups: Mapping[str, Sequence[Worker]]
+    groups: Mapping[str, WorkerGroup]
     """Processes by the name of what they host."""
     timeout_s: float
 
     def __call__(self) -> dict[str, float]:
         """The fullest process of each group, in GiB. Raises: as `wait_all`."""
-        calls = [
-            (name, Call(worker=worker, ref=worker.handle.peak_memory.remote()))
-            for name, workers in self.groups.items()
-            for worker in workers
-        ]
-        peaks = wait_all([call for _, call in calls], phase="reading of memory", timeout_s=self.timeout_s)
-        figures: dict[str, float] = {}
-        for (name, _), peak in zip(calls, peaks, strict=True):
-            key = f"memory/{name}"
-            figures[key] = max(figures.get(key, 0.0), cast(int, peak) / GIB)
+        figures = {}
+        for name, group in self.groups.items():
+            peaks = group.run(
+                lambda _rank, handle: handle.peak_memory.remote(), phase="reading of memory", timeout_s=self.timeout_s
+            )
+            figures[f"memory/{name}"] = max(cast(list[int], peaks)) / GIB
         return figures

@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 from typing import cast
 
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.groups import WorkerGroup
 from rlhf.types import Prompt, Reward, Rollout
 
 
 class RemoteReward:
-    """A `RewardSource` that lives in an actor."""
+    """A `RewardSource` that lives in an actor: the only one of its group."""
 
-    def __init__(self, worker: Worker, *, timeout_s: float) -> None:
-        self._worker = worker
+    def __init__(self, group: WorkerGroup, *, timeout_s: float) -> None:
+        self._group = group
         self._timeout_s = timeout_s
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        ref = self._worker.handle.score.remote(list(prompts), list(responses), list(rollouts))
-        (rewards,) = wait_all([Call(worker=self._worker, ref=ref)], phase="scoring", timeout_s=self._timeout_s)
+        (rewards,) = self._group.run(
+            lambda _rank, handle: handle.score.remote(list(prompts), list(responses), list(rollouts)),
+            phase="scoring",
+            timeout_s=self._timeout_s,
+        )
         return cast(list[Reward], rewards)
 
     def close(self) -> None:
-        ref = self._worker.handle.close.remote()
-        wait_all([Call(worker=self._worker, ref=ref)], phase="close of rewards", timeout_s=self._timeout_s)
+        self._group.run(
+            lambda _rank, handle: handle.close.remote(), phase="close of rewards", timeout_s=self._timeout_s
+        )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.actors.calls import Worker
-from rlhf.actors.groups import FollowingReference, GroupEngine
+from rlhf.actors.groups import FollowingReference, GroupEngine, WorkerGroup
 from rlhf.actors.launch import Crew
 from rlhf.actors.memory import MemoryGauge
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
@@ -204,11 +204,11 @@ def assemble_online(
 
 def memory_gauge(config: TrainConfig, crew: Crew) -> MemoryGauge:
     """Reads how full the processes have been, by the roles that they host."""
-    hosted: dict[str, Sequence[Worker]] = {}
+    hosted = {}
     for group in dict.fromkeys(crew.groups.values()):
-        hosted["+".join(role for role, other in crew.groups.items() if other is group)] = group.workers
+        hosted["+".join(role for role, other in crew.groups.items() if other is group)] = group
     if crew.engines:
-        hosted[Role.ROLLOUT] = crew.engines
+        hosted[Role.ROLLOUT] = WorkerGroup(crew.engines)
     return MemoryGauge(groups=hosted, timeout_s=config.train.step_timeout_s)
 
 
@@ -317,8 +317,8 @@ def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, 
     # An outage has a deadline of its own, whose error says more.
     outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, EndpointSource))
     opened: dict[str, RewardSource] = {
-        label: RemoteReward(worker, timeout_s=config.train.step_timeout_s + outage_s)
-        for label, worker in crew.rewards.items()
+        label: RemoteReward(group, timeout_s=config.train.step_timeout_s + outage_s)
+        for label, group in crew.rewards.items()
     }
     source = reward_model(config)
     if source is not None and scorer is not None:

@@ -57,23 +57,11 @@ class Training:
         if not self.has_started:
             for line in foreseen(self.command, config, needs, cluster):
                 records.say(line)
-        crew = start(config, needs, cluster, placement, self.length)
-        ports = open_ports(crew.workers, config.cluster.start_timeout_s)
-        for line in (*describe(crew, placement, cluster.device), *ports):
+        crew = self._start(needs, placement)
+        ports = open_ports(cluster.workers, config.cluster.start_timeout_s)
+        for line in (*describe(cluster, placement), *ports):
             records.say(line)
-        records.directory.write_processes(
-            [
-                RunProcess(
-                    name=worker.name,
-                    host=socket.gethostname() if worker.node_id == cluster.node_id else worker.node,
-                    node_id=worker.node_id,
-                    device=cluster.device,
-                    pid=worker.pid,
-                    stacks=worker.stacks.name if worker.stacks else "",
-                )
-                for worker in crew.workers
-            ]
-        )
+        self._write_processes()
         with tempfile.TemporaryDirectory(dir=records.directory.path, prefix="trial-") as trial:
             trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
         self.has_started = True
@@ -98,38 +86,53 @@ class Training:
         """End every process of the last attempt."""
         self.cluster.clear()
 
-
-def start(
-    config: TrainConfig,
-    needs: Needs,
-    cluster: Cluster,
-    placement: Placement,
-    length: RunLength,
-) -> Crew:
-    """Start every actor, and bring the policy and the engines together."""
-    updates = {role: length.num_updates(role) for role in needs.trains}
-    script = cast(config, needs, placement, updates, cluster.device)
-    launcher = Launcher(
-        cluster,
-        start_timeout_s=config.cluster.start_timeout_s,
-        collective_timeout_s=config.train.step_timeout_s,
-    )
-    crew = launcher.launch(placement, script)
-    if script.engine is not None:
-        rollout = script.engine.section
-        spec = SyncSpec(
-            backend=script.engine.sync_backend,
-            dtype=script.engine.dtype,
-            engines=crew.engines,
-            num_receivers=rollout.num_engines * rollout.tensor_parallel_size,
-            bucket_bytes=int(rollout.sync_bucket_mib * 2**20),
-            timeout_s=rollout.sync_timeout_s,
+    def _start(self, needs: Needs, placement: Placement) -> Crew:
+        """Start every actor, and bring the policy and the engines together."""
+        config = self.config
+        updates = {role: self.length.num_updates(role) for role in needs.trains}
+        script = cast(config, needs, placement, updates, self.cluster.device)
+        launcher = Launcher(
+            self.cluster,
+            start_timeout_s=config.cluster.start_timeout_s,
+            collective_timeout_s=config.train.step_timeout_s,
+            replaced=self._replaced if config.cluster.max_restarts else None,
         )
-        launcher.connect(crew, spec)
-    return crew
+        crew = launcher.launch(placement, script)
+        if script.engine is not None:
+            rollout = script.engine.section
+            spec = SyncSpec(
+                backend=script.engine.sync_backend,
+                dtype=script.engine.dtype,
+                engines=crew.engines,
+                num_receivers=rollout.num_engines * rollout.tensor_parallel_size,
+                bucket_bytes=int(rollout.sync_bucket_mib * 2**20),
+                timeout_s=rollout.sync_timeout_s,
+            )
+            launcher.connect(crew, spec)
+        return crew
+
+    def _replaced(self, text: str) -> None:
+        """Lost processes that held nothing of the run have others in their place."""
+        self.records.note("replacement", text)
+        self._write_processes()
+
+    def _write_processes(self) -> None:
+        self.records.directory.write_processes(
+            [
+                RunProcess(
+                    name=worker.name,
+                    host=socket.gethostname() if worker.node_id == self.cluster.node_id else worker.node,
+                    node_id=worker.node_id,
+                    device=self.cluster.device,
+                    pid=worker.pid,
+                    stacks=worker.stacks.name if worker.stacks else "",
+                )
+                for worker in self.cluster.workers
+            ]
+        )
 
 
-def describe(crew: Crew, placement: Placement, device: str) -> list[str]:
+def describe(cluster: Cluster, placement: Placement) -> list[str]:
     """Who runs where."""
-    lines = [f"{placement.num_devices} devices ({device}) in {len(placement.groups)} groups"]
-    return [*lines, *(f"  {worker}" for worker in crew.workers)]
+    lines = [f"{placement.num_devices} devices ({cluster.device}) in {len(placement.groups)} groups"]
+    return [*lines, *(f"  {worker}" for worker in cluster.workers)]

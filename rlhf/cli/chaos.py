@@ -61,8 +61,11 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     codes = run_to_end(command, config, disturbed, work, console, most_drivers=len(faults) + 1)
     witnesses = read_rows(work / WITNESSES)
     console.print(table(faults, witnesses))
-    restarts = sum(event.get("kind") == "restart" for event in read_rows(disturbed / "events.jsonl"))
-    console.print(f"{len(witnesses)} of {len(faults)} faults, {restarts} restarts inside, drivers ended with {codes}")
+    kinds = [event.get("kind") for event in read_rows(disturbed / "events.jsonl")]
+    console.print(
+        f"{len(witnesses)} of {len(faults)} faults; {kinds.count('replacement')} replacements and "
+        f"{kinds.count('restart')} restarts inside; drivers ended with {codes}"
+    )
     if len(witnesses) < len(faults):
         raise ConfigError(
             f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had struck. Give it more "

@@ -2,7 +2,8 @@
 
 Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
 may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: every
-actor ends, and starts again from the newest whole checkpoint. Every random choice is a function of the seed and the
+actor ends, and starts again from the newest whole checkpoint (processes that only compute from what they loaded are
+replaced before it comes to that, `actors/groups.py`). Every random choice is a function of the seed and the
 step, so the restarted run is, where it is synchronous, the run that never failed.
 """
 
@@ -11,13 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from rlhf.errors import CheckpointError, PreemptedError, StallError, WorkerLostError
+from rlhf.errors import INFRASTRUCTURE, CheckpointError, PreemptedError
 from rlhf.orchestrator.checkpoint import Checkpoints
 from rlhf.orchestrator.preemption import StopRequest
 from rlhf.orchestrator.resume import ResumePoint
 
-INFRASTRUCTURE = (WorkerLostError, StallError)
-"""Failures that another start may not meet again."""
 LONGEST_PAUSE_S = 30.0
 
 Note = Callable[[str, str], None]

@@ -4,6 +4,7 @@ Each start takes tens of seconds, so runs are shared: a straight one in each pla
 is asked to stop. All have 6 steps and a checkpoint every 3.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.orchestrator.files import read_rows
+from rlhf.orchestrator.run_directory import newest_processes
 from rlhf.types import Json
 from tests.integration.command_line import (
     CommandLine,
@@ -37,6 +39,7 @@ VLLM = ("ppo", "ppo.yaml", "--rollout.engine", "vllm", "--colocate", "all")
 SCORING_STEP_5 = 6
 """The call of the reward function in the middle of step 5 of a fresh run: call 1 is the probe."""
 AFTER_KILL_S = 30.0
+REPLACED = ("reference rank 0", "reward rank 0")
 PLANTED = "planted-5a1f-secret"
 ROLES = {"ray::Policy", "ray::Critic", "ray::Reference", "ray::Reward", "ray::Rollout"}
 
@@ -103,12 +106,16 @@ def separate_titles() -> set[str]:
 
 @pytest.fixture(scope="module")
 def separate(command: CommandLine, separate_titles: set[str]) -> Run:
-    """Every role in processes of its own, on a cluster that the run starts itself."""
+    """Every role in processes of its own, on a cluster that the run starts itself. Those of the models that only
+    compute are killed in the middle of step 5."""
     secrets = dict.fromkeys(("WANDB_API_KEY", "HF_TOKEN", "REWARD_TOKEN"), PLANTED)
     environment = {**clean_environment(), **secrets}
     driver = command.start(*TRANSFORMERS, name="separate", hold_at=SCORING_STEP_5, environment=environment)
     driver.wait_until_held()
     separate_titles |= {process.cmdline()[0].strip() for process in driver.processes() if process.cmdline()}
+    for process in newest_processes(driver.folder):
+        if process.name in REPLACED:
+            os.kill(process.pid, signal.SIGKILL)
     driver.release()
     return driver.wait()
 
@@ -180,6 +187,15 @@ def test_a_run_ends_with_a_model_that_loads(separate: Run) -> None:
     untrained = AutoModelForCausalLM.from_pretrained(separate.folder.parent.parent / "policy")
     assert not torch.equal(model.lm_head.weight, untrained.lm_head.weight)
     assert "eval/reward" in separate.metrics[-1]
+
+
+def test_processes_that_hold_no_state_are_replaced_without_a_restart(separate: Run) -> None:
+    """Nothing else of this run differs from the others, as the tests of placements show."""
+    events = read_rows(separate.folder / "events.jsonl")
+    texts = [str(event["text"]) for event in events if event["kind"] == "replacement"]
+    assert len(texts) == len(REPLACED), separate.output
+    assert all(any(f"{name} (node" in text and " died." in text for text in texts) for name in REPLACED)
+    assert not [event for event in events if event["kind"] == "restart"]
 
 
 def test_actors_are_seen_by_role_in_the_process_list(separate: Run, separate_titles: set[str]) -> None:

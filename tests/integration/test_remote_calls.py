@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker, places, told, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
-from rlhf.actors.groups import GroupEngine, WorkerGroup
+from rlhf.actors.groups import GroupEngine, ReplaceableGroup, WorkerGroup
 from rlhf.actors.post_mortem import leave_stacks
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.workers import here
@@ -107,7 +107,8 @@ def mortals(cluster: Cluster, seats: list[Seat]) -> Iterator[list[Worker]]:
     workers = start_workers(cluster, seats[3:], Role.CRITIC)
     yield workers
     for worker in workers:
-        ray.kill(worker.handle)
+        if worker in cluster.workers:
+            cluster.dismiss([worker])
 
 
 def test_answers_come_in_order(workers: list[Worker]) -> None:
@@ -215,6 +216,39 @@ def test_a_group_splits_by_rank_and_joins_again(workers: list[Worker]) -> None:
     assert engine.forward_backward([None] * 6).maxima == {"pid": 1.0}  # type: ignore[list-item]
     with pytest.raises(ValueError, match="5 micro-batches do not split over 3 ranks"):
         engine.forward(batches[:5])
+
+
+def test_lost_processes_are_replaced_and_asked_again(
+    cluster: Cluster, seats: list[Seat], mortals: list[Worker]
+) -> None:
+    losses = []
+
+    def replace(lost: Sequence[Worker], error: RlhfError) -> list[Worker]:
+        losses.append(str(error))
+        cluster.end(lost)
+        return start_workers(cluster, seats[3:], Role.CRITIC)
+
+    group = ReplaceableGroup(mortals, replace)
+    os.kill(mortals[1].pid, signal.SIGKILL)
+    pids = group.run(lambda _rank, handle: handle.nap.remote(0), phase="nap", timeout_s=30)
+    (loss,) = losses
+    assert "nap: critic rank 1 (node 127.0.0.1" in loss
+    assert " died." in loss
+    assert pids == [worker.pid for worker in group.workers]
+    assert not {worker.pid for worker in group.workers} & {worker.pid for worker in mortals}
+    os.kill(group.workers[2].pid, signal.SIGSTOP)
+    with pytest.raises(StallError, match="nap: no answer after 2 s"):
+        group.run(lambda rank, handle: handle.nap.remote(3 if rank == 0 else 0), phase="nap", timeout_s=2)
+    assert len(losses) == 2, "asked more than twice"
+    cluster.end(group.workers)
+
+
+def test_an_answer_that_is_an_error_replaces_nobody(workers: list[Worker]) -> None:
+    def replace(_lost: Sequence[Worker], _error: RlhfError) -> list[Worker]:
+        raise AssertionError("replaced")
+
+    with pytest.raises(RewardError):
+        ReplaceableGroup(workers, replace).run(lambda _r, handle: handle.fail.remote(), phase="x", timeout_s=30)
 
 
 def test_a_pool_returns_rollouts_by_request(workers: list[Worker]) -> None:
