@@ -138,7 +138,8 @@ def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) 
     faults = []
     for number, (process, phase) in enumerate(islice(cycle(cells), options.num_faults)):
         possible = (for_driver if process == DRIVER else for_others) or ["kill"]
-        faults.append(Fault(number=number, kind=chance.choice(possible), process=process, phase=phase))
+        kind = chance.choice(possible)
+        faults.append(Fault(number=number, kind=kind, process=process, phase=phase, apart_s=options.apart_s))
     return faults
 
 

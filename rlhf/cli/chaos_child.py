@@ -48,6 +48,8 @@ class Fault:
     kind: str
     process: str
     phase: str
+    apart_s: float = 0.0
+    """Least seconds since the one before, or since the driver began."""
 
 
 class Injector:
@@ -58,12 +60,18 @@ class Injector:
     """
 
     def __init__(
-        self, faults: Sequence[Fault], strike: Callable[[Fault, str], None], see: Callable[[str], None]
+        self,
+        faults: Sequence[Fault],
+        strike: Callable[[Fault, str], None],
+        see: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`strike` gets a fault and the wait that it comes in, `see` the name of every phase."""
         self._faults = list(faults)
         self._strike = strike
         self._see = see
+        self._clock = clock
+        self._last_s = clock()
         self._lock = threading.Lock()
         self._phases: set[str] = set()
         self._has_saved = False
@@ -81,8 +89,9 @@ class Injector:
                 self._has_saved, self._is_armed = False, True
             # One whose phase this kind of run does not have must not hold up the others.
             due = next((fault for fault in self._faults if fault.phase in self._phases), None)
-            if self._is_armed and due is not None and due.phase == name:
-                self._is_armed = False
+            is_armed = due is not None and self._is_armed and self._clock() - self._last_s >= due.apart_s
+            if due is not None and is_armed and due.phase == name:
+                self._is_armed, self._last_s = False, self._clock()
                 self._faults.remove(due)
                 self._strike(due, text)
             elif name == "checkpoint":

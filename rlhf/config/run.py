@@ -101,6 +101,6 @@ class ClusterSection(Section):
     reaches its network."""
     max_restarts: NonNegativeInt = 5
     """Times in a row, without a step saved in between, that a run whose workers died or stalled starts them again from
-    its newest checkpoint; 0 ends the run instead."""
+    its newest checkpoint; 0 ends the run instead, also where the lost ones only compute and could be replaced."""
     debug: bool = False
     """Show tracebacks."""

@@ -195,5 +195,7 @@ class ChaosConfig(Section):
     newest checkpoint."""
     chaos_seed: NonNegativeInt = 0
     """Decides which faults come."""
+    apart_s: NonNegativeFloat = 0.0
+    """Least seconds between the start of the run, or a fault, and the next fault."""
     against: str | None = None
     """Folder of a run that the same command finished without faults; by default it runs first."""

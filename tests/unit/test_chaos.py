@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.cli.chaos import draw, first_difference, tear
@@ -49,6 +50,18 @@ def test_a_phase_that_never_comes_holds_no_other_fault_up() -> None:
 def test_nothing_strikes_while_a_run_starts_or_continues() -> None:
     assert struck([fault(0, "sync")], ["weight sync of version 3", *STEP[:9]]) == []
     assert struck([fault(0, "checkpoint")], list(START)) == []
+
+
+def test_faults_keep_their_distance_in_time() -> None:
+    now = [0.0]
+    found: list[tuple[int, float]] = []
+    faults = [replace(fault(number, "learn"), apart_s=30.0) for number in range(3)]
+    injector = Injector(faults, lambda one, _: found.append((one.number, now[0])), lambda _: None, lambda: now[0])
+    for _step in range(10):
+        for text in STEP:
+            injector.watch(text)
+        now[0] += 11.0
+    assert found == [(0, 33.0), (1, 66.0), (2, 99.0)]
 
 
 def test_every_phase_is_seen() -> None:
