@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test torture chaos bench lock clean \
+.PHONY: setup quickstart check lint types unit test torture chaos soak bench lock clean \
 	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl
 
 BIN := .venv/bin
@@ -34,6 +34,9 @@ torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs 
 chaos: .venv/.ready  ## PPO with every process killed in every phase, 48 faults for each of three seeds: three hours
 	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \
 		--run.name chaos-$$seed --chaos-seed $$seed --num-faults 48 --kinds kill,tear || exit 1; done
+
+soak: .venv/.ready  ## 1,000 steps of PPO in peace and under kills 30 s apart: whether anything grows or is left: two hours
+	$(BIN)/python -m benchmarks.soak
 
 bench: .venv/.ready  ## the benchmarks, each of which prints a table
 	$(BIN)/python -m benchmarks.run

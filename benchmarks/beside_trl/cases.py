@@ -189,6 +189,6 @@ def _words(rng: np.random.Generator, case: Case, number: int, *, parity: int | N
 
 
 def even_share(prompts: list[str], responses: list[str]) -> list[float]:
-    """The reward of both sides: the share of an answer's words that are even."""
-    answers = [[int(word[1:]) for word in response.split()] for response in responses]
+    """The reward of both sides: the share of an answer's words that are even. Others are no numbers."""
+    answers = [[int(word[1:]) for word in response.split() if word[1:].isdigit()] for response in responses]
     return [sum(number % 2 == 0 for number in words) / max(1, len(words)) for words in answers]

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+VERSION = re.compile(r"(?:Ray|Python): (\S+)")
 CONTROL_STORE_WAIT = "RAY_gcs_server_port_wait_time_s"
 START_ATTEMPTS = 2
 JOIN_ATTEMPTS = 3
@@ -131,7 +133,18 @@ def join(address: str, namespace: str) -> None:
         ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
     except Exception as error:
         # The boundary to Ray, which raises bare exceptions here too.
+        if versions := differing_versions(str(error)):
+            raise ConfigError(f"ray: {versions}") from error
         raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error
+
+
+def differing_versions(text: str) -> str | None:
+    """What Ray says about versions that differ, in a line; None where it says something else."""
+    found = VERSION.findall(text)
+    if "Version mismatch" not in text or len(found) != 4:
+        return None
+    cluster, driver = (f"Ray {found[n]} on Python {found[n + 1]}" for n in (0, 2))
+    return f"the cluster at that address has {cluster}, this process {driver}; use the same on both."
 
 
 def answers(host: str, port: int) -> bool:

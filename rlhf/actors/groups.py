@@ -42,8 +42,9 @@ class WorkerGroup:
 
 
 class ReplaceableGroup(WorkerGroup):
-    """Processes that hold nothing but what they loaded. Where one of them is lost, others take all their seats, load
-    the same and are asked the same; what they answer is what the first would have answered.
+    """Processes that hold nothing that others cannot be given: what they loaded, or weights that can be sent again.
+    Where one of them is lost, others take all their seats, are given the same and asked the same; what they answer is
+    what the first would have answered.
 
     They are asked once: a question that costs a second set of processes too is answered by the error.
     """

@@ -16,7 +16,6 @@ from rlhf.actors.workers import (
     RewardWorker,
     RolloutWorker,
     ScorerSpec,
-    SyncSpec,
     TraineeSpec,
 )
 from rlhf.config.reward import RemoteSource
@@ -50,7 +49,8 @@ class Crew:
 
     device: str
     groups: Mapping[Role, WorkerGroup]
-    engines: tuple[Worker, ...]
+    engines: WorkerGroup | None
+    """The rollout engines, one worker each; None: the run does not sample."""
     rewards: Mapping[str, WorkerGroup]
 
 
@@ -66,7 +66,7 @@ def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
 
 
 class Launcher:
-    """Starts the actors of a script on a cluster.
+    """Starts the actors of one script at their places on a cluster, and others where some are lost.
 
     Every wait ends after `start_timeout_s` with an error that names who did not come.
     """
@@ -74,92 +74,83 @@ class Launcher:
     def __init__(
         self,
         cluster: Cluster,
+        placement: Placement,
+        script: Script,
         *,
         start_timeout_s: float,
         collective_timeout_s: float,
         replaced: Callable[[str], None] | None,
     ) -> None:
-        """Where processes that hold nothing of the run are lost, others come instead, and `replaced` is told; None:
-        their loss is an error, as that of all others."""
+        """Where processes are lost that hold nothing that others cannot be given, others come instead, and `replaced`
+        is told; None: their loss is an error, as that of all others."""
         self._cluster = cluster
+        self._placement = placement
+        self._script = script
         self._start_timeout_s = start_timeout_s
         self._collective_timeout_s = collective_timeout_s
         self._replaced = replaced
+        self._env = self._environment()
+        self._seats: Mapping[Role, list[Seat]] = {}
 
-    def launch(self, placement: Placement, script: Script) -> Crew:
+    def launch(self) -> Crew:
         """Reserve, start, join, load."""
-        seats = self._cluster.reserve(placement)
-        env = self._environment(placement, script)
-        hosted = [tuple(role for role in group.roles if role != Role.ROLLOUT) for group in placement.groups]
-        sit = {roles: partial(self._seat_ranks, roles, seats[roles[0]], env) for roles in hosted if roles}
-        models = self._seated({roles: seat() for roles, seat in sit.items()})
-        engines = self._cluster.seated(self._seat_engines(seats, env) if script.engine is not None else [])
+        script = self._script
+        self._seats = self._cluster.reserve(self._placement)
+        hosted = [tuple(role for role in group.roles if role != Role.ROLLOUT) for group in self._placement.groups]
+        models = self._seated({roles: self._seat_ranks(roles) for roles in hosted if roles})
+        engines = self._cluster.seated(self._seat_engines() if script.engine is not None else [])
         rewards = self._seated({name: self._seat_reward(name) for name in script.rewards})
         self._join(list(models.values()))
-        calls = [call for roles, workers in models.items() for call in _load_models(script, roles, workers)]
-        calls += [Call(worker=worker, ref=worker.handle.start.remote(script.engine, worker.name)) for worker in engines]
-        calls += [call for name, workers in rewards.items() for call in _load_reward(script, name, workers)]
+        calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
+        calls += self._load_engines(engines)
+        calls += [call for name, workers in rewards.items() for call in self._load_reward(name, workers)]
         self._load(calls)
-        groups: dict[Role, WorkerGroup] = {}
-        for roles, workers in models.items():
-            holds_state = any(role in script.trainees for role in roles)
-            load = partial(_load_models, script, roles)
-            group = WorkerGroup(workers) if holds_state else self._replaceable(workers, sit[roles], load, joins=True)
-            groups |= dict.fromkeys(roles, group)
+        groups = {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
+        if script.engine is not None:
+            self._connect(groups[Role.POLICY], engines)
         return Crew(
             device=self._cluster.device,
             groups=groups,
-            engines=tuple(engines),
-            rewards={
-                name: self._replaceable(workers, partial(self._seat_reward, name), partial(_load_reward, script, name))
-                for name, workers in rewards.items()
-            },
+            engines=self._fleet(groups[Role.POLICY], engines) if script.engine is not None else None,
+            rewards={name: self._reward(name, workers) for name, workers in rewards.items()},
         )
 
-    def connect(self, crew: Crew, spec: SyncSpec) -> None:
-        """Bring the policy's ranks and the engines together for weight syncs."""
-        crew.groups[Role.POLICY].run(
-            lambda _rank, handle: handle.connect_rollout.remote(Role.POLICY, spec),
-            phase="joining policy and rollout engines",
-            timeout_s=self._start_timeout_s,
-        )
-
-    def _environment(self, placement: Placement, script: Script) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """Variables of every actor. Cores are shared out by what works at the same time: the ranks of the widest role,
         wherever they live, so that a role computes the same bits on a group of its own and on a shared one. Groups that
         compute at once thus have more threads than cores; there, threads that wait for each other soon leave theirs."""
         if self._cluster.device == "cuda":
             return {"DS_ACCELERATOR": "cuda"}
         cores = int(max(self._cluster.cpus_per_node, default=1.0))
-        ranks = [group.shape.num_devices_per_node for group in placement.groups if group.roles != (Role.ROLLOUT,)]
-        engines = [group.num_engines for group in placement.groups]
+        ranks = [group.shape.num_devices_per_node for group in self._placement.groups if group.roles != (Role.ROLLOUT,)]
+        engines = [group.num_engines for group in self._placement.groups]
         widest = max(*ranks, *engines)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // widest))
         env = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
-        runs_ahead = script.engine is not None and script.engine.section.max_lag > 0
+        runs_ahead = self._script.engine is not None and self._script.engine.section.max_lag > 0
         if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in os.environ:
             env["GOMP_SPINCOUNT"] = OPENMP_SPINS
         return env
 
-    def _seat_ranks(self, roles: tuple[Role, ...], seats: Sequence[Seat], env: Mapping[str, str]) -> list[Call]:
+    def _seat_ranks(self, roles: tuple[Role, ...]) -> list[Call]:
         """Start the ranks of a group that hosts `roles`."""
         title = "".join(role.capitalize() for role in roles)
         return [
-            self._cluster.seat(ModelWorker, seat, name=f"{'+'.join(roles)} rank {rank}", title=title, env=env)
-            for rank, seat in enumerate(seats)
+            self._cluster.seat(ModelWorker, seat, name=f"{'+'.join(roles)} rank {rank}", title=title, env=self._env)
+            for rank, seat in enumerate(self._seats[roles[0]])
         ]
 
-    def _seat_engines(self, seats: Mapping[Role, list[Seat]], env: Mapping[str, str]) -> list[Call]:
+    def _seat_engines(self) -> list[Call]:
         return [
             self._cluster.seat(
                 RolloutWorker,
                 seat,
                 name=f"rollout engine {index}",
                 title="Rollout",
-                env=env,
+                env=self._env,
                 max_concurrency=ENGINE_THREADS,
             )
-            for index, seat in enumerate(seats[Role.ROLLOUT])
+            for index, seat in enumerate(self._seats[Role.ROLLOUT])
         ]
 
     def _seat_reward(self, name: str) -> list[Call]:
@@ -169,15 +160,45 @@ class Launcher:
         """Wait until the actors of every group run."""
         return {key: self._cluster.seated(started) for key, started in calls.items()}
 
+    def _group(self, roles: tuple[Role, ...], workers: Sequence[Worker]) -> dict[Role, WorkerGroup]:
+        """The group of some ranks, by each of its roles. A model that learns holds what nobody can be given."""
+
+        def prepare(others: Sequence[Worker]) -> None:
+            self._join([others])
+            self._load(self._load_models(roles, others))
+
+        learns = any(role in self._script.trainees for role in roles)
+        seat = partial(self._seat_ranks, roles)
+        return dict.fromkeys(roles, WorkerGroup(workers) if learns else self._replaceable(workers, seat, prepare))
+
+    def _fleet(self, policy: WorkerGroup, workers: Sequence[Worker]) -> WorkerGroup:
+        """The rollout engines. Those that come later receive the weights that those before had received; where
+        rollouts run ahead, the policy has others by then."""
+
+        def prepare(others: Sequence[Worker]) -> None:
+            self._load(self._load_engines(others))
+            self._connect(policy, others)
+            policy.run(
+                lambda _rank, handle: handle.send_weights_again.remote(Role.POLICY),
+                phase="weight sync of replaced engines",
+                timeout_s=self._start_timeout_s,
+            )
+
+        assert self._script.engine is not None
+        if self._script.engine.section.max_lag:
+            return WorkerGroup(workers)
+        return self._replaceable(workers, self._seat_engines, prepare)
+
+    def _reward(self, name: str, workers: Sequence[Worker]) -> WorkerGroup:
+        """The only process of a reward source, as a group."""
+        return self._replaceable(
+            workers, partial(self._seat_reward, name), lambda others: self._load(self._load_reward(name, others))
+        )
+
     def _replaceable(
-        self,
-        workers: Sequence[Worker],
-        seat: Callable[[], list[Call]],
-        load: Callable[[Sequence[Worker]], list[Call]],
-        *,
-        joins: bool = False,
+        self, workers: Sequence[Worker], seat: Callable[[], list[Call]], prepare: Callable[[Sequence[Worker]], None]
     ) -> WorkerGroup:
-        """A group that is seated and loaded again where it is lost."""
+        """A group that is seated and prepared again where it is lost."""
         if self._replaced is None:
             return WorkerGroup(workers)
         tell = self._replaced
@@ -187,9 +208,7 @@ class Launcher:
             with traffic.waiting("replacement of lost processes"):
                 self._cluster.end(lost)
                 others = self._cluster.seated(seat())
-                if joins:
-                    self._join([others])
-                self._load(load(others))
+                prepare(others)
             tell(f"{error} Asked again: {', '.join(map(str, others))}")
             return others
 
@@ -214,25 +233,36 @@ class Launcher:
                 calls.append(Call(worker=worker, ref=worker.handle.join.remote(meeting)))
         wait_all(calls, phase="meeting of ranks", timeout_s=self._start_timeout_s)
 
+    def _connect(self, policy: WorkerGroup, engines: Sequence[Worker]) -> None:
+        """Bring the policy's ranks and the engines together for weight syncs."""
+        policy.run(
+            lambda _rank, handle: handle.connect_rollout.remote(Role.POLICY, self._script.engine, list(engines)),
+            phase="joining policy and rollout engines",
+            timeout_s=self._start_timeout_s,
+        )
+
+    def _load_models(self, roles: Sequence[Role], workers: Sequence[Worker]) -> list[Call]:
+        """Ranks of a shared group load its roles one after the other, in the same order."""
+        calls = [
+            Call(worker=worker, ref=worker.handle.load_trainee.remote(role, trainee))
+            for role, trainee in self._script.trainees.items()
+            if role in roles
+            for worker in workers
+        ]
+        return calls + [
+            Call(worker=worker, ref=worker.handle.load_scorer.remote(role, scorer))
+            for role, scorer in self._script.scorers.items()
+            if role in roles
+            for worker in workers
+        ]
+
+    def _load_engines(self, workers: Sequence[Worker]) -> list[Call]:
+        spec = self._script.engine
+        return [Call(worker=worker, ref=worker.handle.start.remote(spec, worker.name)) for worker in workers]
+
+    def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
+        source = self._script.rewards[name]
+        return [Call(worker=worker, ref=worker.handle.start.remote(source)) for worker in workers]
+
     def _load(self, calls: Sequence[Call]) -> None:
         wait_all(calls, phase="loading of models", timeout_s=self._start_timeout_s)
-
-
-def _load_models(script: Script, roles: Sequence[Role], workers: Sequence[Worker]) -> list[Call]:
-    """Ranks of a shared group load its roles one after the other, in the same order."""
-    calls = [
-        Call(worker=worker, ref=worker.handle.load_trainee.remote(role, trainee))
-        for role, trainee in script.trainees.items()
-        if role in roles
-        for worker in workers
-    ]
-    return calls + [
-        Call(worker=worker, ref=worker.handle.load_scorer.remote(role, scorer))
-        for role, scorer in script.scorers.items()
-        if role in roles
-        for worker in workers
-    ]
-
-
-def _load_reward(script: Script, name: str, workers: Sequence[Worker]) -> list[Call]:
-    return [Call(worker=worker, ref=worker.handle.start.remote(script.rewards[name])) for worker in workers]

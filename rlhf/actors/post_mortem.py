@@ -38,6 +38,7 @@ FINDINGS: Mapping[str, str] = {
     psutil.STATUS_DISK_SLEEP: "waits for a disk or device",
 }
 GONE = "is gone"
+SILENT = "is on a node that does not answer"
 
 Process = tuple[str, int]
 """A node's name in Ray, and a process's id there."""
@@ -62,7 +63,8 @@ def look(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
 
     Returns: process -> what is wrong with it, for those with which something is.
     """
-    return _on_nodes(look_here, places, LOOK_TIMEOUT_S)
+    found, silent = _on_nodes(look_here, places, LOOK_TIMEOUT_S)
+    return {**found, **dict.fromkeys(silent, SILENT)}
 
 
 def end(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
@@ -70,7 +72,8 @@ def end(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
 
     Returns: those that are still there, as `look`; a node that does not answer is taken to be gone.
     """
-    return _on_nodes(_end_here, places, END_TIMEOUT_S + LOOK_TIMEOUT_S)
+    found, _ = _on_nodes(_end_here, places, END_TIMEOUT_S + LOOK_TIMEOUT_S)
+    return found
 
 
 def strike(node_id: str, pid: int, number: int) -> None:
@@ -79,7 +82,8 @@ def strike(node_id: str, pid: int, number: int) -> None:
     Raises:
         WorkerLostError: there is no such process, or its node does not answer.
     """
-    if not _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number):
+    struck, _ = _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number)
+    if not struck:
         raise WorkerLostError(f"process {pid} of node {node_id} is not one of this run's, or its node is gone")
 
 
@@ -88,9 +92,9 @@ def _on_nodes(
     places: Mapping[str, Sequence[Place]],
     timeout_s: float,
     *arguments: int,
-) -> dict[Process, str]:
-    """What `task` finds on every node, on this process's own directly. A node that does not answer in time is left
-    out."""
+) -> tuple[dict[Process, str], list[Process]]:
+    """What `task` finds on every node, on this process's own directly; and the processes of nodes that do not answer in
+    time."""
     here = ray.get_runtime_context().get_node_id()
     remote = ray.remote(num_cpus=0, max_retries=0)(task)
     asked = {}
@@ -101,13 +105,15 @@ def _on_nodes(
     found = {}
     if here in places:
         found = {(here, pid): text for pid, text in task(places[here], *arguments).items()}
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    silent = [asked[ref] for ref in late]
     for ref in ready:
         try:
             found |= {(asked[ref], pid): text for pid, text in ray.get(ref).items()}
         except RayError as error:
             logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
-    return found
+            silent.append(asked[ref])
+    return found, [(node, pid) for node in silent for pid, _ in places[node]]
 
 
 def look_here(processes: Sequence[Place]) -> dict[int, str]:

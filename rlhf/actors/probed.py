@@ -1,11 +1,12 @@
 """A policy whose first weight sync is proved: what the engines sample, the policy finds equally likely."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rlhf.actors.calls import Worker
 from rlhf.actors.groups import GroupEngine, WorkerGroup
-from rlhf.engines.base import RolloutEngine
+from rlhf.actors.rollout import RolloutPool
 from rlhf.errors import NumericsError
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 
@@ -14,8 +15,8 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 class ProbedPolicy(GroupEngine):
-    """The policy's `TrainEngine`. After its first sync, and so after every resume, each engine answers a few prompts,
-    and its own log-probs of what it sampled must be those of the policy.
+    """The policy's `TrainEngine`. After the first sync to engines, and so after every resume, each of them answers a
+    few prompts, and its own log-probs of what it sampled must be those of the policy.
 
     Equal digests say that the bytes arrived; only log-probs say that the engine computes with them.
     """
@@ -24,7 +25,8 @@ class ProbedPolicy(GroupEngine):
         self,
         group: WorkerGroup,
         *,
-        engines: Mapping[str, RolloutEngine],
+        engines: WorkerGroup,
+        pool: Callable[[WorkerGroup], RolloutPool],
         requests: Sequence[RolloutRequest],
         tolerance: float,
         step_timeout_s: float,
@@ -32,17 +34,19 @@ class ProbedPolicy(GroupEngine):
     ) -> None:
         super().__init__(group, Role.POLICY, step_timeout_s=step_timeout_s, sync_timeout_s=sync_timeout_s)
         self._engines = engines
+        self._pool = pool
         self._requests = requests
         self._tolerance = tolerance
-        self._proved = False
+        self._proved: tuple[Worker, ...] = ()
 
     def send_weights(self, version: int) -> SyncReport:
         """As `GroupEngine.send_weights`. Raises NumericsError where an engine computes with other weights."""
+        self._pool(self._engines).require_alive()  # or the sync would miss one in its midst
         report = super().send_weights(version)
-        if not self._proved:
-            for name, engine in self._engines.items():
-                self._prove(name, engine.generate(self._requests), version)
-            self._proved = True
+        if self._proved != self._engines.workers:
+            for worker in self._engines.workers:
+                self._prove(worker.name, self._pool(WorkerGroup([worker])).generate(self._requests), version)
+            self._proved = self._engines.workers
         return report
 
     def _prove(self, name: str, rollouts: Sequence[Rollout], version: int) -> None:

@@ -1,22 +1,20 @@
 """The pool of rollout engines: what the loop samples from, and what shares the work among them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import TypeVar, cast
 
-import ray
-
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
 Item = TypeVar("Item")
 
 
 class RolloutPool:
-    """Engines that act as one `RolloutEngine`. Thread-safe: it keeps no state but its workers."""
+    """Engines that act as one `RolloutEngine`. Thread-safe: it keeps no state but its group of workers."""
 
-    def __init__(self, workers: Sequence[Worker], *, generate_timeout_s: float, control_timeout_s: float) -> None:
-        self.workers = tuple(workers)
+    def __init__(self, group: WorkerGroup, *, generate_timeout_s: float, control_timeout_s: float) -> None:
+        self._group = group
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
 
@@ -41,6 +39,10 @@ class RolloutPool:
         )
         return cast(list[list[FloatArray]], answers)
 
+    def require_alive(self) -> None:
+        """Hear from every engine. One that died since it last answered is replaced, where engines can be."""
+        self._all("sign of life", lambda _index, handle: handle.where.remote(), self._control_timeout_s)
+
     def sleep(self) -> None:
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
@@ -50,13 +52,11 @@ class RolloutPool:
     def close(self) -> None:
         self._all("close", lambda _index, handle: handle.close.remote(), self._control_timeout_s)
 
-    def _all(
-        self, phase: str, submit: "Callable[[int, ray.actor.ActorHandle], ray.ObjectRef[object]]", timeout_s: float
-    ) -> list[object]:
-        calls = [Call(worker=worker, ref=submit(index, worker.handle)) for index, worker in enumerate(self.workers)]
-        return wait_all(calls, phase=f"rollout {phase}", timeout_s=timeout_s)
+    def _all(self, phase: str, submit: Submit, timeout_s: float) -> list[object]:
+        return self._group.run(submit, phase=f"rollout {phase}", timeout_s=timeout_s)
 
     def _split(self, items: Sequence[Item]) -> list[list[Item]]:
         """Contiguous parts of nearly equal size, one an engine."""
-        bounds = [len(items) * index // len(self.workers) for index in range(len(self.workers) + 1)]
+        num_engines = len(self._group.workers)
+        bounds = [len(items) * index // num_engines for index in range(num_engines + 1)]
         return [list(items[start:end]) for start, end in pairwise(bounds)]

@@ -61,6 +61,5 @@ class WakingPolicy(ProbedPolicy):
 
     def send_weights(self, version: int) -> SyncReport:
         """As `ProbedPolicy.send_weights`."""
-        for engine in self._engines.values():
-            engine.wake()
+        self._pool(self._engines).wake()
         return super().send_weights(version)

@@ -107,22 +107,9 @@ class EngineSpec:
     device: str
     seed: int
     sync_backend: str
-    """gloo, nccl or ipc."""
+    """How the policy's weights arrive: gloo, nccl or ipc."""
     reference: str | None = None
     """The frozen model that requests may mix with the policy."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncSpec:
-    """How the policy's weights reach the engines."""
-
-    backend: str
-    dtype: str
-    """Number format that the engines hold."""
-    engines: tuple[Worker, ...]
-    num_receivers: int
-    bucket_bytes: int
-    timeout_s: float
 
 
 class Actor:
@@ -156,6 +143,7 @@ class ModelWorker(Actor):
         self._trainees: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
         self._listener: socket.socket | None = None
+        self._sent_version: int | None = None
 
     def open_meeting(self) -> tuple[str, int]:
         """Listen for the group's other ranks on this node's address. Returns where."""
@@ -217,25 +205,26 @@ class ModelWorker(Actor):
             engine.hold_copy(algorithm.needs.following.decay)
         self._engines[role] = self._trainees[role] = engine
 
-    def connect_rollout(self, role: Role, spec: SyncSpec) -> None:
-        """Join the rollout engines, so that `send_weights` reaches them. Called on every rank."""
+    def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
+        """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
         from rlhf.engines.weight_sync import make_sender
         from rlhf.engines.weight_sync.source import make_source
 
         trainee = self._trainees[role]
         address = node_address()
+        trainee.detach_sender()
         trainee.attach_sender(
             make_sender(
-                spec.backend,
+                spec.sync_backend,
                 make_source(trainee.module, spec.dtype),
-                RayEngineClient(spec.engines),
+                RayEngineClient(engines),
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,
                 master_address=address,
                 port=0,
-                num_receivers=spec.num_receivers,
-                bucket_bytes=spec.bucket_bytes,
-                timeout_s=spec.timeout_s,
+                num_receivers=len(engines) * spec.section.tensor_parallel_size,
+                bucket_bytes=int(spec.section.sync_bucket_mib * 2**20),
+                timeout_s=spec.section.sync_timeout_s,
             )
         )
 
@@ -260,8 +249,14 @@ class ModelWorker(Actor):
             return self._trainees[role].optim_step()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
+        self._sent_version = version
         with self._trace.span(f"{role} send_weights"):
             return self._trainees[role].send_weights(version)
+
+    def send_weights_again(self, role: Role) -> None:
+        """Send the weights to engines that came instead of those that had them; nothing where none were sent yet."""
+        if self._sent_version is not None:
+            self.send_weights(role, self._sent_version)
 
     def save(self, role: Role, directory: Path) -> None:
         with self._trace.span(f"{role} save"):

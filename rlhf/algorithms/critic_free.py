@@ -15,6 +15,7 @@ from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
 from rlhf.algorithms.rewards import at_end, kl_penalty
+from rlhf.algorithms.sameness import Sameness
 from rlhf.algorithms.sequences import join, one_by_one
 from rlhf.config.algo import CriticFreeSection
 from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
@@ -31,6 +32,7 @@ class CriticFree:
     def __init__(self, section: CriticFreeSection) -> None:
         self._section = section
         self._kl = kl_controller(section.kl)
+        self._sameness = Sameness()
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             measures=frozenset({"old_log_probs"} | ({"ref_log_probs"} if section.uses_reference else set())),
@@ -128,15 +130,17 @@ class CriticFree:
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
             "groups/equal": mean([are_equal(scores) for scores in several]),
         }
+        self._sameness.hear(len(several), sums["groups/equal"])
         if self._section.overlong_buffer:
             sums["reward/overlong"] = mean([self._overlong(answer) for group in groups for answer in group])
-        return LossMetrics(sums=sums)
+        return LossMetrics(sums=sums, warnings=self._sameness.warnings())
 
     def after_pass(self, metrics: LossMetrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:
-        return self._kl.state()
+        return {**self._kl.state(), **self._sameness.state()}
 
     def restore(self, state: Mapping[str, Json]) -> None:
         self._kl.restore(state)
+        self._sameness.restore(state)

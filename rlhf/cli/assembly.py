@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from rlhf.actors.calls import Worker
 from rlhf.actors.groups import FollowingReference, GroupEngine, WorkerGroup
 from rlhf.actors.launch import Crew
 from rlhf.actors.memory import MemoryGauge
@@ -176,6 +176,7 @@ def assemble_online(
     assert data.prompts is not None
     engines = {role: trainee(config, crew, role) for role in crew.groups}
     rests = takes_turns(config, placement)
+    assert crew.engines is not None
     pool: RolloutEngine = rollout_pool(config, crew.engines)
     if rests:
         pool = RestingPool(pool)
@@ -204,11 +205,11 @@ def assemble_online(
 
 def memory_gauge(config: TrainConfig, crew: Crew) -> MemoryGauge:
     """Reads how full the processes have been, by the roles that they host."""
-    hosted = {}
+    hosted: dict[str, WorkerGroup] = {}
     for group in dict.fromkeys(crew.groups.values()):
         hosted["+".join(role for role, other in crew.groups.items() if other is group)] = group
-    if crew.engines:
-        hosted[Role.ROLLOUT] = WorkerGroup(crew.engines)
+    if crew.engines is not None:
+        hosted[Role.ROLLOUT] = crew.engines
     return MemoryGauge(groups=hosted, timeout_s=config.train.step_timeout_s)
 
 
@@ -233,10 +234,12 @@ def probed_policy(
     kind: type[ProbedPolicy], config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer
 ) -> ProbedPolicy:
     """The policy, with a few short answers to prove its first weight sync by."""
+    assert crew.engines is not None
     drawn = replace(sampling(config, tokenizer, config.rollout.temperature or 1.0), max_tokens=PROBE_TOKENS)
     return kind(
         crew.groups[Role.POLICY],
-        engines={worker.name: rollout_pool(config, (worker,)) for worker in crew.engines},
+        engines=crew.engines,
+        pool=partial(rollout_pool, config),
         requests=[
             RolloutRequest(
                 id=f"probe/{index}", prompt_id=prompt.id, prompt_token_ids=prompt.token_ids, seed=index, sampling=drawn
@@ -250,10 +253,10 @@ def probed_policy(
     )
 
 
-def rollout_pool(config: OnlineConfig, workers: Sequence[Worker]) -> RolloutPool:
+def rollout_pool(config: OnlineConfig, engines: WorkerGroup) -> RolloutPool:
     """Engines as one."""
     return RolloutPool(
-        workers,
+        engines,
         generate_timeout_s=config.rollout.generate_timeout_s,
         control_timeout_s=config.rollout.sync_timeout_s,
     )

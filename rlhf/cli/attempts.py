@@ -8,7 +8,6 @@ from pathlib import Path
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.launch import Crew, Launcher
 from rlhf.actors.ports import open_ports
-from rlhf.actors.workers import SyncSpec
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.cli.assembly import Data, assemble_offline, assemble_online, course, first_role, trainee
@@ -93,26 +92,16 @@ class Training:
         script = cast(config, needs, placement, updates, self.cluster.device)
         launcher = Launcher(
             self.cluster,
+            placement,
+            script,
             start_timeout_s=config.cluster.start_timeout_s,
             collective_timeout_s=config.train.step_timeout_s,
             replaced=self._replaced if config.cluster.max_restarts else None,
         )
-        crew = launcher.launch(placement, script)
-        if script.engine is not None:
-            rollout = script.engine.section
-            spec = SyncSpec(
-                backend=script.engine.sync_backend,
-                dtype=script.engine.dtype,
-                engines=crew.engines,
-                num_receivers=rollout.num_engines * rollout.tensor_parallel_size,
-                bucket_bytes=int(rollout.sync_bucket_mib * 2**20),
-                timeout_s=rollout.sync_timeout_s,
-            )
-            launcher.connect(crew, spec)
-        return crew
+        return launcher.launch()
 
     def _replaced(self, text: str) -> None:
-        """Lost processes that held nothing of the run have others in their place."""
+        """Lost processes that held nothing of the run have others in their places."""
         self.records.note("replacement", text)
         self._write_processes()
 

@@ -77,7 +77,8 @@ def fill_store(
         crew.groups[Role.REFERENCE], Role.REFERENCE, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
     )
     try:
-        store.fill(reference, say=records.say, check=stop.check)
+        with stop.safe_points():
+            store.fill(reference, say=records.say, check=stop.check)
     except StopAskedError:
         raise PreemptedError(
             "asked to stop before the first step: the reference's log-probs so far are kept; start the run again"

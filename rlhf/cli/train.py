@@ -62,6 +62,7 @@ def run_training(command: str, config: TrainConfig) -> int:
     require_trackers(config.log)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
+    require_rows(config, data)
     length = run_length(config, data)
     # Absolute: the actors that write here may run in another folder.
     folder = Path(config.run.dir, config.run.name).absolute()
@@ -134,6 +135,18 @@ def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> Data:
         section = DataSection(path=config.algo.ptx_path, max_tokens=config.data.max_tokens, overlong="truncate")
         texts = load_texts(section, tokenizer)
     return Data(prompts=prompts, texts=texts)
+
+
+def require_rows(config: TrainConfig, data: Data) -> None:
+    """Refuse data that one step would go through more than once.
+
+    Raises:
+        DataError: there are fewer rows than a step reads.
+    """
+    if isinstance(config, OnlineConfig) and data.prompts is not None:
+        data.prompts.require(config.rollout.batch_size, "rollout.batch_size")
+    elif data.groups is not None:
+        data.groups.require(config.train.batch_size, "train.batch_size")
 
 
 def resume_point(

@@ -40,11 +40,24 @@ def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -
     schema = Schema(COMMANDS[command])
     flags = Flags(in_own_flags(argv, schema.fields), schema.fields)
     files = [file_layer(Path(name), environ, schema.fields) for name in flags.positionals[:1]]
-    merged = Merged(schema, [*files, environment_layer(environ, schema.fields), flags.layer])
+    layers = [*files, environment_layer(environ, schema.fields), flags.layer]
+    merged = Merged(schema, layers, _sections_elsewhere(command))
     merged.problems += [f'{name}: unexpected argument. Flags start with "--".' for name in flags.positionals[1:]]
     if merged.config is not None:
         merged.problems += merged.report(problems_of(merged.config))
     return merged
+
+
+def _sections_elsewhere(command: str) -> dict[str, str]:
+    """The sections that other commands have, with what to do about each."""
+    own = COMMANDS[command].model_fields
+    owners: dict[str, list[str]] = {}
+    for other, section in COMMANDS.items():
+        for name in section.model_fields.keys() - own.keys():
+            owners.setdefault(name, []).append(other)
+    return {
+        name: f"{command} has no {name}. Leave it out, or run {' or '.join(others)}." for name, others in owners.items()
+    }
 
 
 def load_config(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> TrainConfig:

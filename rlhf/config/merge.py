@@ -1,6 +1,6 @@
 """Layers of settings laid over each other, and what pydantic says about the result, in words and with places."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
@@ -46,8 +46,10 @@ class Merged(Generic[S]):
     others; else it holds the right ones, with defaults in place of the wrong, which `spoiled` names.
     """
 
-    def __init__(self, schema: Schema[S], layers: Sequence[Layer]) -> None:
+    def __init__(self, schema: Schema[S], layers: Sequence[Layer], elsewhere: Mapping[str, str] | None = None) -> None:
+        """`elsewhere` are sections that this schema does not have and others do, with what to say about each."""
         self.schema = schema
+        self._elsewhere = dict(elsewhere or {})
         self.problems: list[str] = [problem for layer in layers for problem in layer.problems]
         self.spoiled: set[str] = {key for layer in layers for key in layer.wrong}
         self._origins: dict[KeyPath, Origin] = {}
@@ -85,7 +87,7 @@ class Merged(Generic[S]):
         known = self.schema.fields.get(key)
         if known is None:
             if key not in self.schema.sections:
-                self.problems.append(self._unknown(setting))
+                self._reject(setting)
             elif setting.value not in (None, {}):
                 self.problems.append(f"{setting.origin.where(setting.path)}: {_not_a_section(setting, self.schema)}")
             return
@@ -101,6 +103,15 @@ class Merged(Generic[S]):
             node = inner
         node[str(setting.path[-1])] = setting.value
         self._origins[setting.path] = setting.origin
+
+    def _reject(self, setting: Setting) -> None:
+        """Say what is wrong with a key that is not there; of a section that is not there, once."""
+        section = str(setting.path[0])
+        if section not in self._elsewhere:
+            self.problems.append(self._unknown(setting))
+        elif advice := self._elsewhere[section]:
+            self.problems.append(f"{setting.origin.where(setting.path)}: {advice}")
+            self._elsewhere[section] = ""
 
     def _unknown(self, setting: Setting) -> str:
         where = setting.origin.where(setting.path)

@@ -65,7 +65,7 @@ class CheckpointSection(Section):
     accept_change: tuple[str, ...] = ()
     """Config keys that may differ from the checkpoint's when a run is continued; `data` accepts changed files."""
     grace_s: PositiveFloat = 25.0
-    """Time to save in after SIGTERM."""
+    """Time to save in after a signal."""
 
 
 class LogSection(Section):

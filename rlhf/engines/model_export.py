@@ -12,24 +12,31 @@ from transformers import PreTrainedModel
 
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.models import TOKENIZER_FILES, WEIGHTS, LoadedModel
+from rlhf.engines.refusals import Refusals
 from rlhf.errors import CheckpointError
 
 
 def export_model(loaded: LoadedModel, directory: Path) -> None:
-    """Write weights, config and tokenizer to `directory`. Collective; rank 0 holds the whole model in host memory."""
+    """Write weights, config and tokenizer to `directory`. Collective; rank 0 holds the whole model in host memory.
+
+    Raises:
+        CheckpointError: on every rank, where the disk refused it.
+    """
+    refusals = Refusals()
     is_writer = dist.get_rank() == 0
     weights = {name: tensor.cpu().clone() for name, tensor in _whole_parameters(loaded.model) if is_writer}
     if is_writer:
-        directory.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(directory, state_dict=weights)
-        config = copy.deepcopy(loaded.model.config)
-        for name, rate in loaded.dropouts.items():
-            setattr(config, name, rate)
-        config.save_pretrained(directory)
-        for pattern in TOKENIZER_FILES:
-            for source in loaded.folder.glob(pattern):
-                shutil.copyfile(source, directory / source.name)
-    dist.barrier()
+        with refusals.kept():
+            directory.mkdir(parents=True, exist_ok=True)
+            loaded.model.save_pretrained(directory, state_dict=weights)
+            config = copy.deepcopy(loaded.model.config)
+            for name, rate in loaded.dropouts.items():
+                setattr(config, name, rate)
+            config.save_pretrained(directory)
+            for pattern in TOKENIZER_FILES:
+                for source in loaded.folder.glob(pattern):
+                    shutil.copyfile(source, directory / source.name)
+    refusals.tell(str(directory))
 
 
 def check_export(loaded: LoadedModel, directory: Path) -> None:

@@ -91,7 +91,7 @@ def load_model(
         loaded = kind.from_pretrained(
             folder,
             config=config,
-            dtype=choose_dtype(section, device),
+            dtype=choose_dtype(section, device, where),
             attn_implementation=choose_attention(section.attention, config, device),
             use_safetensors=True,
             output_loading_info=True,
@@ -141,12 +141,14 @@ def _download(name: str, revision: str | None, where: str) -> Path:
         raise ModelError(f"{where}: no folder {name}, and the hub cannot be reached ({_first_line(error)}).") from error
 
 
-def choose_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
-    """auto is float32 on CPU and bfloat16 on GPUs."""
+def choose_dtype(section: ModelSection, device: torch.device, where: str) -> torch.dtype:
+    """auto is float32 on CPU and bfloat16 on GPUs. Raises ModelError for a GPU that has none."""
     if section.dtype == "float32" or (section.dtype == "auto" and device.type == "cpu"):
         return torch.float32
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ModelError(f"dtype: bfloat16 is not supported by {torch.cuda.get_device_name(device)}; use float32.")
+        raise ModelError(
+            f"{where}: dtype bfloat16 is not supported by {torch.cuda.get_device_name(device)}. Set dtype float32."
+        )
     return torch.bfloat16
 
 

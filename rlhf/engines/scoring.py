@@ -37,7 +37,7 @@ class ScoringEngine:
         packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False).to(self._device)
         self._model: torch.nn.Module = packed_model.eval()
         if section.zero_stage == 3 and self.num_ranks > 1:
-            dtype = choose_dtype(section, self._device)
+            dtype = choose_dtype(section, self._device, where)
             self._model, _, _, _ = deepspeed.initialize(
                 model=packed_model, config=scoring_config(section, dtype, self._device)
             )

@@ -70,7 +70,7 @@ class DeepSpeedEngine:
         packed_model = PackedModel(self._loaded.model, head, rule).to(self._device)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        dtype = choose_dtype(section, self._device)
+        dtype = choose_dtype(section, self._device, where)
         optimizer = build_optimizer(section, packed_model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=packed_model, optimizer=optimizer, config=training_config(section, dtype, self._device)
@@ -145,6 +145,12 @@ class DeepSpeedEngine:
     def attach_sender(self, sender: WeightSender) -> None:
         """Say how this model's weights reach the rollout engines."""
         self._sender = sender
+
+    def detach_sender(self) -> None:
+        """Leave the rollout engines, if there are any."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
 
     def send_weights(self, version: int) -> SyncReport:
         """Give the rollout engines this model's weights as `version`. Raises WeightSyncError."""

@@ -4,6 +4,9 @@ No `latest` file is written or trusted: the caller says which directory, after i
 """
 
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.following import FollowingCopy
+from rlhf.engines.refusals import Refusals
 from rlhf.errors import CheckpointError
 
 SHARDS = "deepspeed"
@@ -22,22 +26,59 @@ def save_training_state(
     engine: "deepspeed.DeepSpeedEngine", directory: Path, *, num_steps: int, copy: FollowingCopy | None
 ) -> None:
     """Write this rank's shards, random state and part of the copy that follows; rank 0 also writes the counts.
-    Collective."""
-    rank = dist.get_rank()
-    directory.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False)
+    Collective.
+
+    Raises:
+        CheckpointError: on every rank, where a disk refused some, or where they do not share the folder.
+    """
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    refusals = Refusals()
+    with refusals.kept():
+        directory.mkdir(parents=True, exist_ok=True)
+    with _shards_kept(engine, refusals):
+        engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False)
     random_state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state()
-    save_file(random_state, directory / _random_state_name(rank))
-    if copy is not None:
-        copy.save(directory)
-    if rank == 0:
-        state = {"num_steps": num_steps, "num_ranks": dist.get_world_size()}
-        (directory / STATE).write_text(json.dumps(state))
-        for script in directory.glob("zero_to_*.py"):
-            script.unlink()
-    dist.barrier()
+    with refusals.kept():
+        save_file(random_state, directory / _random_state_name(rank))
+        if copy is not None:
+            copy.save(directory)
+        if rank == 0:
+            state = {"num_steps": num_steps, "num_ranks": num_ranks}
+            (directory / STATE).write_text(json.dumps(state))
+    refusals.tell(f"checkpoint: {directory}")
+    require_all_seen(directory, num_ranks)
+
+
+def require_all_seen(directory: Path, num_ranks: int) -> None:
+    """Raise CheckpointError where this node does not see what every rank wrote: a checkpoint that looks whole to one
+    node and lies on several could never be loaded."""
+    missing = [rank for rank in range(num_ranks) if not (directory / _random_state_name(rank)).exists()]
+    if missing:
+        ranks = ", ".join(map(str, missing))
+        raise CheckpointError(
+            f"checkpoint: {directory} on {socket.gethostname()} does not hold what rank {ranks} wrote: set run.dir to "
+            "a folder that all nodes share"
+        )
+
+
+@contextmanager
+def _shards_kept(engine: "deepspeed.DeepSpeedEngine", refusals: Refusals) -> Iterator[None]:
+    """Inside, DeepSpeed writes shards that may be refused without leaving its own barriers, and no scripts."""
+    writer = engine.checkpoint_engine
+    save = writer.save
+
+    def save_or_keep(state_dict: object, path: str) -> None:
+        with refusals.kept():
+            save(state_dict, path)
+
+    writer.save, engine._copy_recovery_script = save_or_keep, lambda _folder: None
+    try:
+        yield
+    finally:
+        writer.save = save
+        del engine._copy_recovery_script
 
 
 def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *, copy: FollowingCopy | None) -> int:

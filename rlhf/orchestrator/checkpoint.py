@@ -72,6 +72,7 @@ class Checkpoints:
         temporary = self._folder / f"{TEMPORARY}step_{state.step}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            is_first = not self._found()
             self._require_room()
             self._clear_temporary()
             _write(temporary, state, engines)
@@ -87,6 +88,8 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint: {final}: {error.strerror or error}") from error
         self._failures_in_a_row = 0
         self._retire()
+        if is_first:
+            self._foresee_room(final)
         return final
 
     def try_save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path | None:
@@ -132,16 +135,30 @@ class Checkpoints:
         for path in self._folder.glob(f"{TEMPORARY}step_*"):
             shutil.rmtree(path)
 
+    def _foresee_room(self, first: Path) -> None:
+        """Say at the start what would else be found after hours: `keep` more are written before the oldest goes."""
+        needed, free = int(_size(first) * self._keep), self._free_bytes(self._folder)
+        if free < needed:
+            self._warn(
+                f"checkpoint: {self._keep} more of {_size(first) / 1e9:.3g} GB need {needed / 1e9:.3g} GB, "
+                f"{free / 1e9:.3g} GB free in {self._folder}: lower checkpoint.keep, or make room"
+            )
+
     def _require_room(self) -> None:
         found = self._found()
         if not found:
             return
-        size = sum(file.stat().st_size for file in found[0].rglob("*") if file.is_file())
+        size = _size(found[0])
         needed, free = int(size * SPARE_ROOM), self._free_bytes(self._folder)
         if free < needed:
             raise CheckpointError(
                 f"checkpoint: needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB free in {self._folder}"
             )
+
+
+def _size(folder: Path) -> int:
+    """Bytes in the files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 class NewerFormatError(CheckpointError):

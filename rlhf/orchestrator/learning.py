@@ -1,5 +1,6 @@
 """Learning from experiences: passes over a rollout batch, minibatch by minibatch, every trained role at once."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from rlhf.orchestrator.waiting import gather, in_thread
 from rlhf.types import Experience, LossMetrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
 
 MAX_SKIPPED_IN_A_ROW = 3
+MAX_SKIPPED_RECENTLY = 10
+RECENT_UPDATES = 1000
 PTX = "ptx"
 
 Note = Callable[[str, str], None]
@@ -103,6 +106,7 @@ class Learner:
         self._note = note
         self._pretraining = pretraining
         self._skipped_in_a_row = dict.fromkeys(engines, 0)
+        self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
 
     def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> Learned:
         """All passes of one step of the loop."""
@@ -169,7 +173,8 @@ class Learner:
         return learned
 
     def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:
-        """Whether the step was skipped. Raises NumericsError after too many in a row."""
+        """Whether the step was skipped. Raises NumericsError after too many in a row, or among the recent ones."""
+        self._recent[role].append(not report.finite)
         if report.finite:
             self._skipped_in_a_row[role] = 0
             return False
@@ -180,5 +185,11 @@ class Learner:
                 f"{role}: {self._skipped_in_a_row[role]} updates in a row had a gradient that was not finite (last at "
                 f"step {step}). Weights are those before them. Lower {role}.lr, or look at the experiences named in "
                 "events.jsonl"
+            )
+        if sum(self._recent[role]) > MAX_SKIPPED_RECENTLY:
+            raise NumericsError(
+                f"{role}: {sum(self._recent[role])} of the last {len(self._recent[role])} updates had a gradient that "
+                f"was not finite (last at step {step}). At most {MAX_SKIPPED_RECENTLY} of {RECENT_UPDATES} may be. "
+                f"Lower {role}.lr, or look at the experiences named in events.jsonl"
             )
         return True

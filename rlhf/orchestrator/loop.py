@@ -106,7 +106,7 @@ class Loop:
     def run(self, resume_from: ResumePoint | None = None) -> Path:
         """Train to the last step and export. Returns the model's folder; raises PreemptedError where asked to stop."""
         try:
-            with self._stop.listening():
+            with self._stop.listening(), self._stop.safe_points():
                 return self._run(resume_from)
         finally:
             self._source.close()

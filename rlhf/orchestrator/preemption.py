@@ -1,4 +1,4 @@
-"""Being asked to stop. The first SIGTERM or SIGINT asks for a checkpoint at the next safe point, within a grace
+"""Being asked to stop. The first signal asks for a checkpoint at the next safe point, within a grace
 period; a second one, or the end of the grace period, ends the run at once with what is saved already."""
 
 import signal
@@ -9,7 +9,8 @@ from types import FrameType
 
 from rlhf.errors import PreemptedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Of Kubernetes and `ray job stop`, of Ctrl-C, and of SLURM (`--signal`)."""
 
 
 class StopAskedError(Exception):
@@ -27,6 +28,7 @@ class StopRequest:
         self._asked = threading.Event()
         self._timer: threading.Timer | None = None
         self._is_over = False
+        self._has_safe_points = False
 
     @property
     def asked(self) -> bool:
@@ -47,6 +49,15 @@ class StopRequest:
             raise StopAskedError
 
     @contextmanager
+    def safe_points(self) -> Iterator[None]:
+        """Inside, `check` is called now and then; elsewhere there is nothing to save, and a signal ends all at once."""
+        self._has_safe_points = True
+        try:
+            yield
+        finally:
+            self._has_safe_points = False
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Answer signals inside this block. Only the main thread can; elsewhere `ask` is the only way."""
         if threading.current_thread() is not threading.main_thread():
@@ -62,6 +73,9 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if not self._has_safe_points:
+            name = signal.Signals(number).name
+            raise PreemptedError(f"stopped by {name} while the run starts; what was saved before stands")
         if self._is_over:
             raise PreemptedError(
                 f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint stands. "

@@ -1,7 +1,7 @@
 """Everything that a run writes down or shows, in one place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
@@ -37,18 +37,21 @@ class Records:
         self._step = step
         metrics = {**self._settings, **metrics}
         for tracker in self._trackers:
-            tracker.log(step, metrics)
+            with self._lossy():
+                tracker.log(step, metrics)
         self._console.log(step, metrics)
         if online and groups:
             if self._section.rollouts:
-                self.directory.write_rollouts(step, groups)
+                with self._lossy():
+                    self.directory.write_rollouts(step, groups)
             if self._section.sample_every_steps and step % self._section.sample_every_steps == 0:
                 self._console.sample(step, groups[0])
         self.status(Status.RUNNING, step)
 
     def note(self, kind: str, text: str) -> None:
         """Something that the user should know: on the console and in events.jsonl."""
-        self.directory.note(kind, text, step=self._step)
+        with self._lossy():
+            self.directory.note(kind, text, step=self._step)
         self._console.say(f"{kind}: {text}")
 
     def warn(self, text: str) -> None:
@@ -62,7 +65,16 @@ class Records:
     def status(self, status: Status, step: int, error: str | None = None) -> None:
         """Say how the run stands."""
         self._step = step
-        self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
+        with self._lossy():
+            self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
+
+    @contextmanager
+    def _lossy(self) -> Iterator[None]:
+        """Inside, a full disk costs a record and is told: whether a run goes on is for its checkpoints to decide."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._console.say(f"warning: {error}; the run goes on without this record")
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -71,8 +83,7 @@ class Records:
             yield
         except BaseException as error:
             status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
-            with suppress(CheckpointError):  # a full disk must not hide what went wrong
-                self.status(status, self._step, error=f"{type(error).__name__}: {error}")
+            self.status(status, self._step, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             for tracker in self._trackers:

@@ -2,9 +2,9 @@
 
 Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
 may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: every
-actor ends, and starts again from the newest whole checkpoint (processes that only compute from what they loaded are
-replaced before it comes to that, `actors/groups.py`). Every random choice is a function of the seed and the
-step, so the restarted run is, where it is synchronous, the run that never failed.
+actor ends, and starts again from the newest whole checkpoint. (Processes that hold nothing that others cannot be given
+are replaced before it comes to that, `actors/groups.py`.) Every random choice is a function of the seed and the step,
+so the restarted run is, where it is synchronous, the run that never failed.
 """
 
 from collections.abc import Callable

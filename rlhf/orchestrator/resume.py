@@ -32,6 +32,10 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
+NEVER = ("*.zero_stage",)
+"""Keys that decide how a checkpoint is laid out: with others it cannot be read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
     """A whole checkpoint and what it remembers."""
@@ -71,11 +75,13 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     ]
     if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
-    changes = [
-        (key, old, new)
-        for key, old, new in changed_keys(saved.config, now.config)
-        if not any(fnmatchcase(key, pattern) for pattern in (*HARMLESS, *accepted))
+    differing = changed_keys(saved.config, now.config)
+    laid_out = [change for change in differing if _matches(change[0], NEVER)]
+    problems += [
+        f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"
+        for key, old, new in laid_out
     ]
+    changes = [c for c in differing if c not in laid_out and not _matches(c[0], (*HARMLESS, *accepted))]
     if changes:
         listed = ", ".join(f"{key} {_show(old)} -> {_show(new)}" for key, old, new in changes)
         flags = " ".join(f"--checkpoint.accept_change {key}" for key, _, _ in changes)
@@ -84,6 +90,10 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
         problems.append(f"data: the files changed since {where} (sha256 differs). Pass --checkpoint.accept_change data")
     if problems:
         raise ConfigError(problems)
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def changed_keys(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:

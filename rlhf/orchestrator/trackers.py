@@ -174,7 +174,7 @@ def make_trackers(
     require_trackers(section)
     trackers: list[Tracker] = [JsonLines(metrics_path)]
     if section.tensorboard:
-        trackers.append(TensorBoard(tensorboard_folder))
+        trackers.append(BestEffort("tensorboard", lambda: TensorBoard(tensorboard_folder), warn))
     if (project := section.wandb_project) is not None:
         trackers.append(BestEffort("wandb", lambda: WeightsAndBiases(project, name, config), warn))
     if (uri := section.mlflow_uri) is not None:

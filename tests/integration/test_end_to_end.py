@@ -39,7 +39,7 @@ VLLM = ("ppo", "ppo.yaml", "--rollout.engine", "vllm", "--colocate", "all")
 SCORING_STEP_5 = 6
 """The call of the reward function in the middle of step 5 of a fresh run: call 1 is the probe."""
 AFTER_KILL_S = 30.0
-REPLACED = ("reference rank 0", "reward rank 0")
+REPLACED = ("reference rank 0", "reward rank 0", "rollout engine 0")
 PLANTED = "planted-5a1f-secret"
 ROLES = {"ray::Policy", "ray::Critic", "ray::Reference", "ray::Reward", "ray::Rollout"}
 
@@ -106,8 +106,8 @@ def separate_titles() -> set[str]:
 
 @pytest.fixture(scope="module")
 def separate(command: CommandLine, separate_titles: set[str]) -> Run:
-    """Every role in processes of its own, on a cluster that the run starts itself. Those of the models that only
-    compute are killed in the middle of step 5."""
+    """Every role in processes of its own, on a cluster that the run starts itself. Those of the engine and of the
+    models that only compute are killed in the middle of step 5."""
     secrets = dict.fromkeys(("WANDB_API_KEY", "HF_TOKEN", "REWARD_TOKEN"), PLANTED)
     environment = {**clean_environment(), **secrets}
     driver = command.start(*TRANSFORMERS, name="separate", hold_at=SCORING_STEP_5, environment=environment)
@@ -189,7 +189,7 @@ def test_a_run_ends_with_a_model_that_loads(separate: Run) -> None:
     assert "eval/reward" in separate.metrics[-1]
 
 
-def test_processes_that_hold_no_state_are_replaced_without_a_restart(separate: Run) -> None:
+def test_processes_that_only_compute_are_replaced_without_a_restart(separate: Run) -> None:
     """Nothing else of this run differs from the others, as the tests of placements show."""
     events = read_rows(separate.folder / "events.jsonl")
     texts = [str(event["text"]) for event in events if event["kind"] == "replacement"]

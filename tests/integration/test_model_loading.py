@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.attention import PACKED_SDPA
 from rlhf.engines.heads import PackedInput, PackedModel
-from rlhf.engines.models import LoadedModel, load_model, logits_rule
+from rlhf.engines.models import LoadedModel, choose_dtype, load_model, logits_rule
 from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
 from tests.tiny_models import make_policy, make_reward_model, tiny_config
@@ -167,3 +168,34 @@ def test_the_kernel_follows_the_config(tmp_path: Path) -> None:
     config.final_logit_softcapping, config.logit_scale = 30.0, 0.25
     rule = logits_rule(config, temperature=1.0, chunk_tokens=8)
     assert (rule.softcap, rule.scale) == (30.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (GatedRepoError, "policy.model: meta/x is gated; log in with `hf auth login`."),
+        (RepositoryNotFoundError, "policy.model: no folder and no hub model of this name (got meta/x)."),
+        (LocalEntryNotFoundError, "policy.model: no folder meta/x, and the hub cannot be reached (no connection)."),
+    ],
+)
+def test_a_hub_model_that_cannot_be_had_gets_its_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], line: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = kind.__new__(kind)
+        error.args = ("no connection",)
+        raise error
+
+    monkeypatch.setattr("rlhf.engines.models.snapshot_download", refuse)
+    with pytest.raises(ModelError) as caught:
+        load("meta/x")
+    assert str(caught.value) == line
+
+
+def test_a_gpu_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    gpu = torch.device("cuda")
+    with pytest.raises(ModelError, match=r"^policy\.model: dtype bfloat16 is not supported by Tesla V100\. Set dtype"):
+        choose_dtype(ModelSection(), gpu, "policy.model")
+    assert choose_dtype(ModelSection(dtype="float32"), gpu, "policy.model") is torch.float32

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -160,6 +160,21 @@ def test_a_failed_collective_is_blamed_on_the_peer_that_is_silent(mortals: list[
     post_mortem.end(places(mortals[1:2]))
 
 
+def test_a_failed_collective_is_blamed_on_a_peer_whose_node_is_silent(
+    mortals: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_task: object, places: Mapping[str, Sequence[post_mortem.Place]], *_: object) -> object:
+        return {}, [(node, pid) for node, held in places.items() for pid, _ in held]
+
+    monkeypatch.setattr(post_mortem, "_on_nodes", nobody)
+    calls = [
+        Call(worker=mortals[0], ref=mortals[0].handle.stumble.remote()),
+        Call(worker=mortals[1], ref=mortals[1].handle.nap.remote(30)),
+    ]
+    with pytest.raises(StallError, match=r"critic rank 1 is on a node that does not answer\. .*ZeroDivisionError"):
+        wait_all(calls, phase="forward", timeout_s=30)
+
+
 def test_an_error_is_not_blamed_on_a_peer_that_waits_for_its_mates(mortals: list[Worker]) -> None:
     calls = [
         Call(worker=mortals[0], ref=mortals[0].handle.stumble.remote()),
@@ -252,7 +267,7 @@ def test_an_answer_that_is_an_error_replaces_nobody(workers: list[Worker]) -> No
 
 
 def test_a_pool_returns_rollouts_by_request(workers: list[Worker]) -> None:
-    pool = RolloutPool(workers, generate_timeout_s=30, control_timeout_s=30)
+    pool = RolloutPool(WorkerGroup(workers), generate_timeout_s=30, control_timeout_s=30)
     requests = [
         RolloutRequest(
             id=f"p{index}/0",

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from rlhf.engines.training_checkpoint import require_all_seen
+from rlhf.errors import CheckpointError
 from tests.integration.training_worker import experiences, rankings
 from tests.tiny_models import make_policy, make_reward_model, tiny_tokenizer
 
@@ -223,6 +226,28 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
     assert not two_ranks[f"resume/{case}/lr"].any()
     torch.testing.assert_close(two_ranks[f"resume/{case}/lrs"], torch.tensor([1 / 3, 2 / 3, 1.0, 0.1]) * 1e-3)
     assert not list((folder / "checkpoints" / case).rglob("latest"))
+
+
+@pytest.mark.parametrize(("stage", "bad"), [(0, 0), (3, 0), (3, 1)])
+def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: int, bad: int) -> None:
+    """And none is left waiting for another: the next step is that of an engine that saved nothing."""
+    for rank in range(2):
+        results = load_file(folder / f"results_2_{rank}.safetensors")
+        name = f"refused/zero{stage}-rank{bad}"
+        assert bool(results[f"{name}/save"])
+        assert bool(results[f"{name}/export"]) == (bad == 0), "rank 0 writes the model"
+        assert bool(results[f"{name}/undisturbed"])
+        assert bool(results[f"{name}/saved"])
+
+
+@pytest.mark.parametrize(("seen", "missing"), [((0, 1, 2), None), ((0, 2), "rank 1 wrote"), ((1,), "rank 0, 2 wrote")])
+def test_a_folder_that_the_ranks_do_not_share_is_refused(
+    tmp_path: Path, seen: tuple[int, ...], missing: str | None
+) -> None:
+    for rank in seen:
+        (tmp_path / f"random_state_{rank}.safetensors").touch()
+    with pytest.raises(CheckpointError, match=f"does not hold what {missing}") if missing else nullcontext():
+        require_all_seen(tmp_path, 3)
 
 
 FOLLOWING = (("zero0-bfloat16", 0, "tied"), ("zero2-float32", 2, "tied"), ("zero3-float32", 3, "untied"))

@@ -3,8 +3,11 @@
 Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`. The test judges; this only records.
 """
 
+import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +106,26 @@ OBJECTIVES = {
     "broken loss": broken_loss,
     "reward": pair_loss,
 }
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Inside, no file of this process grows past a kilobyte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def told_by(write: Callable[[Path], None], directory: Path) -> str:
+    """What a CheckpointError says; nothing where there is none."""
+    try:
+        write(directory)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 class Scenarios:
@@ -330,6 +353,22 @@ class Scenarios:
             self.record(f"resume/{name}/lr", torch.tensor(lrs[2:]) - torch.tensor(again))
             self.record(f"resume/{name}/lrs", torch.tensor(lrs))
 
+    def refused(self) -> None:
+        """Saves and exports that the disk of one rank refuses, the step after them, and a save that finds room."""
+        for stage, bad in ((0, 0), (3, 0), (3, 1)):
+            name = f"refused/zero{stage}-rank{bad}"
+            engine, alone = (self.engine(zero_stage=stage) for _ in range(2))
+            for one in (engine, alone):
+                self.step(one, experiences(), FOUR)
+            checkpoint = self.folder / "checkpoints" / f"refused-{stage}-{bad}"
+            with full_disk() if self.rank == bad else nullcontext():
+                self.record(f"{name}/save", f"rank {bad}: " in told_by(engine.save, checkpoint))
+                self.record(f"{name}/export", "rank 0: " in told_by(engine.export, checkpoint / "export"))
+            for one in (engine, alone):
+                self.step(one, experiences(seed=1), FOUR)
+            self.record(f"{name}/undisturbed", torch.equal(self.weights(engine), self.weights(alone)))
+            self.record(f"{name}/saved", told_by(engine.save, checkpoint) == "")
+
     def following(self) -> None:
         """A running mean of the policy, and a copy of it, through steps, exports, a save and a load."""
         for stage, dtype, model in ((0, "bfloat16", "tied"), (2, "float32", "tied"), (3, "float32", "untied")):
@@ -382,6 +421,7 @@ def main() -> None:
             scenarios.exports,
             scenarios.rewards,
             scenarios.resume,
+            scenarios.refused,
             scenarios.following,
         ]
     for scenario in chosen:

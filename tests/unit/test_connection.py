@@ -1,10 +1,13 @@
 """Which clusters a run joins, and where its processes meet."""
 
+import platform
 import socket
 
 import pytest
+import ray
+from ray._private.utils import check_version_info
 
-from rlhf.actors.connection import require_token
+from rlhf.actors.connection import differing_versions, require_token
 from rlhf.engines.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
 
@@ -20,6 +23,15 @@ def test_a_cluster_that_asks_for_no_token_is_refused() -> None:
 
 def test_a_cluster_of_this_machine_needs_none() -> None:
     require_token(["127.0.0.1", "127.0.0.3", "::1", "::ffff:127.0.0.1", "localhost"], has_token=False)
+
+
+def test_a_cluster_of_other_versions_is_named_with_both() -> None:
+    with pytest.raises(RuntimeError, match="Version mismatch") as caught:
+        check_version_info({"ray_version": "2.52.0", "python_version": "3.10.4"}, "10.0.0.5:6379")
+    told = differing_versions(str(caught.value))
+    ours = f"this process Ray {ray.__version__} on Python {platform.python_version()}"
+    assert told == f"the cluster at that address has Ray 2.52.0 on Python 3.10.4, {ours}; use the same on both."
+    assert differing_versions("Could not read the store. Ray: 1 Python: 2") is None
 
 
 def test_a_store_listens_on_its_address_alone() -> None:

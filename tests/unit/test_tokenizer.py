@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
@@ -198,3 +199,25 @@ def test_a_folder_without_a_usable_tokenizer_gives_its_line(
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^policy\.model: .*/none is no folder\.$"):
         load_tokenizer(f"{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (GatedRepoError, "policy.model: meta/x is gated; log in with hf auth login."),
+        (RepositoryNotFoundError, "policy.model: meta/x is no folder, and the hub has no such model."),
+        (LocalEntryNotFoundError, "policy.model: meta/x is no folder, and the hub cannot be reached."),
+    ],
+)
+def test_a_hub_model_that_cannot_be_had_gets_its_line_without_the_token(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], line: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        cause = kind.__new__(kind)
+        cause.args = ("401 for https://hub/meta/x?token=hf_planted",)
+        raise OSError("cannot load meta/x with hf_planted") from cause
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer("meta/x")
+    assert str(caught.value) == line

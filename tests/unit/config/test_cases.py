@@ -75,6 +75,26 @@ def test_a_wrong_file_gets_its_line(problems: Problems, text: str | bytes, line:
     assert found == [line]
 
 
+@pytest.mark.parametrize(
+    ("command", "text", "line"),
+    [
+        (
+            "grpo",
+            "critic:\n  model: m\n  lr: 1e-6\n",
+            "config.yaml:2: critic.model: grpo has no critic. Leave it out, or run ppo.",
+        ),
+        (
+            "sft",
+            "rollout: {batch_size: 4}\n",
+            "config.yaml:1: rollout.batch_size: sft has no rollout. Leave it out, or run ppo or grpo or online-dpo or online-kto.",
+        ),
+    ],
+)
+def test_a_section_of_another_command_is_named_once(problems: Problems, command: str, text: str, line: str) -> None:
+    found = problems("--data.path", "x.jsonl", "--policy.model", "m", text=text, command=command)
+    assert [one for one in found if "config.yaml" in one] == [line]
+
+
 ON_LINE = [
     (["--policy.lrr", "1"], "--policy.lrr: unknown key. Did you mean --policy.lr?"),
     (["--polcy.lr=1"], "--polcy.lr: unknown key. Did you mean --policy.lr?"),

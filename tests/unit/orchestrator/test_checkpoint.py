@@ -203,6 +203,17 @@ def test_free_space_is_looked_at_before_writing(shelf: Shelf) -> None:
     assert full.newest()[0].name == "step_2"
 
 
+@pytest.mark.parametrize(("free", "is_warned"), [(10**6, False), (100, True)])
+def test_a_disk_that_will_be_too_small_is_told_of_at_the_first_save(tmp_path: Path, free: int, is_warned: bool) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.checkpoints = Checkpoints(tmp_path, keep=2, warn=shelf.warnings.append, free_bytes=lambda _: free)
+    shelf.save(0)
+    assert [text for text in shelf.warnings if "2 more of" in text and "lower checkpoint.keep" in text] == (
+        shelf.warnings if is_warned else []
+    )
+    assert bool(shelf.warnings) is is_warned
+
+
 def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, keep=1)
     shelf.save(1)

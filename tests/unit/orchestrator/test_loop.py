@@ -347,6 +347,15 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_bounded(
     assert np.isfinite(run.engines[Role.POLICY].table).all()
 
 
+def test_gradients_that_are_not_finite_now_and_then_are_bounded_too(tmp_path: Path) -> None:
+    run = sft_run(tmp_path / "a", num_steps=60)
+    run.engines[Role.POLICY] = FakeTrainEngine(
+        np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, finite=lambda n: n % 5 != 0
+    )
+    with pytest.raises(NumericsError, match=r"policy: 11 of the last \d+ updates had a gradient .* At most 10 of 1000"):
+        run.run()
+
+
 def test_pretraining_text_goes_with_each_of_the_policys_minibatches(tmp_path: Path) -> None:
     texts = [given_group(i, ["h" * 3], [0.0]) for i in range(5)]
     run = ppo_run(tmp_path / "a", num_steps=2, passes=Passes(frozen_steps={Role.POLICY: 1}, timeout_s=20))

@@ -57,10 +57,11 @@ def test_killed_between_any_two_phases_and_resumed_is_uninterrupted(
 
 
 @pytest.mark.parametrize("calls", [5, 8, 10, 13, 20, 31, 44])
-def test_sigterm_saves_a_finished_step_and_resumes_to_the_same(
+def test_a_signal_saves_a_finished_step_and_resumes_to_the_same(
     tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
 ) -> None:
-    preempted = fused_run(tmp_path / "a", Fuse(calls, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    number = signal.SIGUSR1 if calls % 2 else signal.SIGTERM
+    preempted = fused_run(tmp_path / "a", Fuse(calls, lambda: os.kill(os.getpid(), number)))
     with pytest.raises(PreemptedError, match=r"asked to stop: step \d is saved; continue with --resume") as error:
         preempted.run()
     assert error.value.exit_code == 75
@@ -68,6 +69,12 @@ def test_sigterm_saves_a_finished_step_and_resumes_to_the_same(
     resumed = fused_run(tmp_path / "a", Fuse(0, kill))
     resumed.run(resume=True)
     assert evidence(resumed) == uninterrupted[0]
+
+
+def test_a_signal_before_the_loop_ends_the_run_at_once() -> None:
+    stop = StopRequest(grace_s=60)
+    with stop.listening(), pytest.raises(PreemptedError, match="stopped by SIGUSR1 while the run starts"):
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def test_no_update_is_begun_after_sigterm_came_while_measuring(tmp_path: Path) -> None:
@@ -187,6 +194,13 @@ def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 4}), ("policy.*",))
     with pytest.raises(ConfigError, match="does not hold the same trained models"):
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 8, "critic": 1}), ())
+
+
+def test_another_zero_stage_is_never_accepted() -> None:
+    saved = replace(SAVED, config={"policy": {"zero_stage": 3, "lr": 1e-6}})
+    now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
+    with pytest.raises(ConfigError, match=r"^resume: policy\.zero_stage was 3, now 2; step_\d+ can only be read with"):
+        require_same_run(saved, now, ("policy.*",))
 
 
 def test_keys_that_come_and_go_are_changes() -> None:

@@ -1,5 +1,6 @@
 """The run's folder: one driver at a time, and nobody else's folder."""
 
+import io
 import json
 import signal
 import subprocess
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.run import LogSection
 from rlhf.errors import CheckpointError, ConfigError
+from rlhf.orchestrator.console import make_console
+from rlhf.orchestrator.records import Records
 from rlhf.orchestrator.run_directory import RunDirectory, Status
+from rlhf.orchestrator.trackers import JsonLines
 from tests.unit.orchestrator.support import given_group
 
 HOLD = """
@@ -102,6 +107,22 @@ def test_going_back_drops_what_was_recorded_later_and_what_was_torn(tmp_path: Pa
         run.rewind(3)
         assert run.metrics.read_text().splitlines() == lines[:3]
         assert sorted(path.name for path in run.rollouts.iterdir()) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3)]
+
+
+def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        for file in (run.events, run.metrics):
+            file.symlink_to("/dev/full")
+        out = io.StringIO()
+        records = Records(run, [JsonLines(run.metrics)], make_console(out, 3), LogSection(), num_steps=3)
+        with records.open():
+            records.step(1, {"loss": 0.5}, [], online=False)
+            records.warn("a tie")
+        assert json.loads((run.path / "status.json").read_text())["step"] == 1
+    told = out.getvalue()
+    assert "metrics.jsonl: cannot be written (No space left on device); the run goes on without this record" in told
+    assert "events.jsonl: cannot be written" in told
+    assert "a tie" in told
 
 
 def test_a_disk_that_refuses_is_blamed_by_name(tmp_path: Path) -> None:
