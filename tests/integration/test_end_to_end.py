@@ -322,6 +322,12 @@ def test_every_fault_struck(chaos: Chaos) -> None:
     assert {row["kind"] for row in chaos.witnesses} == {"kill", "stop", "tear"}
 
 
+def test_what_holds_no_state_is_replaced_in_its_step(chaos: Chaos) -> None:
+    texts = [str(row["text"]) for row in read_rows(chaos.folder / "events.jsonl") if row["kind"] == "replacement"]
+    assert any(text.startswith("rollout generation: rollout engine 0 (") for text in texts), chaos.output
+    assert any(": reward function (" in text for text in texts), chaos.output
+
+
 def test_a_restart_says_who_was_lost_or_stopped(chaos: Chaos) -> None:
     restarts = [str(row["text"]) for row in read_rows(chaos.folder / "events.jsonl") if row["kind"] == "restart"]
     assert restarts
