@@ -27,11 +27,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.engines.distributed import deepspeed, init_distributed
 from rlhf.engines.rendezvous import meet
-from rlhf.engines.weight_sync import make_sender, make_source
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, GlooInitInfo, GlooUpdateInfo, listen
+from rlhf.engines.weight_sync.media import make_sender
+from rlhf.engines.weight_sync.source import make_source
 from rlhf.types import SyncReport
 
 NUM_TRAINERS = 2

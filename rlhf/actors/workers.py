@@ -207,7 +207,7 @@ class ModelWorker(Actor):
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
-        from rlhf.engines.weight_sync import make_sender
+        from rlhf.engines.weight_sync.media import make_sender
         from rlhf.engines.weight_sync.source import make_source
 
         trainee = self._trainees[role]

@@ -9,7 +9,8 @@ from rlhf.config.commands import GenerateConfig
 from rlhf.config.data import DataSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.rollout import local_device, open_engine
+from rlhf.engines.device_memory import local_device
+from rlhf.engines.rollout import open_engine
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
 from rlhf.orchestrator.console import visible

@@ -13,9 +13,10 @@ from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
+from rlhf.engines.device_memory import local_device
 from rlhf.engines.models import resolve_folder
 from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row_problems
-from rlhf.engines.rollout import engine_kind, local_device, open_engine
+from rlhf.engines.rollout import engine_kind, open_engine
 from rlhf.engines.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.console import make_console

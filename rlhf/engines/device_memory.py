@@ -1,8 +1,13 @@
-"""The memory of this process's GPU, where it has one."""
+"""The GPU of this process, where it has one: whether, and its memory."""
 
 import gc
 
 import torch
+
+
+def local_device() -> str:
+    """cuda where this machine has a GPU, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def free_memory() -> None:

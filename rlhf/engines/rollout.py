@@ -3,8 +3,6 @@
 from importlib.util import find_spec
 from typing import Protocol
 
-import torch
-
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.weight_sync.base import WeightReceiver
@@ -18,11 +16,6 @@ NO_MIXTURE = (
 
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
     """Both faces of a rollout engine: it samples, and it takes weights."""
-
-
-def local_device() -> str:
-    """cuda where this machine has a GPU, else cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def engine_kind(section: RolloutSection) -> str:

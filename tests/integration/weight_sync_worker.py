@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.engines.distributed import deepspeed, init_distributed
 from rlhf.engines.rendezvous import meet
-from rlhf.engines.weight_sync import make_sender, make_source
 from rlhf.engines.weight_sync.local import LocalEngineClient
-from rlhf.engines.weight_sync.source import Zero3Source
+from rlhf.engines.weight_sync.media import make_sender
+from rlhf.engines.weight_sync.source import Zero3Source, make_source
 from tests.integration.rollout_support import open_engine, packed, prompt
 
 CONFIG = {

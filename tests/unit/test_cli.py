@@ -176,6 +176,12 @@ def test_a_right_run_passes_its_check(world: Path) -> None:
             "--rollout.max-response-tokens: 512 + 800 tokens > context 1024 of model. "
             "Lower rollout.max_response_tokens to 512.",
         ),
+        (["--critic.model", "small"], ModelError, "--critic.model: vocab differs from policy (4 vs "),
+        (
+            ["--data.template", "chat"],
+            ModelError,
+            "--data.template: chat, but the tokenizer of model has no chat template. Use plain.",
+        ),
         (["--log.wandb-project", "p"], ConfigError, "--log.wandb-project: environment variable WANDB_API_KEY is not set."),
         (["--data.path", "empty.jsonl"], DataError, "data: empty.jsonl has no rows."),
         (["--data.path", "bad.jsonl"], DataError, "bad.jsonl:2: "),

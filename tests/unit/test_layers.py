@@ -1,6 +1,8 @@
 """The arrows between packages, and where heavy libraries may be imported."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,9 @@ def test_a_broken_arrow_is_seen(package: str, line: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_one_noun(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_process_of_a_reward_function_imports_no_torch() -> None:
+    """It would take seconds at each start, and half a gigabyte."""
+    script = "import sys, rlhf.actors.workers, rlhf.engines.rewards; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from rlhf.engines.serving import Serving, ServingGate
-from rlhf.engines.weight_sync import make_sender
 from rlhf.engines.weight_sync.base import Info, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
 from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
 from rlhf.engines.weight_sync.local import LocalEngineClient
+from rlhf.engines.weight_sync.media import make_sender
 from rlhf.engines.weight_sync.source import ModuleSource
 from rlhf.errors import ConfigError, WeightSyncError
 
