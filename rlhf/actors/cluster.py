@@ -165,6 +165,7 @@ class Cluster:
         for worker in workers:
             with suppress(ValueError):  # the run may be ending in another thread
                 self._actors.remove(worker.handle)
+            with suppress(ValueError):
                 self._workers.remove(worker)
             ray.kill(worker.handle)
 
@@ -198,6 +199,7 @@ class Cluster:
         traffic.stop()
         self.end(self.workers)
         self._empty()
+        self._workers.clear()  # also those that another thread was starting
         self._count()
         traffic.open()
 

@@ -130,7 +130,7 @@ class CriticFree:
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
             "groups/equal": mean([are_equal(scores) for scores in several]),
         }
-        self._sameness.hear(len(several), sums["groups/equal"])
+        self._sameness.hear(joined)
         if self._section.overlong_buffer:
             sums["reward/overlong"] = mean([self._overlong(answer) for group in groups for answer in group])
         return LossMetrics(sums=sums, warnings=self._sameness.warnings())

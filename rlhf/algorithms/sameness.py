@@ -1,28 +1,29 @@
-"""Groups whose answers all got the same reward, step after step."""
+"""Answers that nothing tells apart, step after step."""
 
 from collections.abc import Mapping
 
+from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.state import number
 from rlhf.types import Json
 
 PATIENCE_STEPS = 10
 TEXT = (
-    "for {steps} steps every answer to a prompt got the same reward as the others, so that all advantages are 0 and "
+    "for {steps} steps all advantages were 0: every answer got the same reward as those that it is compared with, and "
     "nothing is learned. Check in this order: the reward (rollouts/*.jsonl shows each answer with its own); prompts "
     "that are all too hard or all too easy; rollout.temperature and rollout.num_samples, where answers are alike"
 )
 
 
 class Sameness:
-    """Says once when no group of ten steps in a row told its answers apart."""
+    """Says once when ten steps in a row had no advantage."""
 
     def __init__(self) -> None:
         self._steps = 0
 
-    def hear(self, num_groups: int, share_equal: float) -> None:
-        """The groups of several answers in one step, and the share of them whose rewards were equal."""
-        if num_groups and self._steps <= PATIENCE_STEPS:
-            self._steps = self._steps + 1 if share_equal == 1.0 else 0
+    def hear(self, advantages: Floats) -> None:
+        """The advantages of all tokens of one step."""
+        if len(advantages) and self._steps <= PATIENCE_STEPS:
+            self._steps = 0 if advantages.any() else self._steps + 1
 
     def warnings(self) -> tuple[str, ...]:
         """What there is to say now."""

@@ -32,8 +32,8 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
-NEVER = ("*.zero_stage",)
-"""Keys that decide how a checkpoint is laid out: with others it cannot be read."""
+LAID_OUT_BY = "{role}.zero_stage"
+"""What decides how the checkpoint of a trained role is laid out: with another value it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,8 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
     differing = changed_keys(saved.config, now.config)
-    laid_out = [change for change in differing if _matches(change[0], NEVER)]
+    fixed = [LAID_OUT_BY.format(role=role) for role in now.ranks]
+    laid_out = [change for change in differing if change[0] in fixed]
     problems += [
         f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"
         for key, old, new in laid_out

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.distributed import deepspeed, init_distributed
 from rlhf.engines.rendezvous import meet
@@ -31,8 +30,8 @@ from rlhf.orchestrator.batching import (
     unpack_tokens,
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
+from tests.integration.training_losses import LENGTHS, OBJECTIVES
 
-LENGTHS = (9, 17, 30, 2, 12, 5, 22, 41, 1)
 QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
 Limit = tuple[int, int | None]
 PACKED: Limit = (1000, None)
@@ -68,44 +67,6 @@ def rankings() -> list[Experience]:
         )
         for i, sizes in enumerate(((7, 12), (20, 3), (5, 5)))
     ]
-
-
-def policy_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
-    """Advantage-weighted log-probs and an entropy bonus over the step's tokens; reports how far the ratio is from 1."""
-    assert batch.advantages is not None
-    assert outputs.entropy is not None
-    gain = batch.advantages * outputs.predictions + 0.1 * outputs.entropy
-    loss = -torch.where(batch.loss_mask, gain, 0.0).sum() / batch.denominators.tokens
-    maxima = {}
-    if batch.old_log_probs is not None:
-        maxima["ratio_error"] = float(((outputs.predictions.detach() - batch.old_log_probs).exp() - 1).abs().max())
-    return LossOutput(loss=loss, metrics=LossMetrics(sums={"loss": float(loss.detach())}, maxima=maxima))
-
-
-def broken_gradient(outputs: Outputs, batch: TensorBatch) -> LossOutput:
-    """A finite loss with an infinite gradient."""
-    difference = outputs.predictions - outputs.predictions.detach()
-    return LossOutput(loss=difference.sqrt().sum() / batch.denominators.tokens)
-
-
-def broken_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
-    """A loss that is not a number in one micro-batch of the step, with a gradient that looks healthy."""
-    loss = policy_loss(outputs, batch).loss
-    return LossOutput(loss=loss + torch.nan if int(batch.lengths.max()) == max(LENGTHS) else loss)
-
-
-def pair_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
-    """Bradley-Terry over (better, worse)."""
-    better, worse = outputs.predictions.view(-1, 2).unbind(-1)
-    return LossOutput(loss=-torch.nn.functional.logsigmoid(better - worse).sum() / batch.denominators.examples)
-
-
-OBJECTIVES = {
-    "policy": policy_loss,
-    "broken gradient": broken_gradient,
-    "broken loss": broken_loss,
-    "reward": pair_loss,
-}
 
 
 @contextmanager

@@ -205,23 +205,6 @@ def test_equal_rewards_have_advantage_exactly_0(section: type[CriticFreeSection]
     assert metrics.sums["groups/equal"] == float(size > 1)
 
 
-def test_ten_steps_without_a_difference_are_told_once_also_after_a_restart() -> None:
-    equal, different = grouped([1.0, 1.0], lengths=[2, 2]), grouped([1.0, 0.0], lengths=[2, 2])
-    algorithm = build(GrpoSection(**PLAIN))
-
-    def warned(group: ScoredGroup) -> bool:
-        examples = algorithm.select([group])
-        _, metrics = algorithm.credit(examples, [said(example) for example in examples])
-        return any("same reward" in text for text in metrics.warnings)
-
-    assert not any(warned(equal) for _ in range(9))
-    assert not warned(different), "one step that tells them apart begins anew"
-    assert not any(warned(equal) for _ in range(4))
-    state, algorithm = algorithm.state(), build(GrpoSection(**PLAIN))
-    algorithm.restore(state)
-    assert [warned(equal) for _ in range(8)] == [False] * 5 + [True, False, False]
-
-
 def test_equal_rewards_of_a_whole_batch_have_advantage_exactly_0() -> None:
     got = advantages(ReinforceSection(**PLAIN), grouped([0.1] * 3), grouped([0.1] * 3, name="q"))
     assert got == [[0.0]] * 6

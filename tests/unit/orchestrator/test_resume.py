@@ -201,6 +201,8 @@ def test_another_zero_stage_is_never_accepted() -> None:
     now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
     with pytest.raises(ConfigError, match=r"^resume: policy\.zero_stage was 3, now 2; step_\d+ can only be read with"):
         require_same_run(saved, now, ("policy.*",))
+    scorers = [replace(SAVED, config={"reference": {"zero_stage": stage}}) for stage in (3, 0)]
+    require_same_run(scorers[0], scorers[1], ("reference.*",))  # of a reference nothing is saved
 
 
 def test_keys_that_come_and_go_are_changes() -> None:
