@@ -55,8 +55,8 @@ class Fault:
 class Injector:
     """Watches the waits of the driver's threads, and strikes in the phase that the next fault names.
 
-    A fault is armed when the run has gone on since it last saved a step: so between two faults one step is kept, and a
-    run that needs more than its budget of restarts has a fault of its own.
+    A fault is armed when the run has gone on since it last saved a step that began after the one before: so between two
+    faults one step is whole and kept, and a run that needs more than its budget of restarts has a fault of its own.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Injector:
         self._lock = threading.Lock()
         self._phases: set[str] = set()
         self._has_saved = False
+        self._has_struck_in_save = False
         self._is_armed = False
 
     def watch(self, text: str) -> None:
@@ -85,16 +86,19 @@ class Injector:
         with self._lock:
             self._see(name)
             self._phases.add(name)
-            if self._has_saved and name != "checkpoint":
-                self._has_saved, self._is_armed = False, True
+            if name != "checkpoint":
+                self._has_struck_in_save = False
+                if self._has_saved:
+                    self._has_saved, self._is_armed = False, True
             # One whose phase this kind of run does not have must not hold up the others.
             due = next((fault for fault in self._faults if fault.phase in self._phases), None)
             is_armed = due is not None and self._is_armed and self._clock() - self._last_s >= due.apart_s
             if due is not None and is_armed and due.phase == name:
                 self._is_armed, self._last_s = False, self._clock()
+                self._has_struck_in_save = name == "checkpoint"
                 self._faults.remove(due)
                 self._strike(due, text)
-            elif name == "checkpoint":
+            elif name == "checkpoint" and not self._has_struck_in_save:
                 self._has_saved = True
 
 

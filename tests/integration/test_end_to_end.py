@@ -140,8 +140,8 @@ def killed(command: CommandLine) -> Killed:
     sockets, files = listening_sockets(processes), shared_memory(processes)
     driver.process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + AFTER_KILL_S
-    while driver.processes() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    while (driver.processes() or sockets.keys() & dict(all_listening())) and time.monotonic() < deadline:
+        time.sleep(0.5)  # a process of many threads may be a zombie while one of them still closes what was open
     left = driver.processes()
     driver.release()
     listening = dict(all_listening())

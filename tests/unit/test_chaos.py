@@ -42,6 +42,12 @@ def test_a_fault_strikes_in_its_phase_once_a_step_was_saved() -> None:
     ]
 
 
+def test_what_is_killed_in_a_save_is_needed_once_before_another_is_killed() -> None:
+    waits = [*START, *STEP, *STEP, *STEP, *STEP]
+    faults = [fault(0, "checkpoint"), fault(1, "generate")]
+    assert struck(faults, waits) == [(0, 16, "policy save"), (1, 31, "rollout generation")]
+
+
 def test_a_phase_that_never_comes_holds_no_other_fault_up() -> None:
     waits = [text for text in (*START, *STEP, *STEP) if text not in ("scoring", "reward forward")]
     assert struck([fault(0, "score"), fault(1, "sync")], waits) == [(1, 13, "weight sync of version 1")]
