@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 BLAME_GRACE_S = 3.0
 """After a first failure, how long to look for a dead peer: a collective that lost one fails on the others first."""
+LOOK_EVERY_S = 30.0
+"""How often a wait asks whether those that it waits for are stopped; its deadline may be an hour away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[obj
     """The results of `calls`, in order.
 
     Raises:
-        StallError: some had not answered after `timeout_s`; names them.
+        StallError: some had not answered after `timeout_s`, or are stopped and stay so; names them.
         WorkerLostError: a worker died; names it.
         RlhfError: what the worker itself raised, where it is one of ours; anything else is wrapped with its origin.
     """
@@ -115,12 +117,20 @@ def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[objec
     deadline = time.monotonic() + timeout_s
     pending = {call.ref: call for call in calls}
     failures: list[RlhfError] = []
+    stopped: set[post_mortem.Process] = set()
     while pending and not failures:
-        ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        left_s = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(left_s, LOOK_EVERY_S))
         if not ready:
             late = [call.worker for call in pending.values()]
-            findings = post_mortem.look(places(late))
-            raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late, findings)}")
+            if left_s <= LOOK_EVERY_S:
+                findings = post_mortem.look(places(late))
+                raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late, findings)}")
+            before, stopped = stopped, post_mortem.stopped(places(late))
+            if stay := before & stopped:
+                findings = post_mortem.look(places(late))
+                halted = [worker for worker in late if (worker.node_id, worker.pid) in stay]
+                raise StallError(f"{phase}: no answer can come from {told(halted, findings)}")
         failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
     if failures:
         raise blame(failures, list(pending.values()), phase)
@@ -142,17 +152,25 @@ def failure_of(call: Call, phase: str) -> RlhfError | None:
     except RayActorError as error:
         return WorkerLostError(f"{phase}: {call.worker} died. {first_line(error)}")
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, RlhfError):
-            return cause
-        wrapped = RlhfError(f"{phase}: {call.worker} failed: {type(cause).__name__}: {first_line(cause)}")
-        wrapped.__cause__ = error  # whose text is the traceback over there
-        return wrapped
+        return raised_there(call.worker, phase, error)
     except GetTimeoutError:
         return StallError(f"{phase}: the answer of {call.worker} did not arrive.")
     except RayError as error:
         return WorkerLostError(f"{phase}: {call.worker}: {first_line(error)}")
     return None
+
+
+def raised_there(worker: Worker, phase: str, error: RayTaskError) -> RlhfError:
+    """What a call of a worker raised, as one of our errors."""
+    cause = error.cause
+    if isinstance(cause, RlhfError):
+        return cause
+    text = f"{type(cause).__name__}: {first_line(cause)}"
+    if isinstance(cause, RayError):  # such as an answer for which there was no room
+        return WorkerLostError(f"{phase}: {worker}: {text}")
+    wrapped = RlhfError(f"{phase}: {worker} failed: {text}")
+    wrapped.__cause__ = error  # whose text is the traceback over there
+    return wrapped
 
 
 def blame(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) -> RlhfError:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import ray
+from ray.exceptions import RayError
 
-from rlhf.actors.calls import Call, Worker, wait_all
-from rlhf.errors import INFRASTRUCTURE, RlhfError
+from rlhf.actors.calls import Call, Worker, first_line, wait_all
+from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
 from rlhf.types import FloatArray, LossMetrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
 
 Item = TypeVar("Item")
@@ -37,7 +38,10 @@ class WorkerGroup:
 
     def _ask(self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float) -> list[object]:
         with self._submitting:
-            calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(workers)]
+            try:
+                calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(workers)]
+            except RayError as error:  # no room for what they are given, or one is known to be dead
+                raise WorkerLostError(f"{phase}: could not be asked: {first_line(error)}") from error
         return wait_all(calls, phase=phase, timeout_s=timeout_s)
 
 

@@ -67,6 +67,13 @@ def look(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
     return {**found, **dict.fromkeys(silent, SILENT)}
 
 
+def stopped(places: Mapping[str, Sequence[Place]]) -> set[Process]:
+    """Which processes somebody has stopped, by SIGSTOP. A debugger that looks at one stops it otherwise; what a node
+    that does not answer has stopped is not known."""
+    found, _ = _on_nodes(_stopped_here, places, LOOK_TIMEOUT_S)
+    return set(found)
+
+
 def end(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
     """Kill processes and their children, also where they are stopped and obey nobody else.
 
@@ -132,6 +139,16 @@ def look_here(processes: Sequence[Place]) -> dict[int, str]:
         except psutil.Error:
             found[pid] = GONE
     time.sleep(WRITING_S)
+    return found
+
+
+def _stopped_here(processes: Sequence[Place]) -> dict[int, str]:
+    found = {}
+    for pid, _ in processes:
+        with contextlib.suppress(psutil.Error):
+            status = _actor(pid).status()
+            if status == psutil.STATUS_STOPPED:
+                found[pid] = FINDINGS[status]
     return found
 
 

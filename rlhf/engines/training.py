@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.distributed import deepspeed, torch_device
+from rlhf.engines.finite_weights import require_finite
 from rlhf.engines.following import FollowingCopy
 from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.master_weights import MovementCheck, master_shards
@@ -53,6 +54,7 @@ class DeepSpeedEngine:
         self.num_ranks = dist.get_world_size()
         section = on_ranks(section, self.num_ranks)
         self._section = section
+        self._where = where
         self._objectives = objectives
         self._num_planned_steps = num_steps
         self._num_steps = 0
@@ -153,13 +155,17 @@ class DeepSpeedEngine:
             self._sender = None
 
     def send_weights(self, version: int) -> SyncReport:
-        """Give the rollout engines this model's weights as `version`. Raises WeightSyncError."""
+        """Give the rollout engines this model's weights as `version`. Raises WeightSyncError, and NumericsError before
+        anything is sent where some are not finite."""
         if self._sender is None:
             raise RlhfError("send_weights was called before a sender was attached")
+        require_finite(self.module, self._where)
         return self._sender.send(version)
 
     def save(self, directory: Path) -> None:
-        """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all."""
+        """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all.
+        Raises CheckpointError, and NumericsError before anything is written where some weights are not finite."""
+        require_finite(self.module, self._where)
         save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._copy)
 
     def load(self, directory: Path) -> None:

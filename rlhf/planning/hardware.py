@@ -9,6 +9,8 @@ from rlhf.errors import ConfigError
 GIB = 2**30
 GB = 10**9
 TERA = 10**12
+LEAST_SHARED_MEMORY_GIB = 1.0
+"""Free in /dev/shm, where Ray's objects lie. A container that is not told otherwise has a sixteenth of it."""
 CLUSTER = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<devices>\d+)x(?P<kind>[A-Za-z][\w-]*)")
 
 

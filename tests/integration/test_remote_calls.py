@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from ray.exceptions import ObjectStoreFullError
 
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker, places, told, wait_all
@@ -46,6 +47,9 @@ class Toy:
 
     def stumble(self) -> None:
         raise ZeroDivisionError("by zero")
+
+    def overflow(self) -> None:
+        raise ObjectStoreFullError("no room for 3 GiB")
 
     def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
         return [batch.token_ids.astype("float32") for batch in batches]
@@ -149,6 +153,30 @@ def test_a_stall_leaves_the_stacks_of_who_is_late_and_names_who_is_stopped(morta
         wait_all(calls[1:2], phase="nap", timeout_s=30)
 
 
+def test_one_that_stays_stopped_is_not_waited_for_to_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, mortals: list[Worker]
+) -> None:
+    monkeypatch.setattr("rlhf.actors.calls.LOOK_EVERY_S", 0.3)
+    os.kill(mortals[1].pid, signal.SIGSTOP)
+    started = time.monotonic()
+    under_way = [Call(worker=worker, ref=worker.handle.nap.remote(20)) for worker in mortals]
+    with pytest.raises(StallError, match="nap: no answer can come from") as raised:
+        wait_all(under_way, phase="nap", timeout_s=600)
+    assert time.monotonic() - started < 15
+    assert f"{mortals[1]}. {mortals[1].name} is stopped (by SIGSTOP or a debugger)." in str(raised.value)
+    assert str(mortals[0]) not in str(raised.value), "who only works is not named"
+
+
+def test_one_that_is_stopped_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch, workers: list[Worker]) -> None:
+    seen = [{(worker.node_id, worker.pid)} for worker in workers[:2]] * 20
+    looks = iter(seen)
+    monkeypatch.setattr("rlhf.actors.calls.LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(post_mortem, "stopped", lambda _places: next(looks))
+    under_way = [Call(worker=worker, ref=worker.handle.nap.remote(1)) for worker in workers[:2]]
+    assert wait_all(under_way, phase="nap", timeout_s=600) == [worker.pid for worker in workers[:2]]
+    assert len(list(looks)) < len(seen) - 2, "it was not looked at twice"
+
+
 def test_a_failed_collective_is_blamed_on_the_peer_that_is_silent(mortals: list[Worker]) -> None:
     os.kill(mortals[1].pid, signal.SIGSTOP)
     calls = [
@@ -221,6 +249,18 @@ def test_other_errors_say_where_they_came_from(workers: list[Worker]) -> None:
     with pytest.raises(Exception, match=r"^forward: policy rank 0 .* failed: ZeroDivisionError: by zero$") as caught:
         wait_all([Call(worker=workers[0], ref=workers[0].handle.stumble.remote())], phase="forward", timeout_s=30)
     assert "in stumble" in str(caught.value.__cause__), "the traceback over there is lost"
+
+
+def test_an_object_store_without_room_is_a_loss_that_another_start_may_not_meet(workers: list[Worker]) -> None:
+    group = WorkerGroup(workers)
+    with pytest.raises(WorkerLostError, match=r"^x: policy rank \d \(.*: ObjectStoreFullError: .*no room for 3 GiB"):
+        group.run(lambda _rank, handle: handle.overflow.remote(), phase="x", timeout_s=30)
+
+    def submit(_rank: int, _handle: ray.actor.ActorHandle) -> ray.ObjectRef[object]:
+        raise ObjectStoreFullError("no room for 3 GiB")
+
+    with pytest.raises(WorkerLostError, match=r"^x: could not be asked: .*no room for 3 GiB"):
+        group.run(submit, phase="x", timeout_s=30)
 
 
 def test_a_group_splits_by_rank_and_joins_again(workers: list[Worker]) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.engines.training_checkpoint import require_all_seen
 from rlhf.errors import CheckpointError
-from tests.integration.training_worker import experiences, rankings
+from tests.integration.training_rows import experiences, rankings
 from tests.tiny_models import make_policy, make_reward_model, tiny_tokenizer
 
 Results = dict[str, torch.Tensor]
@@ -238,6 +238,15 @@ def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: in
         assert bool(results[f"{name}/export"]) == (bad == 0), "rank 0 writes the model"
         assert bool(results[f"{name}/undisturbed"])
         assert bool(results[f"{name}/saved"])
+
+
+@pytest.mark.parametrize(("stage", "bad"), [(0, 0), (2, 1), (3, 0), (3, 1)])
+def test_weights_that_are_not_finite_are_not_saved(folder: Path, stage: int, bad: int) -> None:
+    """Whichever rank holds them, both hear of it and nothing is written."""
+    for rank in range(2):
+        results = load_file(folder / f"results_2_{rank}.safetensors")
+        assert bool(results[f"poisoned-{stage}-{bad}/save"])
+        assert bool(results[f"poisoned-{stage}-{bad}/unwritten"])
 
 
 @pytest.mark.parametrize(("seen", "missing"), [((0, 1, 2), None), ((0, 2), "rank 1 wrote"), ((1,), "rank 0, 2 wrote")])

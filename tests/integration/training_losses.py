@@ -4,9 +4,7 @@ import torch
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.types import LossMetrics
-
-LENGTHS = (9, 17, 30, 2, 12, 5, 22, 41, 1)
-"""Tokens of the examples that the worker makes."""
+from tests.integration.training_rows import LENGTHS
 
 
 def policy_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.finite_weights import own_part
 from rlhf.engines.rendezvous import meet
 from rlhf.engines.scoring import ScoringEngine
 from rlhf.engines.training import DeepSpeedEngine
-from rlhf.errors import CheckpointError
+from rlhf.errors import CheckpointError, NumericsError
 from rlhf.orchestrator.batching import (
     Limits,
     build_batches,
@@ -30,43 +31,14 @@ from rlhf.orchestrator.batching import (
     unpack_tokens,
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
-from tests.integration.training_losses import LENGTHS, OBJECTIVES
+from tests.integration.training_losses import OBJECTIVES
+from tests.integration.training_rows import experiences, rankings
 
 QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
 Limit = tuple[int, int | None]
 PACKED: Limit = (1000, None)
 FOUR: Limit = (20, None)
 SINGLE: Limit = (1, 1)
-
-
-def experiences(fill: float = 1.0, seed: int = 0) -> list[Experience]:
-    """Answers of many lengths (one of a single token, which learns nothing) with advantages of both signs."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for i, n in enumerate(LENGTHS):
-        sequence = LearnedSequence(
-            token_ids=rng.integers(4, 99, size=n),
-            loss_mask=np.arange(n) >= max(1, n // 3),
-            advantages=(fill * rng.normal(size=n)).astype(np.float32),
-        )
-        made.append(Experience(id=str(i), sequences=(sequence,)))
-    return made
-
-
-def rankings() -> list[Experience]:
-    """Pairs, the better answer first."""
-    rng = np.random.default_rng(3)
-    return [
-        Experience(
-            id=str(i),
-            sequences=tuple(
-                LearnedSequence(token_ids=rng.integers(4, 99, size=n), loss_mask=np.ones(n, dtype=np.bool_))
-                for n in sizes
-            ),
-            targets=(1.0, 0.0),
-        )
-        for i, sizes in enumerate(((7, 12), (20, 3), (5, 5)))
-    ]
 
 
 @contextmanager
@@ -81,10 +53,10 @@ def full_disk() -> Iterator[None]:
 
 
 def told_by(write: Callable[[Path], None], directory: Path) -> str:
-    """What a CheckpointError says; nothing where there is none."""
+    """What stops a save says; nothing where nothing does."""
     try:
         write(directory)
-    except CheckpointError as error:
+    except (CheckpointError, NumericsError) as error:
         return str(error)
     return ""
 
@@ -330,6 +302,17 @@ class Scenarios:
             self.record(f"{name}/undisturbed", torch.equal(self.weights(engine), self.weights(alone)))
             self.record(f"{name}/saved", told_by(engine.save, checkpoint) == "")
 
+    def poisoned(self) -> None:
+        """A weight that is no number on one rank, in the part that this rank holds."""
+        for stage, bad in ((0, 0), (2, 1), (3, 0), (3, 1)):
+            name = f"poisoned-{stage}-{bad}"
+            engine = self.engine(zero_stage=stage)
+            checkpoint = self.folder / "checkpoints" / name
+            if self.rank == bad:
+                own_part(engine.module.lm_head.weight).view(-1)[-1] = torch.nan
+            self.record(f"{name}/save", "model: 1 of 21 parameters" in told_by(engine.save, checkpoint))
+            self.record(f"{name}/unwritten", not checkpoint.exists())
+
     def following(self) -> None:
         """A running mean of the policy, and a copy of it, through steps, exports, a save and a load."""
         for stage, dtype, model in ((0, "bfloat16", "tied"), (2, "float32", "tied"), (3, "float32", "untied")):
@@ -383,6 +366,7 @@ def main() -> None:
             scenarios.rewards,
             scenarios.resume,
             scenarios.refused,
+            scenarios.poisoned,
             scenarios.following,
         ]
     for scenario in chosen:

@@ -1,0 +1,38 @@
+"""Examples that the training engine's tests learn from."""
+
+import numpy as np
+
+from rlhf.types import Experience, LearnedSequence
+
+LENGTHS = (9, 17, 30, 2, 12, 5, 22, 41, 1)
+"""Tokens of the examples that the worker makes."""
+
+
+def experiences(fill: float = 1.0, seed: int = 0) -> list[Experience]:
+    """Answers of many lengths (one of a single token, which learns nothing) with advantages of both signs."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i, n in enumerate(LENGTHS):
+        sequence = LearnedSequence(
+            token_ids=rng.integers(4, 99, size=n),
+            loss_mask=np.arange(n) >= max(1, n // 3),
+            advantages=(fill * rng.normal(size=n)).astype(np.float32),
+        )
+        made.append(Experience(id=str(i), sequences=(sequence,)))
+    return made
+
+
+def rankings() -> list[Experience]:
+    """Pairs, the better answer first."""
+    rng = np.random.default_rng(3)
+    return [
+        Experience(
+            id=str(i),
+            sequences=tuple(
+                LearnedSequence(token_ids=rng.integers(4, 99, size=n), loss_mask=np.ones(n, dtype=np.bool_))
+                for n in sizes
+            ),
+            targets=(1.0, 0.0),
+        )
+        for i, sizes in enumerate(((7, 12), (20, 3), (5, 5)))
+    ]
