@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rlhf.config.algo import CustomSection
@@ -22,7 +23,14 @@ from rlhf.config.commands import (
     TrainConfig,
 )
 from rlhf.config.load import read_config, resolve, short_summary
-from rlhf.config.model_files import ModelFacts, ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.model_files import (
+    ModelFacts,
+    ModelFileError,
+    different_tokens,
+    local_folder,
+    read_model,
+    require_tokenizer,
+)
 from rlhf.config.openrlhf import in_own_flags
 from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
@@ -37,6 +45,8 @@ from rlhf.orchestrator.data.sources import HUB_NAME
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 2 * 1024 * 1024
+RENAMED_TOKENS = 0.01
+"""Share of the token ids that two models may read otherwise: another tokenizer differs in nearly all."""
 """Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
 ROWS: dict[type[TrainConfig], Kind] = {
     SftConfig: Kind.DEMONSTRATIONS,
@@ -184,9 +194,21 @@ def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
     policy = known.get("policy")
     for role, why in (("reference", "KL is undefined"), ("critic", "it cannot read the policy's tokens")):
         other = known.get(role)
-        if policy and other and policy.vocab_size != other.vocab_size:
-            text = f"vocab differs from policy ({other.vocab_size} vs {policy.vocab_size}); {why}."
-            yield Problem(keys=(f"{role}.model", "policy.model"), text=text, error=ModelError)
+        if not policy or not other or other.folder == policy.folder:
+            continue
+        if text := _difference(policy, other):
+            yield Problem(keys=(f"{role}.model", "policy.model"), text=f"{text}; {why}.", error=ModelError)
+
+
+def _difference(policy: ModelFacts, other: ModelFacts) -> str | None:
+    """Why token ids of the policy mean something else to another model. A few that were renamed are passed over."""
+    if policy.vocab_size != other.vocab_size:
+        return f"vocab differs from policy ({other.vocab_size} vs {policy.vocab_size})"
+    with suppress(ModelFileError):  # the policy's is loaded, and what is wrong with it said then
+        different, shared = different_tokens(policy.folder, other.folder)
+        if different > RENAMED_TOKENS * shared:
+            return f"as many tokens as the policy, but {different} of {shared} stand for other text"
+    return None
 
 
 def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ class ModelFileError(ValueError):
 class ModelFacts:
     """What config.json and the tokenizer's files say. None: they do not say."""
 
+    folder: Path
     model_type: str
     vocab_size: int | None
     context: int | None
@@ -86,6 +87,7 @@ def read_model(folder: Path) -> ModelFacts:
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and vocab_size not in (None, shape[0]):
             raise ModelFileError(f"{name}: shape {list(shape)}, config.json says a vocabulary of {vocab_size}.")
     return ModelFacts(
+        folder=folder,
         model_type=model_type,
         vocab_size=vocab_size,
         context=next((size for key in CONTEXT_KEYS if (size := _whole(inner.get(key)))), None),
@@ -104,6 +106,36 @@ def require_tokenizer(folder: Path) -> None:
     """Raises ModelFileError where there is no tokenizer beside the model."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelFileError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}).")
+
+
+def different_tokens(ours: Path, theirs: Path) -> tuple[int, int]:
+    """How many of the token ids that both folders' tokenizers know stand for something else, and how many those are.
+    Special tokens, which people rename, are left out.
+
+    Raises:
+        ModelFileError: there is no tokenizer.json, or it cannot be read.
+    """
+    one, other = (_tokens(folder / "tokenizer.json") for folder in (ours, theirs))
+    shared = one.keys() & other.keys()
+    return sum(one[token_id] != other[token_id] for token_id in shared), len(shared)
+
+
+def _tokens(file: Path) -> dict[int, str]:
+    """Id -> text of a tokenizer.json, without the special tokens. A unigram model's list is in the order of its ids."""
+    content = _json(file)
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):
+        tokens = {i: str(entry[0]) for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    elif isinstance(vocabulary, dict):
+        tokens = {token_id: text for text, token_id in vocabulary.items() if isinstance(token_id, int)}
+    else:
+        raise ModelFileError(f"{file}: no vocabulary in it.")
+    added = content.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and token.get("special") is True:
+            tokens.pop(token.get("id", -1), None)
+    return tokens
 
 
 def _num_labels(config: Mapping[str, object]) -> int | None:

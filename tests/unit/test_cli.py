@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,11 @@ def test_a_right_run_passes_its_check(world: Path) -> None:
         ),
         (["--critic.model", "small"], ModelError, "--critic.model: vocab differs from policy (4 vs "),
         (
+            ["--reference.model", "stranger"],
+            ModelError,
+            "--reference.model: as many tokens as the policy, but 2 of 3 stand for other text; KL is undefined.",
+        ),
+        (
             ["--data.template", "chat"],
             ModelError,
             "--data.template: chat, but the tokenizer of model has no chat template. Use plain.",
@@ -197,6 +203,10 @@ def test_what_does_not_fit_this_machine_is_found(
     small.mkdir()
     (small / "config.json").write_text('{"model_type": "llama", "vocab_size": 4}')
     (small / "model.safetensors").write_bytes(safetensors({"a": (1,)}))
+    shutil.copytree(world / "model", world / "stranger")
+    for name, text in (("model", "abc"), ("stranger", "bac")):
+        tokens = {"model": {"vocab": {letter: i for i, letter in enumerate(text)}}}
+        (world / name / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(error) as raised:
         checked_config("ppo", [*PPO, *argv], {})
     assert type(raised.value) is error

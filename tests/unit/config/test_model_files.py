@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.model_files import ModelFileError, different_tokens, local_folder, read_model, require_tokenizer
 
 Make = Callable[..., Path]
 
@@ -122,6 +122,35 @@ def test_a_missing_tokenizer_is_named(make: Make) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match="has no tokenizer"):
         require_tokenizer(folder)
+
+
+BPE = {"model": {"vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3}}, "added_tokens": [{"id": 0, "special": True}]}
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (BPE, (0, 3)),
+        ({"model": {"vocab": {"<pad>": 0, "a": 1, "b": 2, "ba": 3}}}, (1, 3)),
+        ({"model": {"vocab": {"a": 2, "b": 1}}, "added_tokens": []}, (2, 2)),
+        ({"model": {"vocab": [["<unk>", 0.0], ["a", -1.0], ["c", -2.5]]}}, (1, 2)),
+    ],
+)
+def test_tokens_that_stand_for_other_text_are_counted(make: Make, other: object, found: tuple[int, int]) -> None:
+    ours, theirs = make("ours"), make("theirs")
+    (ours / "tokenizer.json").write_text(json.dumps(BPE))
+    (theirs / "tokenizer.json").write_text(json.dumps(other))
+    assert different_tokens(ours, theirs) == found
+
+
+def test_tokenizers_that_cannot_be_compared(make: Make) -> None:
+    ours, theirs = make("ours"), make("theirs")
+    (ours / "tokenizer.json").write_text(json.dumps(BPE))
+    with pytest.raises(ModelFileError, match=r"theirs/tokenizer.json: no vocabulary in it\.$"):
+        different_tokens(ours, theirs)
+    (theirs / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match=r"theirs has no tokenizer.json\.$"):
+        different_tokens(ours, theirs)
 
 
 def test_names_of_models(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
