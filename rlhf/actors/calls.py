@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 BLAME_GRACE_S = 3.0
 """After a first failure, how long to look for a dead peer: a collective that lost one fails on the others first."""
 LOOK_EVERY_S = 30.0
-"""How often a wait asks whether those that it waits for are stopped; its deadline may be an hour away."""
+"""How often a wait asks whether it is still worth waiting; its deadline may be an hour away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,10 @@ traffic = Traffic()
 """That of this process, as its connection to Ray is."""
 
 
-def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
-    """The results of `calls`, in order.
+def wait_all(
+    calls: Sequence[Call], *, phase: str, timeout_s: float, meanwhile: Callable[[], None] | None = None
+) -> list[object]:
+    """The results of `calls`, in order. `meanwhile` is called now and then; what it raises ends the wait.
 
     Raises:
         StallError: some had not answered after `timeout_s`, or are stopped and stay so; names them.
@@ -110,10 +112,10 @@ def wait_all(calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[obj
         RlhfError: what the worker itself raised, where it is one of ours; anything else is wrapped with its origin.
     """
     with traffic.waiting(phase):
-        return _wait_all(calls, phase, timeout_s)
+        return _wait_all(calls, phase, timeout_s, meanwhile or (lambda: None))
 
 
-def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[object]:
+def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float, meanwhile: Callable[[], None]) -> list[object]:
     deadline = time.monotonic() + timeout_s
     pending = {call.ref: call for call in calls}
     failures: list[RlhfError] = []
@@ -126,6 +128,7 @@ def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float) -> list[objec
             if left_s <= LOOK_EVERY_S:
                 findings = post_mortem.look(places(late))
                 raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late, findings)}")
+            meanwhile()
             before, stopped = stopped, post_mortem.stopped(places(late))
             if stay := before & stopped:
                 findings = post_mortem.look(places(late))

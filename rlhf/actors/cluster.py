@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import floor
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import post_mortem
@@ -58,6 +59,50 @@ class Seat:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Devices that Ray holds for one group of a placement."""
+
+    name: str
+    group: PlacementGroup
+    bundles: Sequence[Mapping[str, float]]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all of it is there now: where a node was lost, Ray looks for others."""
+        return bool(placement_group_table(self.group)["state"] == "CREATED")
+
+    def missing(self, waited_s: float) -> StallError:
+        """What to say of devices that did not come."""
+        resources = ray.available_resources().items()
+        free = ", ".join(f"{name} {amount:g}" for name, amount in resources if name in ("CPU", "GPU"))
+        return StallError(
+            f"placement: {self.name} waited {waited_s:g} s for {len(self.bundles)} bundle(s) of {self.bundles[0]}; "
+            f"the cluster has free: {free or 'nothing'}."
+        )
+
+
+def require_held(
+    reservations: Sequence[Reservation], patience_s: float, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """A question to ask now and then while processes start: it raises StallError once devices have been missing for
+    `patience_s`. A node may be lost without Ray's knowing yet, and others may be found for it."""
+    missing_since: float | None = None
+
+    def ask() -> None:
+        nonlocal missing_since
+        lost = next((one for one in reservations if not one.is_held), None)
+        if lost is None:
+            missing_since = None
+            return
+        now = clock()
+        missing_since = now if missing_since is None else missing_since
+        if now - missing_since >= patience_s:
+            raise lost.missing(patience_s)
+
+    return ask
+
+
 class Cluster:
     """A connection to Ray, with the devices that this run holds. Closing it gives everything back."""
 
@@ -66,7 +111,7 @@ class Cluster:
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
-        self._groups: list[PlacementGroup] = []
+        self._reservations: list[Reservation] = []
         self._actors: list[ray.actor.ActorHandle] = []
         self._workers: list[Worker] = []
         self._num_starts = 1
@@ -105,14 +150,10 @@ class Cluster:
             bundles = self._bundles(group, share)
             reserved = placement_group(bundles, strategy="STRICT_SPREAD" if group.shape.num_nodes > 1 and
                                        group.roles != (Role.ROLLOUT,) else "PACK")  # fmt: skip
-            self._groups.append(reserved)
+            reservation = Reservation(name=group.name, group=reserved, bundles=bundles)
+            self._reservations.append(reservation)
             if not reserved.wait(timeout_seconds=self._placement_timeout_s):
-                free = ", ".join(f"{name} {amount:g}" for name, amount in ray.available_resources().items()
-                                 if name in ("CPU", "GPU"))  # fmt: skip
-                raise StallError(
-                    f"placement: {group.name} waited {self._placement_timeout_s:g} s for {len(bundles)} bundle(s) of "
-                    f"{bundles[0]}; the cluster has free: {free or 'nothing'}."
-                )
+                raise reservation.missing(self._placement_timeout_s)
             seats.update(self._seats(group, reserved, bundles))
         return seats
 
@@ -145,8 +186,13 @@ class Cluster:
         return Call(worker=worker, ref=handle.where.remote())
 
     def seated(self, calls: Sequence[Call]) -> list[Worker]:
-        """Wait until the actors run, and learn where."""
-        places = wait_all(calls, phase="start of processes", timeout_s=self._start_timeout_s)
+        """Wait until the actors run, and learn where.
+
+        Raises:
+            StallError: they did not come up, or no devices were found for those whose node was lost.
+        """
+        held = require_held(self._reservations, self._placement_timeout_s)
+        places = wait_all(calls, phase="start of processes", timeout_s=self._start_timeout_s, meanwhile=held)
         workers = []
         for call, place in zip(calls, places, strict=True):
             assert isinstance(place, tuple)
@@ -221,8 +267,8 @@ class Cluster:
             ray.kill(self._actors.pop())
         if not traffic.close(LEAVE_TIMEOUT_S):
             logger.warning("ray: calls were still under way after %g s", LEAVE_TIMEOUT_S)
-        while self._groups:
-            remove_placement_group(self._groups.pop())
+        while self._reservations:
+            remove_placement_group(self._reservations.pop().group)
 
     def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:
         """One bundle a node of the group. Without GPUs a device is a `share` of a core."""

@@ -103,17 +103,18 @@ def _on_nodes(
     """What `task` finds on every node, on this process's own directly; and the processes of nodes that do not answer in
     time."""
     here = ray.get_runtime_context().get_node_id()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     remote = ray.remote(num_cpus=0, max_retries=0)(task)
     asked = {}
     for node, processes in places.items():
-        if node != here:
+        if node != here and node in alive:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             asked[remote.options(scheduling_strategy=there).remote(list(processes), *arguments)] = node
     found = {}
     if here in places:
         found = {(here, pid): text for pid, text in task(places[here], *arguments).items()}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
-    silent = [asked[ref] for ref in late]
+    silent = [asked[ref] for ref in late] + [node for node in places if node != here and node not in alive]
     for ref in ready:
         try:
             found |= {(asked[ref], pid): text for pid, text in ray.get(ref).items()}

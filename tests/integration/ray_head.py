@@ -38,16 +38,20 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def joined_nodes(head: RayHead, addresses: Sequence[str], num_cpus: int) -> Iterator[None]:
-    """More nodes of this machine in the cluster, each with an address of its own."""
+def joined_nodes(
+    head: RayHead, addresses: Sequence[str], num_cpus: int
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """More nodes of this machine in the cluster, each with an address of its own. Gives the process of each."""
+    nodes = {}
     with contextlib.ExitStack() as stack:
         for address in addresses:
             # A folder of its own, as on a machine of its own: nodes that share one clear away each other's jobs.
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="rlhf-ray-", dir="/tmp", ignore_cleanup_errors=True)
             )
-            stack.callback(end_tree, _join(head, address, Path(folder), num_cpus))
-        yield
+            nodes[address] = _join(head, address, Path(folder), num_cpus)
+            stack.callback(end_tree, nodes[address])
+        yield nodes
 
 
 def _join(head: RayHead, address: str, folder: Path, num_cpus: int) -> subprocess.Popen[bytes]:
@@ -78,12 +82,23 @@ def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it started, and no other one."""
+    if process.poll() is not None:
+        return
     mine = psutil.Process(process.pid)
     started = mine.children(recursive=True)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
     for one in (mine, *started):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait(STOP_TIMEOUT_S)
+
+
+def lose_node(process: subprocess.Popen[bytes]) -> None:
+    """End a node and everything on it at once, as when its machine goes down."""
+    mine = psutil.Process(process.pid)
+    for one in (mine, *mine.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait(STOP_TIMEOUT_S)

@@ -1,17 +1,21 @@
-"""Runs submitted to a Ray cluster as jobs, with the folder that they need, from a folder that is not theirs."""
+"""Runs submitted to a Ray cluster of several nodes as jobs, with the folder that they need, from a folder that is not
+theirs; and what they do when a node goes down."""
 
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlhf.orchestrator.files import read_rows
+from rlhf.orchestrator.run_directory import newest_processes
 from tests.integration.command_line import CommandLine
-from tests.integration.ray_head import RAY, RayHead, joined_nodes, start_ray_head
+from tests.integration.ray_head import RAY, RayHead, joined_nodes, lose_node, start_ray_head
 
 SUBMIT_TIMEOUT_S = 600.0
 AGENT_TIMEOUT_S = 120.0
@@ -70,13 +74,35 @@ def test_a_job_runs_over_two_nodes(narrow_head: RayHead, folder: Path, tmp_path:
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
 
 
+def wait_for_step(run: Path, job: "Future[str]") -> None:
+    """Wait until a run has done its first step."""
+    deadline = time.monotonic() + SUBMIT_TIMEOUT_S
+    while not read_rows(run / "metrics.jsonl"):
+        assert not job.done(), job.result()
+        assert time.monotonic() < deadline, "no step was done"
+        time.sleep(0.1)
+
+
 @pytest.mark.timeout(900)
-def test_three_roles_on_three_nodes(narrow_head: RayHead, folder: Path, tmp_path: Path) -> None:
+def test_a_job_outlives_one_of_its_nodes(narrow_head: RayHead, folder: Path, tmp_path: Path) -> None:
+    """Three roles on three nodes. That of the reference or of the engine goes down, and another one is idle."""
     own = ("--run.dir", str(tmp_path), "--algo.kl.coef", "0.01", "--data.path", "prompts.jsonl")
     flags = ("--policy.model", "policy", "--reward.function", "taste:vowels", "--rollout.batch-size", "2")
     sizes = ("--train.batch-size", "8", "--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8")
-    with joined_nodes(narrow_head, ["127.0.0.2", "127.0.0.3"], num_cpus=1):
-        output = submit(narrow_head, folder, "rlhf", "train", "grpo", *flags, *sizes, *SHORT, *own)
-    assert "step 2/2" in output
-    nodes = nodes_of(output)
-    assert len({nodes["policy rank 0"], nodes["reference rank 0"], nodes["rollout engine 0"]}) == 3, output
+    steps = ("--train.num-steps", "20", "--rollout.engine", "transformers")
+    run = tmp_path / "run"
+    others = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    with joined_nodes(narrow_head, others, num_cpus=1) as nodes, ThreadPoolExecutor(1) as pool:
+        job = pool.submit(submit, narrow_head, folder, "rlhf", "train", "grpo", *flags, *sizes, *steps, *own)
+        wait_for_step(run, job)
+        sat = {process.name: process.host for process in newest_processes(run)}
+        lost = next(name for name in ("reference rank 0", "rollout engine 0") if sat[name] in nodes)
+        lose_node(nodes[sat[lost]])
+        output = job.result()
+    assert "step 20/20" in output
+    first = nodes_of(output)
+    assert len({first["policy rank 0"], first["reference rank 0"], first["rollout engine 0"]}) == 3, output
+    (told,) = [str(row["text"]) for row in read_rows(run / "events.jsonl") if row["kind"] == "replacement"]
+    assert f": {lost} (node {sat[lost]}, pid " in told
+    assert f"Asked again: {lost} (node " in told
+    AutoModelForCausalLM.from_pretrained(run / "model")

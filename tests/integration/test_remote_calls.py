@@ -15,7 +15,7 @@ from ray.exceptions import ObjectStoreFullError
 
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker, places, told, wait_all
-from rlhf.actors.cluster import Cluster, Seat
+from rlhf.actors.cluster import Cluster, Reservation, Seat, require_held
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, ReplaceableGroup, WorkerGroup
 from rlhf.actors.post_mortem import leave_stacks
@@ -121,6 +121,25 @@ def test_answers_come_in_order(workers: list[Worker]) -> None:
         for worker, pause in zip(workers, (0.3, 0.1, 0.0), strict=True)
     ]
     assert wait_all(calls, phase="nap", timeout_s=30) == [worker.pid for worker in workers]
+
+
+def test_devices_that_are_lost_are_waited_for_with_patience() -> None:
+    """A node that is lost takes devices along; Ray may find others, and the wait for them has an end."""
+    times = iter((0.0, 9.0, 20.0, 29.0, 30.0))
+    states = iter("xx.xxx")
+
+    class Toys(Reservation):
+        is_held = property(lambda _: next(states) == ".")  # type: ignore[assignment]
+
+        def missing(self, waited_s: float) -> StallError:
+            return StallError(f"{self.name} waited {waited_s:g} s")
+
+    toys = Toys(name="toys", group=None, bundles=[])  # type: ignore[arg-type]
+    ask = require_held([toys], 10.0, lambda: next(times))
+    for _ in "xx.xx":
+        ask()
+    with pytest.raises(StallError, match="toys waited 10 s"):
+        ask()
 
 
 def test_the_late_one_is_named(mortals: list[Worker]) -> None:
