@@ -59,15 +59,22 @@ class ReplaceableGroup(WorkerGroup):
         self._replacing = threading.Lock()
 
     def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
-        """As for any group. Raises: as `wait_all`, for the processes that came instead; and as the start of these."""
+        """As for any group. Raises: as `wait_all`, for the processes that came instead; and as their start, where none
+        came."""
         asked = self.workers
         try:
             return self._ask(asked, submit, phase, timeout_s)
         except INFRASTRUCTURE as error:
             with self._replacing:
                 if self.workers is asked:  # else another thread has met the same loss
-                    self.workers = tuple(self._replace(asked, error))
+                    self.workers = tuple(self._others(asked, error))
         return self._ask(self.workers, submit, phase, timeout_s)
+
+    def _others(self, lost: Sequence[Worker], error: RlhfError) -> Sequence[Worker]:
+        try:
+            return self._replace(lost, error)
+        except INFRASTRUCTURE as worse:
+            raise type(worse)(f"{error} None came instead: {worse}") from error
 
 
 class GroupEngine:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlhf.errors import WorkerLostError
@@ -118,6 +118,8 @@ def _on_nodes(
     for ref in ready:
         try:
             found |= {(asked[ref], pid): text for pid, text in ray.get(ref).items()}
+        except TaskUnschedulableError:  # the node has gone meanwhile
+            silent.append(asked[ref])
         except RayError as error:
             logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
             silent.append(asked[ref])

@@ -317,6 +317,17 @@ def test_lost_processes_are_replaced_and_asked_again(
     cluster.end(group.workers)
 
 
+def test_what_was_lost_is_told_where_none_came_instead(mortals: list[Worker]) -> None:
+    def replace(_lost: Sequence[Worker], _error: RlhfError) -> list[Worker]:
+        raise StallError("placement: critic waited 20 s")
+
+    os.kill(mortals[1].pid, signal.SIGKILL)
+    with pytest.raises(
+        StallError, match=r"^nap: critic rank 1 .* died\. .* None came instead: placement: critic waited"
+    ):
+        ReplaceableGroup(mortals, replace).run(lambda _r, handle: handle.nap.remote(0), phase="nap", timeout_s=30)
+
+
 def test_an_answer_that_is_an_error_replaces_nobody(workers: list[Worker]) -> None:
     def replace(_lost: Sequence[Worker], _error: RlhfError) -> list[Worker]:
         raise AssertionError("replaced")
