@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from rlhf.actors import post_mortem
 from rlhf.errors import RlhfError, StallError, WorkerLostError
@@ -20,6 +28,9 @@ BLAME_GRACE_S = 3.0
 """After a first failure, how long to look for a dead peer: a collective that lost one fails on the others first."""
 LOOK_EVERY_S = 30.0
 """How often a wait asks whether it is still worth waiting; its deadline may be an hour away."""
+
+NO_ROOM = (ObjectStoreFullError, OutOfDiskError, ObjectLostError)
+"""What Ray raises in a worker for whose answer, or for what it was given, there is no room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,11 +180,10 @@ def raised_there(worker: Worker, phase: str, error: RayTaskError) -> RlhfError:
     if isinstance(cause, RlhfError):
         return cause
     text = f"{type(cause).__name__}: {first_line(cause)}"
-    if isinstance(cause, RayError):  # such as an answer for which there was no room
-        return WorkerLostError(f"{phase}: {worker}: {text}")
-    wrapped = RlhfError(f"{phase}: {worker} failed: {text}")
-    wrapped.__cause__ = error  # whose text is the traceback over there
-    return wrapped
+    is_lost = isinstance(cause, NO_ROOM)
+    found = WorkerLostError(f"{phase}: {worker}: {text}") if is_lost else RlhfError(f"{phase}: {worker} failed: {text}")
+    found.__cause__ = error  # whose text is the traceback over there
+    return found
 
 
 def blame(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) -> RlhfError:

@@ -70,7 +70,7 @@ class Reservation:
     @property
     def is_held(self) -> bool:
         """Whether all of it is there now: where a node was lost, Ray looks for others."""
-        return bool(placement_group_table(self.group)["state"] == "CREATED")
+        return bool(placement_group_table(self.group).get("state") == "CREATED")
 
     def missing(self, waited_s: float) -> StallError:
         """What to say of devices that did not come."""

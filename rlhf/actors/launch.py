@@ -68,7 +68,8 @@ def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
 class Launcher:
     """Starts the actors of one script at their places on a cluster, and others where some are lost.
 
-    Every wait ends after `start_timeout_s` with an error that names who did not come.
+    Every wait ends after `start_timeout_s` with an error that names who did not come; the trial of reward sources has
+    the deadlines of these.
     """
 
     def __init__(
@@ -92,8 +93,9 @@ class Launcher:
         self._env = self._environment()
         self._seats: Mapping[Role, list[Seat]] = {}
 
-    def launch(self) -> Crew:
-        """Reserve, start, join, load."""
+    def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Crew:
+        """Reserve, start, join, load. Reward sources are there long before models are: `try_rewards` gets them while
+        these load, so that what it raises is known without waiting for them."""
         script = self._script
         self._seats = self._cluster.reserve(self._placement)
         hosted = [tuple(role for role in group.roles if role != Role.ROLLOUT) for group in self._placement.groups]
@@ -103,7 +105,8 @@ class Launcher:
         self._join(list(models.values()))
         calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
         calls += self._load_engines(engines)
-        calls += [call for name, workers in rewards.items() for call in self._load_reward(name, workers)]
+        self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
+        try_rewards({name: WorkerGroup(workers) for name, workers in rewards.items()})
         self._load(calls)
         groups = {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
         if script.engine is not None:

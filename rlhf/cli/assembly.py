@@ -15,7 +15,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
-from rlhf.config.reward import EndpointSource
+from rlhf.config.reward import EndpointSource, RemoteSource
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, TokenScorer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.engines.tokenizer import load_tokenizer
@@ -185,9 +185,10 @@ def assemble_online(
         WakingPolicy if rests else ProbedPolicy, config, crew, data.prompts.train, tokenizer
     )
     copy = following_reference(config, crew) if algorithm.needs.following is not None else None
-    rewards = reward_source(config, crew, engines.get(Role.REWARD), tokenizer)
-    num_answers = config.rollout.num_samples + algorithm.needs.greedy_baseline
-    probe(rewards, data.prompts.train[0], tokenizer, num_samples=num_answers)
+    opened = opened_rewards(config, crew, engines.get(Role.REWARD), tokenizer)
+    rewards = build_reward(config.reward.all_sources, opened)
+    if here := [source for source in config.reward.all_sources if not isinstance(source, RemoteSource)]:
+        try_reward(build_reward(here, opened), config, algorithm.needs, data.prompts.train[0], tokenizer)
     sampler = Sampler(pool, rewards, tokenizer)
     held_out_prompts = data.prompts.held_out[: config.eval.max_prompts]
     evaluator = SampleEvaluator(
@@ -315,14 +316,24 @@ def num_opponents(needs: Needs, num_samples: int) -> int:
     return num_samples if needs.opponents is None else needs.opponents
 
 
-def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer) -> RewardSource:
-    """The weighted sum of the run's reward sources, each where it lives."""
+def remote_rewards(config: OnlineConfig, groups: Mapping[str, WorkerGroup]) -> dict[str, RewardSource]:
+    """The reward sources with processes of their own, by label."""
     # An outage has a deadline of its own, whose error says more.
     outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, EndpointSource))
-    opened: dict[str, RewardSource] = {
-        label: RemoteReward(group, timeout_s=config.train.step_timeout_s + outage_s)
-        for label, group in crew.rewards.items()
-    }
+    timeout_s = config.train.step_timeout_s + outage_s
+    return {label: RemoteReward(group, timeout_s=timeout_s) for label, group in groups.items()}
+
+
+def try_reward(source: RewardSource, config: OnlineConfig, needs: Needs, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    """Score as many made answers to a prompt as a group will have, so that what cannot work is known now."""
+    probe(source, prompt, tokenizer, num_samples=config.rollout.num_samples + needs.greedy_baseline)
+
+
+def opened_rewards(
+    config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer
+) -> dict[str, RewardSource]:
+    """The reward sources that live in other processes, by label: those on their own, and the model."""
+    opened = remote_rewards(config, crew.rewards)
     source = reward_model(config)
     if source is not None and scorer is not None:
         opened[source.label] = build_scored(
@@ -332,7 +343,7 @@ def reward_source(config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, 
             reward_tokenizer=load_tokenizer(model_of(source, Role.REWARD), key="reward.model"),
             max_tokens_per_batch=config.train.max_tokens_per_micro_batch,
         )
-    return build_reward(config.reward.all_sources, opened)
+    return opened
 
 
 def pretraining(config: OnlineConfig, data: Data) -> Pretraining | None:

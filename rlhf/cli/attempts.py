@@ -2,15 +2,27 @@
 
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
+from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.launch import Crew, Launcher
 from rlhf.actors.ports import open_ports
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
-from rlhf.cli.assembly import Data, assemble_offline, assemble_online, course, first_role, trainee
+from rlhf.cli.assembly import (
+    Data,
+    assemble_offline,
+    assemble_online,
+    course,
+    first_role,
+    remote_rewards,
+    trainee,
+    try_reward,
+)
 from rlhf.cli.casting import cast
 from rlhf.cli.foresight import foreseen
 from rlhf.cli.stored_reference import fill_store, open_store, without_reference
@@ -98,7 +110,14 @@ class Training:
             collective_timeout_s=config.train.step_timeout_s,
             replaced=self._replaced if config.cluster.max_restarts else None,
         )
-        return launcher.launch()
+        return launcher.launch(partial(self._try_rewards, needs))
+
+    def _try_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
+        """Score made answers by every source that lives in a process of its own."""
+        config, prompts = self.config, self.data.prompts
+        if isinstance(config, OnlineConfig) and prompts is not None:
+            for source in remote_rewards(config, sources).values():
+                try_reward(source, config, needs, prompts.train[0], self.tokenizer)
 
     def _replaced(self, text: str) -> None:
         """Lost processes that held nothing of the run have others in their places."""

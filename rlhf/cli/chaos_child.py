@@ -55,8 +55,9 @@ class Fault:
 class Injector:
     """Watches the waits of the driver's threads, and strikes in the phase that the next fault names.
 
-    A fault is armed when the run has gone on since it last saved a step that began after the one before: so between two
-    faults one step is whole and kept, and a run that needs more than its budget of restarts has a fault of its own.
+    A fault is armed when the run has gone on since it last saved a step; a save in which the one before struck does not
+    count. So between two faults a step is kept, and a run that needs more than its budget of restarts has a fault of
+    its own.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Injector:
             due = next((fault for fault in self._faults if fault.phase in self._phases), None)
             is_armed = due is not None and self._is_armed and self._clock() - self._last_s >= due.apart_s
             if due is not None and is_armed and due.phase == name:
-                self._is_armed, self._last_s = False, self._clock()
+                self._is_armed, self._has_saved, self._last_s = False, False, self._clock()
                 self._has_struck_in_save = name == "checkpoint"
                 self._faults.remove(due)
                 self._strike(due, text)

@@ -45,9 +45,9 @@ from rlhf.orchestrator.data.sources import HUB_NAME
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 2 * 1024 * 1024
+"""Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
 RENAMED_TOKENS = 0.01
 """Share of the token ids that two models may read otherwise: another tokenizer differs in nearly all."""
-"""Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
 ROWS: dict[type[TrainConfig], Kind] = {
     SftConfig: Kind.DEMONSTRATIONS,
     RmConfig: Kind.PREFERENCES,

@@ -1,4 +1,4 @@
-"""Weights that are not finite go nowhere: neither to the engines that sample nor into a checkpoint."""
+"""Weights that are not finite go nowhere: neither to the engines that sample, nor into a checkpoint or a model."""
 
 import torch
 import torch.distributed as dist
@@ -8,17 +8,18 @@ from rlhf.errors import NumericsError
 SHOWN = 3
 
 
-def require_finite(module: torch.nn.Module, where: str) -> None:
-    """Look at every parameter, each rank at what it holds. Collective.
+def require_finite(module: torch.nn.Module, where: str, device: torch.device) -> None:
+    """Look at every parameter, each rank at what it holds; `device` is the process group's. Collective.
 
-    Updates that are not finite are never taken, so this finds what came otherwise: a model that was damaged on disk,
-    memory that flipped, a kernel that wrote past its end. It reads the weights once and copies none.
+    No step is taken on a gradient that is not finite, so this finds what came otherwise: a model that was damaged on
+    disk, memory that flipped, a kernel that wrote past its end. It reads the weights once and copies none.
 
     Raises:
         NumericsError: on every rank, where any holds a number that is not finite; begins with `where`.
     """
     names, parameters = zip(*module.named_parameters(), strict=True)
-    is_bad = torch.stack([~_is_finite(own_part(parameter)) for parameter in parameters]).float()
+    # Shards that are offloaded lie in host memory.
+    is_bad = torch.stack([(~_is_finite(own_part(parameter))).to(device) for parameter in parameters]).float()
     dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
     bad = [name for name, flag in zip(names, is_bad.tolist(), strict=True) if flag]
     if bad:

@@ -88,6 +88,8 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         slope: torch.Tensor | float = rule.constant_slope
+        if grad_entropy is not None and not grad_entropy.any():
+            grad_entropy = None  # it is only looked at: three passes over the matrix less
         for index, rows in enumerate(_chunks(len(targets), rule.chunk_tokens)):
             if kept:
                 log_p = kept[index]

@@ -5,9 +5,10 @@ own requests alone, so that what other threads ask for cannot change its answers
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from rlhf.types import FinishReason, FloatArray, PackedTokens, Rollout, RolloutR
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 class TransformersRolloutEngine:
     """Samples with `forward` and a KV cache, `max_num_seqs` answers at a time; receives weights through gloo.
@@ -37,7 +41,9 @@ class TransformersRolloutEngine:
     on the very edge between two tokens. The same call always gives the same bits.
 
     Implements `RolloutEngine` and `WeightReceiver`. Consumes: requests, under a lock that one batch holds at a time.
-    An update waits for the batch under way; calls wait for the end of an update.
+    An update waits for the batch under way; calls wait for the end of an update. Whoever calls, one thread computes:
+    each thread that does has OpenMP threads of its own, and where these are more than cores, all of them go to sleep
+    between two operations, which makes a token half as slow again.
     """
 
     def __init__(
@@ -60,14 +66,15 @@ class TransformersRolloutEngine:
         self._section = section
         self._name = name
         self._device = torch.device(device)
-        self._model = _load(model, dtype)
-        self._reference = None if reference is None else _load(reference, dtype)
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._model = self._compute(_load, model, dtype)
+        self._reference = None if reference is None else self._compute(_load, reference, dtype)
         if self._reference is not None and self._reference.config.vocab_size != self._model.config.vocab_size:
             raise ModelError(
                 f"reference.model: {self._reference.config.vocab_size} logits a token, the policy has "
                 f"{self._model.config.vocab_size}: they cannot be mixed."
             )
-        self._move(self._device)
+        self._compute(self._move, self._device)
         self._parameters = dict(self._model.named_parameters())
         self._context = int(self._model.config.max_position_embeddings)
         self._gate = ServingGate(name, version)
@@ -80,28 +87,27 @@ class TransformersRolloutEngine:
         rollouts: dict[int, Rollout] = {}
         for batch in self._batches(requests):
             with self._turn() as version:
-                answers = self._generate_batch([requests[i] for i in batch], version)
+                answers = self._compute(self._generate_batch, [requests[i] for i in batch], version)
             rollouts.update(zip(batch, answers, strict=True))
         return [rollouts[i] for i in range(len(requests))]
 
-    @torch.inference_mode()
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         """See `RolloutEngine.score`."""
         with self._turn():
-            return [self._score(packed) for packed in sequences]
+            return [self._compute(self._score, packed) for packed in sequences]
 
     def sleep(self) -> None:
         """Give an accelerator's memory back; on CPU only the state changes, for there is nothing to give back."""
         with self._busy:
             self._gate.sleep()
             if self._device.type == "cuda":
-                self._move(torch.device("cpu"))
+                self._compute(self._move, torch.device("cpu"))
                 torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Undo `sleep`."""
         with self._busy:
-            self._move(self._device)
+            self._compute(self._move, self._device)
             self._gate.wake()
 
     def close(self) -> None:
@@ -127,7 +133,7 @@ class TransformersRolloutEngine:
             raise WeightSyncError(f"engine {self._name}: no weight transfer group was joined")
         self._expected = set(self._parameters)
         try:
-            digest = self._receiver.receive(info, self._load)
+            digest = self._compute(self._receiver.receive, info, self._load)
             if self._expected:
                 missing = ", ".join(sorted(self._expected))
                 raise WeightSyncError(f"engine {self._name}: version {info.version}: never sent: {missing}")
@@ -139,6 +145,10 @@ class TransformersRolloutEngine:
     def finish_weight_update(self, version: int, digest: str) -> str:
         """See `WeightReceiver.finish_weight_update`. There is no prefix cache: each batch has a KV cache of its own."""
         return self._gate.serve(version, digest)
+
+    def _compute(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """The result of `work`, from the thread that computes."""
+        return self._computing.submit(work, *args, **kwargs).result()
 
     @contextmanager
     def _turn(self) -> Iterator[int]:
@@ -233,6 +243,7 @@ class TransformersRolloutEngine:
         if problems:
             raise ModelError(problems)
 
+    @torch.inference_mode()
     def _score(self, packed: PackedTokens) -> FloatArray:
         scores = np.zeros(len(packed.token_ids), dtype=np.float32)
         start = 0

@@ -159,13 +159,13 @@ class DeepSpeedEngine:
         anything is sent where some are not finite."""
         if self._sender is None:
             raise RlhfError("send_weights was called before a sender was attached")
-        require_finite(self.module, self._where)
+        require_finite(self.module, self._where, self._device)
         return self._sender.send(version)
 
     def save(self, directory: Path) -> None:
         """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all.
         Raises CheckpointError, and NumericsError before anything is written where some weights are not finite."""
-        require_finite(self.module, self._where)
+        require_finite(self.module, self._where, self._device)
         save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._copy)
 
     def load(self, directory: Path) -> None:
@@ -173,7 +173,9 @@ class DeepSpeedEngine:
         self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
 
     def export(self, directory: Path) -> None:
-        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0."""
+        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0. Raises as
+        `save`."""
+        require_finite(self.module, self._where, self._device)
         export_model(self._loaded, directory)
 
     def check_export(self, directory: Path) -> None:

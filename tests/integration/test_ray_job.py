@@ -102,7 +102,7 @@ def test_a_job_outlives_one_of_its_nodes(narrow_head: RayHead, folder: Path, tmp
     assert "step 20/20" in output
     first = nodes_of(output)
     assert len({first["policy rank 0"], first["reference rank 0"], first["rollout engine 0"]}) == 3, output
-    (told,) = [str(row["text"]) for row in read_rows(run / "events.jsonl") if row["kind"] == "replacement"]
-    assert f": {lost} (node {sat[lost]}, pid " in told
-    assert f"Asked again: {lost} (node " in told
+    # A restart, where it was an engine in the midst of a weight sync.
+    (told,) = [str(row["text"]) for row in read_rows(run / "events.jsonl") if row["kind"] in ("replacement", "restart")]
+    assert f"{lost} (node {sat[lost]}, pid " in told
     AutoModelForCausalLM.from_pretrained(run / "model")

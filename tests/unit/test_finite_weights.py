@@ -21,12 +21,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_one_number_that_is_not_finite_is_found_and_named(dtype: torch.dtype, value: float) -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(3, 4) for _ in range(5))).to(dtype)
-    require_finite(model, "policy.model")
+    require_finite(model, "policy.model", torch.device("cpu"))
     for layer in model[1:]:
         layer.weight.data[2, 1] = value
     message = r"policy.model: 4 of 10 parameters .*: 1.weight, 2.weight, 3.weight and 1 more\. They were neither"
     with pytest.raises(NumericsError, match=message):
-        require_finite(model, "policy.model")
+        require_finite(model, "policy.model", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("rank", "numel"), [(0, 3), (1, 2), (2, 0)])
@@ -37,4 +37,4 @@ def test_the_padding_of_a_shard_is_not_looked_at(monkeypatch: pytest.MonkeyPatch
     model.weight.ds_tensor = torch.full((3,), torch.nan)  # type: ignore[assignment]
     assert own_part(model.weight).numel() == numel
     model.weight.ds_tensor[:numel] = 1.0
-    require_finite(model, "policy.model")
+    require_finite(model, "policy.model", torch.device("cpu"))
