@@ -218,10 +218,15 @@ class Experience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTokens:
-    """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T."""
+    """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T.
+
+    `wanted` [T] says of which tokens the log-probs are wanted: the output layer, whose rows are as wide as the
+    vocabulary, leaves the others out, and what it says of them is 0. None: of all.
+    """
 
     token_ids: IntArray
     lengths: IntArray
+    wanted: BoolArray | None = None
 
     @property
     def position_ids(self) -> IntArray:

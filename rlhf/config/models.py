@@ -59,8 +59,8 @@ class TrainedModelSection(ModelSection):
     log_probs_chunk_tokens: PositiveInt = 1024
     """Tokens whose logits are held at once."""
     log_probs_kept_mib: NonNegativeFloat = Field(128.0, allow_inf_nan=False)
-    """A forward pass's log-probs [tokens, vocabulary] up to this size are kept for the backward pass; larger ones are
-    computed again there, chunk by chunk, at the price of a fourth matrix product beside three."""
+    """A forward pass's log-probs [tokens learned from, vocabulary] up to this size are kept for the backward pass;
+    larger ones are computed again there, chunk by chunk, at the price of a fourth matrix product beside three."""
 
 
 class SftPolicySection(TrainedModelSection):

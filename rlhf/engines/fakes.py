@@ -70,7 +70,7 @@ def log_softmax(table: Table) -> Table:
 
 def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
     """What a model with this table says: [T] log-probs or values, 0 at the first token of a sequence; [S] scores, or
-    [T] token scores."""
+    [T] token scores. Log-probs that are not wanted are NaN, so that whoever reads one is found."""
     ends = np.cumsum(batch.lengths)
     if head is Head.TOKEN_SCORES:
         return table[batch.token_ids].astype(np.float32)
@@ -79,6 +79,8 @@ def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
     entries = log_softmax(table) if head is Head.LOG_PROBS else table
     said = entries[batch.token_ids].astype(np.float32)
     said[ends - batch.lengths] = 0.0
+    if head is Head.LOG_PROBS and batch.wanted is not None:
+        said[~batch.wanted] = np.nan
     return said
 
 
@@ -298,7 +300,7 @@ def log_prob_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Grad
             f"{batch.objective}/approx_kl": float(moved.sum()) / max(batch.denominators.tokens, 1.0),
             f"{batch.objective}/ratio_gap": float(np.abs(np.expm1(-moved)).max()),
         }
-    return -float((weight * said).sum()), gradient, more
+    return -float((weight * np.where(batch.loss_mask, said, 0.0)).sum()), gradient, more
 
 
 def value_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:

@@ -23,13 +23,14 @@ from rlhf.types import Head, PackedTokens
 class PackedInput:
     """A packed batch of T tokens in S sequences on its device.
 
-    `predicted` are the positions of the tokens that have a predecessor (all but each sequence's first), `last` [S]
-    those of each sequence's last token.
+    `predicted` are the positions of the tokens that have a predecessor (all but each sequence's first), `wanted` those
+    of them whose log-probs are asked for, `last` [S] those of each sequence's last token.
     """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     predicted: torch.Tensor
+    wanted: torch.Tensor
     last: torch.Tensor
     lengths: list[int]
 
@@ -37,10 +38,13 @@ class PackedInput:
     def from_numpy(cls, tokens: PackedTokens, device: torch.device) -> "PackedInput":
         """Copy a packed batch to `device`."""
         positions = tokens.position_ids
+        predicted = positions > 0
+        wanted = predicted if tokens.wanted is None else predicted & tokens.wanted
         return cls(
             token_ids=torch.tensor(tokens.token_ids, device=device),
             position_ids=torch.tensor(positions, device=device),
-            predicted=torch.tensor(positions.nonzero()[0], device=device),
+            predicted=torch.tensor(predicted.nonzero()[0], device=device),
+            wanted=torch.tensor(wanted.nonzero()[0], device=device),
             last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
             lengths=tokens.lengths.tolist(),
         )
@@ -56,11 +60,12 @@ class LogProbHead(nn.Module):
         self.rule = rule
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
-        """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first."""
-        targets = packed.token_ids[packed.predicted]
-        rows = hidden[packed.predicted - 1]
+        """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first, and where
+        they are not wanted."""
+        targets = packed.token_ids[packed.wanted]
+        rows = hidden[packed.wanted - 1]
         known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, self.rule))
-        return known.new_zeros(2, len(hidden)).index_copy(1, packed.predicted, known)
+        return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
 
 
 class ValueHead(nn.Module):

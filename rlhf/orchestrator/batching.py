@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from rlhf.types import (
+    BoolArray,
     Denominators,
     Experience,
     FloatArray,
@@ -27,18 +28,21 @@ PADDING = PackedTokens(token_ids=np.zeros(1, dtype=np.int64), lengths=np.ones(1,
 """What a rank runs when it has no example left: one token that nobody looks at."""
 
 
-class TokenIds(Protocol):
-    """Anything with one run of token ids: a `TokenSequence` or a `LearnedSequence`."""
+class Tokens(Protocol):
+    """One run of tokens, some of which are learned from: a `TokenSequence` or a `LearnedSequence`."""
 
     @property
     def token_ids(self) -> IntArray: ...
+
+    @property
+    def loss_mask(self) -> BoolArray: ...
 
 
 class HasSequences(Protocol):
     """Anything with token sequences that stay together: an `Example` or an `Experience`."""
 
     @property
-    def sequences(self) -> Sequence[TokenIds]: ...
+    def sequences(self) -> Sequence[Tokens]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +136,18 @@ def merge_plans(plans: Sequence[BatchPlan]) -> BatchPlan:
 
 
 def pack_tokens(plan: BatchPlan, examples: Sequence[HasSequences]) -> list[PackedTokens]:
-    """The token ids of each micro-batch, its examples' sequences laid end to end."""
-    return [_pack([s.token_ids for i in members for s in examples[i].sequences]) for members in plan.micro_batches]
+    """Each micro-batch: its examples' sequences laid end to end. Wanted are the tokens that are learned from."""
+    return [_pack([s for i in members for s in examples[i].sequences]) for members in plan.micro_batches]
 
 
-def _pack(sequences: Sequence[IntArray]) -> PackedTokens:
+def _pack(sequences: Sequence[Tokens]) -> PackedTokens:
     if not sequences:
         return PADDING
-    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-    return PackedTokens(token_ids=np.concatenate(sequences).astype(np.int64, copy=False), lengths=lengths)
+    return PackedTokens(
+        token_ids=np.concatenate([s.token_ids for s in sequences]).astype(np.int64, copy=False),
+        lengths=np.array([len(s.token_ids) for s in sequences], dtype=np.int64),
+        wanted=np.concatenate([s.loss_mask for s in sequences]),
+    )
 
 
 def unpack_tokens(
@@ -215,7 +222,7 @@ def _train_batch(
         return packed
 
     return TrainBatch(
-        tokens=_pack([s.token_ids for s in sequences]),
+        tokens=_pack(sequences),
         loss_mask=np.concatenate([s.loss_mask for s in sequences]) if sequences else np.zeros(1, dtype=np.bool_),
         example_index=_example_index(members),
         targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),

@@ -24,7 +24,7 @@ from rlhf.orchestrator.batching import PADDING, pack_tokens, plan_batches, unpac
 from rlhf.orchestrator.files import blaming, write_bytes
 from rlhf.orchestrator.measuring import Portions
 from rlhf.orchestrator.sources import GroupSource
-from rlhf.types import FloatArray, IntArray, PackedTokens, ScoredGroup
+from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, ScoredGroup
 
 CHUNK_SEQUENCES = 512
 PROGRESS_S = 10.0
@@ -43,6 +43,11 @@ class Asked:
     def sequences(self) -> "tuple[Asked, ...]":
         """Itself: it is packed like an example of one sequence."""
         return (self,)
+
+    @property
+    def loss_mask(self) -> BoolArray:
+        """All of it: which tokens are learned from is up to the run that reads."""
+        return np.ones(len(self.token_ids), dtype=np.bool_)
 
     @property
     def key(self) -> bytes:

@@ -219,6 +219,14 @@ def test_a_scoring_engine_agrees_with_the_trainer(two_ranks: Results) -> None:
     torch.testing.assert_close(two_ranks["rewards/reference"], two_ranks["rewards/policy"], rtol=1e-5, atol=1e-5)
 
 
+def test_the_output_layer_leaves_out_what_is_not_learned_from(two_ranks: Results) -> None:
+    mask = torch.tensor(np.concatenate([experience.sequences[0].loss_mask for experience in experiences()]))
+    said, of_all = two_ranks["rewards/wanted"], two_ranks["rewards/policy"]
+    torch.testing.assert_close(said[mask], of_all[mask], rtol=1e-5, atol=1e-5)
+    assert not said[~mask].any()
+    assert of_all[~mask].any()
+
+
 @pytest.mark.parametrize("case", ["zero0-float32", "zero2-float32", "zero3-float32", "zero3-bfloat16"])
 def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Results, case: str) -> None:
     assert bool(two_ranks[f"resume/{case}/same"])

@@ -1,5 +1,7 @@
 """Examples that the training engine's tests learn from."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from rlhf.types import Experience, LearnedSequence
@@ -20,6 +22,12 @@ def experiences(fill: float = 1.0, seed: int = 0) -> list[Experience]:
         )
         made.append(Experience(id=str(i), sequences=(sequence,)))
     return made
+
+
+def whole(data: list[Experience]) -> list[Experience]:
+    """The same tokens, all of them to be learned from."""
+    sequences = [replace(one.sequences[0], loss_mask=np.ones_like(one.sequences[0].loss_mask)) for one in data]
+    return [replace(one, sequences=(sequence,)) for one, sequence in zip(data, sequences, strict=True)]
 
 
 def rankings() -> list[Experience]:

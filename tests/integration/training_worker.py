@@ -32,7 +32,7 @@ from rlhf.orchestrator.batching import (
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
 from tests.integration.training_losses import OBJECTIVES
-from tests.integration.training_rows import experiences, rankings
+from tests.integration.training_rows import experiences, rankings, whole
 
 QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
 Limit = tuple[int, int | None]
@@ -103,7 +103,7 @@ class Scenarios:
         return [array for share in shares if share is not None for array in share]
 
     def by_example(self, engine: DeepSpeedEngine | ScoringEngine, data: list[Experience], limit: Limit) -> torch.Tensor:
-        """Per-token outputs of all examples, end to end in their order."""
+        """Per-token outputs of all examples, end to end in their order; 0 where nothing is learned from."""
         plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
         arrays = unpack_tokens(plan, data, self.measure(engine, data, limit))
         return torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
@@ -230,7 +230,7 @@ class Scenarios:
             name = f"{model}-zero{stage}-{dtype}"
             engine.export(self.folder / "exports" / name)
             engine.check_export(self.folder / "exports" / name)
-            self.record(f"exports/{name}", self.by_example(engine, experiences(), SINGLE))
+            self.record(f"exports/{name}", self.by_example(engine, whole(experiences()), SINGLE))
             self.step(engine, experiences(), FOUR)
             try:
                 engine.check_export(self.folder / "exports" / name)
@@ -263,8 +263,10 @@ class Scenarios:
         reference = ScoringEngine(
             section, str(self.folder / "untied"), Head.LOG_PROBS, temperature=0.7, device="cpu", seed=0
         )
-        self.record("rewards/reference", self.by_example(reference, experiences(), FOUR))
-        self.record("rewards/policy", self.by_example(self.engine(zero_stage=0), experiences(), FOUR))
+        self.record("rewards/reference", self.by_example(reference, whole(experiences()), FOUR))
+        policy = self.engine(zero_stage=0)
+        self.record("rewards/policy", self.by_example(policy, whole(experiences()), FOUR))
+        self.record("rewards/wanted", self.by_example(policy, experiences(), FOUR))
 
     def resume(self) -> None:
         """Four steps at once, and two, a save, a fresh engine that loads, and two more."""
@@ -329,7 +331,7 @@ class Scenarios:
                 before = self.weights(mean)
                 self.record(f"{name}/mean{step}", self.by_copy(mean))
                 self.record(f"{name}/untouched{step}", torch.equal(before, self.weights(mean)))
-                self.record(f"{name}/policy{step}", self.by_example(mean, experiences(), SINGLE))
+                self.record(f"{name}/policy{step}", self.by_example(mean, whole(experiences()), SINGLE))
             self.record(f"{name}/trained_alike", torch.equal(self.weights(mean), self.weights(plain)))
             mean.save(self.folder / "checkpoints" / f"following-{stage}")
             again = self.engine(model, **settings)
@@ -344,12 +346,12 @@ class Scenarios:
             self.record(f"{name}/stale", self.by_copy(mean))
             mean.follow()
             self.record(f"{name}/refreshed", self.by_copy(mean))
-            self.record(f"{name}/policy", self.by_example(mean, experiences(), SINGLE))
+            self.record(f"{name}/policy", self.by_example(mean, whole(experiences()), SINGLE))
 
     def by_copy(self, engine: DeepSpeedEngine) -> torch.Tensor:
         """Per-token outputs of all examples by the reference that follows `engine`."""
         with engine._following.in_place_of_policy():
-            return self.by_example(engine, experiences(), SINGLE)
+            return self.by_example(engine, whole(experiences()), SINGLE)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from rlhf.orchestrator.batching import (
     unpack_scores,
     unpack_tokens,
 )
-from rlhf.types import Example, Experience, LearnedSequence, TokenSequence
+from rlhf.types import BoolArray, Example, Experience, LearnedSequence, PackedTokens, TokenSequence
 
 
 def example(*lengths: int, start: int = 0) -> Example:
@@ -65,6 +65,10 @@ def test_every_example_runs_once_within_the_limits_and_ranks_run_equally_many(
     assert plan == plan_batches(examples, limits)
 
 
+def asked(packed: PackedTokens) -> BoolArray:
+    return np.ones_like(packed.token_ids, dtype=np.bool_) if packed.wanted is None else packed.wanted
+
+
 @given(shapes, limits)
 @settings(deadline=None)
 def test_unpacking_gives_each_sequence_its_own(lengths: list[list[int]], limits: Limits) -> None:
@@ -76,6 +80,10 @@ def test_unpacking_gives_each_sequence_its_own(lengths: list[list[int]], limits:
     for i, arrays in unpacked.items():
         for sequence, array in zip(examples[i].sequences, arrays, strict=True):
             np.testing.assert_array_equal(sequence.token_ids, array)
+    wanted = unpack_tokens(plan, examples, [(p.token_ids * asked(p)).astype(np.float32) for p in packed])
+    for i, arrays in wanted.items():
+        for sequence, array in zip(examples[i].sequences, arrays, strict=True):
+            np.testing.assert_array_equal(sequence.token_ids * sequence.loss_mask, array)
     scores = unpack_scores(plan, examples, [p.lengths.astype(np.float32) for p in packed])
     assert scores == {i: tuple(map(float, ns)) for i, ns in enumerate(lengths)}
 
