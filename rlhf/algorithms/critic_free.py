@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
 from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import Needs, Objective
-from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
@@ -35,7 +35,7 @@ class CriticFree:
         self._sameness = Sameness()
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=frozenset({"old_log_probs"} | ({"ref_log_probs"} if section.uses_reference else set())),
+            measures=measured_by_trainer(section.correction) | ({"ref_log_probs"} if section.uses_reference else set()),
             greedy_baseline=self.greedy_baseline,
         )
 
@@ -57,6 +57,7 @@ class CriticFree:
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
         """Rewards, then advantages within each prompt's answers, then over the batch. Answers without tokens are in
         no baseline."""
+        signals = with_old_policy(self._section.correction, examples, signals)
         answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         groups: dict[str, list[int]] = defaultdict(list)
         for i, answer in enumerate(answers):

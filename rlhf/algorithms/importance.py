@@ -3,9 +3,12 @@
 The sampler drew from q, the trainer's ratio is taken against its own p of the same tokens; p / q is the missing factor
 of an unbiased gradient. It is never negative and has no gradient, so multiplying the advantages by it is the same as
 multiplying the loss: w * min(ratio * A, clip(ratio) * A) = min(ratio * w * A, clip(ratio) * w * A).
+
+Or the ratio is taken against q in the first place, and p is never measured: q is then the old policy.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +16,38 @@ import numpy.typing as npt
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.answers import Answer
 from rlhf.algorithms.kl import MAX_LOG_RATIO
-from rlhf.config.algo import Correction, MaskedWeights, NoCorrection
+from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, RatioToSampler
 from rlhf.errors import NumericsError
-from rlhf.types import LossMetrics
+from rlhf.types import Example, LossMetrics, Signals
 
 MAX_UNKNOWN = 0.001
 """Largest share of tokens whose log-probs the sampler may have failed to give."""
 
 
+def measured_by_trainer(correction: Correction) -> frozenset[str]:
+    """The signal that the old policy's log-probs come from, where it is not the sampler's own word."""
+    return frozenset() if isinstance(correction, RatioToSampler) else frozenset({"old_log_probs"})
+
+
+def with_old_policy(
+    correction: Correction, examples: Sequence[Example], signals: Sequence[Signals]
+) -> Sequence[Signals]:
+    """`signals` with the log-probs of the old policy: the trainer's, or those that the sampler gave."""
+    if not isinstance(correction, RatioToSampler):
+        return signals
+    return [
+        replace(signal, old_log_probs=example.sampler_log_probs)
+        for example, signal in zip(examples, signals, strict=True)
+    ]
+
+
 def importance_weights(correction: Correction, answers: Sequence[Answer]) -> tuple[list[Floats], LossMetrics]:
-    """The weight of each token of each answer (Yao et al. 2025), all 1 without a correction.
+    """The weight of each token of each answer (Yao et al. 2025), all 1 without a correction beside the ratio.
 
     A token whose log-prob the sampler gave as NaN or inf has a weight that nobody knows: it gets 0, with its whole
     answer where weights are those of answers. Raises NumericsError where that happens to more than a few tokens.
     """
-    if isinstance(correction, NoCorrection):
+    if isinstance(correction, NoCorrection | RatioToSampler):
         return [np.ones(len(answer)) for answer in answers], LossMetrics()
     ratios = [_ratios(answer, correction.level) for answer in answers]
     joined = np.concatenate([*ratios, np.zeros(0)])

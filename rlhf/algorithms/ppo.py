@@ -11,7 +11,7 @@ import numpy as np
 from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
 from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import measure, negative_log_likelihood
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
@@ -48,8 +48,12 @@ class PPO:
         self._shaper = RewardShaper(section)
         gae_of_section = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
         self._worth = gae_of_section if section.token_level else whole_answer
-        measures = {"old_log_probs", "values"} | ({"ref_log_probs"} if section.uses_reference else set())
-        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES}, measures=frozenset(measures))
+        self.needs = Needs(
+            trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
+            measures=measured_by_trainer(section.correction)
+            | {"values"}
+            | ({"ref_log_probs"} if section.uses_reference else set()),
+        )
 
     def keep(self, group: ScoredGroup) -> bool:
         return True
@@ -61,6 +65,7 @@ class PPO:
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
         """Shape the scores into token rewards, then estimate what each action was worth."""
         coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
+        signals = with_old_policy(self._section.correction, examples, signals)
         answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         rewards, reward_metrics = self._shaper.shape(answers, self._kl.coef)
         worth = [self._worth(reward, answer.values) for reward, answer in zip(rewards, answers, strict=True)]

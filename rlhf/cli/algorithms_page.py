@@ -59,7 +59,7 @@ def options(section: type[Section], prefix: str, like: type[Section] | None = No
         if (field.name.endswith(".type") and not field.variants) or (field.name, field.default) in known:
             continue
         takes = " ".join(part for part in (f"`{kind_of(field)}`", bounds_and_variant(field)) if part)
-        meaning = " ".join((field.info.description or "").split())
+        meaning = field.meaning
         cells = (f"`{field.name}`", takes, default_cell(field), meaning)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""

@@ -67,7 +67,7 @@ def field_help(field: Field, width: int) -> str:
     """A flag and its sentence."""
     short = next((alias for alias, name in ALIASES.items() if name == field.name), None)
     names = ", ".join(flag_of(name) for name in (field.name, short) if name)
-    text = " ".join((field.info.description or "").split()) + facts_of(field)
+    text = field.meaning + facts_of(field)
     body = textwrap.fill(text, width, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
     return f"  {names} {kind_of(field)}\n{body}\n"
 

@@ -54,7 +54,7 @@ def default_cell(field: Field) -> str:
 def row(field: Field) -> str:
     """A field as a row of a table."""
     takes = " ".join(part for part in (f"`{kind_of(field)}`", bounds_and_variant(field)) if part)
-    cells = (f"`{field.name}`", takes, default_cell(field), " ".join((field.info.description or "").split()))
+    cells = (f"`{field.name}`", takes, default_cell(field), field.meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import cache
 from typing import Literal
 
@@ -19,7 +20,7 @@ class Field:
     """A value that can be set.
 
     `owners` are the `type`s that have it, where only some kinds of a section do; `variants` are the values of a `type`
-    that tells kinds of a section apart.
+    that tells kinds of a section apart, each with what it stands for.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Field:
     default: object
     """The value where nobody sets one."""
     owners: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
+    variants: Mapping[str, str] = dataclass_field(default_factory=dict)
 
     @property
     def kind(self) -> object:
@@ -43,8 +44,15 @@ class Field:
     def choices(self) -> tuple[object, ...]:
         """The values of a field that takes one of several."""
         if self.variants:
-            return self.variants
+            return tuple(self.variants)
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def meaning(self) -> str:
+        """What it stands for; of a `type`, what each kind stands for."""
+        if len(self.variants) > 1:
+            return " ".join(f"{kind}: {text}" for kind, text in self.variants.items())
+        return one_line(self.info.description)
 
     @property
     def is_text(self) -> bool:
@@ -82,6 +90,10 @@ class Field:
         return f"{'<=' if high[-1] == ']' else '<'} {high[:-1]}" if high else ""
 
 
+def one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
 def short(limit: object) -> str:
     """A bound as a person writes it."""
     return "2^63" if limit == 2**63 else str(limit).removesuffix(".0")
@@ -114,6 +126,11 @@ def variant_of(section: type[Section]) -> str:
     return str(section.model_fields["type"].default)
 
 
+def meaning_of(section: type[Section]) -> str:
+    """What that `type` stands for."""
+    return one_line(section.model_fields["type"].description)
+
+
 def fields_of(section: type[Section], prefix: str = "", values: Section | None = None) -> Iterator[Field]:
     """Every field under a section, depth first, in the order of the source. Fields of several kinds come once.
 
@@ -139,7 +156,7 @@ def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str, values: Sect
         for field in fields_of(kind, prefix, values if isinstance(values, kind) else None):
             key = field.name.removeprefix(prefix).partition(".")[0]
             owners = tuple(variant_of(other) for other in kinds if key in other.model_fields)
-            variants = tuple(variant_of(other) for other in kinds) if key == "type" else field.variants
+            variants = {variant_of(other): meaning_of(other) for other in kinds} if key == "type" else field.variants
             if field.name not in seen:
                 yield Field(
                     field.name,

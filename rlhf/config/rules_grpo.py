@@ -3,7 +3,14 @@ with the reason."""
 
 from collections.abc import Iterator
 
-from rlhf.config.algo import CriticFreeSection, MaskedWeights, NoCorrection, PpoSection, TruncatedWeights
+from rlhf.config.algo import (
+    CriticFreeSection,
+    MaskedWeights,
+    NoCorrection,
+    PpoSection,
+    RatioToSampler,
+    TruncatedWeights,
+)
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.problems import Problem
 
@@ -125,6 +132,21 @@ def corrections(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"rollout.{key}", "algo.correction.type"), text=text)
 
 
+def mismatch_limits(config: OnlineConfig) -> Iterator[Problem]:
+    """Limits on what is compared."""
+    algo = config.algo
+    if not isinstance(algo, CriticFreeSection | PpoSection) or not isinstance(algo.correction, RatioToSampler):
+        return
+    for name in ("mismatch_warn", "mismatch_stop", "mismatch_band"):
+        given, default = getattr(config.train, name), type(config.train).model_fields[name].default
+        if given not in (default, 0.0):
+            text = (
+                f"{given:g} has nothing to judge: algo.correction ratio takes the sampler's word for the old policy, "
+                "and the trainer measures nothing before it learns. Remove it, or choose another correction."
+            )
+            yield Problem(keys=(f"train.{name}", "algo.correction.type"), text=text)
+
+
 def uncorrected_lag(config: OnlineConfig) -> Iterator[Problem]:
     """Advice: answers of older weights that are learned from as if the policy had just given them."""
     algo, lag = config.algo, config.rollout.max_lag
@@ -135,5 +157,5 @@ def uncorrected_lag(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("rollout.max_lag", "algo.correction.type"), text=text)
 
 
-GRPO_RULES = (group_size, members, surrogates, lengths, corrections)
+GRPO_RULES = (group_size, members, surrogates, lengths, corrections, mismatch_limits)
 GRPO_ADVICE = (uncorrected_lag,)

@@ -12,6 +12,7 @@ from rlhf.config.algo.common import (
     KlControl,
     MaskedWeights,
     NoCorrection,
+    RatioToSampler,
     TruncatedWeights,
 )
 from rlhf.config.algo.custom import CustomSection
@@ -67,6 +68,7 @@ __all__ = [
     "PairLossSection",
     "PpoSection",
     "PrmSection",
+    "RatioToSampler",
     "ReinforceBaselineSection",
     "ReinforceSection",
     "RemaxSection",

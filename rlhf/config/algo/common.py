@@ -97,4 +97,12 @@ class MaskedWeights(Section):
     """Largest ratio that is learned from."""
 
 
-Correction = Annotated[NoCorrection | TruncatedWeights | MaskedWeights, Field(discriminator="type")]
+class RatioToSampler(Section):
+    """The sampler stands for the old policy: what is clipped is p_policy / p_sampler, which needs no weight beside it,
+    and no pass of the trainer over the answers before it learns from them. Nothing then compares the two beforehand."""
+
+    type: Literal["ratio"] = "ratio"
+    """Take the clipped ratio against the sampler; the trainer makes no pass over the answers before it learns."""
+
+
+Correction = Annotated[NoCorrection | TruncatedWeights | MaskedWeights | RatioToSampler, Field(discriminator="type")]

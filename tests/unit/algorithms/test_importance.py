@@ -155,6 +155,8 @@ def test_the_weighted_gradient_is_that_of_the_policy_although_another_one_sample
 
     torch.testing.assert_close(-gradient(TruncatedWeights(cap=1e6)), exact, rtol=1e-5, atol=1e-7)
     assert (-gradient(NoCorrection()) - exact).abs().max() > 0.05
+    against_sampler = (q.exp() * ppo_clip(p - q, advantages, 1.0, 1e6)).sum()
+    torch.testing.assert_close(-torch.autograd.grad(against_sampler, logits)[0], exact, rtol=1e-5, atol=1e-7)
 
 
 def test_a_weight_on_the_advantage_is_a_weight_on_the_loss() -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from rlhf.algorithms import ALGORITHMS, build_algorithm
 from rlhf.algorithms.ppo import PPO
-from rlhf.config.algo import AdaptiveKl, FixedKl, NoCorrection, PpoSection, RmSection, SftSection, TruncatedWeights
+from rlhf.config.algo import (
+    AdaptiveKl,
+    FixedKl,
+    NoCorrection,
+    PpoSection,
+    RatioToSampler,
+    RmSection,
+    SftSection,
+    TruncatedWeights,
+)
 from rlhf.errors import NumericsError
 from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout, signals
@@ -195,6 +204,20 @@ def test_importance_weights_reach_the_advantages_alone() -> None:
     for name in ("returns", "old_values", "old_log_probs"):
         assert column(weighed, name) == column(plain, name)
     assert metrics.sums["importance/cut"] == 0.5
+
+
+def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> None:
+    """The trainer is not asked, what it would have said is not read, and advantages have no weight beside the ratio."""
+    ratio = PPO(PLAIN.model_copy(update={"correction": RatioToSampler()}))
+    assert (PPO(PLAIN).needs.measures - ratio.needs.measures, ratio.needs.measures) == ({"old_log_probs"}, {"values"})
+    examples = ratio.select([group([rollout([1, 2], log_probs=[-1.0, -4.0])], [1.0])])
+    measured = signals(examples[0], old=[-2.0, -1.0], values=[0.5, 0.25])
+    (plain,), _ = PPO(PLAIN).credit(examples, [measured])
+    (learned,), metrics = ratio.credit(examples, [replace(measured, old_log_probs=())])
+    assert column(learned, "old_log_probs") == [-1.0, -4.0]
+    for name in ("advantages", "returns", "old_values"):
+        assert column(learned, name) == column(plain, name)
+    assert not [name for name in (*metrics.sums, *metrics.maxima) if name.startswith("importance/")]
 
 
 def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, LossMetrics]:

@@ -143,6 +143,10 @@ REFUSED = [
         ["--rollout.top-k", "40"],
         "--rollout.top-k: 40 samples from a part of the vocabulary, and the log-probs that the sampler reports are over all of it: importance weights would be wrong. Set it to 0, or algo.correction.type to none.",
     ),
+    (
+        ["--algo.correction.type", "ratio", "--train.mismatch-stop", "0.5"],
+        "--train.mismatch-stop: 0.5 has nothing to judge: algo.correction ratio takes the sampler's word for the old policy, and the trainer measures nothing before it learns. Remove it, or choose another correction.",
+    ),
 ]  # fmt: skip
 
 
@@ -162,6 +166,7 @@ ALLOWED = [
     ["--algo.aggregation", "seq-mean-token-sum-norm", "--algo.aggregation-tokens", "100"],
     ["--algo.scale", "batch", "--algo.std", "sample"],
     ["--rollout.top-p", "0.9", "--algo.correction.type", "none"],
+    ["--algo.correction.type", "ratio", "--rollout.max-lag", "2", "--train.mismatch-stop", "0"],
     ["--rollout.max-lag", "4"],
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf.algorithms.grpo import GRPO
-from rlhf.config.algo import Correction, GrpoSection, NoCorrection, TruncatedWeights
+from rlhf.config.algo import Correction, GrpoSection, NoCorrection, RatioToSampler, TruncatedWeights
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, Table, log_softmax
 from rlhf.orchestrator.learning import Passes
 from rlhf.types import Example, Experience, Head, LossMetrics, Role, Signals, SyncReport
@@ -120,3 +120,18 @@ def test_without_correction_the_mismatch_shows_the_lag(tmp_path: Path) -> None:
     assert max(row["sampler/log_prob_gap"] for row in rows) > 0.1
     assert max(row["sampler/outside_band"] for row in rows) > 0.1
     assert not [name for row in rows for name in row if name.startswith("importance/")]
+
+
+def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> None:
+    """The trainer is asked nothing before it learns, and the old policy is the answer's own version."""
+    rows, algorithm, policy = Lagging(tmp_path / "a", 4, RatioToSampler()).run()
+    assert np.mean([row["reward/mean"] for row in rows[-3:]]) > 3.0
+    assert not [name for row in rows for name in row if name.startswith(("sampler/", "importance/"))]
+    assert max(row["policy/ratio_gap"] for row in rows if row["rollout/lag_max"] > 0) > 0.1
+    for one in (one for credited in algorithm.steps for one in credited):
+        assert one.signals.old_log_probs == ()
+        (sequence,) = one.experience.sequences
+        assert sequence.old_log_probs is not None
+        tokens = of_answer(sequence.token_ids, one.example)
+        behaviour = log_softmax(policy.versions[one.example.weight_version])[tokens]
+        assert np.abs(of_answer(sequence.old_log_probs, one.example) - behaviour).max() < 1e-5
