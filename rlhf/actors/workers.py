@@ -110,6 +110,8 @@ class EngineSpec:
     """How the policy's weights arrive: gloo, nccl or ipc."""
     reference: str | None = None
     """The frozen model that requests may mix with the policy."""
+    adapter_rank: int = 0
+    """Of the adapters that arrive in the weights' stead; 0: weights arrive."""
 
 
 class Actor:
@@ -207,16 +209,18 @@ class ModelWorker(Actor):
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
+        from rlhf.engines.weight_sync.adapter_source import AdapterSource
         from rlhf.engines.weight_sync.media import make_sender
         from rlhf.engines.weight_sync.source import make_source
 
+        source = AdapterSource if spec.adapter_rank else make_source
         trainee = self._trainees[role]
         address = node_address()
         trainee.detach_sender()
         trainee.attach_sender(
             make_sender(
                 spec.sync_backend,
-                make_source(trainee.module, spec.dtype),
+                source(trainee.module, spec.dtype),
                 RayEngineClient(engines),
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,
@@ -293,6 +297,7 @@ class RolloutWorker(Actor):
             name=name,
             sync_backend=spec.sync_backend,
             reference=spec.reference,
+            adapter_rank=spec.adapter_rank,
         )
 
     @property

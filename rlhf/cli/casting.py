@@ -10,7 +10,7 @@ from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.rewards import head_of
-from rlhf.engines.rollout import NO_MIXTURE, engine_kind
+from rlhf.engines.rollout import NO_ADAPTERS, NO_MIXTURE, engine_kind
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import dtype_of, model_of, sections
@@ -65,6 +65,7 @@ def cast(
             seed=config.run.seed,
             sync_backend=sync_backend(config.rollout, placement, device),
             reference=mixed_reference(config, needs),
+            adapter_rank=synced_adapters(config),
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
     )
@@ -77,6 +78,15 @@ def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
     if engine_kind(config.rollout) != "transformers":
         raise ConfigError(NO_MIXTURE)
     return model_of(config.reference, Role.REFERENCE)
+
+
+def synced_adapters(config: OnlineConfig) -> int:
+    """Rank of the adapters that the engines are sent in the weights' stead; 0 where they are sent weights."""
+    if not config.rollout.sync_adapters:
+        return 0
+    if engine_kind(config.rollout) == "transformers":
+        raise ConfigError(NO_ADAPTERS)
+    return config.policy.lora.rank
 
 
 def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
 
@@ -33,6 +33,18 @@ class ModelSection(Section):
         return self.num_nodes * self.num_gpus_per_node
 
 
+class LoraSection(Section):
+    """Low-rank adapters that learn in the model's stead (Hu et al. 2021)."""
+
+    rank: NonNegativeInt = 0
+    """Rank of the adapters beside each linear layer; 0 trains the model itself. Adapters want about ten times its
+    learning rate."""
+    alpha: PositiveFloat = Field(32.0, allow_inf_nan=False)
+    """The adapters' part is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters (q_proj, v_proj, ...); none: all linear layers but the output layer."""
+
+
 class TrainedModelSection(ModelSection):
     """A model that learns."""
 
@@ -52,6 +64,7 @@ class TrainedModelSection(ModelSection):
     """AdamW's weight decay."""
     max_grad_norm: FiniteFloat = Field(1.0, ge=0.0)
     """Clip the gradient's norm to this; 0 does not clip."""
+    lora: LoraSection = LoraSection()
     offload_optimizer: bool = False
     """Keep optimizer states in host memory."""
     gradient_checkpointing: bool = False

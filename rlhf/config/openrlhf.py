@@ -54,6 +54,8 @@ FLAGS: Mapping[str, Own] = {
     "flash_attn": Own(_each(MODELS, "attention"), "flash_attention_2"),
     "attn_implementation": Own(_each(MODELS, "attention")),
     "zero_stage": Own(_each(TRAINED, "zero_stage")),
+    "lora_rank": Own(_each(TRAINED, "lora.rank")),
+    "lora_alpha": Own(_each(TRAINED, "lora.alpha")),
     "gradient_checkpointing": Own(_each(TRAINED, "gradient_checkpointing"), "true"),
     # Learning
     "actor_learning_rate": Own(("policy.lr",)),

@@ -44,6 +44,9 @@ class RolloutSection(Section):
     """How weights travel: auto is gloo on CPU, ipc on a shared GPU, nccl between GPUs."""
     sync_bucket_mib: PositiveFloat = 64.0
     """Weights travel in buckets of at least one layer and about this size."""
+    sync_adapters: bool = False
+    """Send a policy's adapters alone, which vLLM then adds at every token, instead of weights with adapters merged: far
+    less to send, and slower to sample with."""
     stall_timeout_s: PositiveFloat = 300.0
     """Longest time in which an engine that has work may finish no token."""
     generate_timeout_s: PositiveFloat = 3600.0

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig, command_of
-from rlhf.config.models import TrainedModelSection
+from rlhf.config.models import LoraSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules_grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules_kto import KTO_RULES
@@ -64,6 +64,12 @@ def models(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _learning(role: str, model: TrainedModelSection) -> Iterator[Problem]:
+    for key in () if model.lora.rank else ("alpha", "targets"):
+        if getattr(model.lora, key) != getattr(LoraSection(), key):
+            yield Problem(
+                keys=(f"{role}.lora.{key}", f"{role}.lora.rank"),
+                text=f"not used: {role}.lora.rank 0 trains the model itself, without adapters. Set that above 0.",
+            )
     if not all(0.0 <= beta < 1.0 for beta in model.adam_betas):
         yield Problem(keys=(f"{role}.adam_betas",), text=f"both must be in [0, 1) (got {list(model.adam_betas)}).")
     if model.offload_optimizer and model.zero_stage == 0:

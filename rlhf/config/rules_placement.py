@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.problems import Problem, shown
 
+MAX_SERVED_RANK = 512
+"""Highest rank of adapters that vLLM adds to a model that it serves."""
 ROLES = ("policy", "reference", "critic", "reward", "rollout")
 ALL = "all"
 
@@ -83,4 +85,26 @@ def weight_sync(config: OnlineConfig) -> Iterator[Problem]:
         )
 
 
-PLACEMENT_RULES = (merged_shapes, weight_sync)
+def adapters_sent(config: OnlineConfig) -> Iterator[Problem]:
+    """Where adapters travel alone there are some, and the engine can add them."""
+    rollout, rank = config.rollout, config.policy.lora.rank
+    if not rollout.sync_adapters:
+        return
+    if not rank:
+        yield Problem(
+            keys=("rollout.sync_adapters", "policy.lora.rank"),
+            text="the policy has no adapters. Set policy.lora.rank above 0, or this to false.",
+        )
+    elif rank > MAX_SERVED_RANK:
+        yield Problem(
+            keys=("rollout.sync_adapters", "policy.lora.rank"),
+            text=f"vLLM adds adapters up to rank {MAX_SERVED_RANK} (got {rank}). Set this to false.",
+        )
+    if rollout.engine == "transformers":
+        yield Problem(
+            keys=("rollout.sync_adapters", "rollout.engine"),
+            text="the transformers engine takes merged weights only. Set this to false, or rollout.engine to vllm.",
+        )
+
+
+PLACEMENT_RULES = (merged_shapes, weight_sync, adapters_sent)

@@ -85,7 +85,8 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets, entropy, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         rule: LogitsRule = ctx.rule  # type: ignore[attr-defined]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # not beside adapters
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         slope: torch.Tensor | float = rule.constant_slope
         if grad_entropy is not None and not grad_entropy.any():
@@ -111,7 +112,9 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad.mul_(slope)
             grad = grad.to(weight.dtype)
             grad_hidden[rows] = grad @ weight
-            if weight.dtype == torch.float32:
+            if grad_weight is None:
+                pass
+            elif weight.dtype == torch.float32:
                 grad_weight.addmm_(grad.T, hidden[rows])
             else:
                 grad_weight += grad.T @ hidden[rows]
@@ -119,7 +122,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_bias += grad.sum(0)
             del log_p, p, grad  # or the next chunk's would lie beside them
         cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), cast_bias, None, None
+        cast_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, cast_weight, cast_bias, None, None
 
 
 def token_log_probs(

@@ -10,14 +10,17 @@ import torch.distributed as dist
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from rlhf.config.models import LoraSection
+from rlhf.engines.adapters import adapters_of, plain_name, whole_adapters, write_adapters
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.models import TOKENIZER_FILES, WEIGHTS, LoadedModel
 from rlhf.engines.refusals import Refusals
 from rlhf.errors import CheckpointError
 
 
-def export_model(loaded: LoadedModel, directory: Path) -> None:
-    """Write weights, config and tokenizer to `directory`. Collective; rank 0 holds the whole model in host memory.
+def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> None:
+    """Write weights, config and tokenizer to `directory`, and adapters that are not merged to its folder `adapter`.
+    Collective; rank 0 holds the whole model in host memory.
 
     Raises:
         CheckpointError: on every rank, where the disk refused it.
@@ -25,6 +28,7 @@ def export_model(loaded: LoadedModel, directory: Path) -> None:
     refusals = Refusals()
     is_writer = dist.get_rank() == 0
     weights = {name: tensor.cpu().clone() for name, tensor in _whole_parameters(loaded.model) if is_writer}
+    adapters = whole_adapters(loaded.model)
     if is_writer:
         with refusals.kept():
             directory.mkdir(parents=True, exist_ok=True)
@@ -36,6 +40,8 @@ def export_model(loaded: LoadedModel, directory: Path) -> None:
             for pattern in TOKENIZER_FILES:
                 for source in loaded.folder.glob(pattern):
                     shutil.copyfile(source, directory / source.name)
+            if adapters:
+                write_adapters(adapters, lora, loaded.folder, directory / "adapter")
     refusals.tell(str(directory))
 
 
@@ -66,7 +72,13 @@ def check_export(loaded: LoadedModel, directory: Path) -> None:
 
 @torch.no_grad()
 def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter under its Hugging Face name, tied ones once; ZeRO-3's are gathered one at a time."""
-    for name, parameter in model.named_parameters():
+    """Every parameter under its Hugging Face name, tied ones once, adapters merged; ZeRO-3's are gathered one at a
+    time."""
+    adapters = adapters_of(model)
+    for inner_name, parameter in model.named_parameters():
+        name = plain_name(inner_name)
+        if name is None:
+            continue
+        parts = adapters[name].parts() if name in adapters else None
         with deepspeed.zero.GatheredParameters([parameter]):
-            yield name, parameter.detach()
+            yield name, parameter.detach() if parts is None else parts.added_to(parameter.detach())

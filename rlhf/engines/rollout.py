@@ -13,6 +13,8 @@ NO_MIXTURE = (
     "Set rollout.engine to transformers."
 )
 
+NO_ADAPTERS = "rollout.sync_adapters: the transformers engine takes merged weights only. Set it to false, or use vllm."
+
 
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
     """Both faces of a rollout engine: it samples, and it takes weights."""
@@ -25,7 +27,7 @@ def engine_kind(section: RolloutSection) -> str:
     return "vllm" if find_spec("vllm") else "transformers"
 
 
-def open_engine(
+def open_engine(  # noqa: PLR0913
     section: RolloutSection,
     model: str,
     *,
@@ -35,12 +37,14 @@ def open_engine(
     name: str,
     sync_backend: str,
     reference: str | None = None,
+    adapter_rank: int = 0,
 ) -> ServingEngine:
     """Load `model` (a folder or hub name) into the kind of engine that the section asks for.
 
     `dtype` is float32 or bfloat16, `device` cpu or cuda, `sync_backend` gloo, nccl or ipc. `reference` is the model
-    whose logits are mixed with the policy's, where requests ask for that. The engine's own library is imported here,
-    and the other one is not. Raises ConfigError where that engine cannot mix.
+    whose logits are mixed with the policy's, where requests ask for that; `adapter_rank` is that of the adapters which
+    weight syncs bring in the weights' stead, 0 for weights. The engine's own library is imported here, and the other
+    one is not. Raises ConfigError where that engine cannot mix, or cannot add adapters.
     """
     if engine_kind(section) == "vllm":
         if reference is not None:
@@ -48,8 +52,17 @@ def open_engine(
         from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415
 
         return VllmRolloutEngine(
-            section, model, dtype=dtype, device=device, seed=seed, name=name, sync_backend=sync_backend
+            section,
+            model,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            name=name,
+            sync_backend=sync_backend,
+            adapter_rank=adapter_rank,
         )
+    if adapter_rank:
+        raise ConfigError(NO_ADAPTERS)
     from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
 
     return TransformersRolloutEngine(section, model, dtype=dtype, device=device, name=name, reference=reference)

@@ -14,7 +14,7 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.engines.serving import Serving, ServingGate
 from rlhf.engines.step_loop import DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
-from rlhf.engines.weight_sync.plugin import BACKENDS
+from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, BACKENDS
 from rlhf.errors import RlhfError, WeightSyncError
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
@@ -34,7 +34,7 @@ class VllmRolloutEngine:
     restarted: they go on with the new weights, their KV cache computed anew, and carry the older version.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         section: RolloutSection,
         model: str,
@@ -44,11 +44,13 @@ class VllmRolloutEngine:
         seed: int,
         name: str = "rollout-0",
         sync_backend: str = "gloo",
+        adapter_rank: int = 0,
         version: int = 0,
     ) -> None:
         """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
 
-        `sync_backend` (gloo, nccl, ipc) is how weights will come; `version` is the policy version of those on disk.
+        `sync_backend` (gloo, nccl, ipc) is how weights will come; where `adapter_rank` is above 0, adapters of that
+        rank come instead, and nothing can be asked before the first. `version` is the policy version of those on disk.
         """
         self._section = section
         self._name = name
@@ -59,7 +61,8 @@ class VllmRolloutEngine:
             _set_environment()
             from rlhf.engines.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
 
-            return VllmCore(section, model, dtype, device, seed, BACKENDS[sync_backend])
+            backends = ADAPTER_BACKENDS if adapter_rank else BACKENDS
+            return VllmCore(section, model, dtype, device, seed, backends[sync_backend], adapter_rank)
 
         self._loop = StepLoop(name, build, self._gate)
         self._core = self._loop.core
@@ -134,9 +137,12 @@ class VllmRolloutEngine:
         self._gate.received(digests.pop() if len(digests) == 1 else f"{len(digests)} different digests")
         try:
             own = self._gate.serve(version, digest)
-        except WeightSyncError as error:
-            self._loop.abort_all(error)
-            raise
+            self._core.install_adapters()
+        except Exception as error:
+            problem = self._problem("adapters", error)
+            self._gate.refuse(problem)
+            self._loop.abort_all(problem)
+            raise problem from error
         self._core.forget_old_weights()
         self._loop.touch()
         return own
@@ -148,14 +154,18 @@ class VllmRolloutEngine:
             try:
                 self._core.llm.collective_rpc(method, kwargs=kwargs)
             except Exception as error:
-                text = str(error) if isinstance(error, WeightSyncError) else f"engine {self._name}: {method}: {error!r}"
-                problem = WeightSyncError(text)
+                problem = self._problem(method, error)
                 if self._gate.state is Serving.UPDATING:
                     self._gate.refuse(problem)
                     self._loop.abort_all(problem)
                 raise problem from error
 
         self._loop.call(call)
+
+    def _problem(self, what: str, error: Exception) -> WeightSyncError:
+        return WeightSyncError(
+            str(error) if isinstance(error, WeightSyncError) else f"engine {self._name}: {what}: {error!r}"
+        )
 
     def _sleep(self) -> None:
         if self._loop.num_pending:

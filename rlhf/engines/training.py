@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
+from rlhf.engines.adapters import add_adapters, may_stand_still
 from rlhf.engines.distributed import deepspeed, torch_device
 from rlhf.engines.finite_weights import require_finite
 from rlhf.engines.following import FollowingCopy
@@ -63,6 +64,8 @@ class DeepSpeedEngine:
         self._copy: FollowingCopy | None = None
         self._device = torch_device(device)
         self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
+        if section.lora.rank:
+            add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         rule = logits_rule(
             self._loaded.model.config,
             temperature=temperature,
@@ -81,7 +84,7 @@ class DeepSpeedEngine:
         trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._watch = GradientWatch(trainable, self._device)
         self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
-        self._movement = MovementCheck(trainable)
+        self._movement = MovementCheck({name: p for name, p in trainable.items() if not may_stand_still(name)})
         self._optimizer = optimizer
 
     @property
@@ -173,10 +176,10 @@ class DeepSpeedEngine:
         self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
 
     def export(self, directory: Path) -> None:
-        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0. Raises as
-        `save`."""
+        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; adapters are
+        merged, and lie by themselves in its folder `adapter`. Raises as `save`."""
         require_finite(self.module, self._where, self._device)
-        export_model(self._loaded, directory)
+        export_model(self._loaded, directory, self._section.lora)
 
     def check_export(self, directory: Path) -> None:
         """Compare an export with the weights held now, bit for bit. Raises CheckpointError on rank 0."""

@@ -2,19 +2,22 @@
 so import this module only after that is set (`rollout_vllm.py`)."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.step_loop import DecodeRequest, StepOutput
-from rlhf.engines.weight_sync.plugin import register
+from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
 from rlhf.errors import ModelError
 from rlhf.types import FinishReason
 
@@ -25,9 +28,18 @@ class VllmCore:
     """vLLM's in-process engine core as a `DecoderCore`; used on the loop's thread only."""
 
     def __init__(
-        self, section: RolloutSection, model: str, dtype: str, device: str, seed: int, weight_transfer: str
+        self,
+        section: RolloutSection,
+        model: str,
+        dtype: str,
+        device: str,
+        seed: int,
+        weight_transfer: str,
+        adapter_rank: int,
     ) -> None:
+        """`adapter_rank` above 0: answers are computed with adapters of that rank, which a weight transfer brings."""
         register()
+        self._adapters = LoRARequest("policy", ADAPTER_ID, "brought by a weight transfer") if adapter_rank else None
         on_cpu = device == "cpu"
         self._context = self._max_model_len(section, model)
         self.llm = LLMEngine.from_engine_args(
@@ -52,6 +64,9 @@ class VllmCore:
                 generation_config="vllm",
                 disable_log_stats=True,
                 weight_transfer_config=WeightTransferConfig(backend=weight_transfer),
+                enable_lora=adapter_rank > 0,
+                lora_target_modules=_linear_layers(model) if adapter_rank else None,
+                max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= adapter_rank),
             )
         )
         self._tasks = self.llm.get_supported_tasks()
@@ -87,7 +102,10 @@ class VllmCore:
                 detokenize=False,
             )
         prompt = tokens_input(request.token_ids.tolist())
-        self._client.add_request(self.llm.input_processor.process_inputs(request_id, prompt, params, self._tasks))
+        inputs = self.llm.input_processor.process_inputs(
+            request_id, prompt, params, self._tasks, lora_request=self._adapters
+        )
+        self._client.add_request(inputs)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._client.abort_requests(list(request_ids))
@@ -112,6 +130,11 @@ class VllmCore:
         """Drop every KV block that the old weights computed, those of answers under way too."""
         self.llm.reset_prefix_cache(reset_running_requests=True)
 
+    def install_adapters(self) -> None:
+        """Compute with the adapters that the last weight transfer brought, where that is what it brings."""
+        if self._adapters is not None:
+            self.llm.collective_rpc(_install_adapters)
+
     def received_digests(self) -> list[str]:
         """What each worker received in the last update."""
         digests: list[str] = self.llm.collective_rpc(_received_digest)
@@ -119,6 +142,21 @@ class VllmCore:
 
     def shutdown(self) -> None:
         self._client.shutdown()
+
+
+def _linear_layers(model: str) -> list[str]:
+    """What the linear layers of a model's backbone are called. The output layer is left out: vLLM's own adapters beside
+    it cannot score a prompt on CPU."""
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
+    layers = whole.base_model.named_modules()
+    return sorted({name.rpartition(".")[2] for name, layer in layers if isinstance(layer, torch.nn.Linear)})
+
+
+def _install_adapters(worker: WorkerBase) -> None:
+    """Let a worker compute with the adapters that the last weight transfer brought. vLLM forgets all that it has when a
+    transfer is finished, so this comes after."""
+    worker.weight_transfer_engine.install()
 
 
 def _received_digest(worker: WorkerBase) -> str:

@@ -61,6 +61,8 @@ class ModelLoad:
     chunk_tokens: int = 1024
     kept_log_probs: float = 0.0
     """Bytes of log-probs that are kept for the backward pass at most."""
+    adapter_rank: int = 0
+    """Of the adapters that learn in the model's stead; 0: the model learns."""
     on_cpu: bool = False
     """Buffers that are asked for and never touched cost nothing there."""
 
@@ -68,6 +70,11 @@ class ModelLoad:
     def parameter_bytes(self) -> float:
         """Of the whole model."""
         return float(self.shape.num_parameters * self.dtype_bytes)
+
+    @property
+    def learned_parameters(self) -> int:
+        """Numbers that have a gradient and an optimizer's state."""
+        return self.shape.adapter_parameters(self.adapter_rank) if self.adapter_rank else self.shape.num_parameters
 
     @property
     def is_partitioned(self) -> bool:
@@ -82,7 +89,7 @@ class ModelLoad:
 def resident(load: ModelLoad) -> Memory:
     """What stays on a device between its computations."""
     share = 1 / load.num_ranks
-    numbers = float(load.shape.num_parameters)
+    numbers = float(load.learned_parameters)
     parameters = load.parameter_bytes * (share if load.is_partitioned else 1.0)
     if load.is_partitioned and load.offload_parameters:
         parameters = 0.0
@@ -93,7 +100,7 @@ def resident(load: ModelLoad) -> Memory:
     optimizer = 0.0 if load.offload_optimizer else numbers * (MOMENTS + FLOAT32 * has_master) * sharded
     gradients = numbers * FLOAT32 * (share if load.zero_stage >= 2 else 1.0)
     if load.zero_stage == 0:
-        gradients = load.parameter_bytes
+        gradients = numbers * load.dtype_bytes
     elif load.offload_optimizer:
         gradients = 0.0
     return Memory(parameters=parameters, gradients=gradients, optimizer=optimizer)
@@ -101,9 +108,9 @@ def resident(load: ModelLoad) -> Memory:
 
 def host(load: ModelLoad) -> float:
     """Bytes of host memory that one rank's offloaded parts take."""
-    numbers = load.shape.num_parameters / load.num_ranks
-    parameters = numbers * load.dtype_bytes if load.is_partitioned and load.offload_parameters else 0.0
-    return parameters + (numbers * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0)
+    parameters = load.parameter_bytes if load.is_partitioned and load.offload_parameters else 0.0
+    states = load.learned_parameters * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0
+    return (parameters + states) / load.num_ranks
 
 
 def gathered(load: ModelLoad) -> float:
@@ -166,7 +173,7 @@ def _kept_log_probs(load: ModelLoad, num_tokens: int) -> float:
 
 def _head_gradient(load: ModelLoad) -> float:
     """The output layer's gradient is summed over chunks in float32."""
-    return 0.0 if load.shape.is_scalar else float(load.shape.vocab * load.shape.hidden * FLOAT32)
+    return 0.0 if load.shape.is_scalar or load.adapter_rank else float(load.shape.vocab * load.shape.hidden * FLOAT32)
 
 
 def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:

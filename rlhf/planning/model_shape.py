@@ -80,6 +80,16 @@ class ModelShape:
         weights = self.num_layers * self.active_layer_parameters + head
         return 2.0 * weights + 4.0 * self.num_layers * self.num_heads * self.head_dim * context
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Of low-rank adapters beside every linear layer; experts, which are not layers of their own, get none."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sides = 2 * (self.hidden + query) + 2 * (self.hidden + kv)
+        if self.layer_parameters == self.active_layer_parameters:
+            attention = _attention(self.hidden, query, kv)
+            num_matrices = (self.layer_parameters - attention) // (self.hidden * self.intermediate)
+            sides += num_matrices * (self.hidden + self.intermediate)
+        return self.num_layers * rank * sides
+
     def as_scorer(self) -> "ModelShape":
         """The same backbone under one output, as reward models and critics have it."""
         return replace(self, head_parameters=self.hidden, is_scalar=True)

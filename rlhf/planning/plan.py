@@ -225,6 +225,7 @@ class _Planner:
             gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
+            adapter_rank=0 if trained is None else trained.lora.rank,
             on_cpu=self._cluster.device.is_cpu,
         )
 
@@ -351,9 +352,14 @@ class _Planner:
                 return sum(timing.learning(load, work, machine, rates) for load in active)
             case "sync" if policy is not None and {Role.POLICY, Role.ROLLOUT} & set(group.roles):
                 shared = Role.ROLLOUT in self._placement.group_of(Role.POLICY).roles
-                return timing.sync(policy.shape, policy.dtype_bytes, same_device=shared, machine=machine, rates=rates)
+                return timing.sync(self._synced_bytes(policy), same_device=shared, machine=machine, rates=rates)
             case _:
                 return 0.0
+
+    def _synced_bytes(self, policy: ModelLoad) -> float:
+        assert isinstance(self._config, OnlineConfig)
+        adapters_alone = self._config.rollout.sync_adapters
+        return policy.learned_parameters * policy.dtype_bytes if adapters_alone else policy.parameter_bytes
 
     def _generation(self, policy: ModelLoad) -> float:
         assert isinstance(self._config, OnlineConfig)

@@ -13,7 +13,8 @@ from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.workload import Workload
 
 BACKWARD = 2.0
-"""Arithmetic of a backward pass, in forward passes."""
+"""Arithmetic of a backward pass, in forward passes: gradients of activations, and of the weights that learn."""
+FROZEN_BACKWARD = 1.0
 HOST_LINK_GB_S = 25.0
 """From a device to its host's memory."""
 HOST_ADAM_GB_S = 10.0
@@ -100,7 +101,7 @@ def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine
 def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficiency) -> float:
     """Seconds of all passes over a step's sequences, optimizer steps included."""
     each = work.learned_tokens / load.num_ranks
-    forwards = 1 + BACKWARD + load.gradient_checkpointing
+    forwards = 1 + (FROZEN_BACKWARD if load.adapter_rank else BACKWARD) + load.gradient_checkpointing
     flops = each * load.shape.flops_per_token(work.sequence_tokens / 2) * forwards
     updates = max(1, work.num_updates // work.num_passes)
     batches = updates * ceil(each / updates / work.micro_batch_tokens)
@@ -110,11 +111,11 @@ def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficienc
     return work.num_passes * one_pass + work.num_updates * _optimizer_s(load, machine, rates)
 
 
-def sync(shape: ModelShape, dtype_bytes: int, *, same_device: bool, machine: Machine, rates: Efficiency) -> float:
-    """Seconds in which every engine receives the weights: over the network, or within the device's own memory."""
+def sync(num_bytes: float, *, same_device: bool, machine: Machine, rates: Efficiency) -> float:
+    """Seconds in which every engine receives weights: over the network, or within the device's own memory."""
     sheet = machine.sheet
     speed = sheet.memory_gb_s if same_device else sheet.network_gb_s
-    return shape.num_parameters * dtype_bytes / (speed * GB * rates.exchange)
+    return num_bytes / (speed * GB * rates.exchange)
 
 
 def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
@@ -133,13 +134,13 @@ def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
     if load.num_ranks == 1 or load.zero_stage == 0:
         return 0.0
     others = (load.num_ranks - 1) / load.num_ranks
-    reducing = load.parameter_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+    reducing = load.learned_parameters * load.dtype_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
     return 2 * _gather_s(load, machine, rates) + reducing
 
 
 def _optimizer_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
     """One optimizer step: every state is read and written once, by the device or, offloaded, by its host."""
     share = load.num_ranks if load.zero_stage else 1
-    states = load.shape.num_parameters / share * 2 * (4 * FLOAT32)
+    states = load.learned_parameters / share * 2 * (4 * FLOAT32)
     speed = HOST_ADAM_GB_S if load.offload_optimizer else machine.sheet.memory_gb_s * rates.reading
     return states / (speed * GB)

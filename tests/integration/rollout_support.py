@@ -33,6 +33,7 @@ def open_engine(
     max_num_seqs: int = 8,
     stall_timeout_s: float = 120.0,
     reference: Path | None = None,
+    adapter_rank: int = 0,
 ) -> ServingEngine:
     """A float32 engine on the CPU for the models of `tests/tiny_models.py`."""
     section = RolloutSection(
@@ -46,7 +47,15 @@ def open_engine(
     if kind == "vllm":
         from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415
 
-        return VllmRolloutEngine(section, str(model), dtype="float32", device="cpu", seed=0, name="rollout-0")  # type: ignore[return-value]
+        return VllmRolloutEngine(  # type: ignore[return-value]
+            section,
+            str(model),
+            dtype="float32",
+            device="cpu",
+            seed=0,
+            name="rollout-0",
+            adapter_rank=adapter_rank,
+        )
     from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
 
     return TransformersRolloutEngine(  # type: ignore[return-value]

@@ -14,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from rlhf.config.models import LoraSection
+from rlhf.engines.adapters import add_adapters
 from rlhf.engines.training_checkpoint import require_all_seen
-from rlhf.errors import CheckpointError
+from rlhf.errors import CheckpointError, ModelError
+from tests.integration.training_adapters import LORA
 from tests.integration.training_rows import experiences, rankings
-from tests.tiny_models import make_policy, make_reward_model, tiny_tokenizer
+from tests.tiny_models import make_policy, make_reward_model, tiny_config, tiny_tokenizer
 
 Results = dict[str, torch.Tensor]
 TEMPERATURE = 0.7
@@ -86,16 +90,21 @@ def naive_log_probs(model: PreTrainedModel, token_ids: np.ndarray, temperature: 
     return torch.cat([torch.zeros(1), log_probs]), torch.cat([torch.zeros(1), -(log_p.exp() * log_p).sum(-1)])
 
 
-def naive_gradient(folder: Path) -> dict[str, torch.Tensor]:
-    """The gradient of the worker's loss, one sequence at a time, by autograd through transformers' own model."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def naive_loss(model: PreTrainedModel) -> torch.Tensor:
+    """The worker's loss, one sequence at a time."""
     sequences = [experience.sequences[0] for experience in experiences()]
     loss = torch.zeros(())
     for sequence in sequences:
         log_probs, entropy = naive_log_probs(model, sequence.token_ids, TEMPERATURE)
         gain = torch.tensor(sequence.advantages) * log_probs + 0.1 * entropy
         loss = loss - gain[torch.tensor(sequence.loss_mask)].sum()
-    (loss / sum(int(sequence.loss_mask.sum()) for sequence in sequences)).backward()
+    return loss / sum(int(sequence.loss_mask.sum()) for sequence in sequences)
+
+
+def naive_gradient(folder: Path) -> dict[str, torch.Tensor]:
+    """The gradient of the worker's loss, one sequence at a time, by autograd through transformers' own model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    naive_loss(model).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -308,3 +317,50 @@ def test_a_reference_follows_the_policy_and_leaves_it_alone(
     assert bool(said["resumed"])
     assert torch.equal(said["refreshed"], said["policy"])
     assert not torch.equal(said["stale"], said["policy"])
+
+
+@pytest.mark.parametrize("case", ["0-float32", "2-float32", "3-float32", "3-bfloat16"])
+def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, case: str) -> None:
+    """The engine, its merged export and its exported adapters over the first model say the same; only they learned."""
+    said = {key.rpartition("/")[2]: value for key, value in two_ranks.items() if f"adapters/zero{case}/" in key}
+    assert bool(said["starts_the_same"])
+    assert bool(said["frozen"])
+    assert bool(said["resumed"])
+    assert int(said["num_unmoved"]) == 0
+    export = folder / "exports" / f"adapters-{case}"
+    merged = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
+    start = AutoModelForCausalLM.from_pretrained(folder / "tied", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(start, export / "adapter")
+    tolerance = 0.15 if "bfloat16" in case else 1e-4
+    for model in (merged, adapted):
+        with torch.no_grad():
+            rows = [naive_log_probs(model, one.sequences[0].token_ids, TEMPERATURE)[0] for one in experiences()]
+        assert float((said["said"] - torch.cat(rows)).abs().max()) < tolerance
+    before = load_file(folder / "tied" / "model.safetensors")
+    after = load_file(export / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name].to(after[name].dtype), after[name])}
+    assert moved == {name for name in before if name.endswith("proj.weight")}
+
+
+def test_the_gradient_of_adapters_is_that_of_autograd(folder: Path, two_ranks: Results) -> None:
+    """From the same first adapters, one sequence at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "tied", dtype=torch.float32)
+    add_adapters(model, LoraSection.model_validate(LORA), seed=0, where="policy.lora.targets")
+    naive_loss(model).backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    for stage in (0, 2, 3):
+        assert float(two_ranks[f"adapters/zero{stage}-float32/norm"]) == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_a_head_that_scores_learns_beside_adapters(two_ranks: Results) -> None:
+    assert bool(two_ranks["adapters/head_learns"])
+    assert int(two_ranks["adapters/num_targets"]) == 2 * tiny_config().num_hidden_layers
+
+
+def test_adapters_beside_layers_that_are_not_there_are_refused(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "tied")
+    with pytest.raises(
+        ModelError, match=r"^policy.lora.targets: no linear layers called query; have down_proj, .*q_proj"
+    ):
+        add_adapters(model, LoraSection(rank=4, targets=("q_proj", "query")), seed=0, where="policy.lora.targets")

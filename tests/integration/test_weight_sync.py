@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.config.models import LoraSection
+from rlhf.engines.adapters import add_adapters
+from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.local import LocalEngineClient
 from rlhf.engines.weight_sync.probe import probe
-from rlhf.engines.weight_sync.source import ModuleSource
+from rlhf.engines.weight_sync.source import WeightSource, make_source
 from rlhf.errors import WeightSyncError
 from rlhf.types import Rollout
 from tests.integration.rollout_support import (
@@ -35,14 +38,17 @@ from tests.tiny_models import make_policy
 
 pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
 
+RANK = 4
+"""Of adapters."""
 ROOT = Path(__file__).parents[2]
 ENGINES = [
-    pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks)
+    pytest.param((kind, weights), id=f"{kind}-{weights}", marks=marks)
     for kind, marks in (
         ("transformers", []),
         ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
     )
-    for tied in (False, True)
+    for weights in ("untied", "tied", "adapters", "adapters-alone")
+    if (kind, weights) != ("transformers", "adapters-alone")
 ]
 
 
@@ -62,28 +68,38 @@ class DamagingSender(GlooSender):
 class Setup:
     """A trainer's model, an engine that follows it, and the sender between them."""
 
-    def __init__(self, kind: str, tied: bool, folder: Path) -> None:
-        make_policy(folder, tied=tied)
+    def __init__(self, kind: str, weights: str, folder: Path) -> None:
+        make_policy(folder, tied=weights == "tied")
         self.model = load_model(folder)
-        self.engine: ServingEngine = open_engine(kind, folder)
+        if weights.startswith("adapters"):
+            add_adapters(self.model, LoraSection(rank=RANK, alpha=16.0), seed=0, where="policy.lora.targets")
+        self.alone = weights == "adapters-alone"
+        self.engine: ServingEngine = open_engine(kind, folder, adapter_rank=RANK if self.alone else 0)
         self.client = LocalEngineClient({"rollout-0": self.engine})
         self.sender = DamagingSender(
-            ModuleSource(self.model, torch.float32),
+            self.source(),
             self.client,
             master_address="127.0.0.1",
             port=0,
             num_receivers=1,
-            bucket_bytes=100_000,
+            bucket_bytes=5_000 if self.alone else 100_000,
             timeout_s=30.0,
         )
         self.version = 0
+        if self.alone:
+            self.sender.send(0)  # the engine has none of its own to begin with
+
+    def source(self) -> WeightSource:
+        """What is sent."""
+        return AdapterSource(self.model, "float32") if self.alone else make_source(self.model, "float32")
 
     @torch.no_grad()
     def learn(self, seed: int) -> int:
-        """Change every weight, so much that stale ones are seen; returns the new version."""
+        """Change everything that learns, so much that stale weights are seen; returns the new version."""
         torch.manual_seed(seed)
         for parameter in self.model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
         self.version += 1
         return self.version
 
@@ -151,7 +167,10 @@ def test_a_prompts_cached_keys_and_values_do_not_outlive_a_sync(setup: Setup) ->
 def test_a_damaged_bucket_is_refused_by_name_and_nothing_is_served_until_a_whole_sync(setup: Setup) -> None:
     setup.sender.damage = setup.sender._sent + 1
     version = setup.learn(20)
-    with pytest.raises(WeightSyncError, match=rf"engine rollout-0: version {version}: bucket 2 of \d \(model\.layers"):
+    with pytest.raises(
+        WeightSyncError,
+        match=rf"engine rollout-0: version {version}: bucket 2 of \d \((base_model\.model\.)?model\.layers",
+    ):
         setup.sender.send(version)
     for work in (lambda: setup.engine.generate([request(1)]), lambda: setup.engine.score([packed(prompt(1))])):
         with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
@@ -193,7 +212,7 @@ def test_an_answer_under_way_is_whole_and_carries_the_older_version(setup: Setup
 def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     setup.sender.close()
     setup.sender = DamagingSender(
-        ModuleSource(setup.model, torch.float32),
+        setup.source(),
         setup.client,
         master_address="127.0.0.1",
         port=0,
@@ -207,7 +226,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
 
 
 def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
-    folders = [make_policy(tmp_path / "untied"), make_policy(tmp_path / "tied", tied=True)]
+    folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", "adapters")]
     with socket.socket() as probe_socket:
         probe_socket.bind(("127.0.0.1", 0))
         port = probe_socket.getsockname()[1]
@@ -237,3 +256,4 @@ def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
         assert result["num_buckets"] > 1
         assert result["num_remote_calls"] == [3, 3, 3]
         np.testing.assert_allclose(result["scored"], result["expected"], atol=1e-4)
+        assert result["num_matrices_from_adapters"] == (2 * 7 if folder.name == "adapters" else 0)

@@ -31,6 +31,7 @@ from rlhf.orchestrator.batching import (
     unpack_tokens,
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
+from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
 
@@ -375,6 +376,8 @@ def main() -> None:
         started = time.monotonic()
         scenario()
         print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
+    if world_size > 1:
+        adapters(scenarios)
     save_file(scenarios.tensors, folder / f"results_{world_size}_{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()

@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from rlhf.config.models import LoraSection
+from rlhf.engines.adapters import add_adapters
 from rlhf.engines.distributed import deepspeed, init_distributed
 from rlhf.engines.rendezvous import meet
+from rlhf.engines.weight_sync.adapter_source import AdapterSource
+from rlhf.engines.weight_sync.buckets import Bucket
 from rlhf.engines.weight_sync.local import LocalEngineClient
 from rlhf.engines.weight_sync.media import make_sender
+from rlhf.engines.weight_sync.merged import MergedSource
 from rlhf.engines.weight_sync.source import Zero3Source, make_source
 from tests.integration.rollout_support import open_engine, packed, prompt
 
@@ -27,11 +32,30 @@ CONFIG = {
 }
 
 
+def products(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """B @ A of each adapter, from what a source of adapters alone gives rank 0."""
+    source = AdapterSource(module, "float32")
+    bucket = Bucket.of(source.specs())
+    flat = torch.zeros(bucket.numel) if dist.get_rank() == 0 else None
+    source.gather(bucket, flat).wait(30.0)
+    if flat is None:
+        return {}
+    sent = dict(bucket.views(flat))
+    layers = [name.removesuffix(".lora_A.weight") for name in sent if name.endswith(".lora_A.weight")]
+    return {
+        f"{layer.removeprefix('base_model.model.')}.weight": sent[f"{layer}.lora_B.weight"]
+        @ sent[f"{layer}.lora_A.weight"]
+        for layer in layers
+    }
+
+
 def sync(rank: int, folder: Path, output: Path) -> None:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if folder.name == "adapters":
+        add_adapters(module, LoraSection(rank=4, alpha=16.0), seed=0, where="policy.lora.targets")
     engine, *_ = deepspeed.initialize(model=module, config=CONFIG, dist_init_required=False)
     source = make_source(engine.module, "float32")
-    assert isinstance(source, Zero3Source)
+    assert isinstance(source, MergedSource if folder.name == "adapters" else Zero3Source)
     receiver = open_engine("transformers", folder) if rank == 0 else None
     client = LocalEngineClient({"rollout-0": receiver} if receiver else {})
     sender = make_sender(
@@ -57,7 +81,10 @@ def sync(rank: int, folder: Path, output: Path) -> None:
         log_probs = engine(input_ids=torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
     expected = log_probs[:-1].gather(-1, torch.from_numpy(ids)[1:, None])[:, 0].tolist()
     materialised = {n: t.clone() for bucket in sender._buckets for n, t in source.materialise(bucket)}  # type: ignore[attr-defined]
+    added = products(engine.module)
     if receiver is not None:
+        start = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        close = [torch.allclose(materialised[name] - start[name], delta, atol=1e-5) for name, delta in added.items()]
         named = dict(receiver._model.named_parameters())  # type: ignore[attr-defined]
         result = {
             "digests": [report.digest for report in reports],
@@ -65,6 +92,7 @@ def sync(rank: int, folder: Path, output: Path) -> None:
             "num_remote_calls": [report.num_remote_calls for report in reports],
             "expected": expected,
             "scored": receiver.score([packed(ids)])[0][1:].tolist(),
+            "num_matrices_from_adapters": sum(close),
             "equal": {name: bool(torch.equal(named[name], tensor)) for name, tensor in materialised.items()},
         }
         output.write_text(json.dumps(result))

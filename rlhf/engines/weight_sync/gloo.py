@@ -64,7 +64,7 @@ class GlooReceiver:
         except RuntimeError as error:
             raise WeightSyncError(f"engine {self.engine}: cannot join the weight transfer group: {error}") from error
 
-    def receive(self, info: GlooUpdateInfo, load: Callable[[Iterable[tuple[str, torch.Tensor]]], None]) -> str:
+    def receive(self, info: GlooUpdateInfo, load: Callable[[Iterable[tuple[str, torch.Tensor]]], object]) -> str:
         """Receive one version and `load` each bucket that arrived as it was sent; returns the digest of the whole.
 
         `load` may keep the tensors: their memory is not used again until it lets go of them. Raises WeightSyncError

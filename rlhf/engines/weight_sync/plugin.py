@@ -6,14 +6,21 @@ imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
 
 BACKENDS = {"gloo": "rlhf_gloo", "nccl": "rlhf_nccl", "ipc": "rlhf_ipc"}
 """Our medium -> the name under which vLLM's factory knows its receiving engine."""
+ADAPTER_BACKENDS = {"gloo": "rlhf_gloo_adapters", "nccl": "rlhf_nccl_adapters", "ipc": "rlhf_ipc_adapters"}
+"""The same, of engines that receive adapters alone."""
+ADAPTER_ID = 1
+"""vLLM's number of the policy's adapters."""
 
 
 def register() -> None:
     """Make our receiving engines known to vLLM. May be called many times."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: PLC0415
 
-    module = "rlhf.engines.weight_sync.vllm_receivers"
-    classes = {"gloo": "GlooWeightTransferEngine", "nccl": "NcclWeightTransferEngine", "ipc": "IpcWeightTransferEngine"}
-    for medium, name in BACKENDS.items():
+    package = "rlhf.engines.weight_sync"
+    classes = {
+        **{name: ("vllm_receivers", f"{medium.capitalize()}WeightTransferEngine") for medium, name in BACKENDS.items()},
+        **{name: ("vllm_adapters", f"{medium.capitalize()}AdapterEngine") for medium, name in ADAPTER_BACKENDS.items()},
+    }
+    for name, (module, engine) in classes.items():
         if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, module, classes[medium])
+            WeightTransferEngineFactory.register_engine(name, f"{package}.{module}", engine)

@@ -48,12 +48,17 @@ def make_source(module: torch.nn.Module, dtype: str) -> WeightSource:
     """The source that fits how `module`'s parameters are held; `dtype` (float32, bfloat16) is what engines compute in.
 
     Names are those of `module.named_parameters()`: pass the Hugging Face model itself, not DeepSpeed's wrapper.
+    Adapters are merged into the matrices that they stand beside.
     """
-    from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
+    from rlhf.engines.adapters import adapters_of  # noqa: PLC0415  - DeepSpeed takes seconds
+    from rlhf.engines.distributed import deepspeed  # noqa: PLC0415
+    from rlhf.engines.weight_sync.merged import MergedSource  # noqa: PLC0415
 
     is_partitioned = deepspeed.runtime.zero.partition_parameters.is_zero_param
     kind = Zero3Source if any(is_partitioned(parameter) for parameter in module.parameters()) else ModuleSource
-    return kind(module, dtype_of(dtype))
+    source: WeightSource = kind(module, dtype_of(dtype))
+    adapters = adapters_of(module)
+    return MergedSource(source, adapters) if adapters else source
 
 
 class _Done:

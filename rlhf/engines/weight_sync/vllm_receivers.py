@@ -67,9 +67,14 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receive and load every bucket. Raises WeightSyncError."""
+        self.received = self.receiver.receive(update_info, self.model.load_weights)
+
+    @property
+    def receiver(self) -> GlooReceiver:
+        """This process's end of the group. Raises WeightSyncError where none was joined."""
         if self._receiver is None:
             raise WeightSyncError("no weight transfer group was joined")
-        self.received = self._receiver.receive(update_info, self.model.load_weights)
+        return self._receiver
 
     def finish_weight_update(self) -> None:
         """Put the loaded layers in place, and the tied heads in order."""
@@ -110,9 +115,14 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         self._digest = TensorDigest()
         super().start_weight_update()
 
+    @property
+    def loads(self) -> LoadableModel:
+        """What takes the weights that arrive."""
+        return self.model
+
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         model = self.model
-        self.model = _DigestingModel(model, self._digest)
+        self.model = _DigestingModel(self.loads, self._digest)
         try:
             super().receive_weights(update_info)
         finally:
@@ -133,9 +143,14 @@ class IpcWeightTransferEngine(IPCWeightTransferEngine):  # type: ignore[misc]
         self._digest = TensorDigest()
         super().start_weight_update()
 
+    @property
+    def loads(self) -> LoadableModel:
+        """What takes the weights that arrive."""
+        return self.model
+
     def receive_weights(self, update_info: IPCWeightTransferUpdateInfo) -> None:
         model = self.model
-        self.model = _DigestingModel(model, self._digest)
+        self.model = _DigestingModel(self.loads, self._digest)
         try:
             super().receive_weights(update_info)
         finally:

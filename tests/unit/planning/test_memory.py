@@ -41,6 +41,16 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     assert (resident(both).total, host(both)) == (0, 4.5 * P)
 
 
+def test_adapters_have_the_gradients_and_the_optimizer() -> None:
+    """Rank 16 beside the seven matrices of each of 32 layers."""
+    numbers = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    held = resident(replace(LOAD, adapter_rank=16))
+    assert (held.parameters, held.gradients, held.optimizer) == (P / 2, numbers, 3 * numbers)
+    assert resident(replace(LOAD, adapter_rank=16, zero_stage=0)).gradients == 2 * numbers
+    assert host(replace(LOAD, adapter_rank=16, offload_optimizer=True)) == 4 * numbers
+    assert learning(LOAD, 1).logits - learning(replace(LOAD, adapter_rank=16), 1).logits == 128256 * 4096 * 4
+
+
 def test_a_partitioned_model_gathers_what_deepspeed_allows() -> None:
     assert learning(replace(LOAD, on_cpu=True), 1).gathered == 2 * 10**9
     assert forward(replace(LOAD, zero_stage=2), 1).gathered == 0

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf.config.models import LoraSection
+from rlhf.engines.adapters import add_adapters
 from rlhf.errors import ModelError
 from rlhf.planning.model_shape import ModelShape, model_shape
 from tests.unit.planning.support import LLAMA_3_8B
@@ -88,3 +90,11 @@ def test_flops_are_two_a_weight_and_attention() -> None:
 def test_a_missing_size_is_named() -> None:
     with pytest.raises(ModelError, match=r"^policy.model: config.json has no num_hidden_layers"):
         model_shape("policy.model", {**LLAMA_3_8B, "num_hidden_layers": None})
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "gpt2" and not name.endswith(("moe", "mixtral"))])
+def test_adapters_are_as_large_as_pefts(name: str, tmp_path: Path) -> None:
+    config, shape = saved(MODELS[name], tmp_path)
+    model = AutoModelForCausalLM.from_config(config)
+    add_adapters(model, LoraSection(rank=3), seed=0, where="policy.lora.targets")
+    assert shape.adapter_parameters(3) == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,57 @@
+"""What the training engine's worker does with adapters: learn, export, save, load."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf.engines.adapters import adapters_of
+from rlhf.engines.finite_weights import own_part
+from rlhf.types import Head
+from tests.integration.training_rows import experiences, rankings, whole
+
+if TYPE_CHECKING:
+    from rlhf.engines.training import DeepSpeedEngine
+    from tests.integration.training_worker import Scenarios
+
+LORA = {"rank": 4, "alpha": 8.0}
+CASES = ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16"))
+LIMIT = (20, None)
+
+
+def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:
+    """This rank's part of everything that must not learn."""
+    return torch.cat([own_part(p).flatten().clone() for p in engine.module.parameters() if not p.requires_grad])
+
+
+def adapters(scenarios: "Scenarios") -> None:
+    """Two steps, an export, a save, a load into a fresh engine, and a third step of both."""
+    for stage, dtype in CASES:
+        name = f"adapters/zero{stage}-{dtype}"
+        settings: dict[str, object] = {"zero_stage": stage, "dtype": dtype, "lora": LORA, "lr": 1e-2}
+        engine = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
+        plain = scenarios.engine("tied", zero_stage=stage, dtype=dtype)
+        same = torch.equal(*(scenarios.by_example(one, whole(experiences()), LIMIT) for one in (engine, plain)))
+        scenarios.record(f"{name}/starts_the_same", same)
+        before = frozen(engine)
+        _, report = scenarios.step(engine, experiences(), LIMIT)
+        scenarios.record(f"{name}/norm", report.grad_norm)
+        scenarios.record(f"{name}/num_unmoved", len(report.unmoved))
+        scenarios.step(engine, experiences(seed=1), LIMIT)
+        scenarios.record(f"{name}/frozen", torch.equal(before, frozen(engine)))
+        folder = scenarios.folder / "exports" / f"adapters-{stage}-{dtype}"
+        engine.export(folder)
+        engine.check_export(folder)
+        scenarios.record(f"{name}/said", scenarios.by_example(engine, whole(experiences()), LIMIT))
+        checkpoint = scenarios.folder / "checkpoints" / f"adapters-{stage}-{dtype}"
+        engine.save(checkpoint)
+        again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
+        again.load(checkpoint)
+        for one in (engine, again):
+            scenarios.step(one, experiences(seed=2), LIMIT)
+        scenarios.record(f"{name}/resumed", torch.equal(scenarios.weights(engine), scenarios.weights(again)))
+    critic = scenarios.engine("untied", Head.SCORES, zero_stage=3, lora={"rank": 2, "targets": ("q_proj", "v_proj")})
+    head = critic.module.get_parameter("score.weight")
+    before = own_part(head).clone()
+    scenarios.step(critic, rankings(), LIMIT, "reward")
+    scenarios.record("adapters/head_learns", not torch.equal(before, own_part(head)))
+    scenarios.record("adapters/num_targets", len(adapters_of(critic.module)))
