@@ -1,8 +1,8 @@
 """One short run of each kind of method through the command line, on real Ray and DeepSpeed: it learns, and what it
 says it did, it did.
 
-Runs join one cluster and sample with the transformers engine, which starts fastest; what the methods compute is pinned
-by their unit tests, and runs with vLLM by those of PPO.
+Runs join one cluster and sample with the transformers engine, which starts fastest, but for the one whose adapters are
+sent alone; what the methods compute is pinned by their unit tests, and runs with vLLM by those of PPO.
 """
 
 import math
@@ -27,6 +27,8 @@ ONLINE = (
     *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.batch-size", "4"),
     *("--rollout.num-samples", "4", "--train.num-steps", "3", "--no-log.tensorboard"),
 )
+BY_VLLM = (*("vllm" if word == "transformers" else word for word in ONLINE), "--rollout.enforce-eager")
+ADAPTERS = ("--policy.lora.rank", "4")
 GIVEN = (
     *("--data.template", "plain", "--data.max-tokens", "64", "--data.eval-fraction", "0.2"),
     *("--train.batch-size", "8", "--train.num-steps", "6", "--no-log.tensorboard"),
@@ -52,9 +54,23 @@ CASES = {
         figures=("groups/equal", "importance/weight", "rollout/groups_dropped", "sampler/log_prob_gap"),
     ),
     "remax": Case(
-        arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE),
+        arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("rollout/baseline", "kl/ref_per_token"),
+    ),
+    "rloo": Case(
+        arguments=(
+            "grpo",
+            "--algo",
+            "rloo",
+            "--train.batch-size",
+            "16",
+            *BY_VLLM,
+            *ADAPTERS,
+            "--rollout.sync-adapters",
+        ),
+        roles=frozenset({"policy", "reference", "rollout", "reward"}),
+        figures=("sync/bytes", "kl/ref_per_token"),
     ),
     "online-dpo-ema": Case(
         arguments=("online-dpo", "--algo.reference", "ema", "--train.batch-size", "4", *ONLINE),
