@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.distributed import deepspeed
+from rlhf.engines.finite_weights import own_part
 from rlhf.errors import ModelError
 
 NAME = "default"
@@ -104,6 +106,15 @@ def plain_name(name: str) -> str | None:
 def may_stand_still(name: str) -> bool:
     """Whether a first update may leave this parameter as it is: A has no gradient while B is 0."""
     return name.endswith(DOWN)
+
+
+def frozen_digest(model: nn.Module) -> torch.Tensor:
+    """XXH3-128, as 16 bytes, of what this rank holds of everything that does not learn."""
+    digest = xxhash.xxh3_128()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            digest.update(own_part(parameter).cpu().contiguous().view(torch.uint8).numpy().data)
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 def whole_adapters(model: nn.Module) -> dict[str, Parts]:

@@ -1,4 +1,5 @@
-"""Everything that a rank needs to continue bit for bit: DeepSpeed's own shards, the step count, the random state.
+"""Everything that a rank needs to continue bit for bit: DeepSpeed's own shards, the step count, the random state. What
+is frozen is not written again and again: only its digest, by which other weights are known.
 
 No `latest` file is written or trusted: the caller says which directory, after it has verified every file in it.
 """
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from rlhf.engines.adapters import frozen_digest
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.following import FollowingCopy
 from rlhf.engines.refusals import Refusals
@@ -20,6 +22,8 @@ from rlhf.errors import CheckpointError
 
 SHARDS = "deepspeed"
 STATE = "state.json"
+FROZEN = "frozen"
+"""Digest of the weights beside which this rank learned."""
 
 
 def save_training_state(
@@ -36,8 +40,8 @@ def save_training_state(
     with refusals.kept():
         directory.mkdir(parents=True, exist_ok=True)
     with _shards_kept(engine, refusals):
-        engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False)
-    random_state = {"cpu": torch.get_rng_state()}
+        engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
+    random_state = {"cpu": torch.get_rng_state(), FROZEN: frozen_digest(engine.module)}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state()
     with refusals.kept():
@@ -86,12 +90,20 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
     state = json.loads((directory / STATE).read_text())
     if state["num_ranks"] != dist.get_world_size():
         raise CheckpointError(f"{directory}: saved on {state['num_ranks']} ranks, now {dist.get_world_size()}.")
-    path, _ = engine.load_checkpoint(str(directory), tag=SHARDS)
+    random_state = load_file(directory / _random_state_name(dist.get_rank()))
+    same: list[bool | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(same, torch.equal(random_state[FROZEN], frozen_digest(engine.module)))
+    if not all(same):  # on every rank, or the others would wait for this one
+        raise CheckpointError(
+            f"{directory}: saved beside other frozen weights than those that were loaded. Adapters continue over the "
+            "very model that they began with"
+        )
+    # What is frozen is not in it, and was loaded with the model.
+    path, _ = engine.load_checkpoint(str(directory), tag=SHARDS, load_module_strict=False)
     if path is None:
         raise CheckpointError(f"{directory}: holds no shards of this model.")
     if copy is not None:
         copy.load(directory)
-    random_state = load_file(directory / _random_state_name(dist.get_rank()))
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state:
         torch.cuda.set_rng_state(random_state["cuda"])

@@ -326,7 +326,9 @@ def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, ca
     assert bool(said["starts_the_same"])
     assert bool(said["frozen"])
     assert bool(said["resumed"])
+    assert bool(said["refuses_another_model"])
     assert int(said["num_unmoved"]) == 0
+    assert int(said["saved_bytes"]) < (folder / "tied" / "model.safetensors").stat().st_size
     export = folder / "exports" / f"adapters-{case}"
     merged = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     start = AutoModelForCausalLM.from_pretrained(folder / "tied", dtype=torch.float32)

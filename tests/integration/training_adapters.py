@@ -1,11 +1,14 @@
 """What the training engine's worker does with adapters: learn, export, save, load."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlhf.engines.adapters import adapters_of
 from rlhf.engines.finite_weights import own_part
+from rlhf.errors import CheckpointError
 from rlhf.types import Head
 from tests.integration.training_rows import experiences, rankings, whole
 
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
 LORA = {"rank": 4, "alpha": 8.0}
 CASES = ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16"))
 LIMIT = (20, None)
+
+
+def told_by(load: Callable[[Path], None], directory: Path) -> str:
+    """What a load refuses; nothing where it does not."""
+    try:
+        load(directory)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:
@@ -45,7 +57,14 @@ def adapters(scenarios: "Scenarios") -> None:
         checkpoint = scenarios.folder / "checkpoints" / f"adapters-{stage}-{dtype}"
         engine.save(checkpoint)
         again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
+        part = own_part(again.module.get_parameter("model.norm.weight"))
+        right = part.clone()
+        part.add_(1.0)
+        refused = told_by(again.load, checkpoint)
+        scenarios.record(f"{name}/refuses_another_model", "saved beside other frozen weights" in refused)
+        part.copy_(right)
         again.load(checkpoint)
+        scenarios.record(f"{name}/saved_bytes", sum(path.stat().st_size for path in checkpoint.rglob("*.pt")))
         for one in (engine, again):
             scenarios.step(one, experiences(seed=2), LIMIT)
         scenarios.record(f"{name}/resumed", torch.equal(scenarios.weights(engine), scenarios.weights(again)))
