@@ -178,8 +178,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What the models said about one example: a per-token array for each of its sequences. Empty where the algorithm
-    did not ask."""
+    """What the models said about one example: a per-token array for each of its sequences, empty where the algorithm
+    did not ask. Log-probs are known where `loss_mask` is True, and 0 elsewhere."""
 
     old_log_probs: tuple[FloatArray, ...] = ()
     ref_log_probs: tuple[FloatArray, ...] = ()

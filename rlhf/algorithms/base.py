@@ -95,7 +95,8 @@ class TensorBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """What a model returned for a micro-batch: `predictions` is [T] log-probs or values, or [S] scores, by its head;
-    `entropy` [T] comes with log-probs, float32, 0 at the first token of a sequence."""
+    `entropy` [T] comes with log-probs, float32. Both are 0 at the first token of a sequence and wherever `loss_mask` is
+    False: the output layer leaves those tokens out."""
 
     predictions: torch.Tensor
     entropy: torch.Tensor | None = None

@@ -32,9 +32,18 @@ def measured_by_trainer(correction: Correction) -> frozenset[str]:
 def with_old_policy(
     correction: Correction, examples: Sequence[Example], signals: Sequence[Signals]
 ) -> Sequence[Signals]:
-    """`signals` with the log-probs of the old policy: the trainer's, or those that the sampler gave."""
+    """`signals` with the log-probs of the old policy: the trainer's, or those that the sampler gave. Raises
+    NumericsError where those are not finite."""
     if not isinstance(correction, RatioToSampler):
         return signals
+    for example in examples:
+        said = example.sampler_log_probs[0][example.sequences[0].loss_mask]
+        if not np.isfinite(said).all():
+            wrong = len(said) - int(np.isfinite(said).sum())
+            raise NumericsError(
+                f"sampler: {example.id}: {wrong} of {len(said)} log-probs are not finite, and algo.correction ratio "
+                "takes them for the old policy's. Look at the sampler's dtype, or choose another correction"
+            )
     return [
         replace(signal, old_log_probs=example.sampler_log_probs)
         for example, signal in zip(examples, signals, strict=True)

@@ -75,7 +75,12 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, *, seed: int, whe
         torch.manual_seed(seed)
         # Dropout would make log-probs that are measured twice disagree.
         config = peft.LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=chosen, lora_dropout=0.0)
-        peft.inject_adapter_in_model(config, model, NAME)
+        try:
+            peft.inject_adapter_in_model(config, model, NAME)
+        except ValueError as error:
+            raise ModelError(f"{where}: peft puts no adapters there: {error}") from error
+    if set(adapters_of(model)) != {f"{name}.weight" for name in chosen}:
+        raise ModelError(f"{where}: peft puts adapters elsewhere in a {type(model).__name__}. Name attention's layers.")
     for name, parameter in model.named_parameters():
         if name.startswith("score."):
             parameter.requires_grad_(True)
@@ -118,7 +123,10 @@ def frozen_digest(model: nn.Module) -> torch.Tensor:
 
 
 def whole_adapters(model: nn.Module) -> dict[str, Parts]:
-    """Every adapter, whole on every rank, by the name of its layer. Collective under ZeRO-3."""
+    """Every adapter, whole on every rank, by the name of its layer. Empty where a head learned beside them, without
+    which they are not the trained model. Collective under ZeRO-3."""
+    if any(p.requires_grad and plain_name(name) is not None for name, p in model.named_parameters()):
+        return {}
     return {name.removesuffix(".weight"): adapter.parts() for name, adapter in adapters_of(model).items()}
 
 
@@ -130,7 +138,7 @@ def write_adapters(adapters: Mapping[str, Parts], section: LoraSection, base: Pa
     config = peft.LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
-        target_modules=sorted(adapters),
+        target_modules=sorted({kind_of(layer) for layer in adapters}),
         base_model_name_or_path=str(base),
         inference_mode=True,
     )

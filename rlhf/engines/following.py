@@ -78,8 +78,10 @@ class FollowingCopy:
         return f"following_{dist.get_rank() if self._is_sharded else 0}.safetensors"
 
     def _live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights that this rank holds, where the forward pass takes them from."""
+        """The weights that this rank holds and that learn, where the forward pass takes them from."""
         for name, parameter in self._engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             yield name, parameter.ds_tensor if self._is_sharded else parameter.data
 
     @torch.no_grad()

@@ -72,8 +72,13 @@ def _shards_kept(engine: "deepspeed.DeepSpeedEngine", refusals: Refusals) -> Ite
     """Inside, DeepSpeed writes shards that may be refused without leaving its own barriers, and no scripts."""
     writer = engine.checkpoint_engine
     save = writer.save
+    # DeepSpeed leaves out a frozen parameter under one of its names, and writes it under the others.
+    frozen = {name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
-    def save_or_keep(state_dict: object, path: str) -> None:
+    def save_or_keep(state_dict: dict[str, object], path: str) -> None:
+        module = state_dict.get("module")
+        if isinstance(module, dict):
+            state_dict = {**state_dict, "module": {name: w for name, w in module.items() if name not in frozen}}
         with refusals.kept():
             save(state_dict, path)
 
@@ -92,7 +97,8 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
         raise CheckpointError(f"{directory}: saved on {state['num_ranks']} ranks, now {dist.get_world_size()}.")
     random_state = load_file(directory / _random_state_name(dist.get_rank()))
     same: list[bool | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(same, torch.equal(random_state[FROZEN], frozen_digest(engine.module)))
+    mine = frozen_digest(engine.module)
+    dist.all_gather_object(same, torch.equal(random_state.get(FROZEN, mine), mine))
     if not all(same):  # on every rank, or the others would wait for this one
         raise CheckpointError(
             f"{directory}: saved beside other frozen weights than those that were loaded. Adapters continue over the "

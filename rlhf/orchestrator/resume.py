@@ -32,7 +32,7 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
-LAID_OUT_BY = "{role}.zero_stage"
+LAID_OUT_BY = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets")
 """What decides how the checkpoint of a trained role is laid out: with another value it cannot be read."""
 
 
@@ -76,7 +76,7 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
     differing = changed_keys(saved.config, now.config)
-    fixed = [LAID_OUT_BY.format(role=role) for role in now.ranks]
+    fixed = [key.format(role=role) for role in now.ranks for key in LAID_OUT_BY]
     laid_out = [change for change in differing if change[0] in fixed]
     problems += [
         f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"

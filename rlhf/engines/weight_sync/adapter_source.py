@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.engines.adapters import Parts, adapters_of
+from rlhf.engines.adapters import adapters_of
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
 from rlhf.engines.weight_sync.source import Gather
 
@@ -39,12 +39,9 @@ class AdapterSource:
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        known: dict[str, Parts] = {}
         for spec in bucket.parameters:
-            layer = spec.name.removesuffix(DOWN).removesuffix(UP)
-            if layer not in known:
-                known = {layer: self._adapters[layer].parts()}
-            parts = known[layer]
+            # Gathered where it is used: who asks may use another stream of the device for each tensor.
+            parts = self._adapters[spec.name.removesuffix(DOWN).removesuffix(UP)].parts()
             tensor = parts.down if spec.name.endswith(DOWN) else parts.up.float() * parts.scale
             yield spec.name, tensor.to(self.device, self.dtype)
 

@@ -35,10 +35,11 @@ class MergedSource:
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        parts = self._parts(bucket)
         tensors = self._source.materialise(self._under_inner_names(bucket))
         for spec, (_, tensor) in zip(bucket.parameters, tensors, strict=True):
-            yield spec.name, parts[spec.name].added_to(tensor) if spec.name in parts else tensor
+            # Gathered where it is used: who asks may use another stream of the device for each tensor.
+            adapter = self._adapters.get(spec.name)
+            yield spec.name, tensor if adapter is None else adapter.parts().added_to(tensor)
 
     def _parts(self, bucket: Bucket) -> dict[str, Parts]:
         named = [spec.name for spec in bucket.parameters if spec.name in self._adapters]

@@ -57,6 +57,8 @@ class ArrivingAdapters:
         )
         manager.remove_adapter(ADAPTER_ID)
         manager.add_adapter(adapters)
+        if unplaced := sorted(set(adapters.loras) - set(manager.modules)):
+            raise WeightSyncError(f"vLLM has no place for {len(unplaced)} of the adapters (first: {unplaced[0]})")
         manager.activate_adapter(ADAPTER_ID)
 
 
@@ -111,6 +113,7 @@ class IpcAdapterEngine(IpcWeightTransferEngine):
 
     def finish_weight_update(self) -> None:
         self.received = self._digest.hexdigest()
+        self._packed_importer.close()  # or the trainer's buffer would stay mapped until the next update
 
     def install(self) -> None:
         """See `GlooAdapterEngine.install`."""

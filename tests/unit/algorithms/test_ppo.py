@@ -218,6 +218,11 @@ def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> Non
     for name in ("advantages", "returns", "old_values"):
         assert column(learned, name) == column(plain, name)
     assert not [name for name in (*metrics.sums, *metrics.maxima) if name.startswith("importance/")]
+    silent = ratio.select([group([rollout([1, 2], log_probs=[-1.0, math.nan])], [1.0])])
+    with pytest.raises(
+        NumericsError, match=r"^sampler: .*: 1 of 2 log-probs are not finite, and algo.correction ratio"
+    ):
+        ratio.credit(silent, [measured])
 
 
 def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, LossMetrics]:

@@ -196,6 +196,13 @@ def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 8, "critic": 1}), ())
 
 
+def test_adapters_beside_other_layers_are_never_accepted() -> None:
+    saved = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "k_proj"]}}})
+    now = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}}})
+    with pytest.raises(ConfigError, match=r"^resume: policy\.lora\.targets was .*; step_\d+ can only be read with"):
+        require_same_run(saved, now, ["policy.lora.targets", "policy.*"])
+
+
 def test_another_zero_stage_is_never_accepted() -> None:
     saved = replace(SAVED, config={"policy": {"zero_stage": 3, "lr": 1e-6}})
     now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
