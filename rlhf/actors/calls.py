@@ -79,7 +79,7 @@ class Traffic:
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Be inside a wait. Raises WorkerLostError after `close`."""
+        """Be inside a wait; also while what is waited for is asked for. Raises WorkerLostError after `close`."""
         self.watch(phase)
         with self._changed:
             if self._is_closed:
@@ -123,10 +123,13 @@ def wait_all(
         RlhfError: what the worker itself raised, where it is one of ours; anything else is wrapped with its origin.
     """
     with traffic.waiting(phase):
-        return _wait_all(calls, phase, timeout_s, meanwhile or (lambda: None))
+        return answers(calls, phase=phase, timeout_s=timeout_s, meanwhile=meanwhile)
 
 
-def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float, meanwhile: Callable[[], None]) -> list[object]:
+def answers(
+    calls: Sequence[Call], *, phase: str, timeout_s: float, meanwhile: Callable[[], None] | None = None
+) -> list[object]:
+    """As `wait_all`, for who is inside `traffic.waiting` already."""
     deadline = time.monotonic() + timeout_s
     pending = {call.ref: call for call in calls}
     failures: list[RlhfError] = []
@@ -139,7 +142,8 @@ def _wait_all(calls: Sequence[Call], phase: str, timeout_s: float, meanwhile: Ca
             if left_s <= LOOK_EVERY_S:
                 findings = post_mortem.look(places(late))
                 raise StallError(f"{phase}: no answer after {timeout_s:g} s from {told(late, findings)}")
-            meanwhile()
+            if meanwhile is not None:
+                meanwhile()
             before, stopped = stopped, post_mortem.stopped(places(late))
             if stay := before & stopped:
                 findings = post_mortem.look(places(late))

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import ray
 from ray.exceptions import RayError
 
-from rlhf.actors.calls import Call, Worker, first_line, wait_all
+from rlhf.actors.calls import Call, Worker, answers, first_line, traffic
 from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
 from rlhf.types import FloatArray, LossMetrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
 
@@ -37,12 +37,16 @@ class WorkerGroup:
         return self._ask(self.workers, submit, phase, timeout_s)
 
     def _ask(self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float) -> list[object]:
-        with self._submitting:
-            try:
-                calls = [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(workers)]
-            except RayError as error:  # no room for what they are given, or one is known to be dead
-                raise WorkerLostError(f"{phase}: could not be asked: {first_line(error)}") from error
-        return wait_all(calls, phase=phase, timeout_s=timeout_s)
+        with traffic.waiting(phase):
+            with self._submitting:
+                calls = self._calls(workers, submit, phase)
+            return answers(calls, phase=phase, timeout_s=timeout_s)
+
+    def _calls(self, workers: Sequence[Worker], submit: Submit, phase: str) -> list[Call]:
+        try:
+            return [Call(worker=worker, ref=submit(rank, worker.handle)) for rank, worker in enumerate(workers)]
+        except RayError as error:  # no room for what they are given, or one is known to be dead
+            raise WorkerLostError(f"{phase}: could not be asked: {first_line(error)}") from error
 
 
 class ReplaceableGroup(WorkerGroup):

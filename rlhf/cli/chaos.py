@@ -130,7 +130,7 @@ def tear(folder: Path, witnesses: Sequence[Mapping[str, Json]]) -> str:
 
 def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) -> list[Fault]:
     """Each process in each phase in an order of chance, again and again; kinds take turns where they make sense."""
-    chance = random.Random(options.chaos_seed)
+    chance, moments = random.Random(options.chaos_seed), random.Random(f"moments-{options.chaos_seed}")
     cells = list(product([*processes, DRIVER], phases))
     chance.shuffle(cells)
     for_driver = [str(kind) for kind in options.kinds if kind != "stop"]  # nobody would wake it
@@ -139,7 +139,16 @@ def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) 
     for number, (process, phase) in enumerate(islice(cycle(cells), options.num_faults)):
         possible = (for_driver if process == DRIVER else for_others) or ["kill"]
         kind = chance.choice(possible)
-        faults.append(Fault(number=number, kind=kind, process=process, phase=phase, apart_s=options.apart_s))
+        faults.append(
+            Fault(
+                number=number,
+                kind=kind,
+                process=process,
+                phase=phase,
+                apart_s=options.apart_s,
+                delay_s=moments.uniform(0.0, options.delay_s),
+            )
+        )
     return faults
 
 

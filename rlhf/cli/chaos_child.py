@@ -6,7 +6,6 @@ repeated by a later process. FOLDER/phases.json says which phases the run has be
 
 import json
 import os
-import random
 import re
 import signal
 import sys
@@ -36,7 +35,6 @@ PHASES: Mapping[str, re.Pattern[str]] = {
 """Phase of a step -> what the waits for remote calls are called in it."""
 DRIVER = "driver"
 WITNESSES = "witness.jsonl"
-LONGEST_DELAY_S = 0.1
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "tear": signal.SIGKILL}
 
 
@@ -50,6 +48,8 @@ class Fault:
     phase: str
     apart_s: float = 0.0
     """Least seconds since the one before, or since the driver began."""
+    delay_s: float = 0.0
+    """Seconds between the beginning of the wait that it comes in, and the fault."""
 
 
 class Injector:
@@ -57,17 +57,18 @@ class Injector:
 
     A fault is armed when the run has gone on since it last saved a step; a save in which the one before struck does not
     count. So between two faults a step is kept, and a run that needs more than its budget of restarts has a fault of
-    its own.
+    its own. No save counts before the last fault has struck.
     """
 
     def __init__(
         self,
         faults: Sequence[Fault],
-        strike: Callable[[Fault, str], None],
+        strike: Callable[[Fault, str], threading.Thread | None],
         see: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`strike` gets a fault and the wait that it comes in, `see` the name of every phase."""
+        """`strike` gets a fault and the wait that it comes in, and returns the thread that will have struck at its end,
+        or None. `see` gets the name of every phase."""
         self._faults = list(faults)
         self._strike = strike
         self._see = see
@@ -78,6 +79,7 @@ class Injector:
         self._has_saved = False
         self._has_struck_in_save = False
         self._is_armed = False
+        self._striking: threading.Thread | None = None
 
     def watch(self, text: str) -> None:
         """A wait that is called `text` begins."""
@@ -87,10 +89,10 @@ class Injector:
         with self._lock:
             self._see(name)
             self._phases.add(name)
-            if name != "checkpoint":
+            if name == "learn":
                 self._has_struck_in_save = False
-                if self._has_saved:
-                    self._has_saved, self._is_armed = False, True
+            if name != "checkpoint" and self._has_saved:
+                self._has_saved, self._is_armed = False, True
             # One whose phase this kind of run does not have must not hold up the others.
             due = next((fault for fault in self._faults if fault.phase in self._phases), None)
             is_armed = due is not None and self._is_armed and self._clock() - self._last_s >= due.apart_s
@@ -98,9 +100,9 @@ class Injector:
                 self._is_armed, self._has_saved, self._last_s = False, False, self._clock()
                 self._has_struck_in_save = name == "checkpoint"
                 self._faults.remove(due)
-                self._strike(due, text)
+                self._striking = self._strike(due, text)
             elif name == "checkpoint" and not self._has_struck_in_save:
-                self._has_saved = True
+                self._has_saved = self._striking is None or not self._striking.is_alive()
 
 
 class Striker:
@@ -124,12 +126,15 @@ class Striker:
             self._seen.append(phase)
             write_text(self._folder / "phases.json", json.dumps(self._seen))
 
-    def strike(self, fault: Fault, text: str) -> None:
-        """Carry a fault out, a moment after its wait began."""
-        delay_s = random.Random(f"{fault.number}-{fault.process}").uniform(0.0, LONGEST_DELAY_S)
-        timer = threading.Timer(delay_s, self._send, (fault, text))
+    def strike(self, fault: Fault, text: str) -> threading.Thread | None:
+        """Carry a fault out in the wait that is called `text`: at once, before anybody is asked, or in a thread."""
+        if not fault.delay_s:
+            self._send(fault, text)
+            return None
+        timer = threading.Timer(fault.delay_s, self._send, (fault, text))
         timer.daemon = True
         timer.start()
+        return timer
 
     def _send(self, fault: Fault, text: str) -> None:
         witness = {**asdict(fault), "wait": text, "time": time.time()}

@@ -197,5 +197,8 @@ class ChaosConfig(Section):
     """Decides which faults come."""
     apart_s: NonNegativeFloat = 0.0
     """Least seconds between the start of the run, or a fault, and the next fault."""
+    delay_s: NonNegativeFloat = 0.1
+    """Most seconds between the beginning of the phase that a fault comes in, and the fault; 0: before anybody is asked
+    in it."""
     against: str | None = None
     """Folder of a run that the same command finished without faults; by default it runs first."""

@@ -294,7 +294,8 @@ def chaos(command: CommandLine, head: RayHead, together: Run) -> Chaos:
         [
             *(sys.executable, "-m", "rlhf.cli.main", "chaos", *joined(head, TOGETHER), *deadlines),
             *("--run.name", "together", "--against", str(together.folder)),
-            *("--num-faults", "4", "--kinds", "kill,stop,tear", "--chaos-seed", "145"),
+            # The engine answers within 30 ms: a fault that comes later is met by the next question.
+            *("--num-faults", "4", "--kinds", "kill,stop,tear", "--chaos-seed", "145", "--delay-s", "0"),
         ],
         cwd=command.workplace,
         env=head.environment,
@@ -324,10 +325,8 @@ def test_every_fault_struck(chaos: Chaos) -> None:
 
 def test_what_holds_no_state_is_replaced_in_its_step(chaos: Chaos) -> None:
     texts = [str(row["text"]) for row in read_rows(chaos.folder / "events.jsonl") if row["kind"] == "replacement"]
-    for struck, then in zip(chaos.witnesses, [*chaos.witnesses[1:], {"kind": ""}], strict=True):
-        if struck["kind"] == "kill" and then["kind"] != "tear":  # a driver that goes down at once asks nobody again
-            assert any(f", pid {struck['pid']}) died." in text for text in texts), chaos.output
-    assert any(": rollout engine 0 (" in text for text in texts), chaos.output
+    assert any(text.startswith("rollout generation: rollout engine 0 (") for text in texts), chaos.output
+    assert any(": reward function (" in text for text in texts), chaos.output
 
 
 def test_a_restart_says_who_was_lost_or_stopped(chaos: Chaos) -> None:

@@ -1,6 +1,7 @@
 """Faults come in the phase that they name, a saved step apart, and all processes meet all phases."""
 
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,35 @@ def test_what_is_killed_in_a_save_is_needed_once_before_another_is_killed() -> N
     assert struck(faults, waits) == [(0, 16, "policy save"), (1, 31, "rollout generation")]
 
 
+def test_rollouts_that_run_ahead_end_no_save() -> None:
+    ahead = [*STEP[:-1], "rollout generation", "critic save"]
+    waits = [*START, *ahead, *STEP, *STEP]
+    faults = [fault(0, "checkpoint"), fault(1, "measure")]
+    assert struck(faults, waits) == [(0, 16, "policy save"), (1, 34, "policy forward")]
+
+
+def test_no_save_counts_before_the_fault_has_struck() -> None:
+    let_strike = threading.Event()
+    striking = threading.Thread(target=let_strike.wait, daemon=True)
+    found: list[int] = []
+
+    def strike(one: Fault, _text: str) -> threading.Thread:
+        found.append(one.number)
+        if not striking.is_alive() and not let_strike.is_set():
+            striking.start()
+        return striking
+
+    injector = Injector([fault(0, "learn"), fault(1, "generate")], strike, lambda _: None)
+    for text in (*START, *STEP, *STEP, *STEP):
+        injector.watch(text)
+    assert found == [1]
+    let_strike.set()
+    striking.join()
+    for text in (*STEP, *STEP):
+        injector.watch(text)
+    assert found == [1, 0]
+
+
 def test_a_phase_that_never_comes_holds_no_other_fault_up() -> None:
     waits = [text for text in (*START, *STEP, *STEP) if text not in ("scoring", "reward forward")]
     assert struck([fault(0, "score"), fault(1, "sync")], waits) == [(1, 13, "weight sync of version 1")]
@@ -88,6 +118,13 @@ def test_each_process_meets_each_phase_before_one_comes_again() -> None:
     assert {one.kind for one in faults if one.process == DRIVER} == {"kill", "tear"}
     assert {one.kind for one in faults if one.process != DRIVER} == {"kill", "stop"}
     assert draw(options, ["policy rank 0", "reward f"], ["learn", "sync"]) == faults
+    assert len({one.delay_s for one in faults}) == 12
+    assert max(one.delay_s for one in faults) <= options.delay_s
+    later = draw(options.model_copy(update={"delay_s": 30.0}), ["policy rank 0", "reward f"], ["learn", "sync"])
+    assert [(one.kind, one.process, one.phase) for one in later] == [
+        (one.kind, one.process, one.phase) for one in faults
+    ]
+    assert 3.0 < max(one.delay_s for one in later) <= 30.0
     only_stops = draw(ChaosConfig(num_faults=6, kinds=("stop",)), ["a"], ["learn"])
     assert {one.kind for one in only_stops if one.process == DRIVER} == {"kill"}, "nobody would wake a stopped driver"
 
