@@ -15,14 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.config.models import LoraSection
+from rlhf.engines.adapter_names import DOWN, NAME, UP, kind_of, linear_layers, names_in_file, plain_name
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.finite_weights import own_part
 from rlhf.errors import ModelError
-
-NAME = "default"
-"""What peft calls the one adapter that a model has."""
-BESIDE = ".base_layer."
-DOWN, UP = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +58,7 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, *, seed: int, whe
     """
     import peft  # noqa: PLC0415  - takes seconds, and most runs have no adapters
 
-    backbone = f"{model.base_model_prefix}."
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and backbone in name]
+    linear = linear_layers(model)
     kinds = sorted({kind_of(name) for name in linear})
     unknown = sorted(set(section.targets) - set(kinds))
     if not linear:
@@ -86,11 +81,6 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, *, seed: int, whe
             parameter.requires_grad_(True)
 
 
-def kind_of(layer: str) -> str:
-    """What layers of the same place in every block are called: `q_proj` of `model.layers.0.self_attn.q_proj`."""
-    return layer.rpartition(".")[2]
-
-
 def adapters_of(model: nn.Module) -> dict[str, Adapter]:
     """The adapter beside each adapted matrix, by the name that the matrix has without it."""
     parameters = dict(model.named_parameters())
@@ -101,16 +91,6 @@ def adapters_of(model: nn.Module) -> dict[str, Adapter]:
             scales: dict[str, float] = model.get_submodule(layer).scaling  # type: ignore[assignment]
             found[f"{layer}.weight"] = Adapter(down, parameters[layer + UP], float(scales[NAME]))
     return found
-
-
-def plain_name(name: str) -> str | None:
-    """What the model without adapters calls a parameter; None for an adapter's own."""
-    return None if name.endswith((DOWN, UP)) else name.replace(BESIDE, ".")
-
-
-def may_stand_still(name: str) -> bool:
-    """Whether a first update may leave this parameter as it is: A has no gradient while B is 0."""
-    return name.endswith(DOWN)
 
 
 def frozen_digest(model: nn.Module) -> torch.Tensor:
@@ -143,8 +123,8 @@ def write_adapters(adapters: Mapping[str, Parts], section: LoraSection, base: Pa
         inference_mode=True,
     )
     config.save_pretrained(directory)
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for layer, parts in adapters.items():
-        weights[f"base_model.model.{layer}.lora_A.weight"] = parts.down.cpu()
-        weights[f"base_model.model.{layer}.lora_B.weight"] = parts.up.cpu()
+        down, up = names_in_file(layer)
+        weights |= {down: parts.down.cpu(), up: parts.up.cpu()}
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.adapters import adapters_of, plain_name, whole_adapters, write_adapters
+from rlhf.engines.adapter_names import plain_name
+from rlhf.engines.adapters import adapters_of, whole_adapters, write_adapters
 from rlhf.engines.distributed import deepspeed
 from rlhf.engines.models import TOKENIZER_FILES, WEIGHTS, LoadedModel
 from rlhf.engines.refusals import Refusals

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.config.models import TrainedModelSection
-from rlhf.engines.adapters import add_adapters, may_stand_still
+from rlhf.engines.adapter_names import may_stand_still
+from rlhf.engines.adapters import add_adapters
 from rlhf.engines.distributed import deepspeed, torch_device
 from rlhf.engines.finite_weights import require_finite
 from rlhf.engines.following import FollowingCopy

@@ -105,7 +105,8 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
             "very model that they began with"
         )
     # What is frozen is not in it, and was loaded with the model.
-    path, _ = engine.load_checkpoint(str(directory), tag=SHARDS, load_module_strict=False)
+    is_whole = all(parameter.requires_grad for parameter in engine.module.parameters())
+    path, _ = engine.load_checkpoint(str(directory), tag=SHARDS, load_module_strict=is_whole)
     if path is None:
         raise CheckpointError(f"{directory}: holds no shards of this model.")
     if copy is not None:

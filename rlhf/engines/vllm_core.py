@@ -16,6 +16,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.adapter_names import kind_of, linear_layers
 from rlhf.engines.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
 from rlhf.errors import ModelError
@@ -65,7 +66,7 @@ class VllmCore:
                 disable_log_stats=True,
                 weight_transfer_config=WeightTransferConfig(backend=weight_transfer),
                 enable_lora=adapter_rank > 0,
-                lora_target_modules=_linear_layers(model) if adapter_rank else None,
+                lora_target_modules=_adaptable_layers(model) if adapter_rank else None,
                 max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= adapter_rank),
             )
         )
@@ -144,13 +145,12 @@ class VllmCore:
         self._client.shutdown()
 
 
-def _linear_layers(model: str) -> list[str]:
-    """What the linear layers of a model's backbone are called. The output layer is left out: vLLM's own adapters beside
-    it cannot score a prompt on CPU."""
+def _adaptable_layers(model: str) -> list[str]:
+    """What the layers are called that adapters may stand beside. The output layer is none of them: with one beside it
+    vLLM cannot score a prompt on CPU."""
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
-    layers = whole.base_model.named_modules()
-    return sorted({name.rpartition(".")[2] for name, layer in layers if isinstance(layer, torch.nn.Linear)})
+    return sorted({kind_of(name) for name in linear_layers(whole)})
 
 
 def _install_adapters(worker: WorkerBase) -> None:

@@ -77,7 +77,8 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
     differing = changed_keys(saved.config, now.config)
     fixed = [key.format(role=role) for role in now.ranks for key in LAID_OUT_BY]
-    laid_out = [change for change in differing if change[0] in fixed]
+    # One that the checkpoint does not know yet is a change like others, as long as it is not used.
+    laid_out = [(key, old, new) for key, old, new in differing if key in fixed and (old is not None or new)]
     problems += [
         f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"
         for key, old, new in laid_out

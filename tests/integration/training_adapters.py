@@ -1,15 +1,13 @@
 """What the training engine's worker does with adapters: learn, export, save, load."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlhf.engines.adapters import adapters_of
 from rlhf.engines.finite_weights import own_part
-from rlhf.errors import CheckpointError
 from rlhf.types import Head
+from tests.integration.refusals import told_by
 from tests.integration.training_rows import experiences, rankings, whole
 
 if TYPE_CHECKING:
@@ -19,15 +17,6 @@ if TYPE_CHECKING:
 LORA = {"rank": 4, "alpha": 8.0}
 CASES = ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16"))
 LIMIT = (20, None)
-
-
-def told_by(load: Callable[[Path], None], directory: Path) -> str:
-    """What a load refuses; nothing where it does not."""
-    try:
-        load(directory)
-    except CheckpointError as error:
-        return str(error)
-    return ""
 
 
 def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:

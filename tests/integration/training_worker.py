@@ -6,7 +6,7 @@ Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rlhf.engines.finite_weights import own_part
 from rlhf.engines.rendezvous import meet
 from rlhf.engines.scoring import ScoringEngine
 from rlhf.engines.training import DeepSpeedEngine
-from rlhf.errors import CheckpointError, NumericsError
+from rlhf.errors import CheckpointError
 from rlhf.orchestrator.batching import (
     Limits,
     build_batches,
@@ -31,6 +31,7 @@ from rlhf.orchestrator.batching import (
     unpack_tokens,
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
+from tests.integration.refusals import told_by
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
@@ -51,15 +52,6 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def told_by(write: Callable[[Path], None], directory: Path) -> str:
-    """What stops a save says; nothing where nothing does."""
-    try:
-        write(directory)
-    except (CheckpointError, NumericsError) as error:
-        return str(error)
-    return ""
 
 
 class Scenarios:

@@ -61,7 +61,7 @@ def make_source(module: torch.nn.Module, dtype: str) -> WeightSource:
     return MergedSource(source, adapters) if adapters else source
 
 
-class _Done:
+class Done:
     """A gather without communication."""
 
     def wait(self, timeout_s: float) -> None:
@@ -84,7 +84,7 @@ class ModuleSource:
         if flat is not None:
             for name, view in bucket.views(flat):
                 view.copy_(self._parameters[name])
-        return _Done()
+        return Done()
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,10 +9,12 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
 
+from rlhf.engines.adapter_names import FILE_DOWN
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.gloo_group import GlooUpdateInfo
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID
 from rlhf.engines.weight_sync.vllm_receivers import (
+    DigestingEngine,
     GlooWeightTransferEngine,
     IpcWeightTransferEngine,
     NcclWeightTransferEngine,
@@ -41,7 +43,7 @@ class ArrivingAdapters:
     def install(self) -> None:
         """Let every answer from now on be computed with these adapters, and no longer with those before."""
         manager = self._manager
-        ranks = {tensor.shape[0] for name, tensor in self._tensors.items() if name.endswith(".lora_A.weight")}
+        ranks = {tensor.shape[0] for name, tensor in self._tensors.items() if name.endswith(FILE_DOWN)}
         if len(ranks) != 1:
             raise WeightSyncError(f"adapters of one rank were expected, and those of {sorted(ranks)} came")
         (rank,) = ranks
@@ -83,38 +85,31 @@ class GlooAdapterEngine(GlooWeightTransferEngine):
         self._arriving.install()
 
 
-class NcclAdapterEngine(NcclWeightTransferEngine):
+class _KeepsAdapters(DigestingEngine):
+    """What vLLM's own engines need, to receive adapters: the model that stays is not told of an update."""
+
+    def start_weight_update(self) -> None:
+        self._digest, self._arriving = TensorDigest(), ArrivingAdapters(self.model)
+
+    @property
+    def loads(self) -> ArrivingAdapters:
+        return self._arriving
+
+    def finish_weight_update(self) -> None:
+        self.received = self._digest.hexdigest()
+
+    def install(self) -> None:
+        """See `GlooAdapterEngine.install`."""
+        self._arriving.install()
+
+
+class NcclAdapterEngine(_KeepsAdapters, NcclWeightTransferEngine):
     """Receives adapters through vLLM's NCCL engine."""
 
-    def start_weight_update(self) -> None:
-        self._digest, self._arriving = TensorDigest(), ArrivingAdapters(self.model)
 
-    @property
-    def loads(self) -> ArrivingAdapters:
-        return self._arriving
-
-    def finish_weight_update(self) -> None:
-        self.received = self._digest.hexdigest()
-
-    def install(self) -> None:
-        """See `GlooAdapterEngine.install`."""
-        self._arriving.install()
-
-
-class IpcAdapterEngine(IpcWeightTransferEngine):
+class IpcAdapterEngine(_KeepsAdapters, IpcWeightTransferEngine):
     """Receives adapters through vLLM's CUDA IPC engine."""
 
-    def start_weight_update(self) -> None:
-        self._digest, self._arriving = TensorDigest(), ArrivingAdapters(self.model)
-
-    @property
-    def loads(self) -> ArrivingAdapters:
-        return self._arriving
-
     def finish_weight_update(self) -> None:
-        self.received = self._digest.hexdigest()
+        super().finish_weight_update()
         self._packed_importer.close()  # or the trainer's buffer would stay mapped until the next update
-
-    def install(self) -> None:
-        """See `GlooAdapterEngine.install`."""
-        self._arriving.install()

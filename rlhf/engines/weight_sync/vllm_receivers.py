@@ -5,8 +5,8 @@ from typing import Protocol
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
-from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -105,11 +105,12 @@ class _DigestingModel:
         return self._model.load_weights(self._digest.see(weights))
 
 
-class NcclWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
-    """vLLM's NCCL engine, with a digest of what came out of the broadcasts, before it is loaded."""
+class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
+    """What vLLM's own engines need beside what they do: a digest of what arrives, before it is loaded."""
 
     model: LoadableModel
     received = ""
+    """Digest of the last whole version."""
 
     def start_weight_update(self) -> None:
         self._digest = TensorDigest()
@@ -120,7 +121,7 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         """What takes the weights that arrive."""
         return self.model
 
-    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+    def receive_weights(self, update_info: object) -> None:
         model = self.model
         self.model = _DigestingModel(self.loads, self._digest)
         try:
@@ -133,29 +134,9 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         self.received = self._digest.hexdigest()
 
 
-class IpcWeightTransferEngine(IPCWeightTransferEngine):  # type: ignore[misc]
-    """vLLM's CUDA IPC engine, with a digest of what was read from the trainer's memory, before it is loaded."""
+class NcclWeightTransferEngine(DigestingEngine, NCCLWeightTransferEngine):  # type: ignore[misc]
+    """vLLM's NCCL engine, with a digest of what came out of the broadcasts."""
 
-    model: LoadableModel
-    received = ""
 
-    def start_weight_update(self) -> None:
-        self._digest = TensorDigest()
-        super().start_weight_update()
-
-    @property
-    def loads(self) -> LoadableModel:
-        """What takes the weights that arrive."""
-        return self.model
-
-    def receive_weights(self, update_info: IPCWeightTransferUpdateInfo) -> None:
-        model = self.model
-        self.model = _DigestingModel(self.loads, self._digest)
-        try:
-            super().receive_weights(update_info)
-        finally:
-            self.model = model
-
-    def finish_weight_update(self) -> None:
-        super().finish_weight_update()
-        self.received = self._digest.hexdigest()
+class IpcWeightTransferEngine(DigestingEngine, IPCWeightTransferEngine):  # type: ignore[misc]
+    """vLLM's CUDA IPC engine, with a digest of what was read from the trainer's memory."""

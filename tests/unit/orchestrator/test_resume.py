@@ -203,6 +203,14 @@ def test_adapters_beside_other_layers_are_never_accepted() -> None:
         require_same_run(saved, now, ["policy.lora.targets", "policy.*"])
 
 
+def test_a_checkpoint_from_before_adapters_is_read_without_them() -> None:
+    saved = replace(SAVED, config={"policy": {"lr": 1e-6}})
+    without, with_some = (replace(SAVED, config={"policy": {"lr": 1e-6, "lora": {"rank": n}}}) for n in (0, 8))
+    require_same_run(saved, without, ("policy.lora.*",))
+    with pytest.raises(ConfigError, match=r"^resume: policy\.lora\.rank was .*, now 8; step_\d+ can only be read with"):
+        require_same_run(saved, with_some, ("policy.lora.*",))
+
+
 def test_another_zero_stage_is_never_accepted() -> None:
     saved = replace(SAVED, config={"policy": {"zero_stage": 3, "lr": 1e-6}})
     now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
