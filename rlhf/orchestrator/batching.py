@@ -4,7 +4,7 @@ A plan decides which examples share a forward pass. Measuring old log-probs and 
 that the two passes do the same arithmetic on the same rows and the first ratio is exactly 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, TypeVar
@@ -82,9 +82,9 @@ def split_minibatches(num_examples: int, batch_size: int, seed: int | Sequence[i
 def plan_batches(examples: Sequence[HasSequences], limits: Limits, indices: Sequence[int] | None = None) -> BatchPlan:
     """Plan the forward passes over `examples`, or over those at `indices`.
 
-    Examples go, longest first, to the rank with the fewest tokens, and there into the first micro-batch with room.
-    A rank's fullest micro-batches come first, so that passes that run at the same time are of similar size. The plan
-    depends on the lengths and the set of indices alone.
+    Examples go, longest first, to the rank with the fewest tokens, and there into micro-batches as few and as equal as
+    the limits let them be: the largest decides the memory. A rank's fullest micro-batches come first, so that passes
+    that run at the same time are of similar size. The plan depends on the lengths and the set of indices alone.
     """
     chosen = range(len(examples)) if indices is None else indices
     sizes = {i: sum(len(sequence.token_ids) for sequence in examples[i].sequences) for i in chosen}
@@ -94,14 +94,23 @@ def plan_batches(examples: Sequence[HasSequences], limits: Limits, indices: Sequ
         rank = loads.index(min(loads))
         loads[rank] += sizes[i]
         shares[rank].append(i)
-    ranks = [_fill(share, sizes, limits) for share in shares]
+    ranks = [_split(share, sizes, limits) for share in shares]
     num_passes = max(1, *(len(rank) for rank in ranks)) if sizes else 0
     padded = [[*rank, *[()] * (num_passes - len(rank))] for rank in ranks]
     return BatchPlan(num_ranks=limits.num_ranks, micro_batches=tuple(chain.from_iterable(padded)))
 
 
-def _fill(share: Sequence[int], sizes: dict[int, int], limits: Limits) -> list[tuple[int, ...]]:
-    """First fit, in the order of `share` (longest first); fullest micro-batches first, each in rising order."""
+def _split(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -> list[tuple[int, ...]]:
+    """A rank's examples (longest first) in micro-batches; the fullest first, each in rising order."""
+    few = _first_fit(share, sizes, limits)
+    bins = _equal(share, sizes, limits, len(few)) or few
+    loads = [sum(sizes[i] for i in members) for members in bins]
+    order = sorted(range(len(bins)), key=lambda k: (-loads[k], k))
+    return [tuple(sorted(bins[k])) for k in order]
+
+
+def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -> list[list[int]]:
+    """Each example in the first micro-batch that has room."""
     bins: list[list[int]] = []
     loads: list[int] = []
     for i in share:
@@ -114,8 +123,21 @@ def _fill(share: Sequence[int], sizes: dict[int, int], limits: Limits) -> list[t
         else:
             bins.append([i])
             loads.append(sizes[i])
-    order = sorted(range(len(bins)), key=lambda k: (-loads[k], k))
-    return [tuple(sorted(bins[k])) for k in order]
+    return bins
+
+
+def _equal(share: Sequence[int], sizes: Mapping[int, int], limits: Limits, num: int) -> list[list[int]] | None:
+    """Each example in the emptiest of `num` micro-batches; None where one finds no room there."""
+    bins: list[list[int]] = [[] for _ in range(num)]
+    loads = [0] * num
+    for i in share:
+        has_room = [k for k in range(num) if limits.max_examples is None or len(bins[k]) < limits.max_examples]
+        k = min(has_room, key=lambda k: loads[k])
+        if bins[k] and loads[k] + sizes[i] > limits.max_tokens:
+            return None
+        bins[k].append(i)
+        loads[k] += sizes[i]
+    return bins
 
 
 def merge_rank_major(num_ranks: int, parts: Sequence[Sequence[T]]) -> list[T]:

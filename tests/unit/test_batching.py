@@ -96,6 +96,22 @@ def test_ranks_share_the_tokens_evenly(lengths: list[int], num_ranks: int) -> No
     assert max(loads) - min(loads) <= max(lengths)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "limits", "expected"),
+    [
+        ([10] * 7, Limits(num_ranks=1, max_tokens=30), [30, 20, 20]),  # first fit: 30, 30, 10
+        ([10] * 9, Limits(num_ranks=1, max_tokens=1000, max_examples=4), [30, 30, 30]),
+        ([6, 5, 5, 4], Limits(num_ranks=1, max_tokens=10), [10, 10]),
+        ([5, 5, 4, 3, 3], Limits(num_ranks=1, max_tokens=10), [10, 10]),  # the emptiest would need a third
+        ([50, 10], Limits(num_ranks=1, max_tokens=30), [50, 10]),
+        ([10] * 10, Limits(num_ranks=2, max_tokens=40), [30, 20, 30, 20]),
+    ],
+)
+def test_micro_batches_are_few_and_equal(lengths: list[int], limits: Limits, expected: list[int]) -> None:
+    plan = plan_batches([example(n) for n in lengths], limits)
+    assert [sum(lengths[i] for i in members) for members in plan.micro_batches] == expected
+
+
 def _loads(plan: BatchPlan, lengths: list[int]) -> list[int]:
     n = len(plan.micro_batches) // plan.num_ranks
     shares = [plan.micro_batches[r * n : (r + 1) * n] for r in range(plan.num_ranks)]
