@@ -35,7 +35,8 @@ def run_calibrate(options: CalibrateConfig) -> int:
     command, config = run_config(folder)
     plan, found = compared(command, config, folder, options.cluster)
     memory = {name: size for group in plan.groups for name, size in group.processes.items()}
-    calibration = calibrated(found, plan.seconds, memory)
+    libraries = {name: size for group in plan.groups for name, size in group.libraries.items()}
+    calibration = calibrated(found, plan.seconds, memory, libraries)
     show(Console(highlight=False), plan, found, memory)
     calibration.write(folder / CALIBRATION)
     Console(highlight=False).print(f"kept in {folder / CALIBRATION}: rlhf plan {command} ... --calibration {folder}")

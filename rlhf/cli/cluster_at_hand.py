@@ -13,8 +13,8 @@ from rlhf.errors import ConfigError
 from rlhf.planning.hardware import GIB, SHEETS, ClusterShape, DeviceSheet
 from rlhf.planning.placement import Placement
 
-CORE_TFLOPS = 0.03
-"""float32, of one core of a server's CPU."""
+CORE_TFLOPS = 0.1
+"""float32, of one core of a server's CPU with AVX-512."""
 
 
 def cluster_at_hand(config: TrainConfig, placement: Placement) -> ClusterShape:
@@ -37,7 +37,7 @@ def shape_of(nodes: Sequence[Sequence[str]], placement: Placement) -> ClusterSha
     """
     kinds = sorted({kind for node in nodes for kind in node})
     if not kinds:
-        return _cpu_cluster(placement.num_devices)
+        return _cpu_cluster(placement)
     if len(kinds) > 1:
         raise ConfigError(f"cluster: has {', '.join(kinds)}; plan for one kind of them, as --cluster 4x8xH100.")
     fewest = min(len(node) for node in nodes if node)
@@ -81,13 +81,10 @@ def _ray_nodes(address: str) -> list[list[str]]:
         orphans.close()
 
 
-def _cpu_cluster(num_devices: int) -> ClusterShape:
-    memory = psutil.virtual_memory().total / GIB
-    cores = os.cpu_count() or 1
-    sheet = replace(
-        SHEETS["CPU"],
-        memory_gib=memory / num_devices,
-        tflops=CORE_TFLOPS * max(1.0, cores / num_devices),
-        host_gib=memory / num_devices,
-    )
-    return ClusterShape(num_nodes=1, devices_per_node=num_devices, device=sheet)
+def _cpu_cluster(placement: Placement) -> ClusterShape:
+    """All share the memory. Roles take turns with the cores, which the ranks of the widest share, as in a run."""
+    memory = psutil.virtual_memory().total / GIB / placement.num_devices
+    widest = max(max(group.shape.num_devices, group.num_engines) for group in placement.groups)
+    tflops = CORE_TFLOPS * max(1.0, (os.cpu_count() or 1) / widest)
+    sheet = replace(SHEETS["CPU"], memory_gib=memory, tflops=tflops, host_gib=memory)
+    return ClusterShape(num_nodes=1, devices_per_node=placement.num_devices, device=sheet)

@@ -20,14 +20,14 @@ ENGINE = "rollout"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Factors and additions that bring a plan to what was measured. Without any it is as the sheets say."""
+    """Factors, and an addition, that bring a plan to what was measured. Without any it is as the sheets say."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Phase -> measured over planned."""
     other_s: float = 0.0
     """Of a step, outside the phases that were planned: bookkeeping, records, checkpoints, rewards by rule."""
-    memory: Mapping[str, float] = field(default_factory=dict)
-    """models or rollout -> bytes that a process holds beyond the plan."""
+    memory_factors: Mapping[str, float] = field(default_factory=dict)
+    """models or rollout -> measured over planned, of what a process holds beside its libraries."""
 
     def write(self, file: Path) -> None:
         """Keep it as JSON."""
@@ -89,16 +89,21 @@ def _number(step: Mapping[str, Json], name: str) -> float:
 
 
 def calibrated(
-    found: Measured, planned_seconds: Mapping[str, float], planned_memory: Mapping[str, float]
+    found: Measured,
+    planned_seconds: Mapping[str, float],
+    planned_memory: Mapping[str, float],
+    libraries: Mapping[str, float],
 ) -> Calibration:
-    """What makes the plan's figures those that were measured; `planned_memory` has `Measured.memory`'s keys."""
+    """What makes the plan's figures those that were measured. `planned_memory`, of which `libraries` are a part, has
+    `Measured.memory`'s keys."""
     seconds = {
         p: found.seconds[p] / planned for p, planned in planned_seconds.items() if planned and p in found.seconds
     }
     other_s = max(0.0, found.step_s - sum(found.seconds[phase] for phase in seconds))
-    beyond: dict[str, list[float]] = {}
+    factors: dict[str, list[float]] = {}
     for name, planned in planned_memory.items():
         if name in found.memory:
-            beyond.setdefault(ENGINE if name == ENGINE else MODELS, []).append(found.memory[name] - planned)
-    memory = {kind: sum(values) / len(values) for kind, values in beyond.items()}
-    return Calibration(seconds=seconds, other_s=other_s, memory=memory)
+            factor = max(0.0, found.memory[name] - libraries[name]) / (planned - libraries[name])
+            factors.setdefault(ENGINE if name == ENGINE else MODELS, []).append(factor)
+    means = {kind: sum(values) / len(values) for kind, values in factors.items()}
+    return Calibration(seconds=seconds, other_s=other_s, memory_factors=means)

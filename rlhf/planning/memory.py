@@ -39,6 +39,10 @@ class Memory:
     def total(self) -> float:
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
+    def times(self, factor: float) -> Self:
+        """So many times each part."""
+        return type(self)(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+
     def __add__(self, other: Self) -> Self:
         return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
@@ -64,7 +68,7 @@ class ModelLoad:
     adapter_rank: int = 0
     """Of the adapters that learn in the model's stead; 0: the model learns."""
     on_cpu: bool = False
-    """Buffers that are asked for and never touched cost nothing there."""
+    """Of a buffer only what is touched costs there."""
 
     @property
     def parameter_bytes(self) -> float:
@@ -140,8 +144,9 @@ def learning(load: ModelLoad, num_tokens: int) -> Memory:
     layer = layer_activations(load.shape, load.dtype_bytes)
     kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
     buckets = 0.0
-    if load.zero_stage and not load.on_cpu:
-        buckets = REDUCE_BUCKET * load.dtype_bytes * (1 if load.zero_stage == 3 else 2)
+    if load.zero_stage:
+        numbers = min(REDUCE_BUCKET, load.learned_parameters) if load.on_cpu else REDUCE_BUCKET
+        buckets = numbers * load.dtype_bytes * (1.0 if load.zero_stage == 3 or load.on_cpu else 2.0)
     return Memory(
         activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
         gathered=gathered(load) + buckets,

@@ -23,10 +23,12 @@ PHASES = ("generate", "score", "measure", "learn", "sync")
 MIB = 2**20
 GPU_PROCESS = 1.3 * GIB
 """A CUDA context, its kernels and NCCL's buffers."""
-CPU_PROCESS = 0.75 * GIB
+CPU_PROCESS = 0.55 * GIB
 """torch, transformers, DeepSpeed and Ray in one process."""
-CPU_ENGINE = 1.1 * GIB
+CPU_ENGINE = 0.75 * GIB
 """The same with vLLM."""
+CPU_ENGINE_COPIES = 2
+"""Of the weights: vLLM's linear layers multiply by packed copies there."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -48,14 +50,24 @@ class GroupPlan:
     @property
     def processes(self) -> Mapping[str, float]:
         """Bytes of one process at most, by the roles that it hosts: models together, an engine by itself."""
+        return {
+            name: max(sum(held[role].total for role in roles) for held in self.memory.values())
+            for name, roles in self._hosted.items()
+        }
+
+    @property
+    def libraries(self) -> Mapping[str, float]:
+        """What of `processes` is there without any model."""
+        held = next(iter(self.memory.values()))
+        return {name: sum(held[role].process for role in roles) for name, roles in self._hosted.items()}
+
+    @property
+    def _hosted(self) -> Mapping[str, list[Role]]:
         models: list[Role] = [role for role in self.group.roles if role != Role.ROLLOUT]
         hosted = {"+".join(models): models} if models else {}
         if Role.ROLLOUT in self.group.roles:
             hosted[Role.ROLLOUT] = [Role.ROLLOUT]
-        return {
-            name: max(sum(held[role].total for role in roles) for held in self.memory.values())
-            for name, roles in hosted.items()
-        }
+        return hosted
 
     @property
     def totals(self) -> Mapping[str, float]:
@@ -236,8 +248,9 @@ class _Planner:
             active = [role for role in models if role in self._active(phase)]
             widest = max(active, key=lambda role: self._transient(role, phase).total, default=None)
             held[phase] = {
-                role: memory.resident(self._loads[role])
-                + (self._transient(role, phase) if role == widest else Memory())
+                role: (
+                    memory.resident(self._loads[role]) + (self._transient(role, phase) if role == widest else Memory())
+                ).times(self._calibration.memory_factors.get(MODELS, 1.0))
                 + Memory(process=self._process(Role.POLICY) if role == models[0] else 0.0)
                 for role in models
             }
@@ -291,24 +304,29 @@ class _Planner:
         )
 
     def _process(self, role: Role) -> float:
-        beyond = self._calibration.memory.get(ENGINE if role == Role.ROLLOUT else MODELS, 0.0)
         if not self._cluster.device.is_cpu:
-            return GPU_PROCESS + beyond
-        return beyond + (CPU_ENGINE if role == Role.ROLLOUT else CPU_PROCESS)
+            return GPU_PROCESS
+        return CPU_ENGINE if role == Role.ROLLOUT and self._is_vllm else CPU_PROCESS
+
+    @property
+    def _is_vllm(self) -> bool:
+        return isinstance(self._config, OnlineConfig) and self._config.rollout.engine != "transformers"
 
     def _engine(self, phase: str, *, shares: bool) -> Memory:
         """One device of an engine. On shared GPUs it sleeps but while it answers and receives, unless it answers beside
         training; on CPU, where it has nothing to give back, its memory stays."""
         assert isinstance(self._config, OnlineConfig)
         sleeps = shares and not self._cluster.device.is_cpu and not self._config.rollout.max_lag
+        process = Memory(process=self._process(Role.ROLLOUT))
         if sleeps and phase not in ("generate", "sync"):
-            return Memory(process=self._process(Role.ROLLOUT))
-        return Memory(
-            parameters=self._engine_weights(),
+            return process
+        copies = CPU_ENGINE_COPIES if self._is_vllm and self._cluster.device.is_cpu else 1
+        held = Memory(
+            parameters=self._engine_weights() * copies,
             kv_cache=self._cache_bytes(),
             sync=2 * self._bucket() if phase == "sync" else 0.0,
-            process=self._process(Role.ROLLOUT),
         )
+        return held.times(self._calibration.memory_factors.get(ENGINE, 1.0)) + process
 
     def _engine_weights(self) -> float:
         """Of one device."""

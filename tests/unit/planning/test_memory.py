@@ -52,7 +52,10 @@ def test_adapters_have_the_gradients_and_the_optimizer() -> None:
 
 
 def test_a_partitioned_model_gathers_what_deepspeed_allows() -> None:
-    assert learning(replace(LOAD, on_cpu=True), 1).gathered == 2 * 10**9
+    buckets = 5 * 10**8 * LOAD.dtype_bytes
+    assert learning(replace(LOAD, on_cpu=True), 1).gathered == 2 * 10**9 + buckets
+    few = replace(LOAD, on_cpu=True, adapter_rank=16)
+    assert learning(few, 1).gathered == 2 * 10**9 + few.learned_parameters * LOAD.dtype_bytes  # no more is touched
     assert forward(replace(LOAD, zero_stage=2), 1).gathered == 0
 
 
