@@ -54,7 +54,7 @@ bench-preferences: .venv/.ready  ## what each loss on pairs, and KTO, learns fro
 bench-addition: .venv/.ready  ## a model made on the spot learns addition by SFT, then GRPO: ten minutes
 	$(BIN)/python -m benchmarks.addition
 
-bench-planning: .venv/.ready  ## what `rlhf plan` says of three sizes on CPU beside what was measured: five minutes
+bench-planning: .venv/.ready  ## what `rlhf plan` says of three sizes on CPU beside what was measured: eight minutes
 	$(BIN)/python -m benchmarks.planning
 
 bench-trl: .venv/.ready  ## side by side with TRL
