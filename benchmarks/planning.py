@@ -84,14 +84,10 @@ def planned(folder: Path, run: Path, calibration: Calibration) -> tuple[Plan, Me
     return plan_run(command, config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration), found
 
 
-def processes(plan: Plan) -> dict[str, float]:
-    return {name: size for group in plan.groups for name, size in group.processes.items()}
-
-
 def row(size: str, plan: Plan, found: Measured) -> list[str]:
     """Planned, measured and their ratio: memory of both processes, and a step."""
     cells = [f"{size}, {plan.work.learned} x {plan.work.sequence_tokens:.0f} tokens"]
-    for name, held in processes(plan).items():
+    for name, held in plan.processes.items():
         cells.append(f"{held / GIB:.2f} | {found.memory[name] / GIB:.2f} | {held / found.memory[name]:.2f}")
     cells.append(f"{plan.step_s:.2f} | {found.step_s:.2f} | {plan.step_s / found.step_s:.2f}")
     cells += [
@@ -114,8 +110,7 @@ def main() -> None:
     runs = {size: folder / "runs" / f"run-{size}" for size in SIZES}
     headings = ["planned | measured", "policy, GiB", "rollout, GiB", "step, s", "generate, s", "measure, s", "learn, s"]
     plan, found = planned(folder, runs["middle"], NONE)
-    libraries = {name: size for group in plan.groups for name, size in group.libraries.items()}
-    calibration = calibrated(found, plan.seconds, processes(plan), libraries)
+    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
     for title, used in (("as the sheets say", NONE), ("calibrated by the middle size", calibration)):
         show(title, headings, [row(size, *planned(folder, run, used)) for size, run in runs.items()])
 

@@ -1,6 +1,5 @@
 """`rlhf plan --calibrate RUN`: planned beside measured, and the factors between them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -34,10 +33,8 @@ def run_calibrate(options: CalibrateConfig) -> int:
     folder = Path(options.calibrate)
     command, config = run_config(folder)
     plan, found = compared(command, config, folder, options.cluster)
-    memory = {name: size for group in plan.groups for name, size in group.processes.items()}
-    libraries = {name: size for group in plan.groups for name, size in group.libraries.items()}
-    calibration = calibrated(found, plan.seconds, memory, libraries)
-    show(Console(highlight=False), plan, found, memory)
+    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
+    show(Console(highlight=False), plan, found)
     calibration.write(folder / CALIBRATION)
     Console(highlight=False).print(f"kept in {folder / CALIBRATION}: rlhf plan {command} ... --calibration {folder}")
     return 0
@@ -75,14 +72,15 @@ def steps_of(folder: Path) -> list[dict[str, Json]]:
     return read_rows(file)
 
 
-def show(console: Console, plan: Plan, found: Measured, memory: Mapping[str, float]) -> None:
+def show(console: Console, plan: Plan, found: Measured) -> None:
     """A row for each phase and each kind of process."""
     table = Table(title=f"planned for {plan.cluster}, and measured")
     for name in ("", "planned", "measured", "measured / planned"):
         table.add_column(name, justify="right" if name else "left")
     rows = [(f"{phase}, s", plan.seconds[phase], found.seconds[phase]) for phase in PHASES if phase in found.seconds]
     rows.append(("step, s", plan.step_s, found.step_s))
-    rows += [(f"{n}, GiB", memory[n] / GIB, size / GIB) for n, size in found.memory.items() if n in memory]
+    held = plan.processes
+    rows += [(f"{n}, GiB", held[n] / GIB, size / GIB) for n, size in found.memory.items() if n in held]
     for name, planned, real in rows:
         table.add_row(name, f"{planned:.3g}", f"{real:.3g}", f"{real / planned:.2f}" if planned else "")
     console.print(table)

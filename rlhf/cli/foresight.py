@@ -44,8 +44,4 @@ def scarce_shared_memory() -> list[str]:
 
 
 def _holdings(plan: Plan) -> list[str]:
-    return [
-        f"memory: {name} up to about {size / GIB:.1f} GiB a process"
-        for group in plan.groups
-        for name, size in group.processes.items()
-    ]
+    return [f"memory: {name} up to about {size / GIB:.1f} GiB a process" for name, size in plan.processes.items()]

@@ -110,6 +110,16 @@ class Plan:
         return {phase: max(group.seconds.get(phase, 0.0) for group in self.groups) for phase in PHASES}
 
     @property
+    def processes(self) -> Mapping[str, float]:
+        """As `GroupPlan.processes`, of all groups."""
+        return {name: size for group in self.groups for name, size in group.processes.items()}
+
+    @property
+    def libraries(self) -> Mapping[str, float]:
+        """As `GroupPlan.libraries`, of all groups."""
+        return {name: size for group in self.groups for name, size in group.libraries.items()}
+
+    @property
     def step_s(self) -> float:
         phases = self.seconds
         rollouts = phases["generate"] + phases["score"]

@@ -54,13 +54,11 @@ def test_a_calibrated_plan_says_what_was_measured() -> None:
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
     found, cluster = measured(STEPS, PHASES, 512), parse_cluster("2x8xH100")
     plan = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths)
-    processes = {name: size for group in plan.groups for name, size in group.processes.items()}
-    libraries = {name: size for group in plan.groups for name, size in group.libraries.items()}
-    calibration = calibrated(found, plan.seconds, processes, libraries)
+    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
     again = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration)
     assert again.seconds["learn"] == pytest.approx(6.0)
     assert again.seconds["generate"] == pytest.approx(10.0)
-    assert {name: size for group in again.groups for name, size in group.processes.items()} == {
+    assert again.processes == {
         "policy": pytest.approx(60 * GIB),
         "rollout": pytest.approx(70 * GIB),
     }
@@ -75,12 +73,11 @@ def test_libraries_are_as_large_in_every_plan() -> None:
     cluster, twice = parse_cluster("2x8xH100"), Calibration(memory_factors={"models": 2.0, "rollout": 1.5})
     plan = plan_run("grpo", config, needs, shapes, cluster)
     more = plan_run("grpo", config, needs, shapes, cluster, calibration=twice)
-    for group, larger in zip(plan.groups, more.groups, strict=True):
-        for name, size in group.processes.items():
-            library = group.libraries[name]
-            assert library == 1.3 * GIB == larger.libraries[name]
-            factor = twice.memory_factors["rollout" if name == "rollout" else "models"]
-            assert larger.processes[name] - library == pytest.approx(factor * (size - library))
+    assert set(plan.libraries.values()) == {1.3 * GIB}
+    assert plan.libraries == more.libraries
+    for name, size in plan.processes.items():
+        factor = twice.memory_factors["rollout" if name == "rollout" else "models"]
+        assert more.processes[name] - 1.3 * GIB == pytest.approx(factor * (size - 1.3 * GIB))
 
 
 def test_vllm_packs_the_weights_again_on_a_cpu() -> None:
@@ -89,8 +86,7 @@ def test_vllm_packs_the_weights_again_on_a_cpu() -> None:
         config = load_config("grpo", [*GRPO, *RUN, "--rollout.engine", engine], {})
         needs = build_algorithm(config.algo).needs
         shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
-        plan = plan_run("grpo", config, needs, shapes, parse_cluster("2x8xCPU"))
-        (held[engine],) = (group.processes["rollout"] for group in plan.groups if "rollout" in group.processes)
+        held[engine] = plan_run("grpo", config, needs, shapes, parse_cluster("2x8xCPU")).processes["rollout"]
     weights = 4 * shape_of(LLAMA_3_8B).num_parameters
     assert held["vllm"] - held["transformers"] == pytest.approx(weights + 0.2 * GIB)
 
@@ -99,7 +95,7 @@ def test_a_calibration_is_kept_and_read(tmp_path: Path) -> None:
     calibration = Calibration(seconds={"learn": 1.5}, other_s=0.5, memory_factors={"models": 2.0})
     calibration.write(tmp_path / "c.json")
     assert Calibration.read(tmp_path / "c.json") == calibration
-    for text in ("{", '{"memory": {"models": 1e9}}'):  # the latter is of a time when it held bytes
+    for text in ("{", '{"unknown": 1}', '{"memory": {"models": 1e9}}'):  # the last held bytes once
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(DataError, match=r"c.json: not a calibration"):
             Calibration.read(tmp_path / "c.json")
