@@ -24,7 +24,8 @@ from rlhf.engines.fresh_model import make_llama, train_tokenizer
 from rlhf.planning.calibration import NONE, Calibration, Measured, calibrated, measured
 from rlhf.planning.edits import edited
 from rlhf.planning.hardware import GIB
-from rlhf.planning.plan import PHASES, Plan, plan_run
+from rlhf.planning.plan import PHASES, Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import place
 from rlhf.planning.workload import workload
 

@@ -15,7 +15,8 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.files import read_rows
 from rlhf.planning.calibration import Measured, calibrated, measured
 from rlhf.planning.hardware import GIB, parse_cluster
-from rlhf.planning.plan import PHASES, Plan, plan_run
+from rlhf.planning.plan import PHASES, Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import place
 from rlhf.planning.workload import workload
 from rlhf.types import Json

@@ -11,7 +11,8 @@ from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import shortages
 from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB
-from rlhf.planning.plan import Plan, plan_run
+from rlhf.planning.plan import Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import place
 
 SHARED_MEMORY = Path("/dev/shm")

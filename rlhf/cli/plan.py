@@ -25,7 +25,8 @@ from rlhf.planning.edits import as_flags
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.mending import Planner, mend, mend_placement
 from rlhf.planning.model_shape import ModelShape, model_shape
-from rlhf.planning.plan import Plan, plan_run
+from rlhf.planning.plan import Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import model_of, place, sections
 from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths

@@ -6,7 +6,8 @@ from rlhf.algorithms import build_algorithm
 from rlhf.config.load import load_config
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.model_shape import ModelShape, model_shape
-from rlhf.planning.plan import Plan, plan_run
+from rlhf.planning.plan import Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections
 from rlhf.planning.workload import LIMITS, Lengths
 from rlhf.types import Role

@@ -11,7 +11,8 @@ from rlhf.config.load import dump_config, load_config
 from rlhf.errors import DataError
 from rlhf.planning.calibration import Calibration, calibrated, measured
 from rlhf.planning.hardware import GIB, parse_cluster
-from rlhf.planning.plan import PHASES, plan_run
+from rlhf.planning.plan import PHASES
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections
 from tests.unit.planning.support import LLAMA_3_8B, RUN, shape_of
 

@@ -12,7 +12,8 @@ from rlhf.errors import ConfigError
 from rlhf.planning.edits import as_flags, changes, edited
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.mending import Planner, mend, mend_placement
-from rlhf.planning.plan import Plan, plan_run
+from rlhf.planning.plan import Plan
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections
 from rlhf.planning.suggest import Suggestion, groupings, suggest
 from rlhf.types import Role

@@ -11,7 +11,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.cli.plan_text import as_json
 from rlhf.config.load import dump_config, load_config
 from rlhf.planning.hardware import parse_cluster
-from rlhf.planning.plan import plan_run
+from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections
 from tests.unit.planning.support import LLAMA_3_8B, shape_of
 

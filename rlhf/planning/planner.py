@@ -1,0 +1,269 @@
+"""From a config, its models and a cluster to the run's plan."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.planning import memory, timing
+from rlhf.planning.calibration import ENGINE, MODELS, NONE, Calibration
+from rlhf.planning.hardware import GIB, ClusterShape
+from rlhf.planning.layout import Bundle, lay_out
+from rlhf.planning.memory import Memory, ModelLoad
+from rlhf.planning.model_shape import ModelShape
+from rlhf.planning.placement import DeviceGroup, Placement
+from rlhf.planning.plan import PHASES, GroupPlan, Plan
+from rlhf.planning.roles import dtype_of, place, sections
+from rlhf.planning.timing import USUAL, Efficiency, Machine
+from rlhf.planning.workload import LIMITS, Lengths, Workload, workload
+from rlhf.types import Role
+
+MIB = 2**20
+GPU_PROCESS = 1.3 * GIB
+"""A CUDA context, its kernels and NCCL's buffers."""
+CPU_PROCESS = 0.55 * GIB
+"""torch, transformers, DeepSpeed and Ray in one process."""
+CPU_ENGINE = 0.75 * GIB
+"""The same with vLLM."""
+CPU_ENGINE_COPIES = 2
+"""Of the weights: vLLM's linear layers multiply by packed copies there."""
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def plan_run(
+    command: str,
+    config: TrainConfig,
+    needs: Needs,
+    shapes: Mapping[Role, ModelShape],
+    cluster: ClusterShape,
+    *,
+    lengths: Lengths = LIMITS,
+    rates: Efficiency = USUAL,
+    calibration: Calibration = NONE,
+) -> Plan:
+    """Plan a resolved config on an empty cluster.
+
+    `shapes` holds the model of every role that the run starts, without its head's change.
+
+    Raises:
+        ConfigError: the placement does not fit on the nodes. Names each bundle that finds no place.
+    """
+    placement = place(config, needs)
+    bundles = lay_out(placement, [cluster.devices_per_node] * cluster.num_nodes)
+    work = workload(command, config, needs, lengths)
+    planner = _Planner(config, needs, shapes, cluster, placement, work, rates, calibration)
+    groups = tuple(
+        planner.group(group, tuple(bundle for bundle in bundles if bundle.group is group)) for group in placement.groups
+    )
+    online = isinstance(config, OnlineConfig)
+    return Plan(
+        cluster=cluster,
+        placement=placement,
+        groups=groups,
+        work=work,
+        overlaps=isinstance(config, OnlineConfig) and config.rollout.max_lag > 0,
+        cache_tokens=planner.cache_tokens() if online else 0.0,
+        cache_wanted=planner.cache_wanted() if online else 0.0,
+        other_s=calibration.other_s,
+    )
+
+
+class _Planner:
+    """What the groups' plans have in common."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        needs: Needs,
+        shapes: Mapping[Role, ModelShape],
+        cluster: ClusterShape,
+        placement: Placement,
+        work: Workload,
+        rates: Efficiency,
+        calibration: Calibration,
+    ) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._work = work
+        self._rates = rates
+        self._calibration = calibration
+        self._device = "cpu" if cluster.device.is_cpu else "cuda"
+        scalar = {Role.CRITIC, Role.REWARD}
+        self.shapes = {role: shape.as_scorer() if role in scalar else shape for role, shape in shapes.items()}
+        self._sections = sections(config, needs)
+        self._loads = {
+            role: self._load(section, self.shapes[role], learns=role in needs.trains)
+            for role, section in self._sections.items()
+        }
+        self._placement = placement
+
+    def _load(self, section: ModelSection, shape: ModelShape, *, learns: bool) -> ModelLoad:
+        trained = section if isinstance(section, TrainedModelSection) and learns else None
+        return ModelLoad(
+            shape=shape,
+            num_ranks=section.num_ranks,
+            dtype_bytes=BYTES[dtype_of(section, self._device)],
+            learns=learns,
+            zero_stage=section.zero_stage,
+            offload_parameters=section.offload_parameters,
+            offload_optimizer=trained is not None and trained.offload_optimizer,
+            gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
+            chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
+            kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
+            adapter_rank=0 if trained is None else trained.lora.rank,
+            on_cpu=self._cluster.device.is_cpu,
+        )
+
+    def group(self, group: DeviceGroup, bundles: tuple[Bundle, ...]) -> GroupPlan:
+        models = [role for role in group.roles if role != Role.ROLLOUT]
+        held: dict[str, dict[Role, Memory]] = {}
+        for phase in self._phases():
+            active = [role for role in models if role in self._active(phase)]
+            widest = max(active, key=lambda role: self._transient(role, phase).total, default=None)
+            held[phase] = {
+                role: (
+                    memory.resident(self._loads[role]) + (self._transient(role, phase) if role == widest else Memory())
+                ).times(self._calibration.memory_factors.get(MODELS, 1.0))
+                + Memory(process=self._process(Role.POLICY) if role == models[0] else 0.0)
+                for role in models
+            }
+            if Role.ROLLOUT in group.roles:
+                held[phase][Role.ROLLOUT] = self._engine(phase, shares=bool(models))
+        each = group.shape.num_devices_per_node
+        return GroupPlan(
+            group=group,
+            bundles=bundles,
+            memory=held,
+            host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
+            seconds={
+                phase: self._seconds(group, phase) * self._calibration.seconds.get(phase, 1.0)
+                for phase in self._phases()
+            },
+            capacity=self._cluster.capacity_gib * GIB,
+        )
+
+    def _phases(self) -> Sequence[str]:
+        return PHASES if self._work.sampled else ("learn",)
+
+    def _active(self, phase: str) -> frozenset[Role]:
+        """Models that compute in a phase."""
+        match phase:
+            case "score":
+                return frozenset({Role.REWARD} if self._work.scored else ())
+            case "measure":
+                return self._work.measured
+            case "learn":
+                return frozenset(role for role, load in self._loads.items() if load.learns)
+            case "sync":
+                return frozenset({Role.POLICY})
+            case _:
+                return frozenset()
+
+    def _transient(self, role: Role, phase: str) -> Memory:
+        load, tokens = self._loads[role], self._work.micro_batch_tokens
+        match phase:
+            case "learn":
+                return memory.learning(load, tokens)
+            case "sync":
+                return Memory(gathered=memory.largest_matrix(load.shape) * load.dtype_bytes, sync=2 * self._bucket())
+            case _:
+                return memory.forward(load, tokens)
+
+    def _bucket(self) -> float:
+        assert isinstance(self._config, OnlineConfig)
+        policy = self._loads[Role.POLICY]
+        return max(
+            self._config.rollout.sync_bucket_mib * MIB, float(policy.shape.layer_parameters * policy.dtype_bytes)
+        )
+
+    def _process(self, role: Role) -> float:
+        if not self._cluster.device.is_cpu:
+            return GPU_PROCESS
+        return CPU_ENGINE if role == Role.ROLLOUT and self._is_vllm else CPU_PROCESS
+
+    @property
+    def _is_vllm(self) -> bool:
+        return isinstance(self._config, OnlineConfig) and self._config.rollout.engine != "transformers"
+
+    def _engine(self, phase: str, *, shares: bool) -> Memory:
+        """One device of an engine. On shared GPUs it sleeps but while it answers and receives, unless it answers beside
+        training; on CPU, where it has nothing to give back, its memory stays."""
+        assert isinstance(self._config, OnlineConfig)
+        sleeps = shares and not self._cluster.device.is_cpu and not self._config.rollout.max_lag
+        process = Memory(process=self._process(Role.ROLLOUT))
+        if sleeps and phase not in ("generate", "sync"):
+            return process
+        copies = CPU_ENGINE_COPIES if self._is_vllm and self._cluster.device.is_cpu else 1
+        held = Memory(
+            parameters=self._engine_weights() * copies,
+            kv_cache=self._cache_bytes(),
+            sync=2 * self._bucket() if phase == "sync" else 0.0,
+        )
+        return held.times(self._calibration.memory_factors.get(ENGINE, 1.0)) + process
+
+    def _engine_weights(self) -> float:
+        """Of one device."""
+        assert isinstance(self._config, OnlineConfig)
+        return self._loads[Role.POLICY].parameter_bytes / self._config.rollout.tensor_parallel_size
+
+    def _cache_bytes(self) -> float:
+        """Of one device: what vLLM leaves of its share of the memory, or what the config says on CPU."""
+        assert isinstance(self._config, OnlineConfig)
+        rollout, sheet = self._config.rollout, self._cluster.device
+        if sheet.is_cpu:
+            return rollout.kv_cache_gib * GIB
+        return max(0.0, rollout.gpu_memory_utilization * sheet.memory_gib * GIB - self._engine_weights() - GPU_PROCESS)
+
+    def cache_tokens(self) -> float:
+        """Tokens that one engine's cache has room for."""
+        assert isinstance(self._config, OnlineConfig)
+        policy, parallel = self._loads[Role.POLICY], self._config.rollout.tensor_parallel_size
+        return self._cache_bytes() / memory.kv_cache(policy.shape, policy.dtype_bytes, parallel, 1)
+
+    def cache_wanted(self) -> float:
+        """Tokens of the longest sequences that one engine works on at once."""
+        assert isinstance(self._config, OnlineConfig)
+        rollout = self._config.rollout
+        return min(rollout.max_num_seqs, ceil(self._work.sampled / rollout.num_engines)) * float(self._work.longest)
+
+    def _seconds(self, group: DeviceGroup, phase: str) -> float:
+        machine = Machine(sheet=self._cluster.device, num_nodes=group.shape.num_nodes)
+        work, rates = self._work, self._rates
+        policy = self._loads.get(Role.POLICY)
+        if Role.ROLLOUT in group.roles and phase == "generate":
+            assert policy is not None
+            return self._generation(policy)
+        active = [self._loads[role] for role in group.roles if role in self._active(phase)]
+        match phase:
+            case "score":
+                return sum(timing.scoring(load, work.sampled_tokens, work, machine, rates) for load in active)
+            case "measure":
+                return sum(timing.scoring(load, work.learned_tokens, work, machine, rates) for load in active)
+            case "learn":
+                return sum(timing.learning(load, work, machine, rates) for load in active)
+            case "sync" if policy is not None and {Role.POLICY, Role.ROLLOUT} & set(group.roles):
+                shared = Role.ROLLOUT in self._placement.group_of(Role.POLICY).roles
+                return timing.sync(self._synced_bytes(policy), same_device=shared, machine=machine, rates=rates)
+            case _:
+                return 0.0
+
+    def _synced_bytes(self, policy: ModelLoad) -> float:
+        assert isinstance(self._config, OnlineConfig)
+        adapters_alone = self._config.rollout.sync_adapters
+        return policy.learned_parameters * policy.dtype_bytes if adapters_alone else policy.parameter_bytes
+
+    def _generation(self, policy: ModelLoad) -> float:
+        assert isinstance(self._config, OnlineConfig)
+        rollout = self._config.rollout
+        fitting = max(1, int(self.cache_tokens() // self._work.sequence_tokens))
+        return timing.generation(
+            policy.shape,
+            policy.dtype_bytes,
+            self._work,
+            num_engines=rollout.num_engines,
+            tensor_parallel=rollout.tensor_parallel_size,
+            max_seqs=min(rollout.max_num_seqs, fitting),
+            sheet=self._cluster.device,
+            rates=self._rates,
+        )
