@@ -9,10 +9,10 @@ from typing import TypeVar
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
+from rlhf.actors.ranks import join_ranks
 from rlhf.actors.workers import (
     EngineSpec,
     ModelWorker,
-    Rank,
     RewardWorker,
     RolloutWorker,
     ScorerSpec,
@@ -218,23 +218,12 @@ class Launcher:
         return ReplaceableGroup(workers, replace_lost)
 
     def _join(self, groups: Sequence[Sequence[Worker]]) -> None:
-        """Let the ranks of each group meet."""
-        first = [Call(worker=ranks[0], ref=ranks[0].handle.open_meeting.remote()) for ranks in groups]
-        addresses = wait_all(first, phase="meeting point of ranks", timeout_s=self._start_timeout_s)
-        calls: list[Call] = []
-        for ranks, place in zip(groups, addresses, strict=True):
-            assert isinstance(place, tuple)
-            for rank, worker in enumerate(ranks):
-                meeting = Rank(
-                    rank=rank,
-                    world_size=len(ranks),
-                    master_address=place[0],
-                    master_port=place[1],
-                    device=self._cluster.device,
-                    timeout_s=self._collective_timeout_s,
-                )
-                calls.append(Call(worker=worker, ref=worker.handle.join.remote(meeting)))
-        wait_all(calls, phase="meeting of ranks", timeout_s=self._start_timeout_s)
+        join_ranks(
+            groups,
+            device=self._cluster.device,
+            start_timeout_s=self._start_timeout_s,
+            collective_timeout_s=self._collective_timeout_s,
+        )
 
     def _connect(self, policy: WorkerGroup, engines: Sequence[Worker]) -> None:
         """Bring the policy's ranks and the engines together for weight syncs."""

@@ -5,21 +5,15 @@ The driver names these classes and must stay light, so the engines are imported 
 
 # ruff: noqa: PLC0415
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
-
+from rlhf.actors.actor import Actor, node_address
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
-from rlhf.actors.logs import Trace, redirect_output
-from rlhf.actors.memory import peak_memory
-from rlhf.actors.ports import listening
-from rlhf.actors.post_mortem import leave_stacks
+from rlhf.actors.ranks import RankActor
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource
@@ -44,32 +38,7 @@ from rlhf.types import (
 )
 
 if TYPE_CHECKING:
-    import socket
-
     from rlhf.engines.training import DeepSpeedEngine
-
-
-def here() -> tuple[str, int, str]:
-    """This process: the node's address, the process id, and the node's name in Ray."""
-    return node_address(), os.getpid(), ray.get_runtime_context().get_node_id()
-
-
-def node_address() -> str:
-    """This node's address in the cluster. Ray's function of that name guesses the one that leads to the world."""
-    own = ray.get_runtime_context().get_node_id()
-    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """A process's place in the group whose models it shares."""
-
-    rank: int
-    world_size: int
-    master_address: str
-    master_port: int
-    device: str
-    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,56 +83,14 @@ class EngineSpec:
     """Of the adapters that arrive in the weights' stead; 0: weights arrive."""
 
 
-class Actor:
-    """What every actor of a run can do."""
-
-    def __init__(self, folder: Path, log_file: Path | None) -> None:
-        """`folder` is the driver's, from which relative paths lead."""
-        # A node that does not see it stays where Ray put the process: in its copy of a job's files.
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
-        if log_file is not None:
-            redirect_output(log_file)
-            leave_stacks(log_file)
-        self._trace = Trace(log_file.with_suffix(".trace.jsonl") if log_file is not None else None)
-
-    def where(self) -> tuple[str, int, str]:
-        return here()
-
-    def peak_memory(self) -> int:
-        return peak_memory()
-
-    def listening(self) -> list[tuple[str, int]]:
-        return listening()
-
-
-class ModelWorker(Actor):
+class ModelWorker(RankActor):
     """One rank of a device group: hosts this rank's engine of every role that shares the group."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._trainees: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
-        self._listener: socket.socket | None = None
         self._sent_version: int | None = None
-
-    def open_meeting(self) -> tuple[str, int]:
-        """Listen for the group's other ranks on this node's address. Returns where."""
-        from rlhf.engines.rendezvous import open_listener
-
-        self._listener = open_listener(node_address())
-        address, port = self._listener.getsockname()[:2]
-        return str(address), int(port)
-
-    def join(self, rank: Rank) -> None:
-        """Enter the process group of the device group. Blocks until all ranks have."""
-        from rlhf.engines.distributed import init_distributed
-        from rlhf.engines.rendezvous import bind_collectives, meet
-
-        self._rank = rank
-        bind_collectives(node_address())
-        store = meet(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
-        init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
         """Load a model that only computes."""
@@ -274,6 +201,16 @@ class ModelWorker(Actor):
 
     def check_export(self, role: Role, directory: Path) -> None:
         self._trainees[role].check_export(directory)
+
+
+class CollectivesWorker(RankActor):
+    """A rank of the collectives that a weight sync consists of, without the sync."""
+
+    def measure(self, num_bytes: int, num_buckets: int, num_trainers: int, repeats: int) -> list[tuple[float, float]]:
+        from rlhf.engines.distributed import torch_device
+        from rlhf.engines.weight_sync.raw import time_collectives
+
+        return time_collectives(num_bytes, num_buckets, num_trainers, repeats, torch_device(self._rank.device))
 
 
 class RolloutWorker(Actor):

@@ -57,17 +57,31 @@ def cast(
     return Script(
         trainees=trainees,
         scorers=scorers,
-        engine=EngineSpec(
-            section=config.rollout,
-            model=model_of(config.policy, Role.POLICY),
-            dtype=dtype_of(config.policy, device),
-            device=device,
-            seed=config.run.seed,
-            sync_backend=sync_backend(config.rollout, placement, device),
-            reference=mixed_reference(config, needs),
-            adapter_rank=synced_adapters(config),
+        engine=cast_engine(
+            config.policy, config.rollout, placement, device, config.run.seed, mixed_reference(config, needs)
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
+    )
+
+
+def cast_engine(
+    policy: TrainedModelSection,
+    rollout: RolloutSection,
+    placement: Placement,
+    device: str,
+    seed: int,
+    reference: str | None = None,
+) -> EngineSpec:
+    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError where they cannot."""
+    return EngineSpec(
+        section=rollout,
+        model=model_of(policy, Role.POLICY),
+        dtype=dtype_of(policy, device),
+        device=device,
+        seed=seed,
+        sync_backend=sync_backend(rollout, placement, device),
+        reference=reference,
+        adapter_rank=synced_adapters(policy, rollout),
     )
 
 
@@ -80,13 +94,13 @@ def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
     return model_of(config.reference, Role.REFERENCE)
 
 
-def synced_adapters(config: OnlineConfig) -> int:
+def synced_adapters(policy: TrainedModelSection, rollout: RolloutSection) -> int:
     """Rank of the adapters that the engines are sent in the weights' stead; 0 where they are sent weights."""
-    if not config.rollout.sync_adapters:
+    if not rollout.sync_adapters:
         return 0
-    if engine_kind(config.rollout) == "transformers":
+    if engine_kind(rollout) == "transformers":
         raise ConfigError(NO_ADAPTERS)
-    return config.policy.lora.rank
+    return policy.lora.rank
 
 
 def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:

@@ -18,7 +18,7 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
-TOOLS = ("sample", "curate", "rounds", "data", "doctor")
+TOOLS = ("sample", "curate", "rounds", "data", "bench", "doctor")
 VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart")
 MAIN_HELP = """\
 Usage: rlhf COMMAND ...
@@ -33,6 +33,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
   rlhf rounds {sft,dpo} --model MODEL --data.path ROWS        sample, choose and train in rounds
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
+  rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
   rlhf chaos METHOD [CONFIG.yaml]                             a run under kills and stops, beside the same run in peace
   rlhf quickstart                                             see the three steps of RLHF on a tiny model

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rlhf.cli.help import field_help, screen_width
 from rlhf.config.base import Section
 from rlhf.config.fields import fields_of
-from rlhf.config.load_tools import load_curate, load_data_report, load_doctor, load_rounds, load_sample
-from rlhf.config.tools import CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig
+from rlhf.config.load_tools import load_bench, load_curate, load_data_report, load_doctor, load_rounds, load_sample
+from rlhf.config.tools import BenchConfig, CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig
 
 Environ = Mapping[str, str]
 
@@ -55,6 +55,13 @@ def _data(argv: Sequence[str], environ: Environ) -> int:
     return run_data_report(config)
 
 
+def _bench(argv: Sequence[str], environ: Environ) -> int:
+    config = load_bench(argv, environ)
+    from rlhf.cli.bench_sync import run_bench_sync
+
+    return run_bench_sync(config)
+
+
 def _doctor(argv: Sequence[str], environ: Environ) -> int:
     config = load_doctor(argv, environ)
     from rlhf.cli.doctor import run_doctor
@@ -73,6 +80,7 @@ TOOLS: dict[str, Tool] = {
     "data": Tool(
         usage="{prompts,demonstrations,preferences,labelled,steps} --data.path ROWS", config=DataConfig, run=_data
     ),
+    "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }
 

@@ -9,7 +9,16 @@ from rlhf.config.flags import Flags
 from rlhf.config.layers import InFlag, Layer, Setting, file_layer
 from rlhf.config.merge import Merged, Schema
 from rlhf.config.problems import Problem
-from rlhf.config.tools import CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig, SamplingConfig
+from rlhf.config.rules_placement import adapters_sent, colocation, weight_sync
+from rlhf.config.tools import (
+    BenchConfig,
+    CurateConfig,
+    DataConfig,
+    DoctorConfig,
+    RoundsConfig,
+    SampleConfig,
+    SamplingConfig,
+)
 from rlhf.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
@@ -33,6 +42,11 @@ def load_rounds(argv: Sequence[str], environ: Mapping[str, str]) -> RoundsConfig
 def load_data_report(argv: Sequence[str], environ: Mapping[str, str]) -> DataConfig:
     """The options of `rlhf data KIND`. Raises ConfigError with every problem."""
     return _load(DataConfig, argv, environ, ("kind",), _data_problems)
+
+
+def load_bench(argv: Sequence[str], environ: Mapping[str, str]) -> BenchConfig:
+    """The options of `rlhf bench sync [CONFIG.yaml]`. Raises ConfigError with every problem."""
+    return _load(BenchConfig, argv, environ, ("what",), _bench_problems)
 
 
 def load_doctor(argv: Sequence[str], environ: Mapping[str, str]) -> DoctorConfig:
@@ -125,6 +139,12 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
 def _data_problems(config: DataConfig) -> Iterator[Problem]:
     yield from _missing("kind", config.kind, "one of prompts, demonstrations, preferences, labelled, steps.")
     yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
+
+
+def _bench_problems(config: BenchConfig) -> Iterator[Problem]:
+    yield from _missing("what", config.what, "sync.")
+    for rule in (colocation, weight_sync, adapters_sent):
+        yield from rule(config)
 
 
 def _unread(config: Section, keys: Sequence[str], command: str) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.problems import Problem, shown
+from rlhf.config.tools import BenchConfig
 
 MAX_SERVED_RANK = 512
 """Highest rank of adapters that vLLM adds to a model that it serves."""
@@ -11,13 +12,13 @@ ROLES = ("policy", "reference", "critic", "reward", "rollout")
 ALL = "all"
 
 
-def groups_of(config: TrainConfig) -> list[tuple[str, ...]]:
+def groups_of(config: TrainConfig | BenchConfig) -> list[tuple[str, ...]]:
     """The roles of each --colocate flag, as typed."""
     flags = [tuple(name.strip() for name in flag.split(",")) for flag in config.cluster.colocate]
     return [ROLES if flag == (ALL,) else flag for flag in flags]
 
 
-def colocation(config: TrainConfig) -> Iterator[Problem]:
+def colocation(config: TrainConfig | BenchConfig) -> Iterator[Problem]:
     """The --colocate flags name known roles, each once."""
     keys = ("cluster.colocate",)
     groups = groups_of(config)
@@ -70,7 +71,7 @@ def _engines_fit(config: OnlineConfig, role: str, num_devices: int) -> Iterator[
         )
 
 
-def weight_sync(config: OnlineConfig) -> Iterator[Problem]:
+def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     """The medium by which weights travel suits the devices."""
     backend, device = config.rollout.sync_backend, config.cluster.device
     shared = any({"policy", "rollout"} <= set(group) for group in groups_of(config))
@@ -85,7 +86,7 @@ def weight_sync(config: OnlineConfig) -> Iterator[Problem]:
         )
 
 
-def adapters_sent(config: OnlineConfig) -> Iterator[Problem]:
+def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     """Where adapters travel alone there are some, and the engine can add them."""
     rollout, rank = config.rollout, config.policy.lora.rank
     if not rollout.sync_adapters:

@@ -7,7 +7,10 @@ from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNe
 
 from rlhf.config.base import Section
 from rlhf.config.data import DataSection
+from rlhf.config.models import TrainedModelSection
 from rlhf.config.reward import RewardSection
+from rlhf.config.rollout import RolloutSection
+from rlhf.config.run import ClusterSection
 
 
 def _rows_file(name: str | None) -> str | None:
@@ -145,6 +148,25 @@ class DataConfig(Section):
     """Print the report as JSON (short: --json)."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class BenchConfig(Section):
+    """How fast a policy's weights reach the rollout engines of this cluster, beside the collectives that a sync cannot
+    do without: gathering the shards, and sending what was gathered."""
+
+    what: Literal["sync"] | None = None
+    """What to measure; usually the first argument."""
+    sizes: tuple[PositiveInt, ...] = (25, 200)
+    """Millions of parameters of the models that are made for it, where policy.model names none."""
+    repeats: PositiveInt = 5
+    """Syncs of each model, after one to warm up; figures are medians."""
+    folder: str = "runs/bench"
+    """Folder for the models that are made, and for the processes' logs. All nodes must see it."""
+    policy: TrainedModelSection = TrainedModelSection()
+    rollout: RolloutSection = RolloutSection()
+    cluster: ClusterSection = ClusterSection()
+    as_json: bool = False
+    """Print the figures as JSON (short: --json)."""
 
 
 class PlanConfig(Section):

@@ -15,13 +15,13 @@ import ray
 from ray.exceptions import ObjectStoreFullError
 
 from rlhf.actors import post_mortem
+from rlhf.actors.actor import here
 from rlhf.actors.calls import Call, Worker, places, told, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, ReplaceableGroup, WorkerGroup
 from rlhf.actors.post_mortem import leave_stacks
 from rlhf.actors.rollout import RolloutPool
-from rlhf.actors.workers import here
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightSyncError, WorkerLostError
 from rlhf.planning.placement import Shape, plan_placement

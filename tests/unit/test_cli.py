@@ -97,7 +97,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     [
         (
             ["tran"],
-            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, doctor, chaos, quickstart). Did you mean train?',
+            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, doctor, chaos, quickstart). Did you mean train?',
         ),
         (["train", "pppo"], 'rlhf: error: train: unknown algorithm "pppo" (have {have}). Did you mean ppo?'),
         (["check", "zzz"], 'rlhf: error: check: unknown algorithm "zzz" (have {have}).'),

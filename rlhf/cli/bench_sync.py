@@ -1,0 +1,210 @@
+"""`rlhf bench sync`: the weight sync of real actors on the cluster at hand, beside the collectives alone."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.actors.calls import Call, wait_all
+from rlhf.actors.cluster import Cluster
+from rlhf.actors.groups import GroupEngine
+from rlhf.actors.launch import Launcher, Script
+from rlhf.actors.ranks import join_ranks
+from rlhf.actors.workers import CollectivesWorker, EngineSpec, TraineeSpec
+from rlhf.cli.casting import cast_engine
+from rlhf.config.algo import SftSection
+from rlhf.config.models import TrainedModelSection
+from rlhf.config.tools import BenchConfig
+from rlhf.engines.fresh_model import make_llama
+from rlhf.planning.placement import Placement, Shape, plan_placement
+from rlhf.planning.roles import model_of
+from rlhf.types import Head, Role, SyncReport
+
+LAYER_WIDTHS = 13
+"""Parameters of one layer of a fresh model, in squares of its hidden size."""
+LEAST_LAYERS = 6
+HIDDEN_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
+MEGA = 10**6
+GIGA = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The sync of one model, in medians."""
+
+    model: str
+    dtype: str
+    medium: str
+    num_bytes: int
+    num_buckets: int
+    num_remote_calls: int
+    sync_s: float
+    gather_s: float = 0.0
+    """All-gathers alone, one after the other."""
+    send_s: float = 0.0
+    """Broadcasts alone (on shared GPUs: copies)."""
+
+    @property
+    def share(self) -> float:
+        """Of the collectives' speed, one after the other, that the sync keeps; above 1 where they overlap."""
+        return (self.gather_s + self.send_s) / self.sync_s
+
+
+def run_bench_sync(config: BenchConfig) -> int:
+    """Measure each model, and print a table. Returns the exit code.
+
+    Raises:
+        ConfigError: the placement does not fit on the cluster.
+        RlhfError: a process did not start or was lost, or a sync failed.
+    """
+    folder = Path(config.folder).absolute()
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    models = [config.policy.model] if config.policy.model is not None else make_models(config, folder)
+    placement = place(config)
+    measured = []
+    for model in models:
+        sys.stderr.write(f"rlhf: {name_of(model)}: syncs, then the collectives alone\n")
+        with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
+            figures = time_sync(config, cluster, placement, model)
+        with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
+            measured.append(time_raw(config, cluster, placement, figures))
+    if config.as_json:
+        sys.stdout.write(json.dumps([asdict(figures) | {"share": figures.share} for figures in measured]) + "\n")
+    else:
+        Console(highlight=False).print(table(config, measured))
+    return 0
+
+
+def make_models(config: BenchConfig, folder: Path) -> list[str]:
+    """Llamas of about the asked sizes, with random weights, made where they are not there yet."""
+    context = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    models = []
+    for millions in config.sizes:
+        model = folder / f"llama-{millions}m-{context}"
+        if not (model / "config.json").exists():
+            hidden, layers, vocabulary = shape_of(millions)
+            make_llama(model, vocab_size=vocabulary, hidden_size=hidden, num_layers=layers, context=context)
+        models.append(str(model))
+    return models
+
+
+def shape_of(millions: int) -> tuple[int, int, int]:
+    """Hidden size, layers and vocabulary of a Llama with about so many parameters: as wide as leaves it some depth."""
+    size = millions * MEGA
+    widest = sqrt(size / (LAYER_WIDTHS * LEAST_LAYERS))
+    hidden = max((width for width in HIDDEN_SIZES if width <= widest), default=HIDDEN_SIZES[0])
+    vocabulary = min(8192, size // (8 * hidden))
+    return hidden, max(1, round((size - vocabulary * hidden) / (LAYER_WIDTHS * hidden**2))), vocabulary
+
+
+def name_of(model: str) -> str:
+    """The last part of a folder or hub name."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def place(config: BenchConfig) -> Placement:
+    """The policy's and the engines' groups. Raises ConfigError where they do not fit together."""
+    policy, rollout = config.policy, config.rollout
+    shapes = {
+        Role.POLICY: Shape(num_nodes=policy.num_nodes, num_devices_per_node=policy.num_gpus_per_node),
+        Role.ROLLOUT: Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size),
+    }
+    return plan_placement(shapes, config.cluster.colocate, num_engines=rollout.num_engines)
+
+
+def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model: str) -> Figures:
+    """Start the policy and the engines as a run does, and send the weights again and again."""
+    policy: TrainedModelSection = config.policy.model_copy(update={"model": model})
+    engine = cast_engine(policy, config.rollout, placement, cluster.device, seed=0)
+    launcher = Launcher(
+        cluster,
+        placement,
+        script(policy, engine),
+        start_timeout_s=config.cluster.start_timeout_s,
+        collective_timeout_s=config.rollout.sync_timeout_s,
+        replaced=None,
+    )
+    crew = launcher.launch(lambda _rewards: None)
+    timeout_s = 4 * config.rollout.sync_timeout_s
+    trainer = GroupEngine(crew.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    reports: list[SyncReport] = [trainer.send_weights(version) for version in range(config.repeats + 1)][1:]
+    return Figures(
+        model=name_of(model),
+        dtype=engine.dtype,
+        medium=engine.sync_backend,
+        num_bytes=reports[0].num_bytes,
+        num_buckets=reports[0].num_buckets,
+        num_remote_calls=reports[0].num_remote_calls,
+        sync_s=median(report.seconds for report in reports),
+    )
+
+
+def script(policy: TrainedModelSection, engine: EngineSpec) -> Script:
+    """A policy that would learn, as a run's does, and its engines."""
+    trainee = TraineeSpec(
+        section=policy,
+        model=model_of(policy, Role.POLICY),
+        head=Head.LOG_PROBS,
+        algorithm=SftSection(),
+        temperature=1.0,
+        num_steps=1,
+        seed=0,
+    )
+    return Script(trainees={Role.POLICY: trainee}, engine=engine)
+
+
+def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figures: Figures) -> Figures:
+    """The collectives of as many bytes in as many buckets, by processes in the same seats."""
+    seats = cluster.reserve(placement)
+    trainers = seats[Role.POLICY]
+    receivers = seats[Role.ROLLOUT] if figures.medium != "ipc" else []
+    calls = [
+        cluster.seat(CollectivesWorker, seat, name=f"collectives rank {rank}", title="Collectives", env={})
+        for rank, seat in enumerate([*trainers, *receivers])
+    ]
+    workers = cluster.seated(calls)
+    join_ranks(
+        [workers],
+        device=cluster.device,
+        start_timeout_s=config.cluster.start_timeout_s,
+        collective_timeout_s=config.rollout.sync_timeout_s,
+    )
+    asked = (figures.num_bytes, figures.num_buckets, len(trainers), config.repeats)
+    answers = wait_all(
+        [Call(worker=worker, ref=worker.handle.measure.remote(*asked)) for worker in workers],
+        phase="collectives",
+        timeout_s=4 * config.rollout.sync_timeout_s * (config.repeats + 1),
+    )
+    seconds = cast(list[tuple[float, float]], answers[0])
+    gather_s, send_s = (median(column) for column in zip(*seconds, strict=True))
+    return replace(figures, gather_s=gather_s, send_s=send_s)
+
+
+def table(config: BenchConfig, measured: list[Figures]) -> Table:
+    """A line a model."""
+    of_all = f"policy ranks: {config.policy.num_ranks}, engines: {config.rollout.num_engines}"
+    title = f"{of_all}, medium: {measured[0].medium}, {measured[0].dtype}"
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column("model")
+    for heading in ("MB", "buckets", "calls", "sync s", "GB/s", "gather s", "send s", "of raw"):
+        shown.add_column(heading, justify="right")
+    for one in measured:
+        shown.add_row(
+            one.model,
+            f"{one.num_bytes / MEGA:,.1f}",
+            str(one.num_buckets),
+            str(one.num_remote_calls),
+            f"{one.sync_s:.3f}",
+            f"{one.num_bytes / one.sync_s / GIGA:.2f}",
+            f"{one.gather_s:.3f}",
+            f"{one.send_s:.3f}",
+            f"{one.share:.0%}",
+        )
+    return shown
