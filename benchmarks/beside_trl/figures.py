@@ -62,8 +62,9 @@ class MemoryPeak:
         self.mib = 0.0
 
     @contextmanager
-    def watching(self, pid: int, interval_s: float = 1.0) -> Iterator[None]:
-        """Look at a process and its descendants every so often."""
+    def watching(self, pid: int, interval_s: float = 5.0) -> Iterator[None]:
+        """Look at a process and its descendants every so often. Seldom: a look reads the page tables of all of them,
+        which took a twentieth of a core from Ray's dozen processes when it came every second."""
         done = threading.Event()
 
         def look() -> None:

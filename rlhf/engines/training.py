@@ -54,7 +54,9 @@ class DeepSpeedEngine:
         decides the weights of a new scalar head. Raises ModelError, whose lines begin with `where`.
         """
         self.num_ranks = dist.get_world_size()
-        section = on_ranks(section, self.num_ranks)
+        self._device = torch_device(device)
+        dtype = choose_dtype(section, self._device, where)
+        section = on_ranks(section, self.num_ranks, dtype)
         self._section = section
         self._where = where
         self._objectives = objectives
@@ -63,7 +65,6 @@ class DeepSpeedEngine:
         self._window_is_open = False
         self._sender: WeightSender | None = None
         self._copy: FollowingCopy | None = None
-        self._device = torch_device(device)
         self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
@@ -76,7 +77,6 @@ class DeepSpeedEngine:
         packed_model = PackedModel(self._loaded.model, head, rule).to(self._device)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        dtype = choose_dtype(section, self._device, where)
         optimizer = build_optimizer(section, packed_model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=packed_model, optimizer=optimizer, config=training_config(section, dtype, self._device)
