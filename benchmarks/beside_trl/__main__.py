@@ -4,8 +4,8 @@
 
 Every half of a pair is a process of its own; the halves take turns, so that the machine's mood meets both. Steps are
 warm (the first two are left out) and medians over all repeats; start-ups are a column of their own. `ratio` is TRL's
-figure over ours where less is better: above 1, ours is faster or smaller. Results are added to a JSON file and the
-table is printed as Markdown.
+figure over ours where less is better: above 1, ours is faster or smaller. It is the median of the pairs' ratios, with
+the least and the largest behind it. Results are added to a JSON file and the table is printed as Markdown.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def lines_of(case: Case, results: dict[str, list[Figures]]) -> list[list[str]]:
     peaks = {side: median(run.peak_mib for run in runs) for side, runs in results.items()}
     rows = []
     for side, runs in results.items():
-        ratio, peak_ratio = seconds[TRL] / seconds[side], peaks[TRL] / peaks[side]
+        ratios = sorted(theirs.seconds / own.seconds for theirs, own in zip(results[TRL], runs, strict=True))
+        ratio = f"{median(ratios):.2f}" + (f" ({ratios[0]:.2f}-{ratios[-1]:.2f})" if len(ratios) > 1 else "")
+        peak_ratio = peaks[TRL] / peaks[side]
         lengths = f"{mean(run.length_mean for run in runs):.0f} ({max(run.length_max for run in runs):.0f})"
         rows.append(
             [
@@ -93,7 +95,7 @@ def lines_of(case: Case, results: dict[str, list[Figures]]) -> list[list[str]]:
                 case.lengths,
                 TRL if side == TRL else f"ours, {side}" if side in ENGINES else "ours",
                 f"{seconds[side]:.3f}",
-                "" if side == TRL else f"{ratio:.2f}",
+                "" if side == TRL else ratio,
                 f"{case.shape.num_answers / seconds[side]:.1f}",
                 f"{peaks[side]:.0f}",
                 "" if side == TRL else f"{peak_ratio:.2f}",
