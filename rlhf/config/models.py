@@ -66,7 +66,10 @@ class TrainedModelSection(ModelSection):
     """Clip the gradient's norm to this; 0 does not clip."""
     lora: LoraSection = LoraSection()
     offload_optimizer: bool = False
-    """Keep optimizer states in host memory."""
+    """Keep optimizer states in host memory, and step there."""
+    swap_optimizer: bool = False
+    """Keep optimizer states in host memory, but on the GPU while it steps: engines and other models that share the GPU
+    have the room in between, for 24 bytes a parameter over the bus each step."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_probs_chunk_tokens: PositiveInt = 1024

@@ -77,6 +77,16 @@ def _learning(role: str, model: TrainedModelSection) -> Iterator[Problem]:
             keys=(f"{role}.offload_optimizer", f"{role}.zero_stage"),
             text=f"needs ZeRO stage 1 or higher (got {role}.zero_stage 0).",
         )
+    if model.swap_optimizer and model.zero_stage != 3:
+        yield Problem(
+            keys=(f"{role}.swap_optimizer", f"{role}.zero_stage"),
+            text=f"needs ZeRO stage 3 (got {role}.zero_stage {model.zero_stage}).",
+        )
+    if model.swap_optimizer and model.offload_optimizer:
+        yield Problem(
+            keys=(f"{role}.swap_optimizer", f"{role}.offload_optimizer"),
+            text="offload_optimizer steps in host memory. Use one of them.",
+        )
 
 
 def held_out(config: TrainConfig) -> Iterator[Problem]:

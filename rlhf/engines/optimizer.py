@@ -39,7 +39,7 @@ def on_ranks(section: TrainedModelSection, num_ranks: int, dtype: torch.dtype) -
     """The section as so many ranks run it. One alone has nobody to share with: ZeRO-3 would gather parameters from
     itself, and its hooks take up to half of a small model's step. In float32 the weights are their own master copy, and
     ZeRO-2 would copy each gradient twice, a twentieth of a step; in bfloat16 it keeps the float32 weights."""
-    offloads = section.offload_parameters or section.offload_optimizer
+    offloads = section.offload_parameters or section.offload_optimizer or section.swap_optimizer
     if num_ranks > 1 or section.zero_stage < 3 or offloads:
         return section
     return section.model_copy(update={"zero_stage": 0 if dtype == torch.float32 else 2})

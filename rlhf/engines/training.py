@@ -1,7 +1,8 @@
 """A model that learns: one rank of it, on DeepSpeed ZeRO 0 to 3, CPU or CUDA."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from rlhf.engines.master_weights import MovementCheck, master_shards
 from rlhf.engines.model_export import check_export, export_model
 from rlhf.engines.models import choose_dtype, load_model, logits_rule
 from rlhf.engines.optimizer import build_optimizer, learning_rate, on_ranks, training_config
+from rlhf.engines.optimizer_swap import OptimizerSwap
 from rlhf.engines.step_guard import GradientWatch, StepGuard
 from rlhf.engines.training_checkpoint import load_training_state, save_training_state
 from rlhf.engines.weight_sync.base import WeightSender
@@ -87,6 +89,9 @@ class DeepSpeedEngine:
         self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
         self._movement = MovementCheck({name: p for name, p in trainable.items() if not may_stand_still(name)})
         self._optimizer = optimizer
+        self._optimizer_there: Callable[[], AbstractContextManager[None]] = nullcontext
+        if section.swap_optimizer:
+            self._optimizer_there = OptimizerSwap(self._engine, optimizer).on_device
 
     @property
     def module(self) -> PreTrainedModel:
@@ -142,7 +147,8 @@ class DeepSpeedEngine:
         if is_first:
             self._movement.before_step(self._master_shards())
         self._guard.hold = not self._watch.close_window()
-        self._engine.step()
+        with self._optimizer_there():
+            self._engine.step()
         finite = self._engine.was_step_applied() and not self._guard.hold
         self._num_steps += 1
         unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
@@ -174,7 +180,8 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
-        self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
+        with self._optimizer_there():
+            self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
 
     def export(self, directory: Path) -> None:
         """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; adapters are

@@ -61,6 +61,7 @@ class ModelLoad:
     zero_stage: int
     offload_parameters: bool = False
     offload_optimizer: bool = False
+    swap_optimizer: bool = False
     gradient_checkpointing: bool = False
     chunk_tokens: int = 1024
     kept_log_probs: float = 0.0
@@ -94,7 +95,7 @@ class ModelLoad:
 
     @property
     def _offloads(self) -> bool:
-        return self.offload_parameters or self.offload_optimizer
+        return self.offload_parameters or self.offload_optimizer or self.swap_optimizer
 
 
 def resident(load: ModelLoad) -> Memory:
@@ -108,7 +109,8 @@ def resident(load: ModelLoad) -> Memory:
         return Memory(parameters=parameters)
     sharded = share if load.stage >= 1 else 1.0
     has_master = load.stage >= 1 or load.dtype_bytes < FLOAT32
-    optimizer = 0.0 if load.offload_optimizer else numbers * (MOMENTS + FLOAT32 * has_master) * sharded
+    is_away = load.offload_optimizer or swapped(load) > 0
+    optimizer = 0.0 if is_away else numbers * (MOMENTS + FLOAT32 * has_master) * sharded
     gradients = numbers * FLOAT32 * (share if load.stage >= 2 else 1.0)
     if load.stage == 0:
         gradients = numbers * load.dtype_bytes
@@ -121,7 +123,14 @@ def host(load: ModelLoad) -> float:
     """Bytes of host memory that one rank's offloaded parts take."""
     parameters = load.parameter_bytes if load.is_partitioned and load.offload_parameters else 0.0
     states = load.learned_parameters * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0
-    return (parameters + states) / load.num_ranks
+    return (parameters + states + swapped(load)) / load.num_ranks
+
+
+def swapped(load: ModelLoad) -> float:
+    """Bytes of all ranks that lie on their hosts, and on their devices for a step. A CPU has nowhere else to keep
+    them."""
+    moves = load.learns and load.swap_optimizer and not load.on_cpu
+    return float(load.learned_parameters * (MOMENTS + FLOAT32)) if moves else 0.0
 
 
 def gathered(load: ModelLoad) -> float:
@@ -147,18 +156,21 @@ def forward(load: ModelLoad, num_tokens: int) -> Memory:
 
 
 def learning(load: ModelLoad, num_tokens: int) -> Memory:
-    """What the forward and backward pass of one packed micro-batch add while they run."""
+    """What the forward and backward pass of one packed micro-batch add while they run, or what the step adds after it
+    where that is more."""
     layer = layer_activations(load.shape, load.dtype_bytes)
     kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
     buckets = 0.0
     if load.stage:
         numbers = min(REDUCE_BUCKET, load.learned_parameters) if load.on_cpu else REDUCE_BUCKET
         buckets = numbers * load.dtype_bytes * (1.0 if load.stage == 3 or load.on_cpu else 2.0)
-    return Memory(
+    passes = Memory(
         activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
         gathered=gathered(load) + buckets,
         logits=_logits(load, num_tokens, copies=3) + _kept_log_probs(load, num_tokens) + _head_gradient(load),
     )
+    step = Memory(optimizer=swapped(load) / load.num_ranks)
+    return max(passes, step, key=lambda memory: memory.total)
 
 
 def layer_activations(shape: ModelShape, dtype_bytes: int) -> float:

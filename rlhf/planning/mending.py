@@ -63,6 +63,9 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
     for kind in ("gradient_checkpointing", "max_tokens_per_micro_batch", "zero_stage"):
         if edit := {key: value for key, value in cheap.items() if key.endswith(kind)}:
             yield edit
+    trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
+    if swapped := changes(config, {f"{name}.swap_optimizer": True for name in trained}):
+        yield swapped | changes(config, {f"{name}.zero_stage": 3 for name in trained})
     for factor in (2, 4, 8) if isinstance(config, OnlineConfig) else ():
         assert isinstance(config, OnlineConfig)
         yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
@@ -70,9 +73,12 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
         for doubling in range(1, MAX_DOUBLINGS):
             sizes = {name: dict(model)[key] * 2**doubling for name, model in config.models.items()}
             yield {f"{name}.{key}": size for name, size in sizes.items()}
-    trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
     if kept := changes(config, {f"{name}.offload_optimizer": True for name in trained}):
-        yield kept | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
+        yield (
+            kept
+            | {f"{name}.swap_optimizer": False for name in trained}
+            | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
+        )
 
 
 def _longest(config: TrainConfig) -> int:

@@ -108,6 +108,7 @@ class _Planner:
             zero_stage=section.zero_stage,
             offload_parameters=section.offload_parameters,
             offload_optimizer=trained is not None and trained.offload_optimizer,
+            swap_optimizer=trained is not None and trained.swap_optimizer,
             gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from rlhf.planning.hardware import GB, TERA, DeviceSheet
-from rlhf.planning.memory import FLOAT32, ModelLoad
+from rlhf.planning.memory import FLOAT32, ModelLoad, swapped
 from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.workload import Workload
 
@@ -139,8 +139,9 @@ def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
 
 
 def _optimizer_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
-    """One optimizer step: every state is read and written once, by the device or, offloaded, by its host."""
+    """One optimizer step: every state is read and written once, by the device or, offloaded, by its host;
+    what is swapped crosses to the device and back."""
     share = load.num_ranks if load.zero_stage else 1
     states = load.learned_parameters / share * 2 * (4 * FLOAT32)
     speed = HOST_ADAM_GB_S if load.offload_optimizer else machine.sheet.memory_gb_s * rates.reading
-    return states / (speed * GB)
+    return states / (speed * GB) + 2 * swapped(load) / load.num_ranks / (HOST_LINK_GB_S * GB)

@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.config.models import TrainedModelSection
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.fresh_model import make_llama
+from rlhf.engines.optimizer_swap import OptimizerSwap
+from rlhf.engines.rendezvous import meet
 from rlhf.engines.rollout import open_engine
+from rlhf.engines.training import DeepSpeedEngine
+from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.types import Head
 from tests.integration.command_line import CommandLine, write_workplace
+from tests.integration.training_losses import OBJECTIVES
+from tests.integration.training_rows import experiences
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -50,3 +60,32 @@ def test_a_sleeping_engine_gives_its_memory_back(tmp_path: Path) -> None:
     engine.close()
     assert asleep - awake > 0.2 * total
     assert abs(again - awake) < 0.05 * total
+
+
+def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the same engine whose optimizer stays on the GPU."""
+    size = make_llama(tmp_path / "model", vocab_size=512, hidden_size=1024, num_layers=8)
+    init_distributed(0, 1, meet(0, "127.0.0.1", 0, 60.0), device="cuda", timeout_s=60.0)
+    section = TrainedModelSection(swap_optimizer=True, lr=1e-3)
+
+    def train() -> tuple[torch.Tensor, int]:
+        """Weights after three steps, and the bytes that the engine holds then."""
+        before = torch.cuda.memory_allocated()
+        model = str(tmp_path / "model")
+        engine = DeepSpeedEngine(
+            section, model, Head.LOG_PROBS, OBJECTIVES, temperature=1.0, num_steps=3, device="cuda", seed=0
+        )
+        for seed in range(3):
+            data = experiences(seed=seed)
+            plan = plan_batches(data, Limits(num_ranks=1, max_tokens=1000))
+            engine.forward_backward(build_batches(plan, data, "policy"))
+            engine.optim_step()
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            weights = torch.cat([parameter.detach().cpu().flatten() for parameter in engine.module.parameters()])
+        return weights, torch.cuda.memory_allocated() - before
+
+    moves, left = train()
+    monkeypatch.setattr(OptimizerSwap, "_put_away", lambda _self: None)
+    stays, held = train()
+    assert torch.equal(moves, stays)
+    assert held - left > 11 * size

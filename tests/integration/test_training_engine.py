@@ -120,9 +120,9 @@ def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.
 
 
 CASES = [
-    *((1, case) for case in ("zero0", "zero3", "packed", "single", "eager")),
+    *((1, case) for case in ("zero0", "zero3", "packed", "single", "swap", "eager")),
     *((2, case) for case in ("zero0", "zero1", "zero2", "zero3", "packed", "single")),
-    *((2, case) for case in ("checkpointing", "offload", "chunked", "tied")),
+    *((2, case) for case in ("checkpointing", "offload", "swap", "chunked", "tied")),
 ]
 
 

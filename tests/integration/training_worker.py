@@ -131,11 +131,12 @@ class Scenarios:
             ("single", 3, SINGLE, {}),
             ("checkpointing", 3, FOUR, {"gradient_checkpointing": True}),
             ("offload", 3, FOUR, {"offload_optimizer": True, "offload_parameters": True}),
+            ("swap", 3, FOUR, {"swap_optimizer": True}),
             ("chunked", 3, FOUR, {"log_probs_chunk_tokens": 3}),
             ("tied", 3, FOUR, {"model": "tied"}),
             ("eager", 0, FOUR, {"attention": "eager"}),
         ]
-        alone = ("zero0", "zero3", "packed", "single", "eager")
+        alone = ("zero0", "zero3", "packed", "single", "swap", "eager")
         for name, stage, limit, extra in cases:
             if (self.num_ranks == 1 and name not in alone) or (self.num_ranks > 1 and name == "eager"):
                 continue

@@ -167,6 +167,8 @@ BETWEEN = [
     (["--colocate", "all", "--rollout.sync-backend", "nccl"], "--rollout.sync-backend: nccl cannot send within one GPU; policy and rollout share theirs. Use ipc or auto."),
     (["--rollout.engine", "transformers", "--rollout.tensor-parallel-size", "2"], "--rollout.tensor-parallel-size: the transformers engine runs on one device (got 2). Use engine vllm."),
     (["--policy.offload-parameters", "--policy.zero-stage", "2"], "--policy.offload-parameters: needs ZeRO stage 3 (got policy.zero_stage 2)."),
+    (["--policy.swap-optimizer", "--policy.zero-stage", "2"], "--policy.swap-optimizer: needs ZeRO stage 3 (got policy.zero_stage 2)."),
+    (["--policy.swap-optimizer", "--policy.offload-optimizer"], "--policy.swap-optimizer: offload_optimizer steps in host memory. Use one of them."),
     (["--policy.offload-optimizer", "--policy.zero-stage", "0"], "--policy.offload-optimizer: needs ZeRO stage 1 or higher (got policy.zero_stage 0)."),
     (["--policy.trust-remote-code", "a/b"], '--policy.trust-remote-code: need repo@commit with all 40 digits of the commit (got "a/b").'),
     (["--policy.attention", "flash_attention_2", "--cluster.device", "cpu"], "--policy.attention: flash_attention_2 needs a GPU. Use sdpa or auto."),

@@ -41,6 +41,24 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     assert (resident(both).total, host(both)) == (0, 4.5 * P)
 
 
+def test_what_is_swapped_is_on_the_host_and_comes_for_the_step() -> None:
+    held = replace(LOAD, swap_optimizer=True)
+    assert resident(held).total == resident(LOAD).total - 3 * P  # master and two moments in float32, a quarter of each
+    assert host(held) == 3 * P
+    assert learning(held, 10**6) == learning(LOAD, 10**6)
+    assert learning(replace(held, adapter_rank=16), 1) == learning(replace(LOAD, adapter_rank=16), 1)
+    assert learning(held, 1).optimizer == 3 * P  # after so short a pass the step is what counts
+    cpu = replace(held, on_cpu=True)
+    assert (resident(cpu), host(cpu)) == (resident(replace(LOAD, on_cpu=True)), 0)
+
+
+def test_one_rank_alone_has_nobody_to_share_with() -> None:
+    alone = replace(LOAD, num_ranks=1)
+    assert (alone.stage, replace(alone, dtype_bytes=4).stage, replace(alone, zero_stage=1).stage) == (2, 0, 1)
+    assert replace(alone, swap_optimizer=True).is_partitioned
+    assert resident(replace(alone, dtype_bytes=4)).optimizer == 8 * P  # the weights are their own master copy
+
+
 def test_adapters_have_the_gradients_and_the_optimizer() -> None:
     """Rank 16 beside the seven matrices of each of 32 layers."""
     numbers = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
