@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
@@ -27,13 +28,6 @@ ENGINE_THREADS = 8
 """Calls that a rollout engine takes at once: one generates, others ask, sync and close."""
 END_TIMEOUT_S = 60.0
 Key = TypeVar("Key")
-OPENMP_SPINS = "1000"
-"""How often an OpenMP thread looks for its mates before it sleeps. The library's own, a hundred times more, makes two
-roles that compute at once on the same cores up to four times slower than one after the other."""
-
-KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 * 2**30)}
-"""For glibc: what one pass frees stays for the next, up to 2 GiB. Given back to the kernel it would come again as pages
-to be zeroed: a tenth of a small model's step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +88,13 @@ class Launcher:
         self._start_timeout_s = start_timeout_s
         self._collective_timeout_s = collective_timeout_s
         self._replaced = replaced
-        self._env = self._environment()
+        self._env = environment.of_all(
+            placement,
+            cluster.device,
+            max(cluster.cpus_per_node, default=1.0),
+            os.environ,
+            runs_ahead=script.engine is not None and script.engine.section.max_lag > 0,
+        )
         self._seats: Mapping[Role, list[Seat]] = {}
 
     def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Crew:
@@ -122,28 +122,10 @@ class Launcher:
             rewards={name: self._reward(name, workers) for name, workers in rewards.items()},
         )
 
-    def _environment(self) -> dict[str, str]:
-        """Variables of every actor. Cores are shared out by what works at the same time: the ranks of the widest role,
-        wherever they live, so that a role computes the same bits on a group of its own and on a shared one. Groups that
-        compute at once thus have more threads than cores; there, threads that wait for each other soon leave theirs."""
-        if self._cluster.device == "cuda":
-            return {"DS_ACCELERATOR": "cuda"}
-        cores = int(max(self._cluster.cpus_per_node, default=1.0))
-        ranks = [group.shape.num_devices_per_node for group in self._placement.groups if group.roles != (Role.ROLLOUT,)]
-        engines = [group.num_engines for group in self._placement.groups]
-        widest = max(*ranks, *engines)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // widest))
-        env = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
-        runs_ahead = self._script.engine is not None and self._script.engine.section.max_lag > 0
-        if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in os.environ:
-            env["GOMP_SPINCOUNT"] = OPENMP_SPINS
-        return env
-
     def _seat_ranks(self, roles: tuple[Role, ...]) -> list[Call]:
         """Start the ranks of a group that hosts `roles`."""
         title = "".join(role.capitalize() for role in roles)
-        is_chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ)
-        env = self._env if is_chosen or self._cluster.device == "cuda" else {**self._env, **KEEPS_MEMORY}
+        env = self._env | environment.of_ranks(self._cluster.device, os.environ)
         return [
             self._cluster.seat(ModelWorker, seat, name=f"{'+'.join(roles)} rank {rank}", title=title, env=env)
             for rank, seat in enumerate(self._seats[roles[0]])

@@ -1,0 +1,45 @@
+"""What a run's processes find in their environment."""
+
+import pytest
+
+from rlhf.actors.environment import KEEPS_MEMORY, OPENMP_SPINS, of_all, of_ranks
+from rlhf.planning.placement import Shape, plan_placement
+from rlhf.types import Role
+
+ONE, TWO = (Shape(num_nodes=1, num_devices_per_node=n) for n in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "colocate", "engines", "runs_ahead", "threads", "spins"),
+    [
+        ({Role.POLICY: ONE}, (), 0, False, "8", False),
+        ({Role.POLICY: TWO}, (), 0, False, "4", False),
+        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, (), 0, False, "4", True),
+        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, ("policy,reference",), 0, False, "4", False),
+        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 4, False, "2", False),
+        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 1, True, "8", True),
+        ({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=16)}, (), 0, False, "1", False),
+    ],
+)
+def test_cores_are_shared_by_what_works_at_once(
+    shapes: dict[Role, Shape], colocate: tuple[str, ...], engines: int, runs_ahead: bool, threads: str, spins: bool
+) -> None:
+    placement = plan_placement(shapes, colocate, num_engines=engines)
+    variables = of_all(placement, "cpu", 8.0, {}, runs_ahead=runs_ahead)
+    expected = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+    assert variables == expected | ({"GOMP_SPINCOUNT": OPENMP_SPINS} if spins else {})
+
+
+def test_what_the_user_has_set_stays() -> None:
+    placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
+    variables = of_all(placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}, runs_ahead=False)
+    assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3"}
+    assert of_ranks("cpu", {"PATH": "/bin"}) == KEEPS_MEMORY
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        assert of_ranks("cpu", {name: "1"}) == {}
+
+
+def test_gpus_need_none_of_it() -> None:
+    placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
+    assert of_all(placement, "cuda", 8.0, {}, runs_ahead=True) == {"DS_ACCELERATOR": "cuda"}
+    assert of_ranks("cuda", {}) == {}
