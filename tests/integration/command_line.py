@@ -93,9 +93,11 @@ class Run:
         return hashlib.sha256((self.model / "model.safetensors").read_bytes()).hexdigest()
 
     def optimizer_states(self, role: str) -> object:
-        """Weights and moments of a role as its last checkpoint holds them."""
-        (file,) = (self.folder / "checkpoints").glob(f"step_6/{role}/deepspeed/*optim_states.pt")
-        return torch.load(file, weights_only=False)
+        """Weights and moments of a role, of one rank, as its last checkpoint holds them."""
+        (file,) = (self.folder / "checkpoints").glob(f"step_6/{role}/deepspeed/*.pt")
+        held = torch.load(file, weights_only=False)
+        assert held["optimizer"]["state"], file
+        return held["module"], held["optimizer"]
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.cli.main import main
 from rlhf.config.load import load_config
 from rlhf.config.load_about_runs import load_chaos
-from rlhf.config.load_tools import load_curate, load_rounds, load_sample
+from rlhf.config.load_tools import load_bench, load_curate, load_rounds, load_sample
 from rlhf.engines.fresh_model import make_llama, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ LOADERS: dict[str, Callable[[list[str]], object]] = {
     "sample": lambda words: load_sample(words, {}),
     "curate": lambda words: load_curate(words, {}),
     "rounds": lambda words: load_rounds(words, {}),
+    "bench": lambda words: load_bench(words, {}),
     "chaos": lambda words: load_chaos(words[0], words[1:], {}),
 }
 """Commands that would run for long: their arguments are read."""
