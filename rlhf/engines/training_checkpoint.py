@@ -24,6 +24,8 @@ SHARDS = "deepspeed"
 STATE = "state.json"
 FROZEN = "frozen"
 """Digest of the weights beside which this rank learned."""
+STAGE = "zero_stage"
+"""ZeRO's stage as the ranks ran it, which may not be the config's."""
 
 
 def save_training_state(
@@ -49,7 +51,7 @@ def save_training_state(
         if copy is not None:
             copy.save(directory)
         if rank == 0:
-            state = {"num_steps": num_steps, "num_ranks": num_ranks}
+            state = {"num_steps": num_steps, "num_ranks": num_ranks, STAGE: engine.zero_optimization_stage()}
             (directory / STATE).write_text(json.dumps(state))
     refusals.tell(f"checkpoint: {directory}")
     require_all_seen(directory, num_ranks)
@@ -95,6 +97,15 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
     state = json.loads((directory / STATE).read_text())
     if state["num_ranks"] != dist.get_world_size():
         raise CheckpointError(f"{directory}: saved on {state['num_ranks']} ranks, now {dist.get_world_size()}.")
+    stage = engine.zero_optimization_stage()
+    # Older checkpoints do not say; shards of ZeRO are known by their names.
+    is_sharded = any((directory / SHARDS).glob("*zero_pp_rank*"))
+    saved = state.get(STAGE, stage or 2 * is_sharded)
+    if saved != stage:  # DeepSpeed would load the weights and forget the optimizer's state
+        raise CheckpointError(
+            f"{directory}: laid out by ZeRO stage {saved}, now {stage}. Continue with the dtype, offload_*, "
+            "swap_optimizer and version that it was saved with"
+        )
     random_state = load_file(directory / _random_state_name(dist.get_rank()))
     same: list[bool | None] = [None] * dist.get_world_size()
     mine = frozen_digest(engine.module)

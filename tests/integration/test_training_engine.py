@@ -245,6 +245,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
     assert not list((folder / "checkpoints" / case).rglob("latest"))
 
 
+def test_a_checkpoint_of_another_zero_stage_is_refused(two_ranks: Results) -> None:
+    """DeepSpeed would load its weights, and go on without the optimizer's state."""
+    assert bool(two_ranks["relaid/said"])
+    assert bool(two_ranks["relaid/older"])
+    assert bool(two_ranks["relaid/read"])
+
+
 @pytest.mark.parametrize(("stage", "bad"), [(0, 0), (3, 0), (3, 1)])
 def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: int, bad: int) -> None:
     """And none is left waiting for another: the next step is that of an engine that saved nothing."""

@@ -3,6 +3,7 @@
 Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`. The test judges; this only records.
 """
 
+import json
 import resource
 import sys
 import time
@@ -282,6 +283,25 @@ class Scenarios:
             self.record(f"resume/{name}/lr", torch.tensor(lrs[2:]) - torch.tensor(again))
             self.record(f"resume/{name}/lrs", torch.tensor(lrs))
 
+    def relaid(self) -> None:
+        """Checkpoints of another ZeRO stage: one that says so, and one from before they did."""
+        unsharded, sharded = (self.folder / "checkpoints" / f"relaid-{stage}" for stage in (0, 2))
+        for stage, checkpoint in ((0, unsharded), (2, sharded)):
+            engine = self.engine(zero_stage=stage)
+            self.step(engine, experiences(), FOUR)
+            engine.save(checkpoint)
+        self.record(
+            "relaid/said", "laid out by ZeRO stage 0, now 2" in told_by(self.engine(zero_stage=2).load, unsharded)
+        )
+        dist.barrier()
+        if self.rank == 0:
+            (sharded / "state.json").write_text(json.dumps({"num_steps": 1, "num_ranks": self.num_ranks}))
+        dist.barrier()
+        self.record(
+            "relaid/older", "laid out by ZeRO stage 2, now 0" in told_by(self.engine(zero_stage=0).load, sharded)
+        )
+        self.record("relaid/read", told_by(self.engine(zero_stage=2).load, sharded) == "")
+
     def refused(self) -> None:
         """Saves and exports that the disk of one rank refuses, the step after them, and a save that finds room."""
         for stage, bad in ((0, 0), (3, 0), (3, 1)):
@@ -361,6 +381,7 @@ def main() -> None:
             scenarios.exports,
             scenarios.rewards,
             scenarios.resume,
+            scenarios.relaid,
             scenarios.refused,
             scenarios.poisoned,
             scenarios.following,
