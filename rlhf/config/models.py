@@ -32,6 +32,15 @@ class ModelSection(Section):
         """Processes in all."""
         return self.num_nodes * self.num_gpus_per_node
 
+    def stage_on(self, num_ranks: int, *, is_float32: bool) -> int:
+        """The ZeRO stage that so many ranks really run. One alone has nobody to share with: ZeRO-3 would gather
+        parameters from itself, and its hooks take up to half of a small model's step."""
+        return self.zero_stage if self._shares(num_ranks) else 0
+
+    def _shares(self, num_ranks: int) -> bool:
+        """Whether ranks run the stage as it is given: what offloads relies on ZeRO-3's parts."""
+        return self.zero_stage < 3 or num_ranks > 1 or self.offload_parameters
+
 
 class LoraSection(Section):
     """Low-rank adapters that learn in the model's stead (Hu et al. 2021)."""
@@ -77,6 +86,13 @@ class TrainedModelSection(ModelSection):
     log_probs_kept_mib: NonNegativeFloat = Field(128.0, allow_inf_nan=False)
     """A forward pass's log-probs [tokens learned from, vocabulary] up to this size are kept for the backward pass;
     larger ones are computed again there, chunk by chunk, at the price of a fourth matrix product beside three."""
+
+    def stage_on(self, num_ranks: int, *, is_float32: bool) -> int:
+        """One rank alone: in float32 the weights are their own master copy, and ZeRO-2 would copy each gradient twice,
+        a twentieth of a step; in bfloat16 it keeps the float32 weights."""
+        if self._shares(num_ranks) or self.offload_optimizer or self.swap_optimizer:
+            return self.zero_stage
+        return 0 if is_float32 else 2
 
 
 class SftPolicySection(TrainedModelSection):

@@ -35,16 +35,6 @@ def build_optimizer(section: TrainedModelSection, parameters: Iterable[torch.nn.
     )
 
 
-def on_ranks(section: TrainedModelSection, num_ranks: int, dtype: torch.dtype) -> TrainedModelSection:
-    """The section as so many ranks run it. One alone has nobody to share with: ZeRO-3 would gather parameters from
-    itself, and its hooks take up to half of a small model's step. In float32 the weights are their own master copy, and
-    ZeRO-2 would copy each gradient twice, a twentieth of a step; in bfloat16 it keeps the float32 weights."""
-    offloads = section.offload_parameters or section.offload_optimizer or section.swap_optimizer
-    if num_ranks > 1 or section.zero_stage < 3 or offloads:
-        return section
-    return section.model_copy(update={"zero_stage": 0 if dtype == torch.float32 else 2})
-
-
 def training_config(section: TrainedModelSection, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """DeepSpeed's config for learning.
 

@@ -36,8 +36,8 @@ class ScoringEngine:
         rule = logits_rule(loaded.model.config, temperature=temperature, chunk_tokens=CHUNK_TOKENS)
         packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False).to(self._device)
         self._model: torch.nn.Module = packed_model.eval()
-        if section.zero_stage == 3 and self.num_ranks > 1:
-            dtype = choose_dtype(section, self._device, where)
+        dtype = choose_dtype(section, self._device, where)
+        if section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3:
             self._model, _, _, _ = deepspeed.initialize(
                 model=packed_model, config=scoring_config(section, dtype, self._device)
             )

@@ -20,7 +20,7 @@ from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.master_weights import MovementCheck, master_shards
 from rlhf.engines.model_export import check_export, export_model
 from rlhf.engines.models import choose_dtype, load_model, logits_rule
-from rlhf.engines.optimizer import build_optimizer, learning_rate, on_ranks, training_config
+from rlhf.engines.optimizer import build_optimizer, learning_rate, training_config
 from rlhf.engines.optimizer_swap import OptimizerSwap
 from rlhf.engines.step_guard import GradientWatch, StepGuard
 from rlhf.engines.training_checkpoint import load_training_state, save_training_state
@@ -58,7 +58,8 @@ class DeepSpeedEngine:
         self.num_ranks = dist.get_world_size()
         self._device = torch_device(device)
         dtype = choose_dtype(section, self._device, where)
-        section = on_ranks(section, self.num_ranks, dtype)
+        stage = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32)
+        section = section.model_copy(update={"zero_stage": stage})
         self._section = section
         self._where = where
         self._objectives = objectives

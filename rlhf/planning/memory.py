@@ -59,6 +59,7 @@ class ModelLoad:
     dtype_bytes: int
     learns: bool
     zero_stage: int
+    """As the ranks run it."""
     offload_parameters: bool = False
     offload_optimizer: bool = False
     swap_optimizer: bool = False
@@ -82,20 +83,9 @@ class ModelLoad:
         return self.shape.adapter_parameters(self.adapter_rank) if self.adapter_rank else self.shape.num_parameters
 
     @property
-    def stage(self) -> int:
-        """ZeRO's stage as the ranks run it. One rank alone has nobody to share with."""
-        if self.zero_stage < 3 or self.num_ranks > 1 or (self.learns and self._offloads):
-            return self.zero_stage
-        return 0 if self.dtype_bytes == FLOAT32 else 2
-
-    @property
     def is_partitioned(self) -> bool:
         """Each rank holds a part of the parameters."""
-        return self.stage == 3
-
-    @property
-    def _offloads(self) -> bool:
-        return self.offload_parameters or self.offload_optimizer or self.swap_optimizer
+        return self.zero_stage == 3
 
 
 def resident(load: ModelLoad) -> Memory:
@@ -107,12 +97,12 @@ def resident(load: ModelLoad) -> Memory:
         parameters = 0.0
     if not load.learns:
         return Memory(parameters=parameters)
-    sharded = share if load.stage >= 1 else 1.0
-    has_master = load.stage >= 1 or load.dtype_bytes < FLOAT32
+    sharded = share if load.zero_stage >= 1 else 1.0
+    has_master = load.zero_stage >= 1 or load.dtype_bytes < FLOAT32
     is_away = load.offload_optimizer or swapped(load) > 0
     optimizer = 0.0 if is_away else numbers * (MOMENTS + FLOAT32 * has_master) * sharded
-    gradients = numbers * FLOAT32 * (share if load.stage >= 2 else 1.0)
-    if load.stage == 0:
+    gradients = numbers * FLOAT32 * (share if load.zero_stage >= 2 else 1.0)
+    if load.zero_stage == 0:
         gradients = numbers * load.dtype_bytes
     elif load.offload_optimizer:
         gradients = 0.0
@@ -161,9 +151,9 @@ def learning(load: ModelLoad, num_tokens: int) -> Memory:
     layer = layer_activations(load.shape, load.dtype_bytes)
     kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
     buckets = 0.0
-    if load.stage:
+    if load.zero_stage:
         numbers = min(REDUCE_BUCKET, load.learned_parameters) if load.on_cpu else REDUCE_BUCKET
-        buckets = numbers * load.dtype_bytes * (1.0 if load.stage == 3 or load.on_cpu else 2.0)
+        buckets = numbers * load.dtype_bytes * (1.0 if load.zero_stage == 3 or load.on_cpu else 2.0)
     passes = Memory(
         activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
         gathered=gathered(load) + buckets,

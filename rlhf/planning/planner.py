@@ -100,12 +100,13 @@ class _Planner:
 
     def _load(self, section: ModelSection, shape: ModelShape, *, learns: bool) -> ModelLoad:
         trained = section if isinstance(section, TrainedModelSection) and learns else None
+        dtype = dtype_of(section, self._device)
         return ModelLoad(
             shape=shape,
             num_ranks=section.num_ranks,
-            dtype_bytes=BYTES[dtype_of(section, self._device)],
+            dtype_bytes=BYTES[dtype],
             learns=learns,
-            zero_stage=section.zero_stage,
+            zero_stage=section.stage_on(section.num_ranks, is_float32=dtype == "float32"),
             offload_parameters=section.offload_parameters,
             offload_optimizer=trained is not None and trained.offload_optimizer,
             swap_optimizer=trained is not None and trained.swap_optimizer,

@@ -252,6 +252,14 @@ def test_a_checkpoint_of_another_zero_stage_is_refused(two_ranks: Results) -> No
     assert bool(two_ranks["relaid/read"])
 
 
+def test_a_model_that_computes_can_wait_on_the_host(one_rank: Results, two_ranks: Results) -> None:
+    """One rank alone shares with nobody, but its parameters can only wait there in ZeRO-3's parts."""
+    assert [bool(one_rank[f"offloads/{away}/sharded"]) for away in (False, True)] == [False, True]
+    assert [bool(two_ranks[f"offloads/{away}/sharded"]) for away in (False, True)] == [True, True]
+    assert bool(one_rank["offloads/same"])
+    assert bool(two_ranks["offloads/same"])
+
+
 @pytest.mark.parametrize(("stage", "bad"), [(0, 0), (3, 0), (3, 1)])
 def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: int, bad: int) -> None:
     """And none is left waiting for another: the next step is that of an engine that saved nothing."""

@@ -3,12 +3,9 @@
 Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`. The test judges; this only records.
 """
 
-import json
-import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from rlhf.config.models import TrainedModelSection
+from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.engines.distributed import deepspeed, init_distributed
 from rlhf.engines.finite_weights import own_part
 from rlhf.engines.rendezvous import meet
@@ -36,23 +33,13 @@ from tests.integration.refusals import told_by
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
+from tests.integration.training_saves import refused, relaid, resume
 
 QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
 Limit = tuple[int, int | None]
 PACKED: Limit = (1000, None)
 FOUR: Limit = (20, None)
 SINGLE: Limit = (1, 1)
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Inside, no file of this process grows past a kilobyte."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Scenarios:
@@ -263,60 +250,16 @@ class Scenarios:
         self.record("rewards/policy", self.by_example(policy, whole(experiences()), FOUR))
         self.record("rewards/wanted", self.by_example(policy, experiences(), FOUR))
 
-    def resume(self) -> None:
-        """Four steps at once, and two, a save, a fresh engine that loads, and two more."""
-        for stage, dtype in ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")):
-            name = f"zero{stage}-{dtype}"
-            settings = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine", "warmup_ratio": 0.3}
-            whole = self.engine("tied", num_steps=4, **settings)
-            lrs = [self.step(whole, experiences(seed=i), FOUR)[1].lr for i in range(4)]
-            first = self.engine("tied", num_steps=4, **settings)
-            for i in range(2):
-                self.step(first, experiences(seed=i), FOUR)
-            checkpoint = self.folder / "checkpoints" / name
-            first.save(checkpoint)
-            second = self.engine("tied", num_steps=4, **settings)
-            second.load(checkpoint)
-            again = [self.step(second, experiences(seed=i), FOUR)[1].lr for i in (2, 3)]
-            self.record(f"resume/{name}/same", torch.equal(self.weights(whole), self.weights(second)))
-            self.record(f"resume/{name}/moved", not torch.equal(self.weights(first), self.weights(second)))
-            self.record(f"resume/{name}/lr", torch.tensor(lrs[2:]) - torch.tensor(again))
-            self.record(f"resume/{name}/lrs", torch.tensor(lrs))
-
-    def relaid(self) -> None:
-        """Checkpoints of another ZeRO stage: one that says so, and one from before they did."""
-        unsharded, sharded = (self.folder / "checkpoints" / f"relaid-{stage}" for stage in (0, 2))
-        for stage, checkpoint in ((0, unsharded), (2, sharded)):
-            engine = self.engine(zero_stage=stage)
-            self.step(engine, experiences(), FOUR)
-            engine.save(checkpoint)
-        self.record(
-            "relaid/said", "laid out by ZeRO stage 0, now 2" in told_by(self.engine(zero_stage=2).load, unsharded)
-        )
-        dist.barrier()
-        if self.rank == 0:
-            (sharded / "state.json").write_text(json.dumps({"num_steps": 1, "num_ranks": self.num_ranks}))
-        dist.barrier()
-        self.record(
-            "relaid/older", "laid out by ZeRO stage 2, now 0" in told_by(self.engine(zero_stage=0).load, sharded)
-        )
-        self.record("relaid/read", told_by(self.engine(zero_stage=2).load, sharded) == "")
-
-    def refused(self) -> None:
-        """Saves and exports that the disk of one rank refuses, the step after them, and a save that finds room."""
-        for stage, bad in ((0, 0), (3, 0), (3, 1)):
-            name = f"refused/zero{stage}-rank{bad}"
-            engine, alone = (self.engine(zero_stage=stage) for _ in range(2))
-            for one in (engine, alone):
-                self.step(one, experiences(), FOUR)
-            checkpoint = self.folder / "checkpoints" / f"refused-{stage}-{bad}"
-            with full_disk() if self.rank == bad else nullcontext():
-                self.record(f"{name}/save", f"rank {bad}: " in told_by(engine.save, checkpoint))
-                self.record(f"{name}/export", "rank 0: " in told_by(engine.export, checkpoint / "export"))
-            for one in (engine, alone):
-                self.step(one, experiences(seed=1), FOUR)
-            self.record(f"{name}/undisturbed", torch.equal(self.weights(engine), self.weights(alone)))
-            self.record(f"{name}/saved", told_by(engine.save, checkpoint) == "")
+    def offloads(self) -> None:
+        """A model that only computes, whose parameters wait on the host, beside one that holds them."""
+        said = []
+        for is_away in (False, True):
+            section = ModelSection(offload_parameters=is_away)
+            path = str(self.folder / "untied")
+            scorer = ScoringEngine(section, path, Head.LOG_PROBS, temperature=0.7, device="cpu", seed=0)
+            self.record(f"offloads/{is_away}/sharded", hasattr(next(scorer._model.parameters()), "ds_tensor"))
+            said.append(self.by_example(scorer, whole(experiences()), FOUR))
+        self.record("offloads/same", torch.equal(*said))
 
     def poisoned(self) -> None:
         """A weight that is no number on one rank, in the part that this rank holds."""
@@ -372,26 +315,25 @@ def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     scenarios = Scenarios(folder)
-    chosen = [scenarios.gradients]
+    chosen: list[Callable[[Scenarios], None]] = [Scenarios.gradients, Scenarios.offloads]
     if world_size > 1:
         chosen += [
-            scenarios.ratio,
-            scenarios.not_finite,
-            scenarios.unmoved,
-            scenarios.exports,
-            scenarios.rewards,
-            scenarios.resume,
-            scenarios.relaid,
-            scenarios.refused,
-            scenarios.poisoned,
-            scenarios.following,
+            Scenarios.ratio,
+            Scenarios.not_finite,
+            Scenarios.unmoved,
+            Scenarios.exports,
+            Scenarios.rewards,
+            Scenarios.poisoned,
+            Scenarios.following,
+            resume,
+            relaid,
+            refused,
+            adapters,
         ]
     for scenario in chosen:
         started = time.monotonic()
-        scenario()
+        scenario(scenarios)
         print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
-    if world_size > 1:
-        adapters(scenarios)
     save_file(scenarios.tensors, folder / f"results_{world_size}_{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()

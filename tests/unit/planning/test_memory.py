@@ -30,7 +30,6 @@ def test_float32_without_zero_has_no_second_copy_of_the_weights() -> None:
 def test_a_model_that_only_computes_holds_its_parameters() -> None:
     assert resident(replace(LOAD, learns=False)).total == P / 2
     assert resident(replace(LOAD, learns=False, zero_stage=0)).total == 2 * P
-    assert resident(replace(LOAD, learns=False, num_ranks=1)).total == 2 * P
 
 
 def test_what_is_offloaded_is_on_the_host() -> None:
@@ -50,13 +49,6 @@ def test_what_is_swapped_is_on_the_host_and_comes_for_the_step() -> None:
     assert learning(held, 1).optimizer == 3 * P  # after so short a pass the step is what counts
     cpu = replace(held, on_cpu=True)
     assert (resident(cpu), host(cpu)) == (resident(replace(LOAD, on_cpu=True)), 0)
-
-
-def test_one_rank_alone_has_nobody_to_share_with() -> None:
-    alone = replace(LOAD, num_ranks=1)
-    assert (alone.stage, replace(alone, dtype_bytes=4).stage, replace(alone, zero_stage=1).stage) == (2, 0, 1)
-    assert replace(alone, swap_optimizer=True).is_partitioned
-    assert resident(replace(alone, dtype_bytes=4)).optimizer == 8 * P  # the weights are their own master copy
 
 
 def test_adapters_have_the_gradients_and_the_optimizer() -> None:
