@@ -86,7 +86,12 @@ class Launcher:
         self._placement = placement
         self._script = script
         self._start_timeout_s = start_timeout_s
-        self._collective_timeout_s = collective_timeout_s
+        self._join = partial(
+            join_ranks,
+            device=cluster.device,
+            start_timeout_s=start_timeout_s,
+            collective_timeout_s=collective_timeout_s,
+        )
         self._replaced = replaced
         self._env = environment.of_all(
             placement,
@@ -204,14 +209,6 @@ class Launcher:
             return others
 
         return ReplaceableGroup(workers, replace_lost)
-
-    def _join(self, groups: Sequence[Sequence[Worker]]) -> None:
-        join_ranks(
-            groups,
-            device=self._cluster.device,
-            start_timeout_s=self._start_timeout_s,
-            collective_timeout_s=self._collective_timeout_s,
-        )
 
     def _connect(self, policy: WorkerGroup, engines: Sequence[Worker]) -> None:
         """Bring the policy's ranks and the engines together for weight syncs."""

@@ -22,8 +22,8 @@ from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.tools import BenchConfig
 from rlhf.engines.fresh_model import make_llama
-from rlhf.planning.placement import Placement, Shape, plan_placement
-from rlhf.planning.roles import model_of
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import model_of, place_models
 from rlhf.types import Head, Role, SyncReport
 
 LAYER_WIDTHS = 13
@@ -67,7 +67,7 @@ def run_bench_sync(config: BenchConfig) -> int:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     models = [config.policy.model] if config.policy.model is not None else make_models(config, folder)
-    placement = place(config)
+    placement = place_models({Role.POLICY: config.policy}, config.rollout, config.cluster.colocate)
     measured = []
     for model in models:
         sys.stderr.write(f"rlhf: {name_of(model)}: syncs, then the collectives alone\n")
@@ -88,9 +88,11 @@ def make_models(config: BenchConfig, folder: Path) -> list[str]:
     models = []
     for millions in config.sizes:
         model = folder / f"llama-{millions}m-{context}"
-        if not (model / "config.json").exists():
+        if not model.exists():
             hidden, layers, vocabulary = shape_of(millions)
-            make_llama(model, vocab_size=vocabulary, hidden_size=hidden, num_layers=layers, context=context)
+            part = model.with_name(f"{model.name}.part")
+            make_llama(part, vocab_size=vocabulary, hidden_size=hidden, num_layers=layers, context=context)
+            part.rename(model)
         models.append(str(model))
     return models
 
@@ -107,16 +109,6 @@ def shape_of(millions: int) -> tuple[int, int, int]:
 def name_of(model: str) -> str:
     """The last part of a folder or hub name."""
     return model.rstrip("/").rpartition("/")[2]
-
-
-def place(config: BenchConfig) -> Placement:
-    """The policy's and the engines' groups. Raises ConfigError where they do not fit together."""
-    policy, rollout = config.policy, config.rollout
-    shapes = {
-        Role.POLICY: Shape(num_nodes=policy.num_nodes, num_devices_per_node=policy.num_gpus_per_node),
-        Role.ROLLOUT: Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size),
-    }
-    return plan_placement(shapes, config.cluster.colocate, num_engines=rollout.num_engines)
 
 
 def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model: str) -> Figures:

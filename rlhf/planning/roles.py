@@ -1,9 +1,12 @@
 """From a config to who plays in a run: which models are started, and on how many devices."""
 
+from collections.abc import Mapping, Sequence
+
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection
 from rlhf.config.reward import StartedSource
+from rlhf.config.rollout import RolloutSection
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role
@@ -33,15 +36,22 @@ def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
 
 def place(config: TrainConfig, needs: Needs) -> Placement:
     """The device groups of the run. Raises ConfigError where merged roles do not fit together."""
+    rollout = config.rollout if isinstance(config, OnlineConfig) else None
+    return place_models(sections(config, needs), rollout, config.cluster.colocate)
+
+
+def place_models(
+    models: Mapping[Role, ModelSection], rollout: RolloutSection | None, colocate: Sequence[str]
+) -> Placement:
+    """The device groups of some models and engines. Raises ConfigError where merged roles do not fit together."""
     shapes = {
         role: Shape(num_nodes=section.num_nodes, num_devices_per_node=section.num_gpus_per_node)
-        for role, section in sections(config, needs).items()
+        for role, section in models.items()
     }
-    if not isinstance(config, OnlineConfig):
-        return plan_placement(shapes, config.cluster.colocate)
-    rollout = config.rollout
+    if rollout is None:
+        return plan_placement(shapes, colocate)
     shapes[Role.ROLLOUT] = Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size)
-    return plan_placement(shapes, config.cluster.colocate, num_engines=rollout.num_engines)
+    return plan_placement(shapes, colocate, num_engines=rollout.num_engines)
 
 
 def dtype_of(section: ModelSection, device: str) -> str:

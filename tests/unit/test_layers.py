@@ -66,6 +66,9 @@ def broken_arrows(package: str, source: str) -> list[str]:
 
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+EVERY_FILE = sorted(
+    path for folder in ("rlhf", "tests", "benchmarks") for path in ROOT.parent.joinpath(folder).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -92,7 +95,7 @@ def test_a_broken_arrow_is_seen(package: str, line: str) -> None:
     assert len(broken_arrows(package, line)) == 1
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_a_file_is_one_noun(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
