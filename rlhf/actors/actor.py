@@ -7,9 +7,9 @@ from pathlib import Path
 import ray
 
 from rlhf.actors.logs import Trace, redirect_output
-from rlhf.actors.memory import peak_memory
 from rlhf.actors.ports import listening
 from rlhf.actors.post_mortem import leave_stacks
+from rlhf.engines.process_memory import peak_memory
 
 
 def here() -> tuple[str, int, str]:
@@ -38,6 +38,10 @@ class Actor:
 
     def where(self) -> tuple[str, int, str]:
         return here()
+
+    def gpus(self) -> list[str]:
+        """The GPUs that are this process's, as its node calls them."""
+        return list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
 
     def peak_memory(self) -> int:
         return peak_memory()

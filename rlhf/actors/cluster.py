@@ -289,13 +289,16 @@ class Cluster:
                 group=reserved,
                 bundle=bundle,
                 num_cpus=floor(bundles[bundle]["CPU"] * share * 1000) / 1000,
-                num_gpus=bundles[bundle].get("GPU", 0.0) * share,
+                num_gpus=num_devices if self.device == "cuda" else 0.0,
             )
 
         ranks = [seat(rank // each, 1) for rank in range(group.shape.num_devices)]
         seats: dict[Role, list[Seat]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
             width = group.devices_per_engine
-            per_bundle = max(1, each // width)
-            seats[Role.ROLLOUT] = [seat(engine // per_bundle, width) for engine in range(group.num_engines)]
+            engines = [seat(group.ranks_beside(engine)[0] // each, width) for engine in range(group.num_engines)]
+            # Ray gives two halves of one GPU to two ranks before it gives one of each to a rank and an engine. So
+            # ranks have their GPUs whole, and engines are told which those are.
+            shared = group.is_shared_by_engines
+            seats[Role.ROLLOUT] = [replace(one, num_gpus=0.0) if shared else one for one in engines]
         return seats

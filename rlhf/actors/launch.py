@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
@@ -21,7 +21,7 @@ from rlhf.actors.workers import (
 )
 from rlhf.config.reward import RemoteSource
 from rlhf.errors import RlhfError
-from rlhf.planning.placement import Placement
+from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.types import Role
 
 ENGINE_THREADS = 8
@@ -63,6 +63,13 @@ def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
     return replace(crew, groups=others)
 
 
+def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker]) -> list[Sequence[str]]:
+    """The GPUs that each engine of a group shares with its ranks. Raises: as `wait_all`."""
+    calls = [Call(worker=rank, ref=rank.handle.gpus.remote()) for rank in ranks]
+    gpus = cast(list[list[str]], wait_all(calls, phase="naming of GPUs", timeout_s=END_TIMEOUT_S))
+    return [[gpus[rank][0] for rank in group.ranks_beside(engine)] for engine in range(group.num_engines)]
+
+
 class Launcher:
     """Starts the actors of one script at their places on a cluster, and others where some are lost.
 
@@ -101,16 +108,20 @@ class Launcher:
             runs_ahead=script.engine is not None and script.engine.section.max_lag > 0,
         )
         self._seats: Mapping[Role, list[Seat]] = {}
+        self._gpus_of_engines: list[Sequence[str]] = []
 
     def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Crew:
         """Reserve, start, join, load. Reward sources are there long before models are: `try_rewards` gets them while
         these load, so that what it raises is known without waiting for them."""
         script = self._script
         self._seats = self._cluster.reserve(self._placement)
-        hosted = [tuple(role for role in group.roles if role != Role.ROLLOUT) for group in self._placement.groups]
+        hosted: list[tuple[Role, ...]] = [
+            tuple(role for role in group.roles if role != Role.ROLLOUT) for group in self._placement.groups
+        ]
         models = self._seated({roles: self._seat_ranks(roles) for roles in hosted if roles})
         engines = self._cluster.seated(self._seat_engines() if script.engine is not None else [])
         rewards = self._seated({name: self._seat_reward(name) for name in script.rewards})
+        self._gpus_of_engines = self._shared_gpus(models)
         self._join(list(models.values()))
         calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
         calls += self._load_engines(engines)
@@ -235,7 +246,19 @@ class Launcher:
 
     def _load_engines(self, workers: Sequence[Worker]) -> list[Call]:
         spec = self._script.engine
-        return [Call(worker=worker, ref=worker.handle.start.remote(spec, worker.name)) for worker in workers]
+        return [
+            Call(worker=worker, ref=worker.handle.start.remote(spec, worker.name, gpus))
+            for worker, gpus in zip(workers, self._gpus_of_engines, strict=True)
+        ]
+
+    def _shared_gpus(self, models: Mapping[tuple[Role, ...], Sequence[Worker]]) -> list[Sequence[str]]:
+        """Of each engine, those of the ranks beside it; none where its devices are its own."""
+        if self._script.engine is None:
+            return []
+        group = self._placement.group_of(Role.ROLLOUT)
+        if self._cluster.device != "cuda" or not group.is_shared_by_engines:
+            return [()] * group.num_engines
+        return gpus_of_engines(group, models[tuple(role for role in group.roles if role != Role.ROLLOUT)])
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
         source = self._script.rewards[name]

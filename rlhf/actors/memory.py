@@ -1,24 +1,11 @@
 """How much memory a run's processes have held at most: what a plan is compared with."""
 
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from rlhf.actors.groups import WorkerGroup
 from rlhf.planning.hardware import GIB
-
-
-def peak_memory() -> int:
-    """Bytes that this process has held at most since it began: of its GPU's memory, or without one of host memory."""
-    if "torch" in sys.modules:
-        from rlhf.engines.device_memory import peak_device_memory  # noqa: PLC0415  the driver and reward workers have no torch
-
-        if peak := peak_device_memory():
-            return peak
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ The driver names these classes and must stay light, so the engines are imported 
 
 # ruff: noqa: PLC0415
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,10 +221,12 @@ class RolloutWorker(Actor):
         super().__init__(folder, log_file)
         self._engine: ServingEngine | None = None
 
-    def start(self, spec: EngineSpec, name: str) -> None:
-        """Load the model."""
+    def start(self, spec: EngineSpec, name: str, gpus: Sequence[str]) -> None:
+        """Load the model, onto these GPUs; with none named, onto those that Ray gave this process."""
         from rlhf.engines.rendezvous import bind_collectives
 
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         bind_collectives(node_address())
         self._engine = open_engine(
             spec.section,
@@ -236,6 +239,9 @@ class RolloutWorker(Actor):
             reference=spec.reference,
             adapter_rank=spec.adapter_rank,
         )
+
+    def peak_memory(self) -> int:
+        return self.engine.peak_memory()
 
     @property
     def engine(self) -> ServingEngine:

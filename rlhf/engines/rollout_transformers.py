@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.decoders import Decoder, MixedDecoder, ModelDecoder
+from rlhf.engines.process_memory import peak_memory
 from rlhf.engines.quiet import quiet_libraries
 from rlhf.engines.sampling import SamplingRows
 from rlhf.engines.serving import Serving, ServingGate
@@ -109,6 +110,10 @@ class TransformersRolloutEngine:
         with self._busy:
             self._compute(self._move, self._device)
             self._gate.wake()
+
+    def peak_memory(self) -> int:
+        """See `ServingEngine.peak_memory`."""
+        return peak_memory()
 
     def close(self) -> None:
         """Leave the weight transfer group."""

@@ -109,6 +109,10 @@ class VllmRolloutEngine:
         """Undo `sleep`."""
         self._loop.call(self._wake)
 
+    def peak_memory(self) -> int:
+        """See `ServingEngine.peak_memory`."""
+        return self._loop.call(self._core.peak_memory)
+
     def close(self) -> None:
         """End the engine and free what it holds."""
         self._loop.close(CLOSE_TIMEOUT_S)
@@ -187,3 +191,5 @@ def _set_environment() -> None:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # On the CPU the processes of one engine share the cores, as all do; by itself vLLM wants a memory node for each.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

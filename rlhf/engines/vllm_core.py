@@ -17,6 +17,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.adapter_names import kind_of, linear_layers
+from rlhf.engines.process_memory import peak_memory
 from rlhf.engines.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
 from rlhf.errors import ModelError
@@ -56,6 +57,8 @@ class VllmCore:
                 # weights) is computed in one step.
                 enable_chunked_prefill=False if on_cpu else None,
                 tensor_parallel_size=section.tensor_parallel_size,
+                # In an actor of a placement group vLLM would ask Ray for processes on devices that the actor holds.
+                distributed_executor_backend="mp" if section.tensor_parallel_size > 1 else None,
                 gpu_memory_utilization=section.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(section.kv_cache_gib * GIB) if on_cpu else None,
                 enforce_eager=section.enforce_eager,
@@ -141,6 +144,11 @@ class VllmCore:
         digests: list[str] = self.llm.collective_rpc(_received_digest)
         return digests
 
+    def peak_memory(self) -> int:
+        """Bytes, of the fullest worker."""
+        peaks: list[int] = self.llm.collective_rpc(_peak_memory)
+        return max(peaks)
+
     def shutdown(self) -> None:
         self._client.shutdown()
 
@@ -162,6 +170,11 @@ def _install_adapters(worker: WorkerBase) -> None:
 def _received_digest(worker: WorkerBase) -> str:
     digest: str = worker.weight_transfer_engine.received
     return digest
+
+
+def _peak_memory(worker: WorkerBase) -> int:
+    del worker
+    return peak_memory()
 
 
 def _report_whole_distribution(worker: WorkerBase) -> None:

@@ -39,6 +39,18 @@ class DeviceGroup:
     def name(self) -> str:
         return "+".join(self.roles)
 
+    def ranks_beside(self, engine: int) -> range:
+        """The ranks of the group's models whose devices an engine shares: those of one node."""
+        per_node = max(1, self.shape.num_devices_per_node // self.devices_per_engine)
+        node, place = divmod(engine, per_node)
+        first = node * self.shape.num_devices_per_node + place * self.devices_per_engine
+        return range(first, first + self.devices_per_engine)
+
+    @property
+    def is_shared_by_engines(self) -> bool:
+        """Engines compute on the devices of models."""
+        return Role.ROLLOUT in self.roles and self.roles != (Role.ROLLOUT,)
+
     @property
     def num_processes_per_device(self) -> int:
         """How many processes hold a device of this group at once."""

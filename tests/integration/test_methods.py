@@ -2,7 +2,8 @@
 says it did, it did.
 
 Runs join one cluster and sample with the transformers engine, which starts fastest, but for the one whose adapters are
-sent alone; what the methods compute is pinned by their unit tests, and runs with vLLM by those of PPO.
+sent alone, and the one whose policy and engine are in parts; what the methods compute is pinned by their unit tests,
+and other runs with vLLM by those of PPO.
 """
 
 import math
@@ -28,6 +29,8 @@ ONLINE = (
     *("--rollout.num-samples", "4", "--train.num-steps", "3", "--no-log.tensorboard"),
 )
 BY_VLLM = (*("vllm" if word == "transformers" else word for word in ONLINE), "--rollout.enforce-eager")
+SPREAD = ("--policy.num-gpus-per-node", "2", "--rollout.tensor-parallel-size", "2")
+"""The policy is sharded over two ranks, the engine over two processes."""
 ADAPTERS = ("--policy.lora.rank", "4")
 GIVEN = (
     *("--data.template", "plain", "--data.max-tokens", "64", "--data.eval-fraction", "0.2"),
@@ -45,13 +48,16 @@ class Case:
     figures: Sequence[str] = ()
     at_least: Mapping[str, float] = field(default_factory=dict)
     """Least values of the last step's figures."""
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    """Greatest ones, of every step."""
 
 
 CASES = {
     "dapo": Case(
-        arguments=("grpo", "--algo", "dapo", "--train.batch-size", "16", *ONLINE),
+        arguments=("grpo", "--algo", "dapo", "--train.batch-size", "16", *BY_VLLM, *SPREAD),
         roles=frozenset({"policy", "rollout", "reward"}),
-        figures=("groups/equal", "importance/weight", "rollout/groups_dropped", "sampler/log_prob_gap"),
+        figures=("groups/equal", "importance/weight", "rollout/groups_dropped"),
+        at_most={"sampler/log_prob_gap_max": 1e-4},
     ),
     "remax": Case(
         arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS),
@@ -71,6 +77,7 @@ CASES = {
         ),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("sync/bytes", "kl/ref_per_token"),
+        at_most={"sampler/log_prob_gap_max": 1e-4},
     ),
     "online-dpo-ema": Case(
         arguments=("online-dpo", "--algo.reference", "ema", "--train.batch-size", "4", *ONLINE),
@@ -152,6 +159,8 @@ def test_a_run_of_each_method_learns(name: str, workplace: CommandLine, head: Ra
         assert row["updates/applied"] == 1.0
     last = run.metrics[-1]
     assert set(case.figures) <= last.keys()
+    for figure, most in case.at_most.items():
+        assert max(row[figure] for row in run.metrics) <= most, (figure, run.metrics)
     for figure, least in case.at_least.items():
         assert last[figure] >= least, (figure, last[figure])
     started = {match.lower() for match in re.findall(r"^  (\w+?)[ \[/0-9(]", run.output, re.MULTILINE)}
