@@ -27,7 +27,7 @@ def of_all(
     if device == "cuda":
         return {"DS_ACCELERATOR": "cuda"}
     ranks = [group.shape.num_devices_per_node for group in placement.groups if group.roles != (Role.ROLLOUT,)]
-    widest = max(*ranks, *(group.num_engines for group in placement.groups))
+    widest = max(*ranks, *(group.num_engines * group.devices_per_engine for group in placement.groups))
     threads = environ.get("OMP_NUM_THREADS") or str(max(1, int(num_cores) // widest))
     variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
     if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in environ:

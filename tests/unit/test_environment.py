@@ -17,6 +17,7 @@ ONE, TWO = (Shape(num_nodes=1, num_devices_per_node=n) for n in (1, 2))
         ({Role.POLICY: TWO, Role.REFERENCE: TWO}, (), 0, False, "4", True),
         ({Role.POLICY: TWO, Role.REFERENCE: TWO}, ("policy,reference",), 0, False, "4", False),
         ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 4, False, "2", False),
+        ({Role.POLICY: ONE, Role.ROLLOUT: TWO}, (), 2, False, "2", False),
         ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 1, True, "8", True),
         ({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=16)}, (), 0, False, "1", False),
     ],
