@@ -111,7 +111,7 @@ def main() -> None:
     runs = {size: folder / "runs" / f"run-{size}" for size in SIZES}
     headings = ["planned | measured", "policy, GiB", "rollout, GiB", "step, s", "generate, s", "measure, s", "learn, s"]
     plan, found = planned(folder, runs["middle"], NONE)
-    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
+    calibration = calibrated(found, plan)
     for title, used in (("as the sheets say", NONE), ("calibrated by the middle size", calibration)):
         show(title, headings, [row(size, *planned(folder, run, used)) for size, run in runs.items()])
 

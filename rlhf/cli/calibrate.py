@@ -34,7 +34,7 @@ def run_calibrate(options: CalibrateConfig) -> int:
     folder = Path(options.calibrate)
     command, config = run_config(folder)
     plan, found = compared(command, config, folder, options.cluster)
-    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
+    calibration = calibrated(found, plan)
     show(Console(highlight=False), plan, found)
     calibration.write(folder / CALIBRATION)
     Console(highlight=False).print(f"kept in {folder / CALIBRATION}: rlhf plan {command} ... --calibration {folder}")

@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError
 from rlhf.planning.hardware import GIB, SHEETS, ClusterShape, DeviceSheet
 from rlhf.planning.placement import Placement
 
-CORE_TFLOPS = 0.1
+CORE_TFLOPS = 0.16
 """float32, of one core of a server's CPU with AVX-512."""
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from rlhf.errors import DataError
 from rlhf.planning.hardware import GIB
+from rlhf.planning.plan import Plan
 from rlhf.planning.workload import Lengths
 from rlhf.types import Json
 
@@ -23,11 +24,17 @@ class Calibration:
     """Factors, and an addition, that bring a plan to what was measured. Without any it is as the sheets say."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Phase -> measured over planned."""
+    """Phase -> measured over planned, of what depends on the devices' speed."""
+    fixed_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Phase -> the same of what does not; named where it alone would have been more than was measured."""
     other_s: float = 0.0
     """Of a step, outside the phases that were planned: bookkeeping, records, checkpoints, rewards by rule."""
     memory_factors: Mapping[str, float] = field(default_factory=dict)
     """models or rollout -> measured over planned, of what a process holds beside its libraries."""
+
+    def time(self, phase: str, seconds: float, fixed: float) -> float:
+        """Planned `seconds`, of which `fixed` do not depend on the devices' speed, as they will be measured."""
+        return fixed * self.fixed_seconds.get(phase, 1.0) + (seconds - fixed) * self.seconds.get(phase, 1.0)
 
     def write(self, file: Path) -> None:
         """Keep it as JSON."""
@@ -88,22 +95,25 @@ def _number(step: Mapping[str, Json], name: str) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def calibrated(
-    found: Measured,
-    planned_seconds: Mapping[str, float],
-    planned_memory: Mapping[str, float],
-    libraries: Mapping[str, float],
-) -> Calibration:
-    """What makes the plan's figures those that were measured. `planned_memory`, of which `libraries` are a part, has
-    `Measured.memory`'s keys."""
-    seconds = {
-        p: found.seconds[p] / planned for p, planned in planned_seconds.items() if planned and p in found.seconds
-    }
+def calibrated(found: Measured, plan: Plan) -> Calibration:
+    """What makes the plan's figures those that were measured. What every forward pass and token costs, whatever the
+    model's size, is taken as planned: another model on the same machine meets it again."""
+    seconds: dict[str, float] = {}
+    fixed_seconds: dict[str, float] = {}
+    for phase, planned in plan.seconds.items():
+        if not planned or phase not in found.seconds:
+            continue
+        measured_s, fixed = found.seconds[phase], plan.fixed_seconds[phase]
+        if fixed < min(measured_s, planned):
+            seconds[phase] = (measured_s - fixed) / (planned - fixed)
+        else:
+            seconds[phase] = fixed_seconds[phase] = measured_s / planned
     other_s = max(0.0, found.step_s - sum(found.seconds[phase] for phase in seconds))
     factors: dict[str, list[float]] = {}
-    for name, planned in planned_memory.items():
+    for name, planned in plan.processes.items():
         if name in found.memory:
-            factor = max(0.0, found.memory[name] - libraries[name]) / (planned - libraries[name])
+            libraries = plan.libraries[name]
+            factor = max(0.0, found.memory[name] - libraries) / (planned - libraries)
             factors.setdefault(ENGINE if name == ENGINE else MODELS, []).append(factor)
     means = {kind: sum(values) / len(values) for kind, values in factors.items()}
-    return Calibration(seconds=seconds, other_s=other_s, memory_factors=means)
+    return Calibration(seconds=seconds, fixed_seconds=fixed_seconds, other_s=other_s, memory_factors=means)

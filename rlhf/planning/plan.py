@@ -24,6 +24,8 @@ class GroupPlan:
     host_bytes: float
     """Of one node, for what is offloaded."""
     seconds: Mapping[str, float]
+    fixed_seconds: Mapping[str, float]
+    """What `seconds` would be on devices of any speed: launching, scheduling, sampling."""
     """Phase -> how long the group's devices are busy in it."""
     capacity: float
     """Bytes of one device."""
@@ -89,6 +91,12 @@ class Plan:
     def seconds(self) -> Mapping[str, float]:
         """Phase -> seconds. Groups work side by side."""
         return {phase: max(group.seconds.get(phase, 0.0) for group in self.groups) for phase in PHASES}
+
+    @property
+    def fixed_seconds(self) -> Mapping[str, float]:
+        """Phase -> of its seconds, those that devices of any speed would take."""
+        slowest = {phase: max(self.groups, key=lambda one: one.seconds.get(phase, 0.0)) for phase in PHASES}
+        return {phase: group.fixed_seconds.get(phase, 0.0) for phase, group in slowest.items()}
 
     @property
     def processes(self) -> Mapping[str, float]:

@@ -133,15 +133,17 @@ class _Planner:
             if Role.ROLLOUT in group.roles:
                 held[phase][Role.ROLLOUT] = self._engine(phase, shares=bool(models))
         each = group.shape.num_devices_per_node
+        fixed = {phase: self._seconds(group, phase, timing.boundless(self._rates)) for phase in self._phases()}
         return GroupPlan(
             group=group,
             bundles=bundles,
             memory=held,
             host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
             seconds={
-                phase: self._seconds(group, phase) * self._calibration.seconds.get(phase, 1.0)
+                phase: self._calibration.time(phase, self._seconds(group, phase, self._rates), fixed[phase])
                 for phase in self._phases()
             },
+            fixed_seconds=fixed,
             capacity=self._cluster.capacity_gib * GIB,
         )
 
@@ -229,13 +231,13 @@ class _Planner:
         rollout = self._config.rollout
         return min(rollout.max_num_seqs, ceil(self._work.sampled / rollout.num_engines)) * float(self._work.longest)
 
-    def _seconds(self, group: DeviceGroup, phase: str) -> float:
+    def _seconds(self, group: DeviceGroup, phase: str, rates: timing.Efficiency) -> float:
         machine = Machine(sheet=self._cluster.device, num_nodes=group.shape.num_nodes)
-        work, rates = self._work, self._rates
+        work = self._work
         policy = self._loads.get(Role.POLICY)
         if Role.ROLLOUT in group.roles and phase == "generate":
             assert policy is not None
-            return self._generation(policy)
+            return self._generation(policy, rates)
         active = [self._loads[role] for role in group.roles if role in self._active(phase)]
         match phase:
             case "score":
@@ -255,7 +257,7 @@ class _Planner:
         adapters_alone = self._config.rollout.sync_adapters
         return policy.learned_parameters * policy.dtype_bytes if adapters_alone else policy.parameter_bytes
 
-    def _generation(self, policy: ModelLoad) -> float:
+    def _generation(self, policy: ModelLoad, rates: timing.Efficiency) -> float:
         assert isinstance(self._config, OnlineConfig)
         rollout = self._config.rollout
         fitting = max(1, int(self.cache_tokens() // self._work.sequence_tokens))
@@ -267,5 +269,5 @@ class _Planner:
             tensor_parallel=rollout.tensor_parallel_size,
             max_seqs=min(rollout.max_num_seqs, fitting),
             sheet=self._cluster.device,
-            rates=self._rates,
+            rates=rates,
         )

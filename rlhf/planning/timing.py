@@ -4,8 +4,8 @@ Each phase takes the longest of what its devices compute, what they read and wha
 peak that a real system reaches are `Efficiency`; a run's own measurements replace them.
 """
 
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, inf
 
 from rlhf.planning.hardware import GB, TERA, DeviceSheet
 from rlhf.planning.memory import FLOAT32, ModelLoad, swapped
@@ -39,6 +39,11 @@ class Efficiency:
 
 
 USUAL = Efficiency()
+
+
+def boundless(rates: Efficiency) -> Efficiency:
+    """The fixed costs alone, as on devices of any speed."""
+    return replace(rates, learning=inf, scoring=inf, prefill=inf, reading=inf, exchange=inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

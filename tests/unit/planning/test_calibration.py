@@ -55,7 +55,7 @@ def test_a_calibrated_plan_says_what_was_measured() -> None:
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
     found, cluster = measured(STEPS, PHASES, 512), parse_cluster("2x8xH100")
     plan = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths)
-    calibration = calibrated(found, plan.seconds, plan.processes, plan.libraries)
+    calibration = calibrated(found, plan)
     again = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration)
     assert again.seconds["learn"] == pytest.approx(6.0)
     assert again.seconds["generate"] == pytest.approx(10.0)
@@ -65,6 +65,30 @@ def test_a_calibrated_plan_says_what_was_measured() -> None:
     }
     assert again.step_s == pytest.approx(20.0)
     assert calibration.other_s == pytest.approx(20.0 - 18.25)  # with the rule's score, which no plan counts
+
+
+def test_what_costs_the_same_on_every_device_is_not_scaled() -> None:
+    config = load_config("grpo", [*GRPO, *RUN], {})
+    needs = build_algorithm(config.algo).needs
+    shapes, cluster = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B)), parse_cluster("2x8xH100")
+    plan = plan_run("grpo", config, needs, shapes, cluster)
+    assert 0 < plan.fixed_seconds["generate"] < plan.seconds["generate"]
+    fixed, total = plan.fixed_seconds["learn"], plan.seconds["learn"]
+
+    def learning(measured_s: float) -> tuple[float, Calibration]:
+        """What a plan says once learning took so long."""
+        steps = [{**step, "time/learn": measured_s} for step in STEPS]
+        calibration = calibrated(measured(steps, PHASES, 512), plan)
+        again = plan_run("grpo", config, needs, shapes, cluster, calibration=calibration)
+        return again.seconds["learn"], calibration
+
+    again, calibration = learning(fixed + (total - fixed) / 2)
+    assert again == pytest.approx(fixed + (total - fixed) / 2)
+    assert calibration.seconds["learn"] == pytest.approx(0.5)
+    assert "learn" not in calibration.fixed_seconds
+    again, calibration = learning(fixed / 2)
+    assert again == pytest.approx(fixed / 2)
+    assert calibration.fixed_seconds["learn"] == calibration.seconds["learn"] == pytest.approx(fixed / 2 / total)
 
 
 def test_libraries_are_as_large_in_every_plan() -> None:
