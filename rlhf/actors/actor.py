@@ -39,6 +39,9 @@ class Actor:
     def where(self) -> tuple[str, int, str]:
         return here()
 
+    def begin_anew(self) -> None:
+        """Answer where nothing stands in the way of other questions by other processes."""
+
     def gpus(self) -> list[str]:
         """The GPUs that are this process's, as its node calls them."""
         return list(ray.get_runtime_context().get_accelerator_ids()["GPU"])

@@ -236,18 +236,24 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def clear(self) -> None:
-        """End the actors, and give their devices back, so that all can start again on the nodes that are left.
+    def clear(self, spared: Sequence[Worker] = ()) -> None:
+        """End the actors, and give their devices back, so that all can start again on the nodes that are left. Where
+        some are `spared`, everybody's devices stay reserved.
 
         Raises:
             StallError: a process did not end, whose device and memory the next one would miss.
         """
         traffic.stop()
-        self.end(self.workers)
-        self._empty()
-        self._workers.clear()  # also those that another thread was starting
+        self.end([worker for worker in self.workers if worker not in spared])
+        self._empty(spared)
+        self._workers[:] = spared  # without those that another thread was starting
         self._count()
         traffic.open()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all devices that were reserved are there."""
+        return all(reservation.is_held for reservation in self._reservations)
 
     def close(self) -> None:
         """End the actors, give the devices back and leave."""
@@ -260,14 +266,17 @@ class Cluster:
         """What tells actors of a later start from those that Ray may still remember under the same name."""
         return f" ({self._num_starts})" if self._num_starts > 1 else ""
 
-    def _empty(self) -> None:
+    def _empty(self, spared: Sequence[Worker] = ()) -> None:
         """End the actors, and with them every wait for one."""
         traffic.stop()
-        while self._actors:
-            ray.kill(self._actors.pop())
+        kept = [worker.handle for worker in spared]
+        for actor in self._actors:
+            if actor not in kept:
+                ray.kill(actor)
+        self._actors[:] = kept
         if not traffic.close(LEAVE_TIMEOUT_S):
             logger.warning("ray: calls were still under way after %g s", LEAVE_TIMEOUT_S)
-        while self._reservations:
+        while self._reservations and not spared:
             remove_placement_group(self._reservations.pop().group)
 
     def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, cast
 
+from ray.exceptions import RayError
+
 from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.cluster import Cluster, Seat
@@ -27,6 +29,7 @@ from rlhf.types import Role
 ENGINE_THREADS = 8
 """Calls that a rollout engine takes at once: one generates, others ask, sync and close."""
 END_TIMEOUT_S = 60.0
+WELL_TIMEOUT_S = 10.0
 Key = TypeVar("Key")
 
 
@@ -70,6 +73,37 @@ def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker]) -> list[Sequenc
     return [[gpus[rank][0] for rank in group.ranks_beside(engine)] for engine in range(group.num_engines)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spared:
+    """Processes that outlive the failure of others: models that only compute and engines, on devices of their own, and
+    reward sources."""
+
+    models: Mapping[tuple[Role, ...], WorkerGroup] = field(default_factory=dict)
+    engines: Sequence[Worker] = ()
+    rewards: Mapping[str, WorkerGroup] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> list[Worker]:
+        groups = (*self.models.values(), *self.rewards.values())
+        return [*self.engines, *(worker for group in groups for worker in group.workers)]
+
+
+def hosted(groups: Sequence[DeviceGroup]) -> list[tuple[Role, ...]]:
+    """Of each group, the models that its processes hold."""
+    models = (tuple(role for role in group.roles if role != Role.ROLLOUT) for group in groups)
+    return [roles for roles in models if roles]
+
+
+def is_well(group: WorkerGroup) -> bool:
+    """Whether every process answers soon, and with nothing left of what it was asked."""
+    calls = [Call(worker=worker, ref=worker.handle.begin_anew.remote()) for worker in group.workers]
+    try:
+        wait_all(calls, phase="sign of life", timeout_s=WELL_TIMEOUT_S)
+    except (RlhfError, RayError):
+        return False
+    return True
+
+
 class Launcher:
     """Starts the actors of one script at their places on a cluster, and others where some are lost.
 
@@ -109,34 +143,65 @@ class Launcher:
         )
         self._seats: Mapping[Role, list[Seat]] = {}
         self._gpus_of_engines: list[Sequence[str]] = []
+        self._spared = Spared()
+        self._crew: Crew | None = None
+
+    def spare(self) -> list[Worker]:
+        """The processes of the last crew that the next one can have. What trains is not among them, nor who shares its
+        devices; of the others, every process of a group must be there and answer soon. Empty where a node is gone.
+
+        Engines that take weights by other media than gloo start again: their communicator has lost a peer."""
+        crew, self._crew, self._spared = self._crew, None, Spared()
+        if crew is None or not self._cluster.is_whole:
+            return []
+        engine = self._script.engine
+        apart = [group for group in self._placement.groups if not group.is_shared_by_engines]
+        models = {
+            roles: crew.groups[roles[0]]
+            for roles in hosted(apart)
+            if not any(role in self._script.trainees for role in roles)
+        }
+        fleet = crew.engines if engine is not None and engine.sync_backend == "gloo" else None
+        if not any(Role.ROLLOUT in group.roles for group in apart):
+            fleet = None
+        self._spared = Spared(
+            models={roles: group for roles, group in models.items() if is_well(group)},
+            engines=fleet.workers if fleet is not None and is_well(fleet) else (),
+            rewards={name: group for name, group in crew.rewards.items() if is_well(group)},
+        )
+        return self._spared.workers
 
     def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Crew:
         """Reserve, start, join, load. Reward sources are there long before models are: `try_rewards` gets them while
         these load, so that what it raises is known without waiting for them."""
-        script = self._script
-        self._seats = self._cluster.reserve(self._placement)
-        hosted: list[tuple[Role, ...]] = [
-            tuple(role for role in group.roles if role != Role.ROLLOUT) for group in self._placement.groups
-        ]
-        models = self._seated({roles: self._seat_ranks(roles) for roles in hosted if roles})
-        engines = self._cluster.seated(self._seat_engines() if script.engine is not None else [])
-        rewards = self._seated({name: self._seat_reward(name) for name in script.rewards})
+        script, spared = self._script, self._spared
+        if not spared.workers:
+            self._seats = self._cluster.reserve(self._placement)
+        missing = [roles for roles in hosted(self._placement.groups) if roles not in spared.models]
+        models = self._seated({roles: self._seat_ranks(roles) for roles in missing})
+        engines = spared.engines
+        if script.engine is not None and not engines:
+            engines = self._cluster.seated(self._seat_engines())
+        sources = [name for name in script.rewards if name not in spared.rewards]
+        rewards = self._seated({name: self._seat_reward(name) for name in sources})
         self._gpus_of_engines = self._shared_gpus(models)
         self._join(list(models.values()))
         calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
-        calls += self._load_engines(engines)
+        calls += self._load_engines(engines) if engines is not spared.engines else []
         self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
         try_rewards({name: WorkerGroup(workers) for name, workers in rewards.items()})
         self._load(calls)
-        groups = {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
+        groups = {role: group for roles, group in spared.models.items() for role in roles}
+        groups |= {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
         if script.engine is not None:
             self._connect(groups[Role.POLICY], engines)
-        return Crew(
+        self._crew = Crew(
             device=self._cluster.device,
             groups=groups,
             engines=self._fleet(groups[Role.POLICY], engines) if script.engine is not None else None,
-            rewards={name: self._reward(name, workers) for name, workers in rewards.items()},
+            rewards=dict(spared.rewards) | {name: self._reward(name, workers) for name, workers in rewards.items()},
         )
+        return self._crew
 
     def _seat_ranks(self, roles: tuple[Role, ...]) -> list[Call]:
         """Start the ranks of a group that hosts `roles`."""

@@ -240,6 +240,9 @@ class RolloutWorker(Actor):
             adapter_rank=spec.adapter_rank,
         )
 
+    def begin_anew(self) -> None:
+        self.engine.begin_anew()
+
     def peak_memory(self) -> int:
         return self.engine.peak_memory()
 

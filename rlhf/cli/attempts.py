@@ -57,6 +57,7 @@ class Training:
     algorithm: AlgorithmSection
     """What to learn: config.algo with what follows from the data."""
     has_started: bool = False
+    launcher: Launcher | None = None
 
     def run(self, resume_from: ResumePoint | None) -> None:
         """Start every process, and train to the end."""
@@ -93,24 +94,27 @@ class Training:
         )
         loop.run(resume_from)
 
-    def clear(self) -> None:
-        """End every process of the last attempt."""
-        self.cluster.clear()
+    def clear(self) -> list[str]:
+        """End the processes of the last attempt, but for those that lost nothing. Returns the names of these."""
+        is_online = isinstance(self.config, OnlineConfig)  # others may need fewer models by now
+        spared = self.launcher.spare() if self.launcher is not None and is_online else []
+        self.cluster.clear(spared)
+        return [worker.name for worker in spared]
 
     def _start(self, needs: Needs, placement: Placement) -> Crew:
         """Start every actor, and bring the policy and the engines together."""
         config = self.config
-        updates = {role: self.length.num_updates(role) for role in needs.trains}
-        script = cast(config, needs, placement, updates, self.cluster.device)
-        launcher = Launcher(
-            self.cluster,
-            placement,
-            script,
-            start_timeout_s=config.cluster.start_timeout_s,
-            collective_timeout_s=config.train.step_timeout_s,
-            replaced=self._replaced if config.cluster.max_restarts else None,
-        )
-        return launcher.launch(partial(self._try_rewards, needs))
+        if self.launcher is None or not isinstance(config, OnlineConfig):
+            updates = {role: self.length.num_updates(role) for role in needs.trains}
+            self.launcher = Launcher(
+                self.cluster,
+                placement,
+                cast(config, needs, placement, updates, self.cluster.device),
+                start_timeout_s=config.cluster.start_timeout_s,
+                collective_timeout_s=config.train.step_timeout_s,
+                replaced=self._replaced if config.cluster.max_restarts else None,
+            )
+        return self.launcher.launch(partial(self._try_rewards, needs))
 
     def _try_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
         """Score made answers by every source that lives in a process of its own."""

@@ -55,7 +55,8 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     processes = newest_processes(clean)
     if not processes:
         raise ConfigError(f"chaos: {clean} is not a run that ended: its logs do not say who ran where.")
-    faults = draw(options, [process.name for process in processes], phases_of(work, clean))
+    # By name: those that were replaced come last in the run's own list.
+    faults = draw(options, sorted(process.name for process in processes), phases_of(work, clean))
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
     console.print(f"the run with {len(faults)} faults, into {disturbed}")
     codes = run_to_end(command, config, disturbed, work, console, most_drivers=len(faults) + 1)

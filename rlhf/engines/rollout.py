@@ -19,6 +19,11 @@ NO_ADAPTERS = "rollout.sync_adapters: the transformers engine takes merged weigh
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
     """Both faces of a rollout engine: it samples, and it takes weights."""
 
+    def begin_anew(self) -> None:
+        """Forget what was asked, since who asked is gone; others will send weights before they ask. Raises RlhfError
+        where the engine is not serving whole weights."""
+        ...
+
     def peak_memory(self) -> int:
         """Bytes that the fullest of the engine's processes has held at most: of a GPU's memory, or without one of host
         memory."""

@@ -111,6 +111,11 @@ class TransformersRolloutEngine:
             self._compute(self._move, self._device)
             self._gate.wake()
 
+    def begin_anew(self) -> None:
+        """See `ServingEngine.begin_anew`. A batch under way is waited for."""
+        with self._busy:
+            self._gate.require_serving()
+
     def peak_memory(self) -> int:
         """See `ServingEngine.peak_memory`."""
         return peak_memory()

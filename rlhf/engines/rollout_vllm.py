@@ -109,6 +109,15 @@ class VllmRolloutEngine:
         """Undo `sleep`."""
         self._loop.call(self._wake)
 
+    def begin_anew(self) -> None:
+        """See `ServingEngine.begin_anew`."""
+
+        def forget() -> None:
+            self._gate.require_serving()
+            self._loop.abort_all(RlhfError(f"engine {self._name}: nobody wants this answer any more"))
+
+        self._loop.call(forget)
+
     def peak_memory(self) -> int:
         """See `ServingEngine.peak_memory`."""
         return self._loop.call(self._core.peak_memory)

@@ -64,6 +64,10 @@ class ServingGate:
         if self._state is Serving.ASLEEP:
             self._move({Serving.ASLEEP}, Serving.SERVING, "wake")
 
+    def require_serving(self) -> None:
+        """Raises RlhfError in every other state."""
+        self._move({Serving.SERVING}, Serving.SERVING, "begin anew")
+
     def begin_update(self) -> None:
         """Stop serving, for new weights. An update that never ended is given up."""
         self._digest = None

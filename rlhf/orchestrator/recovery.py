@@ -1,13 +1,13 @@
 """What a run does about a failure.
 
 Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
-may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: every
-actor ends, and starts again from the newest whole checkpoint. (Processes that hold nothing that others cannot be given
-are replaced before it comes to that, `actors/groups.py`.) Every random choice is a function of the seed and the step,
-so the restarted run is, where it is synchronous, the run that never failed.
+may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: what
+trains ends, and starts again from the newest whole checkpoint; engines, and models that only compute, stay where they
+are well. (Where they are lost they are replaced before it comes to that, `actors/groups.py`.) Every random choice is a
+function of the seed and the step, so the restarted run is, where it is synchronous, the run that never failed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -75,8 +75,9 @@ class Attempts(Protocol):
         """Start every process and train to the end."""
         ...
 
-    def clear(self) -> None:
-        """End every process of the last attempt, so that its devices are free."""
+    def clear(self) -> Sequence[str]:
+        """End the processes of the last attempt, but for those that lost nothing and serve the next one too. Returns
+        the names of these."""
         ...
 
 
@@ -114,8 +115,13 @@ def persevere(
                     raise type(error)(f"{error} Given up: {decision.reason}.") from error
                 raise
             assert saved is not None, decision
-            note("restart", f"{error} Everything starts again after step {saved.state.step} ({decision.reason})")
-        attempts.clear()
+            failure = str(error)
+        try:
+            spared = ", ".join(attempts.clear())
+        except INFRASTRUCTURE as worse:
+            raise type(worse)(f"{failure} {worse}") from worse
+        who = f"All but {spared} start again" if spared else "Everything starts again"
+        note("restart", f"{failure} {who} after step {saved.state.step} ({decision.reason})")
         if stop.wait(decision.pause_s):
             raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")
         point, num_restarts = saved, num_restarts + 1

@@ -1,6 +1,6 @@
 """What a run does about a failure: the decision as a table, and restarts that leave no trace in what is learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,7 @@ class Launches:
         self.has_started = True
         self.runs: list[Run] = []
         self.num_cleared = 0
+        self.spared: list[str] = []
         self._make = make
         self._parts = (records, checkpoints, fresh)
 
@@ -67,8 +68,9 @@ class Launches:
         self.runs.append(self._make(len(self.runs)))
         self.runs[-1].loop(*self._parts).run(resume_from)
 
-    def clear(self) -> None:
+    def clear(self) -> list[str]:
         self.num_cleared += 1
+        return self.spared
 
 
 def run_with_restarts(
@@ -77,12 +79,14 @@ def run_with_restarts(
     *,
     max_restarts: int = 2,
     stop: StopRequest | None = None,
+    spared: Sequence[str] = (),
     on_note: Callable[[], None] = lambda: None,
 ) -> tuple[Launches, list[str]]:
     """Run to the end. Returns the attempts, and what was noted."""
     notes: list[str] = []
     with make(-1).open(resume=False) as (records, checkpoints, fresh):
         launches = Launches(make, records, checkpoints, fresh)
+        launches.spared = list(spared)
 
         def note(kind: str, text: str) -> None:
             notes.append(f"{kind}: {text}")
@@ -138,6 +142,18 @@ def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: o
     assert evidence(launches.runs[-1]) == uninterrupted
     assert launches.num_cleared == len(notes) == len(launches.runs) - 1 > 0
     assert notes[0].startswith("restart: policy rank 1 died. Everything starts again after step ")
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_restart_says_who_stays(tmp_path: Path) -> None:
+    _, notes = run_with_restarts(
+        tmp_path / "a",
+        lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, lose)),
+        spared=("reference rank 0", "rollout engine 0"),
+    )
+    assert notes[0].startswith(
+        "restart: policy rank 1 died. All but reference rank 0, rollout engine 0 start again after step "
+    )
 
 
 @pytest.mark.usefixtures("no_pauses")
