@@ -96,7 +96,7 @@ class Training:
 
     def clear(self) -> list[str]:
         """End the processes of the last attempt, but for those that lost nothing. Returns the names of these."""
-        is_online = isinstance(self.config, OnlineConfig)  # others may need fewer models by now
+        is_online = isinstance(self.config, OnlineConfig)  # a run on given answers may need fewer models by now
         spared = self.launcher.spare() if self.launcher is not None and is_online else []
         self.cluster.clear(spared)
         return [worker.name for worker in spared]
