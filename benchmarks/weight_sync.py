@@ -118,7 +118,11 @@ def run_trainer(rank: int, port: int, case: Case, pipes: Sequence[Connection], r
         report = sender.send(NUM_WARM_UPS + repeat)
         seconds.append((gather_s, broadcast_s, time.perf_counter() - start))
     last = NUM_WARM_UPS + case.repeats
-    timeline = sender.watched(last) if isinstance(sender, TimelineSender) else sender.send(last).digest
+    timeline = ""
+    if isinstance(sender, TimelineSender):
+        timeline = sender.watched(last)
+    else:
+        sender.send(last)
     loop_s = 0.0
     if not case.is_vllm:
         loop_s = statistics.median(timed(partial(raw.parameter_by_parameter, module)) for _ in range(case.repeats))

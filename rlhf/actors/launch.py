@@ -154,16 +154,15 @@ class Launcher:
         crew, self._crew, self._spared = self._crew, None, Spared()
         if crew is None or not self._cluster.is_whole:
             return []
-        engine = self._script.engine
         apart = [group for group in self._placement.groups if not group.is_shared_by_engines]
         models = {
             roles: crew.groups[roles[0]]
             for roles in hosted(apart)
             if not any(role in self._script.trainees for role in roles)
         }
-        fleet = crew.engines if engine is not None and engine.sync_backend == "gloo" else None
-        if not any(Role.ROLLOUT in group.roles for group in apart):
-            fleet = None
+        engine = self._script.engine
+        can_stay = engine is not None and engine.sync_backend == "gloo"
+        fleet = crew.engines if can_stay and any(Role.ROLLOUT in group.roles for group in apart) else None
         self._spared = Spared(
             models={roles: group for roles, group in models.items() if is_well(group)},
             engines=fleet.workers if fleet is not None and is_well(fleet) else (),
@@ -323,7 +322,8 @@ class Launcher:
         group = self._placement.group_of(Role.ROLLOUT)
         if self._cluster.device != "cuda" or not group.is_shared_by_engines:
             return [()] * group.num_engines
-        return gpus_of_engines(group, models[tuple(role for role in group.roles if role != Role.ROLLOUT)])
+        (roles,) = hosted([group])
+        return gpus_of_engines(group, models[roles])
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
         source = self._script.rewards[name]
