@@ -18,6 +18,7 @@ from pathlib import Path
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import traffic
 from rlhf.cli.main import main
+from rlhf.errors import WorkerLostError
 from rlhf.orchestrator.files import append_json, read_rows, write_text
 from rlhf.orchestrator.run_directory import newest_processes
 
@@ -58,23 +59,25 @@ class Injector:
     A fault is armed when the run has gone on since it last saved a step; a save in which the one before struck does not
     count. So between two faults a step is kept, and a run that needs more than its budget of restarts has a fault of
     its own. No save counts before the last fault has struck.
+
+    A fault whose process is dead already, of the one before and unnoticed so far, comes again in the next such phase.
     """
 
     def __init__(
         self,
         faults: Sequence[Fault],
-        strike: Callable[[Fault, str], threading.Thread | None],
+        strike: Callable[[Fault, str, Callable[[Fault], None]], threading.Thread | None],
         see: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`strike` gets a fault and the wait that it comes in, and returns the thread that will have struck at its end,
-        or None. `see` gets the name of every phase."""
+        """`strike` gets a fault, the wait that it comes in and what to call with a fault that found nobody. It returns
+        the thread that will have struck at its end, or None. `see` gets the name of every phase."""
         self._faults = list(faults)
         self._strike = strike
         self._see = see
         self._clock = clock
         self._last_s = clock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._phases: set[str] = set()
         self._has_saved = False
         self._has_struck_in_save = False
@@ -100,9 +103,14 @@ class Injector:
                 self._is_armed, self._has_saved, self._last_s = False, False, self._clock()
                 self._has_struck_in_save = name == "checkpoint"
                 self._faults.remove(due)
-                self._striking = self._strike(due, text)
+                self._striking = self._strike(due, text, self._give_back)
             elif name == "checkpoint" and not self._has_struck_in_save:
                 self._has_saved = self._striking is None or not self._striking.is_alive()
+
+    def _give_back(self, fault: Fault) -> None:
+        with self._lock:
+            self._faults.insert(0, fault)
+            self._is_armed = True
 
 
 class Striker:
@@ -126,24 +134,28 @@ class Striker:
             self._seen.append(phase)
             write_text(self._folder / "phases.json", json.dumps(self._seen))
 
-    def strike(self, fault: Fault, text: str) -> threading.Thread | None:
+    def strike(self, fault: Fault, text: str, give_back: Callable[[Fault], None]) -> threading.Thread | None:
         """Carry a fault out in the wait that is called `text`: at once, before anybody is asked, or in a thread."""
         if not fault.delay_s:
-            self._send(fault, text)
+            self._send(fault, text, give_back)
             return None
-        timer = threading.Timer(fault.delay_s, self._send, (fault, text))
+        timer = threading.Timer(fault.delay_s, self._send, (fault, text, give_back))
         timer.daemon = True
         timer.start()
         return timer
 
-    def _send(self, fault: Fault, text: str) -> None:
+    def _send(self, fault: Fault, text: str, give_back: Callable[[Fault], None]) -> None:
         witness = {**asdict(fault), "wait": text, "time": time.time()}
         if fault.process == DRIVER:
             append_json(self._folder / WITNESSES, {**witness, "pid": os.getpid()})
             os.kill(os.getpid(), SIGNALS[fault.kind])
             return
         victim = next(process for process in newest_processes(self._run) if process.name == fault.process)
-        post_mortem.strike(victim.node_id, victim.pid, SIGNALS[fault.kind])
+        try:
+            post_mortem.strike(victim.node_id, victim.pid, SIGNALS[fault.kind])
+        except WorkerLostError:
+            give_back(fault)
+            return
         append_json(self._folder / WITNESSES, {**witness, "pid": victim.pid})
 
 

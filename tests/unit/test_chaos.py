@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def struck(faults: list[Fault], waits: list[str]) -> list[tuple[int, int, str]]:
     """Which fault struck in which wait, by its place among `waits`."""
     found: list[tuple[int, int, str]] = []
     passed: list[str] = []
-    injector = Injector(faults, lambda one, text: found.append((one.number, len(passed), text)), lambda _: None)
+    injector = Injector(faults, lambda one, text, _: found.append((one.number, len(passed), text)), lambda _: None)
     for text in waits:
         injector.watch(text)
         passed.append(text)
@@ -61,7 +62,7 @@ def test_no_save_counts_before_the_fault_has_struck() -> None:
     striking = threading.Thread(target=let_strike.wait, daemon=True)
     found: list[int] = []
 
-    def strike(one: Fault, _text: str) -> threading.Thread:
+    def strike(one: Fault, _text: str, _give_back: object) -> threading.Thread:
         found.append(one.number)
         if not striking.is_alive() and not let_strike.is_set():
             striking.start()
@@ -92,7 +93,7 @@ def test_faults_keep_their_distance_in_time() -> None:
     now = [0.0]
     found: list[tuple[int, float]] = []
     faults = [replace(fault(number, "learn"), apart_s=30.0) for number in range(3)]
-    injector = Injector(faults, lambda one, _: found.append((one.number, now[0])), lambda _: None, lambda: now[0])
+    injector = Injector(faults, lambda one, *_: found.append((one.number, now[0])), lambda _: None, lambda: now[0])
     for _step in range(10):
         for text in STEP:
             injector.watch(text)
@@ -100,9 +101,26 @@ def test_faults_keep_their_distance_in_time() -> None:
     assert found == [(0, 33.0), (1, 66.0), (2, 99.0)]
 
 
+def test_a_fault_that_finds_its_process_dead_comes_again() -> None:
+    found: list[str] = []
+    waits = [*START, *STEP, *STEP, *STEP, *STEP]
+    passed: list[str] = []
+
+    def strike(one: Fault, _text: str, give_back: Callable[[Fault], None]) -> None:
+        if not found:
+            give_back(one)
+        found.append(f"{one.number} after {len(passed)}")
+
+    injector = Injector([fault(0, "learn"), fault(1, "score")], strike, lambda _: None)
+    for text in waits:
+        injector.watch(text)
+        passed.append(text)
+    assert found == ["1 after 6", "1 after 19", "0 after 36"]
+
+
 def test_every_phase_is_seen() -> None:
     seen: list[str] = []
-    injector = Injector([], lambda _one, _text: None, seen.append)
+    injector = Injector([], lambda *_: None, seen.append)
     for text in STEP:
         injector.watch(text)
     assert set(seen) == {"generate", "score", "measure", "learn", "sync", "checkpoint"}
