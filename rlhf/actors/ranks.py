@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlhf.actors.actor import Actor, node_address
 from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.importing import importing
 
 if TYPE_CHECKING:
     import socket
@@ -43,8 +44,9 @@ class RankActor(Actor):
 
     def join(self, rank: Rank) -> None:
         """Enter the process group of the device group. Blocks until all ranks have."""
-        from rlhf.engines.distributed import init_distributed
-        from rlhf.engines.rendezvous import bind_collectives, meet
+        with importing():
+            from rlhf.engines.distributed import init_distributed
+            from rlhf.engines.rendezvous import bind_collectives, meet
 
         self._rank = rank
         bind_collectives(node_address())

@@ -23,6 +23,7 @@ from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.rollout import ServingEngine, open_engine
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError
+from rlhf.importing import importing
 from rlhf.types import (
     FloatArray,
     Head,
@@ -95,7 +96,8 @@ class ModelWorker(RankActor):
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
         """Load a model that only computes."""
-        from rlhf.engines.scoring import ScoringEngine
+        with importing():
+            from rlhf.engines.scoring import ScoringEngine
 
         self._engines[role] = ScoringEngine(
             spec.section,
@@ -116,8 +118,9 @@ class ModelWorker(RankActor):
 
     def load_trainee(self, role: Role, spec: TraineeSpec) -> None:
         """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
-        from rlhf.algorithms import build_algorithm
-        from rlhf.engines.training import DeepSpeedEngine
+        with importing():
+            from rlhf.algorithms import build_algorithm
+            from rlhf.engines.training import DeepSpeedEngine
 
         algorithm = build_algorithm(spec.algorithm)
         engine = DeepSpeedEngine(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rlhf import __version__
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
+from rlhf.importing import importing
 
 MAX_PROBLEMS_SHOWN = 20
 EXIT_INTERNAL = 70
@@ -94,7 +95,8 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         return run_check(command, rest, os.environ)
     config, advice = checked_config(command, rest, os.environ)
     sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
-    from rlhf.cli.train import run_training
+    with importing():
+        from rlhf.cli.train import run_training
 
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
         return run_training(command, config)
@@ -122,12 +124,14 @@ def _plan(arguments: list[str]) -> int:
 
     if any(word.startswith("--calibrate") for word in arguments):
         calibrate = load_calibrate(arguments)
-        from rlhf.cli.calibrate import run_calibrate
+        with importing():
+            from rlhf.cli.calibrate import run_calibrate
 
         return run_calibrate(calibrate)
     command, rest = _method("plan", arguments)
     options, config = load_plan(command, rest, os.environ)
-    from rlhf.cli.plan import run_plan
+    with importing():
+        from rlhf.cli.plan import run_plan
 
     return run_plan(command, config, options)
 
@@ -154,7 +158,8 @@ def _generate(arguments: list[str]) -> int:
     from rlhf.config.load import load_generate
 
     config = load_generate(arguments)
-    from rlhf.cli.generate import run_generate
+    with importing():
+        from rlhf.cli.generate import run_generate
 
     return run_generate(config)
 

@@ -7,6 +7,7 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.weight_sync.base import WeightReceiver
 from rlhf.errors import ConfigError
+from rlhf.importing import importing
 
 NO_MIXTURE = (
     "rollout.engine: vLLM samples from one model and cannot mix a reference's logits with the policy's. "
@@ -73,6 +74,7 @@ def open_engine(  # noqa: PLR0913
         )
     if adapter_rank:
         raise ConfigError(NO_ADAPTERS)
-    from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
+    with importing():
+        from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
 
     return TransformersRolloutEngine(section, model, dtype=dtype, device=device, name=name, reference=reference)

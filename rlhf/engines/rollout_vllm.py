@@ -16,6 +16,7 @@ from rlhf.engines.step_loop import DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, BACKENDS
 from rlhf.errors import RlhfError, WeightSyncError
+from rlhf.importing import importing
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class VllmRolloutEngine:
         self._gate = ServingGate(name, version)
 
         def build() -> "VllmCore":
-            _set_environment()
-            from rlhf.engines.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
+            _set_environment(device)
+            with importing():
+                from rlhf.engines.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
 
             backends = ADAPTER_BACKENDS if adapter_rank else BACKENDS
             return VllmCore(section, model, dtype, device, seed, backends[sync_backend], adapter_rank)
@@ -193,7 +195,7 @@ class VllmRolloutEngine:
         self._gate.wake()
 
 
-def _set_environment() -> None:
+def _set_environment(device: str) -> None:
     """What vLLM reads from the environment when it is imported. A user's own setting wins where both work."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # Two model runners exist; the sampler that `vllm_core` changes is the first one's.
@@ -202,3 +204,7 @@ def _set_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # On the CPU the processes of one engine share the cores, as all do; by itself vLLM wants a memory node for each.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if device == "cpu":
+        # There vLLM saves what it compiled ahead of time, cannot load it, and compiles at every start; torch's own
+        # cache halves that.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
