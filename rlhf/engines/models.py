@@ -58,7 +58,7 @@ class LoadingInfo(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model on the CPU, where it came from, and the dropout rates that were set to 0 for training: log-probs
+    """A model, where it came from, and the dropout rates that were set to 0 for training: log-probs
     measured twice must agree."""
 
     model: PreTrainedModel
@@ -66,47 +66,79 @@ class LoadedModel:
     dropouts: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What is known of a model before its weights are read."""
+
+    folder: Path
+    config: PretrainedConfig
+    trusted: str | None
+    has_score: bool
+    dropouts: dict[str, float]
+
+
 def load_model(
     section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, seed: int, new_head: bool
 ) -> LoadedModel:
-    """Load `name`, a folder or hub name, for `head`; `where` (policy.model, ...) begins each line of an error.
+    """Load `name`, a folder or hub name, for `head`, into host memory; `where` (policy.model, ...) begins each line of
+    an error, `device` is where it will compute.
 
     Log-probs take any causal language model. Values and scores take a sequence classifier, token scores a token
     classifier, with one label and a `score` head; with `new_head`, also any other model, which is given a seeded one.
 
     Raises ModelError with one line a problem.
     """
+    opened = _open(section, name, head, where, new_head)
+    try:
+        loaded = KINDS[head].from_pretrained(
+            opened.folder,
+            config=opened.config,
+            dtype=choose_dtype(section, device, where),
+            attn_implementation=choose_attention(section.attention, opened.config, device),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=opened.trusted is not None,
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{where}: {opened.folder.name} does not load: {_first_line(error)}") from error
+    model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
+    problems = _loading_problems(info, opened.has_score) + _bad_numbers(model)
+    if problems:
+        raise ModelError([f"{where}: {problem}" for problem in problems])
+    if head is not Head.LOG_PROBS and not opened.has_score:
+        _initialise_score(model, seed)
+    return LoadedModel(model=model, folder=opened.folder, dropouts=opened.dropouts)
+
+
+def sketch_model(
+    section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, new_head: bool
+) -> LoadedModel:
+    """The model that `load_model` loads, on torch's meta device: no weights are read. Raises ModelError."""
+    opened = _open(section, name, head, where, new_head)
+    with torch.device("meta"):
+        model = KINDS[head].from_config(  # type: ignore[no-untyped-call]
+            opened.config,
+            dtype=choose_dtype(section, device, where),
+            attn_implementation=choose_attention(section.attention, opened.config, device),
+            trust_remote_code=opened.trusted is not None,
+        )
+    return LoadedModel(model=cast(PreTrainedModel, model), folder=opened.folder, dropouts=opened.dropouts)
+
+
+def _open(section: ModelSection, name: str, head: Head, where: str, new_head: bool) -> _Opened:
+    """Look at a model's folder and config, and set the config for `head`. Raises ModelError."""
     quiet_libraries()  # transformers' load report speaks of heads, which are judged here
     trusted = trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
-    kind = KINDS[head]
-    ending = kind.__name__.removeprefix("AutoModel")
+    ending = KINDS[head].__name__.removeprefix("AutoModel")
     has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
     if head is not Head.LOG_PROBS:
         _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
     dropouts = _remove_dropout(config)
-    try:
-        loaded = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=choose_dtype(section, device, where),
-            attn_implementation=choose_attention(section.attention, config, device),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=trusted is not None,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{where}: {folder.name} does not load: {_first_line(error)}") from error
-    model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
-    problems = _loading_problems(info, has_score) + _bad_numbers(model)
-    if problems:
-        raise ModelError([f"{where}: {problem}" for problem in problems])
-    if head is not Head.LOG_PROBS and not has_score:
-        _initialise_score(model, seed)
-    return LoadedModel(model=model, folder=folder, dropouts=dropouts)
+    return _Opened(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
 
 
 def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Path:

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from rlhf.config.models import ModelSection
 from rlhf.engines.distributed import deepspeed, torch_device
 from rlhf.engines.heads import PackedInput, PackedModel
-from rlhf.engines.models import choose_dtype, load_model, logits_rule
+from rlhf.engines.models import choose_dtype, logits_rule
 from rlhf.engines.optimizer import scoring_config
+from rlhf.engines.spreading import partition, read_once, replicate
 from rlhf.types import FloatArray, Head, PackedTokens
 
 CHUNK_TOKENS = 1024
@@ -32,15 +33,17 @@ class ScoringEngine:
         """Load `model` into the process group that `init_distributed` entered. Raises ModelError."""
         self.num_ranks = dist.get_world_size()
         self._device = torch_device(device)
-        loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=False)
+        loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=False)
         rule = logits_rule(loaded.model.config, temperature=temperature, chunk_tokens=CHUNK_TOKENS)
-        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False).to(self._device)
+        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False)
         self._model: torch.nn.Module = packed_model.eval()
         dtype = choose_dtype(section, self._device, where)
         if section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3:
-            self._model, _, _, _ = deepspeed.initialize(
-                model=packed_model, config=scoring_config(section, dtype, self._device)
-            )
+            config = scoring_config(section, dtype, self._device)
+            partition(packed_model, self._device, config)
+            self._model, _, _, _ = deepspeed.initialize(model=packed_model, config=config)
+        else:
+            replicate(packed_model, self._device)
 
     @torch.no_grad()
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:

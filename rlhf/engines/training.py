@@ -19,9 +19,10 @@ from rlhf.engines.following import FollowingCopy
 from rlhf.engines.heads import PackedInput, PackedModel
 from rlhf.engines.master_weights import MovementCheck, master_shards
 from rlhf.engines.model_export import check_export, export_model
-from rlhf.engines.models import choose_dtype, load_model, logits_rule
+from rlhf.engines.models import choose_dtype, logits_rule
 from rlhf.engines.optimizer import build_optimizer, learning_rate, training_config
 from rlhf.engines.optimizer_swap import OptimizerSwap
+from rlhf.engines.spreading import partition, read_once, replicate
 from rlhf.engines.step_guard import GradientWatch, StepGuard
 from rlhf.engines.training_checkpoint import load_training_state, save_training_state
 from rlhf.engines.weight_sync.base import WeightSender
@@ -68,7 +69,7 @@ class DeepSpeedEngine:
         self._window_is_open = False
         self._sender: WeightSender | None = None
         self._copy: FollowingCopy | None = None
-        self._loaded = load_model(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
+        self._loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         rule = logits_rule(
@@ -77,13 +78,16 @@ class DeepSpeedEngine:
             chunk_tokens=section.log_probs_chunk_tokens,
             kept_bytes=int(section.log_probs_kept_mib * 2**20),
         )
-        packed_model = PackedModel(self._loaded.model, head, rule).to(self._device)
+        packed_model = PackedModel(self._loaded.model, head, rule)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(section, packed_model.parameters())
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=packed_model, optimizer=optimizer, config=training_config(section, dtype, self._device)
-        )
+        config = training_config(section, dtype, self._device)
+        if stage == 3:
+            partition(packed_model, self._device, config)
+        else:
+            replicate(packed_model, self._device)
+        self._engine, _, _, _ = deepspeed.initialize(model=packed_model, optimizer=optimizer, config=config)
         self._engine.train()
         trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._watch = GradientWatch(trainable, self._device)

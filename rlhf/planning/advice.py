@@ -40,8 +40,10 @@ def shortages(plan: Plan) -> Iterator[str]:
             f"{plan.work.longest:,}."
         )
     if plan.short_of_host:
-        most = max(plan.host_bytes(node) for node in range(plan.cluster.num_nodes))
-        yield f"offload: needs {most / GIB:.0f} GiB host memory on a node, it has {plan.cluster.host_gib_per_node:.0f}."
+        yield (
+            f"host memory: models while they are read, or then what is offloaded, need "
+            f"{plan.peak_host_bytes / GIB:.0f} GiB on a node, it has {plan.cluster.host_gib_per_node:.0f}."
+        )
 
 
 def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:

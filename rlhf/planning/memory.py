@@ -116,6 +116,11 @@ def host(load: ModelLoad) -> float:
     return (parameters + states + swapped(load)) / load.num_ranks
 
 
+def reading(load: ModelLoad) -> float:
+    """Bytes of host memory that rank 0 takes while it reads the model; a CPU's parameters are there anyway."""
+    return 0.0 if load.on_cpu else load.parameter_bytes
+
+
 def swapped(load: ModelLoad) -> float:
     """Bytes of all ranks that lie on their hosts, and on their devices for a step. A CPU has nowhere else to keep
     them."""

@@ -23,10 +23,12 @@ class GroupPlan:
     """Phase -> what each role holds then on one device, at most."""
     host_bytes: float
     """Of one node, for what is offloaded."""
+    reading_bytes: float
+    """Of the first node's host, while rank 0 reads the largest model for all ranks."""
     seconds: Mapping[str, float]
+    """Phase -> how long the group's devices are busy in it."""
     fixed_seconds: Mapping[str, float]
     """What `seconds` would be on devices of any speed: launching, scheduling, sampling."""
-    """Phase -> how long the group's devices are busy in it."""
     capacity: float
     """Bytes of one device."""
 
@@ -133,8 +135,12 @@ class Plan:
 
     @property
     def short_of_host(self) -> bool:
-        room = self.cluster.host_gib_per_node * GIB
-        return any(self.host_bytes(node) > room for node in range(self.cluster.num_nodes))
+        return self.peak_host_bytes > self.cluster.host_gib_per_node * GIB
+
+    @property
+    def peak_host_bytes(self) -> float:
+        """Of the node that holds most: models while they are read, or then what is offloaded."""
+        return max(max(self.host_bytes(node), self._reading_bytes(node)) for node in range(self.cluster.num_nodes))
 
     @property
     def peak(self) -> float:
@@ -154,3 +160,6 @@ class Plan:
     def host_bytes(self, node: int) -> float:
         """Of a node, for what is offloaded to it."""
         return sum(group.host_bytes for group in self.groups if any(bundle.node == node for bundle in group.bundles))
+
+    def _reading_bytes(self, node: int) -> float:
+        return sum(group.reading_bytes for group in self.groups if group.bundles[0].node == node)

@@ -139,6 +139,7 @@ class _Planner:
             bundles=bundles,
             memory=held,
             host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
+            reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             seconds={
                 phase: self._calibration.time(phase, self._seconds(group, phase, self._rates), fixed[phase])
                 for phase in self._phases()

@@ -1,6 +1,7 @@
 """Whole plans: the familiar launches, by hand."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,11 @@ def test_grpo_of_70b_on_64_devices() -> None:
         (0.85 * 79.6 * GIB - numbers * 2 / 4 - 1.3 * GIB) / (2 * 80 * 8 * 128 * 2 / 4), rel=1e-6
     )
     assert plan.fits
+    # One process reads policy and reference one after the other, for all ranks.
+    assert plan.peak_host_bytes == numbers * 2
+    narrow = replace(plan.cluster, device=replace(plan.cluster.device, host_gib=16.0))
+    (shortage,) = shortages(replace(plan, cluster=narrow))
+    assert shortage.endswith("need 131 GiB on a node, it has 128.")
 
 
 def test_phases_follow_one_another_and_groups_work_side_by_side() -> None:

@@ -1,0 +1,54 @@
+"""One rank of models that only compute, for tests of how they came there.
+
+Run as `python -m tests.integration.spreading_worker RANK WORLD_SIZE PORT RESULT MODEL:ZERO_STAGE ...`. Writes to
+RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, and what the model
+says of one sequence, or why it was refused.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from rlhf.config.models import ModelSection
+from rlhf.engines.device_memory import free_memory
+from rlhf.engines.distributed import init_distributed
+from rlhf.engines.process_memory import peak_host_memory
+from rlhf.engines.rendezvous import meet
+from rlhf.engines.scoring import ScoringEngine
+from rlhf.errors import ModelError
+from rlhf.types import Head, PackedTokens
+
+FORGET_PEAK = ("/proc/self/clear_refs", "5")
+"""What to write where, so that Linux begins anew to look for the largest memory of this process."""
+SEQUENCE = np.arange(3, 19)
+
+
+def load(model: str, stage: str) -> dict[str, object]:
+    """Load a model and ask it."""
+    section = ModelSection.model_validate({"zero_stage": int(stage)})
+    Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
+    before = psutil.Process().memory_info().rss
+    try:
+        engine = ScoringEngine(section, model, Head.LOG_PROBS, temperature=1.0, device="cpu", seed=0, where="policy")
+    except ModelError as error:
+        return {"refused": str(error)}
+    grown = peak_host_memory() - before
+    (said,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
+    return {"grown": grown, "said": said.tolist()}
+
+
+def main() -> None:
+    rank, world_size, port = map(int, sys.argv[1:4])
+    init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
+    results = {}
+    for case in sys.argv[5:]:
+        results[case] = load(*case.rsplit(":", 1))
+        free_memory()
+    Path(sys.argv[4]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

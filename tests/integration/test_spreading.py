@@ -1,0 +1,97 @@
+"""Models on two ranks: read once, given to both, and the same as in one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf.engines.fresh_model import make_llama
+from tests.integration.spreading_worker import SEQUENCE
+from tests.integration.test_training_engine import free_port
+from tests.tiny_models import make_policy
+
+pytestmark = pytest.mark.timeout(300)
+TIMEOUT_S = 240
+CASES = ("large:0", "large:3", "untied:3", "untied:0", "damaged:3")
+
+Seen = dict[str, dict[str, object]]
+"""What a rank wrote down, by case."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models: one that weighs something; one whose config says that the output layer is the embedding, while its
+    file holds another; one with a number that is none."""
+    folder = tmp_path_factory.mktemp("models")
+    make_llama(folder / "large", vocab_size=8192, hidden_size=768, num_layers=8)
+    make_policy(folder / "untied")
+    config = AutoConfig.from_pretrained(folder / "untied")
+    config.tie_word_embeddings = True
+    config.save_pretrained(folder / "untied")
+    make_policy(folder / "damaged")
+    weights = load_file(folder / "damaged" / "model.safetensors")
+    weights["lm_head.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "damaged" / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> list[Seen]:
+    """What each rank saw."""
+    port = free_port()
+    results = [folder / f"rank_{rank}.json" for rank in range(2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.integration.spreading_worker"]
+    cases = [str(folder / case) for case in CASES]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", str(port), str(result), *cases], env=environment)
+        for rank, result in enumerate(results)
+    ]
+    try:
+        assert [process.wait(TIMEOUT_S) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        {case.rpartition("/")[2]: seen for case, seen in json.loads(result.read_text()).items()} for result in results
+    ]
+
+
+def expected(model: Path) -> list[float]:
+    """What one process says of the sequence."""
+    logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(torch.tensor(SEQUENCE)[None]).logits
+    log_probs = logits[0, :-1].log_softmax(-1).gather(-1, torch.tensor(SEQUENCE)[1:, None])[:, 0]
+    return [0.0, *log_probs.tolist()]
+
+
+@pytest.mark.parametrize("case", CASES[:-1])
+def test_both_ranks_say_what_one_process_says(case: str, folder: Path, two_ranks: list[Seen]) -> None:
+    first, second = (seen[case]["said"] for seen in two_ranks)
+    assert first == second == pytest.approx(expected(folder / case[:-2]), abs=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "held"), [(3, 0.5), (0, 1.0)])
+def test_no_rank_but_the_first_ever_holds_more_than_its_part(
+    stage: int, held: float, folder: Path, two_ranks: list[Seen]
+) -> None:
+    size = (folder / "large" / "model.safetensors").stat().st_size
+    assert size > 250e6
+    grown = two_ranks[1][f"large:{stage}"]["grown"]
+    assert isinstance(grown, int)
+    assert held * size < grown < (held + 0.25) * size
+
+
+def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
+    weights = load_file(folder / "untied" / "model.safetensors")
+    assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+
+
+def test_a_model_that_is_refused_is_refused_on_both(two_ranks: list[Seen]) -> None:
+    for seen in two_ranks:
+        assert seen["damaged:3"] == {"refused": "policy: lm_head.weight holds 1 NaN values."}
