@@ -1,8 +1,8 @@
 """One rank of models that only compute, for tests of how they came there.
 
 Run as `python -m tests.integration.spreading_worker RANK WORLD_SIZE PORT RESULT MODEL:ZERO_STAGE ...`. Writes to
-RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, and what the model
-says of one sequence, or why it was refused.
+RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many numbers
+of parameters not yet partitioned had memory at once, and what the model says of one sequence, or why it was refused.
 """
 
 import json
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from rlhf.config.models import ModelSection
+from rlhf.engines import spreading
 from rlhf.engines.device_memory import free_memory
 from rlhf.engines.distributed import init_distributed
 from rlhf.engines.process_memory import peak_host_memory
@@ -31,13 +33,26 @@ def load(model: str, stage: str) -> dict[str, object]:
     section = ModelSection.model_validate({"zero_stage": int(stage)})
     Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
     before = psutil.Process().memory_info().rss
+    come_to = spreading._come_to
+    came: list[torch.nn.Parameter] = []
+    at_once = 0
+
+    def count(parameter: torch.nn.Parameter, device: torch.device) -> None:
+        nonlocal at_once
+        come_to(parameter, device)
+        came.append(parameter)
+        at_once = max(at_once, sum(parameter.numel() for parameter in came))
+
+    spreading._come_to = count
     try:
         engine = ScoringEngine(section, model, Head.LOG_PROBS, temperature=1.0, device="cpu", seed=0, where="policy")
     except ModelError as error:
         return {"refused": str(error)}
+    finally:
+        spreading._come_to = come_to
     grown = peak_host_memory() - before
     (said,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
-    return {"grown": grown, "said": said.tolist()}
+    return {"grown": grown, "at_once": at_once, "said": said.tolist()}
 
 
 def main() -> None:

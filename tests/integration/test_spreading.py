@@ -18,6 +18,7 @@ from tests.tiny_models import make_policy
 
 pytestmark = pytest.mark.timeout(300)
 TIMEOUT_S = 240
+VOCABULARY, WIDTH = 8192, 768
 CASES = ("untied:3", "untied:0", "large:3", "large:0", "damaged:3")
 """Whose memory is measured comes after libraries were imported, and before other large models left holes behind."""
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models: one that weighs something; one whose config says that the output layer is the embedding, while its
     file holds another; one with a number that is none."""
     folder = tmp_path_factory.mktemp("models")
-    make_llama(folder / "large", vocab_size=8192, hidden_size=768, num_layers=8)
+    make_llama(folder / "large", vocab_size=VOCABULARY, hidden_size=WIDTH, num_layers=8)
     make_policy(folder / "untied")
     config = AutoConfig.from_pretrained(folder / "untied")
     config.tie_word_embeddings = True
@@ -88,6 +89,8 @@ def test_no_rank_but_the_first_ever_holds_more_than_its_part(folder: Path, two_r
     grown = two_ranks[1]["large:3"]["grown"]
     assert isinstance(grown, int)
     assert 0.5 * size < grown < 0.65 * size
+    # The embedding, which is the output layer too, is the largest module.
+    assert [seen["large:3"]["at_once"] for seen in two_ranks] == [VOCABULARY * WIDTH] * 2
 
 
 def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
