@@ -58,8 +58,8 @@ class LoadingInfo(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model, where it came from, and the dropout rates that were set to 0 for training: log-probs
-    measured twice must agree."""
+    """A model, where it came from, and the dropout rates that were set to 0 for training: log-probs measured twice must
+    agree. On the CPU as `load_model` leaves it, without numbers as `sketch_model` does."""
 
     model: PreTrainedModel
     folder: Path
