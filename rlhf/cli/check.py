@@ -99,6 +99,7 @@ def run_check(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> 
 def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
     """What is wrong between a config and this machine: files, models, functions, variables, packages."""
     yield from _models(config, environ)
+    yield from _parts(config)
     yield from _logs(config, environ)
     yield from _own_algorithm(config)
     if isinstance(config, OnlineConfig):
@@ -238,6 +239,14 @@ def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
     if find_module(module, [str(Path.cwd()), *sys.path]) is None:
         text = f"no module {module} in {Path.cwd()} or on the Python path."
         yield Problem(keys=("algo.algorithm",), text=text)
+
+
+def _parts(config: TrainConfig) -> Iterator[Problem]:
+    """What the models need beside what every run does is installed."""
+    for role, model in config.models.items():
+        if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+            text = "bitsandbytes is not installed. Run `pip install rlhf[qlora]`."
+            yield Problem(keys=(f"{role}.quantization",), text=text)
 
 
 def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

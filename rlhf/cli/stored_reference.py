@@ -41,6 +41,7 @@ def open_store(
         "tokenizer": tokenizer.fingerprint(),
         "dtype": dtype_of(section, device),
         "attention": section.attention,
+        "quantization": section.quantization,
         "device": device,
     }
     fingerprint = model_fingerprint(

@@ -117,9 +117,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
-    if isinstance(config, OnlineConfig | ReferencedConfig) and config.reference.model is None:
-        reference = config.reference.model_copy(update={"model": config.policy.model})
-        config = config.model_copy(update={"reference": reference})
+    if isinstance(config, OnlineConfig | ReferencedConfig):
+        config = config.model_copy(update={"reference": config.reference.beside(config.policy)})
     if isinstance(config, PpoConfig) and config.critic.model is None:
         critic = config.critic.model_copy(update={"model": config.reward.model or config.policy.model})
         config = config.model_copy(update={"critic": critic})

@@ -1,6 +1,6 @@
 """The models of a run: what is loaded, how it computes, how it learns, how many devices it gets."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,6 +14,9 @@ class ModelSection(Section):
     """Folder or hub name of a Hugging Face model with safetensors weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
+    quantization: Literal["none", "nf4"] = "none"
+    """How frozen weights are held: nf4 is 4 bits a weight (QLoRA), of the linear layers but the output layer; they
+    compute in dtype. What learns beside them needs lora.rank above 0."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes flash_attention_2 where installed on a GPU, else sdpa."""
     trust_remote_code: str | None = None
@@ -26,6 +29,14 @@ class ModelSection(Section):
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too (not on a single process)."""
     offload_parameters: bool = False
     """Keep ZeRO-3 parameter shards in host memory."""
+
+    def beside(self, policy: "ModelSection") -> Self:
+        """This reference, filled in from its policy: without a model of its own it is the policy's. That is held as the
+        policy holds it, unless it says otherwise: rounded another way it would not be what the policy started as."""
+        filled = self if self.model is not None else self.model_copy(update={"model": policy.model})
+        if filled.model != policy.model or "quantization" in self.model_fields_set:
+            return filled
+        return filled.model_copy(update={"quantization": policy.quantization})
 
     @property
     def num_ranks(self) -> int:

@@ -56,6 +56,7 @@ FLAGS: Mapping[str, Own] = {
     "zero_stage": Own(_each(TRAINED, "zero_stage")),
     "lora_rank": Own(_each(TRAINED, "lora.rank")),
     "lora_alpha": Own(_each(TRAINED, "lora.alpha")),
+    "load_in_4bit": Own(_each(MODELS, "quantization"), "nf4"),
     "gradient_checkpointing": Own(_each(TRAINED, "gradient_checkpointing"), "true"),
     # Learning
     "actor_learning_rate": Own(("policy.lr",)),

@@ -63,13 +63,23 @@ def models(config: TrainConfig) -> Iterator[Problem]:
             yield from _learning(role, model)
 
 
-def _learning(role: str, model: TrainedModelSection) -> Iterator[Problem]:
+def _adapters(role: str, model: TrainedModelSection) -> Iterator[Problem]:
     for key in () if model.lora.rank else ("alpha", "targets"):
         if getattr(model.lora, key) != getattr(LoraSection(), key):
             yield Problem(
                 keys=(f"{role}.lora.{key}", f"{role}.lora.rank"),
                 text=f"not used: {role}.lora.rank 0 trains the model itself, without adapters. Set that above 0.",
             )
+    if model.quantization != "none" and not model.lora.rank:
+        yield Problem(
+            keys=(f"{role}.quantization", f"{role}.lora.rank"),
+            text=f"{model.quantization} holds weights that do not learn. Set {role}.lora.rank above 0, "
+            "or this to none.",
+        )
+
+
+def _learning(role: str, model: TrainedModelSection) -> Iterator[Problem]:
+    yield from _adapters(role, model)
     if not all(0.0 <= beta < 1.0 for beta in model.adam_betas):
         yield Problem(keys=(f"{role}.adam_betas",), text=f"both must be in [0, 1) (got {list(model.adam_betas)}).")
     if model.offload_optimizer and model.zero_stage == 0:

@@ -29,6 +29,12 @@ def mixed_reference_stays(config: TrainConfig) -> Iterator[Problem]:
             text=f"{config.algo.mixture:g} mixes the frozen reference into the sampling, and {config.algo.reference} "
             "follows the policy. Set it to 0, or algo.reference to frozen.",
         )
+    if config.algo.mixture and config.reference.beside(config.policy).quantization != "none":
+        yield Problem(
+            keys=("reference.quantization", "policy.quantization", "algo.mixture"),
+            text="the engines mix in the reference as its model says, and hold nothing in 4 bits. Set "
+            "reference.quantization to none, or algo.mixture to 0.",
+        )
 
 
 MIXTURE_RULES = (mixture_is_sampled, mixed_reference_stays)

@@ -101,6 +101,12 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
             keys=("rollout.sync_adapters", "policy.lora.rank"),
             text=f"vLLM adds adapters up to rank {MAX_SERVED_RANK} (got {rank}). Set this to false.",
         )
+    if config.policy.quantization != "none":
+        yield Problem(
+            keys=("rollout.sync_adapters", "policy.quantization"),
+            text=f"the engines would add adapters to weights that are not rounded to {config.policy.quantization}. "
+            "Set this to false.",
+        )
     if rollout.engine == "transformers":
         yield Problem(
             keys=("rollout.sync_adapters", "rollout.engine"),

@@ -14,6 +14,7 @@ from rlhf.config.models import LoraSection
 from rlhf.engines.adapter_names import plain_name
 from rlhf.engines.adapters import adapters_of, whole_adapters, write_adapters
 from rlhf.engines.distributed import deepspeed
+from rlhf.engines.four_bit import four_bit_layers, whole_weight
 from rlhf.engines.models import TOKENIZER_FILES, WEIGHTS, LoadedModel
 from rlhf.engines.refusals import Refusals
 from rlhf.errors import CheckpointError
@@ -75,11 +76,12 @@ def check_export(loaded: LoadedModel, directory: Path) -> None:
 def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter under its Hugging Face name, tied ones once, adapters merged; ZeRO-3's are gathered one at a
     time."""
-    adapters = adapters_of(model)
+    adapters, packed = adapters_of(model), four_bit_layers(model)
     for inner_name, parameter in model.named_parameters():
         name = plain_name(inner_name)
         if name is None:
             continue
         parts = adapters[name].parts() if name in adapters else None
         with deepspeed.zero.GatheredParameters([parameter]):
-            yield name, parameter.detach() if parts is None else parts.added_to(parameter.detach())
+            whole = whole_weight(packed.get(inner_name), parameter)
+            yield name, whole if parts is None else parts.added_to(whole)

@@ -14,6 +14,7 @@ from torch import nn
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.distributed import deepspeed
+from rlhf.engines.four_bit import FourBitLinear, hold_in_four_bits
 from rlhf.engines.models import LoadedModel, load_model, sketch_model
 from rlhf.errors import ModelError
 from rlhf.types import Head
@@ -61,11 +62,15 @@ def read_once(
     if dist.get_rank() != 0:
         assert outline is not None
         _follow(loaded.model, outline)
+    if section.quantization == "nf4":
+        hold_in_four_bits(loaded.model)
     return loaded
 
 
 def replicate(model: nn.Module, device: torch.device) -> None:
     """Put all of `model` on every rank's device. Collective; `model` is what `read_once` gave, or holds that."""
+    for module in model.modules():
+        _pack(module, device)
     for parameter in model.parameters():
         _come_to(parameter, device)
         _give(parameter.data)
@@ -77,6 +82,7 @@ def partition(model: nn.Module, device: torch.device, config: Mapping[str, objec
     for `replicate`."""
     # Children first: DeepSpeed takes a module with all that it holds, and passes over what it has taken before.
     for module in reversed(list(model.modules())):
+        _pack(module, device)
         own = list(module.parameters(recurse=False))
         for parameter in own:
             if not hasattr(parameter, "ds_id"):
@@ -121,6 +127,12 @@ def _tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
 def _bring_tensors(model: nn.Module, device: torch.device) -> None:
     for (name, leaf), tensor in _tensors(model).items():
         setattr(model.get_submodule(name), leaf, tensor.to(device))
+
+
+def _pack(module: nn.Module, device: torch.device) -> None:
+    """Before anything of it travels: what is in 4 bits goes out in 4 bits."""
+    if isinstance(module, FourBitLinear):
+        module.pack(device)
 
 
 def _come_to(parameter: nn.Parameter, device: torch.device) -> None:

@@ -32,7 +32,7 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
-LAID_OUT_BY = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets")
+LAID_OUT_BY = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets", "{role}.quantization")
 """What decides how the checkpoint of a trained role is laid out: with another value it cannot be read."""
 
 

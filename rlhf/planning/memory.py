@@ -14,6 +14,8 @@ FLOAT32 = 4
 MOMENTS = 2 * FLOAT32
 MAX_LIVE_PARAMETERS = 10**9
 """DeepSpeed gathers ahead up to so many parameters of a partitioned model."""
+FOUR_BITS = 0.5 + FLOAT32 / 64
+"""Bytes of a weight in NormalFloat, with its share of its block's scale."""
 REDUCE_BUCKET = 5 * 10**8
 """Gradients that DeepSpeed's buffer for reducing them holds."""
 
@@ -60,6 +62,8 @@ class ModelLoad:
     learns: bool
     zero_stage: int
     """As the ranks run it."""
+    in_four_bits: bool = False
+    """The linear layers' weights are."""
     offload_parameters: bool = False
     offload_optimizer: bool = False
     swap_optimizer: bool = False
@@ -74,8 +78,14 @@ class ModelLoad:
 
     @property
     def parameter_bytes(self) -> float:
-        """Of the whole model."""
+        """Of the whole model, as it computes."""
         return float(self.shape.num_parameters * self.dtype_bytes)
+
+    @property
+    def held_bytes(self) -> float:
+        """Of the whole model, as it is held."""
+        packed = self.shape.linear_parameters if self.in_four_bits else 0
+        return self.parameter_bytes - packed * (self.dtype_bytes - FOUR_BITS)
 
     @property
     def learned_parameters(self) -> int:
@@ -92,7 +102,7 @@ def resident(load: ModelLoad) -> Memory:
     """What stays on a device between its computations."""
     share = 1 / load.num_ranks
     numbers = float(load.learned_parameters)
-    parameters = load.parameter_bytes * (share if load.is_partitioned else 1.0)
+    parameters = load.held_bytes * (share if load.is_partitioned else 1.0)
     if load.is_partitioned and load.offload_parameters:
         parameters = 0.0
     if not load.learns:
@@ -111,7 +121,7 @@ def resident(load: ModelLoad) -> Memory:
 
 def host(load: ModelLoad) -> float:
     """Bytes of host memory that one rank's offloaded parts take."""
-    parameters = load.parameter_bytes if load.is_partitioned and load.offload_parameters else 0.0
+    parameters = load.held_bytes if load.is_partitioned and load.offload_parameters else 0.0
     states = load.learned_parameters * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0
     return (parameters + states + swapped(load)) / load.num_ranks
 
@@ -129,11 +139,13 @@ def swapped(load: ModelLoad) -> float:
 
 
 def gathered(load: ModelLoad) -> float:
-    """Whole parameters that a partitioned model holds while it computes."""
+    """Whole parameters that a partitioned model holds while it computes, and the matrix that is unpacked."""
+    unpacked = float(load.shape.hidden * load.shape.intermediate * load.dtype_bytes) if load.in_four_bits else 0.0
     if not load.is_partitioned:
-        return 0.0
+        return unpacked
     live = min(load.shape.num_parameters, MAX_LIVE_PARAMETERS)
-    return float(max(live, largest_matrix(load.shape)) * load.dtype_bytes)
+    bytes_each = load.held_bytes / load.shape.num_parameters
+    return max(live * bytes_each, float(largest_matrix(load.shape) * load.dtype_bytes)) + unpacked
 
 
 def largest_matrix(shape: ModelShape) -> int:

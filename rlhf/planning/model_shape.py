@@ -84,11 +84,23 @@ class ModelShape:
         """Of low-rank adapters beside every linear layer; experts, which are not layers of their own, get none."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sides = 2 * (self.hidden + query) + 2 * (self.hidden + kv)
-        if self.layer_parameters == self.active_layer_parameters:
-            attention = _attention(self.hidden, query, kv)
-            num_matrices = (self.layer_parameters - attention) // (self.hidden * self.intermediate)
-            sides += num_matrices * (self.hidden + self.intermediate)
+        sides += self._feed_forward_matrices * (self.hidden + self.intermediate)
         return self.num_layers * rank * sides
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of the matrices of all linear layers but the output layer; experts are none."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        feed_forward = self._feed_forward_matrices * self.hidden * self.intermediate
+        return self.num_layers * (_attention(self.hidden, query, kv) + feed_forward)
+
+    @property
+    def _feed_forward_matrices(self) -> int:
+        """Of one layer."""
+        if self.layer_parameters != self.active_layer_parameters:
+            return 0
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return (self.layer_parameters - _attention(self.hidden, query, kv)) // (self.hidden * self.intermediate)
 
     def as_scorer(self) -> "ModelShape":
         """The same backbone under one output, as reward models and critics have it."""

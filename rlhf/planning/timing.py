@@ -128,8 +128,8 @@ def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
     if not load.is_partitioned:
         return 0.0
     others = (load.num_ranks - 1) / load.num_ranks
-    seconds = load.parameter_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
-    host = load.parameter_bytes / load.num_ranks / (HOST_LINK_GB_S * GB) if load.offload_parameters else 0.0
+    seconds = load.held_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+    host = load.held_bytes / load.num_ranks / (HOST_LINK_GB_S * GB) if load.offload_parameters else 0.0
     return max(seconds, host)
 
 

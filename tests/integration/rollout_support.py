@@ -14,6 +14,8 @@ from rlhf.engines.weight_sync.base import WeightReceiver
 from rlhf.types import FloatArray, IntArray, PackedTokens, RolloutRequest, Sampling
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
+WITH_ADAPTERS = ("adapters", "four-bit")
+"""Policies of the tests of weight sync whose adapters are merged into what is sent."""
 KINDS = ["transformers", pytest.param("vllm", marks=pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed"))]
 # vLLM's own imports warn; nothing that we call does.
 IGNORE_VLLM_IMPORT_WARNINGS = [

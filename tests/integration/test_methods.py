@@ -32,6 +32,7 @@ BY_VLLM = (*("vllm" if word == "transformers" else word for word in ONLINE), "--
 SPREAD = ("--policy.num-gpus-per-node", "2", "--rollout.tensor-parallel-size", "2")
 """The policy is sharded over two ranks, the engine over two processes."""
 ADAPTERS = ("--policy.lora.rank", "4")
+IN_FOUR_BITS = ("--policy.quantization", "nf4")
 GIVEN = (
     *("--data.template", "plain", "--data.max-tokens", "64", "--data.eval-fraction", "0.2"),
     *("--train.batch-size", "8", "--train.num-steps", "6", "--no-log.tensorboard"),
@@ -50,6 +51,8 @@ class Case:
     """Least values of the last step's figures."""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Greatest ones, of every step."""
+    at_first: Mapping[str, float] = field(default_factory=dict)
+    """Greatest ones, of the first step."""
 
 
 CASES = {
@@ -60,9 +63,11 @@ CASES = {
         at_most={"sampler/log_prob_gap_max": 1e-4},
     ),
     "remax": Case(
-        arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS),
+        arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS, *IN_FOUR_BITS),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("rollout/baseline", "kl/ref_per_token"),
+        at_most={"sampler/log_prob_gap_max": 1e-4},
+        at_first={"kl/ref_per_token": 1e-6},  # the reference is rounded as the policy is
     ),
     "rloo": Case(
         arguments=(
@@ -161,6 +166,8 @@ def test_a_run_of_each_method_learns(name: str, workplace: CommandLine, head: Ra
     assert set(case.figures) <= last.keys()
     for figure, most in case.at_most.items():
         assert max(row[figure] for row in run.metrics) <= most, (figure, run.metrics)
+    for figure, most in case.at_first.items():
+        assert abs(run.metrics[0][figure]) <= most, (figure, run.metrics[0])
     for figure, least in case.at_least.items():
         assert last[figure] >= least, (figure, last[figure])
     started = {match.lower() for match in re.findall(r"^  (\w+?)[ \[/0-9(]", run.output, re.MULTILINE)}

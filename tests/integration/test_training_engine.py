@@ -5,6 +5,7 @@ tests judge what they recorded.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from rlhf.config.models import LoraSection
 from rlhf.engines.adapters import add_adapters
 from rlhf.engines.training_checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
+from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
 from tests.integration.training_rows import experiences, rankings
+from tests.rounding import rounded
 from tests.tiny_models import make_policy, make_reward_model, tiny_config, tiny_tokenizer
 
 Results = dict[str, torch.Tensor]
@@ -56,6 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models before, results and exports after both groups have run."""
     folder = tmp_path_factory.mktemp("training")
     make_policy(folder / "tied", tied=True)
+    shutil.copytree(folder / "tied", folder / "rounded")
+    # In numbers that bfloat16 has, so that a block's scale is the same in both dtypes.
+    weights = {name: w.bfloat16().float() for name, w in load_file(folder / "tied" / "model.safetensors").items()}
+    save_file(weights, folder / "tied" / "model.safetensors", metadata={"format": "pt"})
+    weights |= {name: rounded(weight) for name, weight in weights.items() if name.endswith("proj.weight")}
+    save_file(weights, folder / "rounded" / "model.safetensors", metadata={"format": "pt"})
     make_policy(folder / "untied")
     make_reward_model(folder / "zero_score")
     weights = load_file(folder / "zero_score" / "model.safetensors")
@@ -334,11 +343,12 @@ def test_a_reference_follows_the_policy_and_leaves_it_alone(
     assert not torch.equal(said["stale"], said["policy"])
 
 
-@pytest.mark.parametrize("case", ["0-float32", "2-float32", "3-float32", "3-bfloat16"])
+@pytest.mark.parametrize("case", ["-".join(map(str, case)) for case in ADAPTERS])
 def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, case: str) -> None:
     """The engine, its merged export and its exported adapters over the first model say the same; only they learned."""
-    said = {key.rpartition("/")[2]: value for key, value in two_ranks.items() if f"adapters/zero{case}/" in key}
-    assert bool(said["starts_the_same"])
+    said = {key.rpartition("/")[2]: value for key, value in two_ranks.items() if f"adapters/{case}/" in key}
+    tolerance = 0.15 if "bfloat16" in case else 1e-4
+    assert float(said["starts_off_by"]) <= (tolerance if "nf4" in case else 0.0)
     assert bool(said["frozen"])
     assert bool(said["resumed"])
     assert bool(said["refuses_another_model"])
@@ -346,14 +356,14 @@ def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, ca
     assert int(said["saved_bytes"]) < (folder / "tied" / "model.safetensors").stat().st_size
     export = folder / "exports" / f"adapters-{case}"
     merged = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
-    start = AutoModelForCausalLM.from_pretrained(folder / "tied", dtype=torch.float32)
+    base = folder / ("rounded" if "nf4" in case else "tied")
+    start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(start, export / "adapter")
-    tolerance = 0.15 if "bfloat16" in case else 1e-4
     for model in (merged, adapted):
         with torch.no_grad():
             rows = [naive_log_probs(model, one.sequences[0].token_ids, TEMPERATURE)[0] for one in experiences()]
         assert float((said["said"] - torch.cat(rows)).abs().max()) < tolerance
-    before = load_file(folder / "tied" / "model.safetensors")
+    before = load_file(base / "model.safetensors")
     after = load_file(export / "model.safetensors")
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name].to(after[name].dtype), after[name])}
@@ -362,12 +372,14 @@ def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, ca
 
 def test_the_gradient_of_adapters_is_that_of_autograd(folder: Path, two_ranks: Results) -> None:
     """From the same first adapters, one sequence at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder / "tied", dtype=torch.float32)
-    add_adapters(model, LoraSection.model_validate(LORA), seed=0, where="policy.lora.targets")
-    naive_loss(model).backward()
-    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    for stage in (0, 2, 3):
-        assert float(two_ranks[f"adapters/zero{stage}-float32/norm"]) == pytest.approx(float(norm), rel=1e-5)
+    for base, quantization in (("tied", "none"), ("rounded", "nf4")):
+        model = AutoModelForCausalLM.from_pretrained(folder / base, dtype=torch.float32)
+        add_adapters(model, LoraSection.model_validate(LORA), seed=0, where="policy.lora.targets")
+        naive_loss(model).backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        for stage in (0, 2, 3):
+            key = f"adapters/{stage}-float32-{quantization}/norm"
+            assert float(two_ranks[key]) == pytest.approx(float(norm), rel=1e-5)
 
 
 def test_a_head_that_scores_learns_beside_adapters(two_ranks: Results) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.adapters import add_adapters
+from rlhf.engines.four_bit import four_bit_layers, hold_in_four_bits
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.local import LocalEngineClient
@@ -26,6 +27,7 @@ from rlhf.types import Rollout
 from tests.integration.rollout_support import (
     HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
+    WITH_ADAPTERS,
     ServingEngine,
     load_model,
     open_engine,
@@ -47,8 +49,8 @@ ENGINES = [
         ("transformers", []),
         ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
     )
-    for weights in ("untied", "tied", "adapters", "adapters-alone")
-    if (kind, weights) != ("transformers", "adapters-alone")
+    for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit")
+    if (kind, weights) not in {("transformers", "adapters-alone"), ("vllm", "four-bit")}
 ]
 
 
@@ -71,8 +73,12 @@ class Setup:
     def __init__(self, kind: str, weights: str, folder: Path) -> None:
         make_policy(folder, tied=weights == "tied")
         self.model = load_model(folder)
-        if weights.startswith("adapters"):
+        if weights == "four-bit":
+            hold_in_four_bits(self.model)
+        if weights in {"adapters", "adapters-alone", "four-bit"}:
             add_adapters(self.model, LoraSection(rank=RANK, alpha=16.0), seed=0, where="policy.lora.targets")
+        for layer in four_bit_layers(self.model).values():
+            layer.pack(torch.device("cpu"))
         self.alone = weights == "adapters-alone"
         self.engine: ServingEngine = open_engine(kind, folder, adapter_rank=RANK if self.alone else 0)
         self.client = LocalEngineClient({"rollout-0": self.engine})
@@ -226,7 +232,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
 
 
 def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
-    folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", "adapters")]
+    folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", *WITH_ADAPTERS)]
     with socket.socket() as probe_socket:
         probe_socket.bind(("127.0.0.1", 0))
         port = probe_socket.getsockname()[1]
@@ -256,4 +262,4 @@ def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
         assert result["num_buckets"] > 1
         assert result["num_remote_calls"] == [3, 3, 3]
         np.testing.assert_allclose(result["scored"], result["expected"], atol=1e-4)
-        assert result["num_matrices_from_adapters"] == (2 * 7 if folder.name == "adapters" else 0)
+        assert result["num_matrices_from_adapters"] == (2 * 7 if folder.name in WITH_ADAPTERS else 0)

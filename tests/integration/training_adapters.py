@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from tests.integration.training_worker import Scenarios
 
 LORA = {"rank": 4, "alpha": 8.0}
-CASES = ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16"))
+CASES = (
+    *((0, "float32", "none"), (2, "float32", "none"), (3, "float32", "none"), (3, "bfloat16", "none")),
+    *((0, "float32", "nf4"), (2, "float32", "nf4"), (3, "float32", "nf4"), (3, "bfloat16", "nf4")),
+)
+"""ZeRO stage, dtype and quantization."""
 LIMIT = (20, None)
 
 
@@ -26,29 +30,32 @@ def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:
 
 def adapters(scenarios: "Scenarios") -> None:
     """Two steps, an export, a save, a load into a fresh engine, and a third step of both."""
-    for stage, dtype in CASES:
-        name = f"adapters/zero{stage}-{dtype}"
-        settings: dict[str, object] = {"zero_stage": stage, "dtype": dtype, "lora": LORA, "lr": 1e-2}
+    for stage, dtype, quantization in CASES:
+        case = f"{stage}-{dtype}-{quantization}"
+        name = f"adapters/{case}"
+        settings: dict[str, object] = {"zero_stage": stage, "dtype": dtype, "quantization": quantization}
+        settings |= {"lora": LORA, "lr": 1e-2}
         engine = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
-        plain = scenarios.engine("tied", zero_stage=stage, dtype=dtype)
-        same = torch.equal(*(scenarios.by_example(one, whole(experiences()), LIMIT) for one in (engine, plain)))
-        scenarios.record(f"{name}/starts_the_same", same)
+        plain = scenarios.engine("tied" if quantization == "none" else "rounded", zero_stage=stage, dtype=dtype)
+        first, expected = (scenarios.by_example(one, whole(experiences()), LIMIT) for one in (engine, plain))
+        scenarios.record(f"{name}/starts_off_by", float((first - expected).abs().max()))
         before = frozen(engine)
         _, report = scenarios.step(engine, experiences(), LIMIT)
         scenarios.record(f"{name}/norm", report.grad_norm)
         scenarios.record(f"{name}/num_unmoved", len(report.unmoved))
         scenarios.step(engine, experiences(seed=1), LIMIT)
         scenarios.record(f"{name}/frozen", torch.equal(before, frozen(engine)))
-        folder = scenarios.folder / "exports" / f"adapters-{stage}-{dtype}"
+        folder = scenarios.folder / "exports" / f"adapters-{case}"
         engine.export(folder)
         engine.check_export(folder)
         scenarios.record(f"{name}/said", scenarios.by_example(engine, whole(experiences()), LIMIT))
-        checkpoint = scenarios.folder / "checkpoints" / f"adapters-{stage}-{dtype}"
+        checkpoint = scenarios.folder / "checkpoints" / f"adapters-{case}"
         engine.save(checkpoint)
         again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
-        part = own_part(again.module.get_parameter("model.norm.weight"))
+        frozen_one = "model.norm" if quantization == "none" else "model.layers.0.self_attn.q_proj.base_layer"
+        part = own_part(again.module.get_parameter(f"{frozen_one}.weight"))
         right = part.clone()
-        part.add_(1.0)
+        part.add_(1)
         refused = told_by(again.load, checkpoint)
         scenarios.record(f"{name}/refuses_another_model", "saved beside other frozen weights" in refused)
         part.copy_(right)

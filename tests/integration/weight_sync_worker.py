@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.config.models import LoraSection
 from rlhf.engines.adapters import add_adapters
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.four_bit import four_bit_layers, hold_in_four_bits
 from rlhf.engines.rendezvous import meet
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.buckets import Bucket
@@ -21,7 +22,8 @@ from rlhf.engines.weight_sync.local import LocalEngineClient
 from rlhf.engines.weight_sync.media import make_sender
 from rlhf.engines.weight_sync.merged import MergedSource
 from rlhf.engines.weight_sync.source import Zero3Source, make_source
-from tests.integration.rollout_support import open_engine, packed, prompt
+from tests.integration.rollout_support import WITH_ADAPTERS, open_engine, packed, prompt
+from tests.rounding import rounded
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 1,
@@ -51,11 +53,15 @@ def products(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def sync(rank: int, folder: Path, output: Path) -> None:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if folder.name == "adapters":
+    if folder.name == "four-bit":
+        hold_in_four_bits(module)
+    if folder.name in WITH_ADAPTERS:
         add_adapters(module, LoraSection(rank=4, alpha=16.0), seed=0, where="policy.lora.targets")
+    for layer in four_bit_layers(module).values():
+        layer.pack(torch.device("cpu"))
     engine, *_ = deepspeed.initialize(model=module, config=CONFIG, dist_init_required=False)
     source = make_source(engine.module, "float32")
-    assert isinstance(source, MergedSource if folder.name == "adapters" else Zero3Source)
+    assert isinstance(source, MergedSource if folder.name in WITH_ADAPTERS else Zero3Source)
     receiver = open_engine("transformers", folder) if rank == 0 else None
     client = LocalEngineClient({"rollout-0": receiver} if receiver else {})
     sender = make_sender(
@@ -84,6 +90,8 @@ def sync(rank: int, folder: Path, output: Path) -> None:
     added = products(engine.module)
     if receiver is not None:
         start = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        if folder.name == "four-bit":
+            start |= {name: rounded(start[name]) for name in added}
         close = [torch.allclose(materialised[name] - start[name], delta, atol=1e-5) for name, delta in added.items()]
         named = dict(receiver._model.named_parameters())  # type: ignore[attr-defined]
         result = {

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 
+from rlhf.engines.four_bit import four_bit_layers, whole_weight
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
 from rlhf.errors import WeightSyncError
 
@@ -74,22 +75,29 @@ class ModuleSource:
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._parameters = dict(module.named_parameters())
+        self._packed = four_bit_layers(module)
         self.device = next(iter(self._parameters.values())).device
 
     def specs(self) -> list[ParameterSpec]:
-        return [ParameterSpec(name, tuple(p.shape)) for name, p in self._parameters.items()]
+        return [
+            ParameterSpec(name, self._packed[name].shape if name in self._packed else tuple(p.shape))
+            for name, p in self._parameters.items()
+        ]
 
     @torch.no_grad()
     def gather(self, bucket: Bucket, flat: torch.Tensor | None) -> Gather:
         if flat is not None:
             for name, view in bucket.views(flat):
-                view.copy_(self._parameters[name])
+                view.copy_(self._whole(name))
         return Done()
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         for spec in bucket.parameters:
-            yield spec.name, self._parameters[spec.name].detach().to(self.dtype)
+            yield spec.name, self._whole(spec.name).to(self.dtype)
+
+    def _whole(self, name: str) -> torch.Tensor:
+        return whole_weight(self._packed.get(name), self._parameters[name])
 
 
 class _PartitionedParameter(Protocol):
@@ -128,17 +136,24 @@ class Zero3Source:
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._named = dict(module.named_parameters())
+        self._packed = four_bit_layers(module)
         self._parameters = {name: cast(_PartitionedParameter, p) for name, p in self._named.items()}
         self.device = torch.device("cuda", torch.cuda.current_device()) if _is_cuda_group() else torch.device("cpu")
 
     def specs(self) -> list[ParameterSpec]:
-        return [ParameterSpec(name, tuple(p.ds_shape)) for name, p in self._parameters.items()]
+        return [
+            ParameterSpec(name, self._packed[name].shape if name in self._packed else tuple(p.ds_shape))
+            for name, p in self._parameters.items()
+        ]
 
     @torch.no_grad()
     def gather(self, bucket: Bucket, flat: torch.Tensor | None) -> Gather:
         operations: list[dist.P2POp] = []
         tensors: list[torch.Tensor] = []
         for spec, offset in zip(bucket.parameters, bucket.offsets, strict=True):
+            if spec.name in self._packed:
+                self._gather_packed(spec.name, None if flat is None else flat[offset : offset + spec.numel])
+                continue
             parameter = self._parameters[spec.name]
             for rank, start, stop in self._shards(parameter):
                 if rank == 0 and flat is not None:
@@ -150,6 +165,15 @@ class Zero3Source:
                     tensors.append(parameter.ds_tensor[: stop - start].to(self.device, self.dtype))
                     operations.append(dist.P2POp(dist.isend, tensors[-1], 0))
         return _Works(dist.batch_isend_irecv(operations) if operations else [], tensors)
+
+    def _gather_packed(self, name: str, part: torch.Tensor | None) -> None:
+        """A shard of what is packed is nothing by itself: the whole comes to every rank, an eighth of the weights, and
+        rank 0 unpacks it."""
+        from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
+
+        with deepspeed.zero.GatheredParameters([self._named[name]]):
+            if part is not None:
+                part.copy_(self._packed[name].unpacked().flatten())
 
     @staticmethod
     def _shards(parameter: _PartitionedParameter) -> Iterator[tuple[int, int, int]]:
@@ -168,7 +192,8 @@ class Zero3Source:
         with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):
             # Copies, and all of them now: what was gathered is freed on leaving, and an iteration may go on in another
             # CUDA stream than it began in.
-            tensors = [self._named[name].detach().to(self.device, self.dtype, copy=True) for name in names]
+            whole = [whole_weight(self._packed.get(name), self._named[name]) for name in names]
+            tensors = [tensor.to(self.device, self.dtype, copy=True) for tensor in whole]
             if self.device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
         for name, tensor in zip(names, tensors, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf.planning.memory import ModelLoad, forward, host, kv_cache, layer_activations, learning, resident
+from rlhf.planning.memory import ModelLoad, forward, host, kv_cache, layer_activations, learning, reading, resident
 from tests.unit.planning.support import LLAMA_3_8B, shape_of
 
 P = 8_030_261_248
@@ -59,6 +59,19 @@ def test_adapters_have_the_gradients_and_the_optimizer() -> None:
     assert resident(replace(LOAD, adapter_rank=16, zero_stage=0)).gradients == 2 * numbers
     assert host(replace(LOAD, adapter_rank=16, offload_optimizer=True)) == 4 * numbers
     assert learning(LOAD, 1).logits - learning(replace(LOAD, adapter_rank=16), 1).logits == 128256 * 4096 * 4
+
+
+def test_linear_layers_in_four_bits_take_four_and_a_half() -> None:
+    """Four matrices of attention and three of the feed-forward layer, in each of 32 layers."""
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    held = matrices * 4.5 / 8 + (P - matrices) * 2
+    load = replace(LOAD, in_four_bits=True, adapter_rank=16)
+    assert resident(replace(load, zero_stage=0)).parameters == held
+    assert resident(load).parameters == held / 4
+    assert reading(load) == 2 * P  # rank 0 reads what is on disk
+    one = 4096 * 14336 * 2
+    assert forward(replace(load, zero_stage=0), 1).gathered == one
+    assert forward(load, 1).gathered == 128256 * 4096 * 2 + one  # the table of tokens is as it was, and the largest
 
 
 def test_a_partitioned_model_gathers_what_deepspeed_allows() -> None:

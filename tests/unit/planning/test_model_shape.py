@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.config.models import LoraSection
+from rlhf.engines.adapter_names import linear_layers
 from rlhf.engines.adapters import add_adapters
 from rlhf.errors import ModelError
 from rlhf.planning.model_shape import ModelShape, model_shape
@@ -96,5 +97,7 @@ def test_a_missing_size_is_named() -> None:
 def test_adapters_are_as_large_as_pefts(name: str, tmp_path: Path) -> None:
     config, shape = saved(MODELS[name], tmp_path)
     model = AutoModelForCausalLM.from_config(config)
+    weights = [f"{name}.base_layer.weight" for name in linear_layers(model)]
     add_adapters(model, LoraSection(rank=3), seed=0, where="policy.lora.targets")
     assert shape.adapter_parameters(3) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape.linear_parameters == sum(model.get_parameter(name).numel() for name in weights)
