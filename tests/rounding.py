@@ -13,9 +13,8 @@ BLOCK = 64
 def rounded(weight: torch.Tensor) -> torch.Tensor:
     """Each number as the nearest code times the largest magnitude of its block, in the weight's dtype."""
     codes = torch.tensor(CODES)
-    blocks = [
-        codes[(block / scale)[:, None].sub(codes).abs().argmin(1)] * scale
-        for block in weight.float().flatten().split(BLOCK)
-        for scale in [block.abs().max()]
-    ]
-    return torch.cat(blocks).view(weight.shape).to(weight.dtype)
+    flat = weight.float().flatten()
+    blocks = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1, keepdim=True)
+    nearest = codes[torch.bucketize(blocks / scales, (codes[1:] + codes[:-1]) / 2)] * scales
+    return nearest.flatten()[: len(flat)].view(weight.shape).to(weight.dtype)

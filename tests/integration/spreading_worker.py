@@ -1,8 +1,9 @@
 """One rank of models that only compute, for tests of how they came there.
 
-Run as `python -m tests.integration.spreading_worker RANK WORLD_SIZE PORT RESULT MODEL:ZERO_STAGE ...`. Writes to
-RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many numbers
-of parameters not yet partitioned had memory at once, and what the model says of one sequence, or why it was refused.
+Run as `python -m tests.integration.spreading_worker RANK WORLD_SIZE PORT RESULT MODEL:STAGE:QUANTIZATION ...`.
+Writes to RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many
+numbers of parameters not yet partitioned had memory at once, and what the model says of one sequence, or why it was
+refused.
 """
 
 import json
@@ -28,9 +29,9 @@ FORGET_PEAK = ("/proc/self/clear_refs", "5")
 SEQUENCE = np.arange(3, 19)
 
 
-def load(model: str, stage: str) -> dict[str, object]:
+def load(model: str, stage: str, quantization: str) -> dict[str, object]:
     """Load a model and ask it."""
-    section = ModelSection.model_validate({"zero_stage": int(stage)})
+    section = ModelSection.model_validate({"zero_stage": int(stage), "quantization": quantization})
     Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
     before = psutil.Process().memory_info().rss
     come_to = spreading._come_to
@@ -60,7 +61,7 @@ def main() -> None:
     init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     results = {}
     for case in sys.argv[5:]:
-        results[case] = load(*case.rsplit(":", 1))
+        results[case] = load(*case.rsplit(":", 2))
         free_memory()
     Path(sys.argv[4]).write_text(json.dumps(results))
 

@@ -14,12 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf.engines.fresh_model import make_llama
 from tests.integration.spreading_worker import SEQUENCE
 from tests.integration.test_training_engine import free_port
+from tests.rounding import rounded
 from tests.tiny_models import make_policy
 
 pytestmark = pytest.mark.timeout(300)
 TIMEOUT_S = 240
 VOCABULARY, WIDTH = 8192, 768
-CASES = ("untied:3", "untied:0", "large:3", "large:0", "damaged:3")
+CASES = (
+    *("untied:3:none", "untied:0:none", "untied:3:nf4", "untied:0:nf4"),
+    *("large:3:none", "large:0:none", "large:3:nf4", "damaged:3:none"),
+)
 """Whose memory is measured comes after libraries were imported, and before other large models left holes behind."""
 
 Seen = dict[str, dict[str, object]]
@@ -70,27 +74,42 @@ def two_ranks(folder: Path) -> list[Seen]:
     ]
 
 
-def expected(model: Path) -> list[float]:
+@torch.no_grad()
+def expected(folder: Path, quantization: str) -> list[float]:
     """What one process says of the sequence."""
-    logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(torch.tensor(SEQUENCE)[None]).logits
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if quantization == "nf4" and name.endswith("proj.weight"):
+            parameter.copy_(rounded(parameter))
+    logits = model(torch.tensor(SEQUENCE)[None]).logits
     log_probs = logits[0, :-1].log_softmax(-1).gather(-1, torch.tensor(SEQUENCE)[1:, None])[:, 0]
     return [0.0, *log_probs.tolist()]
 
 
 @pytest.mark.parametrize("case", CASES[:-1])
 def test_both_ranks_say_what_one_process_says(case: str, folder: Path, two_ranks: list[Seen]) -> None:
+    name, _, quantization = case.split(":")
     first, second = (seen[case]["said"] for seen in two_ranks)
-    assert first == second == pytest.approx(expected(folder / case[:-2]), abs=1e-4)
+    assert first == second == pytest.approx(expected(folder / name, quantization), abs=1e-4)
 
 
 def test_no_rank_but_the_first_ever_holds_more_than_its_part(folder: Path, two_ranks: list[Seen]) -> None:
     size = (folder / "large" / "model.safetensors").stat().st_size
     assert size > 250e6
-    grown = two_ranks[1]["large:3"]["grown"]
+    grown = two_ranks[1]["large:3:none"]["grown"]
     assert isinstance(grown, int)
     assert 0.5 * size < grown < 0.65 * size
     # The embedding, which is the output layer too, is the largest module.
-    assert [seen["large:3"]["at_once"] for seen in two_ranks] == [VOCABULARY * WIDTH] * 2
+    assert [seen["large:3:none"]["at_once"] for seen in two_ranks] == [VOCABULARY * WIDTH] * 2
+
+
+def test_a_rank_holds_its_part_of_four_bits(folder: Path, two_ranks: list[Seen]) -> None:
+    weights = load_file(folder / "large" / "model.safetensors")
+    held = sum(w.numel() * (4.5 / 8 if name.endswith("proj.weight") else 4) for name, w in weights.items())
+    grown = two_ranks[1]["large:3:nf4"]["grown"]
+    assert isinstance(grown, int)
+    # Its part, and the embedding whole for a moment: it is the first to come, or the last.
+    assert held / 2 < grown < held / 2 + VOCABULARY * WIDTH * 4 + 0.15 * held
 
 
 def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
@@ -100,4 +119,4 @@ def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
 
 def test_a_model_that_is_refused_is_refused_on_both(two_ranks: list[Seen]) -> None:
     for seen in two_ranks:
-        assert seen["damaged:3"] == {"refused": "policy: lm_head.weight holds 1 NaN values."}
+        assert seen["damaged:3:none"] == {"refused": "policy: lm_head.weight holds 1 NaN values."}
