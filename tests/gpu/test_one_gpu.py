@@ -10,6 +10,7 @@ import torch
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.distributed import deepspeed, init_distributed
+from rlhf.engines.four_bit import FourBitLinear
 from rlhf.engines.fresh_model import make_llama
 from rlhf.engines.optimizer_swap import OptimizerSwap
 from rlhf.engines.rendezvous import meet
@@ -20,6 +21,7 @@ from rlhf.types import Head
 from tests.integration.command_line import CommandLine, write_workplace
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences
+from tests.rounding import rounded
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -89,3 +91,19 @@ def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, mon
     stays, held = train()
     assert torch.equal(moves, stays)
     assert held - left > 11 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_bits_are_those_of_the_definition(dtype: torch.dtype) -> None:
+    plain = torch.nn.Linear(96, 64, dtype=dtype).requires_grad_(False)
+    weight = plain.weight.clone()
+    layer = FourBitLinear(plain)
+    layer.pack(torch.device("cuda"))
+    layer.bias = torch.nn.Parameter(layer.bias.cuda(), requires_grad=False)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(layer.unpacked().cpu(), rounded(weight), rtol=tolerance, atol=0.0)
+    inputs = torch.randn(5, 96, dtype=dtype, device="cuda", requires_grad=True)
+    outputs = layer(inputs)
+    assert torch.equal(outputs, torch.nn.functional.linear(inputs, layer.unpacked(), layer.bias))
+    (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
+    torch.testing.assert_close(gradient, layer.unpacked().sum(0).expand(5, 96), rtol=1e-2, atol=1e-2)
