@@ -76,6 +76,8 @@ class Traffic:
         self._changed = threading.Condition()
         self.watch: Callable[[str], None] = lambda _phase: None
         """Called with the phase of every wait that begins."""
+        self.clock: Callable[[str, Sequence[tuple[Worker, float]]], None] = lambda _phase, _seconds: None
+        """Called with the phase of every wait that ended well, and the seconds after which each worker had answered."""
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
@@ -130,8 +132,10 @@ def answers(
     calls: Sequence[Call], *, phase: str, timeout_s: float, meanwhile: Callable[[], None] | None = None
 ) -> list[object]:
     """As `wait_all`, for who is inside `traffic.waiting` already."""
-    deadline = time.monotonic() + timeout_s
+    start = time.monotonic()
+    deadline = start + timeout_s
     pending = {call.ref: call for call in calls}
+    seconds: list[tuple[Worker, float]] = []
     failures: list[RlhfError] = []
     stopped: set[post_mortem.Process] = set()
     while pending and not failures:
@@ -149,10 +153,12 @@ def answers(
                 findings = post_mortem.look(places(late))
                 halted = [worker for worker in late if (worker.node_id, worker.pid) in stay]
                 raise StallError(f"{phase}: no answer can come from {told(halted, findings)}")
+        seconds += [(pending[ref].worker, time.monotonic() - start) for ref in ready]
         failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
     if failures:
         raise blame(failures, list(pending.values()), phase)
     results: list[object] = ray.get([call.ref for call in calls])
+    traffic.clock(phase, seconds)
     return results
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rlhf.actors.calls import traffic
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.launch import Crew, Launcher
 from rlhf.actors.ports import open_ports
+from rlhf.actors.stragglers import Stragglers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.cli.assembly import (
@@ -69,6 +71,7 @@ class Training:
         if not self.has_started:
             for line in foreseen(self.command, config, needs, cluster):
                 records.say(line)
+        traffic.clock = Stragglers(records.warn).see
         crew = self._start(needs, placement)
         ports = open_ports(cluster.workers, config.cluster.start_timeout_s)
         for line in (*describe(cluster, placement), *ports):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,70 +14,19 @@ import ray
 from ray.exceptions import ObjectStoreFullError
 
 from rlhf.actors import post_mortem
-from rlhf.actors.actor import here
-from rlhf.actors.calls import Call, Worker, places, told, wait_all
+from rlhf.actors.calls import Call, Worker, places, told, traffic, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.groups import GroupEngine, ReplaceableGroup, WorkerGroup
-from rlhf.actors.post_mortem import leave_stacks
 from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.stragglers import Stragglers
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightSyncError, WorkerLostError
 from rlhf.planning.placement import Shape, plan_placement
-from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, Sampling, StepReport
+from rlhf.types import PackedTokens, Role, RolloutRequest, Sampling
+from tests.integration.toy import Toy
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Toy:
-    """An actor with the face of a worker and nothing behind it."""
-
-    def __init__(self, folder: Path, log_file: Path) -> None:
-        leave_stacks(log_file)
-
-    def where(self) -> tuple[str, int, str]:
-        return here()
-
-    def nap(self, seconds: float) -> int:
-        time.sleep(seconds)
-        return os.getpid()
-
-    def fail(self) -> None:
-        raise RewardError("reward: p12 took over 30 s")
-
-    def stumble(self) -> None:
-        raise ZeroDivisionError("by zero")
-
-    def overflow(self) -> None:
-        raise ObjectStoreFullError("no room for 3 GiB")
-
-    def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
-        return [batch.token_ids.astype("float32") for batch in batches]
-
-    def forward_backward(self, role: Role, batches: list[object]) -> LossMetrics:
-        return LossMetrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
-
-    def optim_step(self, role: Role) -> StepReport:
-        return StepReport(grad_norm=1.0, lr=0.1, finite=True)
-
-    def generate(self, requests: list[RolloutRequest]) -> list[Rollout]:
-        return [
-            Rollout(
-                id=request.id,
-                prompt_id=request.prompt_id,
-                token_ids=request.prompt_token_ids,
-                log_probs=request.prompt_token_ids.astype("float32"),
-                finish_reason=FinishReason.STOP,
-                weight_version=os.getpid(),
-            )
-            for request in reversed(requests)
-        ]
-
-    def start_weight_update(self) -> None:
-        time.sleep(0.01)
-
-    def finish_weight_update(self, version: int, digest: str) -> str:
-        return f"{digest}-{version}"
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +221,18 @@ def test_a_group_splits_by_rank_and_joins_again(workers: list[Worker]) -> None:
     assert engine.forward_backward([None] * 6).maxima == {"pid": 1.0}  # type: ignore[list-item]
     with pytest.raises(ValueError, match="5 micro-batches do not split over 3 ranks"):
         engine.forward(batches[:5])
+
+
+def test_one_that_is_slow_time_after_time_is_named(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(traffic, "clock", Stragglers(heard.append, least_s=0.1, times=3).see)
+    group = WorkerGroup(workers)
+    naps = {1: 0.4}
+    for _ in range(3):
+        assert heard == []
+        group.run(lambda rank, handle: handle.nap.remote(naps.get(rank, 0.01)), phase="nap", timeout_s=30)
+    (text,) = heard
+    assert text.startswith(f"{workers[1]} keeps the others waiting: 3 times in a row")
 
 
 def test_lost_processes_are_replaced_and_asked_again(

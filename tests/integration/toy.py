@@ -1,0 +1,63 @@
+"""The actor that tests of remote calls ask."""
+
+import os
+import time
+from pathlib import Path
+
+from ray.exceptions import ObjectStoreFullError
+
+from rlhf.actors.actor import here
+from rlhf.actors.post_mortem import leave_stacks
+from rlhf.errors import RewardError
+from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
+
+
+class Toy:
+    """An actor with the face of a worker and nothing behind it."""
+
+    def __init__(self, folder: Path, log_file: Path) -> None:
+        leave_stacks(log_file)
+
+    def where(self) -> tuple[str, int, str]:
+        return here()
+
+    def nap(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    def fail(self) -> None:
+        raise RewardError("reward: p12 took over 30 s")
+
+    def stumble(self) -> None:
+        raise ZeroDivisionError("by zero")
+
+    def overflow(self) -> None:
+        raise ObjectStoreFullError("no room for 3 GiB")
+
+    def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
+        return [batch.token_ids.astype("float32") for batch in batches]
+
+    def forward_backward(self, role: Role, batches: list[object]) -> LossMetrics:
+        return LossMetrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
+
+    def optim_step(self, role: Role) -> StepReport:
+        return StepReport(grad_norm=1.0, lr=0.1, finite=True)
+
+    def generate(self, requests: list[RolloutRequest]) -> list[Rollout]:
+        return [
+            Rollout(
+                id=request.id,
+                prompt_id=request.prompt_id,
+                token_ids=request.prompt_token_ids,
+                log_probs=request.prompt_token_ids.astype("float32"),
+                finish_reason=FinishReason.STOP,
+                weight_version=os.getpid(),
+            )
+            for request in reversed(requests)
+        ]
+
+    def start_weight_update(self) -> None:
+        time.sleep(0.01)
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        return f"{digest}-{version}"
