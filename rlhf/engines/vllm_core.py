@@ -2,9 +2,12 @@
 so import this module only after that is set (`rollout_vllm.py`)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import torch
+from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch.distributed.distributed_c10d import _get_default_store
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
@@ -73,6 +76,8 @@ class VllmCore:
                 max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= adapter_rank),
             )
         )
+        if on_cpu or section.tensor_parallel_size == 1:
+            self.llm.collective_rpc(_leave_meeting_place)
         self._tasks = self.llm.get_supported_tasks()
         self.llm.collective_rpc(_report_whole_distribution)
 
@@ -159,6 +164,17 @@ def _adaptable_layers(model: str) -> list[str]:
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
     return sorted({kind_of(name) for name in linear_layers(whole)})
+
+
+def _leave_meeting_place(worker: WorkerBase) -> None:
+    """Remove the file through which an engine's processes found each other, which vLLM leaves in the folder for
+    temporary files. Nobody reads it again, but for NCCL, which may connect two processes at their first exchange."""
+    del worker
+    store = _get_default_store()
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if isinstance(store, FileStore):
+        Path(store.path).unlink(missing_ok=True)  # type: ignore[attr-defined]
 
 
 def _install_adapters(worker: WorkerBase) -> None:

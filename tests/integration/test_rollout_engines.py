@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, PrefixStore
 
 from rlhf.errors import ModelError, RlhfError
 from rlhf.types import FinishReason, Rollout
@@ -193,6 +195,13 @@ def test_a_prompt_that_cannot_be_answered_is_an_error(engine: ServingEngine, len
     with pytest.raises(ModelError, match=f"prompt of {length} tokens"):
         engine.generate([request(1), request(2, prompt_ids=prompt(1, length))])
     assert len(engine.generate([request(1)])) == 1
+
+
+def test_the_file_of_an_engines_start_is_gone(engine: ServingEngine) -> None:
+    store = dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    assert not isinstance(store, FileStore) or not Path(store.path).exists()  # type: ignore[attr-defined]
 
 
 def test_an_engine_asleep_says_so(engine: ServingEngine) -> None:
