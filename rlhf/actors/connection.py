@@ -26,6 +26,10 @@ LOCAL_ENVIRONMENT = {
     # A busy laptop may need longer than Ray's 30 s to start.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Without a dashboard nobody sees the last 100,000 calls, which the control store would keep.
+    "RAY_task_events_report_interval_ms": "0",
+    # Of the logs of all processes that ever lived, so many are held open.
+    "RAY_LOG_MONITOR_MAX_OPEN_FILES": "64",
 }
 VERSION = re.compile(r"(?:Ray|Python): (\S+)")
 CONTROL_STORE_WAIT = "RAY_gcs_server_port_wait_time_s"
