@@ -35,7 +35,7 @@ chaos: .venv/.ready  ## PPO with every process killed in every phase, 48 faults 
 	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \
 		--run.name chaos-$$seed --chaos-seed $$seed --num-faults 48 --kinds kill,tear || exit 1; done
 
-soak: .venv/.ready  ## 1,000 steps of PPO in peace and under kills 30 s apart: whether anything grows or is left: two hours
+soak: .venv/.ready  ## 1,000 steps of PPO in peace and under kills 30 s apart: whether anything grows or is left: an hour
 	$(BIN)/python -m benchmarks.soak
 
 bench: .venv/.ready  ## the benchmarks, each of which prints a table
