@@ -16,7 +16,8 @@ class ModelSection(Section):
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     quantization: Literal["none", "nf4"] = "none"
     """How frozen weights are held: nf4 is 4 bits a weight (QLoRA), of the linear layers but the output layer; they
-    compute in dtype. What learns beside them needs lora.rank above 0."""
+    compute in dtype. What learns beside them needs lora.rank above 0. A reference that is the policy is held as that
+    is, unless it says otherwise."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes flash_attention_2 where installed on a GPU, else sdpa."""
     trust_remote_code: str | None = None

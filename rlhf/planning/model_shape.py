@@ -90,17 +90,20 @@ class ModelShape:
     @property
     def linear_parameters(self) -> int:
         """Of the matrices of all linear layers but the output layer; experts are none."""
-        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         feed_forward = self._feed_forward_matrices * self.hidden * self.intermediate
-        return self.num_layers * (_attention(self.hidden, query, kv) + feed_forward)
+        return self.num_layers * (self._attention_parameters + feed_forward)
+
+    @property
+    def _attention_parameters(self) -> int:
+        """Of one layer."""
+        return _attention(self.hidden, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim)
 
     @property
     def _feed_forward_matrices(self) -> int:
         """Of one layer."""
         if self.layer_parameters != self.active_layer_parameters:
             return 0
-        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return (self.layer_parameters - _attention(self.hidden, query, kv)) // (self.hidden * self.intermediate)
+        return (self.layer_parameters - self._attention_parameters) // (self.hidden * self.intermediate)
 
     def as_scorer(self) -> "ModelShape":
         """The same backbone under one output, as reward models and critics have it."""

@@ -1,0 +1,20 @@
+"""What 4 bits need is missed before anything starts."""
+
+import importlib.util
+
+import pytest
+
+from rlhf.cli.check import surroundings
+from rlhf.config.load import load_config
+
+MISSING = "bitsandbytes is not installed. Run `pip install rlhf[qlora]`."
+
+
+@pytest.mark.parametrize(("quantization", "missed"), [("nf4", ["policy", "reference"]), ("none", [])])
+def test_a_missing_package_is_told(quantization: str, missed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    argv = ("--data.path", "x.jsonl", "--policy.model", "m", "--reward.function", "rewards:score")
+    config = load_config("grpo", [*argv, "--policy.lora.rank", "8", "--policy.quantization", quantization], {})
+    problems = [problem for problem in surroundings(config, {}) if problem.text == MISSING]
+    assert [problem.keys for problem in problems] == [(f"{role}.quantization",) for role in missed]
