@@ -26,16 +26,28 @@ def of_all(
     """
     if device == "cuda":
         return {"DS_ACCELERATOR": "cuda"}
-    ranks = [group.shape.num_devices_per_node for group in placement.groups if group.roles != (Role.ROLLOUT,)]
+    ranks = widths(placement)
     widest = max(*ranks, *(group.num_engines * group.devices_per_engine for group in placement.groups))
-    threads = environ.get("OMP_NUM_THREADS") or str(max(1, int(num_cores) // widest))
-    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": share_of(num_cores, widest, environ)}
     if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in environ:
         variables["GOMP_SPINCOUNT"] = OPENMP_SPINS
     return variables
 
 
-def of_ranks(device: str, environ: Mapping[str, str]) -> dict[str, str]:
+def of_ranks(placement: Placement, device: str, num_cores: float, environ: Mapping[str, str]) -> dict[str, str]:
     """For ranks of models that learn or score, beside what all have."""
+    if device == "cuda":
+        # An optimizer on the host steps with these; Ray would allow one thread for the core that a GPU's seat books.
+        return {"OMP_NUM_THREADS": share_of(num_cores, max(widths(placement)), environ)}
     is_chosen = any(name.startswith(CHOOSES_MEMORY) for name in environ)
-    return {} if is_chosen or device == "cuda" else dict(KEEPS_MEMORY)
+    return {} if is_chosen else dict(KEEPS_MEMORY)
+
+
+def widths(placement: Placement) -> list[int]:
+    """Ranks on a node, of each group that hosts models."""
+    return [group.shape.num_devices_per_node for group in placement.groups if group.roles != (Role.ROLLOUT,)]
+
+
+def share_of(num_cores: float, num_processes: int, environ: Mapping[str, str]) -> str:
+    """Threads of each of some processes that work at the same time, unless the user has set them."""
+    return environ.get("OMP_NUM_THREADS") or str(max(1, int(num_cores) // num_processes))

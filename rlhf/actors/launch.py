@@ -94,6 +94,12 @@ def hosted(groups: Sequence[DeviceGroup]) -> list[tuple[Role, ...]]:
     return [roles for roles in models if roles]
 
 
+def beside_engines(placement: Placement, groups: Mapping[Role, WorkerGroup]) -> list[WorkerGroup]:
+    """The models on the devices of the rollout engines; `groups` by each of their roles."""
+    shared = [role for role in placement.group_of(Role.ROLLOUT).roles if role is not Role.ROLLOUT]
+    return list(dict.fromkeys(groups[role] for role in shared))
+
+
 def is_well(group: WorkerGroup) -> bool:
     """Whether every process answers soon, and with nothing left of what it was asked."""
     calls = [Call(worker=worker, ref=worker.handle.begin_anew.remote()) for worker in group.workers]
@@ -134,13 +140,15 @@ class Launcher:
             collective_timeout_s=collective_timeout_s,
         )
         self._replaced = replaced
+        num_cores = max(cluster.cpus_per_node, default=1.0)
         self._env = environment.of_all(
             placement,
             cluster.device,
-            max(cluster.cpus_per_node, default=1.0),
+            num_cores,
             os.environ,
             runs_ahead=script.engine is not None and script.engine.section.max_lag > 0,
         )
+        self._env_of_ranks = self._env | environment.of_ranks(placement, cluster.device, num_cores, os.environ)
         self._seats: Mapping[Role, list[Seat]] = {}
         self._gpus_of_engines: list[Sequence[str]] = []
         self._spared = Spared()
@@ -186,18 +194,23 @@ class Launcher:
         self._gpus_of_engines = self._shared_gpus(models)
         self._join(list(models.values()))
         calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
-        calls += self._load_engines(engines) if engines is not spared.engines else []
+        starts = engines is not spared.engines
+        calls += self._load_engines(engines) if starts and not self._shares_gpus else []
         self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
         try_rewards({name: WorkerGroup(workers) for name, workers in rewards.items()})
         self._load(calls)
         groups = {role: group for roles, group in spared.models.items() for role in roles}
         groups |= {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
+        if starts and self._shares_gpus:
+            # Afterwards: vLLM counts as its own what anybody takes of the GPU while it starts.
+            self._make_room(groups)
+            self._load(self._load_engines(engines))
         if script.engine is not None:
             self._connect(groups[Role.POLICY], engines)
         self._crew = Crew(
             device=self._cluster.device,
             groups=groups,
-            engines=self._fleet(groups[Role.POLICY], engines) if script.engine is not None else None,
+            engines=self._fleet(groups, engines) if script.engine is not None else None,
             rewards=dict(spared.rewards) | {name: self._reward(name, workers) for name, workers in rewards.items()},
         )
         return self._crew
@@ -205,9 +218,10 @@ class Launcher:
     def _seat_ranks(self, roles: tuple[Role, ...]) -> list[Call]:
         """Start the ranks of a group that hosts `roles`."""
         title = "".join(role.capitalize() for role in roles)
-        env = self._env | environment.of_ranks(self._cluster.device, os.environ)
         return [
-            self._cluster.seat(ModelWorker, seat, name=f"{'+'.join(roles)} rank {rank}", title=title, env=env)
+            self._cluster.seat(
+                ModelWorker, seat, name=f"{'+'.join(roles)} rank {rank}", title=title, env=self._env_of_ranks
+            )
             for rank, seat in enumerate(self._seats[roles[0]])
         ]
 
@@ -242,11 +256,15 @@ class Launcher:
         seat = partial(self._seat_ranks, roles)
         return dict.fromkeys(roles, WorkerGroup(workers) if learns else self._replaceable(workers, seat, prepare))
 
-    def _fleet(self, policy: WorkerGroup, workers: Sequence[Worker]) -> WorkerGroup:
+    def _fleet(self, groups: Mapping[Role, WorkerGroup], workers: Sequence[Worker]) -> WorkerGroup:
         """The rollout engines. Those that come later receive the weights that those before had received; where
         rollouts run ahead, the policy has others by then."""
 
+        policy = groups[Role.POLICY]
+
         def prepare(others: Sequence[Worker]) -> None:
+            if self._shares_gpus:
+                self._make_room(groups)
             self._load(self._load_engines(others))
             self._connect(policy, others)
             policy.run(
@@ -315,12 +333,24 @@ class Launcher:
             for worker, gpus in zip(workers, self._gpus_of_engines, strict=True)
         ]
 
+    def _make_room(self, groups: Mapping[Role, WorkerGroup]) -> None:
+        """Have models give back what they keep unused of the GPUs on which engines start."""
+        ranks = [worker for group in beside_engines(self._placement, groups) for worker in group.workers]
+        self._load([Call(worker=worker, ref=worker.handle.give_back.remote()) for worker in ranks])
+
+    @property
+    def _shares_gpus(self) -> bool:
+        """Whether engines live on GPUs of models."""
+        if self._script.engine is None or self._cluster.device != "cuda":
+            return False
+        return self._placement.group_of(Role.ROLLOUT).is_shared_by_engines
+
     def _shared_gpus(self, models: Mapping[tuple[Role, ...], Sequence[Worker]]) -> list[Sequence[str]]:
         """Of each engine, those of the ranks beside it; none where its devices are its own."""
         if self._script.engine is None:
             return []
         group = self._placement.group_of(Role.ROLLOUT)
-        if self._cluster.device != "cuda" or not group.is_shared_by_engines:
+        if not self._shares_gpus:
             return [()] * group.num_engines
         (roles,) = hosted([group])
         return gpus_of_engines(group, models[roles])

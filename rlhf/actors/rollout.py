@@ -11,10 +11,19 @@ Item = TypeVar("Item")
 
 
 class RolloutPool:
-    """Engines that act as one `RolloutEngine`. Thread-safe: it keeps no state but its group of workers."""
+    """Engines that act as one `RolloutEngine`. Thread-safe: it keeps no state but its groups of workers."""
 
-    def __init__(self, group: WorkerGroup, *, generate_timeout_s: float, control_timeout_s: float) -> None:
+    def __init__(
+        self,
+        group: WorkerGroup,
+        *,
+        generate_timeout_s: float,
+        control_timeout_s: float,
+        beside: Sequence[WorkerGroup] = (),
+    ) -> None:
+        """`beside` are the models on the engines' devices, which make room for these when they wake."""
         self._group = group
+        self._beside = beside
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
 
@@ -47,6 +56,12 @@ class RolloutPool:
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
     def wake(self) -> None:
+        for group in self._beside:
+            group.run(
+                lambda _rank, handle: handle.give_back.remote(),
+                phase="room for engines",
+                timeout_s=self._control_timeout_s,
+            )
         self._all("wake", lambda _index, handle: handle.wake.remote(), self._control_timeout_s)
 
     def close(self) -> None:

@@ -116,6 +116,12 @@ class ModelWorker(RankActor):
         del self._engines[role]
         free_memory()
 
+    def give_back(self) -> None:
+        """Leave unused memory of the device to who shares it."""
+        from rlhf.engines.device_memory import give_back
+
+        give_back()
+
     def load_trainee(self, role: Role, spec: TraineeSpec) -> None:
         """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
         with importing():

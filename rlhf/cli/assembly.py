@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rlhf.actors.groups import FollowingReference, GroupEngine, WorkerGroup
-from rlhf.actors.launch import Crew
+from rlhf.actors.launch import Crew, beside_engines
 from rlhf.actors.memory import MemoryGauge
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
@@ -13,7 +13,7 @@ from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.turns import RestingPool, WakingPolicy
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, Needs
-from rlhf.config.algo import SftSection
+from rlhf.config.algo import AlgorithmSection, SftSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.reward import EndpointSource, RemoteSource
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, TokenScorer
@@ -140,15 +140,17 @@ def portions(config: TrainConfig) -> Portions:
 def assemble_offline(
     command: str,
     config: TrainConfig,
+    section: AlgorithmSection,
     algorithm: Algorithm,
     given: DataSplit[ScoredGroup],
     crew: Crew,
     reference: TokenScorer | None,
 ) -> Parts:
-    """Everything that the loop drives in a run on given answers."""
+    """Everything that the loop drives in a run on given answers. `section` is the algorithm's, with what follows from
+    the data."""
     models = Models(trained={role: trainee(config, crew, role) for role in algorithm.needs.trains}, reference=reference)
     # An algorithm of its own: what is held out must not count in the training figures.
-    evaluated, groups = build_algorithm(config.algo), held_out(config, given)
+    evaluated, groups = build_algorithm(section), held_out(config, given)
     return Parts(
         algorithm=algorithm,
         models=models,
@@ -177,12 +179,13 @@ def assemble_online(
     engines = {role: trainee(config, crew, role) for role in crew.groups}
     rests = takes_turns(config, placement)
     assert crew.engines is not None
-    pool: RolloutEngine = rollout_pool(config, crew.engines)
+    beside = beside_engines(placement, crew.groups)
+    pool: RolloutEngine = rollout_pool(config, beside, crew.engines)
     if rests:
         pool = RestingPool(pool)
     trained = {role: engines[role] for role in algorithm.needs.trains}
     trained[Role.POLICY] = probed_policy(
-        WakingPolicy if rests else ProbedPolicy, config, crew, data.prompts.train, tokenizer
+        WakingPolicy if rests else ProbedPolicy, config, crew, beside, data.prompts.train, tokenizer
     )
     copy = following_reference(config, crew) if algorithm.needs.following is not None else None
     opened = opened_rewards(config, crew, engines.get(Role.REWARD), tokenizer)
@@ -232,7 +235,12 @@ def takes_turns(config: OnlineConfig, placement: Placement) -> bool:
 
 
 def probed_policy(
-    kind: type[ProbedPolicy], config: OnlineConfig, crew: Crew, prompts: Sequence[Prompt], tokenizer: Tokenizer
+    kind: type[ProbedPolicy],
+    config: OnlineConfig,
+    crew: Crew,
+    beside: Sequence[WorkerGroup],
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
 ) -> ProbedPolicy:
     """The policy, with a few short answers to prove its first weight sync by."""
     assert crew.engines is not None
@@ -240,7 +248,7 @@ def probed_policy(
     return kind(
         crew.groups[Role.POLICY],
         engines=crew.engines,
-        pool=partial(rollout_pool, config),
+        pool=partial(rollout_pool, config, beside),
         requests=[
             RolloutRequest(
                 id=f"probe/{index}", prompt_id=prompt.id, prompt_token_ids=prompt.token_ids, seed=index, sampling=drawn
@@ -254,12 +262,13 @@ def probed_policy(
     )
 
 
-def rollout_pool(config: OnlineConfig, engines: WorkerGroup) -> RolloutPool:
+def rollout_pool(config: OnlineConfig, beside: Sequence[WorkerGroup], engines: WorkerGroup) -> RolloutPool:
     """Engines as one."""
     return RolloutPool(
         engines,
         generate_timeout_s=config.rollout.generate_timeout_s,
         control_timeout_s=config.rollout.sync_timeout_s,
+        beside=beside,
     )
 
 
@@ -290,7 +299,7 @@ def rollout_source(
 ) -> GroupSource:
     """Groups that the policy samples now."""
     rollout = config.rollout
-    patience_s = rollout.generate_timeout_s + config.train.step_timeout_s + START_MARGIN_S
+    patience_s = sampling_timeout_s(config)
     return RolloutSource(
         Order(prompts, seed=config.run.seed, shuffle=config.data.shuffle),
         sampler,
@@ -309,6 +318,13 @@ def rollout_source(
     )
 
 
+def sampling_timeout_s(config: OnlineConfig) -> float:
+    """Longest wait for a step's scored answers. All that is waited for inside has a deadline of its own, whose error
+    says more: this one comes after them."""
+    round_s = config.rollout.generate_timeout_s + scoring_timeout_s(config)
+    return config.algo.sampling_rounds * round_s + START_MARGIN_S
+
+
 def num_opponents(needs: Needs, num_samples: int) -> int:
     """How many answers of a group are drawn from the mixture."""
     if not needs.mixture:
@@ -318,10 +334,13 @@ def num_opponents(needs: Needs, num_samples: int) -> int:
 
 def remote_rewards(config: OnlineConfig, groups: Mapping[str, WorkerGroup]) -> dict[str, RewardSource]:
     """The reward sources with processes of their own, by label."""
-    # An outage has a deadline of its own, whose error says more.
-    outage_s = sum(s.outage_timeout_s for s in config.reward.all_sources if isinstance(s, EndpointSource))
-    timeout_s = config.train.step_timeout_s + outage_s
-    return {label: RemoteReward(group, timeout_s=timeout_s) for label, group in groups.items()}
+    return {label: RemoteReward(group, timeout_s=scoring_timeout_s(config)) for label, group in groups.items()}
+
+
+def scoring_timeout_s(config: OnlineConfig) -> float:
+    """Longest wait for a step's rewards. A service that is out has a deadline of its own, whose error says more."""
+    outages = (source.outage_timeout_s for source in config.reward.all_sources if isinstance(source, EndpointSource))
+    return config.train.step_timeout_s + sum(outages)
 
 
 def try_reward(source: RewardSource, config: OnlineConfig, needs: Needs, prompt: Prompt, tokenizer: Tokenizer) -> None:

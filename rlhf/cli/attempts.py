@@ -86,7 +86,7 @@ class Training:
             parts = assemble_online(config, algorithm, self.data, crew, placement, self.tokenizer, self.stop)
         else:
             assert self.data.groups is not None
-            parts = assemble_offline(self.command, config, algorithm, self.data.groups, crew, store)
+            parts = assemble_offline(self.command, config, self.algorithm, algorithm, self.data.groups, crew, store)
         loop = Loop(
             parts,
             course(config, self.length),

@@ -9,6 +9,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
+from rlhf.config.rules_placement import GLOO_ON_GPUS
 from rlhf.engines.rewards import head_of
 from rlhf.engines.rollout import NO_ADAPTERS, NO_MIXTURE, engine_kind
 from rlhf.errors import ConfigError
@@ -107,6 +108,8 @@ def sync_backend(section: RolloutSection, placement: Placement, device: str) -> 
     """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
     if device != "cpu" and engine_kind(section) == "transformers":
         raise ConfigError("rollout.engine: transformers trains on CPU only. Install vllm and use it on GPUs.")
+    if device != "cpu" and section.sync_backend == "gloo":
+        raise ConfigError(f"rollout.sync_backend: {GLOO_ON_GPUS}")
     if section.sync_backend != "auto":
         return section.sync_backend
     if device == "cpu":

@@ -34,11 +34,12 @@ class ModelFacts:
     num_labels: int | None
     """Outputs of the head, where the model is a classifier; None for a language model."""
     has_chat_template: bool
-    num_parameters: int
+    has_own_code: bool
+    """It comes with Python code that would have to be run."""
 
 
 def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
-    """The folder that a model's name means on this machine; None for a hub model that is not here yet.
+    """The folder that a model's name means on this machine; None for a hub model that is not here yet, or in part.
 
     Raises:
         ModelFileError: there is no such folder, and the name is not one of the hub.
@@ -53,13 +54,32 @@ def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
     if not HUB_NAME.fullmatch(model) or looks_local:
         raise ModelFileError(f"no such folder: {model}.")
     cached = _cached(model, environ)
-    if cached is None and environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+    if cached is not None and _has_weights(cached):
+        return cached
+    if environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise ModelFileError(f"{model} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
-    return cached
+    return None
+
+
+def described_folder(model: str, environ: Mapping[str, str]) -> Path | None:
+    """As `local_folder`, but of a hub model config.json is enough: `rlhf plan` fetches no more."""
+    cached = None if Path(model).expanduser().exists() else _cached(model, environ)
+    return cached or local_folder(model, environ)
+
+
+def trusted_commit(trust_remote_code: str | None, model: str) -> str | None:
+    """The commit of repo@commit, if it speaks of this very model."""
+    repo, _, commit = (trust_remote_code or "").partition("@")
+    return commit if commit and repo == model else None
+
+
+def untrusted(model: str) -> str:
+    """What to say of a model whose own code nobody has allowed."""
+    return f"needs remote code; review it, then set trust_remote_code to {model}@<commit>."
 
 
 def _cached(model: str, environ: Mapping[str, str]) -> Path | None:
-    """The newest snapshot of a hub model in the cache of huggingface_hub."""
+    """The newest snapshot of a hub model in the cache of huggingface_hub, which may lack files."""
     home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{model.replace('/', '--')}"
     try:
@@ -75,25 +95,30 @@ def read_model(folder: Path) -> ModelFacts:
     Raises:
         ModelFileError: a file is missing or damaged.
     """
+    facts = describe_model(folder)
+    for name, shape in _shapes(folder):
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, shape[0]):
+            said = f"config.json says a vocabulary of {facts.vocab_size}"
+            raise ModelFileError(f"{name}: shape {list(shape)}, {said}.")
+    return facts
+
+
+def describe_model(folder: Path) -> ModelFacts:
+    """What the small files of a model say. Raises ModelFileError."""
     config = read_config_json(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelFileError(f'{folder / "config.json"}: no "model_type".')
     text_config = config.get("text_config")
     inner = text_config if isinstance(text_config, dict) else config
-    vocab_size = _whole(inner.get("vocab_size"))
-    shapes = dict(_shapes(folder))
-    for name, shape in shapes.items():
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and vocab_size not in (None, shape[0]):
-            raise ModelFileError(f"{name}: shape {list(shape)}, config.json says a vocabulary of {vocab_size}.")
     return ModelFacts(
         folder=folder,
         model_type=model_type,
-        vocab_size=vocab_size,
+        vocab_size=_whole(inner.get("vocab_size")),
         context=next((size for key in CONTEXT_KEYS if (size := _whole(inner.get(key)))), None),
         num_labels=_num_labels(config),
         has_chat_template=_has_chat_template(folder),
-        num_parameters=sum(math.prod(shape) for shape in shapes.values()),
+        has_own_code="auto_map" in config,
     )
 
 
@@ -174,20 +199,36 @@ def _json(file: Path) -> dict[str, object]:
 
 def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor's name and shape, from the headers of the files that hold the weights."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif index.is_file():
-        places = _json(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise ModelFileError(f"{index}: no weight_map.")
-        files = [folder / str(name) for name in dict.fromkeys(places.values())]
-    elif pickles := [name for name in PICKLES if (folder / name).is_file()]:
+    files = _weight_files(folder)
+    if not files and (pickles := _pickles(folder)):
         raise ModelFileError(f"only pickle weights ({pickles[0]}); convert them to safetensors.")
-    else:
+    if not files:
         raise ModelFileError(f"{folder} has no model.safetensors.")
     for file in files:
         yield from _header(file)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that should hold the weights; none where nothing says which. Raises ModelFileError."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        return []
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelFileError(f"{index}: no weight_map.")
+    return [folder / str(name) for name in dict.fromkeys(places.values())]
+
+
+def _pickles(folder: Path) -> list[str]:
+    return [name for name in PICKLES if (folder / name).is_file()]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a snapshot of the hub holds weights, of whatever kind, and none of their files is missing."""
+    files = _weight_files(folder)
+    return all(file.is_file() for file in files) if files else bool(_pickles(folder))
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

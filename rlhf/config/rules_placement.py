@@ -10,6 +10,7 @@ MAX_SERVED_RANK = 512
 """Highest rank of adapters that vLLM adds to a model that it serves."""
 ROLES = ("policy", "reference", "critic", "reward", "rollout")
 ALL = "all"
+GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
 
 
 def groups_of(config: TrainConfig | BenchConfig) -> list[tuple[str, ...]]:
@@ -78,6 +79,8 @@ def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     keys = ("rollout.sync_backend", "cluster.device", "cluster.colocate")
     if backend in {"nccl", "ipc"} and device == "cpu":
         yield Problem(keys=keys, text=f"{backend} needs GPUs and cluster.device is cpu. Use gloo or auto.")
+    elif backend == "gloo" and device == "cuda":
+        yield Problem(keys=keys, text=GLOO_ON_GPUS)
     elif backend == "ipc" and not shared:
         yield Problem(keys=keys, text="ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout.")
     elif backend == "nccl" and shared:

@@ -41,15 +41,20 @@ AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
 def choose_attention(
-    asked: Literal["auto", "flash_attention_2", "sdpa", "eager"], config: PretrainedConfig, device: torch.device
+    asked: Literal["auto", "flash_attention_2", "sdpa", "eager"],
+    config: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> str:
     """The name of the kernel that transformers is to use.
 
-    auto is flash_attention_2 where it is installed on a GPU, else sdpa. For sdpa, models with plain causal attention
-    take the packed kernel; a sliding window or another peculiarity keeps transformers' own.
+    auto is flash_attention_2 where it is installed on a GPU, but for float32, which it cannot; else sdpa. For that,
+    models with plain causal attention take the packed kernel; a sliding window or another peculiarity keeps
+    transformers' own.
     """
     if asked == "auto":
-        asked = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+        can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
+        asked = "flash_attention_2" if can_flash else "sdpa"
     return PACKED_SDPA if asked == "sdpa" and is_plain_causal(config) else asked
 
 

@@ -13,6 +13,11 @@ def local_device() -> str:
 def free_memory() -> None:
     """Give back what forgotten models held."""
     gc.collect()
+    give_back()
+
+
+def give_back() -> None:
+    """Leave to other processes on the GPU what torch keeps for later and nothing uses now."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

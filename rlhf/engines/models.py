@@ -1,6 +1,7 @@
 """Loading a Hugging Face model for one of the heads, and refusing one that cannot be used, with all reasons at once."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlhf.config.model_files import trusted_commit, untrusted
 from rlhf.config.models import ModelSection
 from rlhf.engines.attention import choose_attention
 from rlhf.engines.log_probs import LogitsRule
@@ -26,7 +28,7 @@ from rlhf.errors import ModelError
 from rlhf.types import Head
 
 WEIGHTS = "*.safetensors"
-NEEDED_FILES = [WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -89,12 +91,13 @@ def load_model(
     Raises ModelError with one line a problem.
     """
     opened = _open(section, name, head, where, new_head)
+    dtype = choose_dtype(section, device, where)
     try:
         loaded = KINDS[head].from_pretrained(
             opened.folder,
             config=opened.config,
-            dtype=choose_dtype(section, device, where),
-            attn_implementation=choose_attention(section.attention, opened.config, device),
+            dtype=dtype,
+            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -116,11 +119,12 @@ def sketch_model(
 ) -> LoadedModel:
     """The model that `load_model` loads, on torch's meta device: no weights are read. Raises ModelError."""
     opened = _open(section, name, head, where, new_head)
+    dtype = choose_dtype(section, device, where)
     with torch.device("meta"):
         model = KINDS[head].from_config(  # type: ignore[no-untyped-call]
             opened.config,
-            dtype=choose_dtype(section, device, where),
-            attn_implementation=choose_attention(section.attention, opened.config, device),
+            dtype=dtype,
+            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
             trust_remote_code=opened.trusted is not None,
         )
     return LoadedModel(model=cast(PreTrainedModel, model), folder=opened.folder, dropouts=opened.dropouts)
@@ -145,9 +149,8 @@ def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Pat
     """The local folder of a model, downloaded first where `name` is a hub name. Raises ModelError."""
     folder = Path(name)
     if not folder.is_dir():
-        folder = _download(name, revision, where)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{where}: {name} has no config.json; it is not a Hugging Face model.")
+        folder = _download(name, revision, where, (WEIGHTS, *SMALL_FILES))
+    _require_config(folder, name, where)
     if not any(folder.glob(WEIGHTS)):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         if pickles:
@@ -162,9 +165,29 @@ def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Pat
     return folder
 
 
-def _download(name: str, revision: str | None, where: str) -> Path:
+def require_known_kind(section: ModelSection, name: str, *, where: str) -> Path:
+    """The folder of a model's small files, downloaded first where `name` is a hub name; no weights are read.
+
+    Raises:
+        ModelError: there is none, transformers does not know the kind, or its own code would have to be run.
+    """
+    trusted = trusted_commit(section.trust_remote_code, name)
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(name, trusted, where, SMALL_FILES)
+    _require_config(folder, name, where)
+    _load_config(name, folder, trusted, where)
+    return folder
+
+
+def _require_config(folder: Path, name: str, where: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{where}: {name} has no config.json; it is not a Hugging Face model.")
+
+
+def _download(name: str, revision: str | None, where: str, files: Sequence[str]) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=NEEDED_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise ModelError(f"{where}: {name} is gated; log in with `hf auth login`.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -195,12 +218,6 @@ def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: i
     )
 
 
-def trusted_commit(trust_remote_code: str | None, name: str) -> str | None:
-    """The commit of repo@commit, if it speaks of this very model."""
-    repo, _, commit = (trust_remote_code or "").partition("@")
-    return commit if commit and repo == name else None
-
-
 def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> PretrainedConfig:
     try:
         raw = json.loads((folder / "config.json").read_text())
@@ -209,8 +226,7 @@ def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> Pr
     if not isinstance(raw, dict):
         raise ModelError(f"{where}: config.json is not a mapping.")
     if "auto_map" in raw and trusted is None:
-        advice = f"review it, then set trust_remote_code to {name}@<commit>"
-        raise ModelError(f"{where}: needs remote code; {advice}.")
+        raise ModelError(f"{where}: {untrusted(name)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted is not None)
     except (ValueError, OSError, KeyError) as error:

@@ -1,7 +1,7 @@
 """A model that learns: one rank of it, on DeepSpeed ZeRO 0 to 3, CPU or CUDA."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -204,7 +204,7 @@ class DeepSpeedEngine:
             raise RlhfError("the reference that follows the policy was asked for, and none is held")
         return self._copy
 
-    def _master_shards(self) -> dict[int, torch.Tensor]:
+    def _master_shards(self) -> Iterator[tuple[int, torch.Tensor]]:
         return master_shards(self._engine, self._section.zero_stage)
 
     def _grad_norm(self) -> float:

@@ -35,12 +35,14 @@ def test_what_the_user_has_set_stays() -> None:
     placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
     variables = of_all(placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}, runs_ahead=False)
     assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3"}
-    assert of_ranks("cpu", {"PATH": "/bin"}) == KEEPS_MEMORY
+    assert of_ranks(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEPS_MEMORY
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
-        assert of_ranks("cpu", {name: "1"}) == {}
+        assert of_ranks(placement, "cpu", 8.0, {name: "1"}) == {}
+    assert of_ranks(placement, "cuda", 8.0, {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
 
 
-def test_gpus_need_none_of_it() -> None:
-    placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
+def test_on_gpus_ranks_have_their_share_of_the_cores() -> None:
+    """For an optimizer on the host; engines keep the one thread that they want."""
+    placement = plan_placement({Role.POLICY: TWO, Role.CRITIC: ONE, Role.ROLLOUT: ONE}, (), num_engines=8)
     assert of_all(placement, "cuda", 8.0, {}, runs_ahead=True) == {"DS_ACCELERATOR": "cuda"}
-    assert of_ranks("cuda", {}) == {}
+    assert of_ranks(placement, "cuda", 8.0, {}) == {"OMP_NUM_THREADS": "4"}
