@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from rlhf.engines.models import WEIGHTS, resolve_folder, trusted_commit
+from rlhf.config.model_files import trusted_commit
+from rlhf.engines.models import WEIGHTS, resolve_folder
 
 DECIDING = ("config.json", WEIGHTS, "*.py")
 LIBRARIES = ("torch", "transformers")

@@ -27,6 +27,8 @@ from rlhf.errors import ModelError
 from rlhf.types import FinishReason
 
 GIB = 1 << 30
+ENDS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+"""What vLLM says of an answer that came to its end; all else it says is of one that did not (abort, error)."""
 
 
 class VllmCore:
@@ -130,7 +132,7 @@ class VllmCore:
                     output.new_token_ids,
                     [] if log_probs is None else log_probs.logprobs[:, 0].tolist(),
                     None if prompt is None else prompt.logprobs[:, 0].float().numpy(),
-                    None if output.finish_reason is None else FinishReason(str(output.finish_reason)),
+                    None if output.finish_reason is None else ENDS.get(str(output.finish_reason), FinishReason.ABORTED),
                 )
             )
         return outputs

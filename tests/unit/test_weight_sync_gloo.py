@@ -237,6 +237,25 @@ def test_an_engine_that_dies_in_a_sync_is_an_error_in_time_and_a_new_sender_star
     assert receivers["well"].gate.enter(0) == receivers["fresh"].gate.enter(0) == 3
 
 
+class SlowClient(LocalEngineClient):
+    """Says who was silent, once the deadline is over and it has looked after them."""
+
+    def update_weights(self, update_info: Info, timeout_s: float) -> None:
+        time.sleep(timeout_s + 0.5)
+        raise WeightSyncError("no answer from stuck, which is stopped")
+
+
+def test_what_the_client_finds_out_about_a_silent_engine_is_waited_for(
+    model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    """Also where nothing is left to send, as of a model of one bucket that the engine hangs in loading."""
+    sender = open_sender(GlooSender, model, {"stuck": DictReceiver("stuck")}, cleanup, timeout_s=1.0)
+    monkeypatch.setattr(sender._client, "update_weights", SlowClient.update_weights.__get__(sender._client))
+    monkeypatch.setattr(sender, "_broadcast", lambda _buffer: None)
+    with pytest.raises(WeightSyncError, match="which is stopped"):
+        sender.send(1)
+
+
 def test_other_ranks_gather_and_never_meet_an_engine(model: Model) -> None:
     client = LocalEngineClient({"a": DictReceiver("a")})
     sender = make_sender(

@@ -18,6 +18,9 @@ from rlhf.types import SyncReport
 Info: TypeAlias = Mapping[str, object]
 """What a control-plane call carries; JSON values, except for CUDA IPC handles, which are picklable tuples."""
 
+LOOKING_S = 20.0
+"""Longest time that a client takes, past a call's deadline, to look after the processes of engines that are silent."""
+
 
 class WeightReceiver(Protocol):
     """The receiving side of a sync: both rollout engines implement it. Errors are WeightSyncErrors that name the

@@ -10,14 +10,14 @@ its connections); a refused bucket does not, since every receiver takes part to 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.weight_sync.base import EngineClient
+from rlhf.engines.weight_sync.base import LOOKING_S, EngineClient
 from rlhf.engines.weight_sync.buckets import (
     DIGEST_BYTES,
     Bucket,
@@ -203,11 +203,19 @@ class GlooSender:
             progress = self._progress(version)
             self._group.close()
             raise WeightSyncError(f"version {version}: {failure}\n{progress}") from failure
-        answer.result(self._timeout_s)
+        self._await(answer)
         received = self._client.finish_weight_update(version, digest, self._timeout_s)
         wrong = [f"engine {name}: version {version}: digest {d}, need {digest}" for name, d in received.items()]
         if any(d != digest for d in received.values()):
             raise WeightSyncError("\n".join(wrong))
+
+    def _await(self, answer: Future[None]) -> None:
+        """Hear the engines out. The client's own deadline comes first, since it can tell who is silent."""
+        patience_s = self._timeout_s + CLIENT_MARGIN_S + LOOKING_S
+        wait([answer], timeout=patience_s)
+        if not answer.done():
+            raise WeightSyncError(f"engines {', '.join(self._client.engine_names)}: no answer within {patience_s:g} s")
+        answer.result()
 
     def _progress(self, version: int) -> str:
         """One line an engine process: how many buckets it had verified."""
@@ -246,7 +254,7 @@ class GlooSender:
             group = GlooGroup(self._store, 0, world_size, self._timeout_s)
         except RuntimeError as error:
             raise WeightSyncError(f"the weight transfer group cannot be built: {error}") from error
-        answer.result(self._timeout_s)
+        self._await(answer)
         return group
 
 

@@ -4,11 +4,13 @@ Each engine process reads the buffer of the trainer rank on its own GPU, so ever
 buffer is handed over by a remote call: their number grows with the bytes of the model, not with its parameters.
 """
 
+from functools import partial
+
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
 
 from rlhf.engines.weight_sync.base import EngineClient
 from rlhf.engines.weight_sync.source import WeightSource
-from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, opened
 
 
 def open_ipc(
@@ -20,10 +22,12 @@ def open_ipc(
     bucket_bytes: int,
     timeout_s: float,
 ) -> VllmSender:
-    """Tell the engines how buffers will be packed; there is nothing to join."""
+    """Tell the engines how buffers will be packed; there is nothing to join. Raises WeightSyncError where one does not
+    answer in time."""
     digesting = DigestingSource(source, bucket_bytes)
     vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
     buffer_bytes = max(bucket_bytes, digesting.largest_parameter_bytes)
     init_info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=buffer_bytes, rank=rank)
-    engine = IPCTrainerWeightTransferEngine.trainer_init(init_info, client=vllm_client, source=digesting)
+    start = partial(IPCTrainerWeightTransferEngine.trainer_init, init_info, client=vllm_client, source=digesting)
+    engine = opened(start, vllm_client, timeout_s)
     return VllmSender(engine, vllm_client, digesting, timeout_s)

@@ -1,12 +1,13 @@
 """Weights through NCCL, for engines on GPUs of their own: vLLM's packed broadcast from trainer rank 0."""
 
 import socket
+from functools import partial
 
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
 from rlhf.engines.weight_sync.base import EngineClient
 from rlhf.engines.weight_sync.source import WeightSource
-from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, opened
 
 
 def open_nccl(
@@ -20,7 +21,11 @@ def open_nccl(
     bucket_bytes: int,
     timeout_s: float,
 ) -> VllmSender:
-    """Join rank 0 and all receiving processes in a communicator; the other trainer ranks only gather."""
+    """Join rank 0 and all receiving processes in a communicator; the other trainer ranks only gather.
+
+    Raises:
+        WeightSyncError: engines did not join in time.
+    """
     digesting = DigestingSource(source, bucket_bytes)
     vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
     init_info = NCCLTrainerInitInfo(
@@ -31,7 +36,8 @@ def open_nccl(
         packed_buffer_size_bytes=max(bucket_bytes, digesting.largest_parameter_bytes),
         rank=rank,
     )
-    engine = NCCLTrainerWeightTransferEngine.trainer_init(init_info, client=vllm_client, source=digesting)
+    start = partial(NCCLTrainerWeightTransferEngine.trainer_init, init_info, client=vllm_client, source=digesting)
+    engine = opened(start, vllm_client, timeout_s)
     return VllmSender(engine, vllm_client, digesting, timeout_s)
 
 

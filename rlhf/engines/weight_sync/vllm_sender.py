@@ -6,20 +6,21 @@ crossed the medium unchanged.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightSource as VllmWeightSource
 
-from rlhf.engines.weight_sync.base import EngineClient
+from rlhf.engines.weight_sync.base import LOOKING_S, EngineClient
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.source import WeightSource
 from rlhf.errors import WeightSyncError
 from rlhf.types import SyncReport
+
+LOOK_S = 0.1
 
 
 class DigestingSource(VllmWeightSource):  # type: ignore[misc]
@@ -58,6 +59,8 @@ class VllmClient:
         self.version = -1
         self.digest = ""
         self.num_calls = 0
+        self.failure: WeightSyncError | None = None
+        """Why the engines did not join."""
         self._client = client
         self._source = source
         self._ranks_per_engine = num_receivers // len(client.engine_names)
@@ -69,7 +72,11 @@ class VllmClient:
         infos = [
             {**init_info, "rank_offset": offset} if "rank_offset" in init_info else init_info for offset in offsets
         ]
-        self._client.init_weight_transfer(infos, self._timeout_s)
+        try:
+            self._client.init_weight_transfer(infos, self._timeout_s)
+        except WeightSyncError as error:
+            self.failure = error
+            raise
 
     def start_weight_update(self) -> None:
         self._count()
@@ -96,8 +103,43 @@ class VllmClient:
         self.num_calls += len(self._client.engine_names)
 
 
+def opened(
+    start: Callable[[], TrainerWeightTransferEngine], client: VllmClient, timeout_s: float
+) -> TrainerWeightTransferEngine:
+    """The trainer engine that `start` opens, on this thread's device.
+
+    vLLM calls the engines from a thread of its own while it waits for them, five minutes whatever was asked for, and
+    says that it waited; here the deadline is ours, and what the engines said comes first.
+
+    Raises:
+        WeightSyncError: engines did not join, or not in time.
+    """
+    device = torch.accelerator.current_device_index()
+
+    def on_device() -> TrainerWeightTransferEngine:
+        torch.accelerator.set_device_index(device)  # a thread starts on device 0
+        return start()
+
+    threads = ThreadPoolExecutor(1, thread_name_prefix="weight-sync-start")
+    opening = threads.submit(on_device)
+    threads.shutdown(wait=False)
+    patience_s = timeout_s + LOOKING_S
+    deadline = time.monotonic() + patience_s
+    while client.failure is None and time.monotonic() < deadline and not opening.done():
+        wait([opening], timeout=LOOK_S)
+    if client.failure is not None:
+        raise client.failure
+    if not opening.done():
+        raise WeightSyncError(f"the weight transfer group was not built in {patience_s:g} s")
+    try:
+        return opening.result()
+    except RuntimeError as error:
+        raise WeightSyncError(f"the weight transfer group cannot be built: {error}") from error
+
+
 class VllmSender:
-    """A vLLM trainer engine as a `WeightSender`, with a deadline that vLLM's own lacks."""
+    """A vLLM trainer engine as a `WeightSender`, with a deadline that vLLM's own lacks: after that of the engines'
+    answers, since the client can tell who is silent."""
 
     def __init__(
         self,
@@ -118,10 +160,15 @@ class VllmSender:
         and the trainer's process and the engines' must be replaced."""
         start = time.monotonic()
         self._client.version, self._client.num_calls = version, 0
+        sending = self._threads.submit(self._send)
+        patience_s = self._timeout_s + LOOKING_S
+        wait([sending], timeout=patience_s)
+        if not sending.done():
+            raise WeightSyncError(f"version {version}: not transferred in {patience_s:g} s")
         try:
-            self._threads.submit(self._send).result(self._timeout_s)
-        except FutureTimeoutError as error:
-            raise WeightSyncError(f"version {version}: not transferred in {self._timeout_s:g} s") from error
+            sending.result()
+        except RuntimeError as error:  # a collective whose other end has gone, which no engine could tell of
+            raise WeightSyncError(f"version {version}: the transfer broke off: {error}") from error
         return SyncReport(
             version=version,
             digest=self._client.digest,
