@@ -1,5 +1,6 @@
 """Waiting for remote calls: with a deadline, and with errors that name who failed, where and doing what."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ BLAME_GRACE_S = 3.0
 LOOK_EVERY_S = 30.0
 """How often a wait asks whether it is still worth waiting; its deadline may be an hour away."""
 
+EXIT = re.compile(r"Worker exit type: (?P<kind>\w+) Worker exit detail: (?P<detail>.+)")
+"""In what Ray says of an actor that died."""
+SPARE_MEMORY = "Where memory is the cause: offload, share fewer roles, or lower train.max_tokens_per_micro_batch."
 NO_ROOM = (ObjectStoreFullError, OutOfDiskError, ObjectLostError)
 """What Ray raises in a worker for whose answer, or for what it was given, there is no room."""
 
@@ -157,7 +161,10 @@ def answers(
         failures += [error for ref in ready if (error := failure_of(pending.pop(ref), phase)) is not None]
     if failures:
         raise blame(failures, list(pending.values()), phase)
-    results: list[object] = ray.get([call.ref for call in calls])
+    try:
+        results: list[object] = ray.get([call.ref for call in calls])
+    except RayError as error:  # an answer was there a moment ago, and has gone with its node
+        raise WorkerLostError(f"{phase}: {first_line(error)}") from error
     traffic.clock(phase, seconds)
     return results
 
@@ -174,7 +181,7 @@ def failure_of(call: Call, phase: str) -> RlhfError | None:
     try:
         ray.get(call.ref, timeout=60.0)
     except RayActorError as error:
-        return WorkerLostError(f"{phase}: {call.worker} died. {first_line(error)}")
+        return WorkerLostError(f"{phase}: {call.worker} died. {how_it_ended(error)}")
     except RayTaskError as error:
         return raised_there(call.worker, phase, error)
     except GetTimeoutError:
@@ -227,6 +234,18 @@ def places(workers: Sequence[Worker]) -> dict[str, list[post_mortem.Place]]:
     """Where workers are, for `post_mortem`; those that have not said so yet are left out."""
     seated = [worker for worker in workers if worker.pid]
     return post_mortem.by_node([(worker.node_id, (worker.pid, worker.stacks)) for worker in seated])
+
+
+def how_it_ended(error: RayActorError) -> str:
+    """What Ray knows of the end of a process, in a sentence or two."""
+    found = EXIT.search(str(error))
+    if found is None:
+        return first_line(error)
+    if found["kind"] == "NODE_OUT_OF_MEMORY":
+        return f"Ray ended it, since its node ran out of memory. {SPARE_MEMORY}"
+    if found["kind"] == "SYSTEM_ERROR":
+        return f"It was killed, as the kernel does where memory is short (dmesg tells), or it crashed. {SPARE_MEMORY}"
+    return f"{found['detail'].partition('. ')[0].rstrip('.')}."
 
 
 def first_line(error: Exception) -> str:

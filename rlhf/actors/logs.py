@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -40,5 +40,6 @@ class Trace:
             yield
         finally:
             if self._file is not None:
-                with self._file.open("a", encoding="utf-8") as lines:
+                # A full disk costs the record, not the call.
+                with suppress(OSError), self._file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"call": call, "start": start, "end": time.time()}) + "\n")
