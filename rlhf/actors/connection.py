@@ -17,6 +17,8 @@ from rlhf.actors.orphans import OrphanWatch
 from rlhf.errors import ConfigError, StallError
 
 LOCAL = "local"
+AUTO = "auto"
+"""For Ray: the cluster that runs on this machine."""
 LOOPBACK = "127.0.0.1"
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
@@ -129,7 +131,13 @@ def join(address: str, namespace: str) -> None:
     advice = "Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    if port.isdigit() and not answers(host, int(port)):
+    is_place = port.isdigit() and bool(host) and "//" not in address
+    if address != AUTO and not is_place:
+        raise ConfigError(
+            f"cluster.address or RAY_ADDRESS: need HOST:PORT as `ray start --head` prints it, or auto (got {address}). "
+            "To submit a job: `ray job submit --address http://HOST:8265 -- rlhf train ...`."
+        )
+    if is_place and not answers(host, int(port)):
         tried = f"tried {JOIN_ATTEMPTS} times in {JOIN_TIMEOUT_S:g} s"
         raise ConfigError(f"ray: no cluster at {address} ({tried}). {advice}")
     os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt, which Ray lets take 40 s: somebody else may listen there

@@ -1,13 +1,14 @@
 """Which clusters a run joins, and where its processes meet."""
 
 import platform
+import re
 import socket
 
 import pytest
 import ray
 from ray._private.utils import check_version_info
 
-from rlhf.actors.connection import differing_versions, require_token
+from rlhf.actors.connection import differing_versions, join, require_token
 from rlhf.engines.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
 
@@ -32,6 +33,12 @@ def test_a_cluster_of_other_versions_is_named_with_both() -> None:
     ours = f"this process Ray {ray.__version__} on Python {platform.python_version()}"
     assert told == f"the cluster at that address has Ray 2.52.0 on Python 3.10.4, {ours}; use the same on both."
     assert differing_versions("Could not read the store. Ray: 1 Python: 2") is None
+
+
+@pytest.mark.parametrize("address", ["http://h:8265", "ray://h:10001", "10.0.0.5", ":6379", "h:port"])
+def test_an_address_of_another_kind_is_told_at_once(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^cluster\.address or .* HOST:PORT .* \(got {re.escape(address)}\)"):
+        join(address, "test")
 
 
 def test_a_store_listens_on_its_address_alone() -> None:
