@@ -18,6 +18,7 @@ from tests.unit.reward_support import GOOD, Answer, lengths, prompts, responses,
 pytestmark = pytest.mark.timeout(30)
 
 CERTIFICATE = Path(__file__).parent / "tls" / "self_signed.pem"
+EXPIRED = CERTIFICATE.with_name("expired.pem")
 """Self-signed for 127.0.0.1, with its key; good for a hundred years and for these tests alone."""
 
 
@@ -215,6 +216,16 @@ def test_an_untrusted_certificate_fails_at_once_and_a_trusted_one_does_not(tmp_p
         for wrong in ("empty.pem", "none.pem"):
             with pytest.raises(ConfigError, match=r"^reward\.ca_file: "):
                 scores(server.url, ca_file=str(tmp_path / wrong))
+
+
+def test_an_expired_certificate_fails_at_once_also_where_its_authority_is_trusted() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(EXPIRED)
+    with (
+        service([GOOD], context) as server,
+        pytest.raises(RewardError, match=r"not trusted \(certificate has expired\)\. Renew it at the service\.$"),
+    ):
+        scores(server.url, ca_file=str(EXPIRED))
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,11 @@ def test_nothing_is_run_that_a_model_wrote(reward: MathReward, tmp_path: Path) -
     owned = tmp_path / "owned"
     texts = [code.format(owned=owned) for code in CODE]
     answers = [form.replace("@", text) for text in texts for form in ("@", r"\boxed{@}", "$@$", r"\boxed{@ + 1.5}")]
-    assert scores(reward, answers, "1") == [0.0] * len(answers)
+    number = 271828  # no folder's name holds it
+    assert scores(reward, answers, str(number)) == [0.0] * len(answers)
     # A label may hold anything as well.
     for text in texts:
-        assert scores(reward, [r"\boxed{1}", r"\boxed{1.5}"], text) == [0.0, 0.0]
+        assert scores(reward, [rf"\boxed{{{number}}}", rf"\boxed{{{number}.5}}"], text) == [0.0, 0.0]
     assert not owned.exists()
 
 

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.config.data import DataSection
 from rlhf.config.reward import FunctionSource, ModelSource
 from rlhf.engines.rewards import ModelReward, Weighted, WeightedRewards, build_reward, probe
 from rlhf.engines.rewards.model import plan_batches
 from rlhf.errors import ConfigError, RewardError
-from rlhf.types import FinishReason, FloatArray, PackedTokens, Prompt, Reward, Rollout
+from rlhf.orchestrator.data.encoding import Encoder
+from rlhf.orchestrator.data.files import Row
+from rlhf.orchestrator.data.records import Record
+from rlhf.types import FinishReason, FloatArray, Message, PackedTokens, Prompt, Reward, Rollout
 from tests.unit.data_support import CHAT, PLAIN, LetterTokenizer
 from tests.unit.reward_support import prompts, responses, rollouts
 
@@ -82,14 +86,27 @@ def test_another_tokenizer_reads_the_text_anew_and_ends_what_had_ended() -> None
         assert sequence.tolist() == [*other.encode("prompt 0xxx", add_special_tokens=True), *end]
 
 
-def test_another_tokenizer_renders_a_chat_by_its_own_template() -> None:
+@pytest.mark.parametrize(("reason", "end"), [(FinishReason.STOP, "<|im_end|>"), (FinishReason.LENGTH, "")])
+def test_another_tokenizer_renders_a_chat_by_its_own_template(reason: FinishReason, end: str) -> None:
+    """Up to where a reward model that is trained on such chats reads its score; a truncated answer has no end."""
     scorer = SumScorer()
     reward = ModelReward(scorer, policy_tokenizer=PLAIN, reward_tokenizer=CHAT)
     rows = prompts(1, messages=[[{"role": "user", "content": "hi"}]])
-    reward.score(rows, ["yo"], rollouts(1))
+    reward.score(rows, ["yo"], rollouts(1, reason))
     (sequence,) = split(scorer.batches[0])
     text = CHAT.decode(sequence.tolist(), skip_special_tokens=False)
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
+    assert text == f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo{end}"
+    record = Record(
+        row=Row(file="", where="", values={}),
+        id="p",
+        prompt=(Message(role="user", content="hi"),),
+        answers=((Message(role="assistant", content="yo"),),),
+    )
+    encoder = Encoder(DataSection(path="x"), CHAT)
+    trained_on = encoder.prompt(record)
+    answer = encoder.answer(record, trained_on, record.answers[0])
+    whole = [*trained_on.token_ids.tolist(), *answer.token_ids.tolist()]
+    assert sequence.tolist() == (whole if end else whole[:-1])
 
 
 def test_a_model_that_gives_nan_is_refused() -> None:

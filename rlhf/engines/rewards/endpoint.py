@@ -113,9 +113,8 @@ class Endpoint:
                 return _read_body(response, deadline)
         except httpx.TransportError as error:
             if doubt := _doubted_certificate(error):
-                raise RewardError(
-                    f"reward.url: TLS certificate not trusted ({doubt}). Set the source's ca_file."
-                ) from error
+                mend = "Renew it at the service." if "expired" in doubt else "Set the source's ca_file."
+                raise RewardError(f"reward.url: TLS certificate not trusted ({doubt}). {mend}") from error
             raise OutageError(_reason(error)) from error
 
     def _check_status(self, response: httpx.Response) -> None:

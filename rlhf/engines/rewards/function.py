@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from rlhf.engines.rewards.process import ChildFailedError, FunctionProcess
+from rlhf.engines.rewards.process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import ConfigError, RewardError
 from rlhf.types import Json, Prompt, Reward, Rollout
 
 NUM_TRIES = 2
 BLAME_TIMEOUT_S = 10.0
+MORE_TIME = "Mend the function, or give it more time: timeout_s of its source, under reward.sources."
 RESERVED = ("prompts", "responses", "labels")
 """Names that a row's column cannot have in a call."""
 
@@ -63,7 +64,8 @@ class FunctionReward:
         if isinstance(failure, FunctionRaisedError):
             culprit = self._culprit(prompts, responses, columns, failure.kind)
         where = culprit or listed([prompt.id for prompt in prompts])
-        raise RewardError(f"reward: {failure} on {where} ({NUM_TRIES} of {NUM_TRIES} tries).") from failure
+        advice = f" {MORE_TIME}" if isinstance(failure, ChildOverranError) else ""
+        raise RewardError(f"reward: {failure} on {where} ({NUM_TRIES} of {NUM_TRIES} tries).{advice}") from failure
 
     def _ask(
         self,

@@ -13,7 +13,8 @@ class ModelReward:
     """Scores by a scorer with the head `scores`.
 
     Where policy and reward model have the same tokenizer, the sampled token ids are scored as they are; where not,
-    the text is tokenised anew by the reward model's own tokenizer (and its chat template, for a chat prompt).
+    the text is tokenised anew by the reward model's own tokenizer (and its chat template, for a chat prompt). Only an
+    answer that had ended is ended there too.
     """
 
     def __init__(
@@ -55,11 +56,17 @@ class ModelReward:
         messages = prompt.metadata.get("messages")
         if isinstance(messages, list):
             turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
-            turns.append(Message(role="assistant", content=response))
-            text = self._tokenizer.render(turns, add_generation_prompt=False)
-            return np.array(self._tokenizer.encode(text), dtype=np.int64)
-        token_ids = self._tokenizer.encode(prompt.text + response, add_special_tokens=True)
-        if rollout.finish_reason is FinishReason.STOP:
+            if rollout.finish_reason is FinishReason.STOP:
+                turns.append(Message(role="assistant", content=response))
+                # Up to the token that ends the turn, as reward models are trained here: what a template writes after
+                # it (a newline) belongs to the next turn.
+                text = self._tokenizer.render(turns, add_generation_prompt=False).rstrip()
+            else:
+                text = self._tokenizer.render(turns, add_generation_prompt=True) + response
+            token_ids = self._tokenizer.encode(text)
+        else:
+            token_ids = self._tokenizer.encode(prompt.text + response, add_special_tokens=True)
+        if rollout.finish_reason is FinishReason.STOP and token_ids[-1] not in self._tokenizer.stop_token_ids:
             token_ids.append(self._tokenizer.eos_token_id)
         return np.array(token_ids, dtype=np.int64)
 
