@@ -222,11 +222,15 @@ class PackedTokens:
 
     `wanted` [T] says of which tokens the log-probs are wanted: the output layer, whose rows are as wide as the
     vocabulary, leaves the others out, and what it says of them is 0. None: of all.
+
+    `temperature` divides the logits; None: the one that the model's answers are sampled at. Text that nobody sampled is
+    read at 1.
     """
 
     token_ids: IntArray
     lengths: IntArray
     wanted: BoolArray | None = None
+    temperature: float | None = None
 
     @property
     def position_ids(self) -> IntArray:

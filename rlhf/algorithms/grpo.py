@@ -10,8 +10,9 @@ from rlhf.algorithms.critic_free import CriticFree
 
 class GRPO(CriticFree):
     """A_i = (r_i - mean(r)) / std(r) over the answers to one prompt, the same for every token of answer i; the loss is
-    -min(rho_t * A, clip(rho_t) * A) + beta * k3. `ratio: sequence` with `aggregation: seq-mean-token-mean` clips the
-    whole answer's ratio instead, as R1 does (DeepSeek-AI 2025, arXiv:2501.12948).
+    -min(rho_t * A, clip(rho_t) * A) + beta * rho_t * k3 (the ratio: the old policy sampled). `ratio: sequence` with
+    `aggregation: seq-mean-token-mean` clips the whole answer's ratio instead, as R1 does (DeepSeek-AI 2025,
+    arXiv:2501.12948).
 
     Shao et al. 2024, arXiv:2402.03300.
     """

@@ -17,6 +17,7 @@ from rlhf.algorithms.losses import measure, negative_log_likelihood
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.sequences import one_by_one
+from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
 from rlhf.types import (
     Example,
@@ -46,6 +47,7 @@ class PPO:
         self._kl = kl_controller(section.kl)
         self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
         self._shaper = RewardShaper(section)
+        self._num_credited = 0
         gae_of_section = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
         self._worth = gae_of_section if section.token_level else whole_answer
         self.needs = Needs(
@@ -79,7 +81,10 @@ class PPO:
         ]
         metrics = describe(answers) + reward_metrics + weight_metrics + self._figures(advantages, returns)
         spoken = [answer.kl for answer in answers if len(answer)]
-        self._kl.update(mean(spoken), len(spoken))
+        self._num_credited += 1
+        # A policy that is frozen is still the reference, whatever the coefficient: its KL says nothing.
+        if self._num_credited > self._section.freeze_policy_steps:
+            self._kl.update(mean(spoken), len(spoken))
         return experiences, metrics
 
     def objectives(self) -> Mapping[str, Objective]:
@@ -123,8 +128,10 @@ class PPO:
         return not 0.0 < self._section.kl_stop < kl
 
     def state(self) -> dict[str, Json]:
-        return {**self._kl.state(), **self._penalty.state(), **self._shaper.state()}
+        parts = {**self._kl.state(), **self._penalty.state(), **self._shaper.state()}
+        return {**parts, "num_credited": self._num_credited}
 
     def restore(self, state: Mapping[str, Json]) -> None:
+        self._num_credited = int(number({"num_credited": self._section.freeze_policy_steps, **state}, "num_credited"))
         for part in (self._kl, self._penalty, self._shaper):
             part.restore(state)

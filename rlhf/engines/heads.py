@@ -8,7 +8,7 @@ Each head returns one tensor. ZeRO-3 follows a module's outputs one by one throu
 losses use different ones (padding needs no entropy) would wait for each other for ever.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -24,7 +24,8 @@ class PackedInput:
     """A packed batch of T tokens in S sequences on its device.
 
     `predicted` are the positions of the tokens that have a predecessor (all but each sequence's first), `wanted` those
-    of them whose log-probs are asked for, `last` [S] those of each sequence's last token.
+    of them whose log-probs are asked for, `last` [S] those of each sequence's last token. `temperature`: see
+    `PackedTokens`.
     """
 
     token_ids: torch.Tensor
@@ -33,6 +34,7 @@ class PackedInput:
     wanted: torch.Tensor
     last: torch.Tensor
     lengths: list[int]
+    temperature: float | None
 
     @classmethod
     def from_numpy(cls, tokens: PackedTokens, device: torch.device) -> "PackedInput":
@@ -47,6 +49,7 @@ class PackedInput:
             wanted=torch.tensor(wanted.nonzero()[0], device=device),
             last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
             lengths=tokens.lengths.tolist(),
+            temperature=tokens.temperature,
         )
 
 
@@ -64,7 +67,8 @@ class LogProbHead(nn.Module):
         they are not wanted."""
         targets = packed.token_ids[packed.wanted]
         rows = hidden[packed.wanted - 1]
-        known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, self.rule))
+        rule = self.rule if packed.temperature is None else replace(self.rule, temperature=packed.temperature)
+        known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, rule))
         return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
 
 

@@ -162,13 +162,14 @@ def pack_tokens(plan: BatchPlan, examples: Sequence[HasSequences]) -> list[Packe
     return [_pack([s for i in members for s in examples[i].sequences]) for members in plan.micro_batches]
 
 
-def _pack(sequences: Sequence[Tokens]) -> PackedTokens:
+def _pack(sequences: Sequence[Tokens], temperature: float | None = None) -> PackedTokens:
     if not sequences:
         return PADDING
     return PackedTokens(
         token_ids=np.concatenate([s.token_ids for s in sequences]).astype(np.int64, copy=False),
         lengths=np.array([len(s.token_ids) for s in sequences], dtype=np.int64),
         wanted=np.concatenate([s.loss_mask for s in sequences]),
+        temperature=temperature,
     )
 
 
@@ -214,18 +215,25 @@ def count_denominators(experiences: Sequence[Experience]) -> Denominators:
     )
 
 
-def build_batches(plan: BatchPlan, experiences: Sequence[Experience], objective: str) -> list[TrainBatch]:
-    """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks."""
+def build_batches(
+    plan: BatchPlan, experiences: Sequence[Experience], objective: str, *, temperature: float | None = None
+) -> list[TrainBatch]:
+    """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks.
+    `temperature`: see `PackedTokens`."""
     planned = [experiences[i] for i in plan.indices]
     denominators = count_denominators(planned)
     return [
-        _train_batch([experiences[i] for i in members], planned, denominators, objective)
+        _train_batch([experiences[i] for i in members], planned, denominators, objective, temperature)
         for members in plan.micro_batches
     ]
 
 
 def _train_batch(
-    members: Sequence[Experience], planned: Sequence[Experience], denominators: Denominators, objective: str
+    members: Sequence[Experience],
+    planned: Sequence[Experience],
+    denominators: Denominators,
+    objective: str,
+    temperature: float | None,
 ) -> TrainBatch:
     """One micro-batch; `planned`, the step's experiences, say which optional arrays exist where `members` is empty."""
     sequences = [sequence for experience in members for sequence in experience.sequences]
@@ -244,7 +252,7 @@ def _train_batch(
         return packed
 
     return TrainBatch(
-        tokens=_pack(sequences),
+        tokens=_pack(sequences, temperature),
         loss_mask=np.concatenate([s.loss_mask for s in sequences]) if sequences else np.zeros(1, dtype=np.bool_),
         example_index=_example_index(members),
         targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),

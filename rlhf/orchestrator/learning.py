@@ -153,7 +153,7 @@ class Learner:
     ) -> list[TrainBatch]:
         texts = pretraining.take()
         plan = plan_batches(texts, self._portions.limits(num_ranks))
-        return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX)])
+        return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
     def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> Learned:
         """One role's optimizer steps of one pass."""

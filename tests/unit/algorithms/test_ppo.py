@@ -272,6 +272,17 @@ def test_what_it_remembers_survives_a_restart() -> None:
     assert second.state() == whole.state()
 
 
+def test_the_kl_coefficient_stays_while_the_policy_is_frozen() -> None:
+    """Its KL is 0 then, whatever the coefficient; also after a restart in the midst of it."""
+    section = PpoSection(kl=AdaptiveKl(coef=0.1, target=1.0, horizon=2), freeze_policy_steps=2)
+    whole, restarted = PPO(section), PPO(section)
+    assert [step(whole, kl=0.0)[1].sums["kl/coef"] for _ in range(4)] == pytest.approx([0.1, 0.1, 0.1, 0.08])
+    step(restarted, kl=0.0)
+    again = PPO(section)
+    again.restore(json.loads(json.dumps(restarted.state())))
+    assert [step(again, kl=0.0)[1].sums["kl/coef"] for _ in range(3)] == pytest.approx([0.1, 0.1, 0.08])
+
+
 def test_every_trick_is_told() -> None:
     on = PpoSection(normalize_rewards=True, freeze_policy_steps=3)
     off = PpoSection(
