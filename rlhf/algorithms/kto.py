@@ -29,6 +29,10 @@ from rlhf.types import (
     Signals,
 )
 
+ADVISED = (1.0, 4 / 3)
+"""Between these lies the total weight of good answers over that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
+ROUNDING = 1e-9
+
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -165,6 +169,18 @@ def balance(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
         return 1.0, 1.0
     most = max(num_desirable, num_undesirable)
     return most / num_desirable, most / num_undesirable
+
+
+def imbalance(section: KtoSection | OnlineKtoSection, good: int, bad: int) -> str | None:
+    """What to say of given weights under which so many good and bad answers do not count as they should."""
+    low, high = ADVISED
+    share = section.desirable_weight * good / max(section.undesirable_weight * bad, ROUNDING)
+    if low - ROUNDING <= share <= high + ROUNDING:
+        return None
+    return (
+        f"algo.desirable_weight, algo.undesirable_weight: {good} good answers weigh {share:.3g} times as much as {bad} "
+        "bad ones; 1 to 1.33 is advised. Use algo.class_weights=auto."
+    )
 
 
 def is_desirable(example: Example) -> bool:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from statistics import mean
 
 from rlhf.algorithms.answers import Answer, describe
-from rlhf.algorithms.kto import KTO
+from rlhf.algorithms.kto import KTO, imbalance
 from rlhf.algorithms.mismatched import Judged, with_mismatched
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import OnlineKtoSection
 from rlhf.types import Example, Experience, LossMetrics, ScoredGroup, Signals
+
+JUDGED_STEPS = 10
 
 
 class OnlineKTO(KTO):
@@ -25,6 +27,9 @@ class OnlineKTO(KTO):
         self._score = section.threshold_score
         self._num_empty = 0
         self._num_at_mean = 0
+        self._labels: list[tuple[int, int]] = []
+        """Good and bad answers of each step, until they are judged."""
+        self._has_judged_weights = section.class_weights == "auto"
 
     def keep(self, group: ScoredGroup) -> bool:
         return True
@@ -36,6 +41,9 @@ class OnlineKTO(KTO):
         judged = self._judge(spoken)
         labelled = [one for one in judged if self._threshold == "fixed" or one.score != one.threshold]
         self._num_at_mean += len(judged) - len(labelled)
+        if not self._has_judged_weights:
+            good = sum(one.score >= one.threshold for one in labelled)
+            self._labels.append((good, len(labelled) - good))
         return with_mismatched(labelled)
 
     def _judge(self, groups: Sequence[Sequence[Judged]]) -> list[Judged]:
@@ -52,7 +60,15 @@ class OnlineKTO(KTO):
         answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
         self._num_empty = self._num_at_mean = 0
-        return experiences, metrics + describe(answers) + LossMetrics(sums=left_out)
+        return experiences, metrics + describe(answers) + LossMetrics(sums=left_out, warnings=self._judge_weights())
+
+    def _judge_weights(self) -> tuple[str, ...]:
+        """What there is to say, once, of given weights after the first steps' labels."""
+        if self._has_judged_weights or len(self._labels) < JUDGED_STEPS:
+            return ()
+        self._has_judged_weights = True
+        text = imbalance(self._section, *map(sum, zip(*self._labels, strict=True)))
+        return () if text is None else (text,)
 
 
 def with_tokens(group: ScoredGroup) -> list[Judged]:

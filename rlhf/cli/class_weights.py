@@ -3,13 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from rlhf.algorithms.kto import balance
+from rlhf.algorithms.kto import balance, imbalance
 from rlhf.config.algo import AlgorithmSection, KtoSection
 from rlhf.types import ScoredGroup
-
-ADVISED = (1.0, 4 / 3)
-"""Between these lies the total weight of good answers over that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
-ROUNDING = 1e-9
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +21,6 @@ def weigh_classes(section: AlgorithmSection, groups: Sequence[ScoredGroup]) -> A
         desirable, undesirable = balance(good, bad)
         weights = {"desirable_weight": desirable, "undesirable_weight": undesirable}
         return section.model_copy(update={"class_weights": "given", **weights})
-    low, high = ADVISED
-    share = section.desirable_weight * good / max(section.undesirable_weight * bad, ROUNDING)
-    if not low - ROUNDING <= share <= high + ROUNDING:
-        logger.warning(
-            "algo.desirable_weight, algo.undesirable_weight: %d good answers weigh %.3g times as much as %d bad ones; "
-            "1 to 1.33 is advised. Use algo.class_weights=auto.",
-            good,
-            share,
-            bad,
-        )
+    if text := imbalance(section, good, bad):
+        logger.warning("%s", text)
     return section

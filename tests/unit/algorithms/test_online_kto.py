@@ -118,3 +118,22 @@ def test_group_answers_meet_answers_to_another_prompt() -> None:
         own, other = (sequence.token_ids for sequence in example.sequences)
         assert own[:2].tolist() == other[:2].tolist()
         assert own[2] // 10 != other[2] // 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"class_weights": "given"}, "10 good answers weigh 0.333 times as much as 30 bad ones"),
+        ({"class_weights": "given", "desirable_weight": 3.0}, None),
+        ({}, None),
+    ],
+)
+def test_given_weights_that_are_off_are_told_once(settings: dict[str, object], said: str | None) -> None:
+    algorithm = OnlineKTO(OnlineKtoSection.model_validate(settings))
+    told: list[str] = []
+    for _ in range(25):
+        examples = algorithm.select([sampled(1, [0.0, 0.0, 0.0, 4.0])])
+        _, metrics = algorithm.credit(examples, signals_of(examples))
+        told += metrics.warnings
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
