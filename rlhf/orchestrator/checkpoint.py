@@ -87,7 +87,7 @@ class Checkpoints:
                 raise
             raise CheckpointError(f"checkpoint: {final}: {error.strerror or error}") from error
         self._failures_in_a_row = 0
-        self._retire()
+        self._retire(final)
         if is_first:
             self._foresee_room(final)
         return final
@@ -126,9 +126,12 @@ class Checkpoints:
         good = [e for e in entries if NAME.fullmatch(e.name) and e.is_dir() and not e.is_symlink()]
         return sorted(good, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
-    def _retire(self) -> None:
-        """Drop checkpoints past the newest `keep`. Called only after the newest was verified."""
-        for path in self._found()[self._keep :]:
+    def _retire(self, saved: Path) -> None:
+        """Drop checkpoints past the newest `keep`, of which `saved`, which was verified, is the first. Later ones were
+        given up when the run went on from an earlier one: none was whole."""
+        found = self._found()
+        at = found.index(saved)
+        for path in (*found[:at], *found[at + self._keep :]):
             shutil.rmtree(path, ignore_errors=True)
 
     def _clear_temporary(self) -> None:

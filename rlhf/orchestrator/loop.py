@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.errors import NumericsError, PreemptedError, RewardError, RlhfError, WeightSyncError
+from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardError, RlhfError, WeightSyncError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
@@ -130,8 +130,17 @@ class Loop:
             raise PreemptedError(f"asked to stop: step {self._state.step} is saved; continue with --resume") from None
         except RewardError as error:
             self._save()
-            raise RewardError(f"{error}. Step {self._state.step} is saved; continue with --resume") from error
-        return self._finish()
+            raise RewardError(
+                f"{str(error).rstrip('.')}. Step {self._state.step} is saved; continue with --resume"
+            ) from error
+        try:
+            return self._finish()
+        except OSError as error:
+            if isinstance(error, RlhfError):
+                raise
+            why = error.strerror or error
+            text = f"the model cannot be written: {why}. Every step is saved; make room, then --resume"
+            raise CheckpointError(text) from error
 
     def _step(self, step: int) -> None:
         clock = self._clock

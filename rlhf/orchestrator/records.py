@@ -77,14 +77,21 @@ class Records:
             self._console.say(f"warning: {error}; the run goes on without this record")
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Inside, trackers and console are in use. What fails there is how the run ended; the folder stays held."""
+    def noting_failure(self) -> Iterator[None]:
+        """What fails inside is how the run ended."""
         try:
             yield
         except BaseException as error:
             status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
             self.status(status, self._step, error=f"{type(error).__name__}: {error}")
             raise
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Inside, trackers and console are in use. What fails there is how the run ended; the folder stays held."""
+        try:
+            with self.noting_failure():
+                yield
         finally:
             for tracker in self._trackers:
                 tracker.close()

@@ -4,6 +4,7 @@ runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.json
             model/  tensorboard/  logs/attempt_K/  status.json  lock
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -250,6 +251,9 @@ def _lock(path: Path) -> int:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            text = f"{path}: cannot be locked ({error.strerror}). Choose a run.dir on a file system with locks"
+            raise CheckpointError(text) from error
         raise ConfigError(
             f"{path}: in use by {_describe_holder(info)}. Stop it first, or choose another run.name"
         ) from error

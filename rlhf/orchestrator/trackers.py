@@ -153,9 +153,10 @@ def require_trackers(section: LogSection, installed: Callable[[str], bool] = is_
         ("log.mlflow_uri", section.mlflow_uri, "mlflow"),
     ):
         if chosen is not None and not installed(package):
-            problems.append(f"{key}: {package} is not installed. Run: pip install 'rlhf[{package}]'")
+            problems.append(f"{key}: {package} is not installed. Run: pip install {package}")
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
-    if section.wandb_project is not None and not offline and "WANDB_API_KEY" not in os.environ:
+    logged_in = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").is_file()
+    if section.wandb_project is not None and not offline and not logged_in:
         problems.append("log.wandb_project: no key. Run: export WANDB_API_KEY=..., or WANDB_MODE=offline")
     if problems:
         raise ConfigError(problems)

@@ -25,7 +25,12 @@ class DataSplit(Generic[T]):
     def require(self, num_rows: int, key: str) -> None:
         """Raise DataError where there are fewer training rows than the `num_rows` that config key `key` asks for."""
         if len(self.train) < num_rows:
-            raise DataError(f"data: {len(self.train)} rows < {key} {num_rows}. Lower {key} or add rows.")
+            raise DataError(too_few_rows(len(self.train), key, num_rows))
+
+
+def too_few_rows(num_rows: int, key: str, asked: int) -> str:
+    """What to say of rows that are fewer than the config key `key` asks for."""
+    return f"data: {num_rows} rows < {key} {asked}. Lower {key} or add rows."
 
 
 def prompt_key(text: str) -> str:

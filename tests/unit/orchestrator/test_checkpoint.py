@@ -234,3 +234,32 @@ def test_killed_at_any_moment_or_out_of_disk_at_any_byte_the_newest_is_whole(tmp
     cut_off, full = map(int, done.stdout.split())
     assert cut_off > NUM_TORTURES // 4, "most kills came between saves"
     assert full > NUM_TORTURES // 4, "the disk was hardly ever full"
+
+
+def test_a_checkpoint_just_saved_outlives_damaged_later_ones(tmp_path: Path) -> None:
+    """As they lie there when a run goes on from an earlier one, with fewer to keep."""
+    shelf = Shelf(tmp_path, keep=3)
+    for step in (10, 20, 30):
+        shelf.save(step)
+    for step in (20, 30):
+        (tmp_path / f"step_{step}" / "manifest.json").write_text("")
+    shelf = Shelf(tmp_path, keep=2)
+    assert shelf.checkpoints.newest()[0].name == "step_10"
+    shelf.save(12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_12"]
+    assert shelf.checkpoints.newest()[0].name == "step_12"
+
+
+class ElsewhereEngine(FakeTrainEngine):
+    """Its node does not see the folder: nothing arrives there."""
+
+    def save(self, directory: Path) -> None:
+        del directory
+
+
+def test_a_folder_that_nodes_do_not_share_is_told_by_the_first_save(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.engines[Role.CRITIC] = ElsewhereEngine(np.zeros(4), Head.VALUES)
+    with pytest.raises(CheckpointError, match=r"critic wrote nothing into .*: set run\.dir to a folder that all nodes"):
+        shelf.save(1)
+    assert not list(tmp_path.iterdir())

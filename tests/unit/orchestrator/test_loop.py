@@ -364,6 +364,8 @@ def test_pretraining_text_goes_with_each_of_the_policys_minibatches(tmp_path: Pa
     seen = run.engines[Role.POLICY].seen
     by_objective = {name: [b for b in seen if b.objective == name and not b.is_padding] for name in ("policy", "ptx")}
     assert {batch.denominators.examples for batch in by_objective["ptx"]} == {2.0}
+    read_at = {name: {batch.tokens.temperature for batch in batches} for name, batches in by_objective.items()}
+    assert read_at == {"policy": {None}, "ptx": {1.0}}  # whatever the answers are sampled at
     assert {batch.objective for batch in run.engines[Role.CRITIC].seen} == {"critic"}
     assert run.pretraining.rows.position == 2 * 3  # three minibatches, and none taken in the frozen step
     assert "ptx/loss" in metrics_of(run)[1]

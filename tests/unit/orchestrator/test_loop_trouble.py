@@ -1,5 +1,7 @@
 """The loop when something else fails: rewards that stay away, models that never answer, a disk that is full."""
 
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
-from rlhf.errors import NumericsError, RewardError, StallError
+from rlhf.errors import CheckpointError, NumericsError, RewardError, StallError
 from rlhf.orchestrator.evaluation import SampleEvaluator
 from rlhf.orchestrator.learning import Passes
 from rlhf.orchestrator.sources import Sampler
@@ -41,13 +43,13 @@ class Outage(FakeReward):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         self.left -= 1
         if self.left < 0:
-            raise RewardError("reward: connection refused")
+            raise RewardError("reward: connection refused; resume when it is up.")
         return super().score(prompts, responses, rollouts)
 
 
 def test_a_reward_that_stays_away_saves_and_ends_the_run(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "a", rewards=Outage(3), checkpoint_every=100)
-    with pytest.raises(RewardError, match=r"connection refused\. Step 3 is saved"):
+    with pytest.raises(RewardError, match=r"refused; resume when it is up\. Step 3 is saved"):
         run.run()
     assert (run.path / "checkpoints/step_3").is_dir()
 
@@ -59,6 +61,24 @@ def test_a_failed_evaluation_is_a_warning(tmp_path: Path) -> None:
     )
     run.run()
     assert "evaluation at step 2 failed: reward: connection refused" in run.out.getvalue()
+
+
+class Unwritable(FakeTrainEngine):
+    """Finds the disk full at the end."""
+
+    def export(self, directory: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+def test_a_model_that_cannot_be_written_is_written_by_the_next_attempt(tmp_path: Path) -> None:
+    run = sft_run(tmp_path / "a", num_steps=2)
+    run.engines[Role.POLICY] = Unwritable(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)
+    with pytest.raises(CheckpointError, match=r"written: No space left on device\. Every step is saved; make room"):
+        run.run()
+    assert not (run.path / "model").exists()
+    again = sft_run(tmp_path / "a", num_steps=2)
+    again.run(resume=True)
+    assert (run.path / "model").is_dir()
 
 
 class Slow(FakeTrainEngine):

@@ -56,7 +56,7 @@ def test_killed_between_any_two_phases_and_resumed_is_uninterrupted(
     assert evidence(resumed) == uninterrupted[0]
 
 
-@pytest.mark.parametrize("calls", [5, 8, 10, 13, 20, 31, 44])
+@pytest.mark.parametrize("calls", [5, 8, 10, 13, 20, 31, 44, 57, 62, 68, 79, 90])
 def test_a_signal_saves_a_finished_step_and_resumes_to_the_same(
     tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
 ) -> None:

@@ -1,7 +1,9 @@
 """The run's folder: one driver at a time, and nobody else's folder."""
 
+import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +19,21 @@ from rlhf.orchestrator.run_directory import RunDirectory, Status
 from rlhf.orchestrator.trackers import JsonLines
 from tests.unit.orchestrator.support import given_group
 
+RACE = """
+import sys
+from pathlib import Path
+from rlhf.errors import CheckpointError, ConfigError
+from rlhf.orchestrator.run_directory import RunDirectory
+print("ready", flush=True)
+won = []
+for line in sys.stdin:
+    try:
+        won.append(RunDirectory.open(Path(line.strip()), resume=False))
+        print("won", flush=True)
+    except ConfigError as error:
+        assert "in use by" in str(error), error
+        print("in use", flush=True)
+"""
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -58,6 +75,47 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
     RunDirectory.open(path, resume=False).close()
+
+
+@pytest.mark.timeout(120)
+def test_of_two_drivers_at_once_one_wins(tmp_path: Path) -> None:
+    """Twenty races of two processes that start together."""
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        assert [told(racer) for racer in racers] == ["ready", "ready"]
+        for race in range(20):
+            for racer in racers:
+                ask(racer, str(tmp_path / str(race)))
+            assert sorted(told(racer) for racer in racers) == ["in use", "won"]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def ask(racer: "subprocess.Popen[str]", line: str) -> None:
+    assert racer.stdin is not None
+    racer.stdin.write(f"{line}\n")
+    racer.stdin.flush()
+
+
+def told(racer: "subprocess.Popen[str]") -> str:
+    assert racer.stdout is not None
+    return racer.stdout.readline().strip()
+
+
+def test_a_file_system_without_locks_is_not_called_a_second_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockf(descriptor: int, command: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("rlhf.orchestrator.run_directory.fcntl.lockf", lockf)
+    with pytest.raises(CheckpointError, match=r"a: cannot be locked \(No locks available\)\. Choose a run\.dir"):
+        RunDirectory.open(tmp_path / "a", resume=False)
 
 
 def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:

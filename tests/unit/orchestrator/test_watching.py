@@ -174,8 +174,8 @@ def test_missing_packages_and_keys_are_told_at_once(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError) as caught:
         require_trackers(LogSection(wandb_project="p", mlflow_uri="http://x"), installed=lambda _: False)
     assert caught.value.problems == (
-        "log.wandb_project: wandb is not installed. Run: pip install 'rlhf[wandb]'",
-        "log.mlflow_uri: mlflow is not installed. Run: pip install 'rlhf[mlflow]'",
+        "log.wandb_project: wandb is not installed. Run: pip install wandb",
+        "log.mlflow_uri: mlflow is not installed. Run: pip install mlflow",
         "log.wandb_project: no key. Run: export WANDB_API_KEY=..., or WANDB_MODE=offline",
     )
     require_trackers(LogSection(), installed=lambda _: False)
