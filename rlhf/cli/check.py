@@ -4,9 +4,10 @@ import importlib.util
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import (
@@ -30,8 +31,10 @@ from rlhf.config.model_files import (
     local_folder,
     read_model,
     require_tokenizer,
+    trusted_commit,
+    untrusted,
 )
-from rlhf.config.openrlhf import in_own_flags
+from rlhf.config.openrlhf import in_own_flags, without_counterpart
 from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
 from rlhf.config.rules import advice_on
@@ -42,6 +45,7 @@ from rlhf.orchestrator.data.files import READERS, find_files
 from rlhf.orchestrator.data.load import check_rows
 from rlhf.orchestrator.data.records import Record
 from rlhf.orchestrator.data.sources import HUB_NAME
+from rlhf.orchestrator.data.split import too_few_rows
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 2 * 1024 * 1024
@@ -80,12 +84,20 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         problems += wrong_rows
         classes.add(DataError)
     if config is None or problems:
-        raise (classes.pop() if len(classes) == 1 else ConfigError)(problems)
+        raise refusal(problems, classes)
     advice = read.report(advice_on(config))
     own = in_own_flags(argv, read.schema.fields)
     if own != list(argv):
         advice.insert(0, f"flags of OpenRLHF were given. In this project's own: rlhf train {command} {shlex.join(own)}")
+    if ignored := without_counterpart(argv):
+        advice.insert(0, f"nothing is set by {', '.join(ignored)}.")
     return config, advice
+
+
+def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:
+    """The error of problems of these classes: of theirs where there is one alone."""
+    kind, *others = classes
+    return (ConfigError if others else kind)(problems)
 
 
 def run_check(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -124,6 +136,10 @@ def data_problems(config: TrainConfig) -> list[str]:
         records = check_rows(config.data, ROWS[type(config)])
     except DataError as error:
         return list(error.problems)
+    by_step = ("train.batch_size", config.train.batch_size)
+    key, size = ("rollout.batch_size", config.rollout.batch_size) if isinstance(config, OnlineConfig) else by_step
+    if len(records) < size and config.data.eval_path is None:
+        return [too_few_rows(len(records), key, size)]
     return unfit_rows(config, records) if isinstance(config, OnlineConfig) else []
 
 
@@ -146,7 +162,7 @@ def is_hub_data(path: str) -> bool:
 
 
 def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """Every model's folder by itself, each once; then what models must share."""
+    """Every model's folder by itself, each once; then what lies between them."""
     facts: dict[str, ModelFacts | None] = {}
     for role, section in config.models.items():
         if section.model is None or section.model in facts:
@@ -160,6 +176,14 @@ def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem
                     require_tokenizer(folder)
         except ModelFileError as error:
             yield Problem(keys=(f"{role}.model",), text=str(error), error=ModelError)
+        fact = facts[section.model]
+        if fact and fact.has_own_code and trusted_commit(section.trust_remote_code, section.model) is None:
+            yield Problem(keys=(f"{role}.model",), text=untrusted(section.model), error=ModelError)
+    yield from misfits(config, facts)
+
+
+def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iterator[Problem]:
+    """What is wrong between models, and between them and the config. `facts` by model, where they are known."""
     known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
     yield from _context(config, known)
     yield from _vocabulary(known)
@@ -245,7 +269,7 @@ def _parts(config: TrainConfig) -> Iterator[Problem]:
     """What the models need beside what every run does is installed."""
     for role, model in config.models.items():
         if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-            text = "bitsandbytes is not installed. Run `pip install rlhf[qlora]`."
+            text = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
             yield Problem(keys=(f"{role}.quantization",), text=text)
 
 
@@ -257,7 +281,7 @@ def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
     }
     for package, (key, value) in asked.items():
         if value is not None and importlib.util.find_spec(package) is None:
-            yield Problem(keys=(key,), text=f"{package} is not installed. Run `pip install rlhf[{package}]`.")
+            yield Problem(keys=(key,), text=f"{package} is not installed. Run `pip install {package}`.")
     offline = environ.get("WANDB_MODE") in {"offline", "disabled"}
     logged_in = "WANDB_API_KEY" in environ or (Path.home() / ".netrc").is_file()
     if config.log.wandb_project is not None and not offline and not logged_in:
@@ -276,8 +300,24 @@ def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Probl
         if isinstance(source, CodeSource) and source.command and shutil.which(source.command[0]) is None:
             yield Problem(keys=(f"{where}.command",), text=f'no program "{source.command[0]}" here.')
         if isinstance(source, EndpointSource):
+            if text := _address_problem(source):
+                yield Problem(keys=(f"{where}.url",), text=text)
             if source.auth_env is not None and source.auth_env not in environ:
                 text = "names an environment variable that is not set; it takes the variable's name, not the token."
                 yield Problem(keys=(f"{where}.auth_env",), text=text)
             if source.ca_file is not None and not Path(source.ca_file).expanduser().is_file():
                 yield Problem(keys=(f"{where}.ca_file",), text=f"no such file: {source.ca_file}.")
+
+
+def _address_problem(source: EndpointSource) -> str | None:
+    """Why a service's address is refused, as far as names are known on this machine."""
+    if urlsplit(source.url).scheme != "http":
+        return None  # and no name is looked up
+    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package opens clients' libraries
+
+    try:
+        check_address(source.url, allow_plain_http=source.allow_plain_http)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):  # a name that is unknown here may be known where it is asked
+            return error.problems[0].removeprefix("reward.url: ")
+    return None

@@ -82,7 +82,9 @@ def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts: {path} cannot be read ({error}).") from error
+        raise ConfigError(f"--prompts: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    if not lines:
+        raise ConfigError(f"--prompts: {path} holds no prompt.")
     return [as_prompt(index, line, tokenizer) for index, line in enumerate(lines)]
 
 

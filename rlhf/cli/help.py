@@ -16,9 +16,9 @@ from rlhf.config.tools import ChaosConfig, PlanConfig
 INDENT = 6
 
 
-def first_sentence(section: type[Section]) -> str:
-    """The first line of a section's docstring."""
-    return (section.__doc__ or "").strip().splitlines()[0]
+def first_paragraph(section: type[Section]) -> str:
+    """The first paragraph of a section's docstring, on one line."""
+    return " ".join((section.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 def groups(config: type[Section]) -> Iterator[tuple[str, str, list[Field]]]:
@@ -26,7 +26,7 @@ def groups(config: type[Section]) -> Iterator[tuple[str, str, list[Field]]]:
     fields = list(fields_of(config))
     for name, info in config.model_fields.items():
         section = sections_in(info.annotation)[0]
-        yield name, first_sentence(section), [field for field in fields if field.name.startswith(f"{name}.")]
+        yield name, first_paragraph(section), [field for field in fields if field.name.startswith(f"{name}.")]
 
 
 def kind_of(field: Field) -> str:
@@ -44,7 +44,7 @@ def default_of(field: Field) -> str:
     default = field.default
     if default is None or default is PydanticUndefined or default in ((), "", {}):
         return ""
-    return default if isinstance(default, str) else json.dumps(default)
+    return default if isinstance(default, str) and default.isprintable() else json.dumps(default)
 
 
 def bounds_and_variant(field: Field) -> str:
@@ -79,7 +79,7 @@ def screen_width() -> int:
 def train_help(verb: str, command: str) -> str:
     """Help of `rlhf VERB COMMAND`: every flag by section."""
     config, width = COMMANDS[command], screen_width()
-    parts = [TRAIN_HEAD.format(verb=verb, command=command, about=first_sentence(config))]
+    parts = [TRAIN_HEAD.format(verb=verb, command=command, about=first_paragraph(config))]
     for name, about, fields in groups(config):
         heading = f"{name}: {about}"
         parts.append("\n".join([heading, "", *(field_help(field, width) for field in fields)]))
@@ -113,7 +113,7 @@ def quickstart_help() -> str:
 
 def commands_help(verb: str) -> str:
     """Help of `rlhf train` or `rlhf check` without an algorithm."""
-    lines = [f"  {name:11} {first_sentence(config)}" for name, config in COMMANDS.items()]
+    lines = [f"  {name:11} {first_paragraph(config)}" for name, config in COMMANDS.items()]
     return COMMANDS_HEAD.format(verb=verb, names=",".join(COMMANDS)) + "\n".join(lines) + "\n"
 
 

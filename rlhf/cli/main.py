@@ -4,6 +4,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from rlhf.errors import ConfigError, PreemptedError, RlhfError
 from rlhf.importing import importing
 
 MAX_PROBLEMS_SHOWN = 20
+SHOWN_OF_NAME = 60
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
@@ -27,7 +29,7 @@ Usage: rlhf COMMAND ...
 Trains language models from feedback on a Ray cluster.
 
   rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
-  rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find every mistake without starting anything
+  rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find what can be known to be wrong, starting nothing
   rlhf plan METHOD [CONFIG.yaml] [--cluster 16x8xH100]        where models would live, what they hold, how long it takes
   rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
   rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except BaseException as error:
-        return _exit_code(error)
+        return _exit_code(_understood(error))
 
 
 def run(arguments: list[str]) -> int:
@@ -69,6 +71,8 @@ def run(arguments: list[str]) -> int:
     verb, *rest = arguments or ["--help"]
     if verb in {"--version", "-V"}:
         return _show(f"rlhf {__version__}\n")
+    if verb == "help" and rest:
+        return run([*rest, "--help"])
     if verb in HELP or verb == "help":
         return _show(MAIN_HELP)
     if verb in {"train", "check"}:
@@ -111,8 +115,21 @@ def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
         return "online-kto", [word for word in rest if word != "--online"]
     if command not in COMMANDS and command not in HELP:
         have = f'unknown algorithm "{command}" (have {", ".join(COMMANDS)})'
-        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
+        raise ConfigError(f"{verb}: {have}.{_as_variant(verb, command) or did_you_mean(command, COMMANDS)}")
     return command, rest
+
+
+def _as_variant(verb: str, name: str) -> str:
+    """How to run a method that is one of a command's, or nothing where `name` is none."""
+    from rlhf.config.commands import COMMANDS
+    from rlhf.config.fields import fields_by_name
+
+    for command, config in COMMANDS.items():
+        fields = fields_by_name(config)
+        for flag, key in (("algo", "algo.type"), ("loss", "algo.loss.type")):
+            if key in fields and len(fields[key].variants) > 1 and name in fields[key].variants:
+                return f" It is one of {command}'s: rlhf {verb} {command} --{flag} {name}."
+    return ""
 
 
 def _plan(arguments: list[str]) -> int:
@@ -203,6 +220,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _show(text: str) -> int:
     sys.stdout.write(text)
     return 0
+
+
+def _understood(error: BaseException) -> BaseException:
+    """A name that no file can have as the mistake that it is, wherever it was met; other errors as they are."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)[:SHOWN_OF_NAME]
+        return ConfigError(f"no such file: {name}... (longer than a file's name may be).")
+    return error
 
 
 def _exit_code(error: BaseException) -> int:

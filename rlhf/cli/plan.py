@@ -16,7 +16,7 @@ from rlhf.algorithms.base import Needs
 from rlhf.cli.cluster_at_hand import cluster_at_hand
 from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.model_files import ModelFileError, local_folder, read_config_json
+from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
 from rlhf.config.tools import PlanConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
@@ -52,7 +52,7 @@ def shapes_of(config: TrainConfig, needs: Needs, find: Finder) -> dict[Role, Mod
 def local_config_json(model: str, where: str) -> Mapping[str, object]:
     """A model's config.json from its folder, or from the hub's cache. Raises ModelError."""
     try:
-        folder = local_folder(model, os.environ)
+        folder = described_folder(model, os.environ)
         if folder is None:
             raise ModelError(f"{where}: {model} is not here.")
         return read_config_json(folder)
@@ -63,7 +63,7 @@ def local_config_json(model: str, where: str) -> Mapping[str, object]:
 def config_json(model: str, where: str) -> Mapping[str, object]:
     """As `local_config_json`, or a few kilobytes from the hub. Raises ModelError."""
     try:
-        if local_folder(model, os.environ) is None:
+        if described_folder(model, os.environ) is None:
             sys.stderr.write(f"rlhf: {model} is not here; asking the hub for its config.json.\n")
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
             return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
@@ -103,12 +103,16 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     def planner(candidate: TrainConfig) -> Plan:
         return plan_run(command, candidate, needs, shapes, cluster, lengths=lengths, calibration=calibration)
 
+    if options.suggest and not isinstance(config, OnlineConfig):
+        raise ConfigError(f"--suggest: {command} has no placements to search, since it does not sample. Leave it out.")
     try:
         plan = planner(config)
     except ConfigError as error:
         raise unplaced(error, config, planner) from error
     edits = None if plan.fits else mend(config, planner)
     found = suggest(config, planner, cluster, roles) if options.suggest and isinstance(config, OnlineConfig) else []
+    if plan.fits:
+        found = [suggestion for suggestion in found if suggestion.plan.step_s < plan.step_s]
     if options.as_json:
         sys.stdout.write(json.dumps(as_json(plan, found), indent=1) + "\n")
     else:

@@ -44,7 +44,8 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str])
 def show_suggestions(console: Console, plan: Plan, found: Sequence[Suggestion]) -> None:
     """The best placements that a search found, and why."""
     if not found:
-        console.print("No placement of this run fits on the cluster.")
+        faster = "No faster placement was found: this one is as good as any."
+        console.print(faster if plan.fits else "No placement of this run fits on the cluster.")
         return
     console.print("\n[bold]Suggestions[/bold]")
     for rank, suggestion in enumerate(found, 1):

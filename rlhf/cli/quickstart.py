@@ -23,7 +23,7 @@ from rich.table import Table
 from rlhf.cli.zoo import Question, all_questions, demonstrations, preferences, true_score
 from rlhf.config.commands import QuickstartConfig
 from rlhf.config.rollout import RolloutSection
-from rlhf.errors import ConfigError, RlhfError
+from rlhf.errors import ConfigError
 from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling
 
 FORMAT = "Visitor: {prompt}\nKeeper:"
@@ -87,11 +87,11 @@ class Verdict:
 
 
 def run_quickstart(config: QuickstartConfig) -> int:
-    """Make the zoo, run the three steps, show what they changed. Returns the exit code.
+    """Make the zoo, run the three steps, show what they changed. Returns the exit code: that of a step that failed,
+    whose own error was shown already.
 
     Raises:
         ConfigError: the folder exists and holds something else.
-        RlhfError: a step failed; its own error was shown already.
     """
     folder, seed = Path(config.folder), config.seed
     console = Console()
@@ -105,7 +105,8 @@ def run_quickstart(config: QuickstartConfig) -> int:
         console.rule(f"[bold]{STAGES.index(stage) + 1} of {len(STAGES)}[/bold]: {shlex.join(command)}")
         code = subprocess.run([sys.executable, "-m", "rlhf.cli.main", *command[1:]], check=False).returncode
         if code:
-            raise RlhfError(f"quickstart: step {stage} ended with code {code}. Run it again: {shlex.join(command)}")
+            sys.stderr.write(f"rlhf: quickstart: step {stage} ended with code {code}; again: {shlex.join(command)}\n")
+            return code
     report(folder, held_out, seed, console)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes. Everything is in {folder}.")
     return 0

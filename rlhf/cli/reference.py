@@ -1,11 +1,10 @@
 """Writes docs/configuration.md from the config's own docstrings: `python -m rlhf.cli.reference`."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.cli.help import bounds_and_variant, default_of, first_sentence, kind_of
+from rlhf.cli.help import bounds_and_variant, default_of, first_paragraph, kind_of
 from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS
 from rlhf.config.fields import Field, fields_of, list_items, sections_in, variant_of
@@ -25,13 +24,14 @@ this order:
 | flag | `--section.key value`, with `-` or `_` | `--policy.lr 1e-6` |
 
 Other ways to write a flag: `--section.key=value`, `--set section.key=value`, `--section.key` and `--no-section.key` for
-true and false. The flag of a list may be repeated. Short flags: `--colocate`, `--resume`, `--run-name`, `--debug`.
+true and false. The flag of a list may be repeated. Short flags: `--algo`, `--loss`, `--colocate`, `--resume`,
+`--run-name`, `--debug`, `--json`.
 
 Numbers may be written as `1e-6`; text in a file needs quotes only where YAML would read something else. Secrets never
 stand in a config: a token is given by the name of an environment variable.
 
-`rlhf check` takes the arguments of `rlhf train` and finds every mistake without starting anything. A run saves its
-whole resolved config as `config.yaml`, which can be given to another run.
+`rlhf check` takes the arguments of `rlhf train` and finds what can be known to be wrong without starting anything. A
+run saves its whole resolved config as `config.yaml`, which can be given to another run.
 """
 
 
@@ -48,7 +48,7 @@ def documented_sections() -> Iterator[tuple[str, type[Section], list[str]]]:
 def default_cell(field: Field) -> str:
     """A field's default as a cell of a table."""
     default = default_of(field)
-    return f"`{json.dumps(default)}`" if not default.isprintable() else f"`{default}`" if default else ""
+    return f"`{default}`" if default else ""
 
 
 def row(field: Field) -> str:
@@ -67,12 +67,14 @@ def reference() -> str:
     parts = [HEAD]
     for name, section, commands in documented_sections():
         where = "every command" if len(commands) == len(COMMANDS) else " and ".join(f"`{c}`" for c in commands)
-        parts.append(f"## {name} ({where})\n\n{first_sentence(section)}\n")
+        parts.append(f"## {name} ({where})\n\n{first_paragraph(section)}\n")
         fields = list(fields_of(section, f"{name}."))
         parts.append(table(fields))
         for field in fields:
             for item in list_items(field):
-                parts.append(f"### An item of {field.name} with `type: {variant_of(item)}`\n\n{first_sentence(item)}\n")
+                parts.append(
+                    f"### An item of {field.name} with `type: {variant_of(item)}`\n\n{first_paragraph(item)}\n"
+                )
                 parts.append(table(list(fields_of(item))))
     return "\n".join(parts)
 

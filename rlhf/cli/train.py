@@ -15,14 +15,17 @@ from rlhf.cli.assembly import (
     tricks,
 )
 from rlhf.cli.attempts import Training
+from rlhf.cli.check import misfits, refusal
 from rlhf.cli.class_weights import weigh_classes
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.config.load import dump_config, short_summary
+from rlhf.config.model_files import ModelFacts, ModelFileError, describe_model
 from rlhf.engines.base import Tokenizer
+from rlhf.engines.models import require_known_kind
 from rlhf.engines.rewards import row_problems
 from rlhf.engines.tokenizer import load_tokenizer
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.console import make_console
 from rlhf.orchestrator.data import (
@@ -60,6 +63,7 @@ def run_training(command: str, config: TrainConfig) -> int:
     logging.getLogger("rlhf").setLevel(logging.INFO)
     algorithm = build_algorithm(config.algo)
     require_trackers(config.log)
+    require_models(config)
     tokenizer = load_tokenizer(trained_model(config, algorithm), key=f"{first_role(algorithm)}.model")
     data = load_data(command, config, tokenizer)
     require_rows(config, data)
@@ -90,7 +94,8 @@ def run_training(command: str, config: TrainConfig) -> int:
         )
         records = Records(directory, trackers, console, config.log, length.num_steps, tricks(config))
         stop = StopRequest(config.checkpoint.grace_s)
-        started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
+        with records.noting_failure():
+            started = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
         with started as cluster, stop.listening(), records.open():
             training = Training(
                 command=command,
@@ -120,6 +125,36 @@ def trained_model(config: TrainConfig, algorithm: Algorithm) -> str:
     """The model whose tokenizer the run speaks."""
     role = first_role(algorithm)
     return model_of(config.models[role.value], role)
+
+
+def require_models(config: TrainConfig) -> None:
+    """Refuse models that cannot be started together, as far as their small files say, which are fetched from the hub
+    where they are not here.
+
+    Raises:
+        ModelError: one is not there, or of an unknown kind, or cannot read the tokens of another.
+        ConfigError: one is not for sequences as long as these.
+    """
+    facts: dict[str, ModelFacts | None] = {}
+    problems: list[str] = []
+    classes: set[type[ConfigError]] = set()
+    for role, section in config.models.items():
+        if section.model is None or section.model in facts:
+            continue
+        facts[section.model] = None
+        try:
+            facts[section.model] = describe_model(require_known_kind(section, section.model, where=f"{role}.model"))
+        except ModelError as error:
+            problems += error.problems
+            classes.add(ModelError)
+        except ModelFileError as error:
+            problems.append(f"{role}.model: {error}")
+            classes.add(ModelError)
+    for misfit in misfits(config, facts):
+        problems.append(f"{', '.join(misfit.keys)}: {misfit.text}")
+        classes.add(misfit.error)
+    if problems:
+        raise refusal(problems, classes)
 
 
 def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> Data:

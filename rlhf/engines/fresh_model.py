@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    set_seed,
 )
 
 from rlhf.engines.quiet import quiet_libraries
@@ -55,7 +55,7 @@ def make_llama(
     `train_tokenizer`.
     """
     quiet_libraries()
-    set_seed(seed)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

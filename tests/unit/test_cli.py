@@ -5,6 +5,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,18 @@ from rlhf.cli.help import train_help
 from rlhf.cli.reference import reference
 from rlhf.config.commands import COMMANDS, GenerateConfig
 from rlhf.config.fields import fields_of, list_items
-from rlhf.errors import ConfigError, DataError, ModelError, NumericsError, PreemptedError
+from rlhf.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelError,
+    NumericsError,
+    PreemptedError,
+    RewardError,
+    StallError,
+    WeightSyncError,
+    WorkerLostError,
+)
 from tests.unit.config.test_model_files import safetensors
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +48,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "score"}}))
         (folder / "model.safetensors").write_bytes(safetensors({"model.embed_tokens.weight": (8, 4)}))
         (folder / "tokenizer.json").write_text("{}")
-    rows = [{"prompt": f"q{n}", "response": "a", "chosen": "good", "rejected": "bad"} for n in range(10)]
+    rows = [{"prompt": f"q{n}", "response": "a", "chosen": "good", "rejected": "bad"} for n in range(64)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "rewards.py").write_text("def score(prompts, responses, **columns): return [0.0] * len(prompts)\n")
     return tmp_path
@@ -100,6 +112,14 @@ def test_a_closed_pipe_is_quiet() -> None:
             'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, doctor, chaos, quickstart). Did you mean train?',
         ),
         (["train", "pppo"], 'rlhf: error: train: unknown algorithm "pppo" (have {have}). Did you mean ppo?'),
+        (
+            ["train", "dapo"],
+            'rlhf: error: train: unknown algorithm "dapo" (have {have}). It is one of grpo\'s: rlhf train grpo --algo dapo.',
+        ),
+        (
+            ["check", "simpo"],
+            'rlhf: error: check: unknown algorithm "simpo" (have {have}). It is one of dpo\'s: rlhf check dpo --loss simpo.',
+        ),
         (["check", "zzz"], 'rlhf: error: check: unknown algorithm "zzz" (have {have}).'),
     ],
 )
@@ -120,7 +140,12 @@ def test_twenty_problems_are_shown_and_the_rest_counted(capsys: pytest.CaptureFi
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "rlhf: interrupted.\n"),
+        (RewardError("no answer"), 4, "rlhf: error: no answer\n"),
+        (CheckpointError("no room"), 5, "rlhf: error: no room\n"),
         (NumericsError("loss is nan\nat step 3"), 6, "rlhf: error: loss is nan at step 3\n"),
+        (WorkerLostError("a died"), 7, "rlhf: error: a died\n"),
+        (StallError("a waits"), 8, "rlhf: error: a waits\n"),
+        (WeightSyncError("b waits"), 8, "rlhf: error: b waits\n"),
         (PreemptedError("saved step 4; continue with --resume"), 75, "rlhf: saved step 4; continue with --resume\n"),
         (ModelError(["a: x", "b: y"]), 3, "rlhf: error: a: x\nrlhf: error: b: y\n"),
         (SystemExit(9), 9, ""),
@@ -135,6 +160,21 @@ def test_each_error_has_its_exit_code(
     monkeypatch.setattr(cli, "run", fails)
     assert cli.main([]) == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "sft", "--policy.model", "9" * 400, "--data.path", "rows.jsonl"],
+        ["check", "sft", "--policy.model", "model", "--data.path", "9" * 400],
+        ["doctor", "9" * 400],
+    ],
+)
+def test_a_name_that_no_file_can_have_is_a_line(
+    world: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err == f"rlhf: error: no such file: {'9' * 60}... (longer than a file's name may be).\n"
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_a_file(
@@ -162,6 +202,12 @@ def test_a_right_run_passes_its_check(world: Path) -> None:
     checked_config("sft", PPO[:4], {})
     checked_config("rm", [*PPO[:2], "--reward.model", "model"], {})
     checked_config("ppo", [*PPO[:4], "--reward.model", "scorer"], {})
+
+
+def test_fewer_rows_than_a_batch_are_told(world: Path) -> None:
+    with pytest.raises(DataError) as error:
+        checked_config("sft", [*PPO[:4], "--train.batch-size", "65"], {})
+    assert error.value.problems == ("data: 64 rows < train.batch_size 65. Lower train.batch_size or add rows.",)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +276,33 @@ def test_problems_of_several_classes_come_together(world: Path) -> None:
 def test_a_reward_model_needs_a_score_head(world: Path) -> None:
     with pytest.raises(ModelError, match="has no score head, need a head with 1"):
         checked_config("ppo", [*PPO[:4], "--reward.model", "model"], {})
+
+
+def test_a_reward_model_has_one_label(world: Path) -> None:
+    config = json.loads((world / "scorer" / "config.json").read_text())
+    (world / "scorer" / "config.json").write_text(json.dumps(config | {"id2label": {"0": "bad", "1": "good"}}))
+    with pytest.raises(ModelError, match=r"^--reward\.model: has 2 labels, need a head with 1\. Train one with"):
+        checked_config("ppo", [*PPO[:4], "--reward.model", "scorer"], {})
+
+
+def test_plain_http_to_a_public_host_is_found_before_anything_starts(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name too; a name that nobody knows here may be known where the reward's process runs."""
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if host == "nobody.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(2, 1, 6, "", ("93.184.215.14" if host == "public.example" else "10.0.0.7", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for host in ("nobody.example", "private.example"):
+        checked_config("ppo", [*PPO[:4], "--reward.url", f"http://{host}/score"], {})
+    with pytest.raises(ConfigError) as error:
+        checked_config("ppo", [*PPO[:4], "--reward.url", "http://public.example/score"], {})
+    assert error.value.problems == (
+        "--reward.url: plain http to a non-private host; use https, or allow_plain_http of the source.",
+    )
 
 
 def test_the_secret_of_a_service_is_a_variable_that_is_set(world: Path) -> None:
