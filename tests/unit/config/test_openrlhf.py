@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.commands import COMMANDS, PpoConfig
+from rlhf.config.commands import COMMANDS, DpoConfig, PpoConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.load import load_config
-from rlhf.config.openrlhf import FLAGS, in_own_flags
+from rlhf.config.models import TrainedModelSection
+from rlhf.config.openrlhf import FLAGS, in_own_flags, without_counterpart
 from rlhf.planning.roles import place
 from tests.unit.config.conftest import Problems
 
@@ -59,13 +60,14 @@ def test_the_page_has_every_flag() -> None:
     page = Path(__file__).parents[3].joinpath("docs", "from_openrlhf.md").read_text(encoding="utf-8")
     for name, own in FLAGS.items():
         [row] = [line for line in page.splitlines() if line.startswith(f"| `--{name}` |")]
-        assert all(f"`{key}`" in row for key in own.keys)
+        assert all(f"`{key}`" in row for key in (*own.keys, *own.otherwise))
+        assert own.why in row
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_sets_keys_that_are_there(name: str) -> None:
     known = {key for command in COMMANDS.values() for key in fields_by_name(command)}
-    assert set(FLAGS[name].keys) <= known
+    assert {*FLAGS[name].keys, *FLAGS[name].otherwise} <= known
 
 
 def test_keys_that_the_command_lacks_are_left_out() -> None:
@@ -80,6 +82,45 @@ def test_spellings() -> None:
     theirs = ["--input_template=Q: {} A:", "--seed", "3", "x.yaml", "--policy.model", "m"]
     assert in_own_flags(theirs, known) == own
     assert in_own_flags(["--num-episodes=2"], {"train.num_epochs"}) == ["--train.num-epochs", "2"]
+
+
+def test_a_reward_model_learns_by_the_same_flags() -> None:
+    theirs = shlex.split(
+        "--pretrain org/m --dataset org/pairs --chosen_key good --rejected_key bad --max_len 2048 --learning_rate 9e-6 "
+        "--max_epochs 2 --zero_stage 2 --gradient_checkpointing --adam_offload --save_steps -1 --eval_steps=-1 "
+        "--logging_steps 1 --ckpt_path elsewhere --packing_samples"
+    )
+    config = load_config("rm", theirs, {})
+    reward = config.models["reward"]
+    assert isinstance(reward, TrainedModelSection)
+    assert (reward.model, reward.lr, reward.zero_stage) == ("org/m", 9e-6, 2)
+    assert (reward.gradient_checkpointing, reward.offload_optimizer) == (True, True)
+    data = config.data
+    assert (data.path, data.chosen_key, data.rejected_key, data.max_tokens) == ("org/pairs", "good", "bad", 2048)
+    assert config.train.num_epochs == 2
+    assert config.checkpoint == load_config("rm", theirs[:4], {}).checkpoint
+
+
+def test_a_preference_run_and_a_hybrid_one() -> None:
+    dpo = load_config("dpo", shlex.split("--pretrain m --dataset d --beta 0.3 --learning_rate 1e-7 --ref_offload"), {})
+    assert isinstance(dpo, DpoConfig)
+    assert (dpo.algo.loss.beta, dpo.policy.lr, dpo.reference.offload_parameters) == (0.3, 1e-7, True)
+    hybrid = shlex.split(
+        "--pretrain m --reward_pretrain r --prompt_data d --vllm_num_engines 1 --colocate_all_models "
+        "--vllm_enable_sleep --deepspeed_enable_sleep --vllm_sync_backend nccl --use_kl_loss --kl_estimator k3"
+    )
+    config = load_config("ppo", hybrid, {})
+    assert isinstance(config, PpoConfig)
+    assert config.rollout.sync_backend == "auto"
+    assert (config.algo.kl_placement, config.algo.kl_estimator) == ("loss", "k3")
+
+
+def test_flags_that_set_nothing_are_named_with_the_reason() -> None:
+    assert without_counterpart(["--ckpt_path", "x", "--seed", "3", "--vllm-enable-sleep", "--packing_samples"]) == [
+        "--ckpt_path (checkpoints lie in the run's folder)",
+        "--vllm-enable-sleep (engines that share devices always sleep)",
+        "--packing_samples (always so)",
+    ]
 
 
 def test_what_is_theirs_and_has_no_counterpart_is_refused(problems: Problems) -> None:
