@@ -156,15 +156,11 @@ def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str, values: Sect
         for field in fields_of(kind, prefix, values if isinstance(values, kind) else None):
             key = field.name.removeprefix(prefix).partition(".")[0]
             owners = tuple(variant_of(other) for other in kinds if key in other.model_fields)
+            # Of sections within sections the innermost decides: its type is the one to set.
+            owners = field.owners or (owners if len(owners) < len(kinds) else ())
             variants = {variant_of(other): meaning_of(other) for other in kinds} if key == "type" else field.variants
             if field.name not in seen:
-                yield Field(
-                    field.name,
-                    field.info,
-                    field.default,
-                    field.owners if len(owners) == len(kinds) else owners,
-                    variants,
-                )
+                yield Field(field.name, field.info, field.default, owners, variants)
             seen.add(field.name)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,7 @@ from rlhf.config.flags import Flags
 from rlhf.config.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
 from rlhf.config.merge import Merged, Schema
 from rlhf.config.openrlhf import in_own_flags
+from rlhf.config.reward import ModelSource
 from rlhf.config.rules import problems_of
 from rlhf.config.yaml_text import scalar
 from rlhf.errors import ConfigError
@@ -39,13 +41,34 @@ def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -
         raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
     schema = Schema(COMMANDS[command])
     flags = Flags(in_own_flags(argv, schema.fields), schema.fields)
-    files = [file_layer(Path(name), environ, schema.fields) for name in flags.positionals[:1]]
+    files = [
+        file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
+        for name in flags.positionals[:1]
+    ]
     layers = [*files, environment_layer(environ, schema.fields), flags.layer]
     merged = Merged(schema, layers, _sections_elsewhere(command))
-    merged.problems += [f'{name}: unexpected argument. Flags start with "--".' for name in flags.positionals[1:]]
-    if merged.config is not None:
+    merged.problems += [unexpected(name) for name in flags.positionals[1:]]
+    # Without the settings of its file, what a run lacks is not known.
+    if merged.config is not None and not any(file.problems and not file.settings for file in files):
         merged.problems += merged.report(problems_of(merged.config))
     return merged
+
+
+def is_file_name(word: str) -> bool:
+    """Whether an argument that belongs to no flag is meant as a config file."""
+    if word.lower().endswith((".yaml", ".yml")):
+        return True
+    with suppress(OSError, ValueError):  # of a name that no file can have
+        return Path(word).exists()
+    return False
+
+
+def unexpected(word: str) -> str:
+    """What to do about an argument that is no flag, no flag's value and no config file."""
+    key, equals, value = word.partition("=")
+    if equals:
+        return f"{word}: unexpected argument. Write --{key} {value}."
+    return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'
 
 
 def _sections_elsewhere(command: str) -> dict[str, str]:
@@ -88,6 +111,8 @@ def load_generate(argv: Sequence[str]) -> GenerateConfig:
     config = merged.config
     if config is not None and config.model is None and not problems:
         problems.append("generate: name a model, a folder or a hub name.")
+    if config is not None and not config.prompt and config.prompts is None and not problems:
+        problems.append("generate: give --prompt TEXT, or --prompts FILE.")
     if config is not None and config.prompt and config.prompts is not None:
         problems.append("--prompts: --prompt is given too. Use one of them.")
     if problems or config is None:
@@ -120,7 +145,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if isinstance(config, OnlineConfig | ReferencedConfig):
         config = config.model_copy(update={"reference": config.reference.beside(config.policy)})
     if isinstance(config, PpoConfig) and config.critic.model is None:
-        critic = config.critic.model_copy(update={"model": config.reward.model or config.policy.model})
+        rewards = (source.model for source in config.reward.all_sources if isinstance(source, ModelSource))
+        critic = config.critic.model_copy(update={"model": next(rewards, config.policy.model)})
         config = config.model_copy(update={"critic": critic})
     if isinstance(config, OnlineConfig):
         config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})

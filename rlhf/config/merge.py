@@ -127,11 +127,15 @@ class Merged(Generic[S]):
 
     def _validated(self) -> S | None:
         """Validate; where values are wrong, say so and go on without them."""
+        before: list[tuple[KeyPath, str]] = []
         for _ in range(MAX_ROUNDS):
             try:
                 return self.schema.section.model_validate(self._tree)
             except ValidationError as error:
                 wrong = [self._located(details) for details in error.errors(include_url=False)]
+            if wrong == before:  # nothing is left to take away
+                return None
+            before = wrong
             self.problems += [f"{self.where(path)}: {text}" for path, text in wrong]
             if not all([self._remove(path) for path, _ in wrong]):
                 return None
@@ -147,6 +151,8 @@ class Merged(Generic[S]):
             text += f" Did you mean {meant}?" if meant else ""
         if error["type"] == "extra_forbidden":
             text = self._misplaced(path, field)
+        if error["type"] == "missing" and path and isinstance(path[-1], int):
+            return path[:-1], f"too few values (got {shown(self._at(path[:-1]))})."
         own, colon, rest = text.partition(": ")
         if error["type"] == "value_error" and colon and own in self._keys_at(path):
             return (*path, own), rest

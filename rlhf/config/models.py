@@ -19,7 +19,7 @@ class ModelSection(Section):
     compute in dtype. What learns beside them needs lora.rank above 0. A reference that is the policy is held as that
     is, unless it says otherwise."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; auto takes flash_attention_2 where installed on a GPU, else sdpa."""
+    """Attention kernel; auto takes flash_attention_2 where installed on a GPU (not for float32), else sdpa."""
     trust_remote_code: str | None = None
     """Allow the model's own Python code, only as repo@commit. Off by default."""
     num_nodes: PositiveInt = 1

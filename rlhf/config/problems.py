@@ -16,7 +16,10 @@ SECRET = re.compile(
 """Last part of an unknown key that was meant to hold a secret."""
 SECRET_VARIABLES = {"wandb": "WANDB_API_KEY", "log": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN"}
 
-PATTERNS = {r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "only letters, digits, . _ -, and a letter or digit first"}
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "only letters, digits, . _ -, and a letter or digit first",
+    r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "need module:Class, as my_algorithm:Mine",
+}
 """What a field's pattern asks for, in words."""
 LONGEST_SHOWN = 80
 
@@ -63,6 +66,8 @@ KINDS = {
     "string_type": "must be text",
     "string_unicode": "must be text in UTF-8",
     "tuple_type": "must be a list",
+    "literal_error": "must be one of {expected}",
+    "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "union_tag_not_found": "type is missing",

@@ -59,6 +59,11 @@ def models(config: TrainConfig) -> Iterator[Problem]:
             yield Problem(
                 keys=(f"{role}.attention", "cluster.device"), text="flash_attention_2 needs a GPU. Use sdpa or auto."
             )
+        if model.attention == "flash_attention_2" and model.dtype == "float32":
+            yield Problem(
+                keys=(f"{role}.attention", f"{role}.dtype"),
+                text="flash_attention_2 cannot compute in float32. Use sdpa, or dtype bfloat16.",
+            )
         if isinstance(model, TrainedModelSection):
             yield from _learning(role, model)
 

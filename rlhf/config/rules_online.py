@@ -9,6 +9,9 @@ from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig,
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
 
+LEAST_TEMPERATURE = 0.01
+"""vLLM takes this one in the place of any lower one but 0."""
+
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
     """A step's answers make whole optimizer steps."""
@@ -42,6 +45,12 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
             keys=("rollout.temperature",),
             text=f"0 is greedy{equal}: {command_of(config).upper()} learns from sampled answers, "
             "and needs > 0 (got 0).",
+        )
+    elif rollout.temperature < LEAST_TEMPERATURE:
+        yield Problem(
+            keys=("rollout.temperature",),
+            text=f"vLLM samples at {LEAST_TEMPERATURE} where less is asked for, and ratios would be taken between two "
+            f"policies; needs >= {LEAST_TEMPERATURE} (got {rollout.temperature:g}).",
         )
     if rollout.engine == "transformers" and rollout.tensor_parallel_size > 1:
         yield Problem(

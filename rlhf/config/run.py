@@ -1,8 +1,9 @@
 """The run itself: name, length, batches, evaluation, checkpoints, logs, cluster and placement."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from rlhf.config.base import Section
 
@@ -74,13 +75,20 @@ class LogSection(Section):
     tensorboard: bool = True
     """Write TensorBoard files into the run's folder."""
     wandb_project: str | None = None
-    """Weights & Biases project; needs `pip install rlhf[wandb]` and WANDB_API_KEY in the environment."""
+    """Weights & Biases project; needs the package wandb, and WANDB_API_KEY in the environment."""
     mlflow_uri: str | None = None
-    """MLflow tracking address; needs `pip install rlhf[mlflow]`."""
+    """MLflow tracking address; needs the package mlflow."""
     sample_every_steps: NonNegativeInt = 10
     """Steps between prints of a step's first sample; 0 never."""
     rollouts: bool = True
     """Write every sampled answer with its reward to rollouts/."""
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        if uri is not None and (urlsplit(uri).username or urlsplit(uri).password):
+            raise ValueError("no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD.")
+        return uri
 
 
 class ClusterSection(Section):

@@ -104,7 +104,8 @@ class RlooSection(CriticFreeSection):
     type: Literal["rloo"] = "rloo"
     """REINFORCE leave-one-out."""
     aggregation: Aggregation = "seq-mean-token-sum-norm"
-    """How token losses become one number, always over the whole optimizer step."""
+    """How token losses become one number, always over the whole optimizer step; an answer is one action, so they are
+    added up."""
     kl: KlControl = FixedKl(coef=0.01)
     """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "reward"

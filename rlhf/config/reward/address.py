@@ -51,6 +51,8 @@ def _checked_url(url: str) -> str:
 
 
 def _checked_function(name: str) -> str:
+    if ".py:" in name:
+        raise ValueError(f'need module:name, as {name.replace(".py:", ":")} (got "{name}").')
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is None:
         raise ValueError(f'need module:name (got "{name}").')
     return name

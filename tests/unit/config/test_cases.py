@@ -75,6 +75,29 @@ def test_a_wrong_file_gets_its_line(problems: Problems, text: str | bytes, line:
     assert found == [line]
 
 
+def test_what_a_broken_file_would_have_set_is_not_missed(problems: Problems) -> None:
+    assert problems(text="policy: [1,\n") == [
+        "config.yaml:2:1: not valid YAML: a bracket or quote is not closed.",
+    ]
+
+
+def test_a_key_of_another_type_says_which_type_has_it(problems: Problems) -> None:
+    """Also where that type stands within a section that has types itself."""
+    given = ("--data.path", "x.jsonl", "--policy.model", "m")
+    (line,) = problems(*given, "--reward.function", "a:b", "--algo.kl.target", "3", command="grpo")
+    assert line == "--algo.kl.target: only with type adaptive. Set algo.kl.type adaptive, or remove it."
+    (line,) = problems(*given, "--loss", "simpo", "--algo.loss.label-noise", "0.1", command="dpo")
+    assert line.startswith("--algo.loss.label-noise: only with type cdpo or rdpo.")
+
+
+def test_a_wrong_value_is_told_once(problems: Problems) -> None:
+    """Also where the type that is asked for cannot do without it."""
+    custom = ("--algo", "custom", "--algo.algorithm", "best_of_group.BestOfGroup")
+    found = problems(*RIGHT, *custom, command="grpo")
+    assert found[0] == ('--algo.algorithm: need module:Class, as my_algorithm:Mine (got "best_of_group.BestOfGroup").')
+    assert len(found) == len(set(found)) <= 2
+
+
 @pytest.mark.parametrize(
     ("command", "text", "line"),
     [
@@ -105,12 +128,17 @@ ON_LINE = [
     (["--set", "policy.lr"], '--set: need key=value (got "policy.lr").'),
     (["--set"], '--set: need key=value (got "").'),
     (["--wandb.api-key", "abc"], "--wandb.api-key: secrets may not be in config; export WANDB_API_KEY."),
+    (["--reward.function", "rewards.py:score"], '--reward.function: need module:name, as rewards:score (got "rewards.py:score").'),
+    (["--log.mlflow-uri", "https://me:secret@host"], "--log.mlflow-uri: no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD."),
     (["--rollout.num-samples", "0"], "--rollout.num-samples: must be > 0 (got 0)."),
     (["--rollout.top-k", "[1"], "--rollout.top-k: not valid YAML: a bracket or quote is not closed."),
-    (["--policy.adam-betas", "0.9"], "--policy.adam-betas.1: missing."),
+    (["--policy.adam-betas", "0.9"], "--policy.adam-betas: too few values (got [0.9])."),
+    (["--reward.rules", "maths"], '--reward.rules.0: must be one of exact-match, choice, number, math, format, length or overlong (got "maths").'),
     (["--policy.adam-betas", "0.9,1.0"], "--policy.adam-betas: both must be in [0, 1) (got [0.9, 1.0])."),
     (["--policy", "x"], '--policy: must be a mapping (got "x"). Set its fields, as --policy.model.'),
-    (["a.yaml", "b.yaml"], 'b.yaml: unexpected argument. Flags start with "--".'),
+    (["a.yaml", "b.yaml"], 'b.yaml: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'),
+    (["prompts.jsonl"], 'prompts.jsonl: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'),
+    (["policy.lr=1e-6"], "policy.lr=1e-6: unexpected argument. Write --policy.lr 1e-6."),
     (["nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory."),
     (["--colocate", "policy,refrence"], '--cluster.colocate: unknown role "refrence" (have policy, reference, critic, reward, rollout, or all).'),
 ]  # fmt: skip
@@ -129,6 +157,11 @@ BETWEEN = [
     (
         ["--rollout.batch-size", "120", "--train.batch-size", "16"],
         "--train.batch-size: 16 does not divide rollout.batch_size*num_samples = 120. Nearest: 15 or 20.",
+    ),
+    (
+        ["--rollout.temperature", "0.005"],
+        "--rollout.temperature: vLLM samples at 0.01 where less is asked for, and ratios would be taken between two "
+        "policies; needs >= 0.01 (got 0.005).",
     ),
     (
         ["--rollout.num-samples", "8", "--rollout.temperature", "0"],
@@ -163,6 +196,7 @@ BETWEEN = [
         "devices, which would do both at once. Set it to 0, or give rollout its own devices.",
     ),
     (["--rollout.sync-backend", "ipc"], "--rollout.sync-backend: ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout."),
+    (["--rollout.sync-backend", "gloo", "--cluster.device", "cuda"], "--rollout.sync-backend: gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."),
     (["--rollout.sync-backend", "nccl", "--cluster.device", "cpu"], "--rollout.sync-backend: nccl needs GPUs and cluster.device is cpu. Use gloo or auto."),
     (["--colocate", "all", "--rollout.sync-backend", "nccl"], "--rollout.sync-backend: nccl cannot send within one GPU; policy and rollout share theirs. Use ipc or auto."),
     (["--rollout.engine", "transformers", "--rollout.tensor-parallel-size", "2"], "--rollout.tensor-parallel-size: the transformers engine runs on one device (got 2). Use engine vllm."),
@@ -171,6 +205,7 @@ BETWEEN = [
     (["--policy.swap-optimizer", "--policy.offload-optimizer"], "--policy.swap-optimizer: offload_optimizer steps in host memory. Use one of them."),
     (["--policy.offload-optimizer", "--policy.zero-stage", "0"], "--policy.offload-optimizer: needs ZeRO stage 1 or higher (got policy.zero_stage 0)."),
     (["--policy.trust-remote-code", "a/b"], '--policy.trust-remote-code: need repo@commit with all 40 digits of the commit (got "a/b").'),
+    (["--policy.attention", "flash_attention_2", "--policy.dtype", "float32"], "--policy.attention: flash_attention_2 cannot compute in float32. Use sdpa, or dtype bfloat16."),
     (["--policy.attention", "flash_attention_2", "--cluster.device", "cpu"], "--policy.attention: flash_attention_2 needs a GPU. Use sdpa or auto."),
     (["--eval.every-steps", "5"], "--eval.every-steps: there are no held-out rows. Set data.eval_path or data.eval_fraction."),
     (["--data.eval-path", "x", "--data.eval-fraction", "0.1"], "--data.eval-fraction: 0.1 is not used beside data.eval_path. Give one of them."),

@@ -107,6 +107,7 @@ def test_reward_sources_in_a_file(file: Path) -> None:
     assert isinstance(config, PpoConfig)
     assert [source.type for source in config.reward.all_sources] == ["function", "model"]
     assert set(config.models) == {"policy", "reference", "critic", "reward", "reward.sources.1"}
+    assert config.critic.model == "x"
 
 
 def test_what_follows_from_other_values_is_filled_in() -> None:
@@ -172,3 +173,5 @@ def test_options_of_generate() -> None:
     )
     with pytest.raises(ConfigError, match="name a model"):
         load_generate([])
+    with pytest.raises(ConfigError, match="give --prompt TEXT, or --prompts FILE"):
+        load_generate(["m"])

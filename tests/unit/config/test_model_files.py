@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.model_files import ModelFileError, different_tokens, local_folder, read_model, require_tokenizer
+from rlhf.config.model_files import (
+    ModelFileError,
+    described_folder,
+    different_tokens,
+    local_folder,
+    read_model,
+    require_tokenizer,
+)
 
 Make = Callable[..., Path]
 
@@ -43,7 +50,7 @@ def make(tmp_path: Path) -> Make:
 def test_a_whole_model(make: Make) -> None:
     folder = make(architectures=["LlamaForSequenceClassification"], id2label={"0": "score"})
     facts = read_model(folder)
-    assert (facts.vocab_size, facts.context, facts.num_labels, facts.num_parameters) == (8, 64, 1, 36)
+    assert (facts.vocab_size, facts.context, facts.num_labels, facts.has_own_code) == (8, 64, 1, False)
     assert not facts.has_chat_template
     require_tokenizer(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -174,3 +181,22 @@ def test_a_hub_model_in_the_cache_is_read(make: Make, tmp_path: Path) -> None:
     (hub / "refs" / "main").write_text("abc\n")
     make().rename(hub / "snapshots" / "abc")
     assert local_folder("org/name", {"HF_HOME": str(tmp_path / "hf")}) == hub / "snapshots" / "abc"
+
+
+@pytest.mark.parametrize("places", [None, {"norm": "model-1-of-2.safetensors", "lm_head": "model-2-of-2.safetensors"}])
+def test_a_hub_model_that_is_here_in_part_is_not_here(make: Make, tmp_path: Path, places: object) -> None:
+    """As `rlhf plan` leaves it, which fetches config.json alone; or a download that was cut."""
+    hub = tmp_path / "hf" / "hub" / "models--org--name"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "snapshots").mkdir()
+    (hub / "refs" / "main").write_text("abc\n")
+    snapshot = make().rename(hub / "snapshots" / "abc")
+    (snapshot / "model.safetensors").unlink()
+    if places is not None:
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (snapshot / "model-1-of-2.safetensors").write_bytes(safetensors({"norm": (4,)}))
+    environ = {"HF_HOME": str(tmp_path / "hf")}
+    assert local_folder("org/name", environ) is None
+    assert described_folder("org/name", environ) == snapshot
+    with pytest.raises(ModelFileError, match="HF_HUB_OFFLINE"):
+        local_folder("org/name", environ | {"HF_HUB_OFFLINE": "1"})

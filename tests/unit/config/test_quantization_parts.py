@@ -7,7 +7,7 @@ import pytest
 from rlhf.cli.check import surroundings
 from rlhf.config.load import load_config
 
-MISSING = "bitsandbytes is not installed. Run `pip install rlhf[qlora]`."
+MISSING = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
 
 
 @pytest.mark.parametrize(("quantization", "missed"), [("nf4", ["policy", "reference"]), ("none", [])])
