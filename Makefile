@@ -22,10 +22,10 @@ types: .venv/.ready
 	$(BIN)/mypy
 
 unit: .venv/.ready
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n auto --dist loadfile tests/unit
 
-test: .venv/.ready  ## every test, with the real Ray, vLLM and DeepSpeed
-	$(BIN)/pytest -q --durations=15
+test: unit  ## every test, with the real Ray, vLLM and DeepSpeed
+	$(BIN)/pytest -q --durations=15 tests/integration
 
 torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
