@@ -42,33 +42,33 @@ def joined_nodes(
     head: RayHead, addresses: Sequence[str], num_cpus: int
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """More nodes of this machine in the cluster, each with an address of its own. Gives the process of each."""
-    nodes = {}
+    nodes, logs = {}, {}
     with contextlib.ExitStack() as stack:
         for address in addresses:
             # A folder of its own, as on a machine of its own: nodes that share one clear away each other's jobs.
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="rlhf-ray-", dir="/tmp", ignore_cleanup_errors=True)
             )
-            nodes[address] = _join(head, address, Path(folder), num_cpus)
+            logs[address] = Path(folder, "node.log")
+            nodes[address] = _join(head, address, logs[address], num_cpus)
             stack.callback(end_tree, nodes[address])
+        for address, node in nodes.items():
+            wait_until_started(node, logs[address])
         yield nodes
 
 
-def _join(head: RayHead, address: str, folder: Path, num_cpus: int) -> subprocess.Popen[bytes]:
-    log = folder / "node.log"
+def _join(head: RayHead, address: str, log: Path, num_cpus: int) -> subprocess.Popen[bytes]:
     command = (RAY, "start", "--address", head.address, "--block", "--node-ip-address", address)
     with log.open("wb") as output:
-        node = subprocess.Popen(
-            [*command, "--temp-dir", str(folder), "--num-cpus", str(num_cpus)],
+        return subprocess.Popen(
+            [*command, "--temp-dir", str(log.parent), "--num-cpus", str(num_cpus)],
             env=head.environment,
-            cwd=folder,
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    wait_until_started(node, log)
-    return node
 
 
 def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.ray_head import RayHead
+
 TIMEOUT_S = 280
 
 
 @pytest.mark.timeout(300)
-def test_a_sync_is_measured_beside_its_collectives(tmp_path: Path) -> None:
+def test_a_sync_is_measured_beside_its_collectives(head: RayHead, tmp_path: Path) -> None:
     """Two ranks of a sharded policy, two engines."""
     command = [
         *(sys.executable, "-m", "rlhf.cli.main", "bench", "sync", "--sizes", "1", "--repeats", "2", "--json"),
         *("--policy.num-gpus-per-node", "2", "--rollout.num-engines", "2", "--rollout.engine", "transformers"),
-        *("--rollout.sync-bucket-mib", "1"),
+        *("--rollout.sync-bucket-mib", "1", "--cluster.address", head.address),
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=head.environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout)
     assert figures["num_bytes"] == pytest.approx(4e6, rel=0.15)

@@ -43,6 +43,8 @@ LOADERS: dict[str, Callable[[list[str]], object]] = {
     "chaos": lambda words: load_chaos(words[0], words[1:], {}),
 }
 """Commands that would run for long: their arguments are read."""
+LARGEST_BATCH = 512
+"""Rows that a step of one of them reads."""
 COMMANDS = sorted({command for page in [*PAGES, *CONFIGS] for command in commands_of(page)})
 
 
@@ -60,8 +62,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "steps": '{"prompt": "a", "completions": ["b", "c"], "labels": [true, false]}\n',
     }
     for name, row in rows.items():
-        (folder / f"{name}.jsonl").write_text(row)
-        (folder / f"my_{name}.jsonl").write_text(row)
+        (folder / f"{name}.jsonl").write_text(row * LARGEST_BATCH)
+        (folder / f"my_{name}.jsonl").write_text(row * LARGEST_BATCH)
     (folder / "rewards.py").write_text("def score(prompts, responses): return [len(text) for text in responses]\n")
     for model in ("my_model", "runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
         train_tokenizer(["a b c"], 300, folder / model)
