@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.config.lora import MaxLoRARanks
+from vllm.envs import VLLM_RPC_BASE_PATH
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -20,6 +21,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.adapter_names import kind_of, linear_layers
+from rlhf.engines.open_names import unlink_open_names
 from rlhf.engines.process_memory import peak_memory
 from rlhf.engines.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
@@ -80,6 +82,8 @@ class VllmCore:
         )
         if on_cpu or section.tensor_parallel_size == 1:
             self.llm.collective_rpc(_leave_meeting_place)
+        _unlink_names()
+        self.llm.collective_rpc(_unlink_names)
         self._tasks = self.llm.get_supported_tasks()
         self.llm.collective_rpc(_report_whole_distribution)
 
@@ -177,6 +181,12 @@ def _leave_meeting_place(worker: WorkerBase) -> None:
         store = store.underlying_store
     if isinstance(store, FileStore):
         Path(store.path).unlink(missing_ok=True)  # type: ignore[attr-defined]
+
+
+def _unlink_names(worker: WorkerBase | None = None) -> None:
+    """Remove what processes of one engine found each other by, once they have: Ray ends them by force."""
+    del worker
+    unlink_open_names(Path(VLLM_RPC_BASE_PATH))
 
 
 def _install_adapters(worker: WorkerBase) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ START_TIMEOUT_S = 400.0
 """Longest wait for the first steps: a minute on an idle machine of two cores."""
 RUN_TIMEOUT_S = 500.0
 MARK = "RLHF_TEST_RUN"
+SHARED_MEMORY = Path("/dev/shm")
 
 CONFIG = """\
 policy: {model: policy, lr: 1.0e-3}
@@ -252,8 +255,14 @@ def shared_memory(processes: set[psutil.Process]) -> set[Path]:
     """Files in shared memory that `processes` have open or mapped, or that carry a pid of theirs in their names."""
     links = {link for process in processes for link in (*opened(process), *mapped(process))}
     pids = {str(process.pid) for process in processes}
-    named = {path for path in Path("/dev/shm").rglob("*") if any(pid in path.name for pid in pids)}
-    return named | {Path(link) for link in links if link.startswith("/dev/shm/") and Path(link).exists()}
+    # A number of its own: a name made by chance may have that of any process among its digits.
+    named = {path for path in SHARED_MEMORY.rglob("*") if not pids.isdisjoint(re.findall(r"[0-9a-zA-Z]+", path.name))}
+    return named | {Path(link) for link in links if link.startswith(f"{SHARED_MEMORY}/") and Path(link).exists()}
+
+
+def meeting_places() -> set[Path]:
+    """Shared memory, and sockets in the folder for temporary files, of all processes of this machine."""
+    return {*SHARED_MEMORY.iterdir(), *(path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket())}
 
 
 def opened(process: psutil.Process) -> list[str]:
@@ -270,4 +279,4 @@ def mapped(process: psutil.Process) -> list[str]:
         lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     except OSError:
         return []
-    return [line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/dev/shm/" in line]
+    return [line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and f"{SHARED_MEMORY}/" in line]

@@ -4,6 +4,8 @@ vLLM loads this module through its `vllm.general_plugins` entry point, in every 
 imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
 """
 
+from threading import RLock
+
 BACKENDS = {"gloo": "rlhf_gloo", "nccl": "rlhf_nccl", "ipc": "rlhf_ipc"}
 """Our medium -> the name under which vLLM's factory knows its receiving engine."""
 ADAPTER_BACKENDS = {"gloo": "rlhf_gloo_adapters", "nccl": "rlhf_nccl_adapters", "ipc": "rlhf_ipc_adapters"}
@@ -14,8 +16,10 @@ ADAPTER_ID = 1
 
 def register() -> None:
     """Make our receiving engines known to vLLM. May be called many times."""
+    from tqdm import tqdm  # noqa: PLC0415
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: PLC0415
 
+    tqdm.set_lock(RLock())  # its own spans processes: a semaphore that a killed one leaves in the file system
     package = "rlhf.engines.weight_sync"
     classes = {
         **{name: ("vllm_receivers", f"{medium.capitalize()}WeightTransferEngine") for medium, name in BACKENDS.items()},
