@@ -1,10 +1,11 @@
-"""What the tests of whole runs share: a user's folder with the command in it, and a Ray cluster to join."""
+"""What tests share: a user's folder with the command in it, a Ray cluster to join, and a port."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.command_line import CommandLine, write_workplace
+from tests.integration.ports import held_port
 from tests.integration.ray_head import RayHead, start_ray_head
 
 
@@ -24,3 +25,10 @@ def head() -> Iterator[RayHead]:
     head = start_ray_head()
     yield head
     head.stop()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where ranks that a test starts can meet."""
+    with held_port() as port:
+        yield port

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.engines.fresh_model import make_llama
 from tests.integration.spreading_worker import SEQUENCE
-from tests.integration.test_training_engine import free_port
 from tests.rounding import rounded
 from tests.tiny_models import make_policy
 
@@ -48,9 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path) -> list[Seen]:
+def two_ranks(folder: Path, port: int) -> list[Seen]:
     """What each rank saw."""
-    port = free_port()
     results = [folder / f"rank_{rank}.json" for rank in range(2)]
     environment = {
         **os.environ,

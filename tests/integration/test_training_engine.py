@@ -6,7 +6,6 @@ tests judge what they recorded.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from rlhf.config.models import LoraSection
 from rlhf.engines.adapters import add_adapters
 from rlhf.engines.training_checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
+from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
 from tests.integration.training_rows import experiences, rankings
@@ -36,14 +36,7 @@ TIMEOUT_S = 540
 pytestmark = pytest.mark.timeout(600)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_group(folder: Path, world_size: int) -> list[subprocess.Popen[bytes]]:
-    port = free_port()
+def start_group(folder: Path, world_size: int, port: int) -> list[subprocess.Popen[bytes]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = []
     for rank in range(world_size):
@@ -70,12 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "zero_score" / "model.safetensors")
     weights["score.weight"].zero_()
     save_file(weights, folder / "zero_score" / "model.safetensors", metadata={"format": "pt"})
-    processes = start_group(folder, 2) + start_group(folder, 1)
-    try:
-        codes = [process.wait(TIMEOUT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with held_port() as port, held_port() as other_port:
+        processes = start_group(folder, 2, port) + start_group(folder, 1, other_port)
+        try:
+            codes = [process.wait(TIMEOUT_S) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     logs = "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("log_*")))
     assert codes == [0, 0, 0], logs
     return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -231,11 +230,8 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     probe({"rollout-0": setup.engine}, [packed(ids)], [setup.log_probs(ids)], version=setup.version)
 
 
-def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path) -> None:
+def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path, port: int) -> None:
     folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", *WITH_ADAPTERS)]
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port = probe_socket.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.integration.weight_sync_worker"]
     ranks = [
