@@ -1,4 +1,4 @@
-"""vLLM's side of a weight sync: our engines for its weight-transfer factory, and the repair of tied heads on CPU.
+"""vLLM's side of a weight sync: our engines for its weight-transfer factory.
 
 vLLM loads this module through its `vllm.general_plugins` entry point, in every process that it starts, so `register`
 imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.

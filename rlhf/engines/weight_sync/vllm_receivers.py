@@ -7,37 +7,16 @@ import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rlhf.engines.weight_sync.checksum import TensorDigest
+from rlhf.engines.weight_sync.cpu_reload import CpuReload
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
 from rlhf.errors import WeightSyncError
 
 
-def repack_tied_heads(model: torch.nn.Module) -> int:
-    """Pack the output heads whose weight is another layer's; returns how many there are.
-
-    On CPU every linear layer multiplies by a packed copy of its weight (oneDNN), made by the method that processes a
-    layer's weights after loading. A layerwise reload runs that method for the layers that it loaded. A tied head is
-    never loaded: its parameter is the embedding's, which arrives under the embedding's name, so the reload only puts
-    the parameter back and the head goes on multiplying by the copy made when the engine started.
-    """
-    owners: dict[int, torch.nn.Module] = {}
-    tied = []
-    for layer in model.modules():
-        for parameter in layer.parameters(recurse=False):
-            owner = owners.setdefault(id(parameter), layer)
-            if owner is not layer and isinstance(layer, ParallelLMHead):
-                tied.append(layer)
-    for head in tied:
-        head.quant_method.process_weights_after_loading(head)
-    return len(tied)
-
-
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):  # type: ignore[misc]
-    """Receives through gloo and loads by layerwise reload; for models on the CPU."""
+    """Receives through gloo; for models on the CPU."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -45,6 +24,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     received = ""
     """Digest of the last whole version."""
     _receiver: GlooReceiver | None = None
+    _reload: CpuReload | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group, leaving any earlier one."""
@@ -54,20 +34,31 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def start_weight_update(self) -> None:
         """Prepare every layer for being loaded again."""
         self.received = ""
-        initialize_layerwise_reload(self.model)
+        self.reload.begin()
 
     def update_weights(self, update_info: Mapping[str, object]) -> None:
-        """Receive one version. (The base class would wait for an accelerator that is not there.)"""
+        """Receive one version and put it in place. (The base class would wait for an accelerator that is not there.)
+
+        Raises:
+            WeightSyncError: not all of it arrived as it was sent, or a layer got nothing.
+        """
         try:
             self.receive_weights(self.parse_update_info(update_info))
-        except BaseException:
-            # Layers half loaded would count what they got as part of the next version.
-            finalize_layerwise_reload(self.model, self.model_config)
-            raise
+        finally:
+            self.reload.end()  # layers half loaded would count what they got as part of the next version
+        self.reload.require_whole()
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receive and load every bucket. Raises WeightSyncError."""
-        self.received = self.receiver.receive(update_info, self.model.load_weights)
+        with self.reload.scratch:
+            self.received = self.receiver.receive(update_info, self.model.load_weights)
+
+    @property
+    def reload(self) -> CpuReload:
+        """How the model is loaded."""
+        if self._reload is None:
+            self._reload = CpuReload(self.model, self.model_config)
+        return self._reload
 
     @property
     def receiver(self) -> GlooReceiver:
@@ -77,9 +68,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         return self._receiver
 
     def finish_weight_update(self) -> None:
-        """Put the loaded layers in place, and the tied heads in order."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        repack_tied_heads(self.model)
+        """Nothing is left to do: a version comes whole, in one update."""
 
     def shutdown(self) -> None:
         """Leave the group."""
