@@ -26,8 +26,8 @@ CPU_PROCESS = 0.55 * GIB
 """torch, transformers, DeepSpeed and Ray in one process."""
 CPU_ENGINE = 0.75 * GIB
 """The same with vLLM."""
-CPU_ENGINE_COPIES = 2
-"""Of the weights: vLLM's linear layers multiply by packed copies there."""
+CPU_ENGINE_COPIES = 1.5
+"""Of the weights: vLLM's linear layers multiply by packed copies there, and loading leaves holes between these."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
