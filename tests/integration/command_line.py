@@ -18,13 +18,13 @@ import psutil
 import torch
 
 from rlhf.cli.chaos import TIMED
+from rlhf.engines.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
 from tests.tiny_models import make_policy, make_reward_model
 
 START_TIMEOUT_S = 400.0
 """Longest wait for the first steps: a minute on an idle machine of two cores."""
 RUN_TIMEOUT_S = 500.0
 MARK = "RLHF_TEST_RUN"
-SHARED_MEMORY = Path("/dev/shm")
 
 CONFIG = """\
 policy: {model: policy, lr: 1.0e-3}
@@ -261,8 +261,9 @@ def shared_memory(processes: set[psutil.Process]) -> set[Path]:
 
 
 def meeting_places() -> set[Path]:
-    """Shared memory, and sockets in the folder for temporary files, of all processes of this machine."""
-    return {*SHARED_MEMORY.iterdir(), *(path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket())}
+    """Shared memory of Python and vLLM, and sockets in the folder for temporary files: of the whole machine."""
+    shared = {path for path in SHARED_MEMORY.iterdir() if path.name.startswith((OF_PYTHON, OF_VLLM, "sem.mp-"))}
+    return shared | {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()}
 
 
 def opened(process: psutil.Process) -> list[str]:
