@@ -55,7 +55,7 @@ class CpuReload:
         finalize_layerwise_reload(self._model, self._model_config)
 
     def require_whole(self) -> None:
-        """Raises WeightSyncError that names layers without weights."""
+        """Raises WeightSyncError that names linear layers without weights. (An embedding keeps those that it had.)"""
         if bare := [name for name, layer in self._packed.items() if PACKED not in vars(layer)]:
             raise WeightSyncError(f"{len(bare)} layers got no weights: {', '.join(bare[:3])}{' ...' * (len(bare) > 3)}")
 

@@ -40,7 +40,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         """Receive one version and put it in place. (The base class would wait for an accelerator that is not there.)
 
         Raises:
-            WeightSyncError: not all of it arrived as it was sent, or a layer got nothing.
+            WeightSyncError: not all of it arrived as it was sent, or a linear layer got nothing.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
