@@ -29,7 +29,7 @@ test: unit  ## every test, with the real Ray, vLLM and DeepSpeed
 
 torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
-		tests/unit/orchestrator/test_checkpoint.py tests/unit/config/test_fuzz.py tests/unit/test_data_fuzz.py
+		tests/unit/orchestrator/run/test_checkpoint.py tests/unit/config/loading/test_fuzz.py tests/unit/orchestrator/data/test_fuzz.py
 
 chaos: .venv/.ready  ## PPO with every process killed in every phase, 48 faults for each of three seeds: three hours
 	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \

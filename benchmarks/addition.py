@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.tables import show
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.fresh_model import make_llama, train_tokenizer
-from rlhf.engines.rollout_transformers import TransformersRolloutEngine
-from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
+from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
 from rlhf.types import RolloutRequest, Sampling
 
 NUM_HELD_OUT = 512

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from rlhf.engines.log_probs import LogitsRule, token_log_probs
+from rlhf.engines.models.log_probs import LogitsRule, token_log_probs
 
 MIB = 2**20
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from benchmarks.tables import show
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.calibrate import run_config, steps_of
-from rlhf.cli.cluster_at_hand import shape_of
-from rlhf.cli.plan import config_json, shapes_of
-from rlhf.engines.fresh_model import make_llama, train_tokenizer
+from rlhf.cli.plan import config_json
+from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.planning.calibration import NONE, Calibration, Measured, calibrated, measured
+from rlhf.planning.cluster_shape import shape_of
 from rlhf.planning.edits import edited
 from rlhf.planning.hardware import GIB
 from rlhf.planning.plan import PHASES, Plan
 from rlhf.planning.planner import plan_run
-from rlhf.planning.roles import place
+from rlhf.planning.roles import place, shapes_of
 from rlhf.planning.workload import workload
 
 SIZES: Mapping[str, tuple[int, int]] = {"small": (256, 4), "middle": (512, 6), "large": (768, 10)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.tables import show
-from rlhf.engines.fresh_model import make_llama, train_tokenizer
+from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 
 PHASES = ("generate", "score", "measure", "credit", "learn", "sync")
 WARM_UP = 2

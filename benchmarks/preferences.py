@@ -27,8 +27,8 @@ import numpy as np
 
 from benchmarks.tables import show
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.rollout_transformers import TransformersRolloutEngine
-from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
 from rlhf.types import PackedTokens
 
 Pair = dict[str, str]

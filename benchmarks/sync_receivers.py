@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.fresh_model import train_tokenizer
+from rlhf.engines.models.fresh_model import train_tokenizer
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, GlooInitInfo, GlooUpdateInfo
@@ -123,7 +123,7 @@ class VllmReceiver(Receiver):
     """A vLLM engine in this process."""
 
     def __init__(self, case: Case) -> None:
-        from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415  - takes seconds
+        from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415  - takes seconds
 
         section = RolloutSection(max_num_seqs=8, kv_cache_gib=0.3, enforce_eager=True)
         model = str(case.folder / str(case.millions))

@@ -48,8 +48,8 @@ from benchmarks.sync_receivers import (
     run_receiver,
 )
 from benchmarks.sync_timeline import TimelineSender
-from rlhf.engines.distributed import deepspeed, init_distributed
-from rlhf.engines.rendezvous import meet
+from rlhf.engines.process.distributed import deepspeed, init_distributed
+from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.gloo import GatherOnlySender
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, listen

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf.engines.fresh_model import BOS, EOS, PAD, make_llama
+from rlhf.engines.models.fresh_model import BOS, EOS, PAD, make_llama
 
 Lengths = Literal["uniform", "long"]
 Method = Literal["sft", "rm", "dpo", "kto", "grpo", "online-dpo"]

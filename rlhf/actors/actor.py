@@ -9,7 +9,7 @@ import ray
 from rlhf.actors.logs import Trace, redirect_output
 from rlhf.actors.ports import listening
 from rlhf.actors.post_mortem import leave_stacks
-from rlhf.engines.process_memory import peak_memory
+from rlhf.engines.process.process_memory import peak_memory
 
 
 def here() -> tuple[str, int, str]:

@@ -36,7 +36,7 @@ class RankActor(Actor):
 
     def open_meeting(self) -> tuple[str, int]:
         """Listen for the group's other ranks on this node's address. Returns where."""
-        from rlhf.engines.rendezvous import open_listener
+        from rlhf.engines.process.rendezvous import open_listener
 
         self._listener = open_listener(node_address())
         address, port = self._listener.getsockname()[:2]
@@ -45,8 +45,8 @@ class RankActor(Actor):
     def join(self, rank: Rank) -> None:
         """Enter the process group of the device group. Blocks until all ranks have."""
         with importing():
-            from rlhf.engines.distributed import init_distributed
-            from rlhf.engines.rendezvous import bind_collectives, meet
+            from rlhf.engines.process.distributed import init_distributed
+            from rlhf.engines.process.rendezvous import bind_collectives, meet
 
         self._rank = rank
         bind_collectives(node_address())

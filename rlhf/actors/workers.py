@@ -20,7 +20,7 @@ from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RewardSource, TokenScorer
-from rlhf.engines.rollout import ServingEngine, open_engine
+from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError
 from rlhf.importing import importing
@@ -40,7 +40,7 @@ from rlhf.types import (
 )
 
 if TYPE_CHECKING:
-    from rlhf.engines.training import DeepSpeedEngine
+    from rlhf.engines.training.engine import DeepSpeedEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class ModelWorker(RankActor):
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
         """Load a model that only computes."""
         with importing():
-            from rlhf.engines.scoring import ScoringEngine
+            from rlhf.engines.training.scoring import ScoringEngine
 
         self._engines[role] = ScoringEngine(
             spec.section,
@@ -111,14 +111,14 @@ class ModelWorker(RankActor):
 
     def unload(self, role: Role) -> None:
         """Forget a model that only computes, and give its memory back."""
-        from rlhf.engines.device_memory import free_memory
+        from rlhf.engines.process.device_memory import free_memory
 
         del self._engines[role]
         free_memory()
 
     def give_back(self) -> None:
         """Leave unused memory of the device to who shares it."""
-        from rlhf.engines.device_memory import give_back
+        from rlhf.engines.process.device_memory import give_back
 
         give_back()
 
@@ -126,7 +126,7 @@ class ModelWorker(RankActor):
         """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
         with importing():
             from rlhf.algorithms import build_algorithm
-            from rlhf.engines.training import DeepSpeedEngine
+            from rlhf.engines.training.engine import DeepSpeedEngine
 
         algorithm = build_algorithm(spec.algorithm)
         engine = DeepSpeedEngine(
@@ -217,7 +217,7 @@ class CollectivesWorker(RankActor):
     """A rank of the collectives that a weight sync consists of, without the sync."""
 
     def measure(self, num_bytes: int, num_buckets: int, num_trainers: int, repeats: int) -> list[tuple[float, float]]:
-        from rlhf.engines.distributed import torch_device
+        from rlhf.engines.process.distributed import torch_device
         from rlhf.engines.weight_sync.raw import time_collectives
 
         return time_collectives(num_bytes, num_buckets, num_trainers, repeats, torch_device(self._rank.device))
@@ -232,7 +232,7 @@ class RolloutWorker(Actor):
 
     def start(self, spec: EngineSpec, name: str, gpus: Sequence[str]) -> None:
         """Load the model, onto these GPUs; with none named, onto those that Ray gave this process."""
-        from rlhf.engines.rendezvous import bind_collectives
+        from rlhf.engines.process.rendezvous import bind_collectives
 
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

@@ -7,16 +7,16 @@ from typing import ClassVar
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
-from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import Needs, Objective
 from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
+from rlhf.algorithms.responses import Answer, credited, describe, mean
 from rlhf.algorithms.rewards import at_end, kl_penalty
-from rlhf.algorithms.sameness import Sameness
 from rlhf.algorithms.sequences import join, one_by_one
+from rlhf.algorithms.zero_advantage import Sameness
 from rlhf.config.algo import CriticFreeSection
 from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
 

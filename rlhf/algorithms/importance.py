@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.answers import Answer
 from rlhf.algorithms.kl import MAX_LOG_RATIO
+from rlhf.algorithms.responses import Answer
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, RatioToSampler
 from rlhf.errors import NumericsError
 from rlhf.types import Example, LossMetrics, Signals

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.answers import mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, measure, present, sequence_totals, token_mean
 from rlhf.algorithms.mismatched import Judged, with_mismatched
+from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import KtoSection, OnlineKtoSection
 from rlhf.errors import NumericsError

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import masked, measure, present, token_mean
+from rlhf.algorithms.responses import Answer, credited, describe, mean
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import NashMdSection
 from rlhf.types import Example, Experience, FinishReason, Head, Json, LossMetrics, Role, ScoredGroup, Signals

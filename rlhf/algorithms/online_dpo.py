@@ -3,9 +3,9 @@ BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.answers import mean
 from rlhf.algorithms.base import Following, Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
+from rlhf.algorithms.responses import mean
 from rlhf.algorithms.standstill import STARTS_AT_LN_2, Standstill
 from rlhf.config.algo import OnlineDpoSection
 from rlhf.types import Example, Experience, FloatArray, Head, Json, LossMetrics, Role, ScoredGroup, Signals

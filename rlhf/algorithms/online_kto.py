@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 
-from rlhf.algorithms.answers import Answer, describe
 from rlhf.algorithms.kto import KTO, imbalance
 from rlhf.algorithms.mismatched import Judged, with_mismatched
+from rlhf.algorithms.responses import Answer, describe
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import OnlineKtoSection
 from rlhf.types import Example, Experience, LossMetrics, ScoredGroup, Signals

@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
-from rlhf.algorithms.answers import Answer, credited, describe, mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import measure, negative_log_likelihood
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
+from rlhf.algorithms.responses import Answer, credited, describe, mean
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.sequences import one_by_one
 from rlhf.algorithms.state import number

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.answers import mean
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, measure, present, token_mean
+from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import PrmSection
 from rlhf.types import (

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.answers import Answer, mean
 from rlhf.algorithms.kl import Estimator, kl_estimate
+from rlhf.algorithms.responses import Answer, mean
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
 from rlhf.types import Json, LossMetrics

@@ -14,14 +14,14 @@ from rich.table import Table
 from rlhf.actors.calls import Call, wait_all
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import GroupEngine
-from rlhf.actors.launch import Launcher, Script
+from rlhf.actors.launcher import Launcher, Script
 from rlhf.actors.ranks import join_ranks
 from rlhf.actors.workers import CollectivesWorker, EngineSpec, TraineeSpec
-from rlhf.cli.casting import cast_engine
 from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.tools import BenchConfig
-from rlhf.engines.fresh_model import make_llama
+from rlhf.engines.models.fresh_model import make_llama
+from rlhf.launch.specs import cast_engine
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import model_of, place_models
 from rlhf.types import Head, Role, SyncReport

@@ -6,18 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.algorithms import build_algorithm
-from rlhf.cli.cluster_at_hand import cluster_at_hand
-from rlhf.cli.plan import CALIBRATION, config_json, shapes_of
+from rlhf.cli.detect_cluster import cluster_at_hand
+from rlhf.cli.plan import CALIBRATION, config_json
 from rlhf.config.commands import COMMANDS, TrainConfig
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
 from rlhf.config.tools import CalibrateConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.orchestrator.files import read_rows
+from rlhf.orchestrator.run.files import read_rows
 from rlhf.planning.calibration import Measured, calibrated, measured
 from rlhf.planning.hardware import GIB, parse_cluster
 from rlhf.planning.plan import PHASES, Plan
 from rlhf.planning.planner import plan_run
-from rlhf.planning.roles import place
+from rlhf.planning.roles import place, shapes_of
 from rlhf.planning.workload import workload
 from rlhf.types import Json
 

@@ -18,12 +18,12 @@ from rich.table import Table
 
 from rlhf.cli.chaos_child import DRIVER, WITNESSES, Fault
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.load import dump_config
+from rlhf.config.loading.load import dump_config
 from rlhf.config.tools import ChaosConfig
 from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, WorkerLostError
-from rlhf.orchestrator.checkpoint import sha256_of
-from rlhf.orchestrator.files import read_rows, write_text
-from rlhf.orchestrator.run_directory import PRIVATE, newest_processes
+from rlhf.orchestrator.run.checkpoint import sha256_of
+from rlhf.orchestrator.run.files import read_rows, write_text
+from rlhf.orchestrator.run.run_directory import PRIVATE, newest_processes
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}

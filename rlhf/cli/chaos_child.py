@@ -19,8 +19,8 @@ from rlhf.actors import post_mortem
 from rlhf.actors.calls import traffic
 from rlhf.cli.main import main
 from rlhf.errors import WorkerLostError
-from rlhf.orchestrator.files import append_json, read_rows, write_text
-from rlhf.orchestrator.run_directory import newest_processes
+from rlhf.orchestrator.run.files import append_json, read_rows, write_text
+from rlhf.orchestrator.run.run_directory import newest_processes
 
 PHASES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)

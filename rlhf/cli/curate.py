@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rlhf.config.tools import CurateConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.orchestrator.curation import Curated, Sample, condition, describe, pair, select
-from rlhf.orchestrator.files import write_rows
-from rlhf.orchestrator.samples import read_samples
+from rlhf.orchestrator.data.curation import Curated, Sample, condition, describe, pair, select
+from rlhf.orchestrator.data.samples import read_samples
+from rlhf.orchestrator.run.files import write_rows
 
 BEST = ("best-of-n", "raft")
 

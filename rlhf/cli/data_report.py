@@ -92,7 +92,7 @@ def tokenised(
     section: DataSection, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
 ) -> tuple[list[Record], list[Record], Measure]:
     """The records that a tokenizer takes, and their lengths in its tokens, prompts as a run would render them."""
-    from rlhf.engines.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
+    from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
 
     encoder = Encoder(section, load_tokenizer(model, key="tokenizer"))
     lengths: dict[int, Lengths] = {}

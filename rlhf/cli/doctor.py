@@ -14,11 +14,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Console
 from rich.markup import escape
 
-from rlhf.cli.cluster_at_hand import local_gpus
+from rlhf.cli.detect_cluster import local_gpus
 from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
-from rlhf.orchestrator.diagnosis import diagnose
-from rlhf.orchestrator.run_directory import newest_processes
+from rlhf.orchestrator.run.diagnosis import diagnose
+from rlhf.orchestrator.run.run_directory import newest_processes
 from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB
 
 LEAST_DISK_GIB = 10.0

@@ -9,12 +9,12 @@ from rlhf.config.commands import GenerateConfig
 from rlhf.config.data import DataSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.device_memory import local_device
-from rlhf.engines.rollout import open_engine
-from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.process.device_memory import local_device
+from rlhf.engines.rollout.open_engine import open_engine
 from rlhf.errors import ConfigError, ModelError
-from rlhf.orchestrator.console import visible
 from rlhf.orchestrator.data import load_prompts
+from rlhf.orchestrator.run.console import visible
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
 
 MAX_PROMPT_TOKENS = 1 << 20

@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS, GenerateConfig, QuickstartConfig
 from rlhf.config.fields import Field, fields_of, sections_in
-from rlhf.config.flags import ALIASES
+from rlhf.config.loading.flags import ALIASES
 from rlhf.config.tools import ChaosConfig, PlanConfig
 
 INDENT = 6

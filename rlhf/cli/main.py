@@ -93,14 +93,15 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         return _show(commands_help(verb))
     if HELP & set(rest):
         return _show(train_help(verb, command))
-    from rlhf.cli.check import checked_config, run_check
+    from rlhf.cli.check import run_check
+    from rlhf.launch.check import checked_config
 
     if verb == "check":
         return run_check(command, rest, os.environ)
     config, advice = checked_config(command, rest, os.environ)
     sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
     with importing():
-        from rlhf.cli.train import run_training
+        from rlhf.launch.train import run_training
 
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
         return run_training(command, config)
@@ -137,7 +138,7 @@ def _plan(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(plan_help())
-    from rlhf.config.load_about_runs import load_calibrate, load_plan
+    from rlhf.config.loading.load_about_runs import load_calibrate, load_plan
 
     if any(word.startswith("--calibrate") for word in arguments):
         calibrate = load_calibrate(arguments)
@@ -158,7 +159,7 @@ def _chaos(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(chaos_help())
-    from rlhf.config.load_about_runs import load_chaos
+    from rlhf.config.loading.load_about_runs import load_chaos
 
     command, rest = _method("chaos", arguments)
     options, config = load_chaos(command, rest, os.environ)
@@ -172,7 +173,7 @@ def _generate(arguments: list[str]) -> int:
         from rlhf.cli.help import generate_help
 
         return _show(generate_help())
-    from rlhf.config.load import load_generate
+    from rlhf.config.loading.load import load_generate
 
     config = load_generate(arguments)
     with importing():
@@ -186,7 +187,7 @@ def _quickstart(arguments: list[str]) -> int:
         from rlhf.cli.help import quickstart_help
 
         return _show(quickstart_help())
-    from rlhf.config.load import load_quickstart
+    from rlhf.config.loading.load import load_quickstart
 
     config = load_quickstart(arguments)
     from rlhf.cli.quickstart import run_quickstart

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -12,8 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Needs
-from rlhf.cli.cluster_at_hand import cluster_at_hand
+from rlhf.cli.detect_cluster import cluster_at_hand
 from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
@@ -22,42 +21,17 @@ from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
 from rlhf.planning.calibration import NONE, Calibration
 from rlhf.planning.edits import as_flags
+from rlhf.planning.fixes import Planner, mend, mend_placement
 from rlhf.planning.hardware import parse_cluster
-from rlhf.planning.mending import Planner, mend, mend_placement
-from rlhf.planning.model_shape import ModelShape, model_shape
 from rlhf.planning.plan import Plan
 from rlhf.planning.planner import plan_run
-from rlhf.planning.roles import model_of, place, sections
+from rlhf.planning.roles import local_config_json, place, sections, shapes_of
 from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths
-from rlhf.types import Role
 
-Finder = Callable[[str, str], Mapping[str, object]]
-"""The config.json of a model, for an error that begins with `where`."""
 HUB_TIMEOUT_S = 10.0
 CALIBRATION = "calibration.json"
 """What `--calibrate` leaves in a run's folder."""
-
-
-def shapes_of(config: TrainConfig, needs: Needs, find: Finder) -> dict[Role, ModelShape]:
-    """The size of every model that the run starts. Raises ModelError."""
-    models = {role: model_of(section, role) for role, section in sections(config, needs).items()}
-    known: dict[str, ModelShape] = {}
-    for role, model in models.items():
-        if model not in known:
-            known[model] = model_shape(f"{role}.model", find(model, f"{role}.model"))
-    return {role: known[model] for role, model in models.items()}
-
-
-def local_config_json(model: str, where: str) -> Mapping[str, object]:
-    """A model's config.json from its folder, or from the hub's cache. Raises ModelError."""
-    try:
-        folder = described_folder(model, os.environ)
-        if folder is None:
-            raise ModelError(f"{where}: {model} is not here.")
-        return read_config_json(folder)
-    except ModelFileError as error:
-        raise ModelError(f"{where}: {error}") from error
 
 
 def config_json(model: str, where: str) -> Mapping[str, object]:

@@ -114,7 +114,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
 
 def make_zoo(folder: Path, seed: int) -> list[Question]:
     """Write the data and the untrained model; returns the questions that no training data holds."""
-    from rlhf.engines.fresh_model import make_llama, train_tokenizer  # noqa: PLC0415  torch is slow to import
+    from rlhf.engines.models.fresh_model import make_llama, train_tokenizer  # noqa: PLC0415  torch is slow to import
 
     if folder.exists():
         if not (folder / MARKER).is_file():
@@ -179,8 +179,8 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
 
 def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -> Verdict:
     """Let `model` answer each question once greedily and several times by chance, and measure what it sampled."""
-    from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415  torch is slow to import
-    from rlhf.engines.tokenizer import load_tokenizer  # noqa: PLC0415
+    from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415
+    from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415  torch is slow to import
 
     tokenizer = load_tokenizer(str(model))
     prompts = [np.array(tokenizer.encode(FORMAT.format(prompt=q.text)), dtype=np.int64) for q in questions]

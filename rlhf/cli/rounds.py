@@ -22,14 +22,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.config.layers import flattened
-from rlhf.config.load import dump_config
+from rlhf.config.loading.layers import flattened
+from rlhf.config.loading.load import dump_config
 from rlhf.config.tools import RoundsConfig, SampleConfig, SamplingConfig
 from rlhf.errors import ConfigError, RlhfError
-from rlhf.orchestrator.curation import describe
-from rlhf.orchestrator.files import blaming, write_json, write_text
-from rlhf.orchestrator.run_directory import Status
-from rlhf.orchestrator.samples import is_finished, read_samples
+from rlhf.orchestrator.data.curation import describe
+from rlhf.orchestrator.data.samples import is_finished, read_samples
+from rlhf.orchestrator.run.files import blaming, write_json, write_text
+from rlhf.orchestrator.run.run_directory import Status
 from rlhf.types import Json
 
 SEEDS = 2**63

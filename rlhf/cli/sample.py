@@ -13,18 +13,18 @@ from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
-from rlhf.engines.device_memory import local_device
-from rlhf.engines.models import resolve_folder
+from rlhf.engines.models.loading import resolve_folder
+from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row_problems
-from rlhf.engines.rollout import engine_kind, open_engine
-from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.errors import ConfigError, DataError, ModelError
-from rlhf.orchestrator.console import make_console
-from rlhf.orchestrator.curation import Row
 from rlhf.orchestrator.data import load_prompts
+from rlhf.orchestrator.data.curation import Row
+from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
-from rlhf.orchestrator.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
-from rlhf.orchestrator.sources import Sampler
+from rlhf.orchestrator.run.console import make_console
+from rlhf.orchestrator.step.sources import Sampler
 from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -151,7 +151,7 @@ def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> R
     models = [source for source in section.all_sources if isinstance(source, StartedSource)]
     opened: dict[str, RewardSource] = {}
     for source in models:
-        from rlhf.engines.local_scoring import LocalScorer  # noqa: PLC0415  most runs have no reward model
+        from rlhf.engines.training.local_scoring import LocalScorer  # noqa: PLC0415  most runs have no reward model
 
         assert source.model is not None, "a model source names its model"
         opened[source.label] = build_scored(

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from rlhf.cli.help import field_help, screen_width
 from rlhf.config.base import Section
 from rlhf.config.fields import fields_of
-from rlhf.config.load_tools import load_bench, load_curate, load_data_report, load_doctor, load_rounds, load_sample
+from rlhf.config.loading.load_tools import (
+    load_bench,
+    load_curate,
+    load_data_report,
+    load_doctor,
+    load_rounds,
+    load_sample,
+)
 from rlhf.config.tools import BenchConfig, CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig
 
 Environ = Mapping[str, str]

@@ -9,9 +9,9 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.held_out import held_out_figures
 from rlhf.algorithms.prm import judge_steps
 from rlhf.errors import RlhfError
-from rlhf.orchestrator.batching import build_batches, pack_tokens, plan_batches, unpack_scores
-from rlhf.orchestrator.measuring import Models, Portions, token_outputs
-from rlhf.orchestrator.sources import Sampler, request_seed
+from rlhf.orchestrator.step.batching import build_batches, pack_tokens, plan_batches, unpack_scores
+from rlhf.orchestrator.step.sources import Sampler, request_seed
+from rlhf.orchestrator.step.token_scores import Models, Portions, token_outputs
 from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
 
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardError, RlhfError, WeightSyncError
-from rlhf.orchestrator.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.evaluation import Evaluator
-from rlhf.orchestrator.learning import Learned, Learner, Passes, Pretraining
-from rlhf.orchestrator.measuring import Models, Portions, measure, plan_learning, plan_step
-from rlhf.orchestrator.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
-from rlhf.orchestrator.mismatch import GapWatch, describe_gap, sampler_gap
-from rlhf.orchestrator.preemption import StopAskedError, StopRequest
-from rlhf.orchestrator.records import Records
-from rlhf.orchestrator.resume import ResumePoint
-from rlhf.orchestrator.run_directory import Status
-from rlhf.orchestrator.sources import GroupBatch, GroupSource
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.resume import ResumePoint
+from rlhf.orchestrator.run.run_directory import Status
+from rlhf.orchestrator.step.learning import Learned, Learner, Passes, Pretraining
+from rlhf.orchestrator.step.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
+from rlhf.orchestrator.step.mismatch import GapWatch, describe_gap, sampler_gap
+from rlhf.orchestrator.step.sources import GroupBatch, GroupSource
+from rlhf.orchestrator.step.token_scores import Models, Portions, measure, plan_learning, plan_step
 from rlhf.types import Example, Head, Role
 
 KINDS = {

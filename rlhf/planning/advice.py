@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.planning.edits import as_flags
+from rlhf.planning.fixes import Edits
 from rlhf.planning.hardware import GIB
-from rlhf.planning.mending import Edits
 from rlhf.planning.plan import Plan
 
 NEARLY_FULL = 0.92

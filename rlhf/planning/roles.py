@@ -1,16 +1,21 @@
 """From a config to who plays in a run: which models are started, and on how many devices."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
 from rlhf.config.models import ModelSection
 from rlhf.config.reward import StartedSource
 from rlhf.config.rollout import RolloutSection
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, ModelError
+from rlhf.planning.model_shape import ModelShape, model_shape
 from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role
 
+Finder = Callable[[str, str], Mapping[str, object]]
+"""The config.json of a model, for an error that begins with `where`."""
 REFERENCE_SIGNAL = "ref_log_probs"
 
 
@@ -66,3 +71,24 @@ def model_of(section: ModelSection, role: Role) -> str:
     if section.model is None:
         raise ConfigError(f"{role}.model: not given.")
     return section.model
+
+
+def shapes_of(config: TrainConfig, needs: Needs, find: Finder) -> dict[Role, ModelShape]:
+    """The size of every model that the run starts. Raises ModelError."""
+    models = {role: model_of(section, role) for role, section in sections(config, needs).items()}
+    known: dict[str, ModelShape] = {}
+    for role, model in models.items():
+        if model not in known:
+            known[model] = model_shape(f"{role}.model", find(model, f"{role}.model"))
+    return {role: known[model] for role, model in models.items()}
+
+
+def local_config_json(model: str, where: str) -> Mapping[str, object]:
+    """A model's config.json from its folder, or from the hub's cache. Raises ModelError."""
+    try:
+        folder = described_folder(model, os.environ)
+        if folder is None:
+            raise ModelError(f"{where}: {model} is not here.")
+        return read_config_json(folder)
+    except ModelFileError as error:
+        raise ModelError(f"{where}: {error}") from error

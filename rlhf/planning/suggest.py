@@ -6,8 +6,8 @@ from itertools import product
 
 from rlhf.config.commands import OnlineConfig
 from rlhf.planning.edits import changes
+from rlhf.planning.fixes import Edits, Planner, fitting, savings
 from rlhf.planning.hardware import ClusterShape
-from rlhf.planning.mending import Edits, Planner, fitting, savings
 from rlhf.planning.plan import Plan
 from rlhf.types import Role
 

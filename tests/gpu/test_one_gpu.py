@@ -9,14 +9,14 @@ import torch
 
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.distributed import deepspeed, init_distributed
-from rlhf.engines.four_bit import FourBitLinear
-from rlhf.engines.fresh_model import make_llama
-from rlhf.engines.optimizer_swap import OptimizerSwap
-from rlhf.engines.rendezvous import meet
-from rlhf.engines.rollout import open_engine
-from rlhf.engines.training import DeepSpeedEngine
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.engines.models.four_bit import FourBitLinear
+from rlhf.engines.models.fresh_model import make_llama
+from rlhf.engines.process.distributed import deepspeed, init_distributed
+from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.rollout.open_engine import open_engine
+from rlhf.engines.training.engine import DeepSpeedEngine
+from rlhf.engines.training.optimizer_swap import OptimizerSwap
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Head
 from tests.integration.command_line import CommandLine, write_workplace
 from tests.integration.training_losses import OBJECTIVES

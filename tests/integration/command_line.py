@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from rlhf.cli.chaos import TIMED
-from rlhf.engines.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
+from rlhf.engines.process.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
 from tests.tiny_models import make_policy, make_reward_model
 
 START_TIMEOUT_S = 400.0

@@ -47,7 +47,7 @@ def open_engine(
         stall_timeout_s=stall_timeout_s,
     )
     if kind == "vllm":
-        from rlhf.engines.rollout_vllm import VllmRolloutEngine  # noqa: PLC0415
+        from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415
 
         return VllmRolloutEngine(  # type: ignore[return-value]
             section,
@@ -58,7 +58,7 @@ def open_engine(
             name="rollout-0",
             adapter_rank=adapter_rank,
         )
-    from rlhf.engines.rollout_transformers import TransformersRolloutEngine  # noqa: PLC0415
+    from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415
 
     return TransformersRolloutEngine(  # type: ignore[return-value]
         section,

@@ -15,12 +15,12 @@ import psutil
 import torch
 
 from rlhf.config.models import ModelSection
-from rlhf.engines import spreading
-from rlhf.engines.device_memory import free_memory
-from rlhf.engines.distributed import init_distributed
-from rlhf.engines.process_memory import peak_host_memory
-from rlhf.engines.rendezvous import meet
-from rlhf.engines.scoring import ScoringEngine
+from rlhf.engines.process.device_memory import free_memory
+from rlhf.engines.process.distributed import init_distributed
+from rlhf.engines.process.process_memory import peak_host_memory
+from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.training import partitioned_loading
+from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
 
@@ -34,7 +34,7 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
     section = ModelSection.model_validate({"zero_stage": int(stage), "quantization": quantization})
     Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
     before = psutil.Process().memory_info().rss
-    come_to = spreading._come_to
+    come_to = partitioned_loading._come_to
     came: list[torch.nn.Parameter] = []
     at_once = 0
 
@@ -44,13 +44,13 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
         came.append(parameter)
         at_once = max(at_once, sum(parameter.numel() for parameter in came))
 
-    spreading._come_to = count
+    partitioned_loading._come_to = count
     try:
         engine = ScoringEngine(section, model, Head.LOG_PROBS, temperature=1.0, device="cpu", seed=0, where="policy")
     except ModelError as error:
         return {"refused": str(error)}
     finally:
-        spreading._come_to = come_to
+        partitioned_loading._come_to = come_to
     grown = peak_host_memory() - before
     (said,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
     return {"grown": grown, "at_once": at_once, "said": said.tolist()}

@@ -10,7 +10,7 @@ import pytest
 from rlhf.errors import DataError
 from rlhf.orchestrator.data import Kind, check_rows, load_demonstrations, load_preferences, load_prompts
 from rlhf.types import FinishReason
-from tests.unit.data_support import PLAIN, complaints, section
+from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section
 
 DATA = os.environ.get("RLHF_TEST_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="RLHF_TEST_DATA is not set")

@@ -10,10 +10,10 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.cli.main import main
-from rlhf.config.load import load_config
-from rlhf.config.load_about_runs import load_chaos
-from rlhf.config.load_tools import load_bench, load_curate, load_rounds, load_sample
-from rlhf.engines.fresh_model import make_llama, train_tokenizer
+from rlhf.config.loading.load import load_config
+from rlhf.config.loading.load_about_runs import load_chaos
+from rlhf.config.loading.load_tools import load_bench, load_curate, load_rounds, load_sample
+from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

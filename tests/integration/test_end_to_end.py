@@ -19,8 +19,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.orchestrator.files import read_rows
-from rlhf.orchestrator.run_directory import newest_processes
+from rlhf.orchestrator.run.files import read_rows
+from rlhf.orchestrator.run.run_directory import newest_processes
 from rlhf.types import Json
 from tests.integration.command_line import (
     CommandLine,

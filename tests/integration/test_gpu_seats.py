@@ -10,7 +10,7 @@ import ray
 from rlhf.actors.actor import Actor
 from rlhf.actors.calls import Call, Worker, wait_all
 from rlhf.actors.cluster import Cluster, Seat
-from rlhf.actors.launch import gpus_of_engines
+from rlhf.actors.launcher import gpus_of_engines
 from rlhf.config.run import ClusterSection
 from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
 from rlhf.config.models import ModelSection
-from rlhf.engines.attention import PACKED_SDPA
-from rlhf.engines.heads import PackedInput, PackedModel
-from rlhf.engines.models import LoadedModel, choose_dtype, load_model, logits_rule
+from rlhf.engines.models.attention import PACKED_SDPA
+from rlhf.engines.models.heads import PackedInput, PackedModel
+from rlhf.engines.models.loading import LoadedModel, choose_dtype, load_model, logits_rule
 from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
 from tests.tiny_models import make_policy, make_reward_model, tiny_config
@@ -186,7 +186,7 @@ def test_a_hub_model_that_cannot_be_had_gets_its_line(
         error.args = ("no connection",)
         raise error
 
-    monkeypatch.setattr("rlhf.engines.models.snapshot_download", refuse)
+    monkeypatch.setattr("rlhf.engines.models.loading.snapshot_download", refuse)
     with pytest.raises(ModelError) as caught:
         load("meta/x")
     assert str(caught.value) == line

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlhf.orchestrator.files import read_rows
-from rlhf.orchestrator.run_directory import newest_processes
+from rlhf.orchestrator.run.files import read_rows
+from rlhf.orchestrator.run.run_directory import newest_processes
 from tests.integration.command_line import CommandLine
 from tests.integration.ray_head import RAY, RayHead, joined_nodes, lose_node, start_ray_head
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.cli.main import main
 from rlhf.config.data import DataSection
-from rlhf.engines.tokenizer import load_tokenizer
+from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.orchestrator.data import load_preferences
 from tests.tiny_models import make_policy, make_reward_model
 

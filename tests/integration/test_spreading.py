@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf.engines.fresh_model import make_llama
+from rlhf.engines.models.fresh_model import make_llama
 from tests.integration.spreading_worker import SEQUENCE
 from tests.rounding import rounded
 from tests.tiny_models import make_policy

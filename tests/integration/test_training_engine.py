@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.adapters import add_adapters
-from rlhf.engines.training_checkpoint import require_all_seen
+from rlhf.engines.models.adapters import add_adapters
+from rlhf.engines.training.checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
 from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS

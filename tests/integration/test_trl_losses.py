@@ -30,7 +30,7 @@ from rlhf.config.algo import (
     KtoSection,
     RlooSection,
 )
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Denominators, Example, FloatArray, Role, Signals
 from tests.unit.algorithms.build import group, rollout
 

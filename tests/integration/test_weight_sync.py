@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.adapters import add_adapters
-from rlhf.engines.four_bit import four_bit_layers, hold_in_four_bits
+from rlhf.engines.models.adapters import add_adapters
+from rlhf.engines.models.four_bit import four_bit_layers, hold_in_four_bits
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.local import LocalEngineClient

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf.engines.adapters import adapters_of
-from rlhf.engines.finite_weights import own_part
+from rlhf.engines.models.adapters import adapters_of
+from rlhf.engines.models.finite_weights import own_part
 from rlhf.types import Head
 from tests.integration.refusals import told_by
 from tests.integration.training_rows import experiences, rankings, whole
 
 if TYPE_CHECKING:
-    from rlhf.engines.training import DeepSpeedEngine
+    from rlhf.engines.training.engine import DeepSpeedEngine
     from tests.integration.training_worker import Scenarios
 
 LORA = {"rank": 4, "alpha": 8.0}

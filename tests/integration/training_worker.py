@@ -14,13 +14,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from rlhf.config.models import ModelSection, TrainedModelSection
-from rlhf.engines.distributed import deepspeed, init_distributed
-from rlhf.engines.finite_weights import own_part
-from rlhf.engines.rendezvous import meet
-from rlhf.engines.scoring import ScoringEngine
-from rlhf.engines.training import DeepSpeedEngine
+from rlhf.engines.models.finite_weights import own_part
+from rlhf.engines.process.distributed import deepspeed, init_distributed
+from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.training.engine import DeepSpeedEngine
+from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.errors import CheckpointError
-from rlhf.orchestrator.batching import (
+from rlhf.orchestrator.step.batching import (
     Limits,
     build_batches,
     pack_tokens,

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.adapters import add_adapters
-from rlhf.engines.distributed import deepspeed, init_distributed
-from rlhf.engines.four_bit import four_bit_layers, hold_in_four_bits
-from rlhf.engines.rendezvous import meet
+from rlhf.engines.models.adapters import add_adapters
+from rlhf.engines.models.four_bit import four_bit_layers, hold_in_four_bits
+from rlhf.engines.process.distributed import deepspeed, init_distributed
+from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.buckets import Bucket
 from rlhf.engines.weight_sync.local import LocalEngineClient

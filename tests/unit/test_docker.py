@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from rlhf.config.commands import PpoConfig
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
 
 DOCKER = Path(__file__).parents[2] / "docker"
 TOOLS = Path(sys.executable).parent

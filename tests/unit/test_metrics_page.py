@@ -43,9 +43,9 @@ from rlhf.orchestrator.evaluation import (
     SampleEvaluator,
     StepEvaluator,
 )
-from rlhf.orchestrator.learning import Pretraining
-from rlhf.orchestrator.measuring import Models
-from rlhf.orchestrator.sources import Sampler
+from rlhf.orchestrator.step.learning import Pretraining
+from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, LossMetrics, Role, Sampling, ScoredGroup, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
 
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.timeout(60)
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "metrics.md"
-COMPOSITION = ROOT / "rlhf" / "cli" / "assembly.py"
+COMPOSITION = ROOT / "rlhf" / "launch" / "assembly.py"
 """Logs figures too, and cannot be imported without Ray."""
 NOT_FIGURES = {"step", "time"}
 EVERYTHING = PpoSection(

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.engines.adapter_names import FILE_DOWN, layer_in_file, names_in_file
-from rlhf.engines.adapters import adapters_of
+from rlhf.engines.models.adapter_names import FILE_DOWN, layer_in_file, names_in_file
+from rlhf.engines.models.adapters import adapters_of
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
 from rlhf.engines.weight_sync.source import Done, Gather
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from rlhf.engines.rendezvous import join_store, open_listener, serve_store
+from rlhf.engines.process.rendezvous import join_store, open_listener, serve_store
 from rlhf.errors import WeightSyncError
 
 

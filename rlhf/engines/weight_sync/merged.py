@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from rlhf.engines.adapter_names import plain_name
-from rlhf.engines.adapters import Adapter, Parts
+from rlhf.engines.models.adapter_names import plain_name
+from rlhf.engines.models.adapters import Adapter, Parts
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
 from rlhf.engines.weight_sync.source import Gather, WeightSource
 

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.four_bit import four_bit_layers, whole_weight
+from rlhf.engines.models.four_bit import four_bit_layers, whole_weight
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, dtype_of
 from rlhf.errors import WeightSyncError
 
@@ -51,8 +51,8 @@ def make_source(module: torch.nn.Module, dtype: str) -> WeightSource:
     Names are those of `module.named_parameters()`: pass the Hugging Face model itself, not DeepSpeed's wrapper.
     Adapters are merged into the matrices that they stand beside.
     """
-    from rlhf.engines.adapters import adapters_of  # noqa: PLC0415  - DeepSpeed takes seconds
-    from rlhf.engines.distributed import deepspeed  # noqa: PLC0415
+    from rlhf.engines.models.adapters import adapters_of  # noqa: PLC0415  - DeepSpeed takes seconds
+    from rlhf.engines.process.distributed import deepspeed  # noqa: PLC0415
     from rlhf.engines.weight_sync.merged import MergedSource  # noqa: PLC0415
 
     is_partitioned = deepspeed.runtime.zero.partition_parameters.is_zero_param
@@ -169,7 +169,7 @@ class Zero3Source:
     def _gather_packed(self, name: str, part: torch.Tensor | None) -> None:
         """A shard of what is packed is nothing by itself: the whole comes to every rank, an eighth of the weights, and
         rank 0 unpacks it."""
-        from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
+        from rlhf.engines.process.distributed import deepspeed  # noqa: PLC0415  - takes seconds
 
         with deepspeed.zero.GatheredParameters([self._named[name]]):
             if part is not None:
@@ -186,7 +186,7 @@ class Zero3Source:
 
     @torch.no_grad()
     def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        from rlhf.engines.distributed import deepspeed  # noqa: PLC0415  - takes seconds
+        from rlhf.engines.process.distributed import deepspeed  # noqa: PLC0415  - takes seconds
 
         names = [spec.name for spec in bucket.parameters]
         with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):

@@ -9,7 +9,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
 
-from rlhf.engines.adapter_names import FILE_DOWN
+from rlhf.engines.models.adapter_names import FILE_DOWN
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.gloo_group import GlooUpdateInfo
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID

@@ -9,7 +9,7 @@ from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.pair_losses import Pairs, Side
 from rlhf.algorithms.pairs import PairObjective, pair_experience
 from rlhf.config.algo import PairLossSection
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Example, Experience, LossMetrics, Role, TokenSequence
 
 PROMPT = 2

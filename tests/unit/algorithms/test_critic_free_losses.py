@@ -22,7 +22,7 @@ from rlhf.config.algo import (
     ReinforceBaselineSection,
     RlooSection,
 )
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Experience, LearnedSequence, LossMetrics, Role
 from tests.unit.algorithms.build import tensor_batch
 

@@ -14,7 +14,7 @@ from rlhf.algorithms.standstill import PATIENCE_STEPS, Standstill
 from rlhf.config.algo import DpoSection, PairLossSection
 from rlhf.config.algo.preference import DpoLoss, IpoLoss, RpoLoss, SimpoLoss
 from rlhf.errors import CheckpointError, NumericsError
-from rlhf.orchestrator.batching import Limits
+from rlhf.orchestrator.step.batching import Limits
 from rlhf.types import FinishReason, Head, LossMetrics, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.pair_support import experience, learn, numbers, pair

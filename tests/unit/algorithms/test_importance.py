@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.algorithms.answers import Answer
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.losses import ppo_clip
+from rlhf.algorithms.responses import Answer
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, TruncatedWeights
 from rlhf.errors import NumericsError
 

@@ -15,7 +15,7 @@ from rlhf.algorithms.kto import KTO, balance, describe_labels, kto
 from rlhf.algorithms.mismatched import mismatch
 from rlhf.config.algo import KtoSection
 from rlhf.errors import NumericsError
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Prompt, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 

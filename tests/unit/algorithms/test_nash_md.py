@@ -9,7 +9,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.nash_md import NashMD
 from rlhf.config.algo import NashMdSection
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Example, FinishReason, Head, Role, Signals
 from tests.unit.algorithms.build import group, rollout, signals
 

@@ -10,8 +10,8 @@ from rlhf.algorithms.base import Following, Outputs, TensorBatch
 from rlhf.algorithms.online_dpo import OnlineDPO, distance
 from rlhf.config.algo import OnlineDpoSection
 from rlhf.config.algo.preference import DpoLoss
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
-from rlhf.orchestrator.mismatch import sampler_gap
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.mismatch import sampler_gap
 from rlhf.types import Example, FinishReason, Head, LossMetrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout
 

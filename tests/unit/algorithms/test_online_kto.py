@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlhf.algorithms.kto import is_desirable
 from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.config.algo import OnlineKtoSection
-from rlhf.orchestrator.mismatch import sampler_gap
+from rlhf.orchestrator.step.mismatch import sampler_gap
 from rlhf.types import Example, FinishReason, Head, Prompt, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.test_kto import as_before, loss_of_step, signals_of

@@ -14,7 +14,7 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import PpoSection
-from rlhf.orchestrator.batching import Limits, build_batches, pack_tokens, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, pack_tokens, plan_batches
 from rlhf.types import Experience, LearnedSequence, LossMetrics, Role
 from tests.unit.algorithms.build import tensor_batch
 

@@ -11,7 +11,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.prm import PRM, first_error, judge_steps, step_loss
 from rlhf.config.algo import PrmSection
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Experience, Head, LossMetrics, Prompt, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.answers import Answer, describe
+from rlhf.algorithms.responses import Answer, describe
 from rlhf.algorithms.rewards import RewardShaper, RunningStatistics, at_end, clip, spread
 from rlhf.config.algo import FixedKl, PpoSection
 

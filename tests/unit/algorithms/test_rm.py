@@ -10,7 +10,7 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.rm import RM, count_ordered_pairs, pair_accuracy, rank
 from rlhf.config.algo import RmSection
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Example, Experience, Head, LossMetrics, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 

@@ -8,7 +8,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import SftSection
-from rlhf.orchestrator.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Head, Role
 from tests.unit.algorithms.build import group, rollout
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
 from rlhf.errors import ConfigError
 
 Problems = Callable[..., list[str]]

@@ -4,7 +4,7 @@ from functools import reduce
 
 import pytest
 
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
 
 GIVEN = ("--policy.model", "m", "--data.path", "x.jsonl")
 SCORED = (*GIVEN, "--reward.function", "rewards:score")

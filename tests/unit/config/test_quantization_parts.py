@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from rlhf.cli.check import surroundings
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
+from rlhf.launch.check import surroundings
 
 MISSING = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
 

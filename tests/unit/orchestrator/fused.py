@@ -10,7 +10,7 @@ from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.orchestrator.data.order import Order
-from rlhf.orchestrator.learning import Pretraining
+from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.types import (
     FloatArray,
     Head,

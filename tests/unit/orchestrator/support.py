@@ -24,20 +24,20 @@ from rlhf.engines.fakes import (
     FakeTokenizer,
     FakeTrainEngine,
 )
-from rlhf.orchestrator.buffer import LagBuffer
-from rlhf.orchestrator.checkpoint import Checkpoints, RunState
-from rlhf.orchestrator.console import PlainConsole
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import Evaluator
-from rlhf.orchestrator.learning import Passes, Pretraining
 from rlhf.orchestrator.loop import Course, Loop, Parts
-from rlhf.orchestrator.measuring import Models, Portions
-from rlhf.orchestrator.preemption import StopRequest
-from rlhf.orchestrator.records import Records
-from rlhf.orchestrator.resume import find_resume_point
-from rlhf.orchestrator.run_directory import RunDirectory
-from rlhf.orchestrator.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
-from rlhf.orchestrator.trackers import make_trackers
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.run.console import PlainConsole
+from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.resume import find_resume_point
+from rlhf.orchestrator.run.run_directory import RunDirectory
+from rlhf.orchestrator.run.trackers import make_trackers
+from rlhf.orchestrator.step.buffer import LagBuffer
+from rlhf.orchestrator.step.learning import Passes, Pretraining
+from rlhf.orchestrator.step.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.orchestrator.step.token_scores import Models, Portions
 from rlhf.types import (
     FinishReason,
     Head,

@@ -22,8 +22,8 @@ from rlhf.orchestrator.evaluation import (
     describe_pairs,
     score_gaps,
 )
-from rlhf.orchestrator.measuring import Models, Portions
-from rlhf.orchestrator.sources import Sampler
+from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.token_scores import Models, Portions
 from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 

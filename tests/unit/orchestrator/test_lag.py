@@ -12,7 +12,7 @@ import pytest
 from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import Correction, GrpoSection, NoCorrection, RatioToSampler, TruncatedWeights
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, Table, log_softmax
-from rlhf.orchestrator.learning import Passes
+from rlhf.orchestrator.step.learning import Passes
 from rlhf.types import Example, Experience, Head, LossMetrics, Role, Signals, SyncReport
 from tests.unit.orchestrator.support import TOKENIZER, Run
 

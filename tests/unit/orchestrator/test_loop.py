@@ -16,8 +16,8 @@ from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.learning import Passes, Pretraining
-from rlhf.orchestrator.sources import GroupBatch, Sampler
+from rlhf.orchestrator.step.learning import Passes, Pretraining
+from rlhf.orchestrator.step.sources import GroupBatch, Sampler
 from rlhf.types import (
     FloatArray,
     Head,

@@ -13,8 +13,8 @@ import pytest
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, NumericsError, RewardError, StallError
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.learning import Passes
-from rlhf.orchestrator.sources import Sampler
+from rlhf.orchestrator.step.learning import Passes
+from rlhf.orchestrator.step.sources import Sampler
 from rlhf.types import (
     FloatArray,
     Head,

@@ -16,8 +16,8 @@ from rlhf.config.algo.preference import IpoLoss, PairLossSection, SimpoLoss
 from rlhf.engines.fakes import FakeReward, FakeScorer, FakeTrainEngine, log_softmax
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.evaluation import PreferenceEvaluator
-from rlhf.orchestrator.learning import Passes
-from rlhf.orchestrator.measuring import Models, Portions
+from rlhf.orchestrator.step.learning import Passes
+from rlhf.orchestrator.step.token_scores import Models, Portions
 from rlhf.types import Head, LossMetrics, Role, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, ppo_run, sft_run
 

@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from rlhf.config.run import LogSection
 from rlhf.errors import ConfigError, NumericsError
-from rlhf.orchestrator.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
-from rlhf.orchestrator.mismatch import GapWatch, describe_gap, sampler_gap
-from rlhf.orchestrator.schedule import RunLength, count_steps
-from rlhf.orchestrator.trackers import BestEffort, JsonLines, make_trackers, require_trackers
+from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
+from rlhf.orchestrator.run.schedule import RunLength, count_steps
+from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
+from rlhf.orchestrator.step.mismatch import GapWatch, describe_gap, sampler_gap
 from rlhf.types import Example, Json, Role, Signals, TokenSequence
 from tests.unit.orchestrator.support import given_group
 

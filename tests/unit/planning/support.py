@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.load import load_config
+from rlhf.config.loading.load import load_config
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.model_shape import ModelShape, model_shape
 from rlhf.planning.plan import Plan

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.main import main
-from rlhf.config.load import dump_config, load_config
+from rlhf.config.loading.load import dump_config, load_config
 from rlhf.errors import DataError
 from rlhf.planning.calibration import Calibration, calibrated, measured
 from rlhf.planning.hardware import GIB, parse_cluster

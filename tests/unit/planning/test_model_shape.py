@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.adapter_names import linear_layers
-from rlhf.engines.adapters import add_adapters
+from rlhf.engines.models.adapter_names import linear_layers
+from rlhf.engines.models.adapters import add_adapters
 from rlhf.errors import ModelError
 from rlhf.planning.model_shape import ModelShape, model_shape
 from tests.unit.planning.support import LLAMA_3_8B

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.plan_text import as_json
-from rlhf.config.load import dump_config, load_config
+from rlhf.config.loading.load import dump_config, load_config
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections

@@ -1,0 +1,47 @@
+"""What a run would find here: the nodes of the Ray cluster that it would join, or this machine."""
+
+import os
+import shutil
+import subprocess
+
+from rlhf.config.commands import TrainConfig
+from rlhf.planning.cluster_shape import shape_of
+from rlhf.planning.hardware import ClusterShape
+from rlhf.planning.placement import Placement
+
+
+def cluster_at_hand(config: TrainConfig, placement: Placement) -> ClusterShape:
+    """The nodes that a run of this config would have: the Ray cluster's that it would join, or this machine's.
+
+    Raises:
+        ConfigError: as `shape_of`; or there is no such cluster.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    nodes = _ray_nodes(address) if address else [local_gpus()]
+    return shape_of([] if config.cluster.device == "cpu" else nodes, placement)
+
+
+def local_gpus() -> list[str]:
+    """Names of this machine's GPUs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name", "--format=csv,noheader"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    return [line.strip() for line in told.stdout.splitlines() if line.strip()] if told.returncode == 0 else []
+
+
+def _ray_nodes(address: str) -> list[list[str]]:
+    """Kind of each GPU of each node."""
+    # A plan for a described cluster, or for this machine, does without Ray.
+    import ray  # noqa: PLC0415
+
+    from rlhf.actors.cluster import gpus_of  # noqa: PLC0415
+    from rlhf.actors.connection import connect  # noqa: PLC0415
+
+    orphans = connect(address, "rlhf-plan")
+    try:
+        return [gpus_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+        orphans.close()

@@ -1,0 +1,84 @@
+"""The command line: `--section.key value`, `--section.key=value`, `--no-section.key`, `--set section.key=value`."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.config.fields import Field
+from rlhf.config.loading.layers import InFlag, Layer, Setting, dotted, split_key
+from rlhf.config.loading.yaml_text import KeyPath
+
+ALIASES = {
+    "algo": "algo.type",
+    "loss": "algo.loss.type",
+    "colocate": "cluster.colocate",
+    "resume": "checkpoint.resume",
+    "run_name": "run.name",
+    "debug": "cluster.debug",
+    "json": "as_json",
+}
+"""Short flags for what is typed most."""
+
+
+class Flags:
+    """What a command line says: a layer of settings, and the arguments that belong to no flag."""
+
+    def __init__(self, argv: Sequence[str], fields: Mapping[str, Field]) -> None:
+        self.layer = Layer()
+        self.positionals: list[str] = []
+        self._fields = fields
+        waiting = list(reversed(argv))
+        while waiting:
+            word = waiting.pop()
+            if not word.startswith("--"):
+                self.positionals.append(word)
+            elif word == "--set":
+                self._assignment(waiting.pop() if waiting else "")
+            else:
+                self._flag(word, waiting)
+        self.layer.settings = self._joined_lists()
+
+    def _assignment(self, text: str) -> None:
+        key, equals, value = text.partition("=")
+        if equals and key:
+            self._set(key, value)
+        else:
+            self.layer.problems.append(f'--set: need key=value (got "{text}").')
+
+    def _flag(self, word: str, waiting: list[str]) -> None:
+        """Read one flag, taking its value from `waiting` where it has one there."""
+        name, equals, text = word.removeprefix("--").partition("=")
+        known = self._field(name)
+        negated = self._field(name.removeprefix("no-")) if name.startswith("no-") and not equals else None
+        if equals:
+            self._set(name, text)
+        elif known is None and negated is not None and negated.kind is bool:
+            self._set(name.removeprefix("no-"), "false")
+        elif known is not None and known.kind is bool:
+            self._set(name, waiting.pop() if waiting and waiting[-1].lower() in {"true", "false"} else "true")
+        elif waiting and not waiting[-1].startswith("--"):
+            self._set(name, waiting.pop())
+        elif known is None:
+            self._set(name, "")
+        else:
+            self.layer.refuse(self._path(name), "needs a value.", InFlag())
+
+    def _path(self, name: str) -> tuple[str, ...]:
+        key = name.replace("-", "_")
+        return split_key(ALIASES.get(key, key) if ALIASES.get(key) in self._fields else key)
+
+    def _field(self, name: str) -> Field | None:
+        return self._fields.get(dotted(self._path(name)))
+
+    def _set(self, name: str, text: str) -> None:
+        self.layer.set_text(self._path(name), text, InFlag(), self._field(name))
+
+    def _joined_lists(self) -> list[Setting]:
+        """The settings, with the items of a list's repeated flags in one list."""
+        joined: dict[KeyPath, Setting] = {}
+        for setting in self.layer.settings:
+            before = joined[setting.path].value if setting.path in joined else None
+            match before, setting.value:
+                case list(), list():
+                    joined[setting.path] = Setting(setting.path, [*before, *setting.value], setting.origin)
+                case _:
+                    joined[setting.path] = setting
+        return list(joined.values())

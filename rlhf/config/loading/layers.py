@@ -1,0 +1,229 @@
+"""What was set from outside, and by whom: a file, the environment, flags. Each layer overrides those before it."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rlhf.config.fields import Field
+from rlhf.config.loading.yaml_text import Document, KeyPath, Value, YamlError
+
+MAX_FILE_BYTES = 1024 * 1024
+ENVIRONMENT_PREFIX = "RLHF__"
+VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""`${NAME}` in a file's text stands for the environment variable, `$${NAME}` for itself."""
+
+
+class Origin(Protocol):
+    """Who set a value, and how that one spells keys."""
+
+    def where(self, path: KeyPath) -> str:
+        """The place to name in a message about `path`."""
+        ...
+
+    def spell(self, key: str) -> str:
+        """Any key in the same spelling."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """A line of a config file."""
+
+    file: str
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    def where(self, path: KeyPath) -> str:
+        known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.lines), None)
+        line = f":{self.lines[known]}" if known else ""
+        return f"{self.file}{line}: {dotted(path)}"
+
+    def spell(self, key: str) -> str:
+        return key
+
+
+@dataclass(frozen=True, slots=True)
+class InEnvironment:
+    """An environment variable."""
+
+    def where(self, path: KeyPath) -> str:
+        return self.spell(dotted(path))
+
+    def spell(self, key: str) -> str:
+        return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+
+
+@dataclass(frozen=True, slots=True)
+class InFlag:
+    """A flag of the command line."""
+
+    def where(self, path: KeyPath) -> str:
+        return self.spell(dotted(path))
+
+    def spell(self, key: str) -> str:
+        return "--" + key.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value for one key."""
+
+    path: KeyPath
+    value: Value
+    origin: Origin
+
+    @property
+    def key(self) -> str:
+        return dotted(self.path)
+
+
+@dataclass(slots=True)
+class Layer:
+    """All that one origin set, and what was wrong with it already."""
+
+    settings: list[Setting] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    """Keys of values that were given and could not be read."""
+
+    def set_text(self, path: KeyPath, text: str, origin: Origin, known: Field | None) -> None:
+        """Set a value that came as text."""
+        try:
+            self.settings.append(Setting(path, value_of(text, known), origin))
+        except YamlError as error:
+            self.refuse(path, f"not valid YAML: {error.what}.", origin)
+
+    def refuse(self, path: KeyPath, text: str, origin: Origin) -> None:
+        """Note that a value was given and is wrong."""
+        self.problems.append(f"{origin.where(path)}: {text}")
+        self.wrong.add(dotted(path))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def split_key(key: str) -> tuple[str, ...]:
+    """`policy.num-nodes` as a path."""
+    return tuple(key.replace("-", "_").split("."))
+
+
+def value_of(text: str, known: Field | None) -> Value:
+    """What text from a flag or the environment means for its field: itself where the field is text, else YAML.
+
+    A list may come without brackets.
+
+    Raises:
+        YamlError: the text is not YAML.
+    """
+    if known is None:
+        return text
+    if known.optional and text in {"null", "none"}:
+        return None
+    if known.is_text:
+        return text
+    if known.is_list and not text.lstrip().startswith("["):
+        return [text] if known.holds_text else Document(f"[{text}]").value
+    return Document(text).value
+
+
+def flattened(value: Value, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Value]]:
+    """The settings in nested mappings; a list is one value."""
+    if isinstance(value, dict) and (value or not path):
+        for key, inner in value.items():
+            yield from flattened(inner, (*path, *split_key(key)))
+    else:
+        yield path, value
+
+
+def environment_layer(environ: Mapping[str, str], fields: Mapping[str, Field]) -> Layer:
+    """`RLHF__POLICY__LR=1e-6` sets policy.lr."""
+    layer = Layer()
+    for name in sorted(environ):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            layer.set_text(path, environ[name], InEnvironment(), fields.get(dotted(path)))
+    return layer
+
+
+def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Field]) -> Layer:
+    """The settings of a YAML file."""
+    try:
+        text = text_of(file)
+        document = Document(text)
+    except OSError as error:
+        return Layer(problems=[f"{file}: cannot be read: {error.strerror or error}."])
+    except UnicodeDecodeError as error:
+        return Layer(problems=[f"{file}: not a text file (not UTF-8 at byte {error.start})."])
+    except YamlError as error:
+        place = f":{error.line}:{error.column}" if error.line else ""
+        return Layer(problems=[f"{file}{place}: not valid YAML: {error.what}."])
+    except ValueError as error:
+        return Layer(problems=[f"{file}: {error}."])
+    if not isinstance(document.value, dict):
+        kind = "nothing" if document.value is None else type(document.value).__name__
+        return Layer(problems=[f"{file}: not a mapping (got {kind})."])
+    lines = {normal_path(path): line for path, line in document.lines.items()}
+    origin = InFile(str(file), lines)
+    layer = Layer()
+    for path, line in document.repeated:
+        first = document.lines[path]
+        layer.problems.append(f'{file}:{line}: key "{dotted(path)}" given twice (first at line {first}).')
+    for path, value in flattened(document.value):
+        substituted, missing = substitute(value, environ)
+        if missing:
+            layer.refuse(path, f"environment variable {' and '.join(missing)} is not set.", origin)
+        elif isinstance(substituted, str) and substituted != value:
+            layer.set_text(path, substituted, origin, fields.get(dotted(path)))
+        else:
+            layer.settings.append(Setting(path, substituted, origin))
+    return layer
+
+
+def text_of(file: Path) -> str:
+    """A file's text, without a byte order mark.
+
+    Raises:
+        ValueError: it is too large or binary.
+        OSError: it cannot be read.
+    """
+    if file.is_dir():
+        raise ValueError("is a folder, need a YAML file")
+    with file.open("rb") as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError("larger than 1 MiB")
+    if b"\0" in data:
+        raise ValueError("not a text file")
+    return data.decode("utf-8-sig")
+
+
+def normal_path(path: KeyPath) -> KeyPath:
+    """A path as the file spells it, in the spelling of the fields."""
+    return tuple(part for key in path for part in (split_key(key) if isinstance(key, str) else (key,)))
+
+
+def substitute(value: Value, environ: Mapping[str, str]) -> tuple[Value, list[str]]:
+    """`value` with environment variables in place of `${NAME}`, and the names of those that are not set."""
+    missing: list[str] = []
+
+    def in_text(match: re.Match[str]) -> str:
+        escaped, name = match.groups()
+        if escaped:
+            return match.group()[1:]
+        if name not in environ:
+            missing.append(name)
+        return environ.get(name, "")
+
+    def within(part: Value) -> Value:
+        match part:
+            case str():
+                return VARIABLE.sub(in_text, part)
+            case list():
+                return [within(item) for item in part]
+            case dict():
+                return {key: within(item) for key, item in part.items()}
+        return part
+
+    return within(value), missing

@@ -1,0 +1,203 @@
+"""From file, environment and flags to one frozen config, or to every problem that stands in the way."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from rlhf.config.algo import CriticFreeSection
+from rlhf.config.base import Section
+from rlhf.config.commands import (
+    COMMANDS,
+    GenerateConfig,
+    GrpoConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    PpoConfig,
+    QuickstartConfig,
+    ReferencedConfig,
+    TrainConfig,
+)
+from rlhf.config.loading.flags import Flags
+from rlhf.config.loading.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
+from rlhf.config.loading.merge import Merged, Schema
+from rlhf.config.loading.openrlhf import in_own_flags
+from rlhf.config.loading.yaml_text import scalar
+from rlhf.config.reward import ModelSource
+from rlhf.config.rules.all_rules import problems_of
+from rlhf.errors import ConfigError
+
+
+def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Merged[TrainConfig]:
+    """Everything that was set for `rlhf train COMMAND`, with all problems of its values and between them.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    if command not in COMMANDS:
+        raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
+    schema = Schema(COMMANDS[command])
+    flags = Flags(in_own_flags(argv, schema.fields), schema.fields)
+    files = [
+        file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
+        for name in flags.positionals[:1]
+    ]
+    layers = [*files, environment_layer(environ, schema.fields), flags.layer]
+    merged = Merged(schema, layers, _sections_elsewhere(command))
+    merged.problems += [unexpected(name) for name in flags.positionals[1:]]
+    # Without the settings of its file, what a run lacks is not known.
+    if merged.config is not None and not any(file.problems and not file.settings for file in files):
+        merged.problems += merged.report(problems_of(merged.config))
+    return merged
+
+
+def is_file_name(word: str) -> bool:
+    """Whether an argument that belongs to no flag is meant as a config file."""
+    if word.lower().endswith((".yaml", ".yml")):
+        return True
+    with suppress(OSError, ValueError):  # of a name that no file can have
+        return Path(word).exists()
+    return False
+
+
+def unexpected(word: str) -> str:
+    """What to do about an argument that is no flag, no flag's value and no config file."""
+    key, equals, value = word.partition("=")
+    if equals:
+        return f"{word}: unexpected argument. Write --{key} {value}."
+    return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'
+
+
+def _sections_elsewhere(command: str) -> dict[str, str]:
+    """The sections that other commands have, with what to do about each."""
+    own = COMMANDS[command].model_fields
+    owners: dict[str, list[str]] = {}
+    for other, section in COMMANDS.items():
+        for name in section.model_fields.keys() - own.keys():
+            owners.setdefault(name, []).append(other)
+    return {
+        name: f"{command} has no {name}. Leave it out, or run {' or '.join(others)}." for name, others in owners.items()
+    }
+
+
+def load_config(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> TrainConfig:
+    """The resolved config of `rlhf train COMMAND ARGV`: defaults < file < environment < flags.
+
+    `argv` is an optional config file and flags.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    merged = read_config(command, argv, os.environ if environ is None else environ)
+    if merged.problems or merged.config is None:
+        raise ConfigError(merged.problems)
+    return resolve(merged.config)
+
+
+def load_generate(argv: Sequence[str]) -> GenerateConfig:
+    """The options of `rlhf generate MODEL ARGV`.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    schema = Schema(GenerateConfig)
+    flags = Flags(argv, schema.fields)
+    model = Layer([Setting(("model",), name, InFlag()) for name in flags.positionals[:1]])
+    merged = Merged(schema, [model, flags.layer])
+    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals[1:])]
+    config = merged.config
+    if config is not None and config.model is None and not problems:
+        problems.append("generate: name a model, a folder or a hub name.")
+    if config is not None and not config.prompt and config.prompts is None and not problems:
+        problems.append("generate: give --prompt TEXT, or --prompts FILE.")
+    if config is not None and config.prompt and config.prompts is not None:
+        problems.append("--prompts: --prompt is given too. Use one of them.")
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def load_quickstart(argv: Sequence[str]) -> QuickstartConfig:
+    """The options of `rlhf quickstart ARGV`.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    flags = Flags(argv, (schema := Schema(QuickstartConfig)).fields)
+    merged = Merged(schema, [flags.layer])
+    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals)]
+    if problems or merged.config is None:
+        raise ConfigError(problems)
+    return merged.config
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill in what follows from other values, so that the saved config says it all. Resolving twice changes nothing.
+
+    A reference starts as the policy; a critic as the reward model where there is one, else as the policy; limits on the
+    length of answers are those of rollouts; what mixes two models is sampled by the engine that can.
+    """
+    colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
+    if isinstance(config, OnlineConfig | ReferencedConfig):
+        config = config.model_copy(update={"reference": config.reference.beside(config.policy)})
+    if isinstance(config, PpoConfig) and config.critic.model is None:
+        rewards = (source.model for source in config.reward.all_sources if isinstance(source, ModelSource))
+        critic = config.critic.model_copy(update={"model": next(rewards, config.policy.model)})
+        config = config.model_copy(update={"critic": critic})
+    if isinstance(config, OnlineConfig):
+        config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})
+    if isinstance(config, OnlineDpoConfig) and config.algo.mixture and config.rollout.engine == "auto":
+        rollout = config.rollout.model_copy(update={"engine": "transformers"})
+        config = config.model_copy(update={"rollout": rollout})
+    if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
+        config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})
+    return config
+
+
+def with_lengths(section: CriticFreeSection, max_response_tokens: int) -> CriticFreeSection:
+    """The section with the constants that stand for the longest answer."""
+    return section.model_copy(
+        update={
+            "aggregation_tokens": section.aggregation_tokens or max_response_tokens,
+            "overlong_limit": section.overlong_limit or max_response_tokens,
+            "overlong_buffer": max_response_tokens // 5 if section.overlong_buffer is None else section.overlong_buffer,
+        }
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text so that it is read back as text."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    written = VARIABLE.sub(r"$\g<0>", text)
+    quote = '"' if scalar(text) != text or not text.isprintable() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=quote)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_config(config: Section) -> str:
+    """The config as YAML that loads as the same config."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def short_summary(config: Section) -> str:
+    """What differs from the defaults, one line a section."""
+    defaults = dict(flattened(type(config)().model_dump(mode="json")))
+    changed: dict[str, list[str]] = {}
+    for path, value in flattened(config.model_dump(mode="json")):
+        if path not in defaults or defaults[path] != value:
+            section, *rest = (str(part) for part in path)
+            changed.setdefault(section, []).append(
+                f"{'.'.join(rest)}={value if isinstance(value, str) and value.isprintable() else json.dumps(value)}"
+            )
+    return "\n".join(f"{section}: {', '.join(values)}" for section, values in changed.items())

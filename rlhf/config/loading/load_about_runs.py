@@ -1,0 +1,87 @@
+"""The settings of commands about a run, `rlhf plan` and `rlhf chaos`: their own, and those of the run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from rlhf.config.base import Section
+from rlhf.config.commands import TrainConfig
+from rlhf.config.loading.flags import ALIASES, Flags
+from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.loading.merge import Merged, Schema
+from rlhf.config.tools import CalibrateConfig, ChaosConfig, PlanConfig
+from rlhf.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
+
+ANY_DATA = ("--data.path", "any")
+"""A plan does not read rows, so a run without them can be planned."""
+EVERY_STEP = ("--checkpoint.every_steps", "1")
+"""What a fault costs is then a step, and every phase of a step is met."""
+
+
+def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanConfig, TrainConfig]:
+    """The options of `rlhf plan COMMAND [CONFIG.yaml]`, and the resolved config of the run.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+
+    def read(rest: Sequence[str]) -> Merged[TrainConfig]:
+        found = read_config(command, rest, environ)
+        has_no_data = found.config is not None and found.config.data.path is None
+        return read_config(command, [*rest, *ANY_DATA], environ) if has_no_data else found
+
+    return _load(PlanConfig, argv, read)
+
+
+def load_chaos(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ChaosConfig, TrainConfig]:
+    """The options of `rlhf chaos COMMAND [CONFIG.yaml]`, and the resolved config of the run.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    return _load(ChaosConfig, argv, lambda rest: read_config(command, [*rest, *EVERY_STEP], environ))
+
+
+def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
+    """The options of `rlhf plan --calibrate RUN`. Raises ConfigError with every problem."""
+    schema = Schema(CalibrateConfig)
+    flags = Flags(argv, schema.fields)
+    merged = Merged(schema, [flags.layer])
+    problems = [*merged.problems, *(f"{word}: unexpected argument." for word in flags.positionals)]
+    if problems or merged.config is None:
+        raise ConfigError(problems)
+    return merged.config
+
+
+def _load(
+    section: type[S], argv: Sequence[str], read: Callable[[Sequence[str]], Merged[TrainConfig]]
+) -> tuple[S, TrainConfig]:
+    """The command's own options, and the run's, which `read` makes of all other words."""
+    schema = Schema(section)
+    own, rest = divided(argv, schema)
+    merged = Merged(schema, [Flags(own, schema.fields).layer])
+    run = read(rest)
+    problems = [*merged.problems, *run.problems]
+    if problems or merged.config is None or run.config is None:
+        raise ConfigError(problems)
+    return merged.config, resolve(run.config)
+
+
+def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str]]:
+    """The words that set a command's own options, and all others, which are the run's."""
+    own: list[str] = []
+    rest: list[str] = []
+    waiting = list(reversed(argv))
+    while waiting:
+        word = waiting.pop()
+        name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
+        field = schema.fields.get(ALIASES.get(name, name))
+        if not word.startswith("--") or field is None:
+            rest.append(word)
+            continue
+        own.append(word)
+        has_value = field.kind is not bool or waiting[-1:] in (["true"], ["false"])
+        if has_value and not equals and waiting:
+            own.append(waiting.pop())
+    return own, rest

@@ -1,0 +1,1 @@
+"""What pydantic cannot check: settings that contradict each other."""

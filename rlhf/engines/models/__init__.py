@@ -1,0 +1,1 @@
+"""Loading models and tokenizers, and what their forward pass returns."""

@@ -1,0 +1,75 @@
+"""A small Llama and its tokenizer made from nothing, for the quickstart, benchmarks and tests: no hub is asked."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf.engines.process.quiet import quiet_libraries
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SPECIAL_TOKENS = (PAD, BOS, EOS)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    """Learn a byte-level BPE of at most `vocab_size` tokens from `texts` and save it into `folder`."""
+    quiet_libraries()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_llama(
+    folder: Path,
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    head_dim: int = 32,
+    context: int = 512,
+    tie_embeddings: bool = True,
+    seed: int = 0,
+) -> int:
+    """Save a randomly initialised Llama into `folder`, and return its number of parameters.
+
+    `head_dim` is 32 or more because vLLM's attention on CPU needs that. Special tokens are those of
+    `train_tokenizer`.
+    """
+    quiet_libraries()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, hidden_size // head_dim),
+        num_key_value_heads=max(1, hidden_size // head_dim),
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        tie_word_embeddings=tie_embeddings,
+        pad_token_id=SPECIAL_TOKENS.index(PAD),
+        bos_token_id=SPECIAL_TOKENS.index(BOS),
+        eos_token_id=SPECIAL_TOKENS.index(EOS),
+    )
+    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder, safe_serialization=True)
+    return sum(parameter.numel() for parameter in model.parameters())

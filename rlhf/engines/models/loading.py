@@ -1,0 +1,297 @@
+"""Loading a Hugging Face model for one of the heads, and refusing one that cannot be used, with all reasons at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from rlhf.config.model_files import trusted_commit, untrusted
+from rlhf.config.models import ModelSection
+from rlhf.engines.models.attention import choose_attention
+from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.process.quiet import quiet_libraries
+from rlhf.errors import ModelError
+from rlhf.types import Head
+
+WEIGHTS = "*.safetensors"
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+)
+KINDS = {
+    Head.LOG_PROBS: AutoModelForCausalLM,
+    Head.VALUES: AutoModelForSequenceClassification,
+    Head.SCORES: AutoModelForSequenceClassification,
+    Head.TOKEN_SCORES: AutoModelForTokenClassification,
+}
+"""What loads and saves a model with each head."""
+HEAD_WEIGHTS = ("lm_head.", "score.")
+
+
+class LoadingInfo(TypedDict):
+    """What transformers says after loading."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model, where it came from, and the dropout rates that were set to 0 for training: log-probs measured twice must
+    agree. On the CPU as `load_model` leaves it, without numbers as `sketch_model` does."""
+
+    model: PreTrainedModel
+    folder: Path
+    dropouts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What is known of a model before its weights are read."""
+
+    folder: Path
+    config: PretrainedConfig
+    trusted: str | None
+    has_score: bool
+    dropouts: dict[str, float]
+
+
+def load_model(
+    section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, seed: int, new_head: bool
+) -> LoadedModel:
+    """Load `name`, a folder or hub name, for `head`, into host memory; `where` (policy.model, ...) begins each line of
+    an error, `device` is where it will compute.
+
+    Log-probs take any causal language model. Values and scores take a sequence classifier, token scores a token
+    classifier, with one label and a `score` head; with `new_head`, also any other model, which is given a seeded one.
+
+    Raises ModelError with one line a problem.
+    """
+    opened = _open(section, name, head, where, new_head)
+    dtype = choose_dtype(section, device, where)
+    try:
+        loaded = KINDS[head].from_pretrained(
+            opened.folder,
+            config=opened.config,
+            dtype=dtype,
+            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=opened.trusted is not None,
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{where}: {opened.folder.name} does not load: {_first_line(error)}") from error
+    model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
+    problems = _loading_problems(info, opened.has_score) + _bad_numbers(model)
+    if problems:
+        raise ModelError([f"{where}: {problem}" for problem in problems])
+    if head is not Head.LOG_PROBS and not opened.has_score:
+        _initialise_score(model, seed)
+    return LoadedModel(model=model, folder=opened.folder, dropouts=opened.dropouts)
+
+
+def sketch_model(
+    section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, new_head: bool
+) -> LoadedModel:
+    """The model that `load_model` loads, on torch's meta device: no weights are read. Raises ModelError."""
+    opened = _open(section, name, head, where, new_head)
+    dtype = choose_dtype(section, device, where)
+    with torch.device("meta"):
+        model = KINDS[head].from_config(  # type: ignore[no-untyped-call]
+            opened.config,
+            dtype=dtype,
+            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
+            trust_remote_code=opened.trusted is not None,
+        )
+    return LoadedModel(model=cast(PreTrainedModel, model), folder=opened.folder, dropouts=opened.dropouts)
+
+
+def _open(section: ModelSection, name: str, head: Head, where: str, new_head: bool) -> _Opened:
+    """Look at a model's folder and config, and set the config for `head`. Raises ModelError."""
+    quiet_libraries()  # transformers' load report speaks of heads, which are judged here
+    trusted = trusted_commit(section.trust_remote_code, name)
+    folder = resolve_folder(name, where=where, revision=trusted)
+    config = _load_config(name, folder, trusted, where)
+    ending = KINDS[head].__name__.removeprefix("AutoModel")
+    has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
+    if head is not Head.LOG_PROBS:
+        _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
+        config.num_labels = 1
+    dropouts = _remove_dropout(config)
+    return _Opened(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
+
+
+def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Path:
+    """The local folder of a model, downloaded first where `name` is a hub name. Raises ModelError."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(name, revision, where, (WEIGHTS, *SMALL_FILES))
+    _require_config(folder, name, where)
+    if not any(folder.glob(WEIGHTS)):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        if pickles:
+            raise ModelError(f"{where}: only pickle weights ({pickles[0]}); convert them to safetensors.")
+        raise ModelError(f"{where}: {name} has no safetensors weights.")
+    for path in sorted(folder.glob(WEIGHTS)):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{where}: {path.name}: damaged safetensors header ({error}).") from error
+    return folder
+
+
+def require_known_kind(section: ModelSection, name: str, *, where: str) -> Path:
+    """The folder of a model's small files, downloaded first where `name` is a hub name; no weights are read.
+
+    Raises:
+        ModelError: there is none, transformers does not know the kind, or its own code would have to be run.
+    """
+    trusted = trusted_commit(section.trust_remote_code, name)
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(name, trusted, where, SMALL_FILES)
+    _require_config(folder, name, where)
+    _load_config(name, folder, trusted, where)
+    return folder
+
+
+def _require_config(folder: Path, name: str, where: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{where}: {name} has no config.json; it is not a Hugging Face model.")
+
+
+def _download(name: str, revision: str | None, where: str, files: Sequence[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except GatedRepoError as error:
+        raise ModelError(f"{where}: {name} is gated; log in with `hf auth login`.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"{where}: no folder and no hub model of this name (got {name}).") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{where}: no folder {name}, and the hub cannot be reached ({_first_line(error)}).") from error
+
+
+def choose_dtype(section: ModelSection, device: torch.device, where: str) -> torch.dtype:
+    """auto is float32 on CPU and bfloat16 on GPUs. Raises ModelError for a GPU that has none."""
+    if section.dtype == "float32" or (section.dtype == "auto" and device.type == "cpu"):
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ModelError(
+            f"{where}: dtype bfloat16 is not supported by {torch.cuda.get_device_name(device)}. Set dtype float32."
+        )
+    return torch.bfloat16
+
+
+def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: int, kept_bytes: int = 0) -> LogitsRule:
+    """How this model turns hidden states into logits: some families scale them (Cohere, Granite) or cap them
+    (Gemma 2)."""
+    values = config.to_dict()
+    scale = float(values.get("logit_scale") or 1.0) / float(values.get("logits_scaling") or 1.0)
+    softcap = float(values.get("final_logit_softcapping") or 0.0)
+    return LogitsRule(
+        temperature=temperature, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens, kept_bytes=kept_bytes
+    )
+
+
+def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> PretrainedConfig:
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"{where}: config.json is not JSON: {_first_line(error)}.") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{where}: config.json is not a mapping.")
+    if "auto_map" in raw and trusted is None:
+        raise ModelError(f"{where}: {untrusted(name)}")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted is not None)
+    except (ValueError, OSError, KeyError) as error:
+        reason = f'config.json has model_type "{raw.get("model_type")}", which is not supported'
+        raise ModelError(f"{where}: {reason} ({_first_line(error)}).") from error
+    return cast(PretrainedConfig, config)
+
+
+def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, where: str, unit: str) -> None:
+    if has_score and config.num_labels != 1:
+        raise ModelError(f"{where}: has {config.num_labels} labels, need 1.")
+    if not has_score and not new_head:
+        kinds = ", ".join(config.architectures or ()) or "no architecture"
+        raise ModelError(f"{where}: has no score head ({kinds}), need a {unit} classifier with 1 label.")
+
+
+def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
+    """Set every dropout rate of `config` to 0 and return what they were."""
+    rates = {
+        name: float(value)
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value
+    }
+    for name in rates:
+        setattr(config, name, 0.0)
+    return rates
+
+
+def _loading_problems(info: LoadingInfo, has_score: bool) -> list[str]:
+    """What the checkpoint lacks, has too much of, or has in another shape."""
+    problems = [
+        f"{name}: shape {list(found)}, config says {list(expected)}."
+        for name, found, expected in sorted(info["mismatched_keys"])
+    ]
+    missing = sorted(name for name in info["missing_keys"] if has_score or not name.startswith("score."))
+    if missing:
+        problems.append(f"{len(missing)} weights are missing (first: {missing[0]}).")
+    surplus = sorted(name for name in info["unexpected_keys"] if not name.startswith(HEAD_WEIGHTS))
+    if surplus:
+        problems.append(f"{len(surplus)} weights fit nothing in config.json (first: {surplus[0]}).")
+    return problems
+
+
+def _bad_numbers(model: PreTrainedModel) -> list[str]:
+    problems = []
+    for name, parameter in model.named_parameters():
+        num_nan = int(parameter.isnan().sum())
+        num_inf = int(parameter.isinf().sum())
+        if num_nan:
+            problems.append(f"{name} holds {num_nan} NaN values.")
+        if num_inf:
+            problems.append(f"{name} holds {num_inf} infinite values.")
+    return problems
+
+
+def _initialise_score(model: PreTrainedModel, seed: int) -> None:
+    """A new scalar head: N(0, 1 / (d + 1)), as Stiennon et al. 2020; a bias starts at 0."""
+    for name, parameter in model.get_submodule("score").named_parameters():
+        if name == "bias":
+            parameter.data.zero_()
+    weight = model.get_parameter("score.weight")
+    generator = torch.Generator().manual_seed(seed)
+    std = (weight.shape[-1] + 1) ** -0.5
+    weight.data = (torch.randn(weight.shape, generator=generator) * std).to(weight.dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

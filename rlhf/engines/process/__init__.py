@@ -1,0 +1,1 @@
+"""What belongs to one process: its devices, memory, rendezvous and names."""

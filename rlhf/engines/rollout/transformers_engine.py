@@ -1,0 +1,273 @@
+"""A rollout engine on plain transformers: the default where vLLM is not installed.
+
+The same protocol and the same tests as the vLLM engine, and simpler in every way: a call is cut into batches by its
+own requests alone, so that what other threads ask for cannot change its answers.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.process.process_memory import peak_memory
+from rlhf.engines.process.quiet import quiet_libraries
+from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
+from rlhf.engines.rollout.sampling import SamplingRows
+from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.weight_sync.base import Info
+from rlhf.engines.weight_sync.buckets import dtype_of
+from rlhf.engines.weight_sync.gloo import GlooReceiver
+from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
+from rlhf.errors import ModelError, WeightSyncError
+from rlhf.types import FinishReason, FloatArray, PackedTokens, Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class TransformersRolloutEngine:
+    """Samples with `forward` and a KV cache, `max_num_seqs` answers at a time; receives weights through gloo.
+
+    A request's tokens are decided by its seed. What is not ours to decide: in a batch of another shape, matrix
+    products round the last bits of the logits differently (about 1e-6 in float32), which can turn a draw that falls
+    on the very edge between two tokens. The same call always gives the same bits.
+
+    Implements `RolloutEngine` and `WeightReceiver`. Consumes: requests, under a lock that one batch holds at a time.
+    An update waits for the batch under way; calls wait for the end of an update. Whoever calls, one thread computes:
+    each thread that does has OpenMP threads of its own, and where these are more than cores, all of them go to sleep
+    between two operations, which makes a token half as slow again.
+    """
+
+    def __init__(
+        self,
+        section: RolloutSection,
+        model: str,
+        *,
+        dtype: str,
+        device: str,
+        name: str = "rollout-0",
+        version: int = 0,
+        reference: str | None = None,
+    ) -> None:
+        """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
+
+        `version` is the policy version of those weights. `reference` is the frozen model whose logits are mixed with
+        the policy's for requests that ask for it. Raises ModelError where its vocabulary is not the policy's.
+        """
+        quiet_libraries()
+        self._section = section
+        self._name = name
+        self._device = torch.device(device)
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._model = self._compute(_load, model, dtype)
+        self._reference = None if reference is None else self._compute(_load, reference, dtype)
+        if self._reference is not None and self._reference.config.vocab_size != self._model.config.vocab_size:
+            raise ModelError(
+                f"reference.model: {self._reference.config.vocab_size} logits a token, the policy has "
+                f"{self._model.config.vocab_size}: they cannot be mixed."
+            )
+        self._compute(self._move, self._device)
+        self._parameters = dict(self._model.named_parameters())
+        self._context = int(self._model.config.max_position_embeddings)
+        self._gate = ServingGate(name, version)
+        self._busy = threading.Lock()
+        self._receiver: GlooReceiver | None = None
+        self._expected: set[str] = set()
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """See `RolloutEngine.generate`."""
+        rollouts: dict[int, Rollout] = {}
+        for batch in self._batches(requests):
+            with self._turn() as version:
+                answers = self._compute(self._generate_batch, [requests[i] for i in batch], version)
+            rollouts.update(zip(batch, answers, strict=True))
+        return [rollouts[i] for i in range(len(requests))]
+
+    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
+        """See `RolloutEngine.score`."""
+        with self._turn():
+            return [self._compute(self._score, packed) for packed in sequences]
+
+    def sleep(self) -> None:
+        """Give an accelerator's memory back; on CPU only the state changes, for there is nothing to give back."""
+        with self._busy:
+            self._gate.sleep()
+            if self._device.type == "cuda":
+                self._compute(self._move, torch.device("cpu"))
+                torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        with self._busy:
+            self._compute(self._move, self._device)
+            self._gate.wake()
+
+    def begin_anew(self) -> None:
+        """See `ServingEngine.begin_anew`. A batch under way is waited for."""
+        with self._busy:
+            self._gate.require_serving()
+
+    def peak_memory(self) -> int:
+        """See `ServingEngine.peak_memory`."""
+        return peak_memory()
+
+    def close(self) -> None:
+        """Leave the weight transfer group."""
+        if self._receiver is not None:
+            self._receiver.close()
+            self._receiver = None
+
+    def init_weight_transfer(self, init_info: Info) -> None:
+        """See `WeightReceiver.init_weight_transfer`."""
+        self.close()
+        self._receiver = GlooReceiver(GlooInitInfo(**cast("dict[str, object]", init_info)))  # type: ignore[arg-type]
+
+    def start_weight_update(self) -> None:
+        """See `WeightReceiver.start_weight_update`."""
+        with self._busy:
+            self._gate.begin_update()
+
+    def update_weights(self, update_info: Info) -> None:
+        """See `WeightReceiver.update_weights`."""
+        info = GlooUpdateInfo(**cast("dict[str, object]", update_info))  # type: ignore[arg-type]
+        if self._receiver is None:
+            raise WeightSyncError(f"engine {self._name}: no weight transfer group was joined")
+        self._expected = set(self._parameters)
+        try:
+            digest = self._compute(self._receiver.receive, info, self._load)
+            if self._expected:
+                missing = ", ".join(sorted(self._expected))
+                raise WeightSyncError(f"engine {self._name}: version {info.version}: never sent: {missing}")
+        except WeightSyncError as error:
+            self._gate.refuse(error)
+            raise
+        self._gate.received(digest)
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        """See `WeightReceiver.finish_weight_update`. There is no prefix cache: each batch has a KV cache of its own."""
+        return self._gate.serve(version, digest)
+
+    def _compute(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """The result of `work`, from the thread that computes."""
+        return self._computing.submit(work, *args, **kwargs).result()
+
+    @contextmanager
+    def _turn(self) -> Iterator[int]:
+        """Hold the model while it serves; gives the version. Never waits for an update while holding it."""
+        while True:
+            self._gate.enter(self._section.stall_timeout_s)
+            with self._busy:
+                if self._gate.state is Serving.SERVING:
+                    yield self._gate.version
+                    return
+
+    def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
+        """Indices of requests that are answered together. Prompts of similar length are: less padding. Those that mix
+        are on their own, for they cost two models. The order is a function of the requests alone."""
+        size = self._section.max_num_seqs
+        for mixes in (False, True):
+            chosen = [i for i, request in enumerate(requests) if (request.sampling.mixture > 0.0) == mixes]
+            chosen.sort(key=lambda i: (len(requests[i].prompt_token_ids), requests[i].id, i))
+            yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
+
+    def _move(self, device: torch.device) -> None:
+        for model in (self._model, self._reference):
+            if model is not None:
+                torch.nn.Module.to(model, device)
+
+    @torch.no_grad()
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            self._parameters[name].copy_(tensor)
+            self._expected.discard(name)
+
+    @torch.inference_mode()
+    def _generate_batch(self, requests: Sequence[RolloutRequest], version: int) -> list[Rollout]:
+        self._check(requests)
+        limits = np.array([min(r.sampling.max_tokens, self._context - len(r.prompt_token_ids)) for r in requests])
+        longest = int(limits.max())
+        tokens = np.zeros((len(requests), longest), dtype=np.int64)
+        log_probs = np.zeros((len(requests), longest), dtype=np.float32)
+        lengths = limits.copy()
+        stopped = np.zeros(len(requests), dtype=bool)
+
+        rows = np.arange(len(requests))  # rows of the batch -> requests; rows leave when half of them have ended
+        sampling = SamplingRows.of(requests, self._device)
+        decoder = self._decoder(requests)
+        logits = decoder.prefill()
+        for step in range(longest):
+            drawn, drawn_log_probs = sampling.draw(logits, step)
+            ids = drawn.cpu().numpy()
+            alive = step < lengths[rows]
+            tokens[rows[alive], step] = ids[alive]
+            log_probs[rows[alive], step] = drawn_log_probs.cpu().numpy()[alive]
+            for row in np.flatnonzero(alive):
+                if int(ids[row]) in requests[rows[row]].sampling.stop_token_ids:
+                    stopped[rows[row]] = True
+                    lengths[rows[row]] = step + 1
+            alive = step + 1 < lengths[rows]
+            if not alive.any():
+                break
+            if 2 * alive.sum() <= len(rows):
+                keep = torch.from_numpy(np.flatnonzero(alive)).to(self._device)
+                rows, sampling, drawn = rows[alive], sampling.select(keep), drawn[keep]
+                decoder.keep(keep)
+            logits = decoder.decode(drawn)
+        return [
+            Rollout(
+                id=request.id,
+                prompt_id=request.prompt_id,
+                token_ids=tokens[i, : lengths[i]],
+                log_probs=log_probs[i, : lengths[i]],
+                finish_reason=FinishReason.STOP if stopped[i] else FinishReason.LENGTH,
+                weight_version=version,
+            )
+            for i, request in enumerate(requests)
+        ]
+
+    def _decoder(self, requests: Sequence[RolloutRequest]) -> Decoder:
+        prompts = [request.prompt_token_ids for request in requests]
+        policy = ModelDecoder(self._model, prompts, self._device)
+        if not any(request.sampling.mixture > 0.0 for request in requests):
+            return policy
+        if self._reference is None:
+            raise ModelError(f"request {requests[0].id}: asks for a mixture, and this engine has no reference")
+        shares = torch.tensor([[request.sampling.mixture] for request in requests], device=self._device)
+        return MixedDecoder(policy, ModelDecoder(self._reference, prompts, self._device), shares)
+
+    def _check(self, requests: Sequence[RolloutRequest]) -> None:
+        problems = [
+            f"request {r.id}: prompt of {len(r.prompt_token_ids)} tokens, need 1 to {self._context - 1}"
+            for r in requests
+            if not 0 < len(r.prompt_token_ids) < self._context
+        ]
+        if problems:
+            raise ModelError(problems)
+
+    @torch.inference_mode()
+    def _score(self, packed: PackedTokens) -> FloatArray:
+        scores = np.zeros(len(packed.token_ids), dtype=np.float32)
+        start = 0
+        for length in packed.lengths.tolist():
+            ids = torch.from_numpy(packed.token_ids[start : start + length]).to(self._device)
+            if length > 1:
+                logits = self._model(ids[None, :-1], use_cache=False).logits[0].float()
+                log_probs = torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
+                scores[start + 1 : start + length] = log_probs.cpu().numpy()
+            start += length
+        return scores
+
+
+def _load(model: str, dtype: str) -> "PreTrainedModel":
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype_of(dtype), use_safetensors=True)
+    torch.nn.Module.eval(loaded).requires_grad_(False)
+    return loaded

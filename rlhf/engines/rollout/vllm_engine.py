@@ -1,0 +1,210 @@
+"""A rollout engine on vLLM: the CPU and the CUDA package alike.
+
+The engine core runs in this process and is stepped by a thread of its own (`StepLoop`). What it returns is taken from
+the core directly: token ids and their log-probs; nothing is ever decoded to text.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop
+from rlhf.engines.weight_sync.base import Info
+from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, BACKENDS
+from rlhf.errors import RlhfError, WeightSyncError
+from rlhf.importing import importing
+from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from rlhf.engines.rollout.vllm_core import VllmCore
+
+CLOSE_TIMEOUT_S = 10.0
+
+
+class VllmRolloutEngine:
+    """Samples with vLLM's continuous batching; receives weights through vLLM's own weight transfer.
+
+    With a seed for each request, tokens do not depend on what else is in the batch. Log-probs are those of logits /
+    temperature over the whole vocabulary, before top-k and top-p (greedy: temperature 1): what a trainer computes.
+
+    Implements `RolloutEngine` and `WeightReceiver`. Answers under way when an update starts are neither lost nor
+    restarted: they go on with the new weights, their KV cache computed anew, and carry the older version.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        section: RolloutSection,
+        model: str,
+        *,
+        dtype: str,
+        device: str,
+        seed: int,
+        name: str = "rollout-0",
+        sync_backend: str = "gloo",
+        adapter_rank: int = 0,
+        version: int = 0,
+    ) -> None:
+        """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
+
+        `sync_backend` (gloo, nccl, ipc) is how weights will come; where `adapter_rank` is above 0, adapters of that
+        rank come instead, and nothing can be asked before the first. `version` is the policy version of those on disk.
+        """
+        self._section = section
+        self._name = name
+        self._device = device
+        self._gate = ServingGate(name, version)
+
+        def build() -> "VllmCore":
+            _set_environment(device)
+            with importing():
+                from rlhf.engines.rollout.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
+
+            backends = ADAPTER_BACKENDS if adapter_rank else BACKENDS
+            return VllmCore(section, model, dtype, device, seed, backends[sync_backend], adapter_rank)
+
+        self._loop = StepLoop(name, build, self._gate)
+        self._core = self._loop.core
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """See `RolloutEngine.generate`."""
+        version = self._gate.enter(self._section.stall_timeout_s)
+        decodes = [DecodeRequest(r.prompt_token_ids, r.sampling, r.seed) for r in requests]
+        answers = self._loop.decode(decodes, self._section.stall_timeout_s)
+        return [
+            Rollout(
+                id=request.id,
+                prompt_id=request.prompt_id,
+                token_ids=np.asarray(answer.token_ids, dtype=np.int64),
+                log_probs=np.asarray(answer.log_probs, dtype=np.float32),
+                finish_reason=answer.finish_reason,
+                weight_version=version,
+            )
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
+        """See `RolloutEngine.score`. A sequence may be as long as the engine's context less one token."""
+        self._gate.enter(self._section.stall_timeout_s)
+        parts = [
+            part
+            for packed in sequences
+            for part in np.split(packed.token_ids, np.cumsum(packed.lengths)[:-1])
+            if len(part) > 0
+        ]
+        answers = self._loop.decode([DecodeRequest(part) for part in parts], self._section.stall_timeout_s)
+        scores = iter(np.concatenate([np.zeros(1, np.float32), answer.prompt_log_probs]) for answer in answers)
+        empty = np.zeros(0, np.float32)
+        return [
+            np.concatenate([empty, *(next(scores) for length in packed.lengths if length > 0)]) for packed in sequences
+        ]
+
+    def sleep(self) -> None:
+        """Give an accelerator's memory back (weights go to host memory, the KV cache away); on CPU vLLM keeps both and
+        only the state changes. Refused while answers are under way."""
+        self._loop.call(self._sleep)
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        self._loop.call(self._wake)
+
+    def begin_anew(self) -> None:
+        """See `ServingEngine.begin_anew`."""
+
+        def forget() -> None:
+            self._gate.require_serving()
+            self._loop.abort_all(RlhfError(f"engine {self._name}: nobody wants this answer any more"))
+
+        self._loop.call(forget)
+
+    def peak_memory(self) -> int:
+        """See `ServingEngine.peak_memory`."""
+        return self._loop.call(self._core.peak_memory)
+
+    def close(self) -> None:
+        """End the engine and free what it holds."""
+        self._loop.close(CLOSE_TIMEOUT_S)
+        self._core.shutdown()
+
+    def init_weight_transfer(self, init_info: Info) -> None:
+        """See `WeightReceiver.init_weight_transfer`."""
+        self._remote("init_weight_transfer_engine", init_info=dict(init_info))
+
+    def start_weight_update(self) -> None:
+        """See `WeightReceiver.start_weight_update`; answers under way are held, not finished."""
+        self._loop.call(self._gate.begin_update)
+        self._remote("start_weight_update")
+
+    def update_weights(self, update_info: Info) -> None:
+        """See `WeightReceiver.update_weights`."""
+        self._remote("update_weights", update_info=dict(update_info))
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        """See `WeightReceiver.finish_weight_update`."""
+        self._remote("finish_weight_update")
+        return self._loop.call(lambda: self._finish(version, digest))
+
+    def _finish(self, version: int, digest: str) -> str:
+        digests = set(self._core.received_digests())
+        self._gate.received(digests.pop() if len(digests) == 1 else f"{len(digests)} different digests")
+        try:
+            own = self._gate.serve(version, digest)
+            self._core.install_adapters()
+        except Exception as error:
+            problem = self._problem("adapters", error)
+            self._gate.refuse(problem)
+            self._loop.abort_all(problem)
+            raise problem from error
+        self._core.forget_old_weights()
+        self._loop.touch()
+        return own
+
+    def _remote(self, method: str, **kwargs: object) -> None:
+        """Call that weight-transfer method of vLLM on all workers, between two steps; a failure shuts the gate."""
+
+        def call() -> None:
+            try:
+                self._core.llm.collective_rpc(method, kwargs=kwargs)
+            except Exception as error:
+                problem = self._problem(method, error)
+                if self._gate.state is Serving.UPDATING:
+                    self._gate.refuse(problem)
+                    self._loop.abort_all(problem)
+                raise problem from error
+
+        self._loop.call(call)
+
+    def _problem(self, what: str, error: Exception) -> WeightSyncError:
+        return WeightSyncError(
+            str(error) if isinstance(error, WeightSyncError) else f"engine {self._name}: {what}: {error!r}"
+        )
+
+    def _sleep(self) -> None:
+        if self._loop.num_pending:
+            raise RlhfError(f"engine {self._name}: cannot sleep with {self._loop.num_pending} answers under way")
+        self._gate.sleep()
+        if self._device == "cuda":
+            self._core.llm.sleep(level=1)
+
+    def _wake(self) -> None:
+        if self._gate.state is Serving.ASLEEP and self._device == "cuda":
+            self._core.llm.wake_up()
+        self._gate.wake()
+
+
+def _set_environment(device: str) -> None:
+    """What vLLM reads from the environment when it is imported. A user's own setting wins where both work."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # Two model runners exist; the sampler that `vllm_core` changes is the first one's.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # On the CPU the processes of one engine share the cores, as all do; by itself vLLM wants a memory node for each.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if device == "cpu":
+        # There vLLM saves what it compiled ahead of time, cannot load it, and compiles at every start; torch's own
+        # cache halves that.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")

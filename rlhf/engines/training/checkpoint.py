@@ -1,0 +1,132 @@
+"""Everything that a rank needs to continue bit for bit: DeepSpeed's own shards, the step count, the random state. What
+is frozen is not written again and again: only its digest, by which other weights are known.
+
+No `latest` file is written or trusted: the caller says which directory, after it has verified every file in it.
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from rlhf.engines.models.adapters import frozen_digest
+from rlhf.engines.process.distributed import deepspeed
+from rlhf.engines.training.ema_reference import FollowingCopy
+from rlhf.engines.training.write_errors import Refusals
+from rlhf.errors import CheckpointError
+
+SHARDS = "deepspeed"
+STATE = "state.json"
+FROZEN = "frozen"
+"""Digest of the weights beside which this rank learned."""
+STAGE = "zero_stage"
+"""ZeRO's stage as the ranks ran it, which may not be the config's."""
+
+
+def save_training_state(
+    engine: "deepspeed.DeepSpeedEngine", directory: Path, *, num_steps: int, copy: FollowingCopy | None
+) -> None:
+    """Write this rank's shards, random state and part of the copy that follows; rank 0 also writes the counts.
+    Collective.
+
+    Raises:
+        CheckpointError: on every rank, where a disk refused some, or where they do not share the folder.
+    """
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    refusals = Refusals()
+    with refusals.kept():
+        directory.mkdir(parents=True, exist_ok=True)
+    with _shards_kept(engine, refusals):
+        engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
+    random_state = {"cpu": torch.get_rng_state(), FROZEN: frozen_digest(engine.module)}
+    if torch.cuda.is_available():
+        random_state["cuda"] = torch.cuda.get_rng_state()
+    with refusals.kept():
+        save_file(random_state, directory / _random_state_name(rank))
+        if copy is not None:
+            copy.save(directory)
+        if rank == 0:
+            state = {"num_steps": num_steps, "num_ranks": num_ranks, STAGE: engine.zero_optimization_stage()}
+            (directory / STATE).write_text(json.dumps(state))
+    refusals.tell(f"checkpoint: {directory}")
+    require_all_seen(directory, num_ranks)
+
+
+def require_all_seen(directory: Path, num_ranks: int) -> None:
+    """Raise CheckpointError where this node does not see what every rank wrote: a checkpoint that looks whole to one
+    node and lies on several could never be loaded."""
+    missing = [rank for rank in range(num_ranks) if not (directory / _random_state_name(rank)).exists()]
+    if missing:
+        ranks = ", ".join(map(str, missing))
+        raise CheckpointError(
+            f"checkpoint: {directory} on {socket.gethostname()} does not hold what rank {ranks} wrote: set run.dir to "
+            "a folder that all nodes share"
+        )
+
+
+@contextmanager
+def _shards_kept(engine: "deepspeed.DeepSpeedEngine", refusals: Refusals) -> Iterator[None]:
+    """Inside, DeepSpeed writes shards that may be refused without leaving its own barriers, and no scripts."""
+    writer = engine.checkpoint_engine
+    save = writer.save
+    # DeepSpeed leaves out a frozen parameter under one of its names, and writes it under the others.
+    frozen = {name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+    def save_or_keep(state_dict: dict[str, object], path: str) -> None:
+        module = state_dict.get("module")
+        if isinstance(module, dict):
+            state_dict = {**state_dict, "module": {name: w for name, w in module.items() if name not in frozen}}
+        with refusals.kept():
+            save(state_dict, path)
+
+    writer.save, engine._copy_recovery_script = save_or_keep, lambda _folder: None
+    try:
+        yield
+    finally:
+        writer.save = save
+        del engine._copy_recovery_script
+
+
+def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *, copy: FollowingCopy | None) -> int:
+    """Restore what `save_training_state` wrote and return the number of steps taken. Collective."""
+    state = json.loads((directory / STATE).read_text())
+    if state["num_ranks"] != dist.get_world_size():
+        raise CheckpointError(f"{directory}: saved on {state['num_ranks']} ranks, now {dist.get_world_size()}.")
+    stage = engine.zero_optimization_stage()
+    # Older checkpoints do not say; shards of ZeRO are known by their names.
+    is_sharded = any((directory / SHARDS).glob("*zero_pp_rank*"))
+    saved = state.get(STAGE, stage or 2 * is_sharded)
+    if saved != stage:  # DeepSpeed would load the weights and forget the optimizer's state
+        raise CheckpointError(
+            f"{directory}: laid out by ZeRO stage {saved}, now {stage}. Continue with the dtype, offload_*, "
+            "swap_optimizer and version that it was saved with"
+        )
+    random_state = load_file(directory / _random_state_name(dist.get_rank()))
+    same: list[bool | None] = [None] * dist.get_world_size()
+    mine = frozen_digest(engine.module)
+    dist.all_gather_object(same, torch.equal(random_state.get(FROZEN, mine), mine))
+    if not all(same):  # on every rank, or the others would wait for this one
+        raise CheckpointError(
+            f"{directory}: saved beside other frozen weights than those that were loaded. Adapters continue over the "
+            "very model that they began with"
+        )
+    # What is frozen is not in it, and was loaded with the model.
+    is_whole = all(parameter.requires_grad for parameter in engine.module.parameters())
+    path, _ = engine.load_checkpoint(str(directory), tag=SHARDS, load_module_strict=is_whole)
+    if path is None:
+        raise CheckpointError(f"{directory}: holds no shards of this model.")
+    if copy is not None:
+        copy.load(directory)
+    torch.set_rng_state(random_state["cpu"])
+    if "cuda" in random_state:
+        torch.cuda.set_rng_state(random_state["cuda"])
+    return int(state["num_steps"])
+
+
+def _random_state_name(rank: int) -> str:
+    return f"random_state_{rank}.safetensors"

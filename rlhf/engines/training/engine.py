@@ -1,0 +1,212 @@
+"""A model that learns: one rank of it, on DeepSpeed ZeRO 0 to 3, CPU or CUDA."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from rlhf.algorithms.base import Objective, Outputs, TensorBatch
+from rlhf.config.models import TrainedModelSection
+from rlhf.engines.models.adapter_names import may_stand_still
+from rlhf.engines.models.adapters import add_adapters
+from rlhf.engines.models.finite_weights import require_finite
+from rlhf.engines.models.heads import PackedInput, PackedModel
+from rlhf.engines.models.loading import choose_dtype, logits_rule
+from rlhf.engines.process.distributed import deepspeed, torch_device
+from rlhf.engines.training.checkpoint import load_training_state, save_training_state
+from rlhf.engines.training.ema_reference import FollowingCopy
+from rlhf.engines.training.export import check_export, export_model
+from rlhf.engines.training.master_weights import MovementCheck, master_shards
+from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
+from rlhf.engines.training.optimizer_swap import OptimizerSwap
+from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
+from rlhf.engines.training.step_guard import GradientWatch, StepGuard
+from rlhf.engines.weight_sync.base import WeightSender
+from rlhf.errors import RlhfError
+from rlhf.types import FloatArray, Head, LossMetrics, PackedTokens, StepReport, SyncReport, TrainBatch
+
+
+class DeepSpeedEngine:
+    """One rank of a `TrainEngine`. Every method is collective: all ranks call it, each with its own micro-batches,
+    equally many.
+
+    Losses are sums over the step's global denominators, so the gradient of a step is the sum over its micro-batches
+    and ranks, whatever the split.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        section: TrainedModelSection,
+        model: str,
+        head: Head,
+        objectives: Mapping[str, Objective],
+        *,
+        temperature: float,
+        num_steps: int,
+        device: str,
+        seed: int,
+        where: str = "model",
+    ) -> None:
+        """Load `model` (a folder or hub name) into the process group that `init_distributed` entered.
+
+        `num_steps` is how many optimizer steps will really run: the learning rate's schedule spans them. `seed`
+        decides the weights of a new scalar head. Raises ModelError, whose lines begin with `where`.
+        """
+        self.num_ranks = dist.get_world_size()
+        self._device = torch_device(device)
+        dtype = choose_dtype(section, self._device, where)
+        stage = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32)
+        section = section.model_copy(update={"zero_stage": stage})
+        self._section = section
+        self._where = where
+        self._objectives = objectives
+        self._num_planned_steps = num_steps
+        self._num_steps = 0
+        self._window_is_open = False
+        self._sender: WeightSender | None = None
+        self._copy: FollowingCopy | None = None
+        self._loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
+        if section.lora.rank:
+            add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
+        rule = logits_rule(
+            self._loaded.model.config,
+            temperature=temperature,
+            chunk_tokens=section.log_probs_chunk_tokens,
+            kept_bytes=int(section.log_probs_kept_mib * 2**20),
+        )
+        packed_model = PackedModel(self._loaded.model, head, rule)
+        if section.gradient_checkpointing:
+            self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = build_optimizer(section, packed_model.parameters())
+        config = training_config(section, dtype, self._device)
+        if stage == 3:
+            partition(packed_model, self._device, config)
+        else:
+            replicate(packed_model, self._device)
+        self._engine, _, _, _ = deepspeed.initialize(model=packed_model, optimizer=optimizer, config=config)
+        self._engine.train()
+        trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._watch = GradientWatch(trainable, self._device)
+        self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
+        self._movement = MovementCheck({name: p for name, p in trainable.items() if not may_stand_still(name)})
+        self._optimizer = optimizer
+        self._optimizer_there: Callable[[], AbstractContextManager[None]] = nullcontext
+        if section.swap_optimizer:
+            self._optimizer_there = OptimizerSwap(self._engine, optimizer).on_device
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face model, with its own parameter names; under ZeRO-3 its parameters are partitioned."""
+        return self._loaded.model
+
+    @torch.no_grad()
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
+        return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
+
+    def hold_copy(self, decay: float) -> None:
+        """Begin to keep a reference that follows this model; `decay` is the share that one `follow` keeps of it."""
+        self._copy = FollowingCopy(self._engine, self._section.zero_stage, decay)
+
+    def forward_following(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """As `forward`, by the copy that follows."""
+        with self._following.in_place_of_policy():
+            return self.forward(batches)
+
+    def follow(self) -> float:
+        """Bring the copy nearer; returns how far it moved, as the norm over the whole model."""
+        return self._following.follow()
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
+        metrics = LossMetrics()
+        for batch in batches:
+            predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device)).unbind()
+            if batch.is_padding:
+                loss = 0.0 * predictions.sum()
+            else:
+                outputs = Outputs(predictions=predictions, entropy=entropy[0] if entropy else None)
+                result = self._objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, self._device))
+                metrics = metrics + result.metrics
+                loss = result.loss if result.loss.requires_grad else result.loss + 0.0 * predictions.sum()
+            self._watch.see_loss(loss)
+            # The one place that undoes DeepSpeed's mean over ranks.
+            self._engine.backward(loss * self.num_ranks)
+            self._window_is_open = True
+        return metrics
+
+    def optim_step(self) -> StepReport:
+        """Apply the accumulated gradient and clear it; or, where any rank saw a number that is not finite, only clear
+        it. A skipped step counts in the schedule."""
+        if not self._window_is_open:
+            raise RlhfError("optim_step was called with no micro-batch since the last step")
+        self._window_is_open = False
+        lr = learning_rate(self._section, self._num_steps, self._num_planned_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        is_first = self._num_steps == 0
+        if is_first:
+            self._movement.before_step(self._master_shards())
+        self._guard.hold = not self._watch.close_window()
+        with self._optimizer_there():
+            self._engine.step()
+        finite = self._engine.was_step_applied() and not self._guard.hold
+        self._num_steps += 1
+        unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
+        return StepReport(grad_norm=self._grad_norm() if finite else math.inf, lr=lr, finite=finite, unmoved=unmoved)
+
+    def attach_sender(self, sender: WeightSender) -> None:
+        """Say how this model's weights reach the rollout engines."""
+        self._sender = sender
+
+    def detach_sender(self) -> None:
+        """Leave the rollout engines, if there are any."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    def send_weights(self, version: int) -> SyncReport:
+        """Give the rollout engines this model's weights as `version`. Raises WeightSyncError, and NumericsError before
+        anything is sent where some are not finite."""
+        if self._sender is None:
+            raise RlhfError("send_weights was called before a sender was attached")
+        require_finite(self.module, self._where, self._device)
+        return self._sender.send(version)
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all.
+        Raises CheckpointError, and NumericsError before anything is written where some weights are not finite."""
+        require_finite(self.module, self._where, self._device)
+        save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._copy)
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
+        with self._optimizer_there():
+            self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
+
+    def export(self, directory: Path) -> None:
+        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; adapters are
+        merged, and lie by themselves in its folder `adapter`. Raises as `save`."""
+        require_finite(self.module, self._where, self._device)
+        export_model(self._loaded, directory, self._section.lora)
+
+    def check_export(self, directory: Path) -> None:
+        """Compare an export with the weights held now, bit for bit. Raises CheckpointError on rank 0."""
+        check_export(self._loaded, directory)
+
+    @property
+    def _following(self) -> FollowingCopy:
+        if self._copy is None:
+            raise RlhfError("the reference that follows the policy was asked for, and none is held")
+        return self._copy
+
+    def _master_shards(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return master_shards(self._engine, self._section.zero_stage)
+
+    def _grad_norm(self) -> float:
+        """Global norm before clipping."""
+        return float(self._engine.get_global_grad_norm()) if self._section.zero_stage else self._guard.norm

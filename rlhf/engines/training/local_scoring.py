@@ -1,0 +1,31 @@
+"""A model that only computes, alone in this process: a reward model for a command without Ray."""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlhf.config.models import ModelSection
+from rlhf.engines.models.heads import PackedInput, PackedModel
+from rlhf.engines.models.loading import load_model, logits_rule
+from rlhf.types import FloatArray, Head, PackedTokens
+
+CHUNK_TOKENS = 1024
+
+
+class LocalScorer:
+    """Implements `TokenScorer` as one rank, without a process group."""
+
+    num_ranks = 1
+
+    def __init__(self, section: ModelSection, model: str, head: Head, *, device: str, where: str = "model") -> None:
+        """Load `model` on `device` (cpu, cuda). Raises ModelError."""
+        self._device = torch.device(device)
+        loaded = load_model(section, model, head, where=where, device=self._device, seed=0, new_head=False)
+        rule = logits_rule(loaded.model.config, temperature=1.0, chunk_tokens=CHUNK_TOKENS)
+        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False).to(self._device)
+        self._model: torch.nn.Module = packed_model.eval()
+
+    @torch.no_grad()
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """See `TokenScorer.forward`."""
+        return [self._model(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]

@@ -1,0 +1,51 @@
+"""This rank's part of each parameter at the optimizer's precision, wherever the ZeRO stage keeps it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+
+from rlhf.engines.process.distributed import deepspeed
+
+
+def master_shards(engine: "deepspeed.DeepSpeedEngine", zero_stage: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """id(parameter) and the float32 weights of it that this rank updates; a parameter it has no part of is left out.
+
+    One at a time: DeepSpeed copies a shard that waits on the host to the GPU, where not all of them have room.
+    """
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    if zero_stage == 3:
+        yield from ((id(p), deepspeed.utils.safe_get_local_fp32_param(p)) for p in parameters)
+    elif zero_stage:
+        yield from ((id(p), p._hp_mapping.hp_fragment) for p in parameters if p._hp_mapping is not None)
+    elif parameters[0].dtype == torch.float32:
+        yield from ((id(p), p.detach()) for p in parameters)
+    else:
+        groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+        yield from ((id(p), high.detach()) for lows, highs in groups for p, high in zip(lows, highs, strict=True))
+
+
+class MovementCheck:
+    """Tells which parameters a step did not change, from checksums of their bits: no copy of the weights is kept."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._before: dict[int, tuple[int, int]] = {}
+
+    def before_step(self, shards: Iterable[tuple[int, torch.Tensor]]) -> None:
+        self._before = {key: _checksum(shard) for key, shard in shards}
+
+    def after_step(self, shards: Iterable[tuple[int, torch.Tensor]], device: torch.device) -> tuple[str, ...]:
+        """Names of the parameters of which no rank's part changed. Collective."""
+        changed = {key for key, shard in shards if _checksum(shard) != self._before[key]}
+        moved = torch.tensor(
+            [float(id(parameter) in changed) for parameter in self._parameters.values()], device=device
+        )
+        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
+        return tuple(name for name, has_moved in zip(self._parameters, moved.tolist(), strict=True) if not has_moved)
+
+
+def _checksum(tensor: torch.Tensor) -> tuple[int, int]:
+    """Sum and sum of squares of the bit patterns, modulo 2**64."""
+    bits = tensor.contiguous().view(torch.int32).long()
+    return int(bits.sum()), int(bits.square().sum())

@@ -1,0 +1,51 @@
+"""A model that only computes: reference or reward model."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from rlhf.config.models import ModelSection
+from rlhf.engines.models.heads import PackedInput, PackedModel
+from rlhf.engines.models.loading import choose_dtype, logits_rule
+from rlhf.engines.process.distributed import deepspeed, torch_device
+from rlhf.engines.training.optimizer import scoring_config
+from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
+from rlhf.types import FloatArray, Head, PackedTokens
+
+CHUNK_TOKENS = 1024
+
+
+class ScoringEngine:
+    """One rank of a `TokenScorer`. ZeRO-3 partitions the parameters; in other stages each rank holds all of them."""
+
+    def __init__(
+        self,
+        section: ModelSection,
+        model: str,
+        head: Head,
+        *,
+        temperature: float,
+        device: str,
+        seed: int,
+        where: str = "model",
+    ) -> None:
+        """Load `model` into the process group that `init_distributed` entered. Raises ModelError."""
+        self.num_ranks = dist.get_world_size()
+        self._device = torch_device(device)
+        loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=False)
+        rule = logits_rule(loaded.model.config, temperature=temperature, chunk_tokens=CHUNK_TOKENS)
+        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False)
+        self._model: torch.nn.Module = packed_model.eval()
+        dtype = choose_dtype(section, self._device, where)
+        if section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3:
+            config = scoring_config(section, dtype, self._device)
+            partition(packed_model, self._device, config)
+            self._model, _, _, _ = deepspeed.initialize(model=packed_model, config=config)
+        else:
+            replicate(packed_model, self._device)
+
+    @torch.no_grad()
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
+        return [self._model(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]

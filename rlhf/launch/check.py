@@ -1,0 +1,239 @@
+"""Everything that can be known about a run before anything is started. Imports no torch and no ray."""
+
+import importlib.util
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rlhf.config.algo import CustomSection
+from rlhf.config.commands import (
+    DpoConfig,
+    GrpoConfig,
+    KtoConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    OnlineKtoConfig,
+    PpoConfig,
+    PrmConfig,
+    RmConfig,
+    SftConfig,
+    TrainConfig,
+)
+from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.loading.openrlhf import in_own_flags, without_counterpart
+from rlhf.config.model_files import (
+    ModelFacts,
+    ModelFileError,
+    local_folder,
+    read_model,
+    require_tokenizer,
+    trusted_commit,
+    untrusted,
+)
+from rlhf.config.problems import Problem
+from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
+from rlhf.config.rules.all_rules import advice_on
+from rlhf.config.user_function import find_module, problem_of
+from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.launch.model_checks import misfits
+from rlhf.orchestrator.data.columns import Kind
+from rlhf.orchestrator.data.files import READERS, find_files
+from rlhf.orchestrator.data.load import check_rows
+from rlhf.orchestrator.data.records import Record
+from rlhf.orchestrator.data.sources import HUB_NAME
+from rlhf.orchestrator.data.split import too_few_rows
+
+QUICK_FILES = {".jsonl", ".json", ".csv"}
+MAX_QUICK_BYTES = 2 * 1024 * 1024
+"""Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
+ROWS: dict[type[TrainConfig], Kind] = {
+    SftConfig: Kind.DEMONSTRATIONS,
+    RmConfig: Kind.PREFERENCES,
+    PrmConfig: Kind.STEPS,
+    PpoConfig: Kind.PROMPTS,
+    GrpoConfig: Kind.PROMPTS,
+    OnlineDpoConfig: Kind.PROMPTS,
+    OnlineKtoConfig: Kind.PROMPTS,
+    DpoConfig: Kind.PREFERENCES,
+    KtoConfig: Kind.LABELLED,
+}
+"""What each command reads rows as."""
+
+
+def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
+    """The resolved config of a run that can start as far as anybody can tell, and advice on it, one line each.
+
+    Raises:
+        ConfigError: with every problem. Its subclass DataError or ModelError where all problems are of that class.
+    """
+    read = read_config(command, argv, environ)
+    problems = list(read.problems)
+    classes: set[type[ConfigError]] = {ConfigError} if problems else set()
+    config = None if read.config is None else resolve(read.config)
+    for problem in surroundings(config, environ) if config is not None else ():
+        lines = read.report([problem])
+        problems += lines
+        classes |= {problem.error for _ in lines}
+    if config is not None and not read.is_spoiled("data") and (wrong_rows := data_problems(config)):
+        problems += wrong_rows
+        classes.add(DataError)
+    if config is None or problems:
+        raise refusal(problems, classes)
+    advice = read.report(advice_on(config))
+    own = in_own_flags(argv, read.schema.fields)
+    if own != list(argv):
+        advice.insert(0, f"flags of OpenRLHF were given. In this project's own: rlhf train {command} {shlex.join(own)}")
+    if ignored := without_counterpart(argv):
+        advice.insert(0, f"nothing is set by {', '.join(ignored)}.")
+    return config, advice
+
+
+def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:
+    """The error of problems of these classes: of theirs where there is one alone."""
+    kind, *others = classes
+    return (ConfigError if others else kind)(problems)
+
+
+def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """What is wrong between a config and this machine: files, models, functions, variables, packages."""
+    yield from _models(config, environ)
+    yield from _parts(config)
+    yield from _logs(config, environ)
+    yield from _own_algorithm(config)
+    if isinstance(config, OnlineConfig):
+        yield from _rewards(config, environ)
+
+
+def data_problems(config: TrainConfig) -> list[str]:
+    """What is wrong with the files of rows: that they are there, and the rows themselves where there are few."""
+    paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
+    texts = [config.algo.ptx_path] if isinstance(config, PpoConfig) and config.algo.ptx_path is not None else []
+    files: list[Path] = []
+    problems: list[str] = []
+    for path in (*paths, *texts):
+        try:
+            files += [] if is_hub_data(path) else [source.path for source in find_files(path)]
+        except DataError as error:
+            problems += error.problems
+    quick = all(file.suffix.lower() in QUICK_FILES for file in files) and not any(map(is_hub_data, paths))
+    if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
+        return problems
+    try:
+        records = check_rows(config.data, ROWS[type(config)])
+    except DataError as error:
+        return list(error.problems)
+    by_step = ("train.batch_size", config.train.batch_size)
+    key, size = ("rollout.batch_size", config.rollout.batch_size) if isinstance(config, OnlineConfig) else by_step
+    if len(records) < size and config.data.eval_path is None:
+        return [too_few_rows(len(records), key, size)]
+    return unfit_rows(config, records) if isinstance(config, OnlineConfig) else []
+
+
+def unfit_rows(config: OnlineConfig, records: Sequence[Record]) -> list[str]:
+    """Rows that lack what a reward source needs of them."""
+    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward.all_sources):
+        return []
+    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  opens clients' libraries, for which help cannot wait
+
+    return row_problems(config.reward.all_sources, ((record.id, record.label, record.metadata) for record in records))
+
+
+def is_hub_data(path: str) -> bool:
+    """Whether rows come through `datasets`, which takes seconds to import: a hub name, or a folder it saved."""
+    local = Path(path).expanduser()
+    if local.exists():
+        return (local / "dataset_dict.json").is_file() or (local / "state.json").is_file()
+    is_file = local.suffix in {*READERS, ".gz"} or HUB_NAME.fullmatch(path) is None
+    return not is_file
+
+
+def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Every model's folder by itself, each once; then what lies between them."""
+    facts: dict[str, ModelFacts | None] = {}
+    for role, section in config.models.items():
+        if section.model is None or section.model in facts:
+            continue
+        facts[section.model] = None
+        try:
+            folder = local_folder(section.model, environ)
+            if folder is not None:
+                facts[section.model] = read_model(folder)
+                if role == "policy":
+                    require_tokenizer(folder)
+        except ModelFileError as error:
+            yield Problem(keys=(f"{role}.model",), text=str(error), error=ModelError)
+        fact = facts[section.model]
+        if fact and fact.has_own_code and trusted_commit(section.trust_remote_code, section.model) is None:
+            yield Problem(keys=(f"{role}.model",), text=untrusted(section.model), error=ModelError)
+    yield from misfits(config, facts)
+
+
+def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
+    """The module of the user's own algorithm can be found."""
+    if not isinstance(config.algo, CustomSection):
+        return
+    module = config.algo.algorithm.partition(":")[0]
+    if find_module(module, [str(Path.cwd()), *sys.path]) is None:
+        text = f"no module {module} in {Path.cwd()} or on the Python path."
+        yield Problem(keys=("algo.algorithm",), text=text)
+
+
+def _parts(config: TrainConfig) -> Iterator[Problem]:
+    """What the models need beside what every run does is installed."""
+    for role, model in config.models.items():
+        if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+            text = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
+            yield Problem(keys=(f"{role}.quantization",), text=text)
+
+
+def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Trackers are installed and have their keys."""
+    asked = {
+        "wandb": ("log.wandb_project", config.log.wandb_project),
+        "mlflow": ("log.mlflow_uri", config.log.mlflow_uri),
+    }
+    for package, (key, value) in asked.items():
+        if value is not None and importlib.util.find_spec(package) is None:
+            yield Problem(keys=(key,), text=f"{package} is not installed. Run `pip install {package}`.")
+    offline = environ.get("WANDB_MODE") in {"offline", "disabled"}
+    logged_in = "WANDB_API_KEY" in environ or (Path.home() / ".netrc").is_file()
+    if config.log.wandb_project is not None and not offline and not logged_in:
+        yield Problem(keys=("log.wandb_project",), text="environment variable WANDB_API_KEY is not set.")
+
+
+def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """The user's function can be found and called; a sandbox's command, a service's token and certificate are there."""
+    listed = bool(config.reward.sources)
+    for n, source in enumerate(config.reward.all_sources):
+        where = f"reward.sources.{n}" if listed else "reward"
+        if isinstance(source, FunctionSource | CodeSource) and source.function is not None:
+            text = problem_of(source.function, [str(Path.cwd()), *sys.path])
+            if text is not None:
+                yield Problem(keys=(f"{where}.function",), text=text)
+        if isinstance(source, CodeSource) and source.command and shutil.which(source.command[0]) is None:
+            yield Problem(keys=(f"{where}.command",), text=f'no program "{source.command[0]}" here.')
+        if isinstance(source, EndpointSource):
+            if text := _address_problem(source):
+                yield Problem(keys=(f"{where}.url",), text=text)
+            if source.auth_env is not None and source.auth_env not in environ:
+                text = "names an environment variable that is not set; it takes the variable's name, not the token."
+                yield Problem(keys=(f"{where}.auth_env",), text=text)
+            if source.ca_file is not None and not Path(source.ca_file).expanduser().is_file():
+                yield Problem(keys=(f"{where}.ca_file",), text=f"no such file: {source.ca_file}.")
+
+
+def _address_problem(source: EndpointSource) -> str | None:
+    """Why a service's address is refused, as far as names are known on this machine."""
+    if urlsplit(source.url).scheme != "http":
+        return None  # and no name is looked up
+    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package opens clients' libraries
+
+    try:
+        check_address(source.url, allow_plain_http=source.allow_plain_http)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):  # a name that is unknown here may be known where it is asked
+            return error.problems[0].removeprefix("reward.url: ")
+    return None

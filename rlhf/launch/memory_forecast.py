@@ -1,0 +1,47 @@
+"""What a run is expected to hold, said before its models are loaded."""
+
+import shutil
+from pathlib import Path
+
+from rlhf.actors.cluster import Cluster
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import TrainConfig
+from rlhf.errors import ConfigError, ModelError
+from rlhf.planning.advice import shortages
+from rlhf.planning.cluster_shape import shape_of
+from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB
+from rlhf.planning.plan import Plan
+from rlhf.planning.planner import plan_run
+from rlhf.planning.roles import local_config_json, place, shapes_of
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def foreseen(command: str, config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
+    """A line for each group of devices, and what will probably not fit. Of what no plan can be made (a device or a
+    model of an unknown kind), nothing is said but for this machine's shared memory."""
+    try:
+        placement = place(config, needs)
+        shape = shape_of(cluster.gpu_kinds if cluster.device == "cuda" else [], placement)
+        plan = plan_run(command, config, needs, shapes_of(config, needs, local_config_json), shape)
+    except (ConfigError, ModelError):
+        return scarce_shared_memory()
+    short = (f"warning: {line} Ask `rlhf plan` for what would fit." for line in shortages(plan))
+    return [*_holdings(plan), *short, *scarce_shared_memory()]
+
+
+def scarce_shared_memory() -> list[str]:
+    """A line where Ray's objects have so little room on this machine that they will go through the disk."""
+    if not SHARED_MEMORY.is_dir():
+        return []
+    free = shutil.disk_usage(SHARED_MEMORY).free / GIB
+    if free >= LEAST_SHARED_MEMORY_GIB:
+        return []
+    return [
+        f"warning: {free:.2f} GiB free in {SHARED_MEMORY}: what passes between processes will go through the disk. "
+        "Remove what lies there, or give a container more with --shm-size."
+    ]
+
+
+def _holdings(plan: Plan) -> list[str]:
+    return [f"memory: {name} up to about {size / GIB:.1f} GiB a process" for name, size in plan.processes.items()]

@@ -1,0 +1,123 @@
+"""From a config to what every actor loads."""
+
+from collections.abc import Mapping
+
+from rlhf.actors.launcher import Script
+from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.reward import RemoteSource, StartedSource
+from rlhf.config.rollout import RolloutSection
+from rlhf.config.rules.placement import GLOO_ON_GPUS
+from rlhf.engines.rewards import head_of
+from rlhf.engines.rollout.open_engine import NO_ADAPTERS, NO_MIXTURE, engine_kind
+from rlhf.errors import ConfigError
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import dtype_of, model_of, sections
+from rlhf.types import Head, Role
+
+
+def cast(
+    config: TrainConfig,
+    needs: Needs,
+    placement: Placement,
+    num_updates: Mapping[Role, int],
+    device: str,
+) -> Script:
+    """What every actor loads. `num_updates` are the optimizer steps that each trained role will make."""
+    online = isinstance(config, OnlineConfig)
+    temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
+    started = sections(config, needs)
+    trainees = {
+        role: TraineeSpec(
+            section=trained(started[role]),
+            model=model_of(started[role], role),
+            head=head,
+            algorithm=config.algo,
+            temperature=temperature,
+            num_steps=num_updates[role],
+            seed=config.run.seed,
+        )
+        for role, head in needs.trains.items()
+    }
+    scorers = {
+        role: ScorerSpec(
+            section=section,
+            model=model_of(section, role),
+            head=head_of(section) if isinstance(section, StartedSource) else Head.LOG_PROBS,
+            temperature=temperature,
+            seed=config.run.seed,
+        )
+        for role, section in started.items()
+        if role not in needs.trains
+    }
+    if not online:
+        return Script(trainees=trainees, scorers=scorers)
+    assert isinstance(config, OnlineConfig)
+    return Script(
+        trainees=trainees,
+        scorers=scorers,
+        engine=cast_engine(
+            config.policy, config.rollout, placement, device, config.run.seed, mixed_reference(config, needs)
+        ),
+        rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
+    )
+
+
+def cast_engine(
+    policy: TrainedModelSection,
+    rollout: RolloutSection,
+    placement: Placement,
+    device: str,
+    seed: int,
+    reference: str | None = None,
+) -> EngineSpec:
+    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError where they cannot."""
+    return EngineSpec(
+        section=rollout,
+        model=model_of(policy, Role.POLICY),
+        dtype=dtype_of(policy, device),
+        device=device,
+        seed=seed,
+        sync_backend=sync_backend(rollout, placement, device),
+        reference=reference,
+        adapter_rank=synced_adapters(policy, rollout),
+    )
+
+
+def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
+    """The model that the rollout engines hold beside the policy; None where they sample from the policy alone."""
+    if not needs.mixture:
+        return None
+    if engine_kind(config.rollout) != "transformers":
+        raise ConfigError(NO_MIXTURE)
+    return model_of(config.reference, Role.REFERENCE)
+
+
+def synced_adapters(policy: TrainedModelSection, rollout: RolloutSection) -> int:
+    """Rank of the adapters that the engines are sent in the weights' stead; 0 where they are sent weights."""
+    if not rollout.sync_adapters:
+        return 0
+    if engine_kind(rollout) == "transformers":
+        raise ConfigError(NO_ADAPTERS)
+    return policy.lora.rank
+
+
+def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:
+    """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
+    if device != "cpu" and engine_kind(section) == "transformers":
+        raise ConfigError("rollout.engine: transformers trains on CPU only. Install vllm and use it on GPUs.")
+    if device != "cpu" and section.sync_backend == "gloo":
+        raise ConfigError(f"rollout.sync_backend: {GLOO_ON_GPUS}")
+    if section.sync_backend != "auto":
+        return section.sync_backend
+    if device == "cpu":
+        return "gloo"
+    return "ipc" if Role.ROLLOUT in placement.group_of(Role.POLICY).roles else "nccl"
+
+
+def trained(section: ModelSection) -> TrainedModelSection:
+    """The section of a role that learns."""
+    assert isinstance(section, TrainedModelSection), section
+    return section

@@ -1,0 +1,87 @@
+"""The reference of given answers: started only where its log-probs are not on disk, and ended once they are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf.actors.cluster import Cluster
+from rlhf.actors.groups import GroupEngine
+from rlhf.actors.launcher import Crew, end_role
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Needs
+from rlhf.config.commands import ReferencedConfig, TrainConfig
+from rlhf.engines.base import Tokenizer
+from rlhf.engines.models.fingerprint import model_fingerprint
+from rlhf.errors import PreemptedError
+from rlhf.launch.assembly import held_out, offline_source, portions
+from rlhf.orchestrator.data import DataSplit
+from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.step.reference_store import ReferenceStore, asked_of_reference
+from rlhf.planning.roles import REFERENCE_SIGNAL, dtype_of, model_of
+from rlhf.types import Role, ScoredGroup
+
+FOLDER = "reference-cache"
+
+
+def open_store(
+    config: TrainConfig,
+    given: DataSplit[ScoredGroup] | None,
+    tokenizer: Tokenizer,
+    num_steps: int,
+    device: str,
+    records: Records,
+) -> ReferenceStore | None:
+    """What is known of the run's reference; None where the run has none that could be stored."""
+    # An algorithm of its own: reading ahead must leave no trace in the one that trains.
+    algorithm = build_algorithm(config.algo)
+    if given is None or not isinstance(config, ReferencedConfig) or not stores(algorithm.needs):
+        return None
+    section = config.reference
+    settings = {
+        "tokenizer": tokenizer.fingerprint(),
+        "dtype": dtype_of(section, device),
+        "attention": section.attention,
+        "quantization": section.quantization,
+        "device": device,
+    }
+    fingerprint = model_fingerprint(
+        model_of(section, Role.REFERENCE),
+        settings,
+        where="reference.model",
+        trust_remote_code=section.trust_remote_code,
+    )
+    root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
+    source = offline_source(config, given.train, algorithm)
+    asked = asked_of_reference(source, num_steps, algorithm, held_out(config, given))
+    store = ReferenceStore(root.absolute() / fingerprint[:32], asked, portions(config), warn=records.warn)
+    if store.is_complete:
+        records.say(f"reference: read from {store.folder}; none is started")
+    return store
+
+
+def stores(needs: Needs) -> bool:
+    """Whether the log-probs of this algorithm's reference stay what they are."""
+    return REFERENCE_SIGNAL in needs.measures and needs.following is None and not needs.online
+
+
+def without_reference(needs: Needs) -> Needs:
+    """The needs of a run that starts no reference."""
+    return replace(needs, measures=needs.measures - {REFERENCE_SIGNAL})
+
+
+def fill_store(
+    store: ReferenceStore, config: TrainConfig, cluster: Cluster, crew: Crew, records: Records, stop: StopRequest
+) -> Crew:
+    """Ask the reference for what is missing, and end it. Returns the crew without it."""
+    timeout_s = config.train.step_timeout_s
+    reference = GroupEngine(
+        crew.groups[Role.REFERENCE], Role.REFERENCE, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
+    )
+    try:
+        with stop.safe_points():
+            store.fill(reference, say=records.say, check=stop.check)
+    except StopAskedError:
+        raise PreemptedError(
+            "asked to stop before the first step: the reference's log-probs so far are kept; start the run again"
+        ) from None
+    return end_role(cluster, crew, Role.REFERENCE)

@@ -1,0 +1,244 @@
+"""Checkpoints that are whole or do not count.
+
+Commit: every role and the driver's state are written into a temporary folder and flushed, then a manifest with size
+and sha256 of each file, then one rename makes the folder `step_N`. A crash anywhere leaves the older ones as they
+were. Nothing here looks at clocks or file times.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from rlhf.engines.base import TrainEngine
+from rlhf.errors import CheckpointError, RlhfError
+from rlhf.orchestrator.run.files import sync_path, write_json
+from rlhf.types import Json, Role
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+NAME = re.compile(r"step_(0|[1-9][0-9]*)")
+TEMPORARY = "tmp-"
+SPARE_ROOM = 1.2
+"""A new checkpoint must find this many times the size of the last one free."""
+MAX_FAILURES_IN_A_ROW = 3
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What the driver must remember of a run. Every random choice is a pure function of `seed` and the step."""
+
+    step: int
+    """Finished steps of the loop; also the version of the policy's weights."""
+    seed: int
+    position: int = 0
+    """Where the next step reads the data set."""
+    pretraining_position: int = 0
+    num_updates: int = 0
+    """Optimizer steps applied so far, over all roles."""
+    algorithm: dict[str, Json] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Processes of each trained role."""
+    config: dict[str, Json] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        warn: Warn,
+        free_bytes: Callable[[Path], int] = lambda f: shutil.disk_usage(f).free,
+    ) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._warn = warn
+        self._free_bytes = free_bytes
+        self._failures_in_a_row = 0
+
+    def save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path:
+        """Commit a checkpoint, verify it, then drop the oldest. Raises CheckpointError, with nothing half done left."""
+        final = self._folder / f"step_{state.step}"
+        temporary = self._folder / f"{TEMPORARY}step_{state.step}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            is_first = not self._found()
+            self._require_room()
+            self._clear_temporary()
+            _write(temporary, state, engines)
+            if final.exists():  # one that resuming found damaged, or left behind
+                shutil.rmtree(final)
+            temporary.rename(final)
+            sync_path(self._folder)
+            verify(final)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, RlhfError):
+                raise
+            raise CheckpointError(f"checkpoint: {final}: {error.strerror or error}") from error
+        self._failures_in_a_row = 0
+        self._retire(final)
+        if is_first:
+            self._foresee_room(final)
+        return final
+
+    def try_save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path | None:
+        """As `save`, but training goes on without one; three failures in a row raise."""
+        try:
+            return self.save(state, engines)
+        except CheckpointError as error:
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+                raise CheckpointError(f"{error} ({self._failures_in_a_row} checkpoints in a row failed)") from error
+            self._warn(f"{error}. Older checkpoints stand; the next interval tries again")
+            return None
+
+    def newest(self) -> tuple[Path, RunState]:
+        """The newest whole checkpoint; says which newer ones it skipped, and why."""
+        found = self._found()
+        for path in found:
+            try:
+                return path, verify(path)
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                self._warn(f"{error}; not used")
+        raise CheckpointError(f"{self._folder.parent}: {len(found)} checkpoints, none complete")
+
+    def _found(self) -> list[Path]:
+        """Checkpoint folders, newest first. One warning names what only looks like one."""
+        entries = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        strange = [
+            e.name for e in entries if e.name.startswith("step_") and (not NAME.fullmatch(e.name) or e.is_symlink())
+        ]
+        if strange:
+            self._warn(f"{self._folder}: ignored, not checkpoints of this run: {', '.join(strange)}")
+        good = [e for e in entries if NAME.fullmatch(e.name) and e.is_dir() and not e.is_symlink()]
+        return sorted(good, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+    def _retire(self, saved: Path) -> None:
+        """Drop checkpoints past the newest `keep`, of which `saved`, which was verified, is the first. Later ones were
+        given up when the run went on from an earlier one: none was whole."""
+        found = self._found()
+        at = found.index(saved)
+        for path in (*found[:at], *found[at + self._keep :]):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _clear_temporary(self) -> None:
+        for path in self._folder.glob(f"{TEMPORARY}step_*"):
+            shutil.rmtree(path)
+
+    def _foresee_room(self, first: Path) -> None:
+        """Say at the start what would else be found after hours: `keep` more are written before the oldest goes."""
+        needed, free = int(_size(first) * self._keep), self._free_bytes(self._folder)
+        if free < needed:
+            self._warn(
+                f"checkpoint: {self._keep} more of {_size(first) / 1e9:.3g} GB need {needed / 1e9:.3g} GB, "
+                f"{free / 1e9:.3g} GB free in {self._folder}: lower checkpoint.keep, or make room"
+            )
+
+    def _require_room(self) -> None:
+        found = self._found()
+        if not found:
+            return
+        size = _size(found[0])
+        needed, free = int(size * SPARE_ROOM), self._free_bytes(self._folder)
+        if free < needed:
+            raise CheckpointError(
+                f"checkpoint: needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB free in {self._folder}"
+            )
+
+
+def _size(folder: Path) -> int:
+    """Bytes in the files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint was written by a newer version of this package."""
+
+
+def _write(folder: Path, state: RunState, engines: Mapping[Role, TrainEngine]) -> None:
+    """Everything of a checkpoint, the manifest last."""
+    folder.mkdir()
+    for role, engine in engines.items():
+        (folder / role).mkdir()
+        engine.save(folder / role)
+        if not any((folder / role).iterdir()):
+            raise CheckpointError(
+                f"checkpoint: {role} wrote nothing into {folder / role}, which its node does not see: set run.dir "
+                "to a folder that all nodes share"
+            )
+    write_json(folder / STATE, asdict(state))
+    files: dict[str, Json] = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sync_path(file)
+        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
+    for directory in (path for path in folder.rglob("*") if path.is_dir()):
+        sync_path(directory)
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": state.step, "files": files})
+
+
+def verify(folder: Path) -> RunState:
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError saying which is wrong."""
+    name = folder.name
+    manifest = _read_object(folder / MANIFEST, name)
+    written_as = manifest.get("format")
+    if isinstance(written_as, int) and written_as > FORMAT:
+        raise NewerFormatError(f"{name}: format {written_as}, this version reads {FORMAT}; update rlhf")
+    files = manifest.get("files")
+    if written_as != FORMAT or f"step_{manifest.get('step')}" != name or not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{name}: {MANIFEST} is not that of a checkpoint of this step")
+    for entry, recorded in files.items():
+        _verify_file(folder, entry, recorded)
+    if STATE not in files:
+        raise CheckpointError(f"{name}: {MANIFEST} lists no {STATE}")
+    return _read_state(folder)
+
+
+def _verify_file(folder: Path, entry: str, recorded: Json) -> None:
+    path = folder / entry
+    pure = PurePosixPath(entry)
+    inside = not pure.is_absolute() and ".." not in pure.parts
+    if not inside or any(part.is_symlink() for part in [path, *path.parents][: len(pure.parts)]):
+        raise CheckpointError(f'{folder.name}/{MANIFEST}: entry "{entry}" outside the checkpoint')
+    if not isinstance(recorded, dict) or not path.is_file():
+        raise CheckpointError(f"{folder.name}: {entry} is missing")
+    if path.stat().st_size != recorded.get("size"):
+        raise CheckpointError(f"{folder.name}: {entry} has {path.stat().st_size} bytes, not {recorded.get('size')}")
+    if sha256_of(path) != recorded.get("sha256"):
+        raise CheckpointError(f"{folder.name}: {entry} wrong sha256")
+
+
+def _read_object(path: Path, name: str) -> dict[str, Json]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: {path.name} cannot be read ({type(error).__name__})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name}: {path.name} is not an object")
+    return value
+
+
+def _read_state(folder: Path) -> RunState:
+    values = _read_object(folder / STATE, folder.name)
+    try:
+        return RunState(**values)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise CheckpointError(f"{folder.name}: {STATE} is not a run's state ({error})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,98 @@
+"""Everything that a run writes down or shows, in one place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rlhf.config.run import LogSection
+from rlhf.engines.base import Tracker
+from rlhf.errors import CheckpointError, PreemptedError
+from rlhf.orchestrator.run.console import Console
+from rlhf.orchestrator.run.run_directory import RunDirectory, Status
+from rlhf.types import Json, ScoredGroup
+
+
+class Records:
+    """Fans the news of a run out to its folder, its trackers and the console."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trackers: Sequence[Tracker],
+        console: Console,
+        section: LogSection,
+        num_steps: int,
+        settings: Mapping[str, float] | None = None,
+    ) -> None:
+        """`settings` are figures that stay; each step repeats them, so that no plot needs the config beside it."""
+        self.directory = directory
+        self._trackers = trackers
+        self._console = console
+        self._section = section
+        self._num_steps = num_steps
+        self._settings = dict(settings or {})
+        self._step = 0
+
+    def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
+        """Record a finished step. Answers of a data set are not written again."""
+        self._step = step
+        metrics = {**self._settings, **metrics}
+        for tracker in self._trackers:
+            with self._lossy():
+                tracker.log(step, metrics)
+        self._console.log(step, metrics)
+        if online and groups:
+            if self._section.rollouts:
+                with self._lossy():
+                    self.directory.write_rollouts(step, groups)
+            if self._section.sample_every_steps and step % self._section.sample_every_steps == 0:
+                self._console.sample(step, groups[0])
+        self.status(Status.RUNNING, step)
+
+    def note(self, kind: str, text: str) -> None:
+        """Something that the user should know: on the console and in events.jsonl."""
+        with self._lossy():
+            self.directory.note(kind, text, step=self._step)
+        self._console.say(f"{kind}: {text}")
+
+    def warn(self, text: str) -> None:
+        """Something that may need the user."""
+        self.note("warning", text)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, and for nobody else."""
+        self._console.say(text)
+
+    def status(self, status: Status, step: int, error: str | None = None) -> None:
+        """Say how the run stands."""
+        self._step = step
+        with self._lossy():
+            self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
+
+    @contextmanager
+    def _lossy(self) -> Iterator[None]:
+        """Inside, a full disk costs a record and is told: whether a run goes on is for its checkpoints to decide."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._console.say(f"warning: {error}; the run goes on without this record")
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """What fails inside is how the run ended."""
+        try:
+            yield
+        except BaseException as error:
+            status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
+            self.status(status, self._step, error=f"{type(error).__name__}: {error}")
+            raise
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Inside, trackers and console are in use. What fails there is how the run ended; the folder stays held."""
+        try:
+            with self.noting_failure():
+                yield
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
+            self._console.close()

@@ -1,0 +1,136 @@
+"""What a run does about a failure.
+
+Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
+may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: what
+trains ends, and starts again from the newest whole checkpoint; engines, and models that only compute, stay where they
+are well. (Where they are lost they are replaced before it comes to that, `actors/groups.py`.) Every random choice is a
+function of the seed and the step, so the restarted run is, where it is synchronous, the run that never failed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from rlhf.errors import INFRASTRUCTURE, CheckpointError, PreemptedError
+from rlhf.orchestrator.run.checkpoint import Checkpoints
+from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.run.resume import ResumePoint
+
+LONGEST_PAUSE_S = 30.0
+
+Note = Callable[[str, str], None]
+"""Takes the kind and the text of something that the user should know."""
+
+
+class Action(StrEnum):
+    """What to do about a failure."""
+
+    RESTART = "restart"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a run stands when it fails."""
+
+    has_started: bool
+    """Whether all processes of this run were up once: a run that never started would fail again."""
+    has_checkpoint: bool
+    num_restarts: int
+    """Restarts since a step was last saved."""
+    max_restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do, when, and why."""
+
+    action: Action
+    reason: str
+    pause_s: float = 0.0
+
+
+def decide(standing: Standing) -> Decision:
+    """Restart a run that lost its infrastructure, within the budget."""
+    if not standing.has_started:
+        return Decision(action=Action.STOP, reason="the run has never been up")
+    if not standing.has_checkpoint:
+        return Decision(action=Action.STOP, reason="nothing is saved yet")
+    if standing.num_restarts >= standing.max_restarts:
+        reason = f"started again {standing.num_restarts} times without a new step saved (cluster.max_restarts)"
+        return Decision(action=Action.STOP, reason=reason)
+    pause_s = min(LONGEST_PAUSE_S, 2.0**standing.num_restarts)
+    left = f"restart {standing.num_restarts + 1} of {standing.max_restarts}"
+    return Decision(action=Action.RESTART, reason=left, pause_s=pause_s)
+
+
+class Attempts(Protocol):
+    """Starting a run, again and again."""
+
+    has_started: bool
+    """Whether all processes were up once."""
+
+    def run(self, resume_from: ResumePoint | None) -> None:
+        """Start every process and train to the end."""
+        ...
+
+    def clear(self) -> Sequence[str]:
+        """End the processes of the last attempt, but for those that lost nothing and serve the next one too. Returns
+        the names of these."""
+        ...
+
+
+def persevere(
+    attempts: Attempts,
+    resume_from: ResumePoint | None,
+    *,
+    checkpoints: Checkpoints,
+    max_restarts: int,
+    stop: StopRequest,
+    note: Note,
+) -> None:
+    """Run to the end, through restarts. `max_restarts` are allowed in a row without a step saved in between.
+
+    Raises: the failure that is not worth another start; PreemptedError where asked to stop between attempts.
+    """
+    point, num_restarts = resume_from, 0
+    while True:
+        try:
+            return attempts.run(point)
+        except INFRASTRUCTURE as error:
+            saved = _newest(checkpoints)
+            if saved is not None and (point is None or saved.state.step > point.state.step):
+                num_restarts = 0
+            decision = decide(
+                Standing(
+                    has_started=attempts.has_started,
+                    has_checkpoint=saved is not None,
+                    num_restarts=num_restarts,
+                    max_restarts=max_restarts,
+                )
+            )
+            if decision.action is Action.STOP:
+                if num_restarts:
+                    raise type(error)(f"{error} Given up: {decision.reason}.") from error
+                raise
+            assert saved is not None, decision
+            failure = str(error)
+        try:
+            spared = ", ".join(attempts.clear())
+        except INFRASTRUCTURE as worse:
+            raise type(worse)(f"{failure} {worse}") from worse
+        who = f"All but {spared} start again" if spared else "Everything starts again"
+        note("restart", f"{failure} {who} after step {saved.state.step} ({decision.reason})")
+        if stop.wait(decision.pause_s):
+            raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")
+        point, num_restarts = saved, num_restarts + 1
+
+
+def _newest(checkpoints: Checkpoints) -> ResumePoint | None:
+    """The newest whole checkpoint, if there is one."""
+    try:
+        path, state = checkpoints.newest()
+    except CheckpointError:
+        return None
+    return ResumePoint(path=path, state=state)

@@ -1,0 +1,118 @@
+"""What may differ between a run and its continuation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from rlhf.errors import ConfigError
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.run.run_directory import Status
+from rlhf.types import Json
+
+HARMLESS = (
+    "run.name",
+    "run.dir",
+    "reference.cache_dir",
+    "*.log_probs_kept_mib",
+    "train.num_steps",
+    "train.step_timeout_s",
+    "train.mismatch_*",
+    "eval.*",
+    "log.*",
+    "checkpoint.*",
+    "cluster.address",
+    "cluster.allow_unauthenticated",
+    "cluster.debug",
+    "cluster.max_restarts",
+    "cluster.*_timeout_s",
+    "rollout.*_timeout_s",
+    "reward.*timeout_s",
+)
+"""Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
+
+
+LAID_OUT_BY = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets", "{role}.quantization")
+"""What decides how the checkpoint of a trained role is laid out: with another value it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """A whole checkpoint and what it remembers."""
+
+    path: Path
+    state: RunState
+
+
+def find_resume_point(
+    checkpoints: Checkpoints, now: RunState, *, num_steps: int, status: Status | None, accepted: Sequence[str]
+) -> ResumePoint:
+    """The newest whole checkpoint, where this run may continue from it. Needs no model, so it comes before any starts.
+
+    `now` is the state of this run before its first step, `status` how the run stood. Raises ConfigError where the run
+    is another one or is done, CheckpointError where no checkpoint is whole.
+    """
+    path, saved = checkpoints.newest()
+    require_same_run(saved, now, accepted)
+    if saved.step > num_steps or (saved.step == num_steps and status is Status.DONE):
+        raise ConfigError(
+            f"resume: step {saved.step} is done, and train.num_steps is {num_steps}: nothing is left to do. "
+            "Raise train.num_steps to go on"
+        )
+    return ResumePoint(path=path, state=saved)
+
+
+def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) -> None:
+    """Compare a checkpoint with the run that wants to continue it.
+
+    Raises ConfigError with every key that changed, unless it is harmless or named in `accepted`.
+    """
+    where = f"step_{saved.step}"
+    problems = [
+        f"resume: {role} was saved on {saved.ranks[role]} ranks, now {count}; use as many"
+        for role, count in now.ranks.items()
+        if saved.ranks.get(role, count) != count
+    ]
+    if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
+        problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
+    differing = changed_keys(saved.config, now.config)
+    fixed = [key.format(role=role) for role in now.ranks for key in LAID_OUT_BY]
+    # One that the checkpoint does not know yet is a change like others, as long as it is not used.
+    laid_out = [(key, old, new) for key, old, new in differing if key in fixed and (old is not None or new)]
+    problems += [
+        f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"
+        for key, old, new in laid_out
+    ]
+    changes = [c for c in differing if c not in laid_out and not _matches(c[0], (*HARMLESS, *accepted))]
+    if changes:
+        listed = ", ".join(f"{key} {_show(old)} -> {_show(new)}" for key, old, new in changes)
+        flags = " ".join(f"--checkpoint.accept_change {key}" for key, _, _ in changes)
+        problems.append(f"resume: changed since {where}: {listed}. To accept: {flags}")
+    if saved.data_fingerprint != now.data_fingerprint and "data" not in accepted:
+        problems.append(f"data: the files changed since {where} (sha256 differs). Pass --checkpoint.accept_change data")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def changed_keys(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:
+    """Dotted keys whose values differ, with both values; None stands for a key that is not there."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _leaves(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _show(value: Json) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

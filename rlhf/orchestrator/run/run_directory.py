@@ -1,0 +1,273 @@
+"""The folder of a run: what lies where, and who may write.
+
+runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  checkpoints/step_N/
+            model/  tensorboard/  logs/attempt_K/  status.json  lock
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from rlhf.errors import CheckpointError, ConfigError
+from rlhf.orchestrator.run.files import append_json, keep_lines, write_json, write_text
+from rlhf.types import Json, ScoredGroup
+
+PRIVATE = 0o700
+LOCK = "lock"
+PROCESSES = "processes.json"
+
+
+class Status(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProcess:
+    """A row of processes.json: one of a launch's processes."""
+
+    name: str
+    host: str
+    node_id: str
+    device: str
+    pid: int
+    stacks: str
+    """The file for its stacks: its name where it is written, its path where it is read."""
+
+
+class RunDirectory:
+    """The folder of a run, held by one driver at a time. Use `open`."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self.attempt = 1 + max((_number(entry) for entry in self.logs.glob("attempt_*")), default=0)
+
+    @classmethod
+    def open(cls, path: Path, *, resume: bool) -> Self:
+        """Make the folder of a new run, or take hold of one that is continued.
+
+        Raises ConfigError where it is not what `resume` says, or where another driver holds it; CheckpointError
+        where it cannot be written.
+        """
+        _require_ours(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+            path.chmod(PRIVATE)
+            run = cls(path, _lock(path))
+            run._require_kind(resume)
+            for folder in (run.rollouts, run.checkpoints, run.tensorboard, run.log_folder):
+                folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        if not resume:
+            run.rewind(-1)
+        return run
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What happened besides steps: checkpoints, warnings, resumes."""
+        return self.path / "events.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        """Folder of every sampled answer, one file a step."""
+        return self.path / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard files."""
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the attempts' log folders."""
+        return self.path / "logs"
+
+    @property
+    def log_folder(self) -> Path:
+        """Folder for the logs of this launch of the driver."""
+        return self.logs / f"attempt_{self.attempt}"
+
+    def write_config(self, text: str) -> None:
+        """Save the resolved config."""
+        write_text(self.config, text)
+
+    def note(self, kind: str, text: str, **more: Json) -> None:
+        """Add a line to events.jsonl."""
+        append_json(self.events, {"time": time.time(), "kind": kind, "text": text, **more})
+
+    @property
+    def processes(self) -> Path:
+        """Who runs where in this launch."""
+        return self.log_folder / PROCESSES
+
+    def write_processes(self, processes: Sequence[RunProcess]) -> None:
+        """Say who runs where."""
+        write_text(self.processes, json.dumps([asdict(process) for process in processes], indent=1) + "\n")
+
+    def write_status(self, status: Status, *, step: int, num_steps: int, error: str | None = None) -> None:
+        """Say how the run stands."""
+        write_json(
+            self.path / "status.json",
+            {
+                "status": status,
+                "step": step,
+                "num_steps": num_steps,
+                "error": error,
+                "attempt": self.attempt,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "time": time.time(),
+            },
+        )
+
+    def read_status(self) -> Status | None:
+        """How the run stood when it was last seen."""
+        try:
+            return Status(json.loads((self.path / "status.json").read_text())["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """Record every answer of a step with its reward."""
+        lines = [
+            json.dumps(
+                {
+                    "step": step,
+                    "prompt_id": group.prompt.id,
+                    "prompt": group.prompt.text,
+                    "response": response,
+                    "reward": reward.total,
+                    "parts": dict(reward.parts),
+                    "finish_reason": rollout.finish_reason,
+                    "num_tokens": len(rollout.token_ids),
+                    "weight_version": rollout.weight_version,
+                }
+            )
+            for group in groups
+            for response, reward, rollout in zip(group.responses, group.rewards, group.rollouts, strict=True)
+        ]
+        write_text(self.rollouts / f"step_{step:06d}.jsonl", "".join(line + "\n" for line in lines))
+
+    def _require_kind(self, resume: bool) -> None:
+        """Refuse what the user did not mean. A run that died before its first checkpoint may be started again."""
+        has_checkpoints = any(self.checkpoints.glob("step_*"))
+        if has_checkpoints == resume:
+            return
+        self.close()
+        if resume:
+            raise ConfigError(f"{self.path}: no run to resume. Leave out --resume to start it")
+        raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another run.name")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded past the step that the run continues from."""
+        keep_lines(self.metrics, step)
+        for file in self.rollouts.glob("step_*.jsonl"):
+            if _number(file) > step:
+                file.unlink()
+
+
+def newest_processes(folder: Path) -> list[RunProcess]:
+    """Who ran where in the last launch that came so far; nobody where none did, or where it cannot be read."""
+    files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"), key=lambda file: _number(file.parent))
+    if not files:
+        return []
+    try:
+        found = TypeAdapter(list[RunProcess]).validate_json(files[-1].read_bytes())
+    except (OSError, ValidationError):
+        return []
+    return [replace(process, stacks=str(files[-1].parent / process.stacks)) for process in found]
+
+
+def _number(path: Path) -> int:
+    """The number at the end of a name like attempt_3 or step_000012.jsonl; 0 where there is none."""
+    found = re.search(r"_(\d+)$", path.name.split(".")[0])
+    return int(found[1]) if found else 0
+
+
+def _require_ours(path: Path) -> None:
+    """Refuse a folder that somebody else made."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: exists and is not a folder")
+    if path.exists() and any(path.iterdir()) and not (path / LOCK).exists():
+        raise ConfigError(f"{path}: exists and is not an rlhf run. Choose another run.name or run.dir")
+
+
+def _lock(path: Path) -> int:
+    """Hold the folder until the descriptor is closed or this process ends, however it ends. A child that was forked
+    does not inherit it."""
+    lock, info = path / LOCK, path / "lock_holder.json"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            text = f"{path}: cannot be locked ({error.strerror}). Choose a run.dir on a file system with locks"
+            raise CheckpointError(text) from error
+        raise ConfigError(
+            f"{path}: in use by {_describe_holder(info)}. Stop it first, or choose another run.name"
+        ) from error
+    try:
+        write_json(info, {"pid": os.getpid(), "host": socket.gethostname(), "start": time.strftime("%F %T")})
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _describe_holder(info: Path) -> str:
+    try:
+        holder = json.loads(info.read_text())
+        return f"pid {holder['pid']} on {holder['host']} since {holder['start']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another driver"

@@ -1,0 +1,1 @@
+"""What a step does: sample, score, compute log-probs, batch, learn."""

@@ -1,0 +1,195 @@
+"""Learning from experiences: passes over a rollout batch, minibatch by minibatch, every trained role at once."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlhf.algorithms.base import Algorithm
+from rlhf.engines.base import TrainEngine
+from rlhf.errors import NumericsError
+from rlhf.orchestrator.step.batching import build_batches, merge_rank_major, plan_batches
+from rlhf.orchestrator.step.rows import Rows
+from rlhf.orchestrator.step.token_scores import Portions, StepPlan
+from rlhf.orchestrator.step.waiting import gather, in_thread
+from rlhf.types import Experience, LossMetrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
+
+MAX_SKIPPED_IN_A_ROW = 3
+MAX_SKIPPED_RECENTLY = 10
+RECENT_UPDATES = 1000
+PTX = "ptx"
+
+Note = Callable[[str, str], None]
+"""Takes the kind and the text of something that the user should know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """How a rollout batch is learned from."""
+
+    num_epochs: int = 1
+    """Most passes over each rollout batch; the algorithm may end them early."""
+    frozen_steps: Mapping[Role, int] = field(default_factory=dict)
+    """First steps of the loop in which a role does not learn."""
+    timeout_s: float = 1800.0
+    """Longest wait for one optimizer step of one role."""
+
+
+class Pretraining:
+    """Text whose likelihood the policy also learns, beside each of its minibatches (Ouyang et al. 2022, ptx)."""
+
+    def __init__(self, rows: Rows[ScoredGroup], algorithm: Algorithm, batch_size: int) -> None:
+        """`algorithm` turns demonstrations into experiences (SFT does)."""
+        self.rows = rows
+        self._algorithm = algorithm
+        self._batch_size = batch_size
+
+    def take(self) -> list[Experience]:
+        """The next rows as experiences."""
+        examples = self._algorithm.select(self.rows.take(self._batch_size))
+        return self._algorithm.credit(examples, [Signals()] * len(examples))[0]
+
+
+@dataclass(slots=True)
+class Learned:
+    """What a pass, or all passes over a batch, did: figures are means over optimizer steps, weighted by examples."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    num_updates: int = 0
+    num_skipped: int = 0
+
+    def add(self, metrics: LossMetrics, weight: float) -> None:
+        """Count the figures of one optimizer step of `weight` examples."""
+        for name, value in metrics.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * weight
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+        for name, value in metrics.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
+
+    def merge(self, other: "Learned") -> None:
+        """Count everything that `other` counted."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.weights[name] = self.weights.get(name, 0.0) + other.weights[name]
+        for name, value in other.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
+        self.num_updates += other.num_updates
+        self.num_skipped += other.num_skipped
+
+    @property
+    def metrics(self) -> LossMetrics:
+        """Means and maxima."""
+        means = {name: value / self.weights[name] for name, value in self.sums.items()}
+        return LossMetrics(sums=means, maxima=self.maxima)
+
+
+class Learner:
+    """Lets every trained role learn. The roles are separate processes, so each runs in a thread of its own."""
+
+    def __init__(
+        self,
+        engines: Mapping[Role, TrainEngine],
+        algorithm: Algorithm,
+        portions: Portions,
+        passes: Passes,
+        *,
+        note: Note,
+        pretraining: Pretraining | None = None,
+    ) -> None:
+        self._engines = engines
+        self._algorithm = algorithm
+        self._portions = portions
+        self._passes = passes
+        self._note = note
+        self._pretraining = pretraining
+        self._skipped_in_a_row = dict.fromkeys(engines, 0)
+        self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
+
+    def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> Learned:
+        """All passes of one step of the loop."""
+        roles = [role for role in self._engines if step > self._passes.frozen_steps.get(role, 0)]
+        total = Learned()
+        for epoch in range(self._passes.num_epochs if roles else 0):
+            order = self._order(step, epoch, plan.num_minibatches)
+            # Nothing is built, sent or kept for a role that does not learn now.
+            work = {role: self._minibatches(role, experiences, plan, order) for role in roles}
+            jobs = {role: in_thread(self._run, role, step, batches) for role, batches in work.items()}
+            timeout_s = self._passes.timeout_s * len(order)
+            one_pass = Learned()
+            for learned in gather(jobs, phase=f"learn (step {step})", timeout_s=timeout_s).values():
+                one_pass.merge(learned)
+            total.merge(one_pass)
+            if not self._algorithm.after_pass(one_pass.metrics):
+                break
+        return total
+
+    def _order(self, step: int, epoch: int, num_minibatches: int) -> list[int]:
+        """The first pass takes the minibatches as planned, later ones in a fresh order."""
+        if epoch == 0:
+            return list(range(num_minibatches))
+        order: list[int] = (
+            np.random.default_rng([self._portions.seed, step, epoch]).permutation(num_minibatches).tolist()
+        )
+        return order
+
+    def _minibatches(
+        self, role: Role, experiences: Sequence[Experience], plan: StepPlan, order: Sequence[int]
+    ) -> list[tuple[list[str], list[TrainBatch]]]:
+        """For each optimizer step the ids of its experiences and its micro-batches."""
+        minibatches = []
+        for k in order:
+            part = plan.by_role[role][k]
+            batches = build_batches(part, experiences, str(role))
+            if role is Role.POLICY and self._pretraining is not None:
+                batches = self._with_pretraining(self._pretraining, batches, part.num_ranks)
+            minibatches.append(([experiences[i].id for i in part.indices], batches))
+        return minibatches
+
+    def _with_pretraining(
+        self, pretraining: Pretraining, batches: list[TrainBatch], num_ranks: int
+    ) -> list[TrainBatch]:
+        texts = pretraining.take()
+        plan = plan_batches(texts, self._portions.limits(num_ranks))
+        return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
+
+    def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> Learned:
+        """One role's optimizer steps of one pass."""
+        engine, learned = self._engines[role], Learned()
+        for ids, batches in minibatches:
+            metrics = engine.forward_backward(batches)
+            report = engine.optim_step()
+            if report.unmoved:
+                self._note("unmoved", f"{role}: did not move in the first update: {', '.join(report.unmoved)}")
+            if self._count_skips(role, step, ids, report):
+                learned.num_skipped += 1
+                continue
+            learned.num_updates += 1
+            learned.add(metrics, weight=len(ids))
+            figures = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
+            learned.add(LossMetrics(sums=figures), weight=1.0)
+        return learned
+
+    def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:
+        """Whether the step was skipped. Raises NumericsError after too many in a row, or among the recent ones."""
+        self._recent[role].append(not report.finite)
+        if report.finite:
+            self._skipped_in_a_row[role] = 0
+            return False
+        self._skipped_in_a_row[role] += 1
+        self._note("skipped_update", f"{role}: gradient not finite at step {step}; experiences {', '.join(ids)}")
+        if self._skipped_in_a_row[role] > MAX_SKIPPED_IN_A_ROW:
+            raise NumericsError(
+                f"{role}: {self._skipped_in_a_row[role]} updates in a row had a gradient that was not finite (last at "
+                f"step {step}). Weights are those before them. Lower {role}.lr, or look at the experiences named in "
+                "events.jsonl"
+            )
+        if sum(self._recent[role]) > MAX_SKIPPED_RECENTLY:
+            raise NumericsError(
+                f"{role}: {sum(self._recent[role])} of the last {len(self._recent[role])} updates had a gradient that "
+                f"was not finite (last at step {step}). At most {MAX_SKIPPED_RECENTLY} of {RECENT_UPDATES} may be. "
+                f"Lower {role}.lr, or look at the experiences named in events.jsonl"
+            )
+        return True

@@ -1,0 +1,286 @@
+"""Where scored groups come from: read from a data set, or sampled and scored now."""
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Protocol
+
+from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
+from rlhf.errors import RewardError, WorkerLostError
+from rlhf.orchestrator.step.buffer import LagBuffer
+from rlhf.orchestrator.step.rows import Rows
+from rlhf.types import FinishReason, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
+
+CLOSE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupBatch:
+    """The groups of one step. `position` is the data set's position after them, which a checkpoint keeps."""
+
+    groups: tuple[ScoredGroup, ...]
+    position: int
+    baselines: tuple[Rollout, ...] = ()
+    """The greedy answers behind the groups' baselines."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class GroupSource(Protocol):
+    """Gives the loop the groups of each step, in order."""
+
+    def start(self, first_step: int, last_step: int, position: int) -> None:
+        """Begin with `first_step`, reading rows from `position`. The policy's weights are live by now."""
+        ...
+
+    def take(self, step: int) -> GroupBatch:
+        """Wait for the groups of `step`."""
+        ...
+
+    def release(self) -> None:
+        """The weights that the last taken groups taught are live."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OfflineSource:
+    """Groups from a data set of demonstrations or preferences. Nothing is waited for."""
+
+    def __init__(self, rows: Rows[ScoredGroup], batch_size: int, keep: Callable[[ScoredGroup], bool]) -> None:
+        self._rows = rows
+        self._batch_size = batch_size
+        self._keep = keep
+
+    def start(self, first_step: int, last_step: int, position: int) -> None:
+        self._rows.position = position
+
+    def take(self, step: int) -> GroupBatch:
+        rows = self._rows.take(self._batch_size)
+        groups = tuple(group for group in rows if self._keep(group))
+        metrics = {"data/groups_dropped": float(len(rows) - len(groups))}
+        return GroupBatch(groups=groups, position=self._rows.position, metrics=metrics)
+
+    def release(self) -> None:
+        """Data has no slots."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPlan:
+    """What is sampled for a step."""
+
+    batch_size: int
+    """Groups of one step."""
+    num_samples: int
+    """Answers in a group."""
+    sampling: Sampling
+    seed: int
+    max_rounds: int = 10
+    """Most times that a step samples again for groups that the algorithm did not keep."""
+    greedy_baseline: bool = False
+    """Whether one more answer to each prompt is drawn greedily and scored."""
+    mixture: float = 0.0
+    """Share of the reference in the logits of a group's last `num_opponents` answers."""
+    num_opponents: int = 0
+
+    @property
+    def draws(self) -> tuple[Sampling, ...]:
+        """How each answer to a prompt is drawn: those of the group, then the baseline."""
+        own = (self.sampling,) * (self.num_samples - self.num_opponents)
+        opponents = (replace(self.sampling, mixture=self.mixture),) * self.num_opponents
+        return (*own, *opponents, *(replace(self.sampling, temperature=0.0),) * self.greedy_baseline)
+
+
+class Sampler:
+    """Prompts to scored groups: ask the rollout engine, decode, ask the reward source."""
+
+    def __init__(self, engine: RolloutEngine, rewards: RewardSource, tokenizer: Tokenizer) -> None:
+        self._engine = engine
+        self._rewards = rewards
+        self._tokenizer = tokenizer
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """One rollout a request, in the order of the requests, matched by id."""
+        rollouts = {rollout.id: rollout for rollout in self._engine.generate(requests)}
+        missing = [request.id for request in requests if request.id not in rollouts]
+        if missing or len(rollouts) != len(requests):
+            raise WorkerLostError(
+                f"rollout: {len(requests)} answers were asked for, {len(rollouts)} came "
+                f"(missing: {', '.join(missing[:5]) or 'none'})"
+            )
+        return [rollouts[request.id] for request in requests]
+
+    def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[Reward]]:
+        """The answers' texts and rewards, in order."""
+        responses = [self._tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
+        rewards = self._rewards.score(prompts, responses, rollouts)
+        if len(rewards) != len(rollouts):
+            ids = ", ".join(prompt.id for prompt in prompts[:4])
+            raise RewardError(f"reward: got {len(rewards)} scores for {len(rollouts)} samples (prompt ids {ids}, ...)")
+        return responses, rewards
+
+
+def request_seed(seed: int, *place: str | int) -> int:
+    """A sampling seed that depends on the run's seed and on what is sampled alone, in [0, 2^63)."""
+    digest = blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def make_requests(step: int, prompts: Sequence[Prompt], plan: RolloutPlan, seen: Counter[str]) -> list[RolloutRequest]:
+    """One request for each of the plan's draws, prompt by prompt. `seen` counts how often this step drew a prompt, so
+    that one that comes again gets other answers."""
+    draws = plan.draws
+    requests = []
+    for prompt in prompts:
+        first = seen[prompt.id] * len(draws)
+        seen[prompt.id] += 1
+        requests += [
+            RolloutRequest(
+                id=f"{step}/{prompt.id}/{index}",
+                prompt_id=prompt.id,
+                prompt_token_ids=prompt.token_ids,
+                seed=request_seed(plan.seed, step, prompt.id, index),
+                sampling=sampling,
+            )
+            for index, sampling in enumerate(draws, start=first)
+        ]
+    return requests
+
+
+class RolloutSource:
+    """Groups that the policy samples now.
+
+    One producer thread: prompt -> acquire slot -> generate -> score -> buffer.
+        consumes: prompts, slots. Produces: batches of groups.
+        Waits for: a slot (the trainer's `release`), the engine, the reward source; each with a deadline of its own.
+        Unblocked by: `close`, and then only between these waits; the thread is a daemon.
+    An error in the thread is raised by `take`.
+    """
+
+    def __init__(
+        self,
+        prompts: Rows[Prompt],
+        sampler: Sampler,
+        plan: RolloutPlan,
+        buffer: LagBuffer[GroupBatch],
+        keep: Callable[[ScoredGroup], bool],
+    ) -> None:
+        self._prompts = prompts
+        self._sampler = sampler
+        self._plan = plan
+        self._buffer = buffer
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+
+    def start(self, first_step: int, last_step: int, position: int) -> None:
+        self._prompts.position = position
+        self._thread = threading.Thread(
+            target=self._produce, args=(first_step, last_step), name="rollout-producer", daemon=True
+        )
+        self._thread.start()
+
+    def take(self, step: int) -> GroupBatch:
+        return self._buffer.take(step)
+
+    def release(self) -> None:
+        self._buffer.release()
+
+    def close(self) -> None:
+        self._buffer.close()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _produce(self, first_step: int, last_step: int) -> None:
+        try:
+            for step in range(first_step, last_step + 1):
+                if not self._buffer.acquire(step):
+                    return
+                self._buffer.put(self._make_batch(step))
+        except BaseException as error:
+            # The boundary of the thread: the trainer raises it.
+            self._buffer.fail(error)
+
+    def _make_batch(self, step: int) -> GroupBatch:
+        """Sample until enough groups are kept, or until the rounds are spent."""
+        sampled: list[_Sampled] = []
+        kept: list[_Sampled] = []
+        seconds: dict[str, float] = defaultdict(float)
+        seen: Counter[str] = Counter()
+        for _ in range(self._plan.max_rounds):
+            prompts = self._prompts.take(self._plan.batch_size - len(kept))
+            fresh = self._sample(step, prompts, seen, seconds)
+            sampled += fresh
+            kept += [one for one in fresh if self._keep(one.group)]
+            if len(kept) >= self._plan.batch_size or not prompts:
+                break
+        if not kept:
+            raise RewardError(
+                f"rollout: none of the {len(sampled)} groups sampled for step {step} is worth training on: the answers "
+                "to each prompt all got the same reward. Use harder or easier prompts, or another reward"
+            )
+        return GroupBatch(
+            groups=tuple(one.group for one in kept),
+            position=self._prompts.position,
+            baselines=tuple(one.baseline for one in kept if one.baseline is not None),
+            metrics=describe_sampled(sampled, len(kept)),
+            seconds=dict(seconds),
+        )
+
+    def _sample(
+        self, step: int, prompts: Sequence[Prompt], seen: Counter[str], seconds: dict[str, float]
+    ) -> "list[_Sampled]":
+        start = time.monotonic()
+        n, width = self._plan.num_samples, len(self._plan.draws)
+        rollouts = self._sampler.generate(make_requests(step, prompts, self._plan, seen))
+        generated = time.monotonic()
+        responses, rewards = self._sampler.score([prompt for prompt in prompts for _ in range(width)], rollouts)
+        seconds["generate"] += generated - start
+        seconds["score"] += time.monotonic() - generated
+        return [
+            _Sampled(
+                group=ScoredGroup(
+                    prompt=prompt,
+                    rollouts=tuple(rollouts[first : first + n]),
+                    responses=tuple(responses[first : first + n]),
+                    rewards=tuple(rewards[first : first + n]),
+                    baseline=rewards[first + n] if width > n else None,
+                ),
+                baseline=rollouts[first + n] if width > n else None,
+            )
+            for prompt, first in zip(prompts, range(0, len(rollouts), width), strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    """A group, and the greedy answer to its prompt."""
+
+    group: ScoredGroup
+    baseline: Rollout | None
+
+
+def describe_sampled(sampled: Sequence[_Sampled], num_kept: int) -> dict[str, float]:
+    """Figures of everything that was sampled, whether it is trained on or not."""
+    groups = [one.group for one in sampled]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [reward for group in groups for reward in group.rewards]
+    if not rollouts:
+        return {}
+    names = sorted({name for reward in rewards for name in reward.parts})
+    parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
+    baselines = [group.baseline.total for group in groups if group.baseline is not None]
+    drawn = [*rollouts, *(one.baseline for one in sampled if one.baseline is not None)]
+    return {
+        "reward/mean_all": sum(reward.total for reward in rewards) / len(rewards),
+        **{f"reward/source/{name}": sum(values) / len(values) for name, values in parts.items()},
+        **({"rollout/baseline": sum(baselines) / len(baselines)} if baselines else {}),
+        "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
+        "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),
+        "rollout/groups_dropped": float(len(groups) - num_kept),
+    }

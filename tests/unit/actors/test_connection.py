@@ -1,0 +1,62 @@
+"""Which clusters a run joins, and where its processes meet."""
+
+import platform
+import re
+import socket
+
+import pytest
+import ray
+from ray._private.utils import check_version_info
+
+from rlhf.actors.connection import differing_versions, join, require_token
+from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
+from rlhf.errors import ConfigError, WorkerLostError
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused() -> None:
+    nodes = ["127.0.0.1", "10.0.0.5", "fd00::1"]
+    with pytest.raises(
+        ConfigError, match=r"beyond loopback \(10\.0\.0\.5, fd00::1\) .* cluster\.allow_unauthenticated"
+    ):
+        require_token(nodes, has_token=False)
+    require_token(nodes, has_token=True)
+
+
+def test_a_cluster_of_this_machine_needs_none() -> None:
+    require_token(["127.0.0.1", "127.0.0.3", "::1", "::ffff:127.0.0.1", "localhost"], has_token=False)
+
+
+def test_a_cluster_of_other_versions_is_named_with_both() -> None:
+    with pytest.raises(RuntimeError, match="Version mismatch") as caught:
+        check_version_info({"ray_version": "2.52.0", "python_version": "3.10.4"}, "10.0.0.5:6379")
+    told = differing_versions(str(caught.value))
+    ours = f"this process Ray {ray.__version__} on Python {platform.python_version()}"
+    assert told == f"the cluster at that address has Ray 2.52.0 on Python 3.10.4, {ours}; use the same on both."
+    assert differing_versions("Could not read the store. Ray: 1 Python: 2") is None
+
+
+@pytest.mark.parametrize("address", ["http://h:8265", "ray://h:10001", "10.0.0.5", ":6379", "h:port"])
+def test_an_address_of_another_kind_is_told_at_once(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^cluster\.address or .* HOST:PORT .* \(got {re.escape(address)}\)"):
+        join(address, "test")
+
+
+def test_a_store_listens_on_its_address_alone() -> None:
+    listener = open_listener("127.0.0.1")
+    port = listener.getsockname()[1]
+    served = serve_store(listener, 10.0)
+    joined = join_store("127.0.0.1", port, 10.0)
+    served.set("key", "value")
+    assert joined.get("key") == b"value"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", port), timeout=5.0)
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    with pytest.raises(WorkerLostError, match=r"cannot listen on 192\.0\.2\.1:0: "):
+        open_listener("192.0.2.1")
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == interface_of("127.0.0.3") is not None
+    assert interface_of("192.0.2.1") is None

@@ -1,0 +1,128 @@
+"""A launch command in OpenRLHF's flags is accepted as it stands."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf.algorithms import build_algorithm
+from rlhf.config.commands import COMMANDS, DpoConfig, PpoConfig
+from rlhf.config.fields import fields_by_name
+from rlhf.config.loading.load import load_config
+from rlhf.config.loading.openrlhf import FLAGS, in_own_flags, without_counterpart
+from rlhf.config.models import TrainedModelSection
+from rlhf.planning.roles import place
+from tests.unit.config.conftest import Problems
+
+LAUNCH = shlex.split(
+    "--ref_num_nodes 1 --ref_num_gpus_per_node 4 --reward_num_nodes 1 --reward_num_gpus_per_node 4 "
+    "--critic_num_nodes 1 --critic_num_gpus_per_node 4 --actor_num_nodes 1 --actor_num_gpus_per_node 4 "
+    "--vllm_num_engines 4 --vllm_tensor_parallel_size 2 --colocate_actor_ref --colocate_critic_reward "
+    "--ref_reward_offload --pretrain org/policy --reward_pretrain org/reward --save_path out "
+    "--micro_train_batch_size 8 --train_batch_size 128 --rollout_batch_size 1024 --max_epochs 1 "
+    "--prompt_max_len 1024 --generate_max_len 512 --zero_stage 3 --bf16 --actor_learning_rate 5e-7 "
+    "--critic_learning_rate 9e-6 --init_kl_coef 0.01 --prompt_data org/prompts --input_key question "
+    "--apply_chat_template --normalize_reward --adam_offload --flash_attn --gradient_checkpointing --packing_samples"
+)
+
+
+def test_a_familiar_launch_is_read_as_it_stands() -> None:
+    config = load_config("ppo", LAUNCH, {})
+    assert isinstance(config, PpoConfig)
+    models = [config.policy, config.reference, config.critic, config.reward]
+    assert [model.num_ranks for model in models] == [4] * 4
+    assert {model.dtype for model in models} == {"bfloat16"}
+    assert {model.attention for model in models} == {"flash_attention_2"}
+    assert [model.model for model in models] == ["org/policy", "org/policy", "org/reward", "org/reward"]
+    assert [model.offload_parameters for model in models] == [False, True, False, True]
+    assert [model.offload_optimizer for model in (config.policy, config.critic)] == [True, True]
+    assert [model.gradient_checkpointing for model in (config.policy, config.critic)] == [True, True]
+    assert (config.policy.zero_stage, config.policy.lr, config.critic.lr) == (3, 5e-7, 9e-6)
+    assert (config.rollout.num_engines, config.rollout.tensor_parallel_size) == (4, 2)
+    assert (config.rollout.batch_size, config.train.batch_size, config.train.micro_batch_size) == (1024, 128, 8)
+    assert (config.rollout.max_prompt_tokens, config.rollout.max_response_tokens) == (1024, 512)
+    assert config.cluster.colocate == ("policy,reference", "critic,reward")
+    assert (config.data.path, config.data.prompt_key, config.data.template) == ("org/prompts", "question", "chat")
+    assert config.algo.kl.coef == 0.01
+    assert config.algo.normalize_rewards
+    assert config.run.dir == "out"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "num_devices"), [(set(), 16), ({"--colocate_actor_ref", "--colocate_critic_reward"}, 24)]
+)
+def test_the_launch_takes_16_gpus_and_without_its_merges_24(left_out: set[str], num_devices: int) -> None:
+    config = load_config("ppo", [word for word in LAUNCH if word not in left_out], {})
+    assert place(config, build_algorithm(config.algo).needs).num_devices == num_devices
+
+
+def test_the_page_has_every_flag() -> None:
+    page = Path(__file__).parents[4].joinpath("docs", "from_openrlhf.md").read_text(encoding="utf-8")
+    for name, own in FLAGS.items():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `--{name}` |")]
+        assert all(f"`{key}`" in row for key in (*own.keys, *own.otherwise))
+        assert own.why in row
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_sets_keys_that_are_there(name: str) -> None:
+    known = {key for command in COMMANDS.values() for key in fields_by_name(command)}
+    assert {*FLAGS[name].keys, *FLAGS[name].otherwise} <= known
+
+
+def test_keys_that_the_command_lacks_are_left_out() -> None:
+    known = {"policy.dtype", "reference.dtype"}
+    own = ["--policy.dtype", "bfloat16", "--reference.dtype", "bfloat16"]
+    assert in_own_flags(["--bf16", "--critic_num_nodes", "2"], known) == [*own, "--critic_num_nodes", "2"]
+
+
+def test_spellings() -> None:
+    known = {"data.prompt_format", "run.seed", "policy.model"}
+    own = ["--data.prompt-format", "Q: {prompt} A:", "--run.seed", "3", "x.yaml", "--policy.model", "m"]
+    theirs = ["--input_template=Q: {} A:", "--seed", "3", "x.yaml", "--policy.model", "m"]
+    assert in_own_flags(theirs, known) == own
+    assert in_own_flags(["--num-episodes=2"], {"train.num_epochs"}) == ["--train.num-epochs", "2"]
+
+
+def test_a_reward_model_learns_by_the_same_flags() -> None:
+    theirs = shlex.split(
+        "--pretrain org/m --dataset org/pairs --chosen_key good --rejected_key bad --max_len 2048 --learning_rate 9e-6 "
+        "--max_epochs 2 --zero_stage 2 --gradient_checkpointing --adam_offload --save_steps -1 --eval_steps=-1 "
+        "--logging_steps 1 --ckpt_path elsewhere --packing_samples"
+    )
+    config = load_config("rm", theirs, {})
+    reward = config.models["reward"]
+    assert isinstance(reward, TrainedModelSection)
+    assert (reward.model, reward.lr, reward.zero_stage) == ("org/m", 9e-6, 2)
+    assert (reward.gradient_checkpointing, reward.offload_optimizer) == (True, True)
+    data = config.data
+    assert (data.path, data.chosen_key, data.rejected_key, data.max_tokens) == ("org/pairs", "good", "bad", 2048)
+    assert config.train.num_epochs == 2
+    assert config.checkpoint == load_config("rm", theirs[:4], {}).checkpoint
+
+
+def test_a_preference_run_and_a_hybrid_one() -> None:
+    dpo = load_config("dpo", shlex.split("--pretrain m --dataset d --beta 0.3 --learning_rate 1e-7 --ref_offload"), {})
+    assert isinstance(dpo, DpoConfig)
+    assert (dpo.algo.loss.beta, dpo.policy.lr, dpo.reference.offload_parameters) == (0.3, 1e-7, True)
+    hybrid = shlex.split(
+        "--pretrain m --reward_pretrain r --prompt_data d --vllm_num_engines 1 --colocate_all_models "
+        "--vllm_enable_sleep --deepspeed_enable_sleep --vllm_sync_backend nccl --use_kl_loss --kl_estimator k3"
+    )
+    config = load_config("ppo", hybrid, {})
+    assert isinstance(config, PpoConfig)
+    assert config.rollout.sync_backend == "auto"
+    assert (config.algo.kl_placement, config.algo.kl_estimator) == ("loss", "k3")
+
+
+def test_flags_that_set_nothing_are_named_with_the_reason() -> None:
+    assert without_counterpart(["--ckpt_path", "x", "--seed", "3", "--vllm-enable-sleep", "--packing_samples"]) == [
+        "--ckpt_path (checkpoints lie in the run's folder)",
+        "--vllm-enable-sleep (engines that share devices always sleep)",
+        "--packing_samples (always so)",
+    ]
+
+
+def test_what_is_theirs_and_has_no_counterpart_is_refused(problems: Problems) -> None:
+    assert any("--use-ray-magic" in line for line in problems(*LAUNCH, "--use_ray_magic", "1"))
+    assert any("--seed" in line for line in problems(*LAUNCH, "--seed"))

@@ -1,0 +1,84 @@
+"""When an engine may serve, and what it says when it may not."""
+
+import threading
+import time
+
+import pytest
+
+from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.errors import RlhfError, StallError, WeightSyncError
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_an_engine_serves_the_version_it_was_started_with() -> None:
+    assert ServingGate("e", 3).enter(0) == 3
+
+
+def test_asleep_is_an_error_until_woken() -> None:
+    gate = ServingGate("e", 0)
+    gate.sleep()
+    gate.sleep()
+    with pytest.raises(RlhfError, match="engine e: asleep"):
+        gate.enter(0)
+    with pytest.raises(RlhfError, match="cannot take new weights while asleep"):
+        gate.begin_update()
+    gate.wake()
+    gate.wake()
+    assert gate.enter(0) == 0
+
+
+def test_an_update_is_waited_for() -> None:
+    gate = ServingGate("e", 0)
+    gate.begin_update()
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(gate.enter(10)))
+    thread.start()
+    time.sleep(0.05)
+    assert seen == []
+    gate.received("d")
+    assert gate.serve(1, "d") == "d"
+    thread.join(5)
+    assert seen == [1]
+
+
+def test_an_update_that_does_not_end_is_a_stall() -> None:
+    gate = ServingGate("e", 0)
+    gate.begin_update()
+    with pytest.raises(StallError, match=r"waited 0\.01 s"):
+        gate.enter(0.01)
+
+
+def test_another_digest_is_refused_and_so_is_all_work_until_a_whole_update() -> None:
+    gate = ServingGate("e", 0)
+    gate.begin_update()
+    gate.received("bad")
+    with pytest.raises(WeightSyncError, match="engine e: version 4: received bad, need good"):
+        gate.serve(4, "good")
+    assert gate.state is Serving.REFUSED
+    with pytest.raises(WeightSyncError, match="received bad, need good"):
+        gate.enter(0)
+    with pytest.raises(RlhfError, match="cannot sleep while refused"):
+        gate.sleep()
+    gate.begin_update()
+    gate.received("good")
+    gate.serve(5, "good")
+    assert gate.enter(0) == 5
+
+
+def test_nothing_received_is_not_served_even_if_the_last_update_had_the_same_digest() -> None:
+    gate = ServingGate("e", 0)
+    gate.begin_update()
+    gate.received("d")
+    gate.serve(1, "d")
+    gate.begin_update()
+    with pytest.raises(WeightSyncError, match="received nothing while updating"):
+        gate.serve(2, "d")
+
+
+def test_weights_without_an_update_are_an_error() -> None:
+    gate = ServingGate("e", 0)
+    with pytest.raises(WeightSyncError, match="no update was started"):
+        gate.received("d")
+    with pytest.raises(WeightSyncError):
+        gate.serve(1, "d")

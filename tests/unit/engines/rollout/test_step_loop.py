@@ -1,0 +1,205 @@
+"""The thread that steps a decoder: who gets what, and how failures and stalls reach those who wait."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from rlhf.engines.rollout.serving import ServingGate
+from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop, StepOutput
+from rlhf.errors import ModelError, RlhfError, StallError, WorkerLostError
+from rlhf.types import FinishReason, Sampling
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class CountingCore:
+    """Answers a prompt with its first token, `max_tokens` times. A prompt token of -1 breaks a step, -2 hangs one."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, tuple[DecodeRequest, int]] = {}
+        self.aborted: list[str] = []
+        self.hang = threading.Event()
+        self.thread = threading.current_thread()
+        self.largest_batch = 0
+
+    def add(self, request_id: str, request: DecodeRequest) -> None:
+        if not len(request.token_ids):
+            raise ModelError("empty prompt")
+        self.requests[request_id] = (request, 0)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted += request_ids
+        for request_id in request_ids:
+            self.requests.pop(request_id, None)
+
+    def step(self) -> list[StepOutput]:
+        assert threading.current_thread() is self.thread
+        self.largest_batch = max(self.largest_batch, len(self.requests))
+        time.sleep(0.001)
+        outputs = []
+        for request_id, (request, count) in list(self.requests.items()):
+            token = int(request.token_ids[0])
+            if token == -1:
+                raise RuntimeError("out of memory")
+            if token == -2:
+                self.hang.wait(20)
+            assert request.sampling is not None
+            done = count + 1 == request.sampling.max_tokens
+            self.requests[request_id] = (request, count + 1)
+            if done:
+                del self.requests[request_id]
+            outputs.append(StepOutput(request_id, [token], [-0.5], None, FinishReason.LENGTH if done else None))
+        return outputs
+
+
+@pytest.fixture
+def gate() -> ServingGate:
+    return ServingGate("e", 0)
+
+
+@pytest.fixture
+def loop(gate: ServingGate) -> Iterator[StepLoop[CountingCore]]:
+    loop = StepLoop("e", CountingCore, gate)
+    yield loop
+    loop.core.hang.set()
+    loop.close(5)
+
+
+def ask(token: int, max_tokens: int = 3) -> DecodeRequest:
+    return DecodeRequest(np.array([token]), Sampling(max_tokens=max_tokens))
+
+
+def test_answers_come_in_the_order_of_the_requests(loop: StepLoop[CountingCore]) -> None:
+    answers = loop.decode([ask(5, 9), ask(6, 1), ask(7, 4)], 5)
+    assert [answer.token_ids for answer in answers] == [[5] * 9, [6], [7] * 4]
+    assert answers[0].log_probs == [-0.5] * 9
+    assert answers[0].finish_reason is FinishReason.LENGTH
+
+
+def test_callers_share_the_batch(loop: StepLoop[CountingCore]) -> None:
+    results: dict[int, list[int]] = {}
+
+    def call(token: int) -> None:
+        results[token] = loop.decode([ask(token, 50)], 5)[0].token_ids
+
+    threads = [threading.Thread(target=call, args=(token,)) for token in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {token: [token] * 50 for token in range(8)}
+    assert loop.core.largest_batch > 1
+
+
+def test_no_request_is_an_empty_answer(loop: StepLoop[CountingCore]) -> None:
+    assert loop.decode([], 5) == []
+
+
+def test_a_request_that_cannot_be_served_fails_its_whole_call_and_nobody_else(loop: StepLoop[CountingCore]) -> None:
+    with pytest.raises(ModelError, match="empty prompt"):
+        loop.decode([ask(1, 10_000), DecodeRequest(np.array([], dtype=np.int64), Sampling(max_tokens=1))], 5)
+    assert len(loop.core.aborted) == 1
+    assert loop.num_pending == 0
+    assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
+
+
+def test_a_broken_step_reaches_every_caller_waiting_and_to_come(loop: StepLoop[CountingCore]) -> None:
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            loop.decode([ask(1, 100_000)], 5)
+        except WorkerLostError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.05)
+    with pytest.raises(WorkerLostError, match=r"engine e: its decoder has ended: .*out of memory"):
+        loop.decode([ask(-1)], 5)
+    thread.join(5)
+    assert len(errors) == 1
+    with pytest.raises(WorkerLostError, match="out of memory"):
+        loop.decode([ask(1)], 5)
+    with pytest.raises(WorkerLostError, match="out of memory"):
+        loop.call(lambda: 1)
+
+
+def test_a_step_that_hangs_is_a_stall(loop: StepLoop[CountingCore]) -> None:
+    start = time.monotonic()
+    with pytest.raises(StallError, match=r"engine e: no token for .* s with 1 of 1 answers to come"):
+        loop.decode([ask(-2)], 0.3)
+    assert 0.3 < time.monotonic() - start < 2
+
+
+def test_a_long_answer_is_no_stall(loop: StepLoop[CountingCore]) -> None:
+    assert len(loop.decode([ask(1, 700)], 0.4)[0].token_ids) == 700  # takes longer than the 0.4 s
+
+
+def test_while_weights_are_updated_nothing_is_stepped_and_nothing_is_lost(
+    loop: StepLoop[CountingCore], gate: ServingGate
+) -> None:
+    loop.call(gate.begin_update)
+    results: list[list[int]] = []
+    thread = threading.Thread(target=lambda: results.append(loop.decode([ask(4)], 5)[0].token_ids))
+    thread.start()
+    time.sleep(0.05)
+    assert results == []
+    gate.received("d")
+    loop.call(lambda: gate.serve(1, "d"))
+    thread.join(5)
+    assert results == [[4, 4, 4]]
+
+
+def test_jobs_run_between_steps_and_raise_to_their_caller(loop: StepLoop[CountingCore]) -> None:
+    assert loop.call(threading.current_thread) is loop.core.thread
+    with pytest.raises(ZeroDivisionError):
+        loop.call(lambda: 1 // 0)
+    assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
+
+
+def test_all_answers_can_be_given_up(loop: StepLoop[CountingCore]) -> None:
+    caught: list[Exception] = []
+
+    def call() -> None:
+        try:
+            loop.decode([ask(1, 100_000), ask(2, 100_000)], 5)
+        except RlhfError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.05)
+    loop.call(lambda: loop.abort_all(RlhfError("weights refused")))
+    thread.join(5)
+    assert [str(error) for error in caught] == ["weights refused"]
+    assert loop.core.requests == {}
+
+
+def test_a_core_that_cannot_be_built_raises_where_it_was_asked_for(gate: ServingGate) -> None:
+    def build() -> CountingCore:
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError, match="no such model"):
+        StepLoop("e", build, gate)
+
+
+def test_closing_unblocks_callers(gate: ServingGate) -> None:
+    loop = StepLoop("e", CountingCore, gate)
+    caught: list[Exception] = []
+
+    def call() -> None:
+        try:
+            loop.decode([ask(1, 100_000)], 5)
+        except WorkerLostError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.05)
+    loop.close(5)
+    thread.join(5)
+    assert "it was closed" in str(caught[0])

@@ -1,0 +1,349 @@
+"""The gloo medium, with receivers in threads of this process: what arrives, what is refused, and by what name."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.weight_sync.base import Info, WeightSender
+from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
+from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
+from rlhf.engines.weight_sync.local import LocalEngineClient
+from rlhf.engines.weight_sync.media import make_sender
+from rlhf.engines.weight_sync.source import ModuleSource
+from rlhf.errors import ConfigError, WeightSyncError
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Model(torch.nn.Module):
+    """An embedding, three layers and a head: five buckets when they are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 8)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+        self.head = torch.nn.Linear(8, 50, bias=False)
+
+
+@dataclass
+class DictReceiver:
+    """A receiver that keeps what it is given."""
+
+    name: str
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    gate: ServingGate = field(init=False)
+    link: GlooReceiver | None = None
+    unloadable: str = ""
+
+    def __post_init__(self) -> None:
+        self.gate = ServingGate(self.name, 0)
+
+    def init_weight_transfer(self, init_info: Info) -> None:
+        self.link = GlooReceiver(GlooInitInfo(**init_info))  # type: ignore[arg-type]
+
+    def start_weight_update(self) -> None:
+        self.gate.begin_update()
+
+    def update_weights(self, update_info: Info) -> None:
+        assert self.link is not None
+        try:
+            self.gate.received(self.link.receive(GlooUpdateInfo(**update_info), self.load))  # type: ignore[arg-type]
+        except WeightSyncError as error:
+            self.gate.refuse(error)
+            raise
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == self.unloadable:
+                raise KeyError(name)
+            self.weights[name] = tensor.clone()
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        return self.gate.serve(version, digest)
+
+
+class AbsentReceiver(DictReceiver):
+    """Never joins."""
+
+    def init_weight_transfer(self, init_info: Info) -> None:
+        del init_info
+        time.sleep(3)
+
+
+class DyingReceiver(DictReceiver):
+    """Loses its connection when the second bucket has arrived."""
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load(tensors)
+        if len(self.weights) > 1:
+            assert self.link is not None
+            self.link.close()
+
+
+class DamagingSender(GlooSender):
+    """Flips one bit of a bucket behind its seal, as a bad network card would."""
+
+    damage = -1
+    _sent = 0
+
+    def _broadcast(self, buffer: torch.Tensor) -> torch.distributed.Work:
+        if self._sent == self.damage:
+            buffer[5] ^= 4
+        self._sent += 1
+        return super()._broadcast(buffer)
+
+
+Receivers = dict[str, DictReceiver]
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.fixture
+def cleanup() -> Iterator[list[WeightSender | LocalEngineClient]]:
+    opened: list[WeightSender | LocalEngineClient] = []
+    yield opened
+    for each in opened:
+        each.close()
+
+
+def open_sender(
+    kind: type[GlooSender],
+    model: Model,
+    receivers: Receivers,
+    cleanup: list[WeightSender | LocalEngineClient],
+    *,
+    dtype: torch.dtype = torch.float32,
+    bucket_bytes: int = 400,
+    timeout_s: float = 10.0,
+) -> GlooSender:
+    client = LocalEngineClient(receivers)
+    cleanup.append(client)
+    sender = kind(
+        ModuleSource(model, dtype),
+        client,
+        master_address="127.0.0.1",
+        port=0,
+        num_receivers=len(receivers),
+        bucket_bytes=bucket_bytes,
+        timeout_s=timeout_s,
+    )
+    cleanup.append(sender)
+    return sender
+
+
+@pytest.mark.parametrize("num_engines", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_engine_gets_the_weights_of_the_version(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient], num_engines: int, dtype: torch.dtype
+) -> None:
+    receivers = {f"rollout-{i}": DictReceiver(f"rollout-{i}") for i in range(num_engines)}
+    sender = open_sender(GlooSender, model, receivers, cleanup, dtype=dtype)
+    digests = []
+    for version in (1, 2):
+        report = sender.send(version)
+        digests.append(report.digest)
+        assert report.num_remote_calls == 3 * num_engines
+        assert report.num_buckets > 3
+        assert report.num_bytes == sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        for receiver in receivers.values():
+            assert receiver.gate.enter(0) == version
+            assert {name: t.tolist() for name, t in receiver.weights.items()} == {
+                name: p.to(dtype).tolist() for name, p in model.named_parameters()
+            }
+        with torch.no_grad():
+            model.head.weight[3, 3] += 1
+    assert len(set(digests)) == 2
+
+
+def test_equal_weights_have_equal_digests_whatever_the_buckets_held_before(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    sender = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup)
+    assert sender.send(1).digest == sender.send(2).digest
+
+
+def test_remote_calls_do_not_grow_with_parameters_or_buckets(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    few = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup, bucket_bytes=1 << 20).send(1)
+    many = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup, bucket_bytes=1).send(1)
+    assert few.num_buckets < many.num_buckets
+    assert few.num_remote_calls == many.num_remote_calls == 3
+
+
+def test_a_damaged_bucket_is_refused_by_name_and_the_engine_serves_nothing_until_a_whole_sync(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    receivers: Receivers = {name: DictReceiver(name) for name in ("rollout-0", "rollout-1")}
+    sender = open_sender(DamagingSender, model, receivers, cleanup)
+    assert isinstance(sender, DamagingSender)
+    assert sender.send(1).version == 1
+    sender.damage = sender._sent + 2
+    with pytest.raises(WeightSyncError) as caught:
+        sender.send(7)
+    for name in receivers:
+        assert f"engine {name}: version 7: bucket 3 of 5 (layers.1.weight to layers.1.bias)" in str(caught.value)
+    for receiver in receivers.values():
+        assert receiver.gate.state is Serving.REFUSED
+        with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
+            receiver.gate.enter(0)
+    sender.send(8)  # the group outlived the refusal
+    assert [receiver.gate.enter(0) for receiver in receivers.values()] == [8, 8]
+
+
+def test_weights_that_cannot_be_loaded_are_an_error_of_that_engine_alone(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    receivers = {"good": DictReceiver("good"), "bad": DictReceiver("bad", unloadable="layers.0.weight")}
+    sender = open_sender(GlooSender, model, receivers, cleanup)
+    with pytest.raises(WeightSyncError, match="engine bad: version 1: bucket 2 of 5 cannot be loaded") as caught:
+        sender.send(1)
+    assert "engine good" not in str(caught.value)
+    assert set(receivers["good"].weights) == set(dict(model.named_parameters()))
+
+
+def test_an_engine_that_never_joins_is_named_by_the_deadline(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    receivers = {"here": DictReceiver("here"), "absent": AbsentReceiver("absent")}
+    start = time.monotonic()
+    with pytest.raises(WeightSyncError, match="engine absent: did not join"):
+        open_sender(GlooSender, model, receivers, cleanup, timeout_s=1.0)
+    assert time.monotonic() - start < 2.5
+
+
+def test_an_engine_that_dies_in_a_sync_is_an_error_in_time_and_a_new_sender_starts_over(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    receivers: Receivers = {"well": DictReceiver("well"), "dying": DyingReceiver("dying")}
+    sender = open_sender(GlooSender, model, receivers, cleanup, timeout_s=2.0)
+    start = time.monotonic()
+    with pytest.raises(WeightSyncError, match="version 1"):
+        sender.send(1)
+    assert time.monotonic() - start < 6
+    with pytest.raises(WeightSyncError, match="Build a new sender"):
+        sender.send(2)
+    receivers = {"well": receivers["well"], "fresh": DictReceiver("fresh")}
+    open_sender(GlooSender, model, receivers, cleanup).send(3)
+    assert receivers["well"].gate.enter(0) == receivers["fresh"].gate.enter(0) == 3
+
+
+class SlowClient(LocalEngineClient):
+    """Says who was silent, once the deadline is over and it has looked after them."""
+
+    def update_weights(self, update_info: Info, timeout_s: float) -> None:
+        time.sleep(timeout_s + 0.5)
+        raise WeightSyncError("no answer from stuck, which is stopped")
+
+
+def test_what_the_client_finds_out_about_a_silent_engine_is_waited_for(
+    model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    """Also where nothing is left to send, as of a model of one bucket that the engine hangs in loading."""
+    sender = open_sender(GlooSender, model, {"stuck": DictReceiver("stuck")}, cleanup, timeout_s=1.0)
+    monkeypatch.setattr(sender._client, "update_weights", SlowClient.update_weights.__get__(sender._client))
+    monkeypatch.setattr(sender, "_broadcast", lambda _buffer: None)
+    with pytest.raises(WeightSyncError, match="which is stopped"):
+        sender.send(1)
+
+
+def test_other_ranks_gather_and_never_meet_an_engine(model: Model) -> None:
+    client = LocalEngineClient({"a": DictReceiver("a")})
+    sender = make_sender(
+        "gloo",
+        ModuleSource(model, torch.float32),
+        client,
+        rank=1,
+        world_size=2,
+        master_address="127.0.0.1",
+        port=0,
+        num_receivers=1,
+        bucket_bytes=400,
+        timeout_s=1.0,
+    )
+    assert isinstance(sender, GatherOnlySender)
+    report = sender.send(4)
+    assert (report.version, report.digest, report.num_remote_calls) == (4, "", 0)
+    client.close()
+
+
+def test_an_unknown_medium_is_a_config_error(model: Model) -> None:
+    with pytest.raises(ConfigError, match="carrier-pigeon"):
+        make_sender(
+            "carrier-pigeon",
+            ModuleSource(model, torch.float32),
+            LocalEngineClient({"a": DictReceiver("a")}),
+            rank=0,
+            world_size=1,
+            master_address="127.0.0.1",
+            port=0,
+            num_receivers=1,
+            bucket_bytes=400,
+            timeout_s=1.0,
+        )
+
+
+def test_tied_weights_travel_once(cleanup: list[WeightSender | LocalEngineClient]) -> None:
+    model = Model()
+    model.head.weight = model.embed.weight
+    receiver = DictReceiver("a")
+    report = open_sender(GlooSender, model, {"a": receiver}, cleanup).send(1)
+    assert "head.weight" not in receiver.weights
+    assert report.num_bytes == (50 * 8 + 3 * 72) * 4
+
+
+def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
+    pool = BufferPool(100)
+    first = pool.take(60)
+    view = first[10:20].view(torch.int16).view(5, 1)
+    address = first.data_ptr()
+    assert pool.take(100).data_ptr() != address
+    del first
+    assert pool.take(100).data_ptr() != address
+    view.fill_(7)
+    del view
+    taken = [pool.take(10), pool.take(20)]
+    assert address in [buffer.data_ptr() for buffer in taken]
+    assert taken[0].data_ptr() != taken[1].data_ptr()
+
+
+class KeepingReceiver(DictReceiver):
+    """Keeps views, not copies, as a loader does that waits for the rest of a layer."""
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.weights.update(tensors)
+
+
+def test_a_loader_may_keep_what_it_was_given(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
+    receiver = KeepingReceiver("a")
+    sender = open_sender(GlooSender, model, {"a": receiver}, cleanup, bucket_bytes=1)
+    sender.send(1)
+    kept = dict(receiver.weights)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    sender.send(2)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+def test_no_thread_is_left_waiting(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
+    before = threading.active_count()
+    sender = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup)
+    sender.send(1)
+    for each in cleanup:
+        each.close()
+    cleanup.clear()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before

@@ -1,0 +1,32 @@
+"""What the loop is given."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from rlhf.actors.groups import WorkerGroup
+from rlhf.actors.launcher import Crew
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.kto import KTO
+from rlhf.config.loading.load import load_config
+from rlhf.launch import assembly
+from rlhf.launch.class_weights import weigh_classes
+from rlhf.orchestrator.data import DataSplit
+from rlhf.types import Role
+from tests.unit.algorithms.build import group, rollout
+
+
+def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though labels are in another proportion there."""
+    config = load_config("kto", ["--policy.model", "m", "--data.path", "x.jsonl"], {})
+    train = [group([rollout([1])], [float(n < 2)], name=f"t{n}") for n in range(8)]
+    held_out = [group([rollout([1])], [float(n < 2)], name=f"h{n}") for n in range(4)]
+    given = DataSplit(train=tuple(train), held_out=tuple(held_out), fingerprint="", dropped={})
+    weighed = weigh_classes(config.algo, train)
+    seen: list[KTO] = []
+    monkeypatch.setitem(assembly.EVALUATORS, "kto", lambda _models, algorithm, *_: seen.append(algorithm))
+    crew: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
+    assembly.assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Crew, crew), None)
+    assert seen[0]._section == weighed
+    assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)  # type: ignore[union-attr]

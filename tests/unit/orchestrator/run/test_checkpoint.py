@@ -1,0 +1,265 @@
+"""Checkpoints: whole or not there, whatever happens to the disk."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf.engines.fakes import FakeTrainEngine
+from rlhf.errors import CheckpointError, StallError
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState, sha256_of
+from rlhf.types import Head, Role
+
+STATE = RunState(step=0, seed=7, algorithm={"kl": {"coef": 0.1}}, config={"algo": {"type": "ppo"}})
+Engines = dict[Role, FakeTrainEngine]
+
+
+class Shelf:
+    """Checkpoints with the warnings they gave."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.warnings: list[str] = []
+        self.checkpoints = Checkpoints(folder, keep=keep, warn=self.warnings.append)
+        self.engines: Engines = {
+            Role.POLICY: FakeTrainEngine(np.zeros(4), Head.LOG_PROBS),
+            Role.CRITIC: FakeTrainEngine(np.zeros(4), Head.VALUES),
+        }
+
+    def save(self, step: int) -> Path:
+        self.engines[Role.POLICY].table[0] = step
+        return self.checkpoints.save(replace(STATE, step=step, position=step * 10), self.engines)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    made = Shelf(tmp_path / "a" / "checkpoints")
+    made.save(1)
+    made.save(2)
+    return made
+
+
+def test_what_was_saved_comes_back(shelf: Shelf) -> None:
+    path, state = shelf.checkpoints.newest()
+    assert path.name == "step_2"
+    assert state == replace(STATE, step=2, position=20)
+    engine = FakeTrainEngine(np.zeros(4), Head.LOG_PROBS)
+    engine.load(path / "policy")
+    assert engine.table[0] == 2
+    assert shelf.warnings == []
+
+
+NUM_TORTURES = int(os.environ.get("RLHF_TEST_TORTURES", "40"))
+FILES = ["manifest.json", "state.json", "policy/engine.npz", "critic/engine.npz"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("part", range(16))
+def test_a_truncated_file_is_seen(shelf: Shelf, name: str, part: int) -> None:
+    file = shelf.checkpoints.newest()[0] / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * part // 16])
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert len(shelf.warnings) == 1
+    assert "step_2" in shelf.warnings[0]
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_one_flipped_bit_is_seen_and_the_file_is_named(shelf: Shelf, name: str) -> None:
+    file = shelf.checkpoints.newest()[0] / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert shelf.warnings == [f"step_2: {name} wrong sha256; not used"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_lost_file_is_seen(shelf: Shelf, name: str) -> None:
+    (shelf.checkpoints.newest()[0] / name).unlink()
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+
+
+def test_shards_of_two_steps_do_not_mix(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    shutil.copy(newest.parent / "step_1/policy/engine.npz", newest / "policy/engine.npz")
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+
+
+def test_a_renamed_checkpoint_is_not_of_that_step(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    newest.rename(newest.with_name("step_9"))
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+
+
+@pytest.mark.parametrize("entry", ["../outside", "/etc/passwd", "policy/../../outside"])
+def test_a_manifest_cannot_point_outside(shelf: Shelf, entry: str) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    (newest.parent / "outside").write_text("secret")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"][entry] = {"size": 6, "sha256": sha256_of(newest.parent / "outside")}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert f'step_2/manifest.json: entry "{entry}" outside the checkpoint' in shelf.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["policy", "policy/engine.npz"])
+def test_a_link_is_not_followed(shelf: Shelf, name: str) -> None:
+    path = shelf.checkpoints.newest()[0] / name
+    moved = path.parents[len(Path(name).parts)] / "moved"
+    path.rename(moved)
+    path.symlink_to(moved)
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert "outside the checkpoint" in shelf.warnings[0]
+
+
+def test_none_whole_is_an_error_and_never_a_fresh_start(shelf: Shelf) -> None:
+    for folder in shelf.checkpoints.newest()[0].parent.iterdir():
+        (folder / "manifest.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"a: 2 checkpoints, none complete") as caught:
+        shelf.checkpoints.newest()
+    assert caught.value.exit_code == 5
+    assert len(shelf.warnings) == 2
+
+
+def test_a_newer_format_is_not_passed_over(shelf: Shelf) -> None:
+    manifest = shelf.checkpoints.newest()[0] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
+    with pytest.raises(CheckpointError, match="step_2: format 3, this version reads 1; update rlhf"):
+        shelf.checkpoints.newest()
+
+
+def test_names_that_only_look_like_checkpoints_are_ignored_with_one_warning(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    for name in ("step_0400", "step_4e2", "step_-1"):
+        shutil.copytree(newest, newest.with_name(name))
+    assert shelf.checkpoints.newest()[0].name == "step_2"
+    assert len(shelf.warnings) == 1
+    assert "step_-1, step_0400, step_4e2" in shelf.warnings[0]
+
+
+def test_times_and_clocks_do_not_matter(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    for path in newest.parent.rglob("*"):
+        os.utime(path, (0, 2**31 if "step_1" in path.parts else 0))
+    assert shelf.checkpoints.newest()[0] == newest
+
+
+def test_a_stale_temporary_folder_is_ignored_and_cleared(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    shutil.copytree(newest, newest.with_name("tmp-step_9"))
+    assert shelf.checkpoints.newest()[0] == newest
+    shelf.save(3)
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["step_2", "step_3"]
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(shelf: Shelf) -> None:
+    newest = shelf.checkpoints.newest()[0]
+    (newest / "state.json").write_text("{}")
+    shelf.save(2)
+    assert shelf.checkpoints.newest()[0].name == "step_2"
+
+
+class Disk(FakeTrainEngine):
+    """An engine whose disk fills up while it saves."""
+
+    error: OSError = OSError(errno.ENOSPC, "No space left on device")
+
+    def save(self, directory: Path) -> None:
+        (directory / "half").write_text("half")
+        raise self.error
+
+
+def test_a_full_disk_keeps_the_older_ones_and_training_goes_on_until_the_third_time(shelf: Shelf) -> None:
+    shelf.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
+    for step in (3, 4):
+        assert shelf.checkpoints.try_save(replace(STATE, step=step), shelf.engines) is None
+    assert "No space left on device. Older checkpoints stand" in shelf.warnings[-1]
+    path, state = shelf.checkpoints.newest()
+    assert (path.name, state.step) == ("step_2", 2)
+    assert sorted(child.name for child in path.parent.iterdir()) == ["step_1", "step_2"]
+    with pytest.raises(CheckpointError, match="3 checkpoints in a row failed"):
+        shelf.checkpoints.try_save(replace(STATE, step=5), shelf.engines)
+
+
+def test_a_stalled_engine_is_not_taken_for_a_full_disk(shelf: Shelf) -> None:
+    disk = Disk(np.zeros(4), Head.VALUES)
+    disk.error = StallError("critic did not answer")  # StallError is a TimeoutError, which is an OSError
+    shelf.engines[Role.CRITIC] = disk
+    with pytest.raises(StallError):
+        shelf.checkpoints.try_save(replace(STATE, step=3), shelf.engines)
+
+
+def test_free_space_is_looked_at_before_writing(shelf: Shelf) -> None:
+    folder = shelf.checkpoints.newest()[0].parent
+    full = Checkpoints(folder, keep=2, warn=shelf.warnings.append, free_bytes=lambda _: 100)
+    with pytest.raises(CheckpointError, match=r"needs about \S+ GB, 1e-07 GB free in"):
+        full.save(replace(STATE, step=3), shelf.engines)
+    assert full.newest()[0].name == "step_2"
+
+
+@pytest.mark.parametrize(("free", "is_warned"), [(10**6, False), (100, True)])
+def test_a_disk_that_will_be_too_small_is_told_of_at_the_first_save(tmp_path: Path, free: int, is_warned: bool) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.checkpoints = Checkpoints(tmp_path, keep=2, warn=shelf.warnings.append, free_bytes=lambda _: free)
+    shelf.save(0)
+    assert [text for text in shelf.warnings if "2 more of" in text and "lower checkpoint.keep" in text] == (
+        shelf.warnings if is_warned else []
+    )
+    assert bool(shelf.warnings) is is_warned
+
+
+def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, keep=1)
+    shelf.save(1)
+    shelf.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
+    with pytest.raises(CheckpointError):
+        shelf.save(2)
+    assert shelf.checkpoints.newest()[0].name == "step_1"
+    shelf.engines[Role.CRITIC] = FakeTrainEngine(np.zeros(4), Head.VALUES)
+    shelf.save(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment_or_out_of_disk_at_any_byte_the_newest_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.unit.orchestrator.run.torture", str(tmp_path / "c"), str(NUM_TORTURES), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    cut_off, full = map(int, done.stdout.split())
+    assert cut_off > NUM_TORTURES // 4, "most kills came between saves"
+    assert full > NUM_TORTURES // 4, "the disk was hardly ever full"
+
+
+def test_a_checkpoint_just_saved_outlives_damaged_later_ones(tmp_path: Path) -> None:
+    """As they lie there when a run goes on from an earlier one, with fewer to keep."""
+    shelf = Shelf(tmp_path, keep=3)
+    for step in (10, 20, 30):
+        shelf.save(step)
+    for step in (20, 30):
+        (tmp_path / f"step_{step}" / "manifest.json").write_text("")
+    shelf = Shelf(tmp_path, keep=2)
+    assert shelf.checkpoints.newest()[0].name == "step_10"
+    shelf.save(12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_12"]
+    assert shelf.checkpoints.newest()[0].name == "step_12"
+
+
+class ElsewhereEngine(FakeTrainEngine):
+    """Its node does not see the folder: nothing arrives there."""
+
+    def save(self, directory: Path) -> None:
+        del directory
+
+
+def test_a_folder_that_nodes_do_not_share_is_told_by_the_first_save(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.engines[Role.CRITIC] = ElsewhereEngine(np.zeros(4), Head.VALUES)
+    with pytest.raises(CheckpointError, match=r"critic wrote nothing into .*: set run\.dir to a folder that all nodes"):
+        shelf.save(1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,224 @@
+"""A run that was cut off and continued is the run that never stopped; and what may not be continued."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
+from rlhf.errors import CheckpointError, ConfigError, PreemptedError
+from rlhf.orchestrator.run.checkpoint import RunState
+from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.run.resume import changed_keys, require_same_run
+from rlhf.types import (
+    Head,
+    LossMetrics,
+    Role,
+    Rollout,
+    RolloutRequest,
+    TrainBatch,
+)
+from tests.unit.orchestrator.fused import Fuse, KilledError, evidence, fused_run, kill
+from tests.unit.orchestrator.support import TOKENIZER, Run, ppo_run, sft_run
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, list[str]]:
+    fuse = Fuse(0, kill)
+    run = fused_run(tmp_path_factory.mktemp("whole") / "a", fuse)
+    run.run()
+    return evidence(run), fuse.names
+
+
+NUM_CALLS = 115
+
+
+def test_the_calls_of_a_run_are_as_many_as_are_cut_off_below(uninterrupted: tuple[object, list[str]]) -> None:
+    assert len(uninterrupted[1]) == NUM_CALLS
+
+
+@pytest.mark.parametrize("calls", [*range(3, NUM_CALLS, 9), NUM_CALLS - 2, NUM_CALLS - 1, NUM_CALLS])
+def test_killed_between_any_two_phases_and_resumed_is_uninterrupted(
+    tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
+) -> None:
+    killed = fused_run(tmp_path / "a", Fuse(calls, kill))
+    with pytest.raises(KilledError):
+        killed.run()
+    resumed = fused_run(tmp_path / "a", Fuse(0, kill))
+    resumed.run(resume=True)
+    assert evidence(resumed) == uninterrupted[0]
+
+
+@pytest.mark.parametrize("calls", [5, 8, 10, 13, 20, 31, 44, 57, 62, 68, 79, 90])
+def test_a_signal_saves_a_finished_step_and_resumes_to_the_same(
+    tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
+) -> None:
+    number = signal.SIGUSR1 if calls % 2 else signal.SIGTERM
+    preempted = fused_run(tmp_path / "a", Fuse(calls, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(PreemptedError, match=r"asked to stop: step \d is saved; continue with --resume") as error:
+        preempted.run()
+    assert error.value.exit_code == 75
+    assert json.loads((tmp_path / "a/status.json").read_text())["status"] == "preempted"
+    resumed = fused_run(tmp_path / "a", Fuse(0, kill))
+    resumed.run(resume=True)
+    assert evidence(resumed) == uninterrupted[0]
+
+
+def test_a_signal_before_the_loop_ends_the_run_at_once() -> None:
+    stop = StopRequest(grace_s=60)
+    with stop.listening(), pytest.raises(PreemptedError, match="stopped by SIGUSR1 while the run starts"):
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_no_update_is_begun_after_sigterm_came_while_measuring(tmp_path: Path) -> None:
+    fuse = Fuse(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = fused_run(tmp_path / "a", fuse)
+    with pytest.raises(PreemptedError, match="step 0 is saved"):
+        run.run()
+    assert "forward" in fuse.names[5]
+    assert run.engines[Role.POLICY].num_steps == 0
+
+
+class Stuck(FakeRollout):
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        threading.Event().wait(1.5)
+        raise AssertionError
+
+
+def stuck_run(path: Path, grace_s: float) -> Run:
+    run = sft_run(path, stop=StopRequest(grace_s))
+
+    class StuckEngine(FakeTrainEngine):
+        def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(30)
+            raise AssertionError
+
+    run.engines[Role.POLICY] = StuckEngine(FakeRollout(TOKENIZER.num_tokens).table, Head.LOG_PROBS)
+    return run
+
+
+def test_the_grace_period_is_a_promise(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(PreemptedError, match=r"no safe point within 0\.2 s of the signal"):
+        stuck_run(tmp_path / "a", 0.2).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(PreemptedError, match="stopped at once by a second SIGINT"):
+        stuck_run(tmp_path / "a", 20.0).run()
+
+
+def test_waiting_for_rollouts_is_a_safe_point(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "a", stop=StopRequest(10.0))
+    run.rollout = Stuck(TOKENIZER.num_tokens)
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    run.engines[Role.POLICY] = FakeTrainEngine(run.rollout.table, Head.LOG_PROBS, rollout=run.rollout)
+    with pytest.raises(PreemptedError, match="step 0 is saved"):
+        run.run()
+
+
+def test_a_finished_run_says_so_instead_of_doing_nothing(tmp_path: Path) -> None:
+    sft_run(tmp_path / "a").run()
+    with pytest.raises(ConfigError, match=r"step 6 is done, and train\.num_steps is 6: nothing is left to do"):
+        sft_run(tmp_path / "a").run(resume=True)
+    longer = sft_run(tmp_path / "a", num_steps=8)
+    longer.run(resume=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()] == [
+        *range(1, 9)
+    ]
+
+
+def test_damage_to_the_newest_is_told_and_the_older_one_is_used(tmp_path: Path) -> None:
+    sft_run(tmp_path / "a").run()
+    (tmp_path / "a/checkpoints/step_6/policy/engine.npz").write_bytes(b"")
+    again = sft_run(tmp_path / "a", num_steps=7)
+    again.run(resume=True)
+    assert "step_6: policy/engine.npz has 0 bytes" in again.out.getvalue()
+    assert "continuing after step 4" in again.out.getvalue()
+
+
+def test_none_whole_is_not_a_fresh_start(tmp_path: Path) -> None:
+    sft_run(tmp_path / "a").run()
+    for manifest in (tmp_path / "a/checkpoints").glob("*/manifest.json"):
+        manifest.unlink()
+    with pytest.raises(CheckpointError, match="2 checkpoints, none complete"):
+        sft_run(tmp_path / "a").run(resume=True)
+
+
+SAVED = RunState(
+    step=400,
+    seed=1,
+    ranks={"policy": 8},
+    config={"policy": {"lr": 1e-6}, "data": {"path": "a"}, "log": {"x": 1}, "train": {"num_steps": 5}},
+    data_fingerprint="f1",
+)
+
+
+def changed(**leaves: str | float) -> dict[str, dict[str, str | float]]:
+    config: dict[str, dict[str, str | float]] = {
+        "policy": {"lr": 1e-6}, "data": {"path": "a"}, "log": {"x": 1}, "train": {"num_steps": 5}
+    }  # fmt: skip
+    for key, value in leaves.items():
+        section, leaf = key.split("__")
+        config[section][leaf] = value
+    return config
+
+
+def test_every_harmful_change_is_listed_at_once() -> None:
+    now = replace(
+        SAVED, config=changed(policy__lr=2e-6, data__path="b", log__x=2, train__num_steps=9), data_fingerprint="f2"
+    )  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        require_same_run(SAVED, now, ())
+    assert caught.value.problems == (
+        "resume: changed since step_400: policy.lr 1e-06 -> 2e-06, data.path a -> b. "
+        "To accept: --checkpoint.accept_change policy.lr --checkpoint.accept_change data.path",
+        "data: the files changed since step_400 (sha256 differs). Pass --checkpoint.accept_change data",
+    )
+    require_same_run(SAVED, now, ("policy.lr", "data.path", "data"))
+
+
+def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
+    require_same_run(SAVED, replace(SAVED, config=changed(log__x=5, train__num_steps=50)), ())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="policy was saved on 8 ranks, now 4"):
+        require_same_run(SAVED, replace(SAVED, ranks={"policy": 4}), ("policy.*",))
+    with pytest.raises(ConfigError, match="does not hold the same trained models"):
+        require_same_run(SAVED, replace(SAVED, ranks={"policy": 8, "critic": 1}), ())
+
+
+def test_adapters_beside_other_layers_are_never_accepted() -> None:
+    saved = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "k_proj"]}}})
+    now = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}}})
+    with pytest.raises(ConfigError, match=r"^resume: policy\.lora\.targets was .*; step_\d+ can only be read with"):
+        require_same_run(saved, now, ["policy.lora.targets", "policy.*"])
+
+
+def test_a_checkpoint_from_before_adapters_is_read_without_them() -> None:
+    saved = replace(SAVED, config={"policy": {"lr": 1e-6}})
+    without, with_some = (replace(SAVED, config={"policy": {"lr": 1e-6, "lora": {"rank": n}}}) for n in (0, 8))
+    require_same_run(saved, without, ("policy.lora.*",))
+    with pytest.raises(ConfigError, match=r"^resume: policy\.lora\.rank was .*, now 8; step_\d+ can only be read with"):
+        require_same_run(saved, with_some, ("policy.lora.*",))
+
+
+def test_another_zero_stage_is_never_accepted() -> None:
+    saved = replace(SAVED, config={"policy": {"zero_stage": 3, "lr": 1e-6}})
+    now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
+    with pytest.raises(ConfigError, match=r"^resume: policy\.zero_stage was 3, now 2; step_\d+ can only be read with"):
+        require_same_run(saved, now, ("policy.*",))
+    scorers = [replace(SAVED, config={"reference": {"zero_stage": stage}}) for stage in (3, 0)]
+    require_same_run(scorers[0], scorers[1], ("reference.*",))  # of a reference nothing is saved
+
+
+def test_keys_that_come_and_go_are_changes() -> None:
+    assert changed_keys({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": 2}) == [("a.b", 1, None), ("a.d", None, 3)]

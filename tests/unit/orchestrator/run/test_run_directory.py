@@ -1,0 +1,190 @@
+"""The run's folder: one driver at a time, and nobody else's folder."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.run import LogSection
+from rlhf.errors import CheckpointError, ConfigError
+from rlhf.orchestrator.run.console import make_console
+from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.run_directory import RunDirectory, Status
+from rlhf.orchestrator.run.trackers import JsonLines
+from tests.unit.orchestrator.support import given_group
+
+RACE = """
+import sys
+from pathlib import Path
+from rlhf.errors import CheckpointError, ConfigError
+from rlhf.orchestrator.run.run_directory import RunDirectory
+print("ready", flush=True)
+won = []
+for line in sys.stdin:
+    try:
+        won.append(RunDirectory.open(Path(line.strip()), resume=False))
+        print("won", flush=True)
+    except ConfigError as error:
+        assert "in use by" in str(error), error
+        print("in use", flush=True)
+"""
+HOLD = """
+import sys, time
+from pathlib import Path
+from rlhf.orchestrator.run.run_directory import RunDirectory
+run = RunDirectory.open(Path(sys.argv[1]), resume=False)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        run.write_config("x: 1\n")
+        run.note("resume", "from step 3", step=3)
+        run.write_status(Status.RUNNING, step=3, num_steps=9)
+        run.write_rollouts(3, [given_group(1, ["ab\x1b[31m"[:2], "a"], [1.0, 0.0])])
+        assert run.read_status() is Status.RUNNING
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {
+        "config.yaml", "events.jsonl", "rollouts", "checkpoints", "tensorboard", "logs", "status.json", "lock",
+        "lock_holder.json",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "a/rollouts/step_000003.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows] == ["ab", "a"]
+    assert (tmp_path / "a/logs/attempt_1").is_dir()
+
+
+@pytest.mark.timeout(60)
+def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=rf"in use by pid {holder.pid} on \S+ since") as caught:
+                RunDirectory.open(path, resume=resume)
+            assert caught.value.exit_code == 2
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(10)
+    RunDirectory.open(path, resume=False).close()
+
+
+@pytest.mark.timeout(120)
+def test_of_two_drivers_at_once_one_wins(tmp_path: Path) -> None:
+    """Twenty races of two processes that start together."""
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        assert [told(racer) for racer in racers] == ["ready", "ready"]
+        for race in range(20):
+            for racer in racers:
+                ask(racer, str(tmp_path / str(race)))
+            assert sorted(told(racer) for racer in racers) == ["in use", "won"]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def ask(racer: "subprocess.Popen[str]", line: str) -> None:
+    assert racer.stdin is not None
+    racer.stdin.write(f"{line}\n")
+    racer.stdin.flush()
+
+
+def told(racer: "subprocess.Popen[str]") -> str:
+    assert racer.stdout is not None
+    return racer.stdout.readline().strip()
+
+
+def test_a_file_system_without_locks_is_not_called_a_second_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockf(descriptor: int, command: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("rlhf.orchestrator.run.run_directory.fcntl.lockf", lockf)
+    with pytest.raises(CheckpointError, match=r"a: cannot be locked \(No locks available\)\. Choose a run\.dir"):
+        RunDirectory.open(tmp_path / "a", resume=False)
+
+
+def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "a", resume=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], close_fds=False)
+    try:
+        run.close()
+        subprocess.run([sys.executable, "-c", HOLD.replace("time.sleep(60)", ""), str(run.path)], check=True)
+    finally:
+        child.kill()
+        child.wait(10)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is not an rlhf run"):
+        RunDirectory.open(tmp_path, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="exists and is not a folder"):
+        RunDirectory.open(tmp_path / "thesis.txt", resume=True)
+
+
+def test_a_run_with_checkpoints_is_not_started_over(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        (run.checkpoints / "step_0").mkdir()
+    with pytest.raises(ConfigError, match=r"holds a run already\. Continue it with --resume"):
+        RunDirectory.open(tmp_path / "a", resume=False)
+    with RunDirectory.open(tmp_path / "a", resume=True) as run:
+        assert run.attempt == 2
+
+
+def test_a_run_that_died_while_starting_may_be_started_again(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        run.metrics.write_text('{"step": 1}\n')
+    with pytest.raises(ConfigError, match=r"no run to resume\. Leave out --resume"):
+        RunDirectory.open(tmp_path / "a", resume=True)
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        assert run.metrics.read_text() == ""
+
+
+def test_going_back_drops_what_was_recorded_later_and_what_was_torn(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 6)]
+        run.metrics.write_text("\n".join(lines) + '\n{"step": 3, "lo')
+        for step in range(1, 6):
+            run.write_rollouts(step, [])
+        run.rewind(3)
+        assert run.metrics.read_text().splitlines() == lines[:3]
+        assert sorted(path.name for path in run.rollouts.iterdir()) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3)]
+
+
+def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        for file in (run.events, run.metrics):
+            file.symlink_to("/dev/full")
+        out = io.StringIO()
+        records = Records(run, [JsonLines(run.metrics)], make_console(out, 3), LogSection(), num_steps=3)
+        with records.open():
+            records.step(1, {"loss": 0.5}, [], online=False)
+            records.warn("a tie")
+        assert json.loads((run.path / "status.json").read_text())["step"] == 1
+    told = out.getvalue()
+    assert "metrics.jsonl: cannot be written (No space left on device); the run goes on without this record" in told
+    assert "events.jsonl: cannot be written" in told
+    assert "a tie" in told
+
+
+def test_a_disk_that_refuses_is_blamed_by_name(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        run.events.symlink_to("/dev/full")
+        with pytest.raises(CheckpointError, match=r"events\.jsonl: cannot be written \(No space left on device\)"):
+            run.note("resume", "from step 3")

@@ -1,0 +1,208 @@
+"""Where groups come from."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlhf.engines.fakes import FakeReward, FakeRollout
+from rlhf.errors import RewardError, WorkerLostError
+from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.step.buffer import LagBuffer
+from rlhf.orchestrator.step.sources import (
+    GroupBatch,
+    OfflineSource,
+    RolloutPlan,
+    RolloutSource,
+    Sampler,
+    make_requests,
+    request_seed,
+)
+from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
+from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
+
+pytestmark = pytest.mark.timeout(20)
+
+PLAN = RolloutPlan(batch_size=4, num_samples=2, sampling=Sampling(max_tokens=5), seed=1)
+
+
+def source(
+    *,
+    engine: FakeRollout | None = None,
+    rewards: FakeReward | None = None,
+    plan: RolloutPlan = PLAN,
+    keep: Callable[[ScoredGroup], bool] = lambda _: True,
+    num_prompts: int = 7,
+) -> RolloutSource:
+    return RolloutSource(
+        Order([make_prompt(i) for i in range(num_prompts)], seed=0),
+        Sampler(engine or FakeRollout(TOKENIZER.num_tokens), rewards or FakeReward(), TOKENIZER),
+        plan,
+        LagBuffer[GroupBatch](max_lag=0, slot_timeout_s=5, take_timeout_s=5),
+        keep,
+    )
+
+
+def first_batch(made: RolloutSource) -> GroupBatch:
+    made.start(1, 1, 0)
+    try:
+        return made.take(1)
+    finally:
+        made.close()
+
+
+def test_seeds_depend_on_the_run_and_the_place_alone() -> None:
+    seeds = {
+        request_seed(run, step, prompt, index)
+        for run in (0, 1, 2**62)
+        for step in (1, 2)
+        for prompt in ("p1", "p11", "1")
+        for index in (0, 1, 11)
+    }
+    assert len(seeds) == 3 * 2 * 3 * 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert request_seed(1, 2, "p", 3) == 2179604260263729431
+
+
+def test_a_prompt_that_comes_twice_in_a_step_gets_other_answers() -> None:
+    seen: Counter[str] = Counter()
+    requests = make_requests(3, [make_prompt(1), make_prompt(2), make_prompt(1)], PLAN, seen)
+    requests += make_requests(3, [make_prompt(1)], PLAN, seen)
+    assert len({request.id for request in requests}) == len({request.seed for request in requests}) == 8
+    again = make_requests(3, [make_prompt(2)], PLAN, Counter())
+    assert [request.seed for request in again] == [request.seed for request in requests[2:4]]
+
+
+def test_opponents_are_the_last_answers_of_each_group_and_the_greedy_answer_comes_after_them() -> None:
+    plan = replace(PLAN, num_samples=3, num_opponents=1, mixture=0.25, greedy_baseline=True)
+    requests = make_requests(3, [make_prompt(1), make_prompt(2)], plan, Counter())
+    drawn = [(request.prompt_id, request.sampling.mixture, request.sampling.temperature) for request in requests]
+    assert drawn == [(p, *how) for p in ("p1", "p2") for how in ((0.0, 1.0), (0.0, 1.0), (0.25, 1.0), (0.0, 0.0))]
+
+
+class GreedyBest(FakeReward):
+    """10 for the answer that is asked for last of each prompt, which is the greedy one; else its length."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        return [Reward(total=10.0 if r.id.endswith("/2") else float(len(r.token_ids))) for r in rollouts]
+
+
+def test_the_greedy_answer_is_the_baseline_and_is_not_trained_on() -> None:
+    engine = FakeRollout(TOKENIZER.num_tokens)
+    engine.receive(0, np.linspace(0.0, 1.0, TOKENIZER.num_tokens))
+    baseline = replace(PLAN, greedy_baseline=True)
+    batch = first_batch(source(engine=engine, rewards=GreedyBest(), plan=baseline))
+    plain = first_batch(source(engine=engine))
+    assert [g.baseline.total for g in batch.groups if g.baseline is not None] == [10.0] * 4
+    assert [len(g.rollouts) for g in batch.groups] == [2] * 4
+    assert [g.responses for g in batch.groups] == [g.responses for g in plain.groups]
+    assert [rollout.token_ids.tolist() for rollout in batch.baselines] == [[9] * 5] * 4
+    assert [rollout.prompt_id for rollout in batch.baselines] == [g.prompt.id for g in batch.groups]
+    assert batch.metrics["rollout/baseline"] == 10.0
+    assert batch.metrics["reward/mean_all"] < 10.0
+    assert batch.metrics["rollout/tokens"] == plain.metrics["rollout/tokens"] + 4 * 5
+
+
+def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
+    batch = first_batch(source(plan=replace(PLAN, greedy_baseline=True), keep=lambda group: group.prompt.id != "p3"))
+    assert batch.metrics["rollout/groups_dropped"] > 0
+    assert len(batch.baselines) == len(batch.groups) == 4
+    assert all(group.baseline is not None for group in batch.groups)
+
+
+class Shuffled(FakeRollout):
+    """Answers in another order."""
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return list(reversed(super().generate(requests)))
+
+
+def test_answers_are_matched_by_id_and_not_by_order() -> None:
+    straight, shuffled = first_batch(source()), first_batch(source(engine=Shuffled(TOKENIZER.num_tokens)))
+    assert [g.responses for g in straight.groups] == [g.responses for g in shuffled.groups]
+    for group in shuffled.groups:
+        assert {rollout.prompt_id for rollout in group.rollouts} == {group.prompt.id}
+
+
+class Losing(FakeRollout):
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return super().generate(requests)[1:]
+
+
+class Repeating(FakeRollout):
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        answers = super().generate(requests)
+        return [answers[1], *answers[1:]]
+
+
+@pytest.mark.parametrize("engine", [Losing, Repeating])
+def test_a_lost_answer_is_an_error(engine: type[FakeRollout]) -> None:
+    with pytest.raises(WorkerLostError, match=r"8 answers were asked for, 7 came \(missing: 1/p\d/0\)"):
+        first_batch(source(engine=engine(TOKENIZER.num_tokens)))
+
+
+class TooFew(FakeReward):
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        return super().score(prompts, responses, rollouts)[:-1]
+
+
+def test_a_missing_reward_is_an_error_and_never_invented() -> None:
+    with pytest.raises(RewardError, match="got 7 scores for 8 samples"):
+        first_batch(source(rewards=TooFew()))
+
+
+def test_an_answer_is_the_decoded_tokens_and_the_tokens_are_kept() -> None:
+    for group in first_batch(source()).groups:
+        for rollout, response in zip(group.rollouts, group.responses, strict=True):
+            assert response == TOKENIZER.decode(rollout.token_ids.tolist())
+
+
+def test_groups_that_are_dropped_are_sampled_again_and_reported() -> None:
+    """Reward of what was kept and of everything are both there."""
+
+    def keep(group: ScoredGroup) -> bool:
+        return any(reward.total > 0 for reward in group.rewards)
+
+    batch = first_batch(source(keep=keep))
+    assert len(batch.groups) == 4
+    assert batch.metrics["rollout/groups_dropped"] > 0
+    kept = np.mean([reward.total for group in batch.groups for reward in group.rewards])
+    assert batch.metrics["reward/mean_all"] < kept
+    assert batch.position == 4 + batch.metrics["rollout/groups_dropped"]
+
+
+def test_a_solved_task_ends_and_does_not_loop() -> None:
+    """The rounds are bounded, and the end is clear."""
+    engine = FakeRollout(TOKENIZER.num_tokens)
+    with pytest.raises(RewardError, match="none of the 40 groups sampled for step 1 is worth training on"):
+        first_batch(source(engine=engine, keep=lambda _: False))
+    assert engine.num_requests == 80
+
+
+def test_rounds_that_end_with_some_groups_train_on_those() -> None:
+    batch = first_batch(source(keep=lambda group: group.prompt.id == "p3", num_prompts=20))
+    assert {group.prompt.id for group in batch.groups} == {"p3"}
+    assert len(batch.groups) < 4
+
+
+def test_given_data_keeps_its_place() -> None:
+    rows = [given_group(i, ["a"], [0.0]) for i in range(5)]
+    first = OfflineSource(Order(rows, seed=2), 3, lambda _: True)
+    first.start(1, 9, 0)
+    first.take(1)
+    position = first.take(2).position
+    wanted = first.take(3)
+    second = OfflineSource(Order(rows, seed=2), 3, lambda _: True)
+    second.start(3, 9, position)
+    assert second.take(3) == wanted
+
+
+def test_given_rows_that_teach_nothing_are_dropped_and_counted() -> None:
+    rows = [given_group(i, ["a"], [float(i)]) for i in range(4)]
+    made = OfflineSource(Order(rows, seed=2), 4, lambda group: group.rewards[0].total > 1)
+    made.start(1, 1, 0)
+    batch = made.take(1)
+    assert len(batch.groups) == 2
+    assert batch.metrics["data/groups_dropped"] == 2
