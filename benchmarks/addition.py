@@ -68,7 +68,7 @@ def settings(folder: Path, seed: int) -> dict[str, dict[str, object]]:
             "data.eval_path": folder / "held_out.jsonl",
             "eval.every_steps": 20,
             "rollout.batch_size": 128,
-            "rollout.num_samples": 8,
+            "rollout.group_size": 8,
             "rollout.max_prompt_tokens": 8,
             "rollout.max_response_tokens": MAX_ANSWER_TOKENS,
             "rollout.max_num_seqs": 512,

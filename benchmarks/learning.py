@@ -202,7 +202,7 @@ def show_lags(path: Path) -> None:
         spread = f" ± {stdev(finals):.3f}" if len(finals) > 1 else ""
         figures = [
             mean(result.figures.get(key, 0.0) for result in runs.values())
-            for key in ("sampler/kl", "sampler/log_prob_gap", "sampler/outside_band", "rollout/lag_mean")
+            for key in ("mismatch/kl", "mismatch/log_prob", "mismatch/outside_band", "rollout/lag_mean")
         ]
         lag_max = max(result.figures["rollout/lag_max"] for result in runs.values())
         rows.append(
@@ -218,7 +218,7 @@ def show_lags(path: Path) -> None:
         "max_lag, correction",
         "seeds",
         f"reward, last {LAST} steps",
-        "sampler/kl",
+        "mismatch/kl",
         "log_prob_gap",
         "outside_band",
     ]

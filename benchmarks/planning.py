@@ -58,7 +58,7 @@ def train(folder: Path, size: str, steps: int) -> Path:
         "data.path": "prompts.jsonl",
         "reward.function": "letters:score",
         "rollout.batch_size": 4,
-        "rollout.num_samples": 8,
+        "rollout.group_size": 8,
         "rollout.max_prompt_tokens": 64,
         "rollout.max_response_tokens": 64,
         "rollout.kv_cache_gib": 0.25,
@@ -92,7 +92,8 @@ def row(size: str, plan: Plan, found: Measured) -> list[str]:
         cells.append(f"{held / GIB:.2f} | {found.memory[name] / GIB:.2f} | {held / found.memory[name]:.2f}")
     cells.append(f"{plan.step_s:.2f} | {found.step_s:.2f} | {plan.step_s / found.step_s:.2f}")
     cells += [
-        f"{plan.seconds[phase]:.2f} | {found.seconds.get(phase, 0.0):.2f}" for phase in ("generate", "measure", "learn")
+        f"{plan.seconds[phase]:.2f} | {found.seconds.get(phase, 0.0):.2f}"
+        for phase in ("generate", "log_probs", "learn")
     ]
     return cells
 

@@ -19,7 +19,7 @@ from statistics import median
 from benchmarks.tables import show
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 
-PHASES = ("generate", "score", "measure", "credit", "learn", "sync")
+PHASES = ("generate", "score", "log_probs", "credit", "learn", "sync")
 WARM_UP = 2
 """First steps left out: the first batches compile."""
 REWARD = """

@@ -72,7 +72,7 @@ class NumericsError(RlhfError, ArithmeticError):
     exit_code = 6
     meaning = "numbers stopped being finite, sampler and trainer disagree too much, or nothing was learned"
     advice = (
-        "See events.jsonl and the metrics sampler/*; lower the learning rate or set dtype to float32, then continue "
+        "See events.jsonl and the metrics mismatch/*; lower the learning rate or set dtype to float32, then continue "
         "with --resume."
     )
 

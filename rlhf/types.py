@@ -284,7 +284,7 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossMetrics:
+class Metrics:
     """Figures of a step. `sums` were divided by global denominators already, so adding them over micro-batches and
     ranks gives the mean of the step; `maxima` combine by max. `warnings` are what credit has to tell the user; the loop
     tells them."""
@@ -293,12 +293,12 @@ class LossMetrics:
     maxima: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def __add__(self, other: "LossMetrics") -> "LossMetrics":
+    def __add__(self, other: "Metrics") -> "Metrics":
         sums = {k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in (*self.sums, *other.sums)}
         maxima = {
             k: max(self.maxima.get(k, -np.inf), other.maxima.get(k, -np.inf)) for k in (*self.maxima, *other.maxima)
         }
-        return LossMetrics(sums=sums, maxima=maxima, warnings=self.warnings + other.warnings)
+        return Metrics(sums=sums, maxima=maxima, warnings=self.warnings + other.warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,13 +86,13 @@ class Case:
         return self.shape.num_tokens if self.lengths == "uniform" else self.shape.num_tokens * 4
 
     @property
-    def num_samples(self) -> int:
+    def group_size(self) -> int:
         return NUM_SAMPLES.get(self.method, 1)
 
     @property
     def num_rows_a_step(self) -> int:
         """Prompts, demonstrations, pairs or labelled answers."""
-        return self.shape.num_answers // self.num_samples
+        return self.shape.num_answers // self.group_size
 
     @property
     def title(self) -> str:

@@ -35,7 +35,7 @@ def command(case: Case, folder: Path, engine: str) -> list[str]:
             "reward.function": "benchmarks.beside_trl.cases:even_share",
             "rollout.engine": engine,
             "rollout.batch_size": case.num_rows_a_step,
-            "rollout.num_samples": case.num_samples,
+            "rollout.group_size": case.group_size,
             "rollout.max_prompt_tokens": PROMPT_TOKENS,
             "rollout.max_response_tokens": case.max_tokens,
         }

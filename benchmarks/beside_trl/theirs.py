@@ -91,7 +91,7 @@ def make_arguments(case: Case, folder: Path) -> TrainingArguments:
         "dpo": {"max_length": 1024, "precompute_ref_log_probs": True},
         "kto": {"max_length": 1024, "precompute_ref_log_probs": True},
         "grpo": {
-            "num_generations": case.num_samples,
+            "num_generations": case.group_size,
             "max_completion_length": case.max_tokens,
             "temperature": 1.0,
             "beta": 0.0,
@@ -124,7 +124,7 @@ def make_arguments(case: Case, folder: Path) -> TrainingArguments:
 def train(case: Case, folder: Path) -> Figures:
     watch, reward = Watch(), Reward()
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    rewards: dict[str, Callable[..., object]] = {"reward_funcs": reward} if case.num_samples > 1 else {}
+    rewards: dict[str, Callable[..., object]] = {"reward_funcs": reward} if case.group_size > 1 else {}
     trainer = TRAINERS[case.method](
         model=str(folder / "model"),
         args=make_arguments(case, folder),

@@ -39,7 +39,7 @@ class Actor:
     def where(self) -> tuple[str, int, str]:
         return here()
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Answer where nothing stands in the way of other questions by other processes."""
 
     def gpus(self) -> list[str]:

@@ -8,7 +8,7 @@ from rlhf.engines.base import RolloutEngine
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest, SyncReport
 
 
-class RestingPool:
+class SleepingRolloutPool:
     """Engines that are awake only while they answer, so that models can have the memory of the shared devices.
 
     Consumes: requests. Waits for: the engines to wake, and to fall asleep when the last of several calls at once is
@@ -56,7 +56,7 @@ class RestingPool:
                 self._engines.sleep()
 
 
-class WakingPolicy(ProbedPolicy):
+class WakeBeforeSync(ProbedPolicy):
     """The policy of engines that rest: it wakes them to send its weights. They stay awake, since they answer next."""
 
     def send_weights(self, version: int) -> SyncReport:

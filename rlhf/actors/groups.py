@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from rlhf.actors.calls import Call, Worker, answers, first_line, traffic
 from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
-from rlhf.types import FloatArray, LossMetrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
+from rlhf.types import FloatArray, Metrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
 
 Item = TypeVar("Item")
 Submit = Callable[[int, "ray.actor.ActorHandle"], "ray.ObjectRef[object]"]
@@ -96,12 +96,12 @@ class GroupEngine:
         answers = self._run("forward", lambda rank, handle: handle.forward.remote(self.role, parts[rank]))
         return [array for part in answers for array in cast(list[FloatArray], part)]
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         parts = self._split(batches)
         answers = self._run(
             "forward_backward", lambda rank, handle: handle.forward_backward.remote(self.role, parts[rank])
         )
-        return sum(cast(list[LossMetrics], answers), LossMetrics())
+        return sum(cast(list[Metrics], answers), Metrics())
 
     def optim_step(self) -> StepReport:
         answers = self._run("optim_step", lambda _rank, handle: handle.optim_step.remote(self.role))
@@ -141,16 +141,16 @@ class GroupEngine:
         return [batches[rank * share : (rank + 1) * share] for rank in range(self.num_ranks)]
 
 
-class FollowingReference(GroupEngine):
-    """The reference that the policy's own processes hold, as a `FollowingScorer`."""
+class EmaReferenceEngine(GroupEngine):
+    """The reference that the policy's own processes hold, as a `EmaReferenceScorer`."""
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         parts = self._split(batches)
         answers = self._run(
-            "forward_following", lambda rank, handle: handle.forward_following.remote(self.role, parts[rank])
+            "forward_ema_reference", lambda rank, handle: handle.forward_ema_reference.remote(self.role, parts[rank])
         )
         return [array for part in answers for array in cast(list[FloatArray], part)]
 
-    def follow(self) -> float:
-        answers = self._run("follow", lambda _rank, handle: handle.follow.remote(self.role))
+    def update_ema(self) -> float:
+        answers = self._run("follow", lambda _rank, handle: handle.update_ema.remote(self.role))
         return cast(float, answers[0])

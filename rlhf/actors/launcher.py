@@ -34,7 +34,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Script:
+class LaunchSpec:
     """Who plays in a run: what each role loads."""
 
     trainees: Mapping[Role, TraineeSpec] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class Workers:
     """The started actors, and the kind of device that they compute on."""
 
     device: str
@@ -55,15 +55,15 @@ class Crew:
     rewards: Mapping[str, WorkerGroup]
 
 
-def end_role(cluster: Cluster, crew: Crew, role: Role) -> Crew:
+def end_role(cluster: Cluster, workers: Workers, role: Role) -> Workers:
     """Give back the memory of a role that is not needed any more. Returns the crew without it."""
-    group = crew.groups[role]
-    others = {other: started for other, started in crew.groups.items() if other != role}
+    group = workers.groups[role]
+    others = {other: started for other, started in workers.groups.items() if other != role}
     if group in others.values():
         group.run(lambda _rank, handle: handle.unload.remote(role), phase=f"end of {role}", timeout_s=END_TIMEOUT_S)
     else:
         cluster.dismiss(group.workers)
-    return replace(crew, groups=others)
+    return replace(workers, groups=others)
 
 
 def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker]) -> list[Sequence[str]]:
@@ -74,7 +74,7 @@ def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker]) -> list[Sequenc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spared:
+class SurvivingWorkers:
     """Processes that outlive the failure of others: models that only compute and engines, on devices of their own, and
     reward sources."""
 
@@ -88,21 +88,21 @@ class Spared:
         return [*self.engines, *(worker for group in groups for worker in group.workers)]
 
 
-def hosted(groups: Sequence[DeviceGroup]) -> list[tuple[Role, ...]]:
+def model_roles(groups: Sequence[DeviceGroup]) -> list[tuple[Role, ...]]:
     """Of each group, the models that its processes hold."""
     models = (tuple(role for role in group.roles if role != Role.ROLLOUT) for group in groups)
     return [roles for roles in models if roles]
 
 
-def beside_engines(placement: Placement, groups: Mapping[Role, WorkerGroup]) -> list[WorkerGroup]:
+def colocated_models(placement: Placement, groups: Mapping[Role, WorkerGroup]) -> list[WorkerGroup]:
     """The models on the devices of the rollout engines; `groups` by each of their roles."""
     shared = [role for role in placement.group_of(Role.ROLLOUT).roles if role is not Role.ROLLOUT]
     return list(dict.fromkeys(groups[role] for role in shared))
 
 
-def is_well(group: WorkerGroup) -> bool:
+def is_healthy(group: WorkerGroup) -> bool:
     """Whether every process answers soon, and with nothing left of what it was asked."""
-    calls = [Call(worker=worker, ref=worker.handle.begin_anew.remote()) for worker in group.workers]
+    calls = [Call(worker=worker, ref=worker.handle.reset.remote()) for worker in group.workers]
     try:
         wait_all(calls, phase="sign of life", timeout_s=WELL_TIMEOUT_S)
     except (RlhfError, RayError):
@@ -121,7 +121,7 @@ class Launcher:
         self,
         cluster: Cluster,
         placement: Placement,
-        script: Script,
+        script: LaunchSpec,
         *,
         start_timeout_s: float,
         collective_timeout_s: float,
@@ -151,40 +151,40 @@ class Launcher:
         self._env_of_ranks = self._env | environment.of_ranks(placement, cluster.device, num_cores, os.environ)
         self._seats: Mapping[Role, list[Seat]] = {}
         self._gpus_of_engines: list[Sequence[str]] = []
-        self._spared = Spared()
-        self._crew: Crew | None = None
+        self._spared = SurvivingWorkers()
+        self._crew: Workers | None = None
 
     def spare(self) -> list[Worker]:
         """The processes of the last crew that the next one can have. What trains is not among them, nor who shares its
         devices; of the others, every process of a group must be there and answer soon. Empty where a node is gone.
 
         Engines that take weights by other media than gloo start again: their communicator has lost a peer."""
-        crew, self._crew, self._spared = self._crew, None, Spared()
-        if crew is None or not self._cluster.is_whole:
+        workers, self._crew, self._spared = self._crew, None, SurvivingWorkers()
+        if workers is None or not self._cluster.is_whole:
             return []
         apart = [group for group in self._placement.groups if not group.is_shared_by_engines]
         models = {
-            roles: crew.groups[roles[0]]
-            for roles in hosted(apart)
+            roles: workers.groups[roles[0]]
+            for roles in model_roles(apart)
             if not any(role in self._script.trainees for role in roles)
         }
         engine = self._script.engine
         can_stay = engine is not None and engine.sync_backend == "gloo"
-        fleet = crew.engines if can_stay and any(Role.ROLLOUT in group.roles for group in apart) else None
-        self._spared = Spared(
-            models={roles: group for roles, group in models.items() if is_well(group)},
-            engines=fleet.workers if fleet is not None and is_well(fleet) else (),
-            rewards={name: group for name, group in crew.rewards.items() if is_well(group)},
+        fleet = workers.engines if can_stay and any(Role.ROLLOUT in group.roles for group in apart) else None
+        self._spared = SurvivingWorkers(
+            models={roles: group for roles, group in models.items() if is_healthy(group)},
+            engines=fleet.workers if fleet is not None and is_healthy(fleet) else (),
+            rewards={name: group for name, group in workers.rewards.items() if is_healthy(group)},
         )
         return self._spared.workers
 
-    def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Crew:
+    def launch(self, try_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Workers:
         """Reserve, start, join, load. Reward sources are there long before models are: `try_rewards` gets them while
         these load, so that what it raises is known without waiting for them."""
         script, spared = self._script, self._spared
         if not spared.workers:
             self._seats = self._cluster.reserve(self._placement)
-        missing = [roles for roles in hosted(self._placement.groups) if roles not in spared.models]
+        missing = [roles for roles in model_roles(self._placement.groups) if roles not in spared.models]
         models = self._seated({roles: self._seat_ranks(roles) for roles in missing})
         engines = spared.engines
         if script.engine is not None and not engines:
@@ -207,7 +207,7 @@ class Launcher:
             self._load(self._load_engines(engines))
         if script.engine is not None:
             self._connect(groups[Role.POLICY], engines)
-        self._crew = Crew(
+        self._crew = Workers(
             device=self._cluster.device,
             groups=groups,
             engines=self._fleet(groups, engines) if script.engine is not None else None,
@@ -335,7 +335,7 @@ class Launcher:
 
     def _make_room(self, groups: Mapping[Role, WorkerGroup]) -> None:
         """Have models give back what they keep unused of the GPUs on which engines start."""
-        ranks = [worker for group in beside_engines(self._placement, groups) for worker in group.workers]
+        ranks = [worker for group in colocated_models(self._placement, groups) for worker in group.workers]
         self._load([Call(worker=worker, ref=worker.handle.give_back.remote()) for worker in ranks])
 
     @property
@@ -352,7 +352,7 @@ class Launcher:
         group = self._placement.group_of(Role.ROLLOUT)
         if not self._shares_gpus:
             return [()] * group.num_engines
-        (roles,) = hosted([group])
+        (roles,) = model_roles([group])
         return gpus_of_engines(group, models[roles])
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:

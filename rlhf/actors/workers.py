@@ -27,7 +27,7 @@ from rlhf.importing import importing
 from rlhf.types import (
     FloatArray,
     Head,
-    LossMetrics,
+    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -140,8 +140,8 @@ class ModelWorker(RankActor):
             seed=spec.seed,
             where=f"{role}.model",
         )
-        if role is Role.POLICY and algorithm.needs.following is not None:
-            engine.hold_copy(algorithm.needs.following.decay)
+        if role is Role.POLICY and algorithm.needs.ema_reference is not None:
+            engine.hold_copy(algorithm.needs.ema_reference.decay)
         self._engines[role] = self._trainees[role] = engine
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
@@ -173,15 +173,15 @@ class ModelWorker(RankActor):
         with self._trace.span(f"{role} forward"):
             return self._engines[role].forward(batches)
 
-    def forward_following(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        with self._trace.span(f"{role} forward_following"):
-            return self._trainees[role].forward_following(batches)
+    def forward_ema_reference(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        with self._trace.span(f"{role} forward_ema_reference"):
+            return self._trainees[role].forward_ema_reference(batches)
 
-    def follow(self, role: Role) -> float:
+    def update_ema(self, role: Role) -> float:
         with self._trace.span(f"{role} follow"):
-            return self._trainees[role].follow()
+            return self._trainees[role].update_ema()
 
-    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
         with self._trace.span(f"{role} forward_backward"):
             return self._trainees[role].forward_backward(batches)
 
@@ -249,8 +249,8 @@ class RolloutWorker(Actor):
             adapter_rank=spec.adapter_rank,
         )
 
-    def begin_anew(self) -> None:
-        self.engine.begin_anew()
+    def reset(self) -> None:
+        self.engine.reset()
 
     def peak_memory(self) -> int:
         return self.engine.peak_memory()

@@ -47,12 +47,12 @@ def are_equal(rewards: Floats) -> bool:
     return not len(rewards) or bool(rewards.max() == rewards.min())
 
 
-def above_mean(rewards: Floats) -> Floats:
+def group_mean_baseline(rewards: Floats) -> Floats:
     """r_i - mean(r), of one prompt's answers (Shao et al. 2024); exactly 0 where they are equal."""
     return np.zeros_like(rewards) if are_equal(rewards) else rewards - float(rewards.mean())
 
 
-def above_others(rewards: Floats) -> Floats:
+def leave_one_out(rewards: Floats) -> Floats:
     """r_i - mean of the others, of one prompt's answers (Kool et al. 2019); exactly 0 where they are equal."""
     if are_equal(rewards):
         return np.zeros_like(rewards)

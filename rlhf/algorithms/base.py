@@ -13,7 +13,7 @@ from rlhf.types import (
     FloatArray,
     Head,
     Json,
-    LossMetrics,
+    Metrics,
     Role,
     ScoredGroup,
     Signals,
@@ -22,7 +22,7 @@ from rlhf.types import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
+class EmaReference:
     """A reference that follows the policy: after every `every_steps` steps it becomes decay * itself + (1 - decay) *
     the policy. Decay 0 copies the policy."""
 
@@ -35,7 +35,7 @@ class Needs:
     """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head;
     `measures` says which of old_log_probs, ref_log_probs and values are measured before credit is given.
 
-    `following`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
+    `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
     reference is started. `greedy_baseline`: one more answer to each prompt is drawn greedily and scored. `mixture`: the
     share of the reference in the geometric mixture that answers are drawn from; `opponents`, how many of the last
     answers of each group are: None for all.
@@ -44,7 +44,7 @@ class Needs:
     trains: Mapping[Role, Head]
     measures: frozenset[str] = frozenset()
     online: bool = True
-    following: Following | None = None
+    ema_reference: EmaReference | None = None
     greedy_baseline: bool = False
     mixture: float = 0.0
     opponents: int | None = None
@@ -108,7 +108,7 @@ class LossOutput:
     gives the loss of the step. Metrics follow the same rule."""
 
     loss: torch.Tensor
-    metrics: LossMetrics = field(default_factory=LossMetrics)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 Objective: TypeAlias = Callable[[Outputs, TensorBatch], LossOutput]
@@ -130,7 +130,7 @@ class Algorithm(Protocol):
         """Choose what to learn from. Examples are in the groups' order."""
         ...
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Give each example its advantages, pairs or labels: exactly one experience an example, in order."""
         ...
 
@@ -138,7 +138,7 @@ class Algorithm(Protocol):
         """The losses by name. A trained role's loss has the role's name; others (ptx) are named by their batches."""
         ...
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         """Hear the figures of one pass over the batch: its objectives' metrics, averaged over the pass's optimizer
         steps. Returns whether another pass over the same batch may follow (PPO's early stop by KL)."""
         ...

@@ -13,33 +13,33 @@ from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
-from rlhf.algorithms.responses import Answer, credited, describe, mean
+from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.rewards import at_end, kl_penalty
 from rlhf.algorithms.sequences import join, one_by_one
-from rlhf.algorithms.zero_advantage import Sameness
+from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection
-from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signals
 
 EPSILON = 1e-6
 """Beside a group's deviation: rewards that differ by less than this, as float32 does by chance, stay nearly equal."""
 
 
 class CriticFree:
-    """A member says what an answer is worth against the others (`baselined`); all else is settings."""
+    """A member says what an answer is worth against the others (`advantages`); all else is settings."""
 
     greedy_baseline: ClassVar[bool] = False
 
     def __init__(self, section: CriticFreeSection) -> None:
         self._section = section
         self._kl = kl_controller(section.kl)
-        self._sameness = Sameness()
+        self._sameness = ZeroAdvantageWatch()
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             measures=measured_by_trainer(section.correction) | ({"ref_log_probs"} if section.uses_reference else set()),
             greedy_baseline=self.greedy_baseline,
         )
 
-    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+    def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         """Advantages of the answers to one prompt, one number a token: `rewards[i]` are those of answer i's tokens,
         at least one; `greedy` is the score of the greedy answer, where `greedy_baseline` asks for it."""
         raise NotImplementedError
@@ -48,17 +48,17 @@ class CriticFree:
         """Whether anything tells the answers apart, where that matters; answers without tokens tell nothing."""
         spoken = [bool(join(group.prompt, rollout).loss_mask.any()) for rollout in group.rollouts]
         scores = [reward.total for reward, has_tokens in zip(group.rewards, spoken, strict=True) if has_tokens]
-        return not (self._section.drop_equal_groups and are_equal(np.array(scores)))
+        return not (self._section.dynamic_sampling and are_equal(np.array(scores)))
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One example an answer."""
         return one_by_one(groups)
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Rewards, then advantages within each prompt's answers, then over the batch. Answers without tokens are in
         no baseline."""
         signals = with_old_policy(self._section.correction, examples, signals)
-        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         groups: dict[str, list[int]] = defaultdict(list)
         for i, answer in enumerate(answers):
             if len(answer):
@@ -82,13 +82,13 @@ class CriticFree:
         self._kl.update(mean(spoken), len(spoken))
         return experiences, metrics
 
-    def _rewards(self, answer: Answer) -> Floats:
+    def _rewards(self, answer: ResponseTokens) -> Floats:
         """Of each token: the score and the punishment of length on the last, the KL on all where it acts here."""
         coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
         score = answer.score + self._overlong(answer)
         return at_end(score, len(answer)) + kl_penalty(answer, self._section.estimator, coef)
 
-    def _overlong(self, answer: Answer) -> float:
+    def _overlong(self, answer: ResponseTokens) -> float:
         """Soft punishment of length (Yu et al. 2025, eq. 13): 0 up to limit - buffer tokens, then falling to -1."""
         limit, buffer = self._section.overlong_limit, self._section.overlong_buffer
         if not buffer or limit is None:
@@ -96,7 +96,7 @@ class CriticFree:
         return -min(max(len(answer) - (limit - buffer), 0) / buffer, 1.0)
 
     def _worth(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
-        advantages = self.baselined(rewards, greedy)
+        advantages = self.advantages(rewards, greedy)
         if self._section.scale != "group":
             return advantages
         totals = np.array([reward.sum() for reward in rewards])
@@ -119,8 +119,8 @@ class CriticFree:
         return {Role.POLICY: policy}
 
     def _figures(
-        self, groups: Sequence[Sequence[Answer]], rewards: Sequence[Floats], advantages: Sequence[Floats]
-    ) -> LossMetrics:
+        self, groups: Sequence[Sequence[ResponseTokens]], rewards: Sequence[Floats], advantages: Sequence[Floats]
+    ) -> Metrics:
         """How credit turned out, before importance weights."""
         joined = np.concatenate([*advantages, np.zeros(0)])
         several = [np.array([answer.score for answer in group]) for group in groups if len(group) > 1]
@@ -129,14 +129,14 @@ class CriticFree:
             "advantages/mean": mean(joined),
             "advantages/std": deviation(joined, sample=False),
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
-            "groups/equal": mean([are_equal(scores) for scores in several]),
+            "groups/zero_std": mean([are_equal(scores) for scores in several]),
         }
-        self._sameness.hear(joined)
+        self._sameness.observe(joined)
         if self._section.overlong_buffer:
             sums["reward/overlong"] = mean([self._overlong(answer) for group in groups for answer in group])
-        return LossMetrics(sums=sums, warnings=self._sameness.warnings())
+        return Metrics(sums=sums, warnings=self._sameness.warnings())
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

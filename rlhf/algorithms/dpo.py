@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
-from rlhf.algorithms.standstill import STARTS_AT_LN_2, Standstill
+from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import DpoSection
-from rlhf.types import Example, Experience, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signals
 
 
 class DPO:
@@ -17,7 +17,7 @@ class DPO:
         loss = section.loss
         self._picker = PairPicker(from_policy=False)
         self._objective = PairObjective(loss)
-        self._standstill = Standstill(watches=loss.type in STARTS_AT_LN_2)
+        self._standstill = StuckLossWatch(watches=loss.type in STARTS_AT_LN_2)
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             measures=frozenset({"ref_log_probs"} if loss.uses_reference else ()),
@@ -32,19 +32,19 @@ class DPO:
         """One pair a prompt."""
         return self._picker.pick(groups)
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Label the two sides."""
         experiences = [
             pair_experience(example, signal.ref_log_probs) for example, signal in zip(examples, signals, strict=True)
         ]
-        return experiences, LossMetrics(sums=self._picker.dropped(), warnings=self._standstill.warnings())
+        return experiences, Metrics(sums=self._picker.dropped(), warnings=self._standstill.warnings())
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._objective}
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         """Watch for a loss that stands still."""
-        self._standstill.hear(metrics.sums.get("policy/loss"))
+        self._standstill.observe(metrics.sums.get("policy/loss"))
         return True
 
     def state(self) -> dict[str, Json]:

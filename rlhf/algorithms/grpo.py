@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.algorithms.advantages import Floats, above_mean
+from rlhf.algorithms.advantages import Floats, group_mean_baseline
 from rlhf.algorithms.critic_free import CriticFree
 
 
@@ -17,8 +17,8 @@ class GRPO(CriticFree):
     Shao et al. 2024, arXiv:2402.03300.
     """
 
-    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
-        worth = above_mean(np.array([reward.sum() for reward in rewards]))
+    def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        worth = group_mean_baseline(np.array([reward.sum() for reward in rewards]))
         return [np.full(len(reward), one) for reward, one in zip(rewards, worth, strict=True)]
 
 

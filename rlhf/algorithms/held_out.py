@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from rlhf.algorithms.base import Algorithm, Outputs, TensorBatch
-from rlhf.types import FloatArray, LossMetrics, TrainBatch
+from rlhf.types import FloatArray, Metrics, TrainBatch
 
 
-def held_out_figures(algorithm: Algorithm, batches: Sequence[TrainBatch], said: Sequence[FloatArray]) -> LossMetrics:
+def held_out_metrics(algorithm: Algorithm, batches: Sequence[TrainBatch], said: Sequence[FloatArray]) -> Metrics:
     """What the algorithm's losses report about micro-batches, given what the model's head said about each: [T] or [S].
     Entropy is not known here, so figures of it are left out. Nothing has a gradient."""
     objectives, cpu = algorithm.objectives(), torch.device("cpu")
@@ -17,4 +17,4 @@ def held_out_figures(algorithm: Algorithm, batches: Sequence[TrainBatch], said: 
         for batch, array in zip(batches, said, strict=True)
         if not batch.is_padding
     ]
-    return sum((output.metrics for output in figures), LossMetrics())
+    return sum((output.metrics for output in figures), Metrics())

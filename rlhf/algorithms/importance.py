@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.kl import MAX_LOG_RATIO
-from rlhf.algorithms.responses import Answer
+from rlhf.algorithms.responses import ResponseTokens
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, RatioToSampler
 from rlhf.errors import NumericsError
-from rlhf.types import Example, LossMetrics, Signals
+from rlhf.types import Example, Metrics, Signals
 
 MAX_UNKNOWN = 0.001
 """Largest share of tokens whose log-probs the sampler may have failed to give."""
@@ -50,14 +50,14 @@ def with_old_policy(
     ]
 
 
-def importance_weights(correction: Correction, answers: Sequence[Answer]) -> tuple[list[Floats], LossMetrics]:
+def importance_weights(correction: Correction, answers: Sequence[ResponseTokens]) -> tuple[list[Floats], Metrics]:
     """The weight of each token of each answer (Yao et al. 2025), all 1 without a correction beside the ratio.
 
     A token whose log-prob the sampler gave as NaN or inf has a weight that nobody knows: it gets 0, with its whole
     answer where weights are those of answers. Raises NumericsError where that happens to more than a few tokens.
     """
     if isinstance(correction, NoCorrection | RatioToSampler):
-        return [np.ones(len(answer)) for answer in answers], LossMetrics()
+        return [np.ones(len(answer)) for answer in answers], Metrics()
     ratios = [_ratios(answer, correction.level) for answer in answers]
     joined = np.concatenate([*ratios, np.zeros(0)])
     unknown = sum(int((~np.isfinite(_sampled(answer))).sum()) for answer in answers)
@@ -74,13 +74,13 @@ def importance_weights(correction: Correction, answers: Sequence[Answer]) -> tup
     return weights, _figures(np.concatenate([*weights, np.zeros(0)]), joined)
 
 
-def _sampled(answer: Answer) -> npt.NDArray[np.float32]:
+def _sampled(answer: ResponseTokens) -> npt.NDArray[np.float32]:
     if answer.sampler_log_probs is None:
         raise ValueError("importance weights need sampler_log_probs, which the example does not hold")
     return answer.sampler_log_probs
 
 
-def _ratios(answer: Answer, level: str) -> Floats:
+def _ratios(answer: ResponseTokens, level: str) -> Floats:
     """p / q of each token, or of the whole answer at each token; 0 where q is unknown."""
     gap: Floats = answer.old_log_probs - _sampled(answer).astype(np.float64)
     if level == "sequence":
@@ -90,13 +90,13 @@ def _ratios(answer: Answer, level: str) -> Floats:
     return np.where(known, np.exp(clamped), 0.0)
 
 
-def _figures(weights: Floats, ratios: Floats) -> LossMetrics:
+def _figures(weights: Floats, ratios: Floats) -> Metrics:
     """Over tokens: the mean weight, the share of weights that were cut, and how many equally weighted tokens the
     weighted ones are worth (Kish 1965), as a share."""
     if not len(weights):
-        return LossMetrics()
+        return Metrics()
     squares = float(np.square(weights).sum())
-    return LossMetrics(
+    return Metrics(
         sums={
             "importance/weight": float(weights.mean()),
             "importance/cut": float((weights != ratios).mean()),

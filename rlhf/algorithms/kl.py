@@ -125,7 +125,7 @@ class PenaltyController:
     last_kl: float | None = None
     """KL seen in the latest pass over the batch of the update under way."""
 
-    def hear(self, kl: float) -> None:
+    def observe(self, kl: float) -> None:
         """Note the KL of one more pass; the last one counts."""
         self.last_kl = kl
 

@@ -10,8 +10,8 @@ import torch
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import masked, measure, present, sequence_totals, token_mean
-from rlhf.algorithms.mismatched import Judged, with_mismatched
+from rlhf.algorithms.losses import masked, present, sequence_totals, to_metrics, token_mean
+from rlhf.algorithms.mismatched_responses import Judged, with_mismatched
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import KtoSection, OnlineKtoSection
@@ -23,7 +23,7 @@ from rlhf.types import (
     Head,
     Json,
     LearnedSequence,
-    LossMetrics,
+    Metrics,
     Role,
     ScoredGroup,
     Signals,
@@ -71,7 +71,7 @@ class KTO:
         ]
         return with_mismatched(judged)
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Estimate z0 and the class weights; label each answer."""
         labels = np.array([is_desirable(example) for example in examples], dtype=np.bool_)
         log_ratios = [self._log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
@@ -113,7 +113,7 @@ class KTO:
             "kto/undesirable_weight": undesirable,
         }
         sums |= describe_labels(labels, self._section.beta * np.array(log_ratios), np.array(log_probs))
-        return experiences, LossMetrics(sums=sums)
+        return experiences, Metrics(sums=sums)
 
     def _log_ratio(self, example: Example, signals: Signals, index: int) -> float:
         """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
@@ -141,9 +141,9 @@ class KTO:
         losses = weights * kto(log_ratios, desirable, z0=given["z0"], beta=self._section.beta)
         loss = losses.sum() / max(batch.denominators.examples, 1.0)
         entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
-        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss, "policy/entropy": entropy.sum()}))
+        return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

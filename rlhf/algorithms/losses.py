@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from rlhf.algorithms.base import TensorBatch
 from rlhf.algorithms.kl import clamped_exp, kl_to_old
-from rlhf.types import LossMetrics
+from rlhf.types import Metrics
 
 Weights: TypeAlias = Callable[[TensorBatch], torch.Tensor]
 """A micro-batch -> [T] weights of its tokens, 0 where not learned from."""
@@ -108,11 +108,11 @@ def negative_log_likelihood(log_probs: torch.Tensor, batch: TensorBatch) -> torc
     return -(masked(log_probs, batch.loss_mask) * token_mean(batch)).sum()
 
 
-def measure(sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor] | None = None) -> LossMetrics:
+def to_metrics(sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor] | None = None) -> Metrics:
     """Scalars on the device -> figures, in one transfer."""
     maxima = maxima or {}
     numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
-    return LossMetrics(
+    return Metrics(
         sums=dict(zip(sums, numbers, strict=False)),
         maxima=dict(zip(maxima, numbers[len(sums) :], strict=True)),
     )

@@ -8,11 +8,11 @@ import numpy as np
 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
-from rlhf.algorithms.losses import masked, measure, present, token_mean
-from rlhf.algorithms.responses import Answer, credited, describe, mean
+from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
+from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import NashMdSection
-from rlhf.types import Example, Experience, FinishReason, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Json, Metrics, Role, ScoredGroup, Signals
 
 
 class NashMD:
@@ -40,10 +40,10 @@ class NashMD:
         self._dropped += len(examples) - len(fought)
         return fought
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """P(y beats y') - 1/2, less beta times the KL that is still to come: what was spent before a token, the token
         did not cause. In expectation the gradient is that of the whole answer's KL, at less variance."""
-        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         preferences = [self._preference(*example.rewards) for example in examples]
         experiences = []
         for example, signal, answer, preference in zip(examples, signals, answers, preferences, strict=True):
@@ -53,7 +53,7 @@ class NashMD:
             experiences.append(Experience(id=example.id, sequences=(credited(example, signal, advantages),)))
         dropped, self._dropped = self._dropped, 0
         sums = {"nash/preference": mean(preferences), "pairs/empty": float(dropped)}
-        return experiences, describe(answers) + LossMetrics(sums=sums)
+        return experiences, describe(answers) + Metrics(sums=sums)
 
     def _preference(self, reward: float, opponents: float) -> float:
         """P(y beats y'). Of two that only met each other, the shares of wins are P and 1 - P."""
@@ -72,9 +72,9 @@ class NashMD:
         ratio = clamped_exp(masked(outputs.predictions, mask) - old)
         loss = -(ratio * advantages).sum() / max(batch.denominators.examples, 1.0)
         entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
-        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss, "policy/entropy": entropy.sum()}))
+        return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

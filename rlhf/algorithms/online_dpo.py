@@ -3,12 +3,12 @@ BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import Following, Needs, Objective
+from rlhf.algorithms.base import EmaReference, Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.standstill import STARTS_AT_LN_2, Standstill
+from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import OnlineDpoSection
-from rlhf.types import Example, Experience, FloatArray, Head, Json, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Role, ScoredGroup, Signals
 
 
 class OnlineDPO:
@@ -22,12 +22,12 @@ class OnlineDPO:
         self._picker = PairPicker(from_policy=from_policy)
         self._objective = PairObjective(section.loss)
         # A reference that follows the policy takes the loss back to ln 2 again and again.
-        self._standstill = Standstill(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
+        self._standstill = StuckLossWatch(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
         asked = {"old_log_probs": from_policy or self._own_reference, "ref_log_probs": not self._own_reference}
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             measures=frozenset(name for name, is_asked in asked.items() if is_asked),
-            following=following(section),
+            ema_reference=ema_reference(section),
             mixture=section.mixture,
         )
 
@@ -38,7 +38,7 @@ class OnlineDPO:
         """One pair a prompt."""
         return self._picker.pick(groups)
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Label the two sides, and say what they are held against."""
         references = [signal.old_log_probs if self._own_reference else signal.ref_log_probs for signal in signals]
         experiences = [pair_experience(example, ref) for example, ref in zip(examples, references, strict=True)]
@@ -47,14 +47,14 @@ class OnlineDPO:
             "pairs/score_gap": mean([example.rewards[0] - example.rewards[1] for example in examples]),
             **distance(examples, signals),
         }
-        return experiences, LossMetrics(sums=sums, warnings=self._standstill.warnings())
+        return experiences, Metrics(sums=sums, warnings=self._standstill.warnings())
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._objective}
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         """Watch for a loss that stands still."""
-        self._standstill.hear(metrics.sums.get("policy/loss"))
+        self._standstill.observe(metrics.sums.get("policy/loss"))
         return True
 
     def state(self) -> dict[str, Json]:
@@ -64,11 +64,11 @@ class OnlineDPO:
         self._standstill.restore(state)
 
 
-def following(section: OnlineDpoSection) -> Following | None:
+def ema_reference(section: OnlineDpoSection) -> EmaReference | None:
     """How the reference follows the policy, where it does."""
     if section.reference == "refresh":
-        return Following(every_steps=section.reference_every_steps)
-    return Following(every_steps=1, decay=section.reference_decay) if section.reference == "ema" else None
+        return EmaReference(every_steps=section.reference_every_steps)
+    return EmaReference(every_steps=1, decay=section.reference_decay) if section.reference == "ema" else None
 
 
 def distance(examples: Sequence[Example], signals: Sequence[Signals]) -> dict[str, float]:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from statistics import mean
 
 from rlhf.algorithms.kto import KTO, imbalance
-from rlhf.algorithms.mismatched import Judged, with_mismatched
-from rlhf.algorithms.responses import Answer, describe
+from rlhf.algorithms.mismatched_responses import Judged, with_mismatched
+from rlhf.algorithms.responses import ResponseTokens, describe
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import OnlineKtoSection
-from rlhf.types import Example, Experience, LossMetrics, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Metrics, ScoredGroup, Signals
 
 JUDGED_STEPS = 10
 
@@ -55,12 +55,12 @@ class OnlineKTO(KTO):
             return held_against_mean(everything)
         return [replace(one, threshold=self._score) for one in everything]
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences, metrics = super().credit(examples, signals)
-        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
         self._num_empty = self._num_at_mean = 0
-        return experiences, metrics + describe(answers) + LossMetrics(sums=left_out, warnings=self._judge_weights())
+        return experiences, metrics + describe(answers) + Metrics(sums=left_out, warnings=self._judge_weights())
 
     def _judge_weights(self) -> tuple[str, ...]:
         """What there is to say, once, of given weights after the first steps' labels."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
-from rlhf.algorithms.losses import masked, measure, present, sequence_totals, token_mean
+from rlhf.algorithms.losses import masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import PairLossSection
@@ -109,7 +109,7 @@ class PairObjective:
             figures["policy/entropy"] = (masked(outputs.entropy, batch.loss_mask) * token_mean(batch)).sum()
         if self._section.humanline:
             figures["pairs/clamped"] = (clamped * token_mean(batch)).sum()
-        return LossOutput(loss=loss, metrics=measure(figures))
+        return LossOutput(loss=loss, metrics=to_metrics(figures))
 
     def read(self, predictions: torch.Tensor, batch: TensorBatch) -> tuple[Pairs, torch.Tensor]:
         """The micro-batch's pairs from the policy's log-probs [T]; and [T], 1 where humanline clamped a log-ratio."""

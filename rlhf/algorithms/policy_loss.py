@@ -12,11 +12,11 @@ from rlhf.algorithms.kl import clamped_exp, kl_estimate, kl_loss, kl_to_old
 from rlhf.algorithms.losses import (
     Weights,
     masked,
-    measure,
     ppo_clip,
     ppo_penalty,
     present,
     sequence_sum,
+    to_metrics,
     token_mean,
 )
 
@@ -163,4 +163,4 @@ class PolicyObjective:
         loss = (per_token * self._weights(batch)).sum()
         mean = token_mean(batch)
         sums = {"policy/loss": loss} | {name: (numbers * mean).sum() for name, numbers in figures.items()}
-        return LossOutput(loss=loss, metrics=measure(sums, {"policy/ratio_max": tokens.ratio.max()}))
+        return LossOutput(loss=loss, metrics=to_metrics(sums, {"policy/ratio_max": tokens.ratio.max()}))

@@ -12,9 +12,9 @@ from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
-from rlhf.algorithms.losses import measure, negative_log_likelihood
+from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
-from rlhf.algorithms.responses import Answer, credited, describe, mean
+from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.sequences import one_by_one
 from rlhf.algorithms.state import number
@@ -24,7 +24,7 @@ from rlhf.types import (
     Experience,
     Head,
     Json,
-    LossMetrics,
+    Metrics,
     Role,
     ScoredGroup,
     Signals,
@@ -64,11 +64,11 @@ class PPO:
         """One example an answer."""
         return one_by_one(groups)
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Shape the scores into token rewards, then estimate what each action was worth."""
         coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
         signals = with_old_policy(self._section.correction, examples, signals)
-        answers = [Answer.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         rewards, reward_metrics = self._shaper.shape(answers, self._kl.coef)
         worth = [self._worth(reward, answer.values) for reward, answer in zip(rewards, answers, strict=True)]
         advantages, returns = [a for a, _ in worth], [r for _, r in worth]
@@ -83,7 +83,7 @@ class PPO:
         spoken = [answer.kl for answer in answers if len(answer)]
         self._num_credited += 1
         # A policy that is frozen is still the reference, whatever the coefficient: its KL says nothing.
-        if self._num_credited > self._section.freeze_policy_steps:
+        if self._num_credited > self._section.critic_warmup_steps:
             self._kl.update(mean(spoken), len(spoken))
         return experiences, metrics
 
@@ -93,9 +93,9 @@ class PPO:
 
     def _ptx_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         loss = negative_log_likelihood(outputs.predictions, batch)
-        return LossOutput(loss=self._section.ptx_coef * loss, metrics=measure({"ptx/loss": loss}))
+        return LossOutput(loss=self._section.ptx_coef * loss, metrics=to_metrics({"ptx/loss": loss}))
 
-    def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> LossMetrics:
+    def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> Metrics:
         """How credit turned out, before whitening, and which of the usual tricks are on."""
         section = self._section
         joined, total = np.concatenate([*advantages, np.zeros(0)]), np.concatenate([*returns, np.zeros(0)])
@@ -112,26 +112,26 @@ class PPO:
             "tricks/normalize_rewards": float(section.normalize_rewards),
             "tricks/clip_rewards": section.clip_rewards,
             "tricks/whiten_advantages": float(section.whiten_advantages),
-            "tricks/freeze_policy_steps": float(section.freeze_policy_steps),
+            "tricks/critic_warmup_steps": float(section.critic_warmup_steps),
             "tricks/gae_lambda": section.gae_lambda,
         }
         if section.loss == "penalty":
             sums["policy/penalty_coef"] = self._penalty.coef
-        return LossMetrics(sums=sums)
+        return Metrics(sums=sums)
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         """Stop early once the policy has moved too far from the one that sampled."""
         kl = metrics.sums.get("policy/approx_kl")
         if kl is None:
             return True
-        self._penalty.hear(kl)
-        return not 0.0 < self._section.kl_stop < kl
+        self._penalty.observe(kl)
+        return not 0.0 < self._section.target_kl < kl
 
     def state(self) -> dict[str, Json]:
         parts = {**self._kl.state(), **self._penalty.state(), **self._shaper.state()}
         return {**parts, "num_credited": self._num_credited}
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        self._num_credited = int(number({"num_credited": self._section.freeze_policy_steps, **state}, "num_credited"))
+        self._num_credited = int(number({"num_credited": self._section.critic_warmup_steps, **state}, "num_credited"))
         for part in (self._kl, self._penalty, self._shaper):
             part.restore(state)

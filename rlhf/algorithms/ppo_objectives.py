@@ -4,7 +4,7 @@ from functools import partial
 from typing import Literal
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
-from rlhf.algorithms.losses import Weights, masked, measure, present, token_mean, token_weights, value_loss
+from rlhf.algorithms.losses import Weights, masked, present, to_metrics, token_mean, token_weights, value_loss
 from rlhf.algorithms.policy_loss import RATIOS, Clip, Penalty, PolicyObjective, Surrogate
 from rlhf.config.algo import CriticFreeSection, PpoSection
 
@@ -48,7 +48,7 @@ class ValueObjective:
         }
         mean = token_mean(batch)
         sums = {"critic/loss": loss} | {name: (numbers * mean).sum() for name, numbers in figures.items()}
-        return LossOutput(loss=loss, metrics=measure(sums))
+        return LossOutput(loss=loss, metrics=to_metrics(sums))
 
 
 def aggregation_of(section: PpoSection) -> Weights:

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import masked, measure, present, token_mean
+from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import PrmSection
@@ -19,7 +19,7 @@ from rlhf.types import (
     Head,
     Json,
     LearnedSequence,
-    LossMetrics,
+    Metrics,
     Prompt,
     Role,
     Rollout,
@@ -52,7 +52,7 @@ class PRM:
             if (labels := step_labels(group.prompt, rollout))
         ]
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Put each label where its step ends."""
         experiences = [
             Experience(
@@ -70,7 +70,7 @@ class PRM:
         ]
         labels = [label for example in examples for label in example.rewards]
         sums = {"steps/good": mean(labels), "steps/per_answer": len(labels) / max(len(examples), 1)}
-        return experiences, LossMetrics(sums=sums)
+        return experiences, Metrics(sums=sums)
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.REWARD: self._reward_loss}
@@ -83,10 +83,10 @@ class PRM:
         loss = (step_loss(scores, labels) * weights).sum()
         agrees = (1.0 + scores.sign() * (labels - 0.5).sign()) / 2.0
         return LossOutput(
-            loss=loss, metrics=measure({"reward/loss": loss, "reward/accuracy": (agrees * weights).sum()})
+            loss=loss, metrics=to_metrics({"reward/loss": loss, "reward/accuracy": (agrees * weights).sum()})
         )
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

@@ -15,7 +15,7 @@ class Reinforce(CriticFree):
     Hu et al. 2025, arXiv:2501.03262.
     """
 
-    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+    def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         return [to_go(reward) for reward in rewards]
 
 

@@ -15,7 +15,7 @@ class ReMax(CriticFree):
 
     greedy_baseline = True
 
-    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+    def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         if greedy is None:
             raise ValueError("ReMax needs the score of the greedy answer, which the group does not hold")
         return [to_go(reward) - greedy for reward in rewards]

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.errors import NumericsError
-from rlhf.types import Example, FloatArray, LearnedSequence, LossMetrics, Signals
+from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ResponseTokens:
     """One example's answer. Arrays have one entry a model token, in float64; None: not measured. `values` is empty
     where there is no critic."""
 
@@ -27,7 +27,7 @@ class Answer:
         return len(self.old_log_probs)
 
     @classmethod
-    def of(cls, example: Example, signals: Signals) -> "Answer":
+    def of(cls, example: Example, signals: Signals) -> "ResponseTokens":
         """The answer of a one-sequence example. Raises NumericsError where a trainer's model said NaN or inf about a
         token; the sampler's log-probs are only compared."""
         mask = example.sequences[0].loss_mask
@@ -59,7 +59,7 @@ def mean(numbers: Sequence[float] | npt.NDArray[np.generic]) -> float:
     return float(np.mean(np.asarray(numbers, dtype=np.float64))) if len(numbers) else 0.0
 
 
-def describe(answers: Sequence[Answer]) -> LossMetrics:
+def describe(answers: Sequence[ResponseTokens]) -> Metrics:
     """Figures of a rollout batch as it was sampled and scored. Lengths count model tokens. An answer without tokens
     (empty or aborted) is counted as such and nowhere else."""
     spoken = [answer for answer in answers if len(answer)]
@@ -76,7 +76,7 @@ def describe(answers: Sequence[Answer]) -> LossMetrics:
     if all(answer.ref_log_probs is not None for answer in spoken):
         sums["kl/ref_per_response"] = mean([answer.kl for answer in spoken])
         sums["kl/ref_per_token"] = sum(answer.kl for answer in spoken) / max(num_tokens, 1)
-    return LossMetrics(sums=sums, maxima=maxima)
+    return Metrics(sums=sums, maxima=maxima)
 
 
 def credited(

@@ -9,10 +9,10 @@ import torch
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.kl import Estimator, kl_estimate
-from rlhf.algorithms.responses import Answer, mean
+from rlhf.algorithms.responses import ResponseTokens, mean
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
-from rlhf.types import Json, LossMetrics
+from rlhf.types import Json, Metrics
 
 
 @dataclass
@@ -66,7 +66,7 @@ def spread(score: float, num_tokens: int) -> Floats:
     return np.full(num_tokens, score / max(num_tokens, 1))
 
 
-def kl_penalty(answer: Answer, estimator: Estimator, coef: float) -> Floats:
+def kl_penalty(answer: ResponseTokens, estimator: Estimator, coef: float) -> Floats:
     """-coef times the estimated KL to the reference, at each of an answer's own tokens."""
     if answer.ref_log_probs is None:
         return np.zeros(len(answer))
@@ -86,7 +86,7 @@ class RewardShaper:
         self._place = at_end if section.reward_at_end else spread
         self._statistics = RunningStatistics()
 
-    def shape(self, answers: Sequence[Answer], kl_coef: float) -> tuple[list[Floats], LossMetrics]:
+    def shape(self, answers: Sequence[ResponseTokens], kl_coef: float) -> tuple[list[Floats], Metrics]:
         """The rewards of each answer's own tokens. Answers without tokens stay out of the statistics."""
         coef = kl_coef if self._section.kl_placement == "reward" else 0.0
         scores = np.array([answer.score for answer in answers], dtype=np.float64)
@@ -105,7 +105,7 @@ class RewardShaper:
         }
         if self._section.normalize_rewards:
             sums |= {"reward/running_mean": self._statistics.mean, "reward/running_std": self._statistics.deviation}
-        return rewards, LossMetrics(sums=sums)
+        return rewards, Metrics(sums=sums)
 
     def state(self) -> dict[str, Json]:
         return self._statistics.state()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.algorithms.advantages import Floats, above_others
+from rlhf.algorithms.advantages import Floats, leave_one_out
 from rlhf.algorithms.critic_free import CriticFree
 
 
@@ -15,6 +15,6 @@ class RLOO(CriticFree):
     Ahmadian et al. 2024, arXiv:2402.14740.
     """
 
-    def baselined(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
-        worth = above_others(np.array([reward.sum() for reward in rewards]))
+    def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+        worth = leave_one_out(np.array([reward.sum() for reward in rewards]))
         return [np.full(len(reward), one) for reward, one in zip(rewards, worth, strict=True)]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import bradley_terry, measure
+from rlhf.algorithms.losses import bradley_terry, to_metrics
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import RmSection
-from rlhf.types import Example, Experience, Head, Json, LearnedSequence, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, Json, LearnedSequence, Metrics, Role, ScoredGroup, Signals
 
 
 class RM:
@@ -36,7 +36,7 @@ class RM:
         self._dropped_pairs += num_pairs - sum(count_ordered_pairs(example.rewards) for example in examples)
         return [example for example in examples if count_ordered_pairs(example.rewards)]
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences = [
             Experience(
                 id=example.id,
@@ -50,7 +50,7 @@ class RM:
             for example in examples
         ]
         dropped, self._dropped_pairs = self._dropped_pairs, 0
-        return experiences, LossMetrics(sums={"pairs/dropped": float(dropped)})
+        return experiences, Metrics(sums={"pairs/dropped": float(dropped)})
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.REWARD: self._reward_loss}
@@ -76,9 +76,9 @@ class RM:
             "reward/chosen": over_pairs(scores[better]),
             "reward/rejected": over_pairs(scores[worse]),
         }
-        return LossOutput(loss=total, metrics=measure(metrics))
+        return LossOutput(loss=total, metrics=to_metrics(metrics))
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import measure, negative_log_likelihood
+from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import SftSection
 from rlhf.types import (
@@ -12,7 +12,7 @@ from rlhf.types import (
     Head,
     Json,
     LearnedSequence,
-    LossMetrics,
+    Metrics,
     Role,
     ScoredGroup,
     Signals,
@@ -38,7 +38,7 @@ class SFT:
             for rollout in group.rollouts
         ]
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences = [
             Experience(
                 id=example.id,
@@ -50,16 +50,16 @@ class SFT:
             for example in examples
         ]
         lengths = [int(sequence.loss_mask.sum()) for example in examples for sequence in example.sequences]
-        return experiences, LossMetrics(sums={"response/length": sum(lengths) / max(len(lengths), 1)})
+        return experiences, Metrics(sums={"response/length": sum(lengths) / max(len(lengths), 1)})
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._policy_loss}
 
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         loss = negative_log_likelihood(outputs.predictions, batch)
-        return LossOutput(loss=loss, metrics=measure({"policy/loss": loss}))
+        return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss}))
 
-    def after_pass(self, metrics: LossMetrics) -> bool:
+    def after_pass(self, metrics: Metrics) -> bool:
         return True
 
     def state(self) -> dict[str, Json]:

@@ -10,17 +10,17 @@ PATIENCE_STEPS = 10
 TEXT = (
     "for {steps} steps all advantages were 0: every answer got the same reward as those that it is compared with, and "
     "nothing is learned. Check in this order: the reward (rollouts/*.jsonl shows each answer with its own); prompts "
-    "that are all too hard or all too easy; rollout.temperature and rollout.num_samples, where answers are alike"
+    "that are all too hard or all too easy; rollout.temperature and rollout.group_size, where answers are alike"
 )
 
 
-class Sameness:
+class ZeroAdvantageWatch:
     """Says once when ten steps in a row had no advantage."""
 
     def __init__(self) -> None:
         self._steps = 0
 
-    def hear(self, advantages: Floats) -> None:
+    def observe(self, advantages: Floats) -> None:
         """The advantages of all tokens of one step."""
         if len(advantages) and self._steps <= PATIENCE_STEPS:
             self._steps = 0 if advantages.any() else self._steps + 1

@@ -14,14 +14,14 @@ from rich.table import Table
 from rlhf.actors.calls import Call, wait_all
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import GroupEngine
-from rlhf.actors.launcher import Launcher, Script
+from rlhf.actors.launcher import Launcher, LaunchSpec
 from rlhf.actors.ranks import join_ranks
 from rlhf.actors.workers import CollectivesWorker, EngineSpec, TraineeSpec
 from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.tools import BenchConfig
 from rlhf.engines.models.fresh_model import make_llama
-from rlhf.launch.specs import cast_engine
+from rlhf.launch.specs import make_engine_spec
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import model_of, place_models
 from rlhf.types import Head, Role, SyncReport
@@ -114,7 +114,7 @@ def name_of(model: str) -> str:
 def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model: str) -> Figures:
     """Start the policy and the engines as a run does, and send the weights again and again."""
     policy: TrainedModelSection = config.policy.model_copy(update={"model": model})
-    engine = cast_engine(policy, config.rollout, placement, cluster.device, seed=0)
+    engine = make_engine_spec(policy, config.rollout, placement, cluster.device, seed=0)
     launcher = Launcher(
         cluster,
         placement,
@@ -123,9 +123,9 @@ def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model
         collective_timeout_s=config.rollout.sync_timeout_s,
         replaced=None,
     )
-    crew = launcher.launch(lambda _rewards: None)
+    workers = launcher.launch(lambda _rewards: None)
     timeout_s = 4 * config.rollout.sync_timeout_s
-    trainer = GroupEngine(crew.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    trainer = GroupEngine(workers.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
     reports: list[SyncReport] = [trainer.send_weights(version) for version in range(config.repeats + 1)][1:]
     return Figures(
         model=name_of(model),
@@ -138,7 +138,7 @@ def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model
     )
 
 
-def script(policy: TrainedModelSection, engine: EngineSpec) -> Script:
+def script(policy: TrainedModelSection, engine: EngineSpec) -> LaunchSpec:
     """A policy that would learn, as a run's does, and its engines."""
     trainee = TraineeSpec(
         section=policy,
@@ -149,7 +149,7 @@ def script(policy: TrainedModelSection, engine: EngineSpec) -> Script:
         num_steps=1,
         seed=0,
     )
-    return Script(trainees={Role.POLICY: trainee}, engine=engine)
+    return LaunchSpec(trainees={Role.POLICY: trainee}, engine=engine)
 
 
 def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figures: Figures) -> Figures:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.algorithms import build_algorithm
-from rlhf.cli.detect_cluster import cluster_at_hand
+from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan import CALIBRATION, config_json
 from rlhf.config.commands import COMMANDS, TrainConfig
 from rlhf.config.loading.load import load_config
@@ -59,7 +59,7 @@ def compared(command: str, config: TrainConfig, folder: Path, cluster: str | Non
     """The plan of a run for the lengths that it met, and what it measured. Raises DataError."""
     algorithm = build_algorithm(config.algo)
     placement = place(config, algorithm.needs)
-    shape = cluster_at_hand(config, placement) if cluster is None else parse_cluster(cluster)
+    shape = detect_cluster(config, placement) if cluster is None else parse_cluster(cluster)
     found = measured(steps_of(folder), PHASES, workload(command, config, algorithm.needs).learned)
     shapes = shapes_of(config, algorithm.needs, config_json)
     return plan_run(command, config, algorithm.needs, shapes, shape, lengths=found.lengths), found

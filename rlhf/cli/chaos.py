@@ -159,7 +159,7 @@ def phases_of(work: Path, clean: Path) -> list[str]:
     if watched.exists():
         return list(json.loads(watched.read_text(encoding="utf-8")))
     is_online = any(clean.glob("rollouts/*.jsonl"))
-    return ["generate", "score", "measure", "learn", "sync", "checkpoint"] if is_online else ["learn", "checkpoint"]
+    return ["generate", "score", "log_probs", "learn", "sync", "checkpoint"] if is_online else ["learn", "checkpoint"]
 
 
 def is_exact(config: TrainConfig, devices: set[str]) -> bool:

@@ -27,7 +27,7 @@ PHASES: Mapping[str, re.Pattern[str]] = {
     for name, pattern in {
         "generate": r"^rollout generation$",
         "score": r"^scoring$|^reward forward$",
-        "measure": r"^(policy|critic|reference) forward$",
+        "log_probs": r"^(policy|critic|reference) forward$",
         "learn": r" (forward_backward|optim_step)$",
         "sync": r"^weight sync ",
         "checkpoint": r" save$",

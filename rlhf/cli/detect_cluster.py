@@ -10,7 +10,7 @@ from rlhf.planning.hardware import ClusterShape
 from rlhf.planning.placement import Placement
 
 
-def cluster_at_hand(config: TrainConfig, placement: Placement) -> ClusterShape:
+def detect_cluster(config: TrainConfig, placement: Placement) -> ClusterShape:
     """The nodes that a run of this config would have: the Ray cluster's that it would join, or this machine's.
 
     Raises:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 
 from rlhf.algorithms import build_algorithm
-from rlhf.cli.detect_cluster import cluster_at_hand
+from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
@@ -21,7 +21,7 @@ from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
 from rlhf.planning.calibration import NONE, Calibration
 from rlhf.planning.edits import as_flags
-from rlhf.planning.fixes import Planner, mend, mend_placement
+from rlhf.planning.fixes import Planner, suggest_fixes, suggest_placement_fixes
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.plan import Plan
 from rlhf.planning.planner import plan_run
@@ -51,7 +51,7 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
 
 def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> ConfigError:
     """What is short of what, and the nearest settings that can be placed."""
-    edits = mend_placement(config, planner)
+    edits = suggest_placement_fixes(config, planner)
     advice = (
         f"This can be placed: {as_flags(edits)}" if edits else "Ask for fewer devices, or merge roles with --colocate."
     )
@@ -67,7 +67,7 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     """
     needs = build_algorithm(config.algo).needs
     cluster = (
-        cluster_at_hand(config, place(config, needs)) if options.cluster is None else parse_cluster(options.cluster)
+        detect_cluster(config, place(config, needs)) if options.cluster is None else parse_cluster(options.cluster)
     )
     shapes = shapes_of(config, needs, config_json)
     roles = tuple(sections(config, needs))
@@ -83,7 +83,7 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
         plan = planner(config)
     except ConfigError as error:
         raise unplaced(error, config, planner) from error
-    edits = None if plan.fits else mend(config, planner)
+    edits = None if plan.fits else suggest_fixes(config, planner)
     found = suggest(config, planner, cluster, roles) if options.suggest and isinstance(config, OnlineConfig) else []
     if plan.fits:
         found = [suggestion for suggestion in found if suggestion.plan.step_s < plan.step_s]

@@ -65,7 +65,7 @@ def run_sample(config: SampleConfig) -> int:
         rewards = open_rewards(config.reward.for_answers_of(config.max_tokens), tokenizer, device)
         try:
             if rewards is not None:
-                probe(rewards, prompts[0], tokenizer, num_samples=config.num_samples)
+                probe(rewards, prompts[0], tokenizer, group_size=config.num_samples)
             engine = start_engine(config, device)
             try:
                 write_chunks(config.model, file, chunks, requests, engine, rewards, tokenizer)

@@ -135,7 +135,7 @@ class OnlineConfig(TrainConfig):
     @property
     def examples_per_step(self) -> int:
         """What a step's answers give to learn from, at most."""
-        return self.rollout.batch_size * self.rollout.num_samples
+        return self.rollout.batch_size * self.rollout.group_size
 
 
 class PpoConfig(OnlineConfig):

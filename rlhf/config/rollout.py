@@ -18,7 +18,7 @@ class RolloutSection(Section):
     """GPUs that one vLLM engine is spread over."""
     batch_size: PositiveInt = 64
     """Prompts sampled for one step."""
-    num_samples: PositiveInt = 1
+    group_size: PositiveInt = 1
     """Answers to each prompt."""
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt."""
@@ -58,14 +58,14 @@ class RolloutSection(Section):
 class GroupRolloutSection(RolloutSection):
     """How groups of answers are sampled."""
 
-    num_samples: PositiveInt = 8
+    group_size: PositiveInt = 8
     """Answers to each prompt."""
 
 
 class PairRolloutSection(RolloutSection):
     """How answers that are paired are sampled."""
 
-    num_samples: PositiveInt = 2
+    group_size: PositiveInt = 2
     """Answers to each prompt; the best and the worst become a pair."""
     temperature: float = Field(0.9, ge=0.0, le=2.0, allow_inf_nan=False)
     """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
@@ -76,5 +76,5 @@ class LabelledRolloutSection(RolloutSection):
 
     batch_size: PositiveInt = 16
     """Prompts sampled for one step."""
-    num_samples: PositiveInt = 4
+    group_size: PositiveInt = 4
     """Answers to each prompt."""

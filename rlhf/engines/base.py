@@ -7,8 +7,8 @@ from typing import Protocol
 from rlhf.types import (
     FloatArray,
     Json,
-    LossMetrics,
     Message,
+    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -74,10 +74,10 @@ class TokenScorer(Protocol):
         ...
 
 
-class FollowingScorer(TokenScorer, Protocol):
-    """A reference that follows the policy. Only `follow` changes it."""
+class EmaReferenceScorer(TokenScorer, Protocol):
+    """A reference that follows the policy. Only `update_ema` changes it."""
 
-    def follow(self) -> float:
+    def update_ema(self) -> float:
         """Move towards the policy as it is now; returns the norm of the change, over the whole model."""
         ...
 
@@ -85,7 +85,7 @@ class FollowingScorer(TokenScorer, Protocol):
 class TrainEngine(TokenScorer, Protocol):
     """A model that learns. Only `optim_step` changes weights."""
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         """Accumulate the gradient of the micro-batches' summed losses (rank-major order, as `forward`)."""
         ...
 

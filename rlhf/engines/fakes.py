@@ -17,8 +17,8 @@ from rlhf.types import (
     FloatArray,
     Head,
     IntArray,
-    LossMetrics,
     Message,
+    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -179,21 +179,21 @@ class FakeTrainEngine(FakeScorer):
         self._rollout = rollout
         self._finite = finite
         self.copy: Table = self.table.copy()
-        """What `FakeFollowing` computes with."""
+        """What `FakeEmaReference` computes with."""
         self._momentum: Table = np.zeros_like(self.table)
         self._gradient: Table = np.zeros_like(self.table)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         require_rank_major(batches, self.num_ranks)
         self.seen += batches
-        metrics = LossMetrics()
+        metrics = Metrics()
         for batch in batches:
             if batch.is_padding:
                 continue
             said = predict(self.table, self.head, batch.tokens)
             loss, gradient, more = GRADIENTS[self.head](self.table, said, batch)
             self._gradient += gradient
-            metrics += LossMetrics(sums={f"{batch.objective}/loss": loss, **more})
+            metrics += Metrics(sums={f"{batch.objective}/loss": loss, **more})
         return metrics
 
     def optim_step(self) -> StepReport:
@@ -234,7 +234,7 @@ class FakeTrainEngine(FakeScorer):
         np.save(directory / "table.npy", self.table)
 
 
-class FakeFollowing:
+class FakeEmaReference:
     """The reference that follows a `FakeTrainEngine`, which keeps its table."""
 
     def __init__(self, engine: FakeTrainEngine, decay: float) -> None:
@@ -246,7 +246,7 @@ class FakeFollowing:
         require_rank_major(batches, self.num_ranks)
         return [predict(self._engine.copy, Head.LOG_PROBS, batch) for batch in batches]
 
-    def follow(self) -> float:
+    def update_ema(self) -> float:
         before = self._engine.copy
         self._engine.copy = self._decay * before + (1 - self._decay) * self._engine.table
         return float(np.linalg.norm(self._engine.copy - before))

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rlhf.actors.colocated import RestingPool, WakingPolicy
-from rlhf.actors.groups import FollowingReference, GroupEngine, WorkerGroup
-from rlhf.actors.launcher import Crew, beside_engines
+from rlhf.actors.colocated import SleepingRolloutPool, WakeBeforeSync
+from rlhf.actors.groups import EmaReferenceEngine, GroupEngine, WorkerGroup
+from rlhf.actors.launcher import Workers, colocated_models
 from rlhf.actors.memory import MemoryGauge
 from rlhf.actors.probed import TOLERANCES, ProbedPolicy
 from rlhf.actors.reward import RemoteReward
@@ -143,12 +143,14 @@ def assemble_offline(
     section: AlgorithmSection,
     algorithm: Algorithm,
     given: DataSplit[ScoredGroup],
-    crew: Crew,
+    workers: Workers,
     reference: TokenScorer | None,
 ) -> Parts:
     """Everything that the loop drives in a run on given answers. `section` is the algorithm's, with what follows from
     the data."""
-    models = Models(trained={role: trainee(config, crew, role) for role in algorithm.needs.trains}, reference=reference)
+    models = Models(
+        trained={role: trainee(config, workers, role) for role in algorithm.needs.trains}, reference=reference
+    )
     # An algorithm of its own: what is held out must not count in the training figures.
     evaluated, groups = build_algorithm(section), held_out(config, given)
     return Parts(
@@ -156,7 +158,7 @@ def assemble_offline(
         models=models,
         source=offline_source(config, given.train, algorithm),
         evaluator=EVALUATORS[command](models, evaluated, groups, portions(config)) if groups else None,
-        gauge=memory_gauge(config, crew),
+        gauge=memory_gauge(config, workers),
     )
 
 
@@ -169,26 +171,26 @@ def assemble_online(
     config: OnlineConfig,
     algorithm: Algorithm,
     data: Data,
-    crew: Crew,
+    workers: Workers,
     placement: Placement,
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> Parts:
     """Everything that the loop drives in a run that samples."""
     assert data.prompts is not None
-    engines = {role: trainee(config, crew, role) for role in crew.groups}
+    engines = {role: trainee(config, workers, role) for role in workers.groups}
     rests = takes_turns(config, placement)
-    assert crew.engines is not None
-    beside = beside_engines(placement, crew.groups)
-    pool: RolloutEngine = rollout_pool(config, beside, crew.engines)
+    assert workers.engines is not None
+    beside = colocated_models(placement, workers.groups)
+    pool: RolloutEngine = rollout_pool(config, beside, workers.engines)
     if rests:
-        pool = RestingPool(pool)
+        pool = SleepingRolloutPool(pool)
     trained = {role: engines[role] for role in algorithm.needs.trains}
     trained[Role.POLICY] = probed_policy(
-        WakingPolicy if rests else ProbedPolicy, config, crew, beside, data.prompts.train, tokenizer
+        WakeBeforeSync if rests else ProbedPolicy, config, workers, beside, data.prompts.train, tokenizer
     )
-    copy = following_reference(config, crew) if algorithm.needs.following is not None else None
-    opened = opened_rewards(config, crew, engines.get(Role.REWARD), tokenizer)
+    copy = ema_reference_engine(config, workers) if algorithm.needs.ema_reference is not None else None
+    opened = opened_rewards(config, workers, engines.get(Role.REWARD), tokenizer)
     rewards = build_reward(config.reward.all_sources, opened)
     if here := [source for source in config.reward.all_sources if not isinstance(source, RemoteSource)]:
         try_reward(build_reward(here, opened), config, algorithm.needs, data.prompts.train[0], tokenizer)
@@ -199,34 +201,36 @@ def assemble_online(
     )
     return Parts(
         algorithm=algorithm,
-        models=Models(trained=trained, reference=copy or engines.get(Role.REFERENCE), following=copy),
+        models=Models(trained=trained, reference=copy or engines.get(Role.REFERENCE), ema_reference=copy),
         source=rollout_source(config, data.prompts.train, sampler, algorithm, tokenizer, stop),
         evaluator=evaluator if held_out_prompts else None,
         pretraining=pretraining(config, data),
-        gauge=memory_gauge(config, crew),
+        gauge=memory_gauge(config, workers),
     )
 
 
-def memory_gauge(config: TrainConfig, crew: Crew) -> MemoryGauge:
+def memory_gauge(config: TrainConfig, workers: Workers) -> MemoryGauge:
     """Reads how full the processes have been, by the roles that they host."""
-    hosted: dict[str, WorkerGroup] = {}
-    for group in dict.fromkeys(crew.groups.values()):
-        hosted["+".join(role for role, other in crew.groups.items() if other is group)] = group
-    if crew.engines is not None:
-        hosted[Role.ROLLOUT] = crew.engines
-    return MemoryGauge(groups=hosted, timeout_s=config.train.step_timeout_s)
+    model_roles: dict[str, WorkerGroup] = {}
+    for group in dict.fromkeys(workers.groups.values()):
+        model_roles["+".join(role for role, other in workers.groups.items() if other is group)] = group
+    if workers.engines is not None:
+        model_roles[Role.ROLLOUT] = workers.engines
+    return MemoryGauge(groups=model_roles, timeout_s=config.train.step_timeout_s)
 
 
-def trainee(config: TrainConfig, crew: Crew, role: Role) -> GroupEngine:
+def trainee(config: TrainConfig, workers: Workers, role: Role) -> GroupEngine:
     """A role of the crew as one engine."""
     timeout_s = config.train.step_timeout_s
-    return GroupEngine(crew.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    return GroupEngine(workers.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
-def following_reference(config: TrainConfig, crew: Crew) -> FollowingReference:
+def ema_reference_engine(config: TrainConfig, workers: Workers) -> EmaReferenceEngine:
     """The copy of the policy that its own processes hold."""
     timeout_s = config.train.step_timeout_s
-    return FollowingReference(crew.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    return EmaReferenceEngine(
+        workers.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
+    )
 
 
 def takes_turns(config: OnlineConfig, placement: Placement) -> bool:
@@ -237,17 +241,17 @@ def takes_turns(config: OnlineConfig, placement: Placement) -> bool:
 def probed_policy(
     kind: type[ProbedPolicy],
     config: OnlineConfig,
-    crew: Crew,
+    workers: Workers,
     beside: Sequence[WorkerGroup],
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
 ) -> ProbedPolicy:
     """The policy, with a few short answers to prove its first weight sync by."""
-    assert crew.engines is not None
+    assert workers.engines is not None
     drawn = replace(sampling(config, tokenizer, config.rollout.temperature or 1.0), max_tokens=PROBE_TOKENS)
     return kind(
-        crew.groups[Role.POLICY],
-        engines=crew.engines,
+        workers.groups[Role.POLICY],
+        engines=workers.engines,
         pool=partial(rollout_pool, config, beside),
         requests=[
             RolloutRequest(
@@ -255,7 +259,7 @@ def probed_policy(
             )
             for index, prompt in enumerate(prompts[:PROBE_PROMPTS])
         ],
-        tolerance=TOLERANCES[dtype_of(config.policy, crew.device)],
+        tolerance=TOLERANCES[dtype_of(config.policy, workers.device)],
         step_timeout_s=config.train.step_timeout_s,
         # Joining, sending and finishing each have their own deadline inside, whose errors say more.
         sync_timeout_s=4 * config.rollout.sync_timeout_s,
@@ -305,13 +309,13 @@ def rollout_source(
         sampler,
         RolloutPlan(
             batch_size=rollout.batch_size,
-            num_samples=rollout.num_samples,
+            group_size=rollout.group_size,
             sampling=sampling(config, tokenizer, rollout.temperature),
             seed=config.run.seed,
             max_rounds=config.algo.sampling_rounds,
             greedy_baseline=algorithm.needs.greedy_baseline,
             mixture=algorithm.needs.mixture,
-            num_opponents=num_opponents(algorithm.needs, rollout.num_samples),
+            num_opponents=num_opponents(algorithm.needs, rollout.group_size),
         ),
         LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=patience_s, take_timeout_s=patience_s, check=stop.check),
         algorithm.keep,
@@ -325,11 +329,11 @@ def sampling_timeout_s(config: OnlineConfig) -> float:
     return config.algo.sampling_rounds * round_s + START_MARGIN_S
 
 
-def num_opponents(needs: Needs, num_samples: int) -> int:
+def num_opponents(needs: Needs, group_size: int) -> int:
     """How many answers of a group are drawn from the mixture."""
     if not needs.mixture:
         return 0
-    return num_samples if needs.opponents is None else needs.opponents
+    return group_size if needs.opponents is None else needs.opponents
 
 
 def remote_rewards(config: OnlineConfig, groups: Mapping[str, WorkerGroup]) -> dict[str, RewardSource]:
@@ -345,14 +349,14 @@ def scoring_timeout_s(config: OnlineConfig) -> float:
 
 def try_reward(source: RewardSource, config: OnlineConfig, needs: Needs, prompt: Prompt, tokenizer: Tokenizer) -> None:
     """Score as many made answers to a prompt as a group will have, so that what cannot work is known now."""
-    probe(source, prompt, tokenizer, num_samples=config.rollout.num_samples + needs.greedy_baseline)
+    probe(source, prompt, tokenizer, group_size=config.rollout.group_size + needs.greedy_baseline)
 
 
 def opened_rewards(
-    config: OnlineConfig, crew: Crew, scorer: TokenScorer | None, tokenizer: Tokenizer
+    config: OnlineConfig, workers: Workers, scorer: TokenScorer | None, tokenizer: Tokenizer
 ) -> dict[str, RewardSource]:
     """The reward sources that live in other processes, by label: those on their own, and the model."""
-    opened = remote_rewards(config, crew.rewards)
+    opened = remote_rewards(config, workers.rewards)
     source = reward_model(config)
     if source is not None and scorer is not None:
         opened[source.label] = build_scored(

@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.actors.calls import traffic
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.launcher import Crew, Launcher
+from rlhf.actors.launcher import Launcher, Workers
 from rlhf.actors.ports import open_ports
 from rlhf.actors.stragglers import Stragglers
 from rlhf.algorithms import build_algorithm
@@ -28,8 +28,8 @@ from rlhf.launch.assembly import (
     trainee,
     try_reward,
 )
-from rlhf.launch.memory_forecast import foreseen
-from rlhf.launch.specs import cast
+from rlhf.launch.memory_forecast import memory_forecast
+from rlhf.launch.specs import make_launch_spec
 from rlhf.launch.stored_reference import fill_store, open_store, without_reference
 from rlhf.orchestrator.loop import Loop
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
@@ -69,24 +69,24 @@ class Training:
         needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
         placement = place(config, needs)
         if not self.has_started:
-            for line in foreseen(self.command, config, needs, cluster):
+            for line in memory_forecast(self.command, config, needs, cluster):
                 records.say(line)
         traffic.clock = Stragglers(records.warn).see
-        crew = self._start(needs, placement)
+        workers = self._start(needs, placement)
         ports = open_ports(cluster.workers, config.cluster.start_timeout_s)
         for line in (*describe(cluster, placement), *ports):
             records.say(line)
         self._write_processes()
         with tempfile.TemporaryDirectory(dir=records.directory.path, prefix="trial-") as trial:
-            trainee(config, crew, first_role(algorithm)).prove_export(Path(trial))
+            trainee(config, workers, first_role(algorithm)).prove_export(Path(trial))
         self.has_started = True
         if store is not None and not store.is_complete:
-            crew = fill_store(store, config, cluster, crew, records, self.stop)
+            workers = fill_store(store, config, cluster, workers, records, self.stop)
         if isinstance(config, OnlineConfig):
-            parts = assemble_online(config, algorithm, self.data, crew, placement, self.tokenizer, self.stop)
+            parts = assemble_online(config, algorithm, self.data, workers, placement, self.tokenizer, self.stop)
         else:
             assert self.data.groups is not None
-            parts = assemble_offline(self.command, config, self.algorithm, algorithm, self.data.groups, crew, store)
+            parts = assemble_offline(self.command, config, self.algorithm, algorithm, self.data.groups, workers, store)
         loop = Loop(
             parts,
             course(config, self.length),
@@ -104,7 +104,7 @@ class Training:
         self.cluster.clear(spared)
         return [worker.name for worker in spared]
 
-    def _start(self, needs: Needs, placement: Placement) -> Crew:
+    def _start(self, needs: Needs, placement: Placement) -> Workers:
         """Start every actor, and bring the policy and the engines together."""
         config = self.config
         if self.launcher is None or not isinstance(config, OnlineConfig):
@@ -112,7 +112,7 @@ class Training:
             self.launcher = Launcher(
                 self.cluster,
                 placement,
-                cast(config, needs, placement, updates, self.cluster.device),
+                make_launch_spec(config, needs, placement, updates, self.cluster.device),
                 start_timeout_s=config.cluster.start_timeout_s,
                 collective_timeout_s=config.train.step_timeout_s,
                 replaced=self._replaced if config.cluster.max_restarts else None,

@@ -17,7 +17,7 @@ from rlhf.planning.roles import local_config_json, place, shapes_of
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def foreseen(command: str, config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
+def memory_forecast(command: str, config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
     """A line for each group of devices, and what will probably not fit. Of what no plan can be made (a device or a
     model of an unknown kind), nothing is said but for this machine's shared memory."""
     try:

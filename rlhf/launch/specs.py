@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rlhf.actors.launcher import Script
+from rlhf.actors.launcher import LaunchSpec
 from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
@@ -18,13 +18,13 @@ from rlhf.planning.roles import dtype_of, model_of, sections
 from rlhf.types import Head, Role
 
 
-def cast(
+def make_launch_spec(
     config: TrainConfig,
     needs: Needs,
     placement: Placement,
     num_updates: Mapping[Role, int],
     device: str,
-) -> Script:
+) -> LaunchSpec:
     """What every actor loads. `num_updates` are the optimizer steps that each trained role will make."""
     online = isinstance(config, OnlineConfig)
     temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
@@ -53,19 +53,19 @@ def cast(
         if role not in needs.trains
     }
     if not online:
-        return Script(trainees=trainees, scorers=scorers)
+        return LaunchSpec(trainees=trainees, scorers=scorers)
     assert isinstance(config, OnlineConfig)
-    return Script(
+    return LaunchSpec(
         trainees=trainees,
         scorers=scorers,
-        engine=cast_engine(
+        engine=make_engine_spec(
             config.policy, config.rollout, placement, device, config.run.seed, mixed_reference(config, needs)
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
     )
 
 
-def cast_engine(
+def make_engine_spec(
     policy: TrainedModelSection,
     rollout: RolloutSection,
     placement: Placement,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import GroupEngine
-from rlhf.actors.launcher import Crew, end_role
+from rlhf.actors.launcher import Workers, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig
@@ -61,7 +61,7 @@ def open_store(
 
 def stores(needs: Needs) -> bool:
     """Whether the log-probs of this algorithm's reference stay what they are."""
-    return REFERENCE_SIGNAL in needs.measures and needs.following is None and not needs.online
+    return REFERENCE_SIGNAL in needs.measures and needs.ema_reference is None and not needs.online
 
 
 def without_reference(needs: Needs) -> Needs:
@@ -70,12 +70,12 @@ def without_reference(needs: Needs) -> Needs:
 
 
 def fill_store(
-    store: ReferenceStore, config: TrainConfig, cluster: Cluster, crew: Crew, records: Records, stop: StopRequest
-) -> Crew:
+    store: ReferenceStore, config: TrainConfig, cluster: Cluster, workers: Workers, records: Records, stop: StopRequest
+) -> Workers:
     """Ask the reference for what is missing, and end it. Returns the crew without it."""
     timeout_s = config.train.step_timeout_s
     reference = GroupEngine(
-        crew.groups[Role.REFERENCE], Role.REFERENCE, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
+        workers.groups[Role.REFERENCE], Role.REFERENCE, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
     )
     try:
         with stop.safe_points():
@@ -84,4 +84,4 @@ def fill_store(
         raise PreemptedError(
             "asked to stop before the first step: the reference's log-probs so far are kept; start the run again"
         ) from None
-    return end_role(cluster, crew, Role.REFERENCE)
+    return end_role(cluster, workers, Role.REFERENCE)

@@ -40,7 +40,7 @@ from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
-from rlhf.orchestrator.run.recovery import persevere
+from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.schedule import RunLength
@@ -111,7 +111,7 @@ def run_training(command: str, config: TrainConfig) -> int:
                 fresh=fresh,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
             )
-            persevere(
+            run_with_restarts(
                 training,
                 resume_from,
                 checkpoints=checkpoints,

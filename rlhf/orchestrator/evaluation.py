@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.algorithms.held_out import held_out_figures
+from rlhf.algorithms.held_out import held_out_metrics
 from rlhf.algorithms.prm import judge_steps
 from rlhf.errors import RlhfError
 from rlhf.orchestrator.step.batching import build_batches, pack_tokens, plan_batches, unpack_scores
@@ -107,7 +107,7 @@ class PreferenceEvaluator:
         plan = plan_batches(self._examples, self._portions.limits(policy.num_ranks))
         batches = build_batches(plan, experiences, Role.POLICY)
         said = policy.forward(pack_tokens(plan, self._examples))
-        figures = held_out_figures(self._algorithm, batches, said).sums
+        figures = held_out_metrics(self._algorithm, batches, said).sums
         renamed = {f"eval/{name.partition('/')[2]}": value for name, value in figures.items()}
         return {**renamed, "eval/num_pairs": float(len(experiences))}
 

@@ -1,6 +1,6 @@
 """The loop.
 
-take -> measure signals -> credit -> batch -> learn -> sync weights -> release slots -> (evaluate, checkpoint)
+take -> score tokens -> credit -> batch -> learn -> sync weights -> release slots -> (evaluate, checkpoint)
 
 Every algorithm runs in it. What differs is data: which models `algorithm.needs`, where groups come from, and how many
 portions and passes a step has.
@@ -22,9 +22,9 @@ from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.run.run_directory import Status
 from rlhf.orchestrator.step.learning import Learned, Learner, Passes, Pretraining
 from rlhf.orchestrator.step.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
-from rlhf.orchestrator.step.mismatch import GapWatch, describe_gap, sampler_gap
+from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
 from rlhf.orchestrator.step.sources import GroupBatch, GroupSource
-from rlhf.orchestrator.step.token_scores import Models, Portions, measure, plan_learning, plan_step
+from rlhf.orchestrator.step.token_scores import Models, Portions, plan_learning, plan_step, score_tokens
 from rlhf.types import Example, Head, Role
 
 KINDS = {
@@ -91,7 +91,7 @@ class Loop:
         self._stop = stop
         self._state = replace(fresh, algorithm=parts.algorithm.state())
         self._saved_step = -1
-        self._gap_watch = GapWatch(course.gap_warn, course.gap_stop, records.warn)
+        self._gap_watch = MismatchWatch(course.gap_warn, course.gap_stop, records.warn)
         self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
         self._learner = Learner(
@@ -152,7 +152,7 @@ class Loop:
         with clock.phase("sync"):
             sync = self._sync(step)
         self._source.release()
-        followed = self._follow(step, clock)
+        followed = self._update_ema(step, clock)
         self._state = self._state_after(step, batch, learned)
         evaluated = self._evaluate(step, clock)
         metrics = merge(
@@ -184,9 +184,9 @@ class Loop:
             self._records.warn(f"step {step}: the algorithm selected nothing to learn from")
             return Learned(), {}
         portions = self._course.portions
-        with clock.phase("measure"):
+        with clock.phase("log_probs"):
             plan = plan_step(step, examples, self._parts.models, portions)
-            signals = measure(
+            signals = score_tokens(
                 self._algorithm.needs.measures,
                 examples,
                 plan,
@@ -194,7 +194,7 @@ class Loop:
                 portions,
                 timeout_s=self._course.passes.timeout_s,
             )
-            gap = describe_gap(sampler_gap(examples, signals), self._course.gap_band)
+            gap = mismatch_metrics(log_prob_mismatch(examples, signals), self._course.gap_band)
             self._gap_watch.see(step, gap)
         self._stop.check()
         with clock.phase("credit"):
@@ -206,13 +206,13 @@ class Loop:
             learned = self._learner.learn(step, experiences, learning)
         return learned, {**gap, **flatten(credited)}
 
-    def _follow(self, step: int, clock: PhaseClock) -> dict[str, float]:
+    def _update_ema(self, step: int, clock: PhaseClock) -> dict[str, float]:
         """Let a reference that follows the policy come nearer, when it is due."""
-        how, copy = self._algorithm.needs.following, self._parts.models.following
+        how, copy = self._algorithm.needs.ema_reference, self._parts.models.ema_reference
         if how is None or copy is None or step % how.every_steps:
             return {}
-        with clock.phase("follow"):
-            moved = copy.follow()
+        with clock.phase("ema_reference"):
+            moved = copy.update_ema()
         if not moved and how.decay < 1.0:
             self._records.warn(f"step {step}: the reference follows the policy, and did not move")
         return {"reference/moved": moved, "reference/version": float(step)}

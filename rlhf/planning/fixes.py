@@ -14,7 +14,7 @@ MAX_DOUBLINGS = 6
 MERGES = (("policy,reference",), ("policy,reference", "critic,reward"), ("policy,reference,critic,reward",), ("all",))
 
 
-def mend(config: TrainConfig, planner: Planner) -> Edits | None:
+def suggest_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
     """The fewest of the usual edits, least costly first, with which the plan fits; None where none of them is enough.
 
     First each by itself, then one on top of the other. Raises nothing: an edit whose placement finds no room is passed
@@ -105,7 +105,7 @@ def _can_be_placed(config: TrainConfig, edit: Edits, planner: Planner) -> bool:
     return True
 
 
-def mend_placement(config: TrainConfig, planner: Planner) -> Edits | None:
+def suggest_placement_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
     """The nearest settings that find room on the nodes, whether or not the memory suffices: merged roles first, then
     fewer devices; None where nothing does."""
     online = isinstance(config, OnlineConfig)

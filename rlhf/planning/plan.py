@@ -10,7 +10,7 @@ from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.planning.workload import Workload
 from rlhf.types import Role
 
-PHASES = ("generate", "score", "measure", "learn", "sync")
+PHASES = ("generate", "score", "log_probs", "learn", "sync")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,10 @@ class GroupPlan:
     @property
     def _hosted(self) -> Mapping[str, list[Role]]:
         models: list[Role] = [role for role in self.group.roles if role != Role.ROLLOUT]
-        hosted = {"+".join(models): models} if models else {}
+        model_roles = {"+".join(models): models} if models else {}
         if Role.ROLLOUT in self.group.roles:
-            hosted[Role.ROLLOUT] = [Role.ROLLOUT]
-        return hosted
+            model_roles[Role.ROLLOUT] = [Role.ROLLOUT]
+        return model_roles
 
     @property
     def totals(self) -> Mapping[str, float]:
@@ -114,7 +114,7 @@ class Plan:
     def step_s(self) -> float:
         phases = self.seconds
         rollouts = phases["generate"] + phases["score"]
-        rest = phases["measure"] + phases["learn"] + phases["sync"]
+        rest = phases["log_probs"] + phases["learn"] + phases["sync"]
         return self.other_s + (max(rollouts, rest) if self.overlaps else rollouts + rest)
 
     @property

@@ -157,7 +157,7 @@ class _Planner:
         match phase:
             case "score":
                 return frozenset({Role.REWARD} if self._work.scored else ())
-            case "measure":
+            case "log_probs":
                 return self._work.measured
             case "learn":
                 return frozenset(role for role, load in self._loads.items() if load.learns)
@@ -244,7 +244,7 @@ class _Planner:
         match phase:
             case "score":
                 return sum(timing.scoring(load, work.sampled_tokens, work, machine, rates) for load in active)
-            case "measure":
+            case "log_probs":
                 return sum(timing.scoring(load, work.learned_tokens, work, machine, rates) for load in active)
             case "learn":
                 return sum(timing.learning(load, work, machine, rates) for load in active)

@@ -32,7 +32,7 @@ def reward_model(config: TrainConfig) -> StartedSource | None:
 def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
     """The models that this run starts, by role; those that learn come first."""
     started = {role: config.models[role.value] for role in needs.trains}
-    if REFERENCE_SIGNAL in needs.measures and needs.following is None:
+    if REFERENCE_SIGNAL in needs.measures and needs.ema_reference is None:
         started[Role.REFERENCE] = config.models[Role.REFERENCE.value]
     if (source := reward_model(config)) is not None:
         started[Role.REWARD] = source

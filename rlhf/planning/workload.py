@@ -65,7 +65,7 @@ MEASURED_BY = {"old_log_probs": Role.POLICY, "ref_log_probs": Role.REFERENCE, "v
 def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
     """One step of a resolved config."""
     measured = frozenset(MEASURED_BY[signal] for signal in needs.measures)
-    if needs.following is not None:
+    if needs.ema_reference is not None:
         measured = measured - {Role.REFERENCE} | {Role.POLICY}
     batch_tokens = config.train.max_tokens_per_micro_batch
     if not isinstance(config, OnlineConfig):
@@ -84,7 +84,7 @@ def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths =
             scored=False,
         )
     rollout = config.rollout
-    answers = rollout.batch_size * rollout.num_samples
+    answers = rollout.batch_size * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     passes = config.algo.max_passes
     return Workload(

@@ -43,7 +43,7 @@ def test_ppo_with_all_roles_on_one_gpu(command: CommandLine) -> None:
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4, 5, 6]
     for row in run.metrics:
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), row
-        assert row["sampler/log_prob_gap"] < 0.1
+        assert row["mismatch/log_prob"] < 0.1
     assert run.metrics[-1]["memory/rollout"] > 0
 
 

@@ -331,7 +331,14 @@ def test_every_fault_struck(chaos: Chaos) -> None:
     assert {row["process"] for row in chaos.witnesses} == {
         *("policy rank 0", "critic rank 0", "reference rank 0", "reward rank 0", "reward function", "rollout engine 0")
     }
-    assert {row["phase"] for row in chaos.witnesses} == {"generate", "score", "measure", "learn", "sync", "checkpoint"}
+    assert {row["phase"] for row in chaos.witnesses} == {
+        "generate",
+        "score",
+        "log_probs",
+        "learn",
+        "sync",
+        "checkpoint",
+    }
 
 
 def test_what_holds_no_state_is_replaced_in_its_step(chaos: Chaos) -> None:

@@ -26,7 +26,7 @@ ONLINE = (
     *("--policy.model", "policy", "--policy.lr", "1e-2", "--policy.warmup-ratio", "0", "--data.path", "prompts.jsonl"),
     *("--data.template", "plain", "--reward.function", "taste:vowels", "--rollout.engine", "transformers"),
     *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.batch-size", "4"),
-    *("--rollout.num-samples", "4", "--train.num-steps", "3", "--no-log.tensorboard"),
+    *("--rollout.group-size", "4", "--train.num-steps", "3", "--no-log.tensorboard"),
 )
 BY_VLLM = (*("vllm" if word == "transformers" else word for word in ONLINE), "--rollout.enforce-eager")
 SPREAD = ("--policy.num-gpus-per-node", "2", "--rollout.tensor-parallel-size", "2")
@@ -59,14 +59,14 @@ CASES = {
     "dapo": Case(
         arguments=("grpo", "--algo", "dapo", "--train.batch-size", "16", *BY_VLLM, *SPREAD),
         roles=frozenset({"policy", "rollout", "reward"}),
-        figures=("groups/equal", "importance/weight", "rollout/groups_dropped"),
-        at_most={"sampler/log_prob_gap_max": 1e-4},
+        figures=("groups/zero_std", "importance/weight", "rollout/groups_dropped"),
+        at_most={"mismatch/log_prob_max": 1e-4},
     ),
     "remax": Case(
         arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS, *IN_FOUR_BITS),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("rollout/baseline", "kl/ref_per_token"),
-        at_most={"sampler/log_prob_gap_max": 1e-4},
+        at_most={"mismatch/log_prob_max": 1e-4},
         at_first={"kl/ref_per_token": 1e-6},  # the reference is rounded as the policy is
     ),
     "rloo": Case(
@@ -82,17 +82,17 @@ CASES = {
         ),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("sync/bytes", "kl/ref_per_token"),
-        at_most={"sampler/log_prob_gap_max": 1e-4},
+        at_most={"mismatch/log_prob_max": 1e-4},
     ),
     "online-dpo-ema": Case(
         arguments=("online-dpo", "--algo.reference", "ema", "--train.batch-size", "4", *ONLINE),
         roles=frozenset({"policy", "rollout", "reward"}),
-        figures=("pairs/accuracy", "pairs/tied", "sampler/log_prob_gap"),
+        figures=("pairs/accuracy", "pairs/tied", "mismatch/log_prob"),
     ),
     "online-kto": Case(
         arguments=("kto", "--online", "--train.batch-size", "16", *ONLINE),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
-        figures=("kto/z0", "labels/desirable", "sampler/log_prob_gap"),
+        figures=("kto/z0", "labels/desirable", "mismatch/log_prob"),
     ),
     "dpo": Case(
         arguments=("dpo", "--data.path", "preferences.jsonl", *OFFLINE),

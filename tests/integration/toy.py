@@ -9,7 +9,7 @@ from ray.exceptions import ObjectStoreFullError
 from rlhf.actors.actor import here
 from rlhf.actors.post_mortem import leave_stacks
 from rlhf.errors import RewardError
-from rlhf.types import FinishReason, LossMetrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
+from rlhf.types import FinishReason, Metrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
 
 
 class Toy:
@@ -37,8 +37,8 @@ class Toy:
     def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
         return [batch.token_ids.astype("float32") for batch in batches]
 
-    def forward_backward(self, role: Role, batches: list[object]) -> LossMetrics:
-        return LossMetrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
+    def forward_backward(self, role: Role, batches: list[object]) -> Metrics:
+        return Metrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
 
     def optim_step(self, role: Role) -> StepReport:
         return StepReport(grad_norm=1.0, lr=0.1, finite=True)

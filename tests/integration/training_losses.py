@@ -3,7 +3,7 @@
 import torch
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
-from rlhf.types import LossMetrics
+from rlhf.types import Metrics
 from tests.integration.training_rows import LENGTHS
 
 
@@ -16,7 +16,7 @@ def policy_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
     maxima = {}
     if batch.old_log_probs is not None:
         maxima["ratio_error"] = float(((outputs.predictions.detach() - batch.old_log_probs).exp() - 1).abs().max())
-    return LossOutput(loss=loss, metrics=LossMetrics(sums={"loss": float(loss.detach())}, maxima=maxima))
+    return LossOutput(loss=loss, metrics=Metrics(sums={"loss": float(loss.detach())}, maxima=maxima))
 
 
 def broken_gradient(outputs: Outputs, batch: TensorBatch) -> LossOutput:

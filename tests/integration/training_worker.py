@@ -28,7 +28,7 @@ from rlhf.orchestrator.step.batching import (
     unpack_scores,
     unpack_tokens,
 )
-from rlhf.types import Experience, FloatArray, Head, LearnedSequence, LossMetrics, StepReport
+from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, StepReport
 from tests.integration.refusals import told_by
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
@@ -65,7 +65,7 @@ class Scenarios:
         data: list[Experience],
         limit: Limit,
         objective: str = "policy",
-    ) -> tuple[LossMetrics, StepReport]:
+    ) -> tuple[Metrics, StepReport]:
         plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
         batches = build_batches(plan, data, objective)
         n = len(batches) // self.num_ranks
@@ -272,7 +272,7 @@ class Scenarios:
             self.record(f"{name}/save", "model: 1 of 21 parameters" in told_by(engine.save, checkpoint))
             self.record(f"{name}/unwritten", not checkpoint.exists())
 
-    def following(self) -> None:
+    def ema_reference(self) -> None:
         """A running mean of the policy, and a copy of it, through steps, exports, a save and a load."""
         for stage, dtype, model in ((0, "bfloat16", "tied"), (2, "float32", "tied"), (3, "float32", "untied")):
             name = f"following/zero{stage}-{dtype}"
@@ -283,7 +283,7 @@ class Scenarios:
             for step in range(2):
                 self.step(mean, experiences(seed=step), FOUR)
                 self.step(plain, experiences(seed=step), FOUR)
-                self.record(f"{name}/moved{step}", mean.follow())
+                self.record(f"{name}/moved{step}", mean.update_ema())
                 mean.export(self.folder / "exports" / f"following{step}-{stage}")
                 before = self.weights(mean)
                 self.record(f"{name}/mean{step}", self.by_copy(mean))
@@ -296,12 +296,12 @@ class Scenarios:
             again.load(self.folder / "checkpoints" / f"following-{stage}")
             for engine in (mean, again):
                 self.step(engine, experiences(seed=9), FOUR)
-                engine.follow()
+                engine.update_ema()
             self.record(f"{name}/resumed", torch.equal(self.by_copy(mean), self.by_copy(again)))
             mean.hold_copy(0.0)
             self.step(mean, experiences(seed=10), FOUR)
             self.record(f"{name}/stale", self.by_copy(mean))
-            mean.follow()
+            mean.update_ema()
             self.record(f"{name}/refreshed", self.by_copy(mean))
             self.record(f"{name}/policy", self.by_example(mean, whole(experiences()), SINGLE))
 
@@ -324,7 +324,7 @@ def main() -> None:
             Scenarios.exports,
             Scenarios.rewards,
             Scenarios.poisoned,
-            Scenarios.following,
+            Scenarios.ema_reference,
             resume,
             relaid,
             refused,

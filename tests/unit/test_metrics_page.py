@@ -46,7 +46,7 @@ from rlhf.orchestrator.evaluation import (
 from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import Sampler
 from rlhf.orchestrator.step.token_scores import Models
-from rlhf.types import Head, LossMetrics, Role, Sampling, ScoredGroup, TrainBatch
+from rlhf.types import Head, Metrics, Role, Sampling, ScoredGroup, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -73,12 +73,12 @@ class Reporting(FakeTrainEngine):
         engine.objectives = algorithm.objectives()
         return engine
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         super().forward_backward(batches)
         figures = (self.figures(batch) for batch in batches if not batch.is_padding)
-        return sum(figures, LossMetrics())
+        return sum(figures, Metrics())
 
-    def figures(self, batch: TrainBatch) -> LossMetrics:
+    def figures(self, batch: TrainBatch) -> Metrics:
         said = torch.from_numpy(predict(self.table, self.head, batch.tokens))
         outputs = Outputs(predictions=said, entropy=torch.zeros_like(said))
         return self.objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, torch.device("cpu"))).metrics

@@ -46,7 +46,7 @@ def kinds_of(command: str) -> tuple[type[AlgorithmSection], ...]:
 def models_started(command: str, needs: Needs) -> str:
     """Who is started, in the order of the data's way."""
     trained = [f"{role} (learns)" for role in needs.trains]
-    reference = ["reference"] if "ref_log_probs" in needs.measures and needs.following is None else []
+    reference = ["reference"] if "ref_log_probs" in needs.measures and needs.ema_reference is None else []
     online = ["rollout engines", "reward source"] if issubclass(COMMANDS[command], OnlineConfig) else []
     return ", ".join([*trained, *reference, *online])
 

@@ -56,7 +56,7 @@ class CriticFreeSection(AlgorithmSection):
     """Weight of the entropy bonus."""
     num_epochs: PositiveInt = 1
     """Passes over each rollout batch."""
-    drop_equal_groups: bool = False
+    dynamic_sampling: bool = False
     """Leave out prompts whose answers all got the same reward, and sample others in their place."""
     max_sampling_rounds: PositiveInt = 10
     """Most times that a step samples for groups that are not left out."""
@@ -170,7 +170,7 @@ class DapoSection(CriticFreeSection):
     then becomes 0 (batch), or none."""
     clip_high: Positive = 0.28
     """The ratio is clipped at 1 + clip_high."""
-    drop_equal_groups: bool = True
+    dynamic_sampling: bool = True
     """Leave out prompts whose answers all got the same reward, and sample others in their place."""
     overlong_buffer: Annotated[int, Field(ge=0)] | None = None
     """Tokens before overlong_limit over which a penalty grows from 0 to -1; 0 does not punish length, null takes a

@@ -53,7 +53,7 @@ class PpoSection(AlgorithmSection):
     """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     num_epochs: PositiveInt = 1
     """Passes over each rollout batch."""
-    kl_stop: NonNegative = 0.0
+    target_kl: NonNegative = 0.0
     """Stop the passes over a rollout batch once the KL to the old policy, in nats a token, passes this; 0 never."""
     token_level: bool = True
     """Act on tokens (an action is a token); off, an action is a whole answer, and all answers weigh the same."""
@@ -67,7 +67,7 @@ class PpoSection(AlgorithmSection):
     """Clip rewards, after normalisation, to this magnitude; 0 does not clip. The clipped share is logged."""
     correction: Correction = TruncatedWeights()
     """How the policy's loss accounts for answers that were sampled by other weights or other arithmetic."""
-    freeze_policy_steps: NonNegativeInt = 0
+    critic_warmup_steps: NonNegativeInt = 0
     """First steps in which only the critic learns."""
     aggregation: Aggregation = "token-mean"
     """How token losses become one number, always over the whole optimizer step."""
@@ -80,7 +80,7 @@ class PpoSection(AlgorithmSection):
 
     @property
     def frozen_policy_steps(self) -> int:
-        return self.freeze_policy_steps
+        return self.critic_warmup_steps
 
     @property
     def estimator(self) -> Literal["k1", "k2", "k3"]:
@@ -108,9 +108,9 @@ class PpoSection(AlgorithmSection):
             raise ValueError(f"loss=penalty measures the KL of the second pass on; needs >= 2 (got {num_epochs}).")
         return num_epochs
 
-    @field_validator("kl_stop")
+    @field_validator("target_kl")
     @classmethod
-    def _stop_needs_passes(cls, kl_stop: float, info: ValidationInfo) -> float:
-        if kl_stop > 0.0 and info.data.get("num_epochs") == 1:
-            raise ValueError("there is only one pass to stop; set algo.num_epochs >= 2 or algo.kl_stop 0.")
-        return kl_stop
+    def _stop_needs_passes(cls, target_kl: float, info: ValidationInfo) -> float:
+        if target_kl > 0.0 and info.data.get("num_epochs") == 1:
+            raise ValueError("there is only one pass to stop; set algo.num_epochs >= 2 or algo.target_kl 0.")
+        return target_kl

@@ -61,7 +61,7 @@ FLAGS: Mapping[str, Own] = {
     "micro_rollout_batch_size": Own((), why="batches are cut by train.max_tokens_per_micro_batch"),
     "enforce_eager": Own(("rollout.enforce_eager",), "true"),
     "rollout_batch_size": Own(("rollout.batch_size",)),
-    "n_samples_per_prompt": Own(("rollout.num_samples",)),
+    "n_samples_per_prompt": Own(("rollout.group_size",)),
     "prompt_max_len": Own(("rollout.max_prompt_tokens",)),
     "generate_max_len": Own(("rollout.max_response_tokens",)),
     "temperature": Own(("rollout.temperature",)),
@@ -101,7 +101,7 @@ FLAGS: Mapping[str, Own] = {
     "value_clip": Own(("algo.value_clip",)),
     "entropy_loss_coef": Own(("algo.entropy_coef",)),
     "ptx_coef": Own(("algo.ptx_coef",)),
-    "freezing_actor_steps": Own(("algo.freeze_policy_steps",)),
+    "freezing_actor_steps": Own(("algo.critic_warmup_steps",)),
     "seed": Own(("run.seed",)),
     # Data
     "prompt_data": Own(("data.path",)),

@@ -26,19 +26,19 @@ FIXED = {
 
 def group_size(config: OnlineConfig) -> Iterator[Problem]:
     """There are enough answers for a baseline."""
-    algo, num_samples = config.algo, config.rollout.num_samples
+    algo, group_size = config.algo, config.rollout.group_size
     if not isinstance(algo, CriticFreeSection):
         return
-    keys = ("rollout.num_samples", "algo.type")
-    if algo.type not in WITHOUT_GROUPS and num_samples < 2:
+    keys = ("rollout.group_size", "algo.type")
+    if algo.type not in WITHOUT_GROUPS and group_size < 2:
         text = f"{algo.type.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
         yield Problem(keys=keys, text=text)
-    elif algo.drop_equal_groups and num_samples < 2:
-        text = "1 answer is a group without spread, and algo.drop_equal_groups would leave out every prompt."
-        yield Problem(keys=("rollout.num_samples", "algo.drop_equal_groups"), text=text)
+    elif algo.dynamic_sampling and group_size < 2:
+        text = "1 answer is a group without spread, and algo.dynamic_sampling would leave out every prompt."
+        yield Problem(keys=("rollout.group_size", "algo.dynamic_sampling"), text=text)
     if algo.scale == "batch" and config.examples_per_step < 2:
         text = "1 answer a step is its own mean over the batch, and would teach nothing. Raise it, or set scale none."
-        yield Problem(keys=("rollout.batch_size", "rollout.num_samples", "algo.scale"), text=text)
+        yield Problem(keys=("rollout.batch_size", "rollout.group_size", "algo.scale"), text=text)
 
 
 def members(config: OnlineConfig) -> Iterator[Problem]:
@@ -106,9 +106,9 @@ def lengths(config: OnlineConfig) -> Iterator[Problem]:
         text = f"not used by {algo.aggregation}. Remove it, or use seq-mean-token-sum-norm."
         yield Problem(keys=("algo.aggregation_tokens", "algo.aggregation"), text=text)
     default = CriticFreeSection.model_fields["max_sampling_rounds"].default
-    if not algo.drop_equal_groups and algo.max_sampling_rounds != default:
-        text = "nothing is sampled again without algo.drop_equal_groups. Remove it, or set that."
-        yield Problem(keys=("algo.max_sampling_rounds", "algo.drop_equal_groups"), text=text)
+    if not algo.dynamic_sampling and algo.max_sampling_rounds != default:
+        text = "nothing is sampled again without algo.dynamic_sampling. Remove it, or set that."
+        yield Problem(keys=("algo.max_sampling_rounds", "algo.dynamic_sampling"), text=text)
 
 
 def corrections(config: OnlineConfig) -> Iterator[Problem]:

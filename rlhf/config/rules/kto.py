@@ -14,18 +14,18 @@ def one_update(config: TrainConfig) -> Iterator[Problem]:
     size, total = config.train.batch_size, config.examples_per_step
     if size != total:
         text = (
-            f"online KTO learns from a step's answers at once (got {size}). Set it to {total} = batch_size*num_samples."
+            f"online KTO learns from a step's answers at once (got {size}). Set it to {total} = batch_size*group_size."
         )
-        yield Problem(keys=("train.batch_size", "rollout.batch_size", "rollout.num_samples"), text=text)
+        yield Problem(keys=("train.batch_size", "rollout.batch_size", "rollout.group_size"), text=text)
 
 
 def answers_to_compare(config: TrainConfig) -> Iterator[Problem]:
     """A group's mean tells its answers apart."""
     if not isinstance(config, OnlineKtoConfig):
         return
-    if config.algo.threshold == "group-mean" and config.rollout.num_samples < 2:
+    if config.algo.threshold == "group-mean" and config.rollout.group_size < 2:
         text = "1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold batch-mean or fixed."
-        yield Problem(keys=("rollout.num_samples", "algo.threshold"), text=text)
+        yield Problem(keys=("rollout.group_size", "algo.threshold"), text=text)
     if config.algo.threshold == "batch-mean" and config.examples_per_step < 2:
         text = "1 answer is its own mean, and batch-mean leaves it out. Raise it, or use threshold fixed."
         yield Problem(keys=("rollout.batch_size", "algo.threshold"), text=text)

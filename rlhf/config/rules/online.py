@@ -18,8 +18,8 @@ def batches(config: OnlineConfig) -> Iterator[Problem]:
     if isinstance(config, OnlineKtoConfig):
         return  # makes one optimizer step: a rule of its own
     size, total = config.train.batch_size, config.examples_per_step
-    keys = ("train.batch_size", "rollout.batch_size", "rollout.num_samples")
-    counted = "rollout.batch_size" if isinstance(config, OnlineDpoConfig) else "rollout.batch_size*num_samples"
+    keys = ("train.batch_size", "rollout.batch_size", "rollout.group_size")
+    counted = "rollout.batch_size" if isinstance(config, OnlineDpoConfig) else "rollout.batch_size*group_size"
     if total < size:
         text = f"{size} > {counted} = {total}: no step could ever run. Lower it to {total}."
         yield Problem(keys=keys, text=text)
@@ -40,7 +40,7 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
     """Sampling explores, and engines can do what they are asked."""
     rollout = config.rollout
     if rollout.temperature == 0.0:
-        equal = f" and makes all {rollout.num_samples} answers to a prompt equal" if rollout.num_samples > 1 else ""
+        equal = f" and makes all {rollout.group_size} answers to a prompt equal" if rollout.group_size > 1 else ""
         yield Problem(
             keys=("rollout.temperature",),
             text=f"0 is greedy{equal}: {command_of(config).upper()} learns from sampled answers, "
@@ -108,7 +108,7 @@ def policy_learns(config: OnlineConfig) -> Iterator[Problem]:
     steps, frozen = config.train.num_steps, config.algo.frozen_policy_steps
     if steps is not None and frozen >= steps:
         text = f"{frozen} of {steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
-        yield Problem(keys=("algo.freeze_policy_steps", "train.num_steps"), text=text)
+        yield Problem(keys=("algo.critic_warmup_steps", "train.num_steps"), text=text)
 
 
 def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:

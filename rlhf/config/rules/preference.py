@@ -11,15 +11,15 @@ def pairs_exist(config: TrainConfig) -> Iterator[Problem]:
     """There are two answers to compare."""
     if not isinstance(config, OnlineDpoConfig):
         return
-    num_samples = config.rollout.num_samples
-    if num_samples < 2:
+    group_size = config.rollout.group_size
+    if group_size < 2:
         yield Problem(
-            keys=("rollout.num_samples",), text="1 answer has no other to be compared with. Set it to 2 or more."
+            keys=("rollout.group_size",), text="1 answer has no other to be compared with. Set it to 2 or more."
         )
-    elif num_samples > 2 and isinstance(config.algo, NashMdSection):
+    elif group_size > 2 and isinstance(config.algo, NashMdSection):
         yield Problem(
-            keys=("rollout.num_samples", "algo.type"),
-            text=f"nash-md compares one answer with its opponent, and needs 2 (got {num_samples}).",
+            keys=("rollout.group_size", "algo.type"),
+            text=f"nash-md compares one answer with its opponent, and needs 2 (got {group_size}).",
         )
 
 

@@ -180,10 +180,10 @@ def check_function(function: str) -> None:
     FunctionProcess(function).close()
 
 
-def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, num_samples: int = 1) -> Reward:
+def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_size: int = 1) -> Reward:
     """Score made answers to a real prompt, so that a source that cannot work is known before a run starts: two where
     the run samples several, because a judge compares them, else one. Returns the first one's reward."""
-    answers = PROBE_ANSWERS[:num_samples]
+    answers = PROBE_ANSWERS[:group_size]
     rollouts = [_made_rollout(prompt, answer, tokenizer) for answer in answers]
     return source.score([prompt] * len(answers), answers, rollouts)[0]
 

@@ -113,8 +113,8 @@ class Endpoint:
                 return _read_body(response, deadline)
         except httpx.TransportError as error:
             if doubt := _doubted_certificate(error):
-                mend = "Renew it at the service." if "expired" in doubt else "Set the source's ca_file."
-                raise RewardError(f"reward.url: TLS certificate not trusted ({doubt}). {mend}") from error
+                suggest_fixes = "Renew it at the service." if "expired" in doubt else "Set the source's ca_file."
+                raise RewardError(f"reward.url: TLS certificate not trusted ({doubt}). {suggest_fixes}") from error
             raise OutageError(_reason(error)) from error
 
     def _check_status(self, response: httpx.Response) -> None:

@@ -102,7 +102,7 @@ class JudgeReward:
             if len(texts) == 1 and prompt.label is None:
                 raise RewardError(
                     f"reward {self._section.label}: {prompt.id} has one answer and no label to compare it with. Set "
-                    "rollout.num_samples to 2 or more, give rows a label, or use mode rubric."
+                    "rollout.group_size to 2 or more, give rows a label, or use mode rubric."
                 )
         comparisons = [
             Comparison(prompt=prompt, first=first, second=second, texts=competitors)

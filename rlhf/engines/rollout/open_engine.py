@@ -20,7 +20,7 @@ NO_ADAPTERS = "rollout.sync_adapters: the transformers engine takes merged weigh
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
     """Both faces of a rollout engine: it samples, and it takes weights."""
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Forget what was asked, since who asked is gone; others will send weights before they ask. Raises RlhfError
         where the engine is not serving whole weights."""
         ...

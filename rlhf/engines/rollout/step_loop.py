@@ -62,7 +62,7 @@ C = TypeVar("C", bound=DecoderCore)
 
 
 @dataclass(slots=True)
-class Answer:
+class DecodedTokens:
     """All that was decoded for one request."""
 
     token_ids: list[int] = field(default_factory=list)
@@ -85,7 +85,7 @@ class StepLoop(Generic[C]):
         self._gate = gate
         self._ids = itertools.count()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._pending: dict[str, tuple[Answer, Future[Answer]]] = {}
+        self._pending: dict[str, tuple[DecodedTokens, Future[DecodedTokens]]] = {}
         self._changed = threading.Condition()
         self._closing = False
         self._failure: Exception | None = None
@@ -112,19 +112,19 @@ class StepLoop(Generic[C]):
                 raise self._lost()
         return future.result()
 
-    def decode(self, requests: Sequence[DecodeRequest], stall_timeout_s: float) -> list[Answer]:
+    def decode(self, requests: Sequence[DecodeRequest], stall_timeout_s: float) -> list[DecodedTokens]:
         """Block until every request is answered; answer i is to request i.
 
         Raises StallError when no request of the loop gets a token for `stall_timeout_s`, and whatever `add` raised.
         """
         ids = [str(next(self._ids)) for _ in requests]
-        futures: list[Future[Answer]] = [Future() for _ in requests]
+        futures: list[Future[DecodedTokens]] = [Future() for _ in requests]
 
         def job() -> None:
             try:
                 for request_id, request, future in zip(ids, requests, futures, strict=True):
                     self.core.add(request_id, request)
-                    self._pending[request_id] = (Answer(), future)
+                    self._pending[request_id] = (DecodedTokens(), future)
             except Exception as error:
                 self._abort(ids, error)
                 for future in futures:

@@ -111,8 +111,8 @@ class TransformersRolloutEngine:
             self._compute(self._move, self._device)
             self._gate.wake()
 
-    def begin_anew(self) -> None:
-        """See `ServingEngine.begin_anew`. A batch under way is waited for."""
+    def reset(self) -> None:
+        """See `ServingEngine.reset`. A batch under way is waited for."""
         with self._busy:
             self._gate.require_serving()
 

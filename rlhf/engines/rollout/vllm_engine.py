@@ -111,8 +111,8 @@ class VllmRolloutEngine:
         """Undo `sleep`."""
         self._loop.call(self._wake)
 
-    def begin_anew(self) -> None:
-        """See `ServingEngine.begin_anew`."""
+    def reset(self) -> None:
+        """See `ServingEngine.reset`."""
 
         def forget() -> None:
             self._gate.require_serving()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.engines.models.adapters import frozen_digest
 from rlhf.engines.process.distributed import deepspeed
-from rlhf.engines.training.ema_reference import FollowingCopy
+from rlhf.engines.training.ema_reference import EmaCopy
 from rlhf.engines.training.write_errors import Refusals
 from rlhf.errors import CheckpointError
 
@@ -29,7 +29,7 @@ STAGE = "zero_stage"
 
 
 def save_training_state(
-    engine: "deepspeed.DeepSpeedEngine", directory: Path, *, num_steps: int, copy: FollowingCopy | None
+    engine: "deepspeed.DeepSpeedEngine", directory: Path, *, num_steps: int, copy: EmaCopy | None
 ) -> None:
     """Write this rank's shards, random state and part of the copy that follows; rank 0 also writes the counts.
     Collective.
@@ -92,7 +92,7 @@ def _shards_kept(engine: "deepspeed.DeepSpeedEngine", refusals: Refusals) -> Ite
         del engine._copy_recovery_script
 
 
-def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *, copy: FollowingCopy | None) -> int:
+def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *, copy: EmaCopy | None) -> int:
     """Restore what `save_training_state` wrote and return the number of steps taken. Collective."""
     state = json.loads((directory / STATE).read_text())
     if state["num_ranks"] != dist.get_world_size():

@@ -17,18 +17,18 @@ from rlhf.engines.process.distributed import deepspeed
 from rlhf.errors import CheckpointError
 
 
-class FollowingCopy:
+class EmaCopy:
     """This rank's part of the copy. Every method is collective."""
 
     def __init__(self, engine: "deepspeed.DeepSpeedEngine", zero_stage: int, decay: float) -> None:
-        """Start as the policy is now; `decay` is the share that one `follow` keeps of the copy."""
+        """Start as the policy is now; `decay` is the share that one `update_ema` keeps of the copy."""
         self._engine = engine
         self._is_sharded = zero_stage == 3
         self._decay = decay
         self._copy = {name: live.to("cpu", torch.float32, copy=True) for name, live in self._live()}
 
     @torch.no_grad()
-    def follow(self) -> float:
+    def update_ema(self) -> float:
         """Become decay * itself + (1 - decay) * the policy. Returns how far it moved: the norm of the change, over the
         whole model."""
         moved = torch.zeros((), dtype=torch.float64)

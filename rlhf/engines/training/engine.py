@@ -18,7 +18,7 @@ from rlhf.engines.models.heads import PackedInput, PackedModel
 from rlhf.engines.models.loading import choose_dtype, logits_rule
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.checkpoint import load_training_state, save_training_state
-from rlhf.engines.training.ema_reference import FollowingCopy
+from rlhf.engines.training.ema_reference import EmaCopy
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
@@ -27,7 +27,7 @@ from rlhf.engines.training.partitioned_loading import partition, read_once, repl
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
 from rlhf.errors import RlhfError
-from rlhf.types import FloatArray, Head, LossMetrics, PackedTokens, StepReport, SyncReport, TrainBatch
+from rlhf.types import FloatArray, Head, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
 
 
 class DeepSpeedEngine:
@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         self._num_steps = 0
         self._window_is_open = False
         self._sender: WeightSender | None = None
-        self._copy: FollowingCopy | None = None
+        self._copy: EmaCopy | None = None
         self._loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
@@ -109,21 +109,21 @@ class DeepSpeedEngine:
         return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
 
     def hold_copy(self, decay: float) -> None:
-        """Begin to keep a reference that follows this model; `decay` is the share that one `follow` keeps of it."""
-        self._copy = FollowingCopy(self._engine, self._section.zero_stage, decay)
+        """Begin to keep a reference that follows this model; `decay` is the share that one `update_ema` keeps of it."""
+        self._copy = EmaCopy(self._engine, self._section.zero_stage, decay)
 
-    def forward_following(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+    def forward_ema_reference(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         """As `forward`, by the copy that follows."""
         with self._following.in_place_of_policy():
             return self.forward(batches)
 
-    def follow(self) -> float:
+    def update_ema(self) -> float:
         """Bring the copy nearer; returns how far it moved, as the norm over the whole model."""
-        return self._following.follow()
+        return self._following.update_ema()
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
-        metrics = LossMetrics()
+        metrics = Metrics()
         for batch in batches:
             predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device)).unbind()
             if batch.is_padding:
@@ -199,7 +199,7 @@ class DeepSpeedEngine:
         check_export(self._loaded, directory)
 
     @property
-    def _following(self) -> FollowingCopy:
+    def _following(self) -> EmaCopy:
         if self._copy is None:
             raise RlhfError("the reference that follows the policy was asked for, and none is held")
         return self._copy

@@ -61,7 +61,7 @@ def read_once(
         raise outline
     if dist.get_rank() != 0:
         assert outline is not None
-        _follow(loaded.model, outline)
+        _update_ema(loaded.model, outline)
     if section.quantization == "nf4":
         hold_in_four_bits(loaded.model)
     return loaded
@@ -101,7 +101,7 @@ def _outline(model: nn.Module) -> Outline:
     return Outline(places, {key: tensor.cpu() for key, tensor in _tensors(model).items()})
 
 
-def _follow(model: nn.Module, outline: Outline) -> None:
+def _update_ema(model: nn.Module, outline: Outline) -> None:
     """Give a sketch the shapes, dtypes and ties that the loaded model has, and its tensors that are no parameters."""
     fresh: dict[str, nn.Parameter] = {}
     for name, place in outline.places.items():

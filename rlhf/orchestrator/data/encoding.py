@@ -24,7 +24,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class EncodedResponse:
     """An answer's text and n tokens; `written[t]` is False inside other speakers' turns."""
 
     text: str
@@ -77,7 +77,7 @@ class Encoder:
             metadata=metadata,
         )
 
-    def answer(self, record: Record, prompt: Prompt, answer: Text) -> Answer:
+    def answer(self, record: Record, prompt: Prompt, answer: Text) -> EncodedResponse:
         """An answer to `prompt`, up to and including its stop token.
 
         Parts are tokenised one by one and joined, the way they come about when a policy answers turn by turn: the
@@ -98,13 +98,13 @@ class Encoder:
         if not token_ids or token_ids[-1] not in self._tokenizer.stop_token_ids:
             token_ids.append(self._tokenizer.eos_token_id)
             written.append(True)
-        return Answer(
+        return EncodedResponse(
             text="".join(part.text for part in parts) if isinstance(answer, str) else answer[-1].content,
             token_ids=np.array(token_ids, dtype=np.int64),
             written=np.array(written, dtype=np.bool_),
         )
 
-    def steps(self, record: Record, prompt: Prompt) -> Answer:
+    def steps(self, record: Record, prompt: Prompt) -> EncodedResponse:
         """The record's steps, each ending in the separator; `written` is True at the last token of each.
 
         Like turns, steps are tokenised one by one: the tokens of a step never depend on what follows.
@@ -117,20 +117,20 @@ class Encoder:
             ids = self._continue(before, text)
             token_ids += ids
             ends += [False] * (len(ids) - 1) + [True]
-        return Answer(
+        return EncodedResponse(
             text="".join(texts),
             token_ids=np.array(token_ids, dtype=np.int64),
             written=np.array(ends, dtype=np.bool_),
         )
 
-    def blocks(self, record: Record, prompt: Prompt, max_tokens: int) -> list[Answer]:
+    def blocks(self, record: Record, prompt: Prompt, max_tokens: int) -> list[EncodedResponse]:
         """A plain text in blocks of at most `max_tokens`; only the last one ends."""
         whole = self.answer(record, prompt, record.answers[0])
         if len(whole.token_ids) <= max_tokens:
             return [whole]
         stretches = [slice(start, start + max_tokens) for start in range(0, len(whole.token_ids), max_tokens)]
         return [
-            Answer(
+            EncodedResponse(
                 text=self._tokenizer.decode(whole.token_ids[stretch].tolist()),
                 token_ids=whole.token_ids[stretch],
                 written=whole.written[stretch],
@@ -185,18 +185,20 @@ class Encoder:
         return stops[-1] + 1 if stops else len(token_ids)
 
 
-def cut(answer: Answer, max_tokens: int) -> Answer:
+def cut(answer: EncodedResponse, max_tokens: int) -> EncodedResponse:
     """At most the first `max_tokens` tokens of an answer; its text stays."""
-    return Answer(text=answer.text, token_ids=answer.token_ids[:max_tokens], written=answer.written[:max_tokens])
+    return EncodedResponse(
+        text=answer.text, token_ids=answer.token_ids[:max_tokens], written=answer.written[:max_tokens]
+    )
 
 
-def cut_steps(answer: Answer, max_tokens: int) -> Answer:
+def cut_steps(answer: EncodedResponse, max_tokens: int) -> EncodedResponse:
     """The whole steps among the first `max_tokens` tokens; the text stays."""
     ends = np.flatnonzero(answer.written) + 1
     return cut(answer, int(ends[ends <= max_tokens].max(initial=0)))
 
 
-def as_steps(prompt: Prompt, answer: Answer, is_whole: bool, record: Record) -> ScoredGroup:
+def as_steps(prompt: Prompt, answer: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
     """Labelled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
     say how good these are, and the reward is their mean."""
     labels = record.step_labels[: int(answer.written.sum())]
@@ -229,7 +231,7 @@ def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
     ]
 
 
-def as_group(prompt: Prompt, answers: Sequence[Answer], whole: Sequence[bool], record: Record) -> ScoredGroup:
+def as_group(prompt: Prompt, answers: Sequence[EncodedResponse], whole: Sequence[bool], record: Record) -> ScoredGroup:
     """A data set's answers as a scored group: K answers get rewards K-1 ... 0, a labelled one 1 or 0.
 
     `whole[i]` is False where answer i was cut.

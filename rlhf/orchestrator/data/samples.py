@@ -28,8 +28,8 @@ NUM_ANSWERS = "num_answers"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def make_requests(prompts: Sequence[Prompt], num_samples: int, seed: int, sampling: Sampling) -> list[RolloutRequest]:
-    """`num_samples` requests a prompt. What an answer is depends on the seed, its prompt's id and its number alone."""
+def make_requests(prompts: Sequence[Prompt], group_size: int, seed: int, sampling: Sampling) -> list[RolloutRequest]:
+    """`group_size` requests a prompt. What an answer is depends on the seed, its prompt's id and its number alone."""
     return [
         RolloutRequest(
             id=f"{prompt.id}/{number}",
@@ -39,7 +39,7 @@ def make_requests(prompts: Sequence[Prompt], num_samples: int, seed: int, sampli
             sampling=sampling,
         )
         for prompt in prompts
-        for number in range(num_samples)
+        for number in range(group_size)
     ]
 
 

@@ -27,7 +27,7 @@ FIGURES = (
 )
 """What is shown of a step, where it is known."""
 
-PHASES = ("wait", "measure", "learn", "sync", "evaluate")
+PHASES = ("wait", "log_probs", "learn", "sync", "evaluate")
 """What the trainer does in a step, one after the other."""
 PRODUCED = ("generate", "score")
 """What it waits for, and what runs beside it where rollouts may lag."""

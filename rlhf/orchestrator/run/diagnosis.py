@@ -103,7 +103,7 @@ def _progress(status: Mapping[str, Json], steps: Sequence[Mapping[str, Json]], n
     facts = [f"a step takes {usual:.3g} s; the last one, {steps[-1].get('step')}, ended {_duration(age)} ago."]
     if status["status"] == "running" and age > max(60.0, SILENT * usual):
         facts.append(f"silent: no step for {_duration(age)}, {age / max(usual, 1e-9):.0f} times the usual.")
-    for name in ("reward/mean", "pairs/accuracy", "policy/loss", "reward/loss", "sampler/log_prob_gap"):
+    for name in ("reward/mean", "pairs/accuracy", "policy/loss", "reward/loss", "mismatch/log_prob"):
         values = [value for step in steps if isinstance(value := step.get(name), int | float)]
         if len(values) > 1:
             facts.append(f"{name}: {values[0]:.4g} at first, {values[-1]:.4g} now.")

@@ -1,10 +1,11 @@
 """What a run does about a failure.
 
-Failures that say something about the run itself (a reward, numbers, the disk) end it. About those that another start
-may not meet again `decide` is a pure function of how the run stands, and `persevere` carries its decision out: what
-trains ends, and starts again from the newest whole checkpoint; engines, and models that only compute, stay where they
-are well. (Where they are lost they are replaced before it comes to that, `actors/groups.py`.) Every random choice is a
-function of the seed and the step, so the restarted run is, where it is synchronous, the run that never failed.
+Failures that concern the run itself (a reward, numerics, the disk) end it. For infrastructure failures, which another
+attempt may not meet again, `decide` is a pure function of the run's situation and `run_with_restarts` carries out its
+decision: training workers end and start again from the newest complete checkpoint. Engines and inference-only models
+that are healthy keep running. (Where those are lost, they are replaced before a restart is needed, `actors/groups.py`.)
+Every random choice is a function of the seed and the step, so a restarted synchronous run is identical to one that
+never failed.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class FailureContext:
     """How a run stands when it fails."""
 
     has_started: bool
@@ -51,7 +52,7 @@ class Decision:
     pause_s: float = 0.0
 
 
-def decide(standing: Standing) -> Decision:
+def decide(standing: FailureContext) -> Decision:
     """Restart a run that lost its infrastructure, within the budget."""
     if not standing.has_started:
         return Decision(action=Action.STOP, reason="the run has never been up")
@@ -81,7 +82,7 @@ class Attempts(Protocol):
         ...
 
 
-def persevere(
+def run_with_restarts(
     attempts: Attempts,
     resume_from: ResumePoint | None,
     *,
@@ -103,7 +104,7 @@ def persevere(
             if saved is not None and (point is None or saved.state.step > point.state.step):
                 num_restarts = 0
             decision = decide(
-                Standing(
+                FailureContext(
                     has_started=attempts.has_started,
                     has_checkpoint=saved is not None,
                     num_restarts=num_restarts,

@@ -13,7 +13,7 @@ from rlhf.orchestrator.step.batching import build_batches, merge_rank_major, pla
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.token_scores import Portions, StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
-from rlhf.types import Experience, LossMetrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
+from rlhf.types import Experience, Metrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_SKIPPED_RECENTLY = 10
@@ -61,7 +61,7 @@ class Learned:
     num_updates: int = 0
     num_skipped: int = 0
 
-    def add(self, metrics: LossMetrics, weight: float) -> None:
+    def add(self, metrics: Metrics, weight: float) -> None:
         """Count the figures of one optimizer step of `weight` examples."""
         for name, value in metrics.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * weight
@@ -80,10 +80,10 @@ class Learned:
         self.num_skipped += other.num_skipped
 
     @property
-    def metrics(self) -> LossMetrics:
+    def metrics(self) -> Metrics:
         """Means and maxima."""
         means = {name: value / self.weights[name] for name, value in self.sums.items()}
-        return LossMetrics(sums=means, maxima=self.maxima)
+        return Metrics(sums=means, maxima=self.maxima)
 
 
 class Learner:
@@ -169,7 +169,7 @@ class Learner:
             learned.num_updates += 1
             learned.add(metrics, weight=len(ids))
             figures = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
-            learned.add(LossMetrics(sums=figures), weight=1.0)
+            learned.add(Metrics(sums=figures), weight=1.0)
         return learned
 
     def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rlhf.orchestrator.step.sources import GroupBatch
-from rlhf.types import FinishReason, LossMetrics, ScoredGroup
+from rlhf.types import FinishReason, Metrics, ScoredGroup
 
 
 class PhaseClock:
@@ -32,7 +32,7 @@ class PhaseClock:
         return time.monotonic() - self._start
 
 
-def flatten(metrics: LossMetrics) -> dict[str, float]:
+def flatten(metrics: Metrics) -> dict[str, float]:
     """Means and maxima under their names."""
     return {**metrics.sums, **metrics.maxima}
 

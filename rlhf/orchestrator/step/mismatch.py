@@ -11,7 +11,7 @@ MAX_GAP = 20.0
 """Nats at which a disagreement is cut before `exp`."""
 
 
-def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
+def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
     """Log-prob by the trainer less that by the sampler, of each response token where both were asked. Not finite where
     one of them is not."""
     gaps = [
@@ -30,7 +30,7 @@ def sampler_gap(examples: Sequence[Example], signals: Sequence[Signals]) -> Floa
     return joined
 
 
-def describe_gap(gap: FloatArray, band: float) -> dict[str, float]:
+def mismatch_metrics(gap: FloatArray, band: float) -> dict[str, float]:
     """How far sampler and trainer disagree about the same tokens; `gap` is log(trainer / sampler) of each, in nats.
 
     The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). Outside the band is a
@@ -42,15 +42,15 @@ def describe_gap(gap: FloatArray, band: float) -> dict[str, float]:
     clamped = finite.clip(-MAX_GAP, MAX_GAP)
     size = max(len(finite), 1)
     return {
-        "sampler/log_prob_gap": float(np.abs(finite).sum() / size),
-        "sampler/log_prob_gap_max": float(np.abs(finite).max(initial=0.0)),
-        "sampler/kl": float((np.expm1(clamped) - clamped).sum() / size),
-        "sampler/outside_band": float((np.abs(finite) > np.log(band)).sum() / size),
-        "sampler/not_finite": 1.0 - len(finite) / len(gap),
+        "mismatch/log_prob": float(np.abs(finite).sum() / size),
+        "mismatch/log_prob_max": float(np.abs(finite).max(initial=0.0)),
+        "mismatch/kl": float((np.expm1(clamped) - clamped).sum() / size),
+        "mismatch/outside_band": float((np.abs(finite) > np.log(band)).sum() / size),
+        "mismatch/not_finite": 1.0 - len(finite) / len(gap),
     }
 
 
-class GapWatch:
+class MismatchWatch:
     """Warns once, then ends the run, where sampler and trainer disagree by more than is allowed."""
 
     def __init__(self, warn_above: float, stop_above: float, warn: Callable[[str], None]) -> None:
@@ -61,8 +61,8 @@ class GapWatch:
         self._told: set[str] = set()
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
-        """Judge the figures of `describe_gap`. Raises NumericsError above the upper bound."""
-        mean = figures.get("sampler/log_prob_gap", 0.0)
+        """Judge the figures of `mismatch_metrics`. Raises NumericsError above the upper bound."""
+        mean = figures.get("mismatch/log_prob", 0.0)
         text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
         if 0 < self._stop_above < mean:
             raise NumericsError(
@@ -71,7 +71,7 @@ class GapWatch:
             )
         if 0 < self._warn_above < mean:
             self._tell_once("gap", f"{text} (train.mismatch_warn is {self._warn_above:g}); told once")
-        unknown = figures.get("sampler/not_finite", 0.0)
+        unknown = figures.get("mismatch/not_finite", 0.0)
         if unknown > 0:
             # They are in no mean: a sampler that said nothing else would look like one that agrees.
             text = f"step {step}: {unknown:.2%} of the sampler's log-probs are not finite; told once"

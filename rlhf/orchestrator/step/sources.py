@@ -77,7 +77,7 @@ class RolloutPlan:
 
     batch_size: int
     """Groups of one step."""
-    num_samples: int
+    group_size: int
     """Answers in a group."""
     sampling: Sampling
     seed: int
@@ -92,7 +92,7 @@ class RolloutPlan:
     @property
     def draws(self) -> tuple[Sampling, ...]:
         """How each answer to a prompt is drawn: those of the group, then the baseline."""
-        own = (self.sampling,) * (self.num_samples - self.num_opponents)
+        own = (self.sampling,) * (self.group_size - self.num_opponents)
         opponents = (replace(self.sampling, mixture=self.mixture),) * self.num_opponents
         return (*own, *opponents, *(replace(self.sampling, temperature=0.0),) * self.greedy_baseline)
 
@@ -236,7 +236,7 @@ class RolloutSource:
         self, step: int, prompts: Sequence[Prompt], seen: Counter[str], seconds: dict[str, float]
     ) -> "list[_Sampled]":
         start = time.monotonic()
-        n, width = self._plan.num_samples, len(self._plan.draws)
+        n, width = self._plan.group_size, len(self._plan.draws)
         rollouts = self._sampler.generate(make_requests(step, prompts, self._plan, seen))
         generated = time.monotonic()
         responses, rewards = self._sampler.score([prompt for prompt in prompts for _ in range(width)], rollouts)

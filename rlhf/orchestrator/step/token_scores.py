@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from rlhf.engines.base import FollowingScorer, TokenScorer, TrainEngine
+from rlhf.engines.base import EmaReferenceScorer, TokenScorer, TrainEngine
 from rlhf.orchestrator.step.batching import (
     BatchPlan,
     HasSequences,
@@ -27,7 +27,7 @@ class Models:
 
     trained: Mapping[Role, TrainEngine]
     reference: TokenScorer | None = None
-    following: FollowingScorer | None = None
+    ema_reference: EmaReferenceScorer | None = None
     """The reference, where it follows the policy."""
 
 
@@ -85,7 +85,7 @@ def _plan(
     )
 
 
-def measure(
+def score_tokens(
     asked: frozenset[str],
     examples: Sequence[Example],
     plan: StepPlan,
@@ -111,7 +111,7 @@ def measure(
             raise ValueError("the algorithm asks for ref_log_probs, and no reference was started")
         own = plan_batches(examples, portions.limits(models.reference.num_ranks))
         jobs["ref_log_probs"] = in_thread(_forward, models.reference, own, examples)
-    said = gather(jobs, phase="measure", timeout_s=timeout_s)
+    said = gather(jobs, phase="log_probs", timeout_s=timeout_s)
     return [Signals(**{name: arrays[i] for name, arrays in said.items()}) for i in range(len(examples))]
 
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from rlhf.actors.colocated import RestingPool
+from rlhf.actors.colocated import SleepingRolloutPool
 from rlhf.engines.fakes import FakeRollout
 from rlhf.types import PackedTokens, RolloutRequest, Sampling
 
@@ -18,7 +18,7 @@ def request(name: str) -> RolloutRequest:
 def test_an_engine_is_awake_while_it_answers_only() -> None:
     seen: list[bool] = []
     engine = FakeRollout(4, delay=lambda: seen.append(engine.awake))
-    pool = RestingPool(engine)
+    pool = SleepingRolloutPool(engine)
     engine.sleep()
     assert len(pool.generate([request("a")])) == 1
     assert seen == [True]
@@ -41,7 +41,7 @@ def test_of_several_calls_the_last_one_lets_it_sleep() -> None:
 
     engine = FakeRollout(4, delay=delay)
     engine.sleep()
-    pool = RestingPool(engine)
+    pool = SleepingRolloutPool(engine)
     threads = [threading.Thread(target=pool.generate, args=([request(name)],)) for name in "ab"]
     for thread in threads:
         thread.start()
@@ -62,4 +62,4 @@ def test_a_call_that_fails_is_the_error() -> None:
         raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        RestingPool(FakeRollout(4, delay=fail)).generate([request("a")])
+        SleepingRolloutPool(FakeRollout(4, delay=fail)).generate([request("a")])

@@ -14,8 +14,8 @@ unit = st.floats(0.0, 1.0)
 def gae_by_definition(rewards: Floats, values: Floats, gamma: float, gae_lambda: float) -> Floats:
     """O(n^2): A_t = sum_l (gamma * lambda)^l * delta_{t+l}."""
     n = len(rewards)
-    following = [*values[1:], 0.0]
-    deltas = [rewards[t] + gamma * following[t] - values[t] for t in range(n)]
+    ema_reference = [*values[1:], 0.0]
+    deltas = [rewards[t] + gamma * ema_reference[t] - values[t] for t in range(n)]
     return np.array([sum((gamma * gae_lambda) ** k * deltas[t + k] for k in range(n - t)) for t in range(n)])
 
 

@@ -30,7 +30,7 @@ from rlhf.config.algo import (
     RlooSection,
 )
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Reward, Role, Rollout, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Reward, Role, Rollout, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 
 SECTIONS: tuple[type[CriticFreeSection], ...] = (
@@ -77,7 +77,7 @@ def said(example: Example, *, old: float = -1.0, ref: float | Sequence[float] = 
 
 def credit(
     section: CriticFreeSection, *groups: ScoredGroup, ref: float | Sequence[float] = -1.0
-) -> tuple[list[Experience], LossMetrics]:
+) -> tuple[list[Experience], Metrics]:
     algorithm = build(section)
     examples = algorithm.select(groups)
     return algorithm.credit(examples, [said(example, ref=ref) for example in examples])
@@ -192,7 +192,7 @@ def test_the_kl_of_an_answer_counts_once_in_its_reward() -> None:
     assert [column(experience) for experience in experiences] == close([-0.03, -0.03], [0.03])
     assert metrics.sums["kl/ref_per_response"] == pytest.approx(0.15)
     assert metrics.sums["reward/shaped"] == pytest.approx(0.985)
-    assert metrics.sums["groups/equal"] == 1.0  # by the scores, whatever the KL adds
+    assert metrics.sums["groups/zero_std"] == 1.0  # by the scores, whatever the KL adds
 
 
 @pytest.mark.parametrize("section", [s for s in SECTIONS if s not in (ReinforceSection, RemaxSection)])
@@ -202,7 +202,7 @@ def test_equal_rewards_have_advantage_exactly_0(section: type[CriticFreeSection]
     """Whatever the reward, and also where rounding would put the mean beside it."""
     experiences, metrics = credit(section(**PLAIN), grouped([reward] * size, lengths=[2] * size))
     assert all(column(experience) == [0.0, 0.0] for experience in experiences)
-    assert metrics.sums["groups/equal"] == float(size > 1)
+    assert metrics.sums["groups/zero_std"] == float(size > 1)
 
 
 def test_equal_rewards_of_a_whole_batch_have_advantage_exactly_0() -> None:
@@ -266,7 +266,7 @@ def test_environment_tokens_do_not_exist(section: type[CriticFreeSection], gaps:
     def pair(one: Rollout) -> ScoredGroup:
         return replace(group([one, other], [1.0, 0.0]), baseline=Reward(total=0.2))
 
-    def given_credit(one: Rollout) -> tuple[list[list[float]], LossMetrics]:
+    def given_credit(one: Rollout) -> tuple[list[list[float]], Metrics]:
         algorithm = build(how)
         examples = algorithm.select([pair(one)])
         experiences, metrics = algorithm.credit(examples, [said(examples[0], ref=REF), said(examples[1])])
@@ -316,7 +316,7 @@ def test_dynamic_sampling_leaves_out_groups_without_spread(
 ) -> None:
     answers = grouped(rewards, lengths=lengths)
     assert build(DapoSection()).keep(answers) is kept
-    assert build(GrpoSection(drop_equal_groups=True)).keep(answers) is kept
+    assert build(GrpoSection(dynamic_sampling=True)).keep(answers) is kept
     assert build(GrpoSection()).keep(answers)
 
 
@@ -366,7 +366,7 @@ def test_the_adaptive_coefficient_acts_from_the_next_step_on_and_survives_a_rest
     restored.restore(json.loads(json.dumps(algorithm.state())))
     for one in (algorithm, restored):
         assert one.credit(examples, drifted)[0][0].coefficients["kl"] == pytest.approx(0.12)
-    assert algorithm.after_pass(LossMetrics())
+    assert algorithm.after_pass(Metrics())
 
 
 def test_figures_by_hand() -> None:
@@ -374,7 +374,7 @@ def test_figures_by_hand() -> None:
     expected = {
         "reward/mean": 6.5 / 6,
         "reward/shaped": 6.5 / 6,
-        "groups/equal": 0.5,
+        "groups/zero_std": 0.5,
         "advantages/mean": 0.0,
         "advantages/std": math.sqrt(4 / 6),
         "kl/coef": 0.0,

@@ -23,7 +23,7 @@ from rlhf.config.algo import (
     RlooSection,
 )
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
-from rlhf.types import Experience, LearnedSequence, LossMetrics, Role
+from rlhf.types import Experience, LearnedSequence, Metrics, Role
 from tests.unit.algorithms.build import tensor_batch
 
 LENGTHS = [5, 1, 0, 3, 4]
@@ -285,13 +285,13 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
 
 def step_gradient(
     section: CriticFreeSection, experiences: list[Experience], limits: Limits
-) -> tuple[torch.Tensor, LossMetrics]:
+) -> tuple[torch.Tensor, Metrics]:
     """Gradient by every token's prediction, and figures, of one optimizer step split by `limits`."""
     plan = plan_batches(experiences, limits)
     starts = np.cumsum([0, *(len(e.sequences[0].token_ids) for e in experiences)])
     weights = torch.randn(int(starts[-1]), generator=torch.Generator().manual_seed(0)) * 0.3
     weights.requires_grad_()
-    metrics = LossMetrics()
+    metrics = Metrics()
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.POLICY), strict=True):
         if batch.is_padding:
             continue

@@ -10,12 +10,12 @@ import torch
 
 from rlhf.algorithms.dpo import DPO
 from rlhf.algorithms.pairs import PairPicker
-from rlhf.algorithms.standstill import PATIENCE_STEPS, Standstill
+from rlhf.algorithms.stuck_loss import PATIENCE_STEPS, StuckLossWatch
 from rlhf.config.algo import DpoSection, PairLossSection
 from rlhf.config.algo.preference import DpoLoss, IpoLoss, RpoLoss, SimpoLoss
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.orchestrator.step.batching import Limits
-from rlhf.types import FinishReason, Head, LossMetrics, Role, ScoredGroup, Signals
+from rlhf.types import FinishReason, Head, Metrics, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.pair_support import experience, learn, numbers, pair
 from tests.unit.algorithms.test_pair_losses import ALL
@@ -257,7 +257,7 @@ def steps(algorithm: DPO, losses: Sequence[float]) -> list[str]:
     told: list[str] = []
     for loss in losses:
         told += algorithm.credit([], [])[1].warnings
-        assert algorithm.after_pass(LossMetrics(sums={"policy/loss": loss}))
+        assert algorithm.after_pass(Metrics(sums={"policy/loss": loss}))
     return told
 
 
@@ -284,9 +284,9 @@ def test_a_loss_that_moves_or_never_began_at_ln_2_is_not(loss: str, losses: list
 
 
 def test_the_watch_continues_after_a_restart() -> None:
-    whole = Standstill(watches=True)
+    whole = StuckLossWatch(watches=True)
     for _ in range(PATIENCE_STEPS - 3):
-        whole.hear(0.693)
+        whole.observe(0.693)
     again = DPO(DpoSection())
     again.restore(whole.state())
     assert len(steps(again, [0.693] * 10)) == 1

@@ -9,28 +9,28 @@ import torch
 
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.losses import ppo_clip
-from rlhf.algorithms.responses import Answer
+from rlhf.algorithms.responses import ResponseTokens
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, TruncatedWeights
 from rlhf.errors import NumericsError
 
 
-def answer(ratios: Sequence[float]) -> Answer:
+def answer(ratios: Sequence[float]) -> ResponseTokens:
     """One answer whose tokens the trainer finds that many times as likely as the sampler did."""
     sampler = np.full(len(ratios), -2.0, dtype=np.float32)
     with np.errstate(divide="ignore"):
         old = sampler.astype(np.float64) + np.log(np.array(ratios, dtype=np.float64))
-    return Answer(score=0.0, truncated=False, old_log_probs=old, values=np.zeros(0), sampler_log_probs=sampler)
+    return ResponseTokens(score=0.0, truncated=False, old_log_probs=old, values=np.zeros(0), sampler_log_probs=sampler)
 
 
-def unknown_at(one: Answer, *positions: int, value: float = math.nan) -> Answer:
+def unknown_at(one: ResponseTokens, *positions: int, value: float = math.nan) -> ResponseTokens:
     sampled = np.array(one.sampler_log_probs)
     sampled[list(positions)] = value
-    return Answer(
+    return ResponseTokens(
         score=0.0, truncated=False, old_log_probs=one.old_log_probs, values=np.zeros(0), sampler_log_probs=sampled
     )
 
 
-def weights(correction: Correction, *answers: Answer) -> list[list[float]]:
+def weights(correction: Correction, *answers: ResponseTokens) -> list[list[float]]:
     return [one.tolist() for one in importance_weights(correction, answers)[0]]
 
 
@@ -108,7 +108,7 @@ def test_many_such_tokens_end_the_run() -> None:
 
 
 def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:
-    silent = Answer(score=0.0, truncated=False, old_log_probs=np.zeros(1), values=np.zeros(0))
+    silent = ResponseTokens(score=0.0, truncated=False, old_log_probs=np.zeros(1), values=np.zeros(0))
     with pytest.raises(ValueError, match="sampler_log_probs"):
         weights(TruncatedWeights(), silent)
 
@@ -116,7 +116,7 @@ def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("log_ratio", [-100.0, 100.0, 1e30])
 def test_far_policies_stay_finite(level: str, log_ratio: float) -> None:
-    far = Answer(
+    far = ResponseTokens(
         score=0.0,
         truncated=False,
         old_log_probs=np.full(5, log_ratio),
@@ -140,7 +140,7 @@ def test_the_weighted_gradient_is_that_of_the_policy_although_another_one_sample
     logits.requires_grad_()
     p = logits.log_softmax(0)
     (exact,) = torch.autograd.grad((p.exp() * advantages).sum(), logits, retain_graph=True)
-    one = Answer(
+    one = ResponseTokens(
         score=0.0,
         truncated=False,
         old_log_probs=p.detach().numpy(),

@@ -142,8 +142,8 @@ def test_penalty_controller(kl: float, expected: float) -> None:
     """Target 0.01: halves below 0.00667, doubles above 0.015, once an update, by the last pass."""
     controller = PenaltyController(coef=1.0, target=0.01)
     assert controller.start_update() == 1.0
-    controller.hear(99.0)
-    controller.hear(kl)
+    controller.observe(99.0)
+    controller.observe(kl)
     assert controller.start_update() == expected
     assert controller.start_update() == expected
 
@@ -151,11 +151,11 @@ def test_penalty_controller(kl: float, expected: float) -> None:
 def test_penalty_stays_within_reach() -> None:
     controller = PenaltyController(coef=1.0, target=0.01)
     for _ in range(200):
-        controller.hear(0.0)
+        controller.observe(0.0)
         controller.start_update()
     assert controller.coef == 1e-6
     for _ in range(200):
-        controller.hear(1.0)
+        controller.observe(1.0)
         controller.start_update()
     assert controller.coef == 1e6
 

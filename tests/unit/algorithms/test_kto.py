@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.kto import KTO, balance, describe_labels, kto
-from rlhf.algorithms.mismatched import mismatch
+from rlhf.algorithms.mismatched_responses import mismatch
 from rlhf.config.algo import KtoSection
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
-from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Prompt, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Prompt, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 
 BETA = 0.5
@@ -54,10 +54,10 @@ def loss_of_step(
     experiences: Sequence[Experience],
     log_probs: Sequence[torch.Tensor],
     limits: Limits | None = None,
-) -> tuple[torch.Tensor, LossMetrics]:
+) -> tuple[torch.Tensor, Metrics]:
     """The step's loss, summed over the micro-batches of a plan; `log_probs[i]` are those of experience i."""
     plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=10_000))
-    total, metrics = torch.zeros((), dtype=torch.float64), LossMetrics()
+    total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.POLICY), strict=True):
         if batch.is_padding:
             continue
@@ -353,4 +353,4 @@ def test_it_remembers_nothing() -> None:
     algorithm = KTO(SECTION)
     algorithm.restore(algorithm.state())
     assert algorithm.state() == {}
-    assert algorithm.after_pass(LossMetrics())
+    assert algorithm.after_pass(Metrics())

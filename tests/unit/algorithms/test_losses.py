@@ -9,12 +9,12 @@ from rlhf.algorithms.losses import (
     bradley_terry,
     constant_length,
     masked,
-    measure,
     ppo_clip,
     ppo_penalty,
     present,
     sequence_mean,
     sequence_sum,
+    to_metrics,
     token_mean,
     token_weights,
     value_loss,
@@ -164,6 +164,6 @@ def test_a_missing_array_is_named() -> None:
 
 
 def test_measure() -> None:
-    got = measure({"a": torch.tensor(1.0, requires_grad=True), "b": torch.tensor(True)}, {"c": torch.tensor(3)})
+    got = to_metrics({"a": torch.tensor(1.0, requires_grad=True), "b": torch.tensor(True)}, {"c": torch.tensor(3)})
     assert got.sums == {"a": 1.0, "b": 1.0}
     assert got.maxima == {"c": 3.0}

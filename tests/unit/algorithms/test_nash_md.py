@@ -30,7 +30,7 @@ def test_needs() -> None:
     needs = NashMD(NashMdSection()).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
     assert needs.measures == {"old_log_probs", "ref_log_probs"}
-    assert (needs.mixture, needs.opponents, needs.following) == (0.25, 1, None)
+    assert (needs.mixture, needs.opponents, needs.ema_reference) == (0.25, 1, None)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.algorithms.base import Following, Outputs, TensorBatch
+from rlhf.algorithms.base import EmaReference, Outputs, TensorBatch
 from rlhf.algorithms.online_dpo import OnlineDPO, distance
 from rlhf.config.algo import OnlineDpoSection
 from rlhf.config.algo.preference import DpoLoss
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
-from rlhf.orchestrator.step.mismatch import sampler_gap
-from rlhf.types import Example, FinishReason, Head, LossMetrics, Role, Signals
+from rlhf.orchestrator.step.mismatch import log_prob_mismatch
+from rlhf.types import Example, FinishReason, Head, Metrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout
 
 ANSWERS = [rollout([i, i + 1], name=f"a{i}", log_probs=[-1.0 * i, -2.0 * i]) for i in range(1, 5)]
@@ -29,32 +29,39 @@ def signals_of(*, old: float = -1.0, ref: float | None = -2.0) -> Signals:
 
 
 @pytest.mark.parametrize(
-    ("values", "measures", "following", "mixture"),
+    ("values", "measures", "ema_reference", "mixture"),
     [
         ({}, {"old_log_probs", "ref_log_probs"}, None, 0.0),
         ({"reference": "behaviour"}, {"old_log_probs"}, None, 0.0),
         (
             {"reference": "refresh", "reference_every_steps": 7},
             {"old_log_probs", "ref_log_probs"},
-            Following(every_steps=7, decay=0.0),
+            EmaReference(every_steps=7, decay=0.0),
             0.0,
         ),
         (
             {"reference": "ema", "reference_decay": 0.9},
             {"old_log_probs", "ref_log_probs"},
-            Following(every_steps=1, decay=0.9),
+            EmaReference(every_steps=1, decay=0.9),
             0.0,
         ),
         ({"mixture": 0.25, "loss": {"type": "ipo"}}, {"ref_log_probs"}, None, 0.25),
     ],
 )
-def test_needs(values: dict[str, object], measures: set[str], following: Following | None, mixture: float) -> None:
+def test_needs(
+    values: dict[str, object], measures: set[str], ema_reference: EmaReference | None, mixture: float
+) -> None:
     section = OnlineDpoSection.model_validate(values)
     needs = OnlineDPO(section).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert (needs.measures, needs.following, needs.mixture, needs.opponents) == (measures, following, mixture, None)
+    assert (needs.measures, needs.ema_reference, needs.mixture, needs.opponents) == (
+        measures,
+        ema_reference,
+        mixture,
+        None,
+    )
     assert needs.online
-    assert section.uses_reference is ("ref_log_probs" in needs.measures and following is None)
+    assert section.uses_reference is ("ref_log_probs" in needs.measures and ema_reference is None)
 
 
 def test_best_against_worst_of_each_prompt_and_ties_dropped_and_counted() -> None:
@@ -80,7 +87,7 @@ def test_what_the_sampler_thought_is_compared_on_both_sides() -> None:
     assert [array.tolist() for array in example.sampler_log_probs] == [[0, 0, 0, -2, -4], [0, 0, 0, -1, -2]]
     assert example.weight_version == 7
     signal = Signals(old_log_probs=tuple(array - 0.5 for array in example.sampler_log_probs))
-    assert np.abs(sampler_gap([example], [signal])).tolist() == [0.5] * 4
+    assert np.abs(log_prob_mismatch([example], [signal])).tolist() == [0.5] * 4
 
 
 def test_a_mixtures_log_probs_are_not_the_policys() -> None:
@@ -99,9 +106,7 @@ def test_what_the_pair_is_held_against(reference: str, held_against: float) -> N
         np.testing.assert_array_equal(array, wanted)
 
 
-def first_update(
-    algorithm: OnlineDPO, *, limits: Limits | None = None
-) -> tuple[torch.Tensor, torch.Tensor, LossMetrics]:
+def first_update(algorithm: OnlineDPO, *, limits: Limits | None = None) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
     """Loss, gradient on the token log-probs, and figures of one pair, the policy as it sampled."""
     examples = algorithm.select([group(ANSWERS[:2], [1.0, 0.0])])
     signal = signals_of()
@@ -154,7 +159,7 @@ def test_a_frozen_reference_is_watched_for_a_standstill() -> None:
     told: list[str] = []
     for _ in range(100):
         told += algorithm.credit([], [])[1].warnings
-        algorithm.after_pass(LossMetrics(sums={"policy/loss": 0.6931}))
+        algorithm.after_pass(Metrics(sums={"policy/loss": 0.6931}))
     assert len(told) == 1
     again = OnlineDPO(OnlineDpoSection())
     again.restore(algorithm.state())

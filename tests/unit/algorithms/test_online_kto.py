@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlhf.algorithms.kto import is_desirable
 from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.config.algo import OnlineKtoSection
-from rlhf.orchestrator.step.mismatch import sampler_gap
+from rlhf.orchestrator.step.mismatch import log_prob_mismatch
 from rlhf.types import Example, FinishReason, Head, Prompt, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.test_kto import as_before, loss_of_step, signals_of
@@ -108,7 +108,7 @@ def test_only_what_was_sampled_is_compared_with_the_sampler() -> None:
     examples = OnlineKTO(OnlineKtoSection()).select(GROUPS)
     assert [len(e.sequences) for e in examples] == [2] * 5
     exact = [(np.where(e.sequences[0].loss_mask, -1.0, 0.0), np.full(len(e.sequences[1]), 9.0)) for e in examples]
-    gap = sampler_gap(examples, [Signals(old_log_probs=arrays) for arrays in exact])
+    gap = log_prob_mismatch(examples, [Signals(old_log_probs=arrays) for arrays in exact])
     assert gap.tolist() == [0.0] * 10
 
 

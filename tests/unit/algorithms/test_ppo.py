@@ -23,7 +23,7 @@ from rlhf.config.algo import (
     TruncatedWeights,
 )
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, Head, LossMetrics, Role, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout, signals
 
 PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False, correction=NoCorrection())
@@ -225,7 +225,7 @@ def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> Non
         ratio.credit(silent, [measured])
 
 
-def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, LossMetrics]:
+def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, Metrics]:
     examples = select([1], [2], rewards=[1.0, 0.0])
     said = [signals(e, old=[-1], ref=[-1 - kl], values=[0.1]) for e in examples]
     experiences, metrics = algorithm.credit(examples, said)
@@ -240,11 +240,11 @@ def test_the_adaptive_coefficient_acts_from_the_next_step_on() -> None:
 
 
 def test_early_stop_by_kl() -> None:
-    algorithm = PPO(PpoSection(num_epochs=4, kl_stop=0.02))
-    assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.02}))
-    assert not algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.021}))
-    assert algorithm.after_pass(LossMetrics(sums={"critic/loss": 1.0}))  # the policy is frozen
-    assert PPO(PpoSection()).after_pass(LossMetrics(sums={"policy/approx_kl": 1e9}))
+    algorithm = PPO(PpoSection(num_epochs=4, target_kl=0.02))
+    assert algorithm.after_pass(Metrics(sums={"policy/approx_kl": 0.02}))
+    assert not algorithm.after_pass(Metrics(sums={"policy/approx_kl": 0.021}))
+    assert algorithm.after_pass(Metrics(sums={"critic/loss": 1.0}))  # the policy is frozen
+    assert PPO(PpoSection()).after_pass(Metrics(sums={"policy/approx_kl": 1e9}))
 
 
 def test_the_penalty_adapts_between_updates() -> None:
@@ -254,8 +254,8 @@ def test_the_penalty_adapts_between_updates() -> None:
         experience, metrics = step(algorithm)
         seen.append(experience.coefficients["penalty"])
         assert metrics.sums["policy/penalty_coef"] == seen[-1]
-        assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.0}))
-        assert algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": kl}))
+        assert algorithm.after_pass(Metrics(sums={"policy/approx_kl": 0.0}))
+        assert algorithm.after_pass(Metrics(sums={"policy/approx_kl": kl}))
     assert seen == [1.0, 2.0, 2.0, 1.0]
 
 
@@ -264,7 +264,7 @@ def test_what_it_remembers_survives_a_restart() -> None:
     whole, first, second = PPO(section), PPO(section), PPO(section)
     for algorithm in (whole, first):
         step(algorithm, kl=9.0)
-        algorithm.after_pass(LossMetrics(sums={"policy/approx_kl": 0.5}))
+        algorithm.after_pass(Metrics(sums={"policy/approx_kl": 0.5}))
     second.restore(json.loads(json.dumps(first.state())))
     expected, got = step(whole), step(second)
     assert got[1] == expected[1]
@@ -274,7 +274,7 @@ def test_what_it_remembers_survives_a_restart() -> None:
 
 def test_the_kl_coefficient_stays_while_the_policy_is_frozen() -> None:
     """Its KL is 0 then, whatever the coefficient; also after a restart in the midst of it."""
-    section = PpoSection(kl=AdaptiveKl(coef=0.1, target=1.0, horizon=2), freeze_policy_steps=2)
+    section = PpoSection(kl=AdaptiveKl(coef=0.1, target=1.0, horizon=2), critic_warmup_steps=2)
     whole, restarted = PPO(section), PPO(section)
     assert [step(whole, kl=0.0)[1].sums["kl/coef"] for _ in range(4)] == pytest.approx([0.1, 0.1, 0.1, 0.08])
     step(restarted, kl=0.0)
@@ -284,7 +284,7 @@ def test_the_kl_coefficient_stays_while_the_policy_is_frozen() -> None:
 
 
 def test_every_trick_is_told() -> None:
-    on = PpoSection(normalize_rewards=True, freeze_policy_steps=3)
+    on = PpoSection(normalize_rewards=True, critic_warmup_steps=3)
     off = PpoSection(
         reward_at_end=False, token_level=False, kl=FixedKl(coef=0.0), clip_rewards=0.0, whiten_advantages=False
     )
@@ -292,7 +292,7 @@ def test_every_trick_is_told() -> None:
     names = ["reward_at_end", "token_level", "kl_term", "normalize_rewards", "whiten_advantages"]
     assert [told[0][f"tricks/{name}"] for name in names] == [1.0] * 5
     assert [told[1][f"tricks/{name}"] for name in names] == [0.0] * 5
-    assert told[0]["tricks/freeze_policy_steps"] == 3.0
+    assert told[0]["tricks/critic_warmup_steps"] == 3.0
     assert told[0]["tricks/clip_rewards"] == 10.0
     assert told[0].keys() == told[1].keys() >= {"tricks/ptx_coef", "tricks/gae_lambda"}
 

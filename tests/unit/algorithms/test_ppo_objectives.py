@@ -15,7 +15,7 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import PpoSection
 from rlhf.orchestrator.step.batching import Limits, build_batches, pack_tokens, plan_batches
-from rlhf.types import Experience, LearnedSequence, LossMetrics, Role
+from rlhf.types import Experience, LearnedSequence, Metrics, Role
 from tests.unit.algorithms.build import tensor_batch
 
 LENGTHS = [5, 1, 0, 3, 4]
@@ -256,7 +256,7 @@ def step_gradient(
     starts = np.cumsum([0, *(len(e.sequences[0].token_ids) for e in experiences)])
     weights = torch.randn(int(starts[-1]), generator=torch.Generator().manual_seed(0)) * 0.3
     weights.requires_grad_()
-    metrics = LossMetrics()
+    metrics = Metrics()
     assert len(pack_tokens(plan, experiences)) == len(plan.micro_batches)
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, role), strict=True):
         if batch.is_padding:

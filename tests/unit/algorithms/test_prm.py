@@ -12,7 +12,7 @@ from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.prm import PRM, first_error, judge_steps, step_loss
 from rlhf.config.algo import PrmSection
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
-from rlhf.types import Experience, Head, LossMetrics, Prompt, Role, ScoredGroup
+from rlhf.types import Experience, Head, Metrics, Prompt, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 
 
@@ -32,10 +32,10 @@ GROUPS = [
 
 def learn(
     experiences: Sequence[Experience], scores: Sequence[torch.Tensor], limits: Limits | None = None
-) -> tuple[torch.Tensor, LossMetrics]:
+) -> tuple[torch.Tensor, Metrics]:
     """The step's loss and figures, summed over the micro-batches of a plan."""
     plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=1000))
-    total, metrics = torch.zeros((), dtype=torch.float64), LossMetrics()
+    total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.REWARD), strict=True):
         if batch.is_padding:
             continue
@@ -163,4 +163,4 @@ def test_it_remembers_nothing() -> None:
     algorithm = PRM(PrmSection())
     algorithm.restore(algorithm.state())
     assert algorithm.state() == {}
-    assert algorithm.after_pass(LossMetrics())
+    assert algorithm.after_pass(Metrics())

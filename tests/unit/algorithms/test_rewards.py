@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.responses import Answer, describe
+from rlhf.algorithms.responses import ResponseTokens, describe
 from rlhf.algorithms.rewards import RewardShaper, RunningStatistics, at_end, clip, spread
 from rlhf.config.algo import FixedKl, PpoSection
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def answer(score: float, old: list[float], ref: list[float] | None = None, *, truncated: bool = False) -> Answer:
-    return Answer(
+def answer(
+    score: float, old: list[float], ref: list[float] | None = None, *, truncated: bool = False
+) -> ResponseTokens:
+    return ResponseTokens(
         score=score,
         truncated=truncated,
         old_log_probs=np.array(old),

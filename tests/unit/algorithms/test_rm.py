@@ -11,7 +11,7 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.rm import RM, count_ordered_pairs, pair_accuracy, rank
 from rlhf.config.algo import RmSection
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
-from rlhf.types import Example, Experience, Head, LossMetrics, Role, ScoredGroup
+from rlhf.types import Example, Experience, Head, Metrics, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 
 ANSWERS = [rollout([i, i], name=f"a{i}") for i in range(9)]
@@ -23,14 +23,14 @@ def ranking(rewards: list[float], margins: list[float] | None = None, name: str 
 
 def learn(
     groups: list[ScoredGroup], scores: list[list[float]], *, limits: Limits | None = None, use_margins: bool = True
-) -> tuple[LossOutput, torch.Tensor, LossMetrics]:
+) -> tuple[LossOutput, torch.Tensor, Metrics]:
     """The step's loss, its gradient by each score, and its figures; `scores` in the order of each example."""
     algorithm = RM(RmSection(use_margins=use_margins))
     examples = algorithm.select(groups)
     experiences, _ = algorithm.credit(examples, [])
     starts = np.cumsum([0, *(len(e.sequences) for e in experiences)])
     flat = torch.tensor([s for row in scores for s in row], dtype=torch.float64, requires_grad=True)
-    total, metrics = torch.zeros((), dtype=torch.float64), LossMetrics()
+    total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
     plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=10_000))
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.REWARD), strict=True):
         if batch.is_padding:

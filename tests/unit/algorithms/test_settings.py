@@ -11,7 +11,7 @@ from rlhf.config.algo import AdaptiveKl, FixedKl, PpoSection
     [
         ({"kl_placement": "loss", "kl_estimator": "k1"}, "kl_estimator", "no gradient"),
         ({"loss": "penalty"}, "num_epochs", ">= 2"),
-        ({"kl_stop": 0.1}, "kl_stop", "only one pass"),
+        ({"target_kl": 0.1}, "target_kl", "only one pass"),
         ({"gamma": 1.2}, "gamma", "less than or equal to 1"),
         ({"gae_lambda": -0.1}, "gae_lambda", "greater than or equal to 0"),
         ({"clip_low": 1.0}, "clip_low", "less than 1"),

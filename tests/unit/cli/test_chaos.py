@@ -53,7 +53,7 @@ def test_what_is_killed_in_a_save_is_needed_once_before_another_is_killed() -> N
 def test_rollouts_that_run_ahead_end_no_save() -> None:
     ahead = [*STEP[:-1], "rollout generation", "critic save"]
     waits = [*START, *ahead, *STEP, *STEP]
-    faults = [fault(0, "checkpoint"), fault(1, "measure")]
+    faults = [fault(0, "checkpoint"), fault(1, "log_probs")]
     assert struck(faults, waits) == [(0, 16, "policy save"), (1, 34, "policy forward")]
 
 
@@ -123,7 +123,7 @@ def test_every_phase_is_seen() -> None:
     injector = Injector([], lambda *_: None, seen.append)
     for text in STEP:
         injector.watch(text)
-    assert set(seen) == {"generate", "score", "measure", "learn", "sync", "checkpoint"}
+    assert set(seen) == {"generate", "score", "log_probs", "learn", "sync", "checkpoint"}
 
 
 def test_each_process_meets_each_phase_before_one_comes_again() -> None:

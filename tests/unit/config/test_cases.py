@@ -130,7 +130,7 @@ ON_LINE = [
     (["--wandb.api-key", "abc"], "--wandb.api-key: secrets may not be in config; export WANDB_API_KEY."),
     (["--reward.function", "rewards.py:score"], '--reward.function: need module:name, as rewards:score (got "rewards.py:score").'),
     (["--log.mlflow-uri", "https://me:secret@host"], "--log.mlflow-uri: no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD."),
-    (["--rollout.num-samples", "0"], "--rollout.num-samples: must be > 0 (got 0)."),
+    (["--rollout.group-size", "0"], "--rollout.group-size: must be > 0 (got 0)."),
     (["--rollout.top-k", "[1"], "--rollout.top-k: not valid YAML: a bracket or quote is not closed."),
     (["--policy.adam-betas", "0.9"], "--policy.adam-betas: too few values (got [0.9])."),
     (["--reward.rules", "maths"], '--reward.rules.0: must be one of exact-match, choice, number, math, format, length or overlong (got "maths").'),
@@ -151,12 +151,12 @@ def test_a_wrong_flag_gets_its_line(problems: Problems, argv: list[str], line: s
 
 BETWEEN = [
     (
-        ["--rollout.batch-size", "32", "--rollout.num-samples", "2", "--train.batch-size", "128"],
-        "--train.batch-size: 128 > rollout.batch_size*num_samples = 64: no step could ever run. Lower it to 64.",
+        ["--rollout.batch-size", "32", "--rollout.group-size", "2", "--train.batch-size", "128"],
+        "--train.batch-size: 128 > rollout.batch_size*group_size = 64: no step could ever run. Lower it to 64.",
     ),
     (
         ["--rollout.batch-size", "120", "--train.batch-size", "16"],
-        "--train.batch-size: 16 does not divide rollout.batch_size*num_samples = 120. Nearest: 15 or 20.",
+        "--train.batch-size: 16 does not divide rollout.batch_size*group_size = 120. Nearest: 15 or 20.",
     ),
     (
         ["--rollout.temperature", "0.005"],
@@ -164,7 +164,7 @@ BETWEEN = [
         "policies; needs >= 0.01 (got 0.005).",
     ),
     (
-        ["--rollout.num-samples", "8", "--rollout.temperature", "0"],
+        ["--rollout.group-size", "8", "--rollout.temperature", "0"],
         "--rollout.temperature: 0 is greedy and makes all 8 answers to a prompt equal: PPO learns from sampled answers, "
         "and needs > 0 (got 0).",
     ),
@@ -175,8 +175,8 @@ BETWEEN = [
         "reward: function and url are both given; set one, or list them all under sources.",
     ),
     (
-        ["--train.num-steps", "3", "--algo.freeze-policy-steps", "3"],
-        "--algo.freeze-policy-steps: 3 of 3 steps: the policy would never learn. Lower it, or raise train.num_steps.",
+        ["--train.num-steps", "3", "--algo.critic-warmup-steps", "3"],
+        "--algo.critic-warmup-steps: 3 of 3 steps: the policy would never learn. Lower it, or raise train.num_steps.",
     ),
     (
         ["--colocate", "policy,reference", "--policy.num-gpus-per-node", "2"],
@@ -281,7 +281,7 @@ def test_all_problems_come_at_once_each_with_its_place(problems: Problems) -> No
     found = problems(
         "--policy.lrr",
         "3",
-        "--rollout.num-samples",
+        "--rollout.group-size",
         "0",
         text="policy: {lr: x}\nrun: {seed: -1}\n",
         environ={"RLHF__ALGO__GAMMA": "2", "RLHF__POLICY__LRR": "1", "OTHER__X": "1"},
@@ -291,7 +291,7 @@ def test_all_problems_come_at_once_each_with_its_place(problems: Problems) -> No
         "--policy.lrr",
         "config.yaml:2",
         "config.yaml:1",
-        "--rollout.num-samples",
+        "--rollout.group-size",
         "RLHF__ALGO__GAMMA",
         "data.path",
         "policy.model",

@@ -8,7 +8,7 @@ from rlhf.config.loading.load import load_config
 
 GIVEN = ("--policy.model", "m", "--data.path", "x.jsonl")
 SCORED = (*GIVEN, "--reward.function", "rewards:score")
-GROUP = {"policy.lr": 1e-6, "rollout.num_samples": 8, "algo.correction.type": "truncate", "algo.correction.cap": 2.0}
+GROUP = {"policy.lr": 1e-6, "rollout.group_size": 8, "algo.correction.type": "truncate", "algo.correction.cap": 2.0}
 CLIP = {"algo.clip_low": 0.2, "algo.clip_high": 0.2}
 IN_REWARD = {"algo.kl.coef": 0.01, "algo.kl_placement": "reward", "algo.estimator": "k1"}
 NO_KL = {"algo.kl.coef": 0.0, "algo.kl_placement": "loss", "algo.estimator": "k3"}
@@ -46,7 +46,7 @@ DEFAULTS: dict[tuple[str, ...], dict[str, object]] = {
     ("dpo", "--loss", "discopop"): PAIRS | {"algo.loss.beta": 0.1, "algo.loss.tau": 0.05},
     ("dpo",): PAIRS | {"algo.loss.type": "dpo", "algo.loss.humanline_low": -1.0, "algo.loss.humanline_high": 1.5},
     ("online-dpo",): PAIRS
-    | {"rollout.num_samples": 2, "rollout.temperature": 0.9, "algo.loss.beta": 0.1, "algo.reference": "frozen"},
+    | {"rollout.group_size": 2, "rollout.temperature": 0.9, "algo.loss.beta": 0.1, "algo.reference": "frozen"},
     ("online-dpo", "--algo", "nash-md"): {"algo.mixture": 0.25},
     ("kto",): PAIRS | {"algo.beta": 0.1, "algo.desirable_weight": 1.0, "algo.undesirable_weight": 1.0},
     ("online-kto",): {"algo.beta": 0.1, "algo.threshold": "group-mean"},

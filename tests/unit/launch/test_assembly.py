@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.launcher import Crew
+from rlhf.actors.launcher import Workers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.kto import KTO
 from rlhf.config.loading.load import load_config
@@ -26,7 +26,7 @@ def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.Mon
     weighed = weigh_classes(config.algo, train)
     seen: list[KTO] = []
     monkeypatch.setitem(assembly.EVALUATORS, "kto", lambda _models, algorithm, *_: seen.append(algorithm))
-    crew: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
-    assembly.assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Crew, crew), None)
+    workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
+    assembly.assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed
     assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)  # type: ignore[union-attr]

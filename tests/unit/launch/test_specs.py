@@ -2,7 +2,7 @@
 
 from rlhf.algorithms import build_algorithm
 from rlhf.config.loading.load import load_config
-from rlhf.launch.specs import cast
+from rlhf.launch.specs import make_launch_spec
 from rlhf.planning.roles import place
 from rlhf.types import Role
 
@@ -13,7 +13,7 @@ def test_policy_and_reference_read_tokens_at_the_temperature_of_sampling() -> No
     """Log-probs at another one would be those of another policy: of no use as a ratio, nor as a KL."""
     config = load_config("ppo", [*GIVEN, "--rollout.temperature", "0.7"], {})
     needs = build_algorithm(config.algo).needs
-    script = cast(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
+    script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
     assert script.trainees[Role.POLICY].temperature == 0.7
     assert script.scorers[Role.REFERENCE].temperature == 0.7
 
@@ -21,5 +21,5 @@ def test_policy_and_reference_read_tokens_at_the_temperature_of_sampling() -> No
 def test_given_answers_are_read_at_1() -> None:
     config = load_config("dpo", GIVEN[:4], {})
     needs = build_algorithm(config.algo).needs
-    script = cast(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
+    script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
     assert script.trainees[Role.POLICY].temperature == script.scorers[Role.REFERENCE].temperature == 1.0

@@ -14,7 +14,7 @@ from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.types import (
     FloatArray,
     Head,
-    LossMetrics,
+    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -58,7 +58,7 @@ class FusedEngine(FakeTrainEngine):
         self._fuse.count(f"{self._name} forward")
         return super().forward(batches)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         self._fuse.count(f"{self._name} forward_backward")
         return super().forward_backward(batches)
 

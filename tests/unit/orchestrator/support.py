@@ -17,7 +17,7 @@ from rlhf.config.algo import PpoSection, RmSection, SftSection
 from rlhf.config.run import LogSection
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.fakes import (
-    FakeFollowing,
+    FakeEmaReference,
     FakeReward,
     FakeRollout,
     FakeScorer,
@@ -99,7 +99,7 @@ class Run:
     keep: int = 2
     evaluator: Evaluator | None = None
     pretraining: Pretraining | None = None
-    num_samples: int = 2
+    group_size: int = 2
     max_rounds: int = 10
     greedy_baseline: bool = False
     reference: TokenScorer = field(default_factory=lambda: FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS))
@@ -118,7 +118,7 @@ class Run:
             Sampler(self.rollout, self.rewards, TOKENIZER),
             RolloutPlan(
                 batch_size=self.batch_size,
-                num_samples=self.num_samples,
+                group_size=self.group_size,
                 sampling=Sampling(max_tokens=6),
                 seed=11,
                 max_rounds=self.max_rounds,
@@ -162,12 +162,14 @@ class Run:
 
     def loop(self, records: Records, checkpoints: Checkpoints, fresh: RunState) -> Loop:
         """The loop over these parts."""
-        how = self.algorithm.needs.following
-        following = FakeFollowing(self.engines[Role.POLICY], how.decay) if how is not None else None
+        how = self.algorithm.needs.ema_reference
+        ema_reference = FakeEmaReference(self.engines[Role.POLICY], how.decay) if how is not None else None
         return Loop(
             Parts(
                 algorithm=self.algorithm,
-                models=Models(trained=self.engines, reference=following or self.reference, following=following),
+                models=Models(
+                    trained=self.engines, reference=ema_reference or self.reference, ema_reference=ema_reference
+                ),
                 source=self.source or self.make_source(),
                 evaluator=self.evaluator,
                 pretraining=self.pretraining,

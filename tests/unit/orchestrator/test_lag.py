@@ -13,7 +13,7 @@ from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import Correction, GrpoSection, NoCorrection, RatioToSampler, TruncatedWeights
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, Table, log_softmax
 from rlhf.orchestrator.step.learning import Passes
-from rlhf.types import Example, Experience, Head, LossMetrics, Role, Signals, SyncReport
+from rlhf.types import Example, Experience, Head, Metrics, Role, Signals, SyncReport
 from tests.unit.orchestrator.support import TOKENIZER, Run
 
 pytestmark = pytest.mark.timeout(60)
@@ -48,7 +48,7 @@ class Recording(GRPO):
         super().__init__(section)
         self.steps: list[list[Credited]] = []
 
-    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], LossMetrics]:
+    def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences, metrics = super().credit(examples, signals)
         self.steps.append([Credited(*three) for three in zip(examples, signals, experiences, strict=True)])
         return experiences, metrics
@@ -73,7 +73,7 @@ class Lagging:
             run,
             num_steps=self.num_steps,
             max_lag=self.max_lag,
-            num_samples=4,
+            group_size=4,
             batch_size=8,
             passes=Passes(timeout_s=20.0),
             checkpoint_every=100,
@@ -94,7 +94,7 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
     trainer's those of the newest; what is learned from an answer is weighed by their ratio."""
     rows, algorithm, policy = Lagging(tmp_path / "a", max_lag).run()
     assert max(row["rollout/lag_max"] for row in rows) == max_lag
-    assert (max(row["sampler/kl"] for row in rows) < 1e-9) == (max_lag == 0)
+    assert (max(row["mismatch/kl"] for row in rows) < 1e-9) == (max_lag == 0)
     assert rows[0]["reward/mean"] < 1.0
     assert np.mean([row["reward/mean"] for row in rows[-3:]]) > 3.0
     for step, credited in enumerate(algorithm.steps, start=1):
@@ -116,9 +116,9 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
 
 def test_without_correction_the_mismatch_shows_the_lag(tmp_path: Path) -> None:
     rows, _, _ = Lagging(tmp_path / "a", 4, NoCorrection(), num_steps=12).run()
-    assert max(row["sampler/kl"] for row in rows) > 0.05
-    assert max(row["sampler/log_prob_gap"] for row in rows) > 0.1
-    assert max(row["sampler/outside_band"] for row in rows) > 0.1
+    assert max(row["mismatch/kl"] for row in rows) > 0.05
+    assert max(row["mismatch/log_prob"] for row in rows) > 0.1
+    assert max(row["mismatch/outside_band"] for row in rows) > 0.1
     assert not [name for row in rows for name in row if name.startswith("importance/")]
 
 
@@ -126,7 +126,7 @@ def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> N
     """The trainer is asked nothing before it learns, and the old policy is the answer's own version."""
     rows, algorithm, policy = Lagging(tmp_path / "a", 4, RatioToSampler()).run()
     assert np.mean([row["reward/mean"] for row in rows[-3:]]) > 3.0
-    assert not [name for row in rows for name in row if name.startswith(("sampler/", "importance/"))]
+    assert not [name for row in rows for name in row if name.startswith(("mismatch/", "importance/"))]
     assert max(row["policy/ratio_gap"] for row in rows if row["rollout/lag_max"] > 0) > 0.1
     for one in (one for credited in algorithm.steps for one in credited):
         assert one.signals.old_log_probs == ()

@@ -252,7 +252,7 @@ def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:
 
 def test_tails_of_any_size_train(tmp_path: Path) -> None:
     """One prompt, one answer, three ranks: the others run padding (A2)."""
-    run = ppo_run(tmp_path / "a", num_ranks=3, num_prompts=1, batch_size=1, num_samples=1, num_steps=2)
+    run = ppo_run(tmp_path / "a", num_ranks=3, num_prompts=1, batch_size=1, group_size=1, num_steps=2)
     run.run()
     assert all(row["updates/applied"] == 4 for row in metrics_of(run))
 
@@ -274,7 +274,7 @@ def test_every_prompt_of_an_epoch_is_used(tmp_path: Path) -> None:
     ids = [
         json.loads(line)["prompt_id"]
         for file in sorted((run.path / "rollouts").iterdir())
-        for line in file.read_text().splitlines()[:: run.num_samples]
+        for line in file.read_text().splitlines()[:: run.group_size]
     ]
     assert len(ids) == 8
     assert set(ids[:7]) == {f"p{i}" for i in range(7)}
@@ -300,10 +300,10 @@ def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) ->
 
 
 def test_passes_end_early_when_the_algorithm_says_so(tmp_path: Path) -> None:
-    section = PpoSection(kl_stop=1e-9, num_epochs=5)
+    section = PpoSection(target_kl=1e-9, num_epochs=5)
     run = ppo_run(tmp_path / "a", section=section, num_steps=2, passes=Passes(num_epochs=5, timeout_s=20))
     run.run()
-    per_pass = -(-run.batch_size * run.num_samples // run.portions.batch_size)
+    per_pass = -(-run.batch_size * run.group_size // run.portions.batch_size)
     assert [row["updates/applied"] for row in metrics_of(run)] == [2 * per_pass] * 2
 
 

@@ -18,7 +18,7 @@ from rlhf.orchestrator.step.sources import Sampler
 from rlhf.types import (
     FloatArray,
     Head,
-    LossMetrics,
+    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -88,19 +88,19 @@ class Slow(FakeTrainEngine):
         threading.Event().wait(30)
         raise AssertionError
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         threading.Event().wait(30)
         raise AssertionError
 
 
 @pytest.mark.parametrize(
-    ("make", "role", "phase"), [(ppo_run, Role.CRITIC, "measure"), (sft_run, Role.POLICY, "learn")]
+    ("make", "role", "phase"), [(ppo_run, Role.CRITIC, "log_probs"), (sft_run, Role.POLICY, "learn")]
 )
 def test_a_model_that_never_answers_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
     run = (ppo_run if make is ppo_run else sft_run)(tmp_path / "a")
     run.passes = Passes(timeout_s=0.2)
     run.engines[role] = Slow(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
-    waiting_for = "values" if phase == "measure" else "policy"
+    waiting_for = "values" if phase == "log_probs" else "policy"
     with pytest.raises(StallError, match=rf"{phase}.*: the trainer waited .* s for .*{waiting_for}"):
         run.run()
 
@@ -122,7 +122,7 @@ def test_sampler_and_trainer_that_disagree_are_told_of_and_then_stopped(tmp_path
                 run.run()
         else:
             run.run()
-            assert metrics_of(run)[0]["sampler/log_prob_gap"] == pytest.approx(0.5)
+            assert metrics_of(run)[0]["mismatch/log_prob"] == pytest.approx(0.5)
             assert run.out.getvalue().count("differ by") == 1
 
 

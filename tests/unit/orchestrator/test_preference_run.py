@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.algorithms.dpo import DPO
 from rlhf.algorithms.online_dpo import OnlineDPO
-from rlhf.algorithms.standstill import PATIENCE_STEPS
+from rlhf.algorithms.stuck_loss import PATIENCE_STEPS
 from rlhf.config.algo import DpoSection, OnlineDpoSection
 from rlhf.config.algo.preference import IpoLoss, PairLossSection, SimpoLoss
 from rlhf.engines.fakes import FakeReward, FakeScorer, FakeTrainEngine, log_softmax
@@ -18,7 +18,7 @@ from rlhf.errors import NumericsError
 from rlhf.orchestrator.evaluation import PreferenceEvaluator
 from rlhf.orchestrator.step.learning import Passes
 from rlhf.orchestrator.step.token_scores import Models, Portions
-from rlhf.types import Head, LossMetrics, Role, TrainBatch
+from rlhf.types import Head, Metrics, Role, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, ppo_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -72,9 +72,9 @@ def test_held_out_rows_without_a_pair_say_nothing() -> None:
 class AtLn2(FakeTrainEngine):
     """Its loss stays where a preference loss starts."""
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         super().forward_backward(batches)
-        return LossMetrics(sums={"policy/loss": math.log(2)})
+        return Metrics(sums={"policy/loss": math.log(2)})
 
 
 def warnings_of(run: Run) -> list[str]:
@@ -97,7 +97,7 @@ def test_a_loss_at_a_standstill_is_told_to_the_user_once(tmp_path: Path) -> None
 def online(folder: Path, rewards: FakeReward) -> Run:
     run = ppo_run(folder)
     engines = {Role.POLICY: run.engines[Role.POLICY]}
-    made = Run(folder, OnlineDPO(OnlineDpoSection()), engines, rollout=run.rollout, rewards=rewards, num_samples=4)
+    made = Run(folder, OnlineDPO(OnlineDpoSection()), engines, rollout=run.rollout, rewards=rewards, group_size=4)
     made.passes = Passes(timeout_s=20.0)
     return made
 
@@ -109,7 +109,7 @@ def test_online_pairs_are_best_and_worst_and_ties_are_counted(tmp_path: Path) ->
     for row in rows:
         assert row["data/examples"] + row["pairs/tied"] + row["pairs/empty"] + row["pairs/identical"] == run.batch_size
         assert row["pairs/score_gap"] > 0
-        assert row["sampler/log_prob_gap"] < 1e-6
+        assert row["mismatch/log_prob"] < 1e-6
     learned = [batch for batch in run.engines[Role.POLICY].seen if not batch.is_padding]
     assert all(batch.ref_log_probs is not None and batch.old_log_probs is None for batch in learned)
     assert all(batch.targets.tolist() == [1.0, 0.0] * (len(batch.targets) // 2) for batch in learned)

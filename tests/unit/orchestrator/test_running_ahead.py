@@ -68,7 +68,7 @@ def prompts_of(run: Run) -> list[list[str]]:
     steps = []
     for file in sorted((run.path / "rollouts").iterdir()):
         answers = [json.loads(line)["prompt_id"] for line in file.read_text().splitlines()]
-        steps.append(answers[:: run.num_samples])
+        steps.append(answers[:: run.group_size])
     return steps
 
 

@@ -18,7 +18,7 @@ from rlhf.errors import ConfigError, NumericsError
 from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
 from rlhf.orchestrator.run.schedule import RunLength, count_steps
 from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
-from rlhf.orchestrator.step.mismatch import GapWatch, describe_gap, sampler_gap
+from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
 from rlhf.types import Example, Json, Role, Signals, TokenSequence
 from tests.unit.orchestrator.support import given_group
 
@@ -190,48 +190,48 @@ def test_the_gap_between_sampler_and_trainer_is_over_response_tokens() -> None:
         sampler_log_probs=(np.array([9.0, -1.0, -2.0, -np.inf], dtype=np.float32),),
     )
     signals = Signals(old_log_probs=(np.array([0.0, -1.5, -2.0, -3.0], dtype=np.float32),))
-    assert sampler_gap([example], [signals]).tolist() == [-0.5, 0.0, np.inf]
-    assert len(sampler_gap([example], [Signals()])) == 0
+    assert log_prob_mismatch([example], [signals]).tolist() == [-0.5, 0.0, np.inf]
+    assert len(log_prob_mismatch([example], [Signals()])) == 0
 
 
 def test_the_mismatch_by_hand() -> None:
     """Ratios of trainer to sampler: 1, 3, 1/4, and one that is not known; the band is [1/2, 2]."""
     gap = np.array([0.0, np.log(3.0), -np.log(4.0), np.nan], dtype=np.float32)
     kl = (0.0 + (3 - 1 - np.log(3.0)) + (0.25 - 1 + np.log(4.0))) / 3
-    assert describe_gap(gap, band=2.0) == pytest.approx(
+    assert mismatch_metrics(gap, band=2.0) == pytest.approx(
         {
-            "sampler/log_prob_gap": (np.log(3.0) + np.log(4.0)) / 3,
-            "sampler/log_prob_gap_max": np.log(4.0),
-            "sampler/kl": kl,
-            "sampler/outside_band": 2 / 3,
-            "sampler/not_finite": 0.25,
+            "mismatch/log_prob": (np.log(3.0) + np.log(4.0)) / 3,
+            "mismatch/log_prob_max": np.log(4.0),
+            "mismatch/kl": kl,
+            "mismatch/outside_band": 2 / 3,
+            "mismatch/not_finite": 0.25,
         }
     )
-    assert describe_gap(gap, band=3.5)["sampler/outside_band"] == pytest.approx(1 / 3)
-    assert describe_gap(np.zeros(0, dtype=np.float32), band=2.0) == {}
+    assert mismatch_metrics(gap, band=3.5)["mismatch/outside_band"] == pytest.approx(1 / 3)
+    assert mismatch_metrics(np.zeros(0, dtype=np.float32), band=2.0) == {}
 
 
 def test_log_probs_that_the_sampler_did_not_give_are_told_of_once() -> None:
     """All of them missing is a mean gap of 0, which would look like full agreement."""
     told: list[str] = []
-    watch = GapWatch(0.1, 1.0, told.append)
+    watch = MismatchWatch(0.1, 1.0, told.append)
     for step in (1, 2):
-        watch.see(step, describe_gap(np.full(4, np.nan, dtype=np.float32), band=2.0))
-        watch.see(step, describe_gap(np.full(4, 0.2, dtype=np.float32), band=2.0))
+        watch.see(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), band=2.0))
+        watch.see(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), band=2.0))
     assert told == [
         "step 1: 100.00% of the sampler's log-probs are not finite; told once",
         "step 1: log-probs of sampler and trainer differ by 0.2 nats a token on average (train.mismatch_warn is 0.1); "
         "told once",
     ]
     with pytest.raises(NumericsError, match=r"step 3: .* differ by 2 nats"):
-        watch.see(3, describe_gap(np.full(4, 2.0, dtype=np.float32), band=2.0))
-    GapWatch(0.0, 0.0, told.append).see(1, describe_gap(np.full(4, 9.0, dtype=np.float32), band=2.0))
+        watch.see(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), band=2.0))
+    MismatchWatch(0.0, 0.0, told.append).see(1, mismatch_metrics(np.full(4, 9.0, dtype=np.float32), band=2.0))
     assert len(told) == 2
 
 
 @pytest.mark.parametrize("numbers", [[100.0, -100.0], [np.inf], [np.nan, -np.inf]])
 def test_the_mismatch_of_far_policies_is_finite(numbers: list[float]) -> None:
-    figures = describe_gap(np.array(numbers, dtype=np.float32), band=2.0)
+    figures = mismatch_metrics(np.array(numbers, dtype=np.float32), band=2.0)
     assert np.isfinite(list(figures.values())).all()
 
 

@@ -19,7 +19,7 @@ from tests.unit.planning.support import LLAMA_3_8B, RUN, shape_of
 STEP = {
     "time/generate": 10.0,
     "time/score": 0.5,
-    "time/measure": 2.0,
+    "time/log_probs": 2.0,
     "time/learn": 6.0,
     "time/sync": 0.25,
     "time/step": 20.0,
@@ -38,7 +38,7 @@ GRPO = ["--reward.rules", "math", "--policy.num-gpus-per-node", "8", "--rollout.
 
 def test_medians_of_the_steps_that_count() -> None:
     found = measured(STEPS, PHASES, 512)
-    assert found.seconds == {"generate": 10.0, "score": 0.5, "measure": 2.0, "learn": 6.0, "sync": 0.25}
+    assert found.seconds == {"generate": 10.0, "score": 0.5, "log_probs": 2.0, "learn": 6.0, "sync": 0.25}
     assert found.step_s == 20.0
     assert found.memory == {"policy": 60 * GIB, "rollout": 70 * GIB}
     assert (found.lengths.prompt, found.lengths.response) == (pytest.approx(100.0), 200.0)

@@ -10,7 +10,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.loading.load import load_config
 from rlhf.errors import ConfigError
 from rlhf.planning.edits import as_flags, changes, edited
-from rlhf.planning.fixes import Planner, mend, mend_placement
+from rlhf.planning.fixes import Planner, suggest_fixes, suggest_placement_fixes
 from rlhf.planning.hardware import parse_cluster
 from rlhf.planning.plan import Plan
 from rlhf.planning.planner import plan_run
@@ -62,7 +62,7 @@ def run_of(command: str, flags: str, cluster: str) -> tuple[TrainConfig, Planner
 def test_the_least_costly_edit_that_suffices(command: str, flags: str, cluster: str, edits: dict[str, object]) -> None:
     config, planner, _ = run_of(command, flags, cluster)
     assert not planner(config).fits
-    mended = mend(config, planner)
+    mended = suggest_fixes(config, planner)
     assert mended == edits
     assert planner(edited(config, mended)).fits
 
@@ -70,7 +70,7 @@ def test_the_least_costly_edit_that_suffices(command: str, flags: str, cluster: 
 def test_several_edits_where_none_is_enough_and_only_those_that_count() -> None:
     flags = "--data.max-tokens 8192 --train.max-tokens-per-micro-batch 32768 --policy.lr 1e-5"
     config, planner, _ = run_of("sft", flags, "2xH100")
-    mended = mend(config, planner)
+    mended = suggest_fixes(config, planner)
     assert mended is not None
     assert len(mended) > 1
     assert planner(edited(config, mended)).fits
@@ -80,7 +80,7 @@ def test_several_edits_where_none_is_enough_and_only_those_that_count() -> None:
 
 def test_what_nothing_mends() -> None:
     config, planner, _ = run_of("sft", "", "1xL4")
-    assert mend(config, planner) is None
+    assert suggest_fixes(config, planner) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_merges_make_room(flags: str, cluster: str, said: str) -> None:
     config, planner, _ = run_of("ppo", flags, cluster)
     with pytest.raises(ConfigError, match="needs 1 device; free are 0 on node 0"):
         planner(config)
-    edits = mend_placement(config, planner)
+    edits = suggest_placement_fixes(config, planner)
     assert edits is not None
     assert as_flags(edits) == said
     planner(edited(config, edits))
@@ -103,7 +103,7 @@ def test_merges_make_room(flags: str, cluster: str, said: str) -> None:
 
 def test_fewer_devices_where_merges_are_not_enough() -> None:
     config, planner, _ = run_of("sft", "--policy.num-gpus-per-node 8", "4xH100")
-    assert mend_placement(config, planner) == {"policy.num_gpus_per_node": 4}
+    assert suggest_placement_fixes(config, planner) == {"policy.num_gpus_per_node": 4}
 
 
 def test_an_edit_reaches_a_listed_source() -> None:

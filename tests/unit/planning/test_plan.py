@@ -96,7 +96,8 @@ def test_phases_follow_one_another_and_groups_work_side_by_side() -> None:
     ahead = plan_for("ppo", [*PPO, *MERGED, "--rollout.max-lag", "1"], "2x8xH100")
     assert ahead.step_s == pytest.approx(
         max(
-            plan.seconds["generate"] + plan.seconds["score"], sum(plan.seconds[p] for p in ("measure", "learn", "sync"))
+            plan.seconds["generate"] + plan.seconds["score"],
+            sum(plan.seconds[p] for p in ("log_probs", "learn", "sync")),
         )
     )
     assert 0 < ahead.idle_share < plan.idle_share < 1

@@ -16,7 +16,7 @@ from tests.unit.config.conftest import Problems
 RIGHT = ("--data.path", "x.jsonl", "--policy.model", "m", "--reward.function", "rewards:score")
 MEMBERS = ("grpo", "rloo", "reinforce++", "reinforce++-baseline", "remax", "dr-grpo", "dapo", "gspo", "cispo")
 WITHOUT_GROUPS = ("reinforce++", "remax")
-ONE = ("--rollout.num-samples", "1")
+ONE = ("--rollout.group-size", "1")
 SEQUENCE_MEAN = ("--algo.aggregation", "seq-mean-token-mean")
 
 
@@ -45,7 +45,7 @@ def test_the_defaults_of_every_member_are_right_and_stay_right(member: str, prob
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_group_of_one_is_refused_where_the_group_is_the_baseline(member: str, problems: Problems) -> None:
     found = problems(*RIGHT, "--algo", member, *ONE, command="grpo")
-    need = f"--rollout.num-samples: {member.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
+    need = f"--rollout.group-size: {member.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
     assert found == ([] if member in WITHOUT_GROUPS else [need])
 
 
@@ -55,8 +55,8 @@ REFUSED = [
         "--rollout.batch-size: 1 answer a step is its own mean over the batch, and would teach nothing. Raise it, or set scale none.",
     ),
     (
-        ["--algo", "remax", *ONE, "--algo.drop-equal-groups"],
-        "--rollout.num-samples: 1 answer is a group without spread, and algo.drop_equal_groups would leave out every prompt.",
+        ["--algo", "remax", *ONE, "--algo.dynamic-sampling"],
+        "--rollout.group-size: 1 answer is a group without spread, and algo.dynamic_sampling would leave out every prompt.",
     ),
     (
         ["--algo", "dr-grpo", "--algo.scale", "group"],
@@ -121,7 +121,7 @@ REFUSED = [
     ),
     (
         ["--algo.max-sampling-rounds", "3"],
-        "--algo.max-sampling-rounds: nothing is sampled again without algo.drop_equal_groups. Remove it, or set that.",
+        "--algo.max-sampling-rounds: nothing is sampled again without algo.dynamic_sampling. Remove it, or set that.",
     ),
     (
         ["--rollout.temperature", "0"],

@@ -14,16 +14,16 @@ OFFLINE = ("--data.path", "x.jsonl", "--policy.model", "m")
         (
             ("--train.batch_size", "32"),
             "--train.batch-size: online KTO learns from a step's answers at once (got 32). Set it to 64 = "
-            "batch_size*num_samples.",
+            "batch_size*group_size.",
         ),
         (
             ("--train.batch_size", "100"),
             "--train.batch-size: online KTO learns from a step's answers at once (got 100). Set it to 64 = "
-            "batch_size*num_samples.",
+            "batch_size*group_size.",
         ),
         (
-            ("--rollout.num_samples", "1", "--train.batch_size", "16"),
-            "--rollout.num-samples: 1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold "
+            ("--rollout.group_size", "1", "--train.batch_size", "16"),
+            "--rollout.group-size: 1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold "
             "batch-mean or fixed.",
         ),
         (
@@ -51,7 +51,7 @@ def test_offline_weights(problems: Problems) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--algo.threshold", "fixed", "--algo.threshold_score", "0.5", "--rollout.num_samples", "4")]
+    "flags", [(), ("--algo.threshold", "fixed", "--algo.threshold_score", "0.5", "--rollout.group_size", "4")]
 )
 def test_defaults_fit(flags: tuple[str, ...], problems: Problems) -> None:
     found = problems(*ONLINE, *flags, command="online-kto")

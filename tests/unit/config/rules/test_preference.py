@@ -16,8 +16,8 @@ def keys_of(algo: dict[str, object], rollout: dict[str, object]) -> list[tuple[s
 @pytest.mark.parametrize(
     ("algo", "rollout", "keys"),
     [
-        ({}, {"num_samples": 1}, ("rollout.num_samples",)),
-        ({"type": "nash-md"}, {"num_samples": 4}, ("rollout.num_samples", "algo.type")),
+        ({}, {"group_size": 1}, ("rollout.group_size",)),
+        ({"type": "nash-md"}, {"group_size": 4}, ("rollout.group_size", "algo.type")),
         ({"type": "nash-md"}, {"max_lag": 1}, ("rollout.max_lag", "algo.type")),
         ({"reference": "behaviour"}, {"max_lag": 2}, ("algo.reference", "rollout.max_lag")),
         ({"reference": "behaviour", "mixture": 0.5}, {}, ("algo.mixture", "algo.reference")),
@@ -31,7 +31,7 @@ def test_refused(algo: dict[str, object], rollout: dict[str, object], keys: tupl
     ("algo", "rollout"),
     [
         ({}, {}),
-        ({}, {"num_samples": 8, "max_lag": 4}),
+        ({}, {"group_size": 8, "max_lag": 4}),
         ({"reference": "behaviour"}, {}),
         ({"type": "nash-md"}, {}),
     ],

@@ -46,7 +46,7 @@ def responses(count: int) -> list[str]:
 
 
 @dataclass
-class Answer:
+class Reply:
     """What a service sends back. `body` may be made from the request."""
 
     status: int = 200
@@ -61,7 +61,7 @@ def lengths(request: dict[str, list[str]]) -> bytes:
     return json.dumps({"ids": [name for name, _ in pairs], "scores": [len(text) for _, text in pairs]}).encode()
 
 
-GOOD = Answer(body=lengths)
+GOOD = Reply(body=lengths)
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Service:
 
 
 @contextmanager
-def service(script: Sequence[Answer], tls: ssl.SSLContext | None = None) -> Iterator[Service]:
+def service(script: Sequence[Reply], tls: ssl.SSLContext | None = None) -> Iterator[Service]:
     """Answers by the script, the last answer again and again."""
     state = Service(url="", requests=[])
     lock = threading.Lock()

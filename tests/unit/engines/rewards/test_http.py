@@ -13,7 +13,7 @@ from rlhf.config.reward import HttpSource, RewardSection
 from rlhf.engines.rewards import HttpReward
 from rlhf.engines.rewards.address import check_address
 from rlhf.errors import ConfigError, RewardError
-from tests.unit.engines.rewards.reward_support import GOOD, Answer, lengths, prompts, responses, rollouts, service
+from tests.unit.engines.rewards.reward_support import GOOD, Reply, lengths, prompts, responses, rollouts, service
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -52,7 +52,7 @@ def test_answers_travel_in_batches_several_at_once() -> None:
 
 
 def test_zero_is_a_score() -> None:
-    with service([Answer(body=b'{"ids": ["r0"], "scores": [0]}')]) as server:
+    with service([Reply(body=b'{"ids": ["r0"], "scores": [0]}')]) as server:
         assert scores(server.url, 1) == [0.0]
 
 
@@ -61,7 +61,7 @@ def test_the_token_comes_from_the_environment_and_is_never_told(
 ) -> None:
     caplog.set_level("DEBUG")
     monkeypatch.setenv("RM_TOKEN", "s3cret\n")
-    with service([Answer(status=503), Answer(status=401)]) as server:
+    with service([Reply(status=503), Reply(status=401)]) as server:
         with pytest.raises(RewardError) as error:
             scores(server.url, auth_env="RM_TOKEN")
         assert server.requests[0][0]["Authorization"] == "Bearer s3cret"
@@ -86,43 +86,43 @@ def body(**reply: object) -> bytes:
     return json.dumps(reply).encode()
 
 
-MALFORMED: list[tuple[Answer, str]] = [
+MALFORMED: list[tuple[Reply, str]] = [
     (
-        Answer(headers={"Content-Type": "text/html"}, body=b"<p>\n<b>"),
+        Reply(headers={"Content-Type": "text/html"}, body=b"<p>\n<b>"),
         'reply is not JSON (text/html, starts "<p> <b>").',
     ),
-    (Answer(headers={"Content-Type": "text/plain"}, body=lengths), 'reply is not JSON (text/plain, starts "{"ids":'),
-    (Answer(headers={}, body=lengths), 'reply is not JSON (no content type, starts "{"ids":'),
-    (Answer(body=b""), 'reply is not JSON (starts "").'),
-    (Answer(body=b'{"ids": ["r0", "r1"], "sco'), 'reply is not JSON (starts "{"ids": ["r0"'),
-    (Answer(body=b"[" * 100_000), 'reply is not JSON (starts "[[['),
-    (Answer(body=b"\xff\xfe"), "reply is not JSON (starts"),
-    (Answer(body=body(scores=[1, 2])), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
-    (Answer(body=b"[1, 2]"), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
-    (Answer(body=body(ids=["r0", "r1"], scores=1.0)), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
-    (Answer(body=body(ids=["r0", "r1"], scores=[1])), "got 1 scores for 2 samples (r0, r1)."),
-    (Answer(body=body(ids=["r0", "r1"], scores=[1, 2, 3])), "got 3 scores for 2 samples (r0, r1)."),
-    (Answer(body=body(ids=["r0", "r2"], scores=[1, 2])), "reply does not echo the ids (r1)."),
-    (Answer(body=body(ids=["r0", "r0"], scores=[1, 2])), "reply does not echo the ids (r1)."),
-    (Answer(body=body(ids=["r0", "r1", "r1"], scores=[1, 2])), "reply does not echo the ids (one too many)."),
-    (Answer(body=body(ids=[0, 1], scores=[1, 2])), "reply does not echo the ids (r0)."),
-    (Answer(body=body(ids=["r0", ["r1"]], scores=[1, 2])), "reply does not echo the ids (r1)."),
-    (Answer(body=body(ids=["r0", "r1"], scores=[1, None])), "score for p1 is not a finite number (got None)."),
-    (Answer(body=body(ids=["r0", "r1"], scores=["1", 2])), "score for p0 is not a finite number (got 1)."),
-    (Answer(body=body(ids=["r0", "r1"], scores=[True, 2])), "score for p0 is not a finite number (got True)."),
-    (Answer(body=body(ids=["r0", "r1"], scores=[1, float("nan")])), "score for p1 is not a finite number (got NaN)."),
-    (Answer(body=b'{"ids": ["r0", "r1"], "scores": [1, 1e400]}'), "score for p1 is not a finite number (got inf)."),
+    (Reply(headers={"Content-Type": "text/plain"}, body=lengths), 'reply is not JSON (text/plain, starts "{"ids":'),
+    (Reply(headers={}, body=lengths), 'reply is not JSON (no content type, starts "{"ids":'),
+    (Reply(body=b""), 'reply is not JSON (starts "").'),
+    (Reply(body=b'{"ids": ["r0", "r1"], "sco'), 'reply is not JSON (starts "{"ids": ["r0"'),
+    (Reply(body=b"[" * 100_000), 'reply is not JSON (starts "[[['),
+    (Reply(body=b"\xff\xfe"), "reply is not JSON (starts"),
+    (Reply(body=body(scores=[1, 2])), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
+    (Reply(body=b"[1, 2]"), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
+    (Reply(body=body(ids=["r0", "r1"], scores=1.0)), 'reply is not of the form {"ids": [...], "scores": [...]}.'),
+    (Reply(body=body(ids=["r0", "r1"], scores=[1])), "got 1 scores for 2 samples (r0, r1)."),
+    (Reply(body=body(ids=["r0", "r1"], scores=[1, 2, 3])), "got 3 scores for 2 samples (r0, r1)."),
+    (Reply(body=body(ids=["r0", "r2"], scores=[1, 2])), "reply does not echo the ids (r1)."),
+    (Reply(body=body(ids=["r0", "r0"], scores=[1, 2])), "reply does not echo the ids (r1)."),
+    (Reply(body=body(ids=["r0", "r1", "r1"], scores=[1, 2])), "reply does not echo the ids (one too many)."),
+    (Reply(body=body(ids=[0, 1], scores=[1, 2])), "reply does not echo the ids (r0)."),
+    (Reply(body=body(ids=["r0", ["r1"]], scores=[1, 2])), "reply does not echo the ids (r1)."),
+    (Reply(body=body(ids=["r0", "r1"], scores=[1, None])), "score for p1 is not a finite number (got None)."),
+    (Reply(body=body(ids=["r0", "r1"], scores=["1", 2])), "score for p0 is not a finite number (got 1)."),
+    (Reply(body=body(ids=["r0", "r1"], scores=[True, 2])), "score for p0 is not a finite number (got True)."),
+    (Reply(body=body(ids=["r0", "r1"], scores=[1, float("nan")])), "score for p1 is not a finite number (got NaN)."),
+    (Reply(body=b'{"ids": ["r0", "r1"], "scores": [1, 1e400]}'), "score for p1 is not a finite number (got inf)."),
     (
-        Answer(body=b'{"ids": ["r0", "r1"], "scores": [1, %s]}' % (b"7" * 400)),
+        Reply(body=b'{"ids": ["r0", "r1"], "scores": [1, %s]}' % (b"7" * 400)),
         "score for p1 is not a finite number (got 77",
     ),
-    (Answer(body=body(ids=["r0", "r1"], scores=[[1], 2])), "score for p0 is not a finite number (got [1])."),
-    (Answer(body=b" " * (8 * 2**20 + 1)), "reply is larger than 8 MiB."),
+    (Reply(body=body(ids=["r0", "r1"], scores=[[1], 2])), "score for p0 is not a finite number (got [1])."),
+    (Reply(body=b" " * (8 * 2**20 + 1)), "reply is larger than 8 MiB."),
 ]
 
 
 @pytest.mark.parametrize(("answer", "complaint"), MALFORMED, ids=[complaint[:40] for _, complaint in MALFORMED])
-def test_a_malformed_reply_is_asked_for_once_more_and_then_refused(answer: Answer, complaint: str) -> None:
+def test_a_malformed_reply_is_asked_for_once_more_and_then_refused(answer: Reply, complaint: str) -> None:
     with service([answer]) as server:
         with pytest.raises(RewardError) as error:
             scores(server.url, 2)
@@ -134,14 +134,14 @@ def test_a_malformed_reply_is_asked_for_once_more_and_then_refused(answer: Answe
 
 @pytest.mark.parametrize("fault", [500, 502, 503, 429, 408, 0])
 def test_faults_that_pass_are_waited_out(fault: int) -> None:
-    with service([Answer(status=fault), Answer(status=fault), GOOD]) as server:
+    with service([Reply(status=fault), Reply(status=fault), GOOD]) as server:
         assert scores(server.url) == [1.0, 2.0, 3.0]
         assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 204])
 def test_other_statuses_fail_at_once(status: int) -> None:
-    with service([Answer(status=status)]) as server:
+    with service([Reply(status=status)]) as server:
         with pytest.raises(RewardError, match=f"answered with status {status}"):
             scores(server.url)
         assert len(server.requests) == 1
@@ -149,7 +149,7 @@ def test_other_statuses_fail_at_once(status: int) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_refused(status: int) -> None:
-    with service([Answer(status=status, headers={"Location": "http://elsewhere/"})]) as server:
+    with service([Reply(status=status, headers={"Location": "http://elsewhere/"})]) as server:
         with pytest.raises(RewardError, match=r"^reward\.url: redirect to http://elsewhere/ refused\.$"):
             scores(server.url)
         assert len(server.requests) == 1
@@ -159,14 +159,14 @@ def test_a_redirect_is_refused(status: int) -> None:
     ("header", "least_s"), [("0.3", 0.3), ("-5", 0.0), ("soon", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)]
 )
 def test_retry_after_is_honoured(header: str, least_s: float) -> None:
-    with service([Answer(status=429, headers={"Retry-After": header}), GOOD]) as server:
+    with service([Reply(status=429, headers={"Retry-After": header}), GOOD]) as server:
         start = time.monotonic()
         assert scores(server.url) == [1.0, 2.0, 3.0]
         assert least_s <= time.monotonic() - start < 3.0
 
 
 def test_a_wait_past_the_outage_limit_is_not_begun() -> None:
-    with service([Answer(status=503, headers={"Retry-After": "3600"})]) as server:
+    with service([Reply(status=503, headers={"Retry-After": "3600"})]) as server:
         start = time.monotonic()
         with pytest.raises(RewardError, match="status 503"):
             scores(server.url)
@@ -186,14 +186,14 @@ def test_a_service_that_is_down_is_retried_up_to_the_limit_and_named() -> None:
 
 def test_a_service_that_never_answers_is_timed_out() -> None:
     never = threading.Event()
-    with service([Answer(delay=never)]) as server:
+    with service([Reply(delay=never)]) as server:
         with pytest.raises(RewardError, match=r"\(timed out\) for 0\.2 s"):
             scores(server.url, read_timeout_s=0.1, outage_timeout_s=0.2)
         never.set()
 
 
 def test_closing_ends_a_wait() -> None:
-    with service([Answer(status=503)]) as server:
+    with service([Reply(status=503)]) as server:
         reward = HttpReward(HttpSource(url=server.url), first_wait_s=60.0)
         threading.Timer(0.2, reward.close).start()
         with pytest.raises(RewardError, match="status 503"):

@@ -17,7 +17,7 @@ from rlhf.engines.rewards.verdicts import comparison_question, mark_of, message_
 from rlhf.engines.rewards.weighted import Weighted
 from rlhf.errors import ConfigError, DataError, RewardError
 from rlhf.types import Json, Prompt
-from tests.unit.engines.rewards.reward_support import Answer, Service, rollouts, service
+from tests.unit.engines.rewards.reward_support import Reply, Service, rollouts, service
 from tests.unit.orchestrator.data.data_support import PLAIN
 
 pytestmark = pytest.mark.timeout(30)
@@ -41,9 +41,9 @@ def saying(text: str) -> bytes:
     return json.dumps({"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
 
 
-def judging(decide: Callable[[str, str], str]) -> Answer:
+def judging(decide: Callable[[str, str], str]) -> Reply:
     """A judge who sees two answers and names the winner."""
-    return Answer(
+    return Reply(
         body=lambda request: saying(
             f"Hm.\n<verdict>{decide(shown(request, 'first'), shown(request, 'second'))}</verdict>"
         )
@@ -122,7 +122,7 @@ def test_a_single_answer_meets_the_label() -> None:
         with pytest.raises(RewardError) as error:
             scores(server, [row("a", "xx"), row("b")], ["xxx", "x"])
     assert str(error.value) == (
-        "reward judge: b has one answer and no label to compare it with. Set rollout.num_samples to 2 or more, give "
+        "reward judge: b has one answer and no label to compare it with. Set rollout.group_size to 2 or more, give "
         "rows a label, or use mode rubric."
     )
 
@@ -130,10 +130,10 @@ def test_a_single_answer_meets_the_label() -> None:
 def test_the_probe_gives_the_judge_something_to_compare() -> None:
     with service([LONGER]) as server:
         source = WeightedRewards({"judge": Weighted(source=judge(server), weight=2.0)})
-        assert probe(source, row("a"), PLAIN, num_samples=4).parts == {"judge": 1.0}
+        assert probe(source, row("a"), PLAIN, group_size=4).parts == {"judge": 1.0}
         assert {shown(request, "first") for _, request in server.requests} == {"Yes.", "No."}
         with pytest.raises(RewardError, match="a has one answer and no label"):
-            probe(source, row("a"), PLAIN, num_samples=1)
+            probe(source, row("a"), PLAIN, group_size=1)
         assert probe(source, row("a", "a long label"), PLAIN).parts == {"judge": 0.0}
         source.close()
 
@@ -235,7 +235,7 @@ def test_a_rubric_scores_each_answer_by_itself() -> None:
     def by_length(request: dict[str, list[dict[str, str]]]) -> bytes:
         return saying(f"<verdict>{len(shown(request, 'answer'))}</verdict>")
 
-    with service([Answer(body=by_length)]) as server:  # type: ignore[arg-type]
+    with service([Reply(body=by_length)]) as server:  # type: ignore[arg-type]
         rows = [row("a", "the reference"), row("b", rubric="one point a letter")]
         settings = {"mode": "rubric", "rubric": "general rubric", "scale": [1, 5]}
         assert scores(server, rows, ["x", "xxx"], **settings) == [0.0, 0.5]
@@ -249,7 +249,7 @@ def test_a_rubric_scores_each_answer_by_itself() -> None:
 
 
 def test_a_reply_without_a_verdict_is_asked_for_again_with_a_reminder() -> None:
-    silent = Answer(body=saying("I would rather not say."))
+    silent = Reply(body=saying("I would rather not say."))
     with service([silent, silent, LONGER]) as server:
         assert scores(server, [row("a")] * 2, ["x", "xx"], max_concurrency=1) == [0.0, 1.0]
         first, again, third = (request["messages"] for _, request in server.requests[:3])
@@ -257,21 +257,21 @@ def test_a_reply_without_a_verdict_is_asked_for_again_with_a_reminder() -> None:
     assert again[1] == {"role": "assistant", "content": "I would rather not say."}  # type: ignore[comparison-overlap]
 
 
-BAD_REPLIES: list[tuple[Answer, str]] = [
-    (Answer(body=saying("no")), 'the judge gave no verdict that counts (ends "no") on a (3 tries).'),
-    (Answer(body=b"{}"), 'reply is no chat completion (starts "{}") on a (3 tries).'),
-    (Answer(body=b'{"choices": []}'), "reply is no chat completion"),
-    (Answer(body=b'{"choices": [{"message": null}]}'), "reply is no chat completion"),
-    (Answer(body=b"null"), "reply is no chat completion"),
-    (Answer(body=b"[" * 100_000), "reply is no chat completion"),
-    (Answer(body=b'{"choices": [{"message": {"content": null}}]}'), "the judge's reply holds no text on a (3 tries)."),
-    (Answer(headers={"Content-Type": "text/html"}, body=b"<html>"), "reply is not JSON (text/html"),
-    (Answer(body=b" " * (8 * 2**20 + 1)), "reply is larger than 8 MiB"),
+BAD_REPLIES: list[tuple[Reply, str]] = [
+    (Reply(body=saying("no")), 'the judge gave no verdict that counts (ends "no") on a (3 tries).'),
+    (Reply(body=b"{}"), 'reply is no chat completion (starts "{}") on a (3 tries).'),
+    (Reply(body=b'{"choices": []}'), "reply is no chat completion"),
+    (Reply(body=b'{"choices": [{"message": null}]}'), "reply is no chat completion"),
+    (Reply(body=b"null"), "reply is no chat completion"),
+    (Reply(body=b"[" * 100_000), "reply is no chat completion"),
+    (Reply(body=b'{"choices": [{"message": {"content": null}}]}'), "the judge's reply holds no text on a (3 tries)."),
+    (Reply(headers={"Content-Type": "text/html"}, body=b"<html>"), "reply is not JSON (text/html"),
+    (Reply(body=b" " * (8 * 2**20 + 1)), "reply is larger than 8 MiB"),
 ]
 
 
 @pytest.mark.parametrize(("answer", "complaint"), BAD_REPLIES, ids=[complaint[:35] for _, complaint in BAD_REPLIES])
-def test_no_reply_makes_us_believe_it(answer: Answer, complaint: str) -> None:
+def test_no_reply_makes_us_believe_it(answer: Reply, complaint: str) -> None:
     with service([answer]) as server:
         with pytest.raises(RewardError) as error:
             scores(server, [row("a")] * 2, ["x", "xx"], max_concurrency=1)
@@ -280,17 +280,17 @@ def test_no_reply_makes_us_believe_it(answer: Answer, complaint: str) -> None:
 
 
 def test_outages_are_waited_for_and_refusals_are_not() -> None:
-    faults = [Answer(status=503), Answer(status=429, headers={"Retry-After": "0"}), Answer(status=0)]
+    faults = [Reply(status=503), Reply(status=429, headers={"Retry-After": "0"}), Reply(status=0)]
     with service([*faults, LONGER]) as server:
         assert scores(server, [row("a")] * 2, ["x", "xx"], max_concurrency=1) == [0.0, 1.0]
-    with service([Answer(status=401)]) as server, pytest.raises(RewardError, match="answered with status 401"):
+    with service([Reply(status=401)]) as server, pytest.raises(RewardError, match="answered with status 401"):
         scores(server, [row("a")] * 2, ["x", "xx"])
-    with service([Answer(status=503)]) as server, pytest.raises(RewardError, match=r"\(status 503\) for 0\.2 s"):
+    with service([Reply(status=503)]) as server, pytest.raises(RewardError, match=r"\(status 503\) for 0\.2 s"):
         scores(server, [row("a")] * 2, ["x", "xx"], outage_timeout_s=0.2)
 
 
 def test_closing_ends_a_wait() -> None:
-    with service([Answer(status=503)]) as server:
+    with service([Reply(status=503)]) as server:
         source = JudgeReward(JudgeSource(url=server.url, model="m"), first_wait_s=60.0)
         threading.Timer(0.3, source.close).start()
         start = time.monotonic()
@@ -311,7 +311,7 @@ def test_many_questions_travel_at_once_and_no_more_than_asked() -> None:
             now[0] -= 1
         return saying("<verdict>tie</verdict>")
 
-    with service([Answer(body=slow)]) as server:
+    with service([Reply(body=slow)]) as server:
         assert scores(server, [row("a")] * 4, list("wxyz"), max_concurrency=3) == [0.5] * 4
     assert 2 <= most[0] <= 3
 

@@ -19,7 +19,7 @@ from rlhf.errors import (
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
-from rlhf.orchestrator.run.recovery import Action, Standing, decide, persevere
+from rlhf.orchestrator.run.recovery import Action, FailureContext, decide, run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint
 from tests.unit.orchestrator.fused import Fuse, evidence, fused_run
 from tests.unit.orchestrator.support import Run
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.timeout(120)
 def test_a_run_is_started_again_within_its_budget() -> None:
     pauses = []
     for number in range(8):
-        decision = decide(Standing(has_started=True, has_checkpoint=True, num_restarts=number, max_restarts=8))
+        decision = decide(FailureContext(has_started=True, has_checkpoint=True, num_restarts=number, max_restarts=8))
         assert (decision.action, decision.reason) == (Action.RESTART, f"restart {number + 1} of 8")
         pauses.append(decision.pause_s)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
-    spent = decide(Standing(has_started=True, has_checkpoint=True, num_restarts=8, max_restarts=8))
+    spent = decide(FailureContext(has_started=True, has_checkpoint=True, num_restarts=8, max_restarts=8))
     assert spent.action is Action.STOP
     assert spent.reason == "started again 8 times without a new step saved (cluster.max_restarts)"
 
@@ -42,12 +42,12 @@ def test_a_run_is_started_again_within_its_budget() -> None:
 @pytest.mark.parametrize(
     ("standing", "reason"),
     [
-        (Standing(has_started=False, has_checkpoint=True, num_restarts=0, max_restarts=2), "never been up"),
-        (Standing(has_started=True, has_checkpoint=False, num_restarts=0, max_restarts=2), "nothing is saved"),
-        (Standing(has_started=True, has_checkpoint=True, num_restarts=0, max_restarts=0), "0 times"),
+        (FailureContext(has_started=False, has_checkpoint=True, num_restarts=0, max_restarts=2), "never been up"),
+        (FailureContext(has_started=True, has_checkpoint=False, num_restarts=0, max_restarts=2), "nothing is saved"),
+        (FailureContext(has_started=True, has_checkpoint=True, num_restarts=0, max_restarts=0), "0 times"),
     ],
 )
-def test_a_run_that_cannot_go_on_ends(standing: Standing, reason: str) -> None:
+def test_a_run_that_cannot_go_on_ends(standing: FailureContext, reason: str) -> None:
     decision = decide(standing)
     assert decision.action is Action.STOP
     assert reason in decision.reason
@@ -73,7 +73,7 @@ class Launches:
         return self.spared
 
 
-def run_with_restarts(
+def run_through_failures(
     path: Path,
     make: Callable[[int], Run],
     *,
@@ -92,7 +92,7 @@ def run_with_restarts(
             notes.append(f"{kind}: {text}")
             on_note()
 
-        persevere(
+        run_with_restarts(
             launches,
             None,
             checkpoints=checkpoints,
@@ -125,7 +125,7 @@ def test_a_stall_is_a_loss_too(tmp_path: Path, uninterrupted: object, kind: type
     def fail() -> None:
         raise kind("policy forward: no answer after 5 s")
 
-    launches, notes = run_with_restarts(
+    launches, notes = run_through_failures(
         tmp_path / "a", lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, fail))
     )
     assert evidence(launches.runs[-1]) == uninterrupted
@@ -136,7 +136,7 @@ def test_a_stall_is_a_loss_too(tmp_path: Path, uninterrupted: object, kind: type
 @pytest.mark.parametrize("calls", [8, 20, 33, 52, 71, 90, 113])
 def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: object, calls: int) -> None:
     """Two losses, in two attempts; the calls are spread over sampling, scoring, learning, syncing and saving."""
-    launches, notes = run_with_restarts(
+    launches, notes = run_through_failures(
         tmp_path / "a", lambda number: fused_run(tmp_path / "a", Fuse(calls if number < 2 else 0, lose))
     )
     assert evidence(launches.runs[-1]) == uninterrupted
@@ -146,7 +146,7 @@ def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: o
 
 @pytest.mark.usefixtures("no_pauses")
 def test_a_restart_says_who_stays(tmp_path: Path) -> None:
-    _, notes = run_with_restarts(
+    _, notes = run_through_failures(
         tmp_path / "a",
         lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, lose)),
         spared=("reference rank 0", "rollout engine 0"),
@@ -159,7 +159,7 @@ def test_a_restart_says_who_stays(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pauses")
 def test_the_budget_is_of_restarts_without_progress(tmp_path: Path, uninterrupted: object) -> None:
     """More losses than the budget, each after another step was saved."""
-    launches, notes = run_with_restarts(
+    launches, notes = run_through_failures(
         tmp_path / "a",
         lambda number: fused_run(tmp_path / "a", Fuse(60 if number < 3 else 0, lose)),
         max_restarts=1,
@@ -175,14 +175,14 @@ def test_the_last_error_says_how_often_it_was_tried(tmp_path: Path) -> None:
         WorkerLostError,
         match=r"^policy rank 1 died\. Given up: started again 2 times without a new step saved \(cluster\.max",
     ):
-        run_with_restarts(tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(6, lose)))
+        run_through_failures(tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(6, lose)))
 
 
 @pytest.mark.usefixtures("no_pauses")
 def test_a_stop_between_attempts_is_obeyed(tmp_path: Path) -> None:
     stop = StopRequest(20.0)
     with pytest.raises(PreemptedError, match=r"step \d is saved; continue with --resume"):
-        run_with_restarts(
+        run_through_failures(
             tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(20, lose)), stop=stop, on_note=stop.ask
         )
 
@@ -213,7 +213,7 @@ def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error:
 
     checkpoints = Checkpoints(tmp_path / "none", keep=1, warn=pytest.fail)
     with pytest.raises(type(error)) as caught:
-        persevere(
+        run_with_restarts(
             Once(),
             None,
             checkpoints=checkpoints,

@@ -17,7 +17,7 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.resume import changed_keys, require_same_run
 from rlhf.types import (
     Head,
-    LossMetrics,
+    Metrics,
     Role,
     Rollout,
     RolloutRequest,
@@ -96,7 +96,7 @@ def stuck_run(path: Path, grace_s: float) -> Run:
     run = sft_run(path, stop=StopRequest(grace_s))
 
     class StuckEngine(FakeTrainEngine):
-        def forward_backward(self, batches: Sequence[TrainBatch]) -> LossMetrics:
+        def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
             os.kill(os.getpid(), signal.SIGTERM)
             threading.Event().wait(30)
             raise AssertionError

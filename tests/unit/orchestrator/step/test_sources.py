@@ -25,7 +25,7 @@ from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 pytestmark = pytest.mark.timeout(20)
 
-PLAN = RolloutPlan(batch_size=4, num_samples=2, sampling=Sampling(max_tokens=5), seed=1)
+PLAN = RolloutPlan(batch_size=4, group_size=2, sampling=Sampling(max_tokens=5), seed=1)
 
 
 def source(
@@ -76,7 +76,7 @@ def test_a_prompt_that_comes_twice_in_a_step_gets_other_answers() -> None:
 
 
 def test_opponents_are_the_last_answers_of_each_group_and_the_greedy_answer_comes_after_them() -> None:
-    plan = replace(PLAN, num_samples=3, num_opponents=1, mixture=0.25, greedy_baseline=True)
+    plan = replace(PLAN, group_size=3, num_opponents=1, mixture=0.25, greedy_baseline=True)
     requests = make_requests(3, [make_prompt(1), make_prompt(2)], plan, Counter())
     drawn = [(request.prompt_id, request.sampling.mixture, request.sampling.temperature) for request in requests]
     assert drawn == [(p, *how) for p in ("p1", "p2") for how in ((0.0, 1.0), (0.0, 1.0), (0.25, 1.0), (0.0, 0.0))]

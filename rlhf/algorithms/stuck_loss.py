@@ -18,7 +18,7 @@ TEXT = (
 )
 
 
-class Standstill:
+class StuckLossWatch:
     """Says once when a loss that starts at ln 2 is still there: within 0.005, in the mean of the last ten of fifty
     steps. At the start ln 2 is right: policy and reference are equal."""
 
@@ -27,7 +27,7 @@ class Standstill:
         self._steps = 0
         self._sum = 0.0
 
-    def hear(self, loss: float | None) -> None:
+    def observe(self, loss: float | None) -> None:
         """The loss of one step."""
         if loss is not None and self._steps <= PATIENCE_STEPS:
             self._steps += 1
