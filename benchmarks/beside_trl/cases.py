@@ -9,7 +9,7 @@ decides how answers end:
   length, cut at four times the uniform length: the longest of 32 answers is about four times their mean.
 
 Given answers (SFT, reward model, DPO, KTO) have the same lengths by construction: words drawn by chance, where chosen
-answers favour even words and rejected ones odd words.
+answers favor even words and rejected ones odd words.
 """
 
 import json
@@ -91,7 +91,7 @@ class Case:
 
     @property
     def num_rows_a_step(self) -> int:
-        """Prompts, demonstrations, pairs or labelled answers."""
+        """Prompts, demonstrations, pairs or labeled answers."""
         return self.shape.num_answers // self.group_size
 
     @property

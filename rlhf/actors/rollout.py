@@ -28,7 +28,7 @@ class RolloutPool:
         self._control_timeout_s = control_timeout_s
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout a request, in the order of the requests. Neighbours, which are answers to one prompt, go to
+        """One rollout a request, in the order of the requests. Neighbors, which are answers to one prompt, go to
         one engine, where they share the prompt's KV cache."""
         parts = self._split(requests)
         answers = self._all(

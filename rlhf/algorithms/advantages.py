@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def gae(rewards: Floats, values: Floats, *, gamma: float, gae_lambda: float) -> tuple[Floats, Floats]:
-    """Generalised advantage estimation (Schulman et al. 2016): [n], [n] -> advantages [n], returns [n].
+    """Generalized advantage estimation (Schulman et al. 2016): [n], [n] -> advantages [n], returns [n].
 
     delta_t = r_t + gamma * V_{t+1} - V_t with V_n = 0; A_t = sum_l (gamma * lambda)^l delta_{t+l}; the return is
     A_t + V_t.

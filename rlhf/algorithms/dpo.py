@@ -1,4 +1,4 @@
-"""Direct preference optimisation on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants."""
+"""Direct preference optimization on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants."""
 
 from collections.abc import Mapping, Sequence
 

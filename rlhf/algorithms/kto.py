@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: answers that are good or bad, each by itself (Ethayarajh et al. 2024,
+"""Kahneman-Tversky optimization: answers that are good or bad, each by itself (Ethayarajh et al. 2024,
 arXiv:2402.01306)."""
 
 from collections.abc import Mapping, Sequence

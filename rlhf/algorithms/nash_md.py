@@ -1,4 +1,4 @@
-"""Nash-MD, the policy-gradient form: towards an equilibrium of a preference (Munos et al. 2023, arXiv:2312.00886,
+"""Nash-MD, the policy-gradient form: toward an equilibrium of a preference (Munos et al. 2023, arXiv:2312.00886,
 section 7)."""
 
 import math

@@ -16,7 +16,7 @@ class OnlineDPO:
     vain: it is dropped and counted, and no other is drawn in its place."""
 
     def __init__(self, section: OnlineDpoSection) -> None:
-        self._own_reference = section.reference == "behaviour"
+        self._own_reference = section.reference == "behavior"
         # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
         from_policy = not section.mixture
         self._picker = PairPicker(from_policy=from_policy)

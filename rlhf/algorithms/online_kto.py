@@ -1,4 +1,4 @@
-"""KTO on the policy's own answers: each is labelled by its score against a threshold (Ethayarajh et al. 2024)."""
+"""KTO on the policy's own answers: each is labeled by its score against a threshold (Ethayarajh et al. 2024)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,12 +39,12 @@ class OnlineKTO(KTO):
         spoken = [with_tokens(group) for group in groups]
         self._num_empty += sum(len(group.rollouts) for group in groups) - sum(map(len, spoken))
         judged = self._judge(spoken)
-        labelled = [one for one in judged if self._threshold == "fixed" or one.score != one.threshold]
-        self._num_at_mean += len(judged) - len(labelled)
+        labeled = [one for one in judged if self._threshold == "fixed" or one.score != one.threshold]
+        self._num_at_mean += len(judged) - len(labeled)
         if not self._has_judged_weights:
-            good = sum(one.score >= one.threshold for one in labelled)
-            self._labels.append((good, len(labelled) - good))
-        return with_mismatched(labelled)
+            good = sum(one.score >= one.threshold for one in labeled)
+            self._labels.append((good, len(labeled) - good))
+        return with_mismatched(labeled)
 
     def _judge(self, groups: Sequence[Sequence[Judged]]) -> list[Judged]:
         """All answers of all groups, each with its threshold."""

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation with generalised advantage estimation, as used for language models.
+"""Proximal policy optimization with generalized advantage estimation, as used for language models.
 
 Schulman et al. 2017 (arXiv:1707.06347) for the losses, Ouyang et al. 2022 (arXiv:2203.02155) for the KL-shaped reward.
 """

@@ -40,7 +40,7 @@ class PRM:
         self.needs = Needs(trains={Role.REWARD: Head.TOKEN_SCORES}, online=False)
 
     def keep(self, group: ScoredGroup) -> bool:
-        """Whether any step is labelled."""
+        """Whether any step is labeled."""
         return any(step_labels(group.prompt, rollout) for rollout in group.rollouts)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""From scores to per-token rewards: running normalisation, clipping, and the KL penalty."""
+"""From scores to per-token rewards: running normalization, clipping, and the KL penalty."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def kl_penalty(answer: ResponseTokens, estimator: Estimator, coef: float) -> Flo
 
 
 class RewardShaper:
-    """r_t = -beta * KL_t + [t is the last token] * score, the score normalised and clipped before (Ouyang et al. 2022).
+    """r_t = -beta * KL_t + [t is the last token] * score, the score normalized and clipped before (Ouyang et al. 2022).
 
     What it remembers is the running statistics of the scores.
     """

@@ -32,7 +32,7 @@ KINDS = {
     "prompts": Kind.PROMPTS,
     "demonstrations": Kind.DEMONSTRATIONS,
     "preferences": Kind.PREFERENCES,
-    "labelled": Kind.LABELLED,
+    "labeled": Kind.LABELED,
     "steps": Kind.STEPS,
 }
 
@@ -47,7 +47,7 @@ def run_data_report(config: DataConfig) -> int:
     given = read_records(config.data, config.data.eval_path, kind, problems) if config.data.eval_path else []
     measure: Measure = characters
     if config.tokenizer is not None:
-        records, given, measure = tokenised(config.data, config.tokenizer, (records, given), problems)
+        records, given, measure = tokenized(config.data, config.tokenizer, (records, given), problems)
     report = make_report(config, records, given, measure, problems)
     if config.as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
@@ -88,7 +88,7 @@ def make_report(
     return report
 
 
-def tokenised(
+def tokenized(
     section: DataSection, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
 ) -> tuple[list[Record], list[Record], Measure]:
     """The records that a tokenizer takes, and their lengths in its tokens, prompts as a run would render them."""

@@ -85,7 +85,7 @@ TOOLS: dict[str, Tool] = {
     ),
     "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
     "data": Tool(
-        usage="{prompts,demonstrations,preferences,labelled,steps} --data.path ROWS", config=DataConfig, run=_data
+        usage="{prompts,demonstrations,preferences,labeled,steps} --data.path ROWS", config=DataConfig, run=_data
     ),
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),

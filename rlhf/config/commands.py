@@ -31,7 +31,7 @@ from rlhf.config.models import (
     TrainedRewardSection,
 )
 from rlhf.config.reward import RewardSection, StartedSource
-from rlhf.config.rollout import GroupRolloutSection, LabelledRolloutSection, PairRolloutSection, RolloutSection
+from rlhf.config.rollout import GroupRolloutSection, LabeledRolloutSection, PairRolloutSection, RolloutSection
 from rlhf.config.run import (
     CheckpointSection,
     ClusterSection,
@@ -84,7 +84,7 @@ class RmConfig(TrainConfig):
 
 
 class PrmConfig(TrainConfig):
-    """Training a process reward model on labelled steps."""
+    """Training a process reward model on labeled steps."""
 
     reward: TrainedRewardSection = TrainedRewardSection()
     algo: PrmSection = PrmSection()
@@ -113,7 +113,7 @@ class DpoConfig(ReferencedConfig):
 
 
 class KtoConfig(ReferencedConfig):
-    """KTO on given answers that are labelled good or bad."""
+    """KTO on given answers that are labeled good or bad."""
 
     algo: KtoSection = KtoSection()
 
@@ -169,10 +169,10 @@ class OnlineDpoConfig(OnlineConfig):
 
 
 class OnlineKtoConfig(OnlineConfig):
-    """KTO on the policy's own answers, labelled by their scores."""
+    """KTO on the policy's own answers, labeled by their scores."""
 
     policy: PreferencePolicySection = PreferencePolicySection()
-    rollout: LabelledRolloutSection = LabelledRolloutSection()
+    rollout: LabeledRolloutSection = LabeledRolloutSection()
     algo: OnlineKtoSection = OnlineKtoSection()
 
 

@@ -8,7 +8,7 @@ from rlhf.config.base import Section
 
 
 class DataSection(Section):
-    """Which rows are read. Columns are recognised by the usual names; a key overrides."""
+    """Which rows are read. Columns are recognized by the usual names; a key overrides."""
 
     path: str | None = None
     """File or glob (.jsonl, .json, .csv, .parquet, also .gz), `datasets` folder, or hub name."""
@@ -32,7 +32,7 @@ class DataSection(Section):
     rejected_key: str | None = None
     """Column of the worse answer."""
     step_separator: str = Field("\n", min_length=1)
-    """Text that ends each step of an answer in labelled steps, for process reward models."""
+    """Text that ends each step of an answer in labeled steps, for process reward models."""
     ranking_key: str | None = None
     """Column with a list of answers, best first."""
     margin_key: str | None = None

@@ -71,8 +71,8 @@ class PairRolloutSection(RolloutSection):
     """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
 
 
-class LabelledRolloutSection(RolloutSection):
-    """How answers that are labelled are sampled. One step's answers are one optimizer step's."""
+class LabeledRolloutSection(RolloutSection):
+    """How answers that are labeled are sampled. One step's answers are one optimizer step's."""
 
     batch_size: PositiveInt = 16
     """Prompts sampled for one step."""

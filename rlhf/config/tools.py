@@ -137,7 +137,7 @@ class RoundsConfig(SamplingConfig, SelectionConfig):
 class DataConfig(Section):
     """What is in a data set, and what is wrong with it."""
 
-    kind: Literal["prompts", "demonstrations", "preferences", "labelled", "steps"] | None = None
+    kind: Literal["prompts", "demonstrations", "preferences", "labeled", "steps"] | None = None
     """What the rows are read as; usually the first argument."""
     data: DataSection = DataSection()
     tokenizer: str | None = None

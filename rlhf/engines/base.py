@@ -78,7 +78,7 @@ class EmaReferenceScorer(TokenScorer, Protocol):
     """A reference that follows the policy. Only `update_ema` changes it."""
 
     def update_ema(self) -> float:
-        """Move towards the policy as it is now; returns the norm of the change, over the whole model."""
+        """Move toward the policy as it is now; returns the norm of the change, over the whole model."""
         ...
 
 

@@ -58,7 +58,7 @@ ROWS: dict[type[TrainConfig], Kind] = {
     OnlineDpoConfig: Kind.PROMPTS,
     OnlineKtoConfig: Kind.PROMPTS,
     DpoConfig: Kind.PREFERENCES,
-    KtoConfig: Kind.LABELLED,
+    KtoConfig: Kind.LABELED,
 }
 """What each command reads rows as."""
 

@@ -30,7 +30,7 @@ from rlhf.launch.model_checks import misfits
 from rlhf.orchestrator.data import (
     DataSplit,
     load_demonstrations,
-    load_labelled,
+    load_labeled,
     load_preferences,
     load_prompts,
     load_steps,
@@ -54,7 +54,7 @@ OFFLINE_LOADERS: Mapping[str, Loader] = {
     "rm": load_preferences,
     "prm": load_steps,
     "dpo": load_preferences,
-    "kto": load_labelled,
+    "kto": load_labeled,
 }
 
 
@@ -159,7 +159,7 @@ def require_models(config: TrainConfig) -> None:
 
 
 def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> Data:
-    """Read, check and tokenise every row. Raises DataError."""
+    """Read, check and tokenize every row. Raises DataError."""
     if not isinstance(config, OnlineConfig):
         return Data(groups=OFFLINE_LOADERS[command](config.data, tokenizer))
     prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)

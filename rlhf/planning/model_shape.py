@@ -18,7 +18,7 @@ class Family:
     gated: bool = True
     """The feed-forward layer has three matrices instead of two."""
     head_norms: bool = False
-    """Queries and keys are normalised head by head."""
+    """Queries and keys are normalized head by head."""
     tied: bool = False
     """The output layer is the table of embeddings, unless config.json says otherwise."""
     learnt_positions: bool = False
@@ -55,7 +55,7 @@ class ModelShape:
     active_layer_parameters: int
     """Of one layer, as one token meets it."""
     embedding_parameters: int
-    """Of the table of tokens, and of positions where they are learnt."""
+    """Of the table of tokens, and of positions where they are learned."""
     head_parameters: int
     """Of the output layer; 0 where it is the table of tokens again."""
     norm_parameters: int

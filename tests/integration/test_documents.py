@@ -58,7 +58,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "preferences": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         "prompts": '{"prompt": "a"}\n',
         "problems": '{"question": "a", "answer": "2 + 3 = 5\\n#### 5"}\n',
-        "labelled": "".join(f'{{"prompt": "a", "completion": "{n}", "label": {n}}}\n' for n in ("true", "false")),
+        "labeled": "".join(f'{{"prompt": "a", "completion": "{n}", "label": {n}}}\n' for n in ("true", "false")),
         "steps": '{"prompt": "a", "completions": ["b", "c"], "labels": [true, false]}\n',
     }
     for name, row in rows.items():

@@ -138,7 +138,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def workplace(command: CommandLine) -> CommandLine:
-    """The user's folder, with the algorithm of the documentation and labelled steps in it."""
+    """The user's folder, with the algorithm of the documentation and labeled steps in it."""
     page = (ROOT / "docs" / "adding_an_algorithm.md").read_text(encoding="utf-8")
     shown = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown is not None

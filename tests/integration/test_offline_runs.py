@@ -1,4 +1,4 @@
-"""Fine-tuning and reward modelling through the command line: they learn, and what they export loads elsewhere."""
+"""Fine-tuning and reward modeling through the command line: they learn, and what they export loads elsewhere."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Our losses against TRL's own code, on the same numbers.
 
-TRL's losses are methods of its trainers. They are called on a trainer that was never initialised and has only what the
+TRL's losses are methods of its trainers. They are called on a trainer that was never initialized and has only what the
 loss reads; log-probs are given instead of computed. What has no loss of its own there (advantages, importance weights,
 which TRL computes between generation and loss) is compared with the formula in the unit tests.
 """

@@ -1,6 +1,6 @@
 """Our losses on pairs against TRL's own code, on the same numbers: values and gradients.
 
-As in `test_trl_losses`, TRL's methods are called on trainers that were never initialised. Where the two differ:
+As in `test_trl_losses`, TRL's methods are called on trainers that were never initialized. Where the two differ:
 
 - R-DPO: TRL has none.
 - RPO: TRL averages the likelihood over the tokens of the batch, we over each chosen answer and then over pairs (Pang et

@@ -86,13 +86,13 @@ def sync(rank: int, folder: Path, output: Path) -> None:
     with torch.no_grad():
         log_probs = engine(input_ids=torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
     expected = log_probs[:-1].gather(-1, torch.from_numpy(ids)[1:, None])[:, 0].tolist()
-    materialised = {n: t.clone() for bucket in sender._buckets for n, t in source.materialise(bucket)}  # type: ignore[attr-defined]
+    materialized = {n: t.clone() for bucket in sender._buckets for n, t in source.materialize(bucket)}  # type: ignore[attr-defined]
     added = products(engine.module)
     if receiver is not None:
         start = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         if folder.name == "four-bit":
             start |= {name: rounded(start[name]) for name in added}
-        close = [torch.allclose(materialised[name] - start[name], delta, atol=1e-5) for name, delta in added.items()]
+        close = [torch.allclose(materialized[name] - start[name], delta, atol=1e-5) for name, delta in added.items()]
         named = dict(receiver._model.named_parameters())  # type: ignore[attr-defined]
         result = {
             "digests": [report.digest for report in reports],
@@ -101,7 +101,7 @@ def sync(rank: int, folder: Path, output: Path) -> None:
             "expected": expected,
             "scored": receiver.score([packed(ids)])[0][1:].tolist(),
             "num_matrices_from_adapters": sum(close),
-            "equal": {name: bool(torch.equal(named[name], tensor)) for name, tensor in materialised.items()},
+            "equal": {name: bool(torch.equal(named[name], tensor)) for name, tensor in materialized.items()},
         }
         output.write_text(json.dumps(result))
     dist.barrier()

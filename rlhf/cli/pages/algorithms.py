@@ -29,11 +29,11 @@ DATA: dict[Kind, tuple[str, str]] = {
     Kind.PROMPTS: ("prompts, with a reference answer where the reward wants one", "prompts.jsonl"),
     Kind.DEMONSTRATIONS: ("prompts with a good answer", "demonstrations.jsonl"),
     Kind.PREFERENCES: ("prompts with a better and a worse answer, or a ranking", "preferences.jsonl"),
-    Kind.LABELLED: (
-        "prompts with an answer that is labelled good or bad; pairs are read as two labels",
-        "labelled.jsonl",
+    Kind.LABELED: (
+        "prompts with an answer that is labeled good or bad; pairs are read as two labels",
+        "labeled.jsonl",
     ),
-    Kind.STEPS: ("prompts with an answer whose steps are labelled right or wrong", "steps.jsonl"),
+    Kind.STEPS: ("prompts with an answer whose steps are labeled right or wrong", "steps.jsonl"),
 }
 
 

@@ -29,7 +29,7 @@ class LabelLossSection(AlgorithmSection):
 
 
 class KtoSection(LabelLossSection):
-    """Kahneman-Tversky optimisation: answers that are good or bad, each by itself (Ethayarajh et al. 2024)."""
+    """Kahneman-Tversky optimization: answers that are good or bad, each by itself (Ethayarajh et al. 2024)."""
 
     type: Literal["kto"] = "kto"
     """KTO on given labels."""
@@ -39,7 +39,7 @@ class KtoSection(LabelLossSection):
 
 
 class OnlineKtoSection(LabelLossSection):
-    """KTO on the policy's own answers, each labelled by its score against a threshold."""
+    """KTO on the policy's own answers, each labeled by its score against a threshold."""
 
     type: Literal["online-kto"] = "online-kto"
     """KTO on sampled answers."""

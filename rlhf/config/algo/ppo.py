@@ -19,7 +19,7 @@ from rlhf.config.algo.common import (
 
 
 class PpoSection(AlgorithmSection):
-    """Proximal policy optimisation with GAE."""
+    """Proximal policy optimization with GAE."""
 
     type: Literal["ppo"] = "ppo"
     """PPO with GAE."""
@@ -64,7 +64,7 @@ class PpoSection(AlgorithmSection):
     normalize_rewards: bool = False
     """Divide rewards by their running deviation after subtracting the running mean."""
     clip_rewards: NonNegative = 10.0
-    """Clip rewards, after normalisation, to this magnitude; 0 does not clip. The clipped share is logged."""
+    """Clip rewards, after normalization, to this magnitude; 0 does not clip. The clipped share is logged."""
     correction: Correction = TruncatedWeights()
     """How the policy's loss accounts for answers that were sampled by other weights or other arithmetic."""
     critic_warmup_steps: NonNegativeInt = 0

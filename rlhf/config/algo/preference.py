@@ -49,7 +49,7 @@ class CdpoLoss(PairLossSection):
     type: Literal["cdpo"] = "cdpo"
     """Conservative DPO."""
     label_noise: float = Field(0.1, ge=0.0, lt=0.5)
-    """Share of the pairs that are labelled the wrong way round."""
+    """Share of the pairs that are labeled the wrong way round."""
 
 
 class RdpoLoss(PairLossSection):
@@ -59,7 +59,7 @@ class RdpoLoss(PairLossSection):
     type: Literal["rdpo"] = "rdpo"
     """Robust DPO."""
     label_noise: float = Field(0.1, ge=0.0, lt=0.5)
-    """Share of the pairs that are labelled the wrong way round."""
+    """Share of the pairs that are labeled the wrong way round."""
 
 
 class IpoLoss(PairLossSection):
@@ -183,7 +183,7 @@ class LengthPenalizedLoss(PairLossSection):
     not learned (Park et al. 2024, arXiv:2403.19159)."""
 
     type: Literal["r-dpo"] = "r-dpo"
-    """R-DPO, length-regularised."""
+    """R-DPO, length-regularized."""
     length_coef: NonNegative = 0.01
     """Nats of the preference that each token of a longer chosen answer explains by itself."""
 
@@ -192,7 +192,7 @@ class LengthNormalizedLoss(PairLossSection):
     """-log sigmoid(beta * (LR(chosen) / len - LR(rejected) / len)) (Lambert et al. 2024, Tulu 3, arXiv:2411.15124)."""
 
     type: Literal["ln-dpo"] = "ln-dpo"
-    """LN-DPO, length-normalised."""
+    """LN-DPO, length-normalized."""
     beta: Positive = 5.0
     """Weight of the distance from the reference, per token."""
 
@@ -234,7 +234,7 @@ OnlinePairLoss = Annotated[DpoLoss | IpoLoss | HingeLoss, Field(discriminator="t
 
 
 class DpoSection(AlgorithmSection):
-    """Direct preference optimisation on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants, by
+    """Direct preference optimization on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants, by
     algo.loss: a mean over the pairs of a step.
 
     In the losses lp(y) is the sum of the policy's log-probs over an answer, LR(y) = lp(y) - the reference's sum,
@@ -259,9 +259,9 @@ class OnlineDpoSection(AlgorithmSection):
     """Learning from pairs of the policy's own answers."""
     loss: OnlinePairLoss = DpoLoss()
     """What a pair is worth."""
-    reference: Literal["frozen", "refresh", "ema", "behaviour"] = "frozen"
+    reference: Literal["frozen", "refresh", "ema", "behavior"] = "frozen"
     """What the policy is held to: the model it started as; itself of some steps ago, copied every reference_every_steps
-    (refresh); a running mean of itself (ema); or the weights that sampled the answers (behaviour; BPO, Xu et al. 2024,
+    (refresh); a running mean of itself (ema); or the weights that sampled the answers (behavior; BPO, Xu et al. 2024,
     arXiv:2406.12168), which needs no model and holds only within a step."""
     reference_every_steps: PositiveInt = 50
     """Steps between refreshes."""

@@ -1,4 +1,4 @@
-"""Settings of learning from given answers: demonstrations, rankings, labelled steps."""
+"""Settings of learning from given answers: demonstrations, rankings, labeled steps."""
 
 from typing import Literal
 

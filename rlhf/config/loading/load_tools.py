@@ -137,7 +137,7 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
 
 
 def _data_problems(config: DataConfig) -> Iterator[Problem]:
-    yield from _missing("kind", config.kind, "one of prompts, demonstrations, preferences, labelled, steps.")
+    yield from _missing("kind", config.kind, "one of prompts, demonstrations, preferences, labeled, steps.")
     yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
 
 

@@ -23,23 +23,23 @@ def pairs_exist(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-def behaviour_is_known(config: TrainConfig) -> Iterator[Problem]:
-    """What the behaviour policy thought of its answers is measured by the policy of the same version."""
+def behavior_is_known(config: TrainConfig) -> Iterator[Problem]:
+    """What the behavior policy thought of its answers is measured by the policy of the same version."""
     if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, OnlineDpoSection):
         return
     algo = config.algo
-    if algo.reference != "behaviour":
+    if algo.reference != "behavior":
         return
     if config.rollout.max_lag > 0:
         yield Problem(
             keys=("algo.reference", "rollout.max_lag"),
-            text=f"behaviour holds the policy to the weights that sampled, and with {config.rollout.max_lag} versions "
+            text=f"behavior holds the policy to the weights that sampled, and with {config.rollout.max_lag} versions "
             "of lag the trainer no longer has them. Set rollout.max_lag to 0, or another reference.",
         )
     if algo.mixture > 0.0:
         yield Problem(
             keys=("algo.mixture", "algo.reference"),
-            text=f"{algo.mixture:g} mixes a reference into the sampling, and behaviour has none. Set it to 0, or "
+            text=f"{algo.mixture:g} mixes a reference into the sampling, and behavior has none. Set it to 0, or "
             "another reference.",
         )
 
@@ -56,4 +56,4 @@ def nash_is_on_policy(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-PREFERENCE_RULES = (pairs_exist, behaviour_is_known, nash_is_on_policy)
+PREFERENCE_RULES = (pairs_exist, behavior_is_known, nash_is_on_policy)

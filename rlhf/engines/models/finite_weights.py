@@ -31,7 +31,7 @@ def require_finite(module: torch.nn.Module, where: str, device: torch.device) ->
 
 
 def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """What this rank holds: under ZeRO-3 its shard without the padding, which nobody initialises; else everything."""
+    """What this rank holds: under ZeRO-3 its shard without the padding, which nobody initializes; else everything."""
     shard = getattr(parameter, "ds_tensor", None)
     if shard is None:
         return parameter.detach()

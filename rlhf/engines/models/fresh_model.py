@@ -49,7 +49,7 @@ def make_llama(
     tie_embeddings: bool = True,
     seed: int = 0,
 ) -> int:
-    """Save a randomly initialised Llama into `folder`, and return its number of parameters.
+    """Save a randomly initialized Llama into `folder`, and return its number of parameters.
 
     `head_dim` is 32 or more because vLLM's attention on CPU needs that. Special tokens are those of
     `train_tokenizer`.

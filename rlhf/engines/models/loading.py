@@ -110,7 +110,7 @@ def load_model(
     if problems:
         raise ModelError([f"{where}: {problem}" for problem in problems])
     if head is not Head.LOG_PROBS and not opened.has_score:
-        _initialise_score(model, seed)
+        _initialize_score(model, seed)
     return LoadedModel(model=model, folder=opened.folder, dropouts=opened.dropouts)
 
 
@@ -282,7 +282,7 @@ def _bad_numbers(model: PreTrainedModel) -> list[str]:
     return problems
 
 
-def _initialise_score(model: PreTrainedModel, seed: int) -> None:
+def _initialize_score(model: PreTrainedModel, seed: int) -> None:
     """A new scalar head: N(0, 1 / (d + 1)), as Stiennon et al. 2020; a bias starts at 0."""
     for name, parameter in model.get_submodule("score").named_parameters():
         if name == "bias":

@@ -42,7 +42,7 @@ class Endpoint:
     """Posts JSON and gives the JSON body of the answer. Safe to use from several threads.
 
     A request that fails in transport, or with 408, 429 or 5xx, is retried for `outage_timeout_s`, with waits that
-    double from `first_wait_s` to half a minute (and honour Retry-After); any other status fails at once. Raises
+    double from `first_wait_s` to half a minute (and honor Retry-After); any other status fails at once. Raises
     ConfigError where the address or its token cannot be used, RewardError where the service fails, and of that
     BadReplyError where it answers with something else than JSON.
     """

@@ -9,7 +9,7 @@ from rlhf.types import Json, Prompt, Rollout
 
 
 class ExactMatch:
-    """1.0 where the final answer is the label's, both normalised; else 0.0. Without any mark the whole text counts."""
+    """1.0 where the final answer is the label's, both normalized; else 0.0. Without any mark the whole text counts."""
 
     def __init__(self, section: ExactMatchSource) -> None:
         self._section = section

@@ -57,7 +57,7 @@ class JudgeReward:
     """Scores by a judge. Safe to use from several threads.
 
     pairwise: the answers to a prompt that stand next to each other in a call are compared with each other; each pair
-    is asked about in both orders, so that a judge who favours a place gives both half a win. An answer's reward is its
+    is asked about in both orders, so that a judge who favors a place gives both half a win. An answer's reward is its
     mean win rate, in [0, 1]; equal texts tie unasked. A single answer is compared with the row's label.
     rubric: each answer gets a score within `scale`, of which the reward is the place, in [0, 1].
 

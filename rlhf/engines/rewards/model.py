@@ -13,7 +13,7 @@ class ModelReward:
     """Scores by a scorer with the head `scores`.
 
     Where policy and reward model have the same tokenizer, the sampled token ids are scored as they are; where not,
-    the text is tokenised anew by the reward model's own tokenizer (and its chat template, for a chat prompt). Only an
+    the text is tokenized anew by the reward model's own tokenizer (and its chat template, for a chat prompt). Only an
     answer that had ended is ended there too.
     """
 
@@ -39,7 +39,7 @@ class ModelReward:
                 for prompt, rollout in zip(prompts, rollouts, strict=True)
             ]
         else:
-            sequences = [self._tokenise(*item) for item in zip(prompts, responses, rollouts, strict=True)]
+            sequences = [self._tokenize(*item) for item in zip(prompts, responses, rollouts, strict=True)]
         batches = plan_batches([len(sequence) for sequence in sequences], self._scorer.num_ranks, self._max_tokens)
         replies = self._scorer.forward([pack([sequences[index] for index in batch]) for batch in batches])
         scores = [0.0] * len(sequences)
@@ -52,7 +52,7 @@ class ModelReward:
     def close(self) -> None:
         """Nothing to do: whoever made the scorer ends it."""
 
-    def _tokenise(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
+    def _tokenize(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
         messages = prompt.metadata.get("messages")
         if isinstance(messages, list):
             turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]

@@ -1,4 +1,4 @@
-"""What a rule is: a judgement of one answer by itself, quick, and the same each time."""
+"""What a rule is: a judgment of one answer by itself, quick, and the same each time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

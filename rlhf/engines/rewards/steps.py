@@ -29,7 +29,7 @@ class StepReward:
     """Scores by a scorer with the head `token_scores`: the sigmoid at a step's end is how likely it is right.
 
     A step ends at the separator in the answer's text, and at the answer's end; blank ones do not count. Texts are
-    tokenised by the reward model's tokenizer, step by step, each with its separator, as those it was trained on. An
+    tokenized by the reward model's tokenizer, step by step, each with its separator, as those it was trained on. An
     answer without a step has none that is right: its reward is 0.
     """
 
@@ -43,7 +43,7 @@ class StepReward:
         self._aggregate = AGGREGATES[source.aggregate]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        asked = [self._tokenise(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        asked = [self._tokenize(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         spoken = [index for index, steps in enumerate(asked) if len(steps.ends)]
         scores = [0.0] * len(asked)
         for index, right in zip(spoken, self._ask([asked[index] for index in spoken]), strict=True):
@@ -70,7 +70,7 @@ class StepReward:
                 start += len(asked[index].token_ids)
         return right
 
-    def _tokenise(self, prompt: Prompt, response: str) -> Steps:
+    def _tokenize(self, prompt: Prompt, response: str) -> Steps:
         texts = [f"{step}{self._separator}" for step in response.split(self._separator) if step.strip()]
         before, token_ids = self._prompt(prompt)
         ends = []

@@ -29,14 +29,14 @@ class AdapterSource:
 
     @torch.no_grad()
     def gather(self, bucket: Bucket, flat: torch.Tensor | None) -> Gather:
-        tensors = dict(self.materialise(bucket))
+        tensors = dict(self.materialize(bucket))
         if flat is not None:
             for name, view in bucket.views(flat):
                 view.copy_(tensors[name])
         return Done()  # the small matrices are whole before anything is on its way
 
     @torch.no_grad()
-    def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         for spec in bucket.parameters:
             # Gathered where it is used: who asks may use another stream of the device for each tensor.
             parts = self._adapters[layer_in_file(spec.name)].parts()

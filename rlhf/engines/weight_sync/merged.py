@@ -35,8 +35,8 @@ class MergedSource:
         return _Merging(self._source.gather(self._under_inner_names(bucket), flat), bucket, flat, parts)
 
     @torch.no_grad()
-    def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        tensors = self._source.materialise(self._under_inner_names(bucket))
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+        tensors = self._source.materialize(self._under_inner_names(bucket))
         for spec, (_, tensor) in zip(bucket.parameters, tensors, strict=True):
             # Gathered where it is used: who asks may use another stream of the device for each tensor.
             adapter = self._adapters.get(spec.name)

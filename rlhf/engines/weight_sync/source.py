@@ -1,6 +1,6 @@
 """Where the weights come from: a Hugging Face module, whole on every rank or sharded by ZeRO-3.
 
-A source hands out one bucket at a time, in the wire's dtype; the whole model is never materialised. Tied weights are
+A source hands out one bucket at a time, in the wire's dtype; the whole model is never materialized. Tied weights are
 given once, under the name that `named_parameters` gives them.
 """
 
@@ -30,7 +30,7 @@ class WeightSource(Protocol):
     dtype: torch.dtype
     """What the weights are cast to: the dtype that the rollout engines compute in."""
     device: torch.device
-    """Where `gather` wants the bucket, and `materialise` puts it."""
+    """Where `gather` wants the bucket, and `materialize` puts it."""
 
     def specs(self) -> list[ParameterSpec]:
         """Name and full shape of every parameter, without communication."""
@@ -40,7 +40,7 @@ class WeightSource(Protocol):
         """Start to fill `flat` [bucket.numel] on rank 0; the other ranks pass None and give what they hold."""
         ...
 
-    def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         """Give the bucket's full tensors on every rank."""
         ...
 
@@ -92,7 +92,7 @@ class ModuleSource:
         return Done()
 
     @torch.no_grad()
-    def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         for spec in bucket.parameters:
             yield spec.name, self._whole(spec.name).to(self.dtype)
 
@@ -185,7 +185,7 @@ class Zero3Source:
                 yield rank, start, stop
 
     @torch.no_grad()
-    def materialise(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         from rlhf.engines.process.distributed import deepspeed  # noqa: PLC0415  - takes seconds
 
         names = [spec.name for spec in bucket.parameters]

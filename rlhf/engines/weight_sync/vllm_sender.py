@@ -49,7 +49,7 @@ class DigestingSource(VllmWeightSource):  # type: ignore[misc]
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digest = TensorDigest()
         for bucket in self.buckets:
-            yield from self.digest.see(self._source.materialise(bucket))
+            yield from self.digest.see(self._source.materialize(bucket))
 
 
 class VllmClient:

@@ -1,10 +1,10 @@
-"""Rows: read, checked, tokenised, divided by prompt and put in order."""
+"""Rows: read, checked, tokenized, divided by prompt and put in order."""
 
 from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.load import (
     check_rows,
     load_demonstrations,
-    load_labelled,
+    load_labeled,
     load_preferences,
     load_prompts,
     load_steps,
@@ -19,7 +19,7 @@ __all__ = [
     "Order",
     "check_rows",
     "load_demonstrations",
-    "load_labelled",
+    "load_labeled",
     "load_preferences",
     "load_prompts",
     "load_steps",

@@ -24,8 +24,8 @@ class Kind(StrEnum):
     PROMPTS = "prompts"
     DEMONSTRATIONS = "demonstrations"
     PREFERENCES = "preferences"
-    LABELLED = "labelled answers"
-    STEPS = "labelled steps"
+    LABELED = "labeled answers"
+    STEPS = "labeled steps"
     TEXTS = "texts"
 
 
@@ -100,7 +100,7 @@ def _missing(columns: Columns, kind: Kind) -> list[str]:
             (pair or columns.ranking is not None, "chosen and rejected, nor ranking; set data.chosen_key"),
             (prompt or pair, "prompt column; set data.prompt_key"),
         ],
-        Kind.LABELLED: [
+        Kind.LABELED: [
             (read_off_pairs or prompt, "prompt column; set data.prompt_key"),
             (read_off_pairs or columns.response is not None, "response column; set data.response_key"),
             (read_off_pairs or columns.label is not None, "label column; set data.label_key"),

@@ -80,7 +80,7 @@ class Encoder:
     def answer(self, record: Record, prompt: Prompt, answer: Text) -> EncodedResponse:
         """An answer to `prompt`, up to and including its stop token.
 
-        Parts are tokenised one by one and joined, the way they come about when a policy answers turn by turn: the
+        Parts are tokenized one by one and joined, the way they come about when a policy answers turn by turn: the
         tokens of a turn never depend on what follows.
         """
         parts = self._parts(record, prompt, answer)
@@ -107,7 +107,7 @@ class Encoder:
     def steps(self, record: Record, prompt: Prompt) -> EncodedResponse:
         """The record's steps, each ending in the separator; `written` is True at the last token of each.
 
-        Like turns, steps are tokenised one by one: the tokens of a step never depend on what follows.
+        Like turns, steps are tokenized one by one: the tokens of a step never depend on what follows.
         """
         separator = self._section.step_separator
         texts = [step.removesuffix(separator) + separator for step in record.steps]
@@ -199,7 +199,7 @@ def cut_steps(answer: EncodedResponse, max_tokens: int) -> EncodedResponse:
 
 
 def as_steps(prompt: Prompt, answer: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
-    """Labelled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
+    """Labeled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
     say how good these are, and the reward is their mean."""
     labels = record.step_labels[: int(answer.written.sum())]
     rollout = Rollout(
@@ -232,7 +232,7 @@ def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
 
 
 def as_group(prompt: Prompt, answers: Sequence[EncodedResponse], whole: Sequence[bool], record: Record) -> ScoredGroup:
-    """A data set's answers as a scored group: K answers get rewards K-1 ... 0, a labelled one 1 or 0.
+    """A data set's answers as a scored group: K answers get rewards K-1 ... 0, a labeled one 1 or 0.
 
     `whole[i]` is False where answer i was cut.
     """

@@ -30,7 +30,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 OVERLONG = "over the token limit"
-SAME_ANSWERS = "answers the same once tokenised and cut"
+SAME_ANSWERS = "answers the same once tokenized and cut"
 ALSO_HELD_OUT = "prompt also in eval_path"
 
 
@@ -63,8 +63,8 @@ def load_preferences(section: DataSection, tokenizer: Tokenizer) -> DataSplit[Sc
     return _load_groups(section, tokenizer, Kind.PREFERENCES)
 
 
-def load_labelled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one given answer each, whose reward is 1 where it is labelled good and 0 where bad. A pair counts
+def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    """Prompts with one given answer each, whose reward is 1 where it is labeled good and 0 where bad. A pair counts
     as two: the chosen answer is good, the rejected one is bad, both on the same side of the split.
 
     Raises DataError, also where only one of the two labels is there.
@@ -75,11 +75,11 @@ def load_labelled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[Score
         group = _group(section, encoder, encoder.settle_kind(record))
         return [group] if record.desirable is not None else as_labels(group)
 
-    return _load(section, Kind.LABELLED, make, _row_limit(section), lambda group: group.prompt.text, group_content)
+    return _load(section, Kind.LABELED, make, _row_limit(section), lambda group: group.prompt.text, group_content)
 
 
 def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one answer each in steps that are labelled good (1) or bad (0), for process reward models (Lightman
+    """Prompts with one answer each in steps that are labeled good (1) or bad (0), for process reward models (Lightman
     et al. 2023).
 
     The rollout holds the tokens of all steps, each ended by data.step_separator; its `loss_mask` is True at the last
@@ -153,7 +153,7 @@ def read_records(section: DataSection, path: str, kind: Kind, problems: Problems
         except RowError as error:
             problems.add_row(row.file, row.where, str(error))
     labels = {record.desirable for record in records}
-    if kind is Kind.LABELLED and labels in ({True}, {False}):
+    if kind is Kind.LABELED and labels in ({True}, {False}):
         problems.add(f"data: both labels are needed; all {len(records)} are {str(labels.pop()).lower()}.")
     return records
 

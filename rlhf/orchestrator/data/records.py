@@ -118,7 +118,7 @@ def _pairless(row: Row, columns: Columns, name: str) -> Record:
     return _aligned(Record(row=row, prompt=prompt, answers=(answer,), names=(columns.prompt, name)))
 
 
-def _labelled(row: Row, columns: Columns) -> Record:
+def _labeled(row: Row, columns: Columns) -> Record:
     if columns.pairs_as_labels:
         return _preferences(row, columns)
     assert columns.response is not None, "find_columns saw to it"
@@ -200,7 +200,7 @@ PARSERS: dict[Kind, Callable[[Row, Columns], Record]] = {
     Kind.PROMPTS: _prompts,
     Kind.DEMONSTRATIONS: _demonstrations,
     Kind.PREFERENCES: _preferences,
-    Kind.LABELLED: _labelled,
+    Kind.LABELED: _labeled,
     Kind.STEPS: _steps,
     Kind.TEXTS: _texts,
 }

@@ -147,7 +147,7 @@ def show_seconds(seconds: float) -> str:
 
 def visible(text: str) -> str:
     """`text` on one line, with every control, direction-changing or broken character escaped: an answer must not
-    move the cursor, recolour the terminal or look like a message of the run."""
+    move the cursor, recolor the terminal or look like a message of the run."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

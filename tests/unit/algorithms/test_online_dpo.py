@@ -32,7 +32,7 @@ def signals_of(*, old: float = -1.0, ref: float | None = -2.0) -> Signals:
     ("values", "measures", "ema_reference", "mixture"),
     [
         ({}, {"old_log_probs", "ref_log_probs"}, None, 0.0),
-        ({"reference": "behaviour"}, {"old_log_probs"}, None, 0.0),
+        ({"reference": "behavior"}, {"old_log_probs"}, None, 0.0),
         (
             {"reference": "refresh", "reference_every_steps": 7},
             {"old_log_probs", "ref_log_probs"},
@@ -95,7 +95,7 @@ def test_a_mixtures_log_probs_are_not_the_policys() -> None:
     assert example.sampler_log_probs == ()
 
 
-@pytest.mark.parametrize(("reference", "held_against"), [("frozen", -2.0), ("behaviour", -1.0), ("ema", -2.0)])
+@pytest.mark.parametrize(("reference", "held_against"), [("frozen", -2.0), ("behavior", -1.0), ("ema", -2.0)])
 def test_what_the_pair_is_held_against(reference: str, held_against: float) -> None:
     algorithm = OnlineDPO(OnlineDpoSection.model_validate({"reference": reference}))
     examples = algorithm.select([group(ANSWERS[:2], [1.0, 0.0])])
@@ -121,10 +121,10 @@ def first_update(algorithm: OnlineDPO, *, limits: Limits | None = None) -> tuple
     return got.loss.detach(), predictions.grad, got.metrics
 
 
-def test_held_to_its_own_behaviour_the_loss_is_ln_2_and_still_teaches() -> None:
+def test_held_to_its_own_behavior_the_loss_is_ln_2_and_still_teaches() -> None:
     """BPO: at the first update the logit is 0 and the gradient is not, beta/2 a token; and ln 2 is no standstill."""
     algorithm = OnlineDPO(
-        OnlineDpoSection.model_validate({"reference": "behaviour", "loss": {"type": "dpo", "beta": 0.4}})
+        OnlineDpoSection.model_validate({"reference": "behavior", "loss": {"type": "dpo", "beta": 0.4}})
     )
     loss, gradient, metrics = first_update(algorithm)
     assert loss.item() == pytest.approx(math.log(2))

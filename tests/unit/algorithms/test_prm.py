@@ -75,12 +75,12 @@ def test_labels_stand_where_steps_end() -> None:
     assert metrics.sums == pytest.approx({"steps/good": 3.25 / 6, "steps/per_answer": 2.0})
 
 
-def test_an_answer_without_labelled_steps_is_not_kept() -> None:
+def test_an_answer_without_labeled_steps_is_not_kept() -> None:
     algorithm = PRM(PrmSection())
-    unlabelled = group([rollout([1, 2])], [0.0])
+    unlabeled = group([rollout([1, 2])], [0.0])
     none = answer([], [], 3)
-    assert [algorithm.keep(g) for g in (GROUPS[0], unlabelled, none)] == [True, False, False]
-    assert algorithm.select([unlabelled, none]) == []
+    assert [algorithm.keep(g) for g in (GROUPS[0], unlabeled, none)] == [True, False, False]
+    assert algorithm.select([unlabeled, none]) == []
     assert algorithm.credit([], [])[1].sums == {"steps/good": 0.0, "steps/per_answer": 0.0}
 
 

@@ -1,4 +1,4 @@
-"""Token rewards: normalisation, clipping, the KL penalty and where the score sits."""
+"""Token rewards: normalization, clipping, the KL penalty and where the score sits."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_statistics_of_numbers_far_from_0() -> None:
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-30, 1e30, 0.0])
-def test_equal_scores_normalise_to_exactly_0(value: float) -> None:
+def test_equal_scores_normalize_to_exactly_0(value: float) -> None:
     statistics = RunningStatistics()
     statistics.add(np.full(7, value))
     assert statistics.deviation == 0.0
@@ -104,7 +104,7 @@ def test_no_kl_in_the_reward_where_it_acts_in_the_loss_or_not_at_all() -> None:
         assert reward.tolist() == [1.0]
 
 
-def test_scores_are_normalised_over_the_run_and_then_clipped() -> None:
+def test_scores_are_normalized_over_the_run_and_then_clipped() -> None:
     shaper = RewardShaper(PpoSection(normalize_rewards=True, clip_rewards=1.0))
     shaper.shape([answer(0.0, [-1.0]), answer(2.0, [-1.0])], kl_coef=0.0)
     rewards, metrics = shaper.shape([answer(4.0, [-1.0]), answer(2.0, [-1.0]), answer(999.0, [])], kl_coef=0.0)

@@ -10,12 +10,12 @@ from rlhf.types import ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 
 
-def labelled(good: int, bad: int) -> list[ScoredGroup]:
+def labeled(good: int, bad: int) -> list[ScoredGroup]:
     return [group([rollout([1])], [float(n < good)]) for n in range(good + bad)]
 
 
 def test_auto_weights_make_both_labels_count_the_same() -> None:
-    section = weigh_classes(KtoSection(), labelled(2, 6))
+    section = weigh_classes(KtoSection(), labeled(2, 6))
     assert isinstance(section, KtoSection)
     assert (section.class_weights, section.desirable_weight, section.undesirable_weight) == ("given", 3.0, 1.0)
 
@@ -36,7 +36,7 @@ def test_given_weights_stay_with_a_warning_outside_1_to_4_thirds(
 ) -> None:
     section = KtoSection(class_weights="given", desirable_weight=desirable, undesirable_weight=undesirable)
     with caplog.at_level(logging.WARNING):
-        assert weigh_classes(section, labelled(good, bad)) == section
+        assert weigh_classes(section, labeled(good, bad)) == section
     assert len(caplog.messages) == (share is not None)
     if share is not None:
         expected = f"{good} good answers weigh {share} times as much as {bad} bad ones; 1 to 1.33 is advised."
@@ -44,4 +44,4 @@ def test_given_weights_stay_with_a_warning_outside_1_to_4_thirds(
 
 
 def test_other_algorithms_are_left_alone() -> None:
-    assert weigh_classes(SftSection(), labelled(1, 1)) == SftSection()
+    assert weigh_classes(SftSection(), labeled(1, 1)) == SftSection()

@@ -102,15 +102,15 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
             version = one.example.weight_version
             assert 0 <= step - 1 - version <= max_lag
             tokens = of_answer(one.example.sequences[0].token_ids, one.example)
-            behaviour = log_softmax(policy.versions[version])[tokens]
+            behavior = log_softmax(policy.versions[version])[tokens]
             trainer = log_softmax(policy.versions[step - 1])[tokens]
-            assert np.abs(of_answer(one.example.sampler_log_probs[0], one.example) - behaviour).max() < 1e-5
+            assert np.abs(of_answer(one.example.sampler_log_probs[0], one.example) - behavior).max() < 1e-5
             assert np.abs(of_answer(one.signals.old_log_probs[0], one.example) - trainer).max() < 1e-5
             group = [other.example.rewards[0] for other in credited if other.example.group == one.example.group]
             worth = one.example.rewards[0] - np.mean(group)
             (sequence,) = one.experience.sequences
             assert sequence.advantages is not None
-            expected = worth * np.minimum(np.exp(trainer - behaviour), 2.0)
+            expected = worth * np.minimum(np.exp(trainer - behavior), 2.0)
             assert np.abs(of_answer(sequence.advantages, one.example) - expected).max() < 1e-4
 
 
@@ -133,5 +133,5 @@ def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> N
         (sequence,) = one.experience.sequences
         assert sequence.old_log_probs is not None
         tokens = of_answer(sequence.token_ids, one.example)
-        behaviour = log_softmax(policy.versions[one.example.weight_version])[tokens]
-        assert np.abs(of_answer(sequence.old_log_probs, one.example) - behaviour).max() < 1e-5
+        behavior = log_softmax(policy.versions[one.example.weight_version])[tokens]
+        assert np.abs(of_answer(sequence.old_log_probs, one.example) - behavior).max() < 1e-5

@@ -19,8 +19,8 @@ def keys_of(algo: dict[str, object], rollout: dict[str, object]) -> list[tuple[s
         ({}, {"group_size": 1}, ("rollout.group_size",)),
         ({"type": "nash-md"}, {"group_size": 4}, ("rollout.group_size", "algo.type")),
         ({"type": "nash-md"}, {"max_lag": 1}, ("rollout.max_lag", "algo.type")),
-        ({"reference": "behaviour"}, {"max_lag": 2}, ("algo.reference", "rollout.max_lag")),
-        ({"reference": "behaviour", "mixture": 0.5}, {}, ("algo.mixture", "algo.reference")),
+        ({"reference": "behavior"}, {"max_lag": 2}, ("algo.reference", "rollout.max_lag")),
+        ({"reference": "behavior", "mixture": 0.5}, {}, ("algo.mixture", "algo.reference")),
     ],
 )
 def test_refused(algo: dict[str, object], rollout: dict[str, object], keys: tuple[str, ...]) -> None:
@@ -32,7 +32,7 @@ def test_refused(algo: dict[str, object], rollout: dict[str, object], keys: tupl
     [
         ({}, {}),
         ({}, {"group_size": 8, "max_lag": 4}),
-        ({"reference": "behaviour"}, {}),
+        ({"reference": "behavior"}, {}),
         ({"type": "nash-md"}, {}),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_redirect_is_refused(status: int) -> None:
 @pytest.mark.parametrize(
     ("header", "least_s"), [("0.3", 0.3), ("-5", 0.0), ("soon", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)]
 )
-def test_retry_after_is_honoured(header: str, least_s: float) -> None:
+def test_retry_after_is_honored(header: str, least_s: float) -> None:
     with service([Reply(status=429, headers={"Retry-After": header}), GOOD]) as server:
         start = time.monotonic()
         assert scores(server.url) == [1.0, 2.0, 3.0]

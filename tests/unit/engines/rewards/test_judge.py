@@ -1,4 +1,4 @@
-"""A judge over HTTP: both orders are asked, no place is favoured, no verdict is invented."""
+"""A judge over HTTP: both orders are asked, no place is favored, no verdict is invented."""
 
 import json
 import re
@@ -92,14 +92,14 @@ def test_ties_are_half_a_win_and_equal_answers_are_not_asked_about() -> None:
         assert len(server.requests) == 6
 
 
-@pytest.mark.parametrize("favourite", ["first", "second"])
-def test_a_judge_who_favours_a_place_gives_everybody_half(favourite: str) -> None:
-    with service([judging(lambda first, second: favourite)]) as server:
+@pytest.mark.parametrize("favorite", ["first", "second"])
+def test_a_judge_who_favors_a_place_gives_everybody_half(favorite: str) -> None:
+    with service([judging(lambda first, second: favorite)]) as server:
         assert scores(server, [row("a")] * 3, ["x", "xxx", "xx"]) == [0.5, 0.5, 0.5]
         assert len(server.requests) == 6
 
 
-def test_a_judge_who_favours_a_place_a_little_still_tells_good_from_bad() -> None:
+def test_a_judge_who_favors_a_place_a_little_still_tells_good_from_bad() -> None:
     def biased(first: str, second: str) -> str:
         return "second" if len(second) > len(first) + 1 else "first"
 

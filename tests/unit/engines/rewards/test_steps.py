@@ -104,7 +104,7 @@ def test_another_separator() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [PLAIN, CHAT, LetterTokenizer(merges=["a\n", "\nb", "?a"])])
-def test_steps_are_tokenised_as_they_were_for_training(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_steps_are_tokenized_as_they_were_for_training(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The same tokens and the same ends, also where tokens would join across steps."""
     question: Json = "why?" if tokenizer is not CHAT else [{"role": "user", "content": "why?"}]
     rows = [{"prompt": question, "completions": ["ab a", "b is b", "a"], "labels": [True, False, True]}]

@@ -1,4 +1,4 @@
-"""Pairs read as two labels, and answers whose steps are labelled."""
+"""Pairs read as two labels, and answers whose steps are labeled."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import DataSplit, load_labelled, load_steps
+from rlhf.orchestrator.data import DataSplit, load_labeled, load_steps
 from rlhf.types import FinishReason, Json, ScoredGroup
 from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer, complaints, section, write_rows
 
 USER: dict[str, Json] = {"role": "user", "content": "hi"}
 
 
-def labelled(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]:
-    return load_labelled(section(write_rows(tmp_path / "t.jsonl", rows), **keys), PLAIN)
+def labeled(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]:
+    return load_labeled(section(write_rows(tmp_path / "t.jsonl", rows), **keys), PLAIN)
 
 
 def steps(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]:
@@ -22,7 +22,7 @@ def steps(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]
 
 
 def test_a_pair_is_a_good_answer_and_a_bad_one_to_the_same_prompt(tmp_path: Path) -> None:
-    good, bad = labelled(tmp_path, {"id": "q", "prompt": "p", "chosen": "a", "rejected": "b"}).train
+    good, bad = labeled(tmp_path, {"id": "q", "prompt": "p", "chosen": "a", "rejected": "b"}).train
     assert (good.responses, good.rewards[0].total) == (("a",), 1.0)
     assert (bad.responses, bad.rewards[0].total) == (("b",), 0.0)
     assert good.prompt.text == bad.prompt.text == "p"
@@ -33,7 +33,7 @@ def test_a_pair_is_a_good_answer_and_a_bad_one_to_the_same_prompt(tmp_path: Path
 
 def test_a_pair_without_a_prompt_column_is_two_labels_too(tmp_path: Path) -> None:
     row: Json = {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b", "margin": 2}
-    good, bad = labelled(tmp_path, row).train
+    good, bad = labeled(tmp_path, row).train
     assert good.prompt.text == bad.prompt.text == "\n\nHuman: hi\n\nAssistant:"
     assert (good.responses, bad.responses) == ((" a",), (" b",))
     assert good.margins == bad.margins == ()
@@ -41,7 +41,7 @@ def test_a_pair_without_a_prompt_column_is_two_labels_too(tmp_path: Path) -> Non
 
 def test_the_two_labels_of_a_pair_are_on_one_side_of_the_split(tmp_path: Path) -> None:
     rows: list[Json] = [{"prompt": f"p{n // 2}", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(40)]
-    split = labelled(tmp_path, *rows, eval_fraction=0.3)
+    split = labeled(tmp_path, *rows, eval_fraction=0.3)
     held_out, train = ([group.prompt.text for group in side] for side in (split.held_out, split.train))
     assert len(held_out) == 24
     assert not set(held_out) & set(train)
@@ -53,16 +53,16 @@ def test_pairs_that_are_the_same_after_truncation_are_no_labels(tmp_path: Path) 
         {"prompt": "p", "chosen": "xxxxa", "rejected": "xxxxb"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
     ]
-    split = labelled(tmp_path, *rows, max_tokens=5, overlong="truncate")
+    split = labeled(tmp_path, *rows, max_tokens=5, overlong="truncate")
     assert [group.responses for group in split.train] == [("a",), ("b",)]
-    assert split.dropped == {"answers the same once tokenised and cut": 1}
+    assert split.dropped == {"answers the same once tokenized and cut": 1}
 
 
 def test_a_response_column_that_is_named_is_read_beside_pairs(tmp_path: Path) -> None:
     rows: list[Json] = [
         {"prompt": "p", "chosen": "a", "rejected": "b", "said": f"c{n}", "label": bool(n)} for n in range(2)
     ]
-    split = labelled(tmp_path, *rows, response_key="said")
+    split = labeled(tmp_path, *rows, response_key="said")
     assert [(group.responses, group.rewards[0].total) for group in split.train] == [(("c0",), 0.0), (("c1",), 1.0)]
 
 

@@ -10,7 +10,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.orchestrator.data import (
     DataSplit,
     load_demonstrations,
-    load_labelled,
+    load_labeled,
     load_preferences,
     load_prompts,
     load_steps,
@@ -135,7 +135,7 @@ def test_published_rows_are_read_as_they_are(
     ],
 )
 def test_unpaired_preferences_and_pairs_are_labels(rows: list[Json], tmp_path: Path) -> None:
-    good, bad = load_labelled(section(write_rows(tmp_path / "t.jsonl", rows)), CHAT).train
+    good, bad = load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), CHAT).train
     assert (good.rewards[0].total, bad.rewards[0].total) == (1.0, 0.0)
     assert good.prompt.text == bad.prompt.text
     assert good.responses != bad.responses

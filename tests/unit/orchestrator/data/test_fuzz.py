@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf.errors import DataError, ModelError
 from rlhf.orchestrator.data import (
     load_demonstrations,
-    load_labelled,
+    load_labeled,
     load_preferences,
     load_prompts,
     load_steps,
@@ -25,7 +25,7 @@ LOADERS: dict[str, Callable[..., object]] = {
     "prompts": lambda keys, tokenizer: load_prompts(keys, tokenizer, 20),
     "demonstrations": load_demonstrations,
     "preferences": load_preferences,
-    "labelled": load_labelled,
+    "labeled": load_labeled,
     "steps": load_steps,
     "texts": load_texts,
 }

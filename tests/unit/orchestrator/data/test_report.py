@@ -95,7 +95,7 @@ def test_the_balance_of_labels_is_judged_as_kto_wants_it(
     rows.append({"prompt": "q", "completion": "both", "label": True})
     rows.append({"prompt": "q", "completion": "both", "label": False})
     rows = rows if advice is None or good + bad < 3 else rows[:-2]
-    said = report(capsys, "labelled", write_rows(tmp_path / "t.jsonl", rows))
+    said = report(capsys, "labeled", write_rows(tmp_path / "t.jsonl", rows))
     labels = said["train"]["labels"]
     extra = len(rows) - good - bad
     assert labels == {"desirable": good + extra // 2, "undesirable": bad + extra // 2, "contradictory": extra // 2}
@@ -105,7 +105,7 @@ def test_the_balance_of_labels_is_judged_as_kto_wants_it(
 
 def test_pairs_read_as_labels_and_steps_have_their_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_rows(tmp_path / "t.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "bb"}])
-    assert report(capsys, "labelled", pairs)["train"]["pairs"]
+    assert report(capsys, "labeled", pairs)["train"]["pairs"]
     steps: list[Json] = [
         {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
         {"prompt": "p", "completions": ["a"], "labels": [True]},
@@ -136,7 +136,7 @@ def test_people_get_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_wrong_arguments_get_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "promts"]) == 2
-    need = "must be one of prompts, demonstrations, preferences, labelled, steps"
+    need = "must be one of prompts, demonstrations, preferences, labeled, steps"
     assert capsys.readouterr().err.splitlines() == [
         f'rlhf: error: --kind: {need} (got "promts"). Did you mean prompts?',
         "rlhf: error: data.path: missing; name a file, a folder or a hub data set.",

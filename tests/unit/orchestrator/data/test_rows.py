@@ -10,7 +10,7 @@ from rlhf.orchestrator.data import (
     Kind,
     check_rows,
     load_demonstrations,
-    load_labelled,
+    load_labeled,
     load_preferences,
     load_prompts,
 )
@@ -143,7 +143,7 @@ def test_labels_of_binary_feedback_become_rewards(tmp_path: Path) -> None:
         {"prompt": "p", "completion": "a", "label": True},
         {"prompt": "p", "completion": "b", "label": "false"},
     ]
-    split = load_labelled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
+    split = load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
     assert [group.rewards[0].total for group in split.train] == [1.0, 0.0]
 
 
@@ -267,7 +267,7 @@ def test_columns_that_are_not_there_are_one_problem_each_not_one_a_row(tmp_path:
 def test_binary_feedback_needs_two_labels_and_no_other(tmp_path: Path, labels: list[Json], complaint: str) -> None:
     rows = [{"prompt": "p", "completion": str(n), "label": label} for n, label in enumerate(labels)]
     with pytest.raises(DataError) as error:
-        load_labelled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
+        load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
     assert complaint in complaints(error)
 
 

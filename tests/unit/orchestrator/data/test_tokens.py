@@ -151,7 +151,7 @@ def test_pairs_that_are_the_same_once_cut_are_dropped_and_counted(tmp_path: Path
     path = write_rows(tmp_path / "t.jsonl", rows)
     split = load_preferences(section(path, max_tokens=6, overlong="truncate"), PLAIN)
     assert [group.prompt.id for group in split.train] == ["t.jsonl:2"]
-    assert split.dropped == {"answers the same once tokenised and cut": 1}
+    assert split.dropped == {"answers the same once tokenized and cut": 1}
 
 
 def test_texts_are_cut_into_blocks_that_lose_nothing(tmp_path: Path) -> None:
