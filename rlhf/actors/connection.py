@@ -44,9 +44,12 @@ def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False
     """Connect this process to the cluster at `address`. Returns a watch over the processes that this started.
 
     Raises:
-        ConfigError: there is no cluster to join, or one that strangers could use, unless `allow_unauthenticated`.
+        ConfigError: this process is connected to a cluster already; there is no cluster to join, or one that strangers
+            could use, unless `allow_unauthenticated`.
         StallError: none of this machine could be started.
     """
+    if ray.is_initialized():
+        raise ConfigError("ray: this process is connected to a cluster already. Call ray.shutdown() first.")
     if address == LOCAL:
         return start(namespace)
     join(address, namespace)

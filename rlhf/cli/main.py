@@ -5,11 +5,13 @@
 import contextlib
 import difflib
 import errno
+import logging
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from rlhf import __version__
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
@@ -102,9 +104,13 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
     with importing():
         from rlhf.launch.train import run_training
+        from rlhf.orchestrator.run.console import make_console
 
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rlhf").setLevel(logging.INFO)
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
-        return run_training(command, config)
+        run_training(command, config, partial(make_console, sys.stdout))
+    return 0
 
 
 def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:

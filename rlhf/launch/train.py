@@ -1,8 +1,8 @@
 """`rlhf train`: what a run reads and writes, opened once; what can be lost on the way is in `attempts`."""
 
-import logging
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
@@ -37,14 +37,15 @@ from rlhf.orchestrator.data import (
     load_texts,
 )
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
-from rlhf.orchestrator.run.console import make_console
+from rlhf.orchestrator.run.console import Console
+from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.schedule import RunLength
-from rlhf.orchestrator.run.trackers import make_trackers, require_trackers
+from rlhf.orchestrator.run.trackers import make_trackers, numbers, require_trackers
 from rlhf.planning.roles import model_of
 from rlhf.types import ScoredGroup
 
@@ -58,10 +59,28 @@ OFFLINE_LOADERS: Mapping[str, Loader] = {
 }
 
 
-def run_training(command: str, config: TrainConfig) -> int:
-    """Run `rlhf train COMMAND` with a resolved config. Returns the exit code; errors are raised as RlhfErrors."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rlhf").setLevel(logging.INFO)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """A run that reached its last step."""
+
+    run_dir: Path
+    model: Path
+    """Folder of the trained model in Hugging Face format."""
+    step: int
+    """The last optimizer step."""
+    metrics: Mapping[str, float]
+    """Those of the last step, by the names in metrics.jsonl."""
+
+
+def run_training(command: str, config: TrainConfig, open_console: Callable[[int], Console]) -> TrainResult:
+    """Train a model by `command` (ppo, dpo, ...) with a resolved config. Starts Ray and leaves it again.
+
+    `open_console` gets the number of steps and gives what shows the progress; it is closed at the end.
+
+    Raises:
+        RlhfError: the run failed; its class says how.
+        PreemptedError: the run was asked to stop. What it saved can be resumed.
+    """
     algorithm = build_algorithm(config.algo)
     require_trackers(config.log)
     require_models(config)
@@ -71,7 +90,11 @@ def run_training(command: str, config: TrainConfig) -> int:
     length = run_length(config, data)
     # Absolute: the actors that write here may run in another folder.
     folder = Path(config.run.dir, config.run.name).absolute()
-    with RunDirectory.open(folder, resume=config.checkpoint.resume) as directory:
+    resume = config.checkpoint.resume
+    with (
+        RunDirectory.open(folder, resume=resume) as directory,
+        closing(open_console(length.num_steps)) as console,
+    ):
         fresh = RunState(
             step=0,
             seed=config.run.seed,
@@ -79,11 +102,10 @@ def run_training(command: str, config: TrainConfig) -> int:
             config=config.model_dump(mode="json"),
             data_fingerprint=data.fingerprint,
         )
-        console = make_console(sys.stdout, length.num_steps)
         console.say(f"rlhf train {command}: {length.num_steps} steps into {folder}")
         console.say(short_summary(config))
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
-        resume_from = resume_point(config, directory, checkpoints, fresh, length) if config.checkpoint.resume else None
+        resume_from = resume_point(config, directory, checkpoints, fresh, length) if resume else None
         directory.write_config(dump_config(config))
         trackers = make_trackers(
             config.log,
@@ -119,7 +141,18 @@ def run_training(command: str, config: TrainConfig) -> int:
                 stop=stop,
                 note=records.note,
             )
-    return 0
+        return TrainResult(
+            run_dir=directory.path,
+            model=directory.model,
+            step=length.num_steps,
+            metrics=last_metrics(directory.metrics),
+        )
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The metrics of the last step in a metrics.jsonl; empty where a full disk left none."""
+    rows = read_rows(path)
+    return {name: value for name, value in numbers(rows[-1] if rows else {}).items() if name not in ("step", "time")}
 
 
 def trained_model(config: TrainConfig, algorithm: Algorithm) -> str:

@@ -88,11 +88,10 @@ class Records:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, trackers and console are in use. What fails there is how the run ended; the folder stays held."""
+        """Inside, trackers are in use. What fails there is how the run ended; folder and console stay open."""
         try:
             with self.noting_failure():
                 yield
         finally:
             for tracker in self._trackers:
                 tracker.close()
-            self._console.close()
