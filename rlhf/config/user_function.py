@@ -1,11 +1,34 @@
 """The user's reward function, looked at without running any code."""
 
 import ast
+import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 SIGNATURE = "(prompts, responses, **columns)"
+
+
+def import_name(target: object) -> str:
+    """`module:name` of a function, class or other object at the top of a module: what a worker process imports.
+
+    Raises:
+        ValueError: no other process could import it.
+    """
+    module_name = target.__module__
+    module = sys.modules.get(module_name)
+    found = next((name for name, value in vars(module).items() if value is target), None) if module else None
+    if found is None:
+        raise ValueError(f"{target!r} is not at the top of a module, so that workers cannot import it")
+    if module_name == "__main__":
+        file = vars(module).get("__file__")
+        if file is None or Path(file).suffix != ".py":
+            raise ValueError(
+                f"{found} is defined in a notebook or prompt, which workers cannot import. "
+                "Write it to a .py file and import it from there"
+            )
+        module_name = Path(file).stem
+    return f"{module_name}:{found}"
 
 
 def problem_of(name: str, folders: Sequence[str]) -> str | None:

@@ -35,7 +35,7 @@ from rlhf.config.model_files import (
 )
 from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
-from rlhf.config.rules.all_rules import advice_on
+from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
@@ -89,6 +89,23 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
     if ignored := without_counterpart(argv):
         advice.insert(0, f"nothing is set by {', '.join(ignored)}.")
     return config, advice
+
+
+def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    """Check a resolved config. Returns warnings, one line each.
+
+    Raises:
+        ConfigError: with every problem. Its subclass DataError or ModelError where all problems are of that class.
+    """
+    found = [*problems_of(config), *surroundings(config, environ)]
+    problems = [f"{problem.keys[0]}: {problem.text}" for problem in found]
+    classes: set[type[ConfigError]] = {problem.error for problem in found}
+    if wrong_rows := data_problems(config):
+        problems += wrong_rows
+        classes.add(DataError)
+    if problems:
+        raise refusal(problems, classes)
+    return [f"{advice.keys[0]}: {advice.text}" for advice in advice_on(config)]
 
 
 def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rlhf.config.fields import Field
 from rlhf.config.loading.yaml_text import Document, KeyPath, Value, YamlError
+from rlhf.config.user_function import import_name
 
 MAX_FILE_BYTES = 1024 * 1024
 ENVIRONMENT_PREFIX = "RLHF__"
@@ -63,6 +64,17 @@ class InFlag:
 
     def spell(self, key: str) -> str:
         return "--" + key.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class InPython:
+    """A value given from Python."""
+
+    def where(self, path: KeyPath) -> str:
+        return dotted(path)
+
+    def spell(self, key: str) -> str:
+        return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,33 @@ def environment_layer(environ: Mapping[str, str], fields: Mapping[str, Field]) -
             path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
             layer.set_text(path, environ[name], InEnvironment(), fields.get(dotted(path)))
     return layer
+
+
+def python_layer(settings: Mapping[str, object]) -> Layer:
+    """Values given from Python, by dotted key or nested. Paths become text, functions and classes their import
+    names, tuples lists."""
+    layer, origin = Layer(), InPython()
+    for path, value in flattened(_plain(settings, layer, ())):
+        layer.settings.append(Setting(path, value, origin))
+    return layer
+
+
+def _plain(value: object, layer: Layer, path: KeyPath) -> Value:
+    """A value as YAML could hold it; what it cannot hold is refused."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Path():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(inner, layer, (*path, *split_key(str(key)))) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner, layer, path) for inner in value]
+    try:
+        return import_name(value)
+    except ValueError as error:
+        layer.refuse(path, f"{error}.", InPython())
+        return None
 
 
 def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Field]) -> Layer:

@@ -22,7 +22,16 @@ from rlhf.config.commands import (
     TrainConfig,
 )
 from rlhf.config.loading.flags import Flags
-from rlhf.config.loading.layers import VARIABLE, InFlag, Layer, Setting, environment_layer, file_layer, flattened
+from rlhf.config.loading.layers import (
+    VARIABLE,
+    InFlag,
+    Layer,
+    Setting,
+    environment_layer,
+    file_layer,
+    flattened,
+    python_layer,
+)
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import in_own_flags
 from rlhf.config.loading.yaml_text import scalar
@@ -31,8 +40,12 @@ from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError
 
 
-def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Merged[TrainConfig]:
+def read_config(
+    command: str, argv: Sequence[str], environ: Mapping[str, str], settings: Mapping[str, object] | None = None
+) -> Merged[TrainConfig]:
     """Everything that was set for `rlhf train COMMAND`, with all problems of its values and between them.
+
+    `settings` are values given from Python, by dotted key or nested; they override the others.
 
     Raises:
         ConfigError: there is no such command.
@@ -45,7 +58,7 @@ def read_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -
         file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
         for name in flags.positionals[:1]
     ]
-    layers = [*files, environment_layer(environ, schema.fields), flags.layer]
+    layers = [*files, environment_layer(environ, schema.fields), flags.layer, python_layer(settings or {})]
     merged = Merged(schema, layers, _sections_elsewhere(command))
     merged.problems += [unexpected(name) for name in flags.positionals[1:]]
     # Without the settings of its file, what a run lacks is not known.

@@ -55,6 +55,22 @@ class Console(Protocol):
     def close(self) -> None: ...
 
 
+class SilentConsole:
+    """Shows nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, Json]) -> None:
+        """Metrics are in metrics.jsonl."""
+
+    def sample(self, step: int, group: ScoredGroup) -> None:
+        """Samples are in rollouts/."""
+
+    def say(self, text: str) -> None:
+        """Warnings are in events.jsonl."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Progress:
     """Steps done and time left."""
 

@@ -1,0 +1,95 @@
+"""Samples from a trained model, in one process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.config.commands import GenerateConfig
+from rlhf.config.data import DataSection
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import Tokenizer
+from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.process.device_memory import local_device
+from rlhf.engines.rollout.open_engine import open_engine
+from rlhf.errors import ConfigError, ModelError
+from rlhf.orchestrator.data import load_prompts
+from rlhf.types import Message, Prompt, RolloutRequest, Sampling
+
+MAX_PROMPT_TOKENS = 1 << 20
+ROW_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+
+
+def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, ...]]]:
+    """Sample `num_samples` responses to each prompt. Returns each prompt with its responses, in order.
+
+    Raises:
+        ConfigError: no prompt was given, or it does not fit the model.
+        ModelError: the model cannot be loaded.
+    """
+    assert config.model is not None, "the config's loader asked for it"
+    tokenizer = load_tokenizer(config.model, key="model")
+    prompts = read_prompts(config, tokenizer)
+    device = local_device()
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    engine = open_engine(
+        RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
+        config.model,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        device=device,
+        seed=config.seed,
+        name="generate",
+        sync_backend="gloo" if device == "cpu" else "nccl",
+    )
+    try:
+        rollouts = engine.generate(make_requests(config, prompts, tokenizer))
+    finally:
+        engine.close()
+    texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
+    n = config.num_samples
+    return [(prompt, tuple(texts[i * n : (i + 1) * n])) for i, prompt in enumerate(prompts)]
+
+
+def make_requests(config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[RolloutRequest]:
+    """`num_samples` requests a prompt; each has a seed of its own."""
+    sampling = Sampling(
+        max_tokens=config.max_tokens, temperature=config.temperature, stop_token_ids=tokenizer.stop_token_ids
+    )
+    return [
+        RolloutRequest(
+            id=f"{prompt.id}/{sample}",
+            prompt_id=prompt.id,
+            prompt_token_ids=prompt.token_ids,
+            seed=config.seed + sample,
+            sampling=sampling,
+        )
+        for prompt in prompts
+        for sample in range(config.num_samples)
+    ]
+
+
+def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
+    """From the command line, from a file with one a line, or from the rows of a data set."""
+    if config.prompts is None:
+        return [as_prompt(index, text, tokenizer) for index, text in enumerate(config.prompt)]
+    path = Path(config.prompts)
+    if path.suffix in ROW_FILES:
+        return list(load_prompts(DataSection(path=config.prompts), tokenizer, MAX_PROMPT_TOKENS).train)
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    if not lines:
+        raise ConfigError(f"--prompts: {path} holds no prompt.")
+    return [as_prompt(index, line, tokenizer) for index, line in enumerate(lines)]
+
+
+def as_prompt(index: int, text: str, tokenizer: Tokenizer) -> Prompt:
+    """A prompt as the model knows it: through its chat template where it has one, else as it stands."""
+    try:
+        rendered = tokenizer.render([Message(role="user", content=text)], add_generation_prompt=True)
+        token_ids = tokenizer.encode(rendered)
+    except ModelError:
+        rendered = text
+        token_ids = tokenizer.encode(text, add_special_tokens=True)
+    return Prompt(id=str(index), token_ids=np.array(token_ids, dtype=np.int64), text=rendered)
