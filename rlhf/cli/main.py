@@ -10,10 +10,13 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import TextIO
 
 from rlhf import __version__
+from rlhf.config.renamed import RenamedSettingWarning
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
 from rlhf.importing import importing
 
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become lines on stderr; --debug adds the traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _tracebacks("--debug" in arguments):
+        with _warnings_as_lines(), _tracebacks("--debug" in arguments):
             code = run(arguments)
             sys.stdout.flush()
         return code
@@ -205,6 +208,30 @@ def _tool(verb: str, arguments: list[str]) -> int:
     from rlhf.cli.tools import run_tool, tool_help, wants_help
 
     return _show(tool_help(verb)) if wants_help(verb, arguments) else run_tool(verb, arguments)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show warnings about renamed settings as lines like all others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", RenamedSettingWarning)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, RenamedSettingWarning):
+                _tell([f"rlhf: warning: {message}"])
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What every config section is: frozen, strict about names, documented by its attributes' docstrings."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from rlhf.config.renamed import current_fields
 
 
 class Section(BaseModel):
@@ -13,3 +15,8 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, values: object) -> object:
+        return current_fields(values, cls.model_fields) if isinstance(values, dict) else values

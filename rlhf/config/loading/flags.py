@@ -61,9 +61,10 @@ class Flags:
         else:
             self.layer.refuse(self._path(name), "needs a value.", InFlag())
 
-    def _path(self, name: str) -> tuple[str, ...]:
+    def _path(self, name: str) -> KeyPath:
         key = name.replace("-", "_")
-        return split_key(ALIASES.get(key, key) if ALIASES.get(key) in self._fields else key)
+        path = split_key(ALIASES.get(key, key) if ALIASES.get(key) in self._fields else key)
+        return self.layer.current(path, InFlag(), self._fields)
 
     def _field(self, name: str) -> Field | None:
         return self._fields.get(dotted(self._path(name)))

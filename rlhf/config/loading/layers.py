@@ -1,13 +1,14 @@
 """What was set from outside, and by whom: a file, the environment, flags. Each layer overrides those before it."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from rlhf.config.fields import Field
 from rlhf.config.loading.yaml_text import Document, KeyPath, Value, YamlError
+from rlhf.config.renamed import current_key
 from rlhf.config.user_function import import_name
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -98,6 +99,8 @@ class Layer:
     problems: list[str] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
     """Keys of values that were given and could not be read."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Places where an old name was given, each with the present name in the same spelling."""
 
     def set_text(self, path: KeyPath, text: str, origin: Origin, known: Field | None) -> None:
         """Set a value that came as text."""
@@ -105,6 +108,22 @@ class Layer:
             self.settings.append(Setting(path, value_of(text, known), origin))
         except YamlError as error:
             self.refuse(path, f"not valid YAML: {error.what}.", origin)
+
+    def current(self, path: KeyPath, origin: Origin, known: Collection[str]) -> KeyPath:
+        """`path` under its present name. Notes where an old one was given."""
+        new = current_key(dotted(path), known)
+        if new == dotted(path):
+            return path
+        self.renamed[origin.where(path)] = origin.spell(new)
+        return tuple(new.split("."))
+
+    def refuse_both_names(self) -> None:
+        """Note settings that were given under the old and under the present name."""
+        seen: set[KeyPath] = set()
+        for setting in self.settings:
+            if setting.path in seen:
+                self.refuse(setting.path, "given twice, under its old name too. Keep the present one.", setting.origin)
+            seen.add(setting.path)
 
     def refuse(self, path: KeyPath, text: str, origin: Origin) -> None:
         """Note that a value was given and is wrong."""
@@ -154,8 +173,10 @@ def environment_layer(environ: Mapping[str, str], fields: Mapping[str, Field]) -
     layer = Layer()
     for name in sorted(environ):
         if name.startswith(ENVIRONMENT_PREFIX):
-            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            given = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            path = layer.current(given, InEnvironment(), fields)
             layer.set_text(path, environ[name], InEnvironment(), fields.get(dotted(path)))
+    layer.refuse_both_names()
     return layer
 
 
@@ -204,12 +225,14 @@ def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Fiel
         kind = "nothing" if document.value is None else type(document.value).__name__
         return Layer(problems=[f"{file}: not a mapping (got {kind})."])
     lines = {normal_path(path): line for path, line in document.lines.items()}
-    origin = InFile(str(file), lines)
+    given = InFile(str(file), lines)
     layer = Layer()
+    origin = InFile(str(file), {layer.current(path, given, fields): line for path, line in lines.items()})
     for path, line in document.repeated:
         first = document.lines[path]
         layer.problems.append(f'{file}:{line}: key "{dotted(path)}" given twice (first at line {first}).')
-    for path, value in flattened(document.value):
+    for given_path, value in flattened(document.value):
+        path = layer.current(given_path, given, fields)
         substituted, missing = substitute(value, environ)
         if missing:
             layer.refuse(path, f"environment variable {' and '.join(missing)} is not set.", origin)
@@ -217,6 +240,7 @@ def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Fiel
             layer.set_text(path, substituted, origin, fields.get(dotted(path)))
         else:
             layer.settings.append(Setting(path, substituted, origin))
+    layer.refuse_both_names()
     return layer
 
 

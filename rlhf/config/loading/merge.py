@@ -11,6 +11,7 @@ from rlhf.config.fields import Field, fields_by_name, nearest, sections_in, vari
 from rlhf.config.loading.layers import Layer, Origin, Setting, dotted
 from rlhf.config.loading.yaml_text import KeyPath, Value
 from rlhf.config.problems import Problem, secret_advice, shown, wording
+from rlhf.config.renamed import current_value, warn_renamed
 
 S = TypeVar("S", bound=Section)
 MAX_ROUNDS = 20
@@ -57,6 +58,8 @@ class Merged(Generic[S]):
         for layer in layers:
             for setting in layer.settings:
                 self._apply(setting)
+        for old, new in {old: new for layer in layers for old, new in layer.renamed.items()}.items():
+            warn_renamed(old, new)
         for name, variant in schema.types.items():
             section = self._at(tuple(name.split(".")))
             if isinstance(section, dict):
@@ -101,7 +104,10 @@ class Merged(Generic[S]):
             inner = node.setdefault(str(part), {})
             assert isinstance(inner, dict), "fields are leaves, sections are mappings"
             node = inner
-        node[str(setting.path[-1])] = setting.value
+        value = current_value(key, setting.value)
+        if value is not setting.value:
+            warn_renamed(f"{setting.origin.where(setting.path)}: {setting.value}", str(value))
+        node[str(setting.path[-1])] = value
         self._origins[setting.path] = setting.origin
 
     def _reject(self, setting: Setting) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from rlhf.config.renamed import with_current_names
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.run_directory import Status
@@ -100,7 +101,7 @@ def _matches(key: str, patterns: Sequence[str]) -> bool:
 
 def changed_keys(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:
     """Dotted keys whose values differ, with both values; None stands for a key that is not there."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = with_current_names(dict(_leaves(old))), dict(_leaves(new))
     keys = [*before, *(key for key in after if key not in before)]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 

@@ -211,6 +211,14 @@ def test_a_checkpoint_from_before_adapters_is_read_without_them() -> None:
         require_same_run(saved, with_some, ("policy.lora.*",))
 
 
+def test_a_checkpoint_with_settings_under_their_old_names_is_read() -> None:
+    old = {"rollout": {"num_samples": 8}, "algo": {"kl_stop": 0.1, "reference": "behaviour"}}
+    new = {"rollout": {"group_size": 8}, "algo": {"target_kl": 0.1, "reference": "behavior"}}
+    require_same_run(replace(SAVED, config=old), replace(SAVED, config=new), ())
+    with pytest.raises(ConfigError, match=r"rollout\.group_size 8 -> 4"):
+        require_same_run(replace(SAVED, config=old), replace(SAVED, config=new | {"rollout": {"group_size": 4}}), ())
+
+
 def test_another_zero_stage_is_never_accepted() -> None:
     saved = replace(SAVED, config={"policy": {"zero_stage": 3, "lr": 1e-6}})
     now = replace(SAVED, config={"policy": {"zero_stage": 2, "lr": 1e-6}})
