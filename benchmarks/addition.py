@@ -25,6 +25,7 @@ from benchmarks.tables import show
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
 from rlhf.types import RolloutRequest, Sampling
 
@@ -112,7 +113,7 @@ def share_right(model: Path, problems: Sequence[Problem], temperature: float) ->
     """Share of the problems that the model's answer solves."""
     tokenizer = load_tokenizer(str(model))
     section = RolloutSection(engine="transformers", max_response_tokens=MAX_ANSWER_TOKENS, max_num_seqs=NUM_HELD_OUT)
-    engine = TransformersRolloutEngine(section, str(model), dtype="float32", device="cpu")
+    engine = TransformersRolloutEngine(EngineSpec(section=section, model=str(model), dtype="float32", device="cpu"))
     sampling = Sampling(max_tokens=MAX_ANSWER_TOKENS, temperature=temperature, stop_token_ids=tokenizer.stop_token_ids)
     prompts = [np.array(tokenizer.encode(asked(a, b)), dtype=np.int64) for a, b in problems]
     requests = [

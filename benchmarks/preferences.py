@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.tables import show
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
 from rlhf.types import PackedTokens
 
@@ -128,7 +129,10 @@ def ranked_right(model: Path, base: Path, pairs: list[Pair]) -> float:
     """Share of the pairs whose better answer has the larger log-ratio of `model` to `base`."""
     tokenizer = load_tokenizer(str(base))
     section = RolloutSection(engine="transformers")
-    engines = [TransformersRolloutEngine(section, str(m), dtype="float32", device="cpu") for m in (model, base)]
+    engines = [
+        TransformersRolloutEngine(EngineSpec(section=section, model=str(m), dtype="float32", device="cpu"))
+        for m in (model, base)
+    ]
     prompts = [tokenizer.encode(pair["prompt"]) for pair in pairs]
 
     def log_ratios(side: str) -> list[float]:

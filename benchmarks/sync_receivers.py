@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.fresh_model import train_tokenizer
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, GlooInitInfo, GlooUpdateInfo
@@ -127,9 +128,8 @@ class VllmReceiver(Receiver):
 
         section = RolloutSection(max_num_seqs=8, kv_cache_gib=0.3, enforce_eager=True)
         model = str(case.folder / str(case.millions))
-        self._engine = VllmRolloutEngine(
-            section, model, dtype="float32", device="cpu", seed=0, name="receiver", adapter_rank=0
-        )
+        spec = EngineSpec(section=section, model=model, dtype="float32", device="cpu")
+        self._engine = VllmRolloutEngine(spec, name="receiver")
 
     def init_weight_transfer(self, info: Info) -> None:
         self._engine.init_weight_transfer(info)

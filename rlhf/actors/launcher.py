@@ -13,15 +13,10 @@ from rlhf.actors.calls import Call, Worker, traffic, wait_all
 from rlhf.actors.cluster import Cluster, Seat
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
 from rlhf.actors.ranks import join_ranks
-from rlhf.actors.workers import (
-    EngineSpec,
-    ModelWorker,
-    RewardWorker,
-    RolloutWorker,
-    ScorerSpec,
-    TraineeSpec,
-)
+from rlhf.actors.workers import ModelWorker, RewardWorker, RolloutWorker
 from rlhf.config.reward import RemoteSource
+from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import RlhfError
 from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.types import Role
@@ -37,7 +32,7 @@ Key = TypeVar("Key")
 class LaunchSpec:
     """Who plays in a run: what each role loads."""
 
-    trainees: Mapping[Role, TraineeSpec] = field(default_factory=dict)
+    trained: Mapping[Role, TrainedModelSpec] = field(default_factory=dict)
     scorers: Mapping[Role, ScorerSpec] = field(default_factory=dict)
     engine: EngineSpec | None = None
     rewards: Mapping[str, RemoteSource] = field(default_factory=dict)
@@ -166,7 +161,7 @@ class Launcher:
         models = {
             roles: workers.groups[roles[0]]
             for roles in model_roles(apart)
-            if not any(role in self._script.trainees for role in roles)
+            if not any(role in self._script.trained for role in roles)
         }
         engine = self._script.engine
         can_stay = engine is not None and engine.sync_backend == "gloo"
@@ -252,7 +247,7 @@ class Launcher:
             self._join([others])
             self._load(self._load_models(roles, others))
 
-        learns = any(role in self._script.trainees for role in roles)
+        learns = any(role in self._script.trained for role in roles)
         seat = partial(self._seat_ranks, roles)
         return dict.fromkeys(roles, WorkerGroup(workers) if learns else self._replaceable(workers, seat, prepare))
 
@@ -314,8 +309,8 @@ class Launcher:
     def _load_models(self, roles: Sequence[Role], workers: Sequence[Worker]) -> list[Call]:
         """Ranks of a shared group load its roles one after the other, in the same order."""
         calls = [
-            Call(worker=worker, ref=worker.handle.load_trainee.remote(role, trainee))
-            for role, trainee in self._script.trainees.items()
+            Call(worker=worker, ref=worker.handle.load_trained_model.remote(role, spec))
+            for role, spec in self._script.trained.items()
             if role in roles
             for worker in workers
         ]

@@ -7,7 +7,6 @@ The driver names these classes and must stay light, so the engines are imported 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +14,16 @@ from rlhf.actors.actor import Actor, node_address
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.ranks import RankActor
-from rlhf.config.algo import AlgorithmSection
-from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import RemoteSource
-from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
+from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError
 from rlhf.importing import importing
 from rlhf.types import (
     FloatArray,
-    Head,
     Metrics,
     PackedTokens,
     Prompt,
@@ -43,54 +40,12 @@ if TYPE_CHECKING:
     from rlhf.engines.training.engine import DeepSpeedEngine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScorerSpec:
-    """What a rank needs to know to load a model that only computes."""
-
-    section: ModelSection
-    model: str
-    head: Head
-    temperature: float
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraineeSpec:
-    """What a rank needs to know to load a model that learns."""
-
-    section: TrainedModelSection
-    model: str
-    head: Head
-    algorithm: AlgorithmSection
-    temperature: float
-    num_steps: int
-    """Optimizer steps that this model will take in the whole run."""
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSpec:
-    """What a rollout engine needs to know to start."""
-
-    section: RolloutSection
-    model: str
-    dtype: str
-    device: str
-    seed: int
-    sync_backend: str
-    """How the policy's weights arrive: gloo, nccl or ipc."""
-    reference: str | None = None
-    """The frozen model that requests may mix with the policy."""
-    adapter_rank: int = 0
-    """Of the adapters that arrive in the weights' stead; 0: weights arrive."""
-
-
 class ModelWorker(RankActor):
     """One rank of a device group: hosts this rank's engine of every role that shares the group."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
-        self._trainees: dict[Role, DeepSpeedEngine] = {}
+        self._trained: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
         self._sent_version: int | None = None
 
@@ -99,15 +54,7 @@ class ModelWorker(RankActor):
         with importing():
             from rlhf.engines.training.scoring import ScoringEngine
 
-        self._engines[role] = ScoringEngine(
-            spec.section,
-            spec.model,
-            spec.head,
-            temperature=spec.temperature,
-            device=self._rank.device,
-            seed=spec.seed,
-            where=f"{role}.model",
-        )
+        self._engines[role] = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
 
     def unload(self, role: Role) -> None:
         """Forget a model that only computes, and give its memory back."""
@@ -122,27 +69,17 @@ class ModelWorker(RankActor):
 
         give_back()
 
-    def load_trainee(self, role: Role, spec: TraineeSpec) -> None:
-        """Load a model that learns. The losses are rebuilt from the algorithm's config: no function travels."""
+    def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> None:
+        """Load a model that is trained. The losses are rebuilt from the algorithm's config: no function travels."""
         with importing():
             from rlhf.algorithms import build_algorithm
             from rlhf.engines.training.engine import DeepSpeedEngine
 
         algorithm = build_algorithm(spec.algorithm)
-        engine = DeepSpeedEngine(
-            spec.section,
-            spec.model,
-            spec.head,
-            algorithm.objectives(),
-            temperature=spec.temperature,
-            num_steps=spec.num_steps,
-            device=self._rank.device,
-            seed=spec.seed,
-            where=f"{role}.model",
-        )
+        engine = DeepSpeedEngine(spec, algorithm.objectives(), device=self._rank.device, where=f"{role}.model")
         if role is Role.POLICY and algorithm.needs.ema_reference is not None:
             engine.hold_copy(algorithm.needs.ema_reference.decay)
-        self._engines[role] = self._trainees[role] = engine
+        self._engines[role] = self._trained[role] = engine
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
@@ -151,13 +88,13 @@ class ModelWorker(RankActor):
         from rlhf.engines.weight_sync.source import make_source
 
         source = AdapterSource if spec.adapter_rank else make_source
-        trainee = self._trainees[role]
+        trained = self._trained[role]
         address = node_address()
-        trainee.detach_sender()
-        trainee.attach_sender(
+        trained.detach_sender()
+        trained.attach_sender(
             make_sender(
                 spec.sync_backend,
-                source(trainee.module, spec.dtype),
+                source(trained.module, spec.dtype),
                 RayEngineClient(engines),
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,
@@ -175,24 +112,24 @@ class ModelWorker(RankActor):
 
     def forward_ema_reference(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         with self._trace.span(f"{role} forward_ema_reference"):
-            return self._trainees[role].forward_ema_reference(batches)
+            return self._trained[role].forward_ema_reference(batches)
 
     def update_ema(self, role: Role) -> float:
         with self._trace.span(f"{role} follow"):
-            return self._trainees[role].update_ema()
+            return self._trained[role].update_ema()
 
     def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
         with self._trace.span(f"{role} forward_backward"):
-            return self._trainees[role].forward_backward(batches)
+            return self._trained[role].forward_backward(batches)
 
     def optim_step(self, role: Role) -> StepReport:
         with self._trace.span(f"{role} optim_step"):
-            return self._trainees[role].optim_step()
+            return self._trained[role].optim_step()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
         self._sent_version = version
         with self._trace.span(f"{role} send_weights"):
-            return self._trainees[role].send_weights(version)
+            return self._trained[role].send_weights(version)
 
     def send_weights_again(self, role: Role) -> None:
         """Send the weights to engines that came instead of those that had them; nothing where none were sent yet."""
@@ -201,16 +138,16 @@ class ModelWorker(RankActor):
 
     def save(self, role: Role, directory: Path) -> None:
         with self._trace.span(f"{role} save"):
-            self._trainees[role].save(directory)
+            self._trained[role].save(directory)
 
     def load(self, role: Role, directory: Path) -> None:
-        self._trainees[role].load(directory)
+        self._trained[role].load(directory)
 
     def export(self, role: Role, directory: Path) -> None:
-        self._trainees[role].export(directory)
+        self._trained[role].export(directory)
 
     def check_export(self, role: Role, directory: Path) -> None:
-        self._trainees[role].check_export(directory)
+        self._trained[role].check_export(directory)
 
 
 class CollectivesWorker(RankActor):
@@ -237,17 +174,7 @@ class RolloutWorker(Actor):
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         bind_collectives(node_address())
-        self._engine = open_engine(
-            spec.section,
-            spec.model,
-            dtype=spec.dtype,
-            device=spec.device,
-            seed=spec.seed,
-            name=name,
-            sync_backend=spec.sync_backend,
-            reference=spec.reference,
-            adapter_rank=spec.adapter_rank,
-        )
+        self._engine = open_engine(spec, name=name)
 
     def reset(self) -> None:
         self.engine.reset()

@@ -16,11 +16,13 @@ from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import GroupEngine
 from rlhf.actors.launcher import Launcher, LaunchSpec
 from rlhf.actors.ranks import join_ranks
-from rlhf.actors.workers import CollectivesWorker, EngineSpec, TraineeSpec
+from rlhf.actors.workers import CollectivesWorker
 from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.tools import BenchConfig
 from rlhf.engines.models.fresh_model import make_llama
+from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.launch.specs import make_engine_spec
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import model_of, place_models
@@ -140,7 +142,7 @@ def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model
 
 def script(policy: TrainedModelSection, engine: EngineSpec) -> LaunchSpec:
     """A policy that would learn, as a run's does, and its engines."""
-    trainee = TraineeSpec(
+    trained = TrainedModelSpec(
         section=policy,
         model=model_of(policy, Role.POLICY),
         head=Head.LOG_PROBS,
@@ -149,7 +151,7 @@ def script(policy: TrainedModelSection, engine: EngineSpec) -> LaunchSpec:
         num_steps=1,
         seed=0,
     )
-    return LaunchSpec(trainees={Role.POLICY: trainee}, engine=engine)
+    return LaunchSpec(trained={Role.POLICY: trained}, engine=engine)
 
 
 def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figures: Figures) -> Figures:

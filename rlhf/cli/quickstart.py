@@ -23,6 +23,7 @@ from rich.table import Table
 from rlhf.cli.zoo import Question, all_questions, demonstrations, preferences, true_score
 from rlhf.config.commands import QuickstartConfig
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
 from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling
 
@@ -190,7 +191,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
         sampling = Sampling(
             max_tokens=MAX_ANSWER_TOKENS, temperature=temperature, stop_token_ids=tokenizer.stop_token_ids
         )
-        engine = TransformersRolloutEngine(section, str(model), dtype="float32", device="cpu")
+        engine = TransformersRolloutEngine(EngineSpec(section=section, model=str(model), dtype="float32", device="cpu"))
         return engine.generate(
             [
                 RolloutRequest(
@@ -208,7 +209,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
     sampled = answers(1.0, NUM_JUDGED)
     texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in sampled]
     asked = [question for question in questions for _ in range(NUM_JUDGED)]
-    reference = TransformersRolloutEngine(section, str(origin), dtype="float32", device="cpu")
+    reference = TransformersRolloutEngine(EngineSpec(section=section, model=str(origin), dtype="float32", device="cpu"))
     sequences = [
         np.concatenate([prompts[int(rollout.prompt_id)], rollout.token_ids]).astype(np.int64) for rollout in sampled
     ]

@@ -18,6 +18,7 @@ from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row_problems
 from rlhf.engines.rollout.open_engine import engine_kind, open_engine
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.data import load_prompts
 from rlhf.orchestrator.data.curation import Row
@@ -175,15 +176,15 @@ def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_gib=config.kv_cache_gib,
     )
-    return open_engine(
-        section,
-        config.model,
+    spec = EngineSpec(
+        section=section,
+        model=config.model,
         dtype=dtype_of(config, device),
         device=device,
         seed=config.seed,
-        name="sample",
         sync_backend="gloo" if device == "cpu" else "nccl",
     )
+    return open_engine(spec, name="sample")
 
 
 def write_chunks(

@@ -12,6 +12,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rollout.open_engine import open_engine
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, ModelError
 from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
@@ -32,15 +33,15 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     prompts = read_prompts(config, tokenizer)
     device = local_device()
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    engine = open_engine(
-        RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
-        config.model,
+    spec = EngineSpec(
+        section=RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
+        model=config.model,
         dtype="float32" if device == "cpu" else "bfloat16",
         device=device,
         seed=config.seed,
-        name="generate",
         sync_backend="gloo" if device == "cpu" else "nccl",
     )
+    engine = open_engine(spec, name="generate")
     try:
         rollouts = engine.generate(make_requests(config, prompts, tokenizer))
     finally:

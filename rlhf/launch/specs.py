@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from rlhf.actors.launcher import LaunchSpec
-from rlhf.actors.workers import EngineSpec, ScorerSpec, TraineeSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
@@ -12,6 +11,8 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.config.rules.placement import GLOO_ON_GPUS
 from rlhf.engines.rewards import head_of
 from rlhf.engines.rollout.open_engine import NO_ADAPTERS, NO_MIXTURE, engine_kind
+from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import dtype_of, model_of, sections
@@ -29,9 +30,9 @@ def make_launch_spec(
     online = isinstance(config, OnlineConfig)
     temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
     started = sections(config, needs)
-    trainees = {
-        role: TraineeSpec(
-            section=trained(started[role]),
+    trained = {
+        role: TrainedModelSpec(
+            section=trained_section(started[role]),
             model=model_of(started[role], role),
             head=head,
             algorithm=config.algo,
@@ -53,10 +54,10 @@ def make_launch_spec(
         if role not in needs.trains
     }
     if not online:
-        return LaunchSpec(trainees=trainees, scorers=scorers)
+        return LaunchSpec(trained=trained, scorers=scorers)
     assert isinstance(config, OnlineConfig)
     return LaunchSpec(
-        trainees=trainees,
+        trained=trained,
         scorers=scorers,
         engine=make_engine_spec(
             config.policy, config.rollout, placement, device, config.run.seed, mixed_reference(config, needs)
@@ -117,7 +118,7 @@ def sync_backend(section: RolloutSection, placement: Placement, device: str) -> 
     return "ipc" if Role.ROLLOUT in placement.group_of(Role.POLICY).roles else "nccl"
 
 
-def trained(section: ModelSection) -> TrainedModelSection:
+def trained_section(section: ModelSection) -> TrainedModelSection:
     """The section of a role that learns."""
     assert isinstance(section, TrainedModelSection), section
     return section

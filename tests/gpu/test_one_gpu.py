@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.four_bit import FourBitLinear
@@ -14,8 +15,10 @@ from rlhf.engines.models.fresh_model import make_llama
 from rlhf.engines.process.distributed import deepspeed, init_distributed
 from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.rollout.open_engine import open_engine
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.engine import DeepSpeedEngine
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
+from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
 from rlhf.types import Head
 from tests.integration.command_line import CommandLine, write_workplace
@@ -50,9 +53,10 @@ def test_ppo_with_all_roles_on_one_gpu(command: CommandLine) -> None:
 def test_a_sleeping_engine_gives_its_memory_back(tmp_path: Path) -> None:
     write_workplace(tmp_path)
     section = RolloutSection(engine="vllm", gpu_memory_utilization=0.3, max_prompt_tokens=16, max_response_tokens=8)
-    engine = open_engine(
-        section, str(tmp_path / "policy"), dtype="bfloat16", device="cuda", seed=0, name="engine", sync_backend="ipc"
+    spec = EngineSpec(
+        section=section, model=str(tmp_path / "policy"), dtype="bfloat16", device="cuda", sync_backend="ipc"
     )
+    engine = open_engine(spec, name="engine")
     total = torch.cuda.mem_get_info()[1]
     awake = torch.cuda.mem_get_info()[0]
     engine.sleep()
@@ -73,10 +77,16 @@ def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, mon
     def train() -> tuple[torch.Tensor, int]:
         """Weights after three steps, and the bytes that the engine holds then."""
         before = torch.cuda.memory_allocated()
-        model = str(tmp_path / "model")
-        engine = DeepSpeedEngine(
-            section, model, Head.LOG_PROBS, OBJECTIVES, temperature=1.0, num_steps=3, device="cuda", seed=0
+        spec = TrainedModelSpec(
+            section=section,
+            model=str(tmp_path / "model"),
+            head=Head.LOG_PROBS,
+            algorithm=SftSection(),
+            temperature=1.0,
+            num_steps=3,
+            seed=0,
         )
+        engine = DeepSpeedEngine(spec, OBJECTIVES, device="cuda")
         for seed in range(3):
             data = experiences(seed=seed)
             plan = plan_batches(data, Limits(num_ranks=1, max_tokens=1000))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import WeightReceiver
 from rlhf.types import FloatArray, IntArray, PackedTokens, RolloutRequest, Sampling
 
@@ -46,28 +47,21 @@ def open_engine(
         enforce_eager=True,
         stall_timeout_s=stall_timeout_s,
     )
+    spec = EngineSpec(
+        section=section,
+        model=str(model),
+        dtype="float32",
+        device="cpu",
+        reference=None if reference is None else str(reference),
+        adapter_rank=adapter_rank,
+    )
     if kind == "vllm":
         from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415
 
-        return VllmRolloutEngine(  # type: ignore[return-value]
-            section,
-            str(model),
-            dtype="float32",
-            device="cpu",
-            seed=0,
-            name="rollout-0",
-            adapter_rank=adapter_rank,
-        )
+        return VllmRolloutEngine(spec)  # type: ignore[return-value]
     from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415
 
-    return TransformersRolloutEngine(  # type: ignore[return-value]
-        section,
-        str(model),
-        dtype="float32",
-        device="cpu",
-        name="rollout-0",
-        reference=None if reference is None else str(reference),
-    )
+    return TransformersRolloutEngine(spec)  # type: ignore[return-value]
 
 
 def load_model(folder: Path) -> torch.nn.Module:

@@ -21,6 +21,7 @@ from rlhf.engines.process.process_memory import peak_host_memory
 from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.training import partitioned_loading
 from rlhf.engines.training.scoring import ScoringEngine
+from rlhf.engines.training.specs import ScorerSpec
 from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
 
@@ -46,7 +47,8 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
 
     partitioned_loading._come_to = count
     try:
-        engine = ScoringEngine(section, model, Head.LOG_PROBS, temperature=1.0, device="cpu", seed=0, where="policy")
+        spec = ScorerSpec(section=section, model=model, head=Head.LOG_PROBS, temperature=1.0, seed=0)
+        engine = ScoringEngine(spec, device="cpu", where="policy")
     except ModelError as error:
         return {"refused": str(error)}
     finally:

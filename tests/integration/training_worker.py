@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from rlhf.config.algo import SftSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.engines.models.finite_weights import own_part
 from rlhf.engines.process.distributed import deepspeed, init_distributed
 from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.training.engine import DeepSpeedEngine
 from rlhf.engines.training.scoring import ScoringEngine
+from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import CheckpointError
 from rlhf.orchestrator.step.batching import (
     Limits,
@@ -53,11 +55,20 @@ class Scenarios:
     def engine(
         self, model: str = "untied", head: Head = Head.LOG_PROBS, *, num_steps: int = 10, **settings: object
     ) -> DeepSpeedEngine:
-        section = TrainedModelSection.model_validate({**QUIET, **settings})
-        path = str(self.folder / model)
-        return DeepSpeedEngine(
-            section, path, head, OBJECTIVES, temperature=0.7, num_steps=num_steps, device="cpu", seed=0
+        spec = TrainedModelSpec(
+            section=TrainedModelSection.model_validate({**QUIET, **settings}),
+            model=str(self.folder / model),
+            head=head,
+            algorithm=SftSection(),
+            temperature=0.7,
+            num_steps=num_steps,
+            seed=0,
         )
+        return DeepSpeedEngine(spec, OBJECTIVES, device="cpu")
+
+    def scorer(self, section: ModelSection, model: str, head: Head = Head.LOG_PROBS) -> ScoringEngine:
+        spec = ScorerSpec(section=section, model=str(self.folder / model), head=head, temperature=0.7, seed=0)
+        return ScoringEngine(spec, device="cpu")
 
     def step(
         self,
@@ -235,16 +246,10 @@ class Scenarios:
 
         self.record("rewards/trained", scores(engine))
         section = TrainedModelSection(zero_stage=3)
-        path = str(self.folder / folder)
-        self.record(
-            "rewards/served",
-            scores(ScoringEngine(section, path, Head.SCORES, temperature=1.0, device="cpu", seed=0)),
-        )
+        self.record("rewards/served", scores(self.scorer(section, folder, Head.SCORES)))
         critic = self.engine(folder, Head.VALUES, zero_stage=3)
         self.record("rewards/values", self.by_example(critic, rankings(), FOUR))
-        reference = ScoringEngine(
-            section, str(self.folder / "untied"), Head.LOG_PROBS, temperature=0.7, device="cpu", seed=0
-        )
+        reference = self.scorer(section, "untied")
         self.record("rewards/reference", self.by_example(reference, whole(experiences()), FOUR))
         policy = self.engine(zero_stage=0)
         self.record("rewards/policy", self.by_example(policy, whole(experiences()), FOUR))
@@ -254,9 +259,7 @@ class Scenarios:
         """A model that only computes, whose parameters wait on the host, beside one that holds them."""
         said = []
         for is_away in (False, True):
-            section = ModelSection(offload_parameters=is_away)
-            path = str(self.folder / "untied")
-            scorer = ScoringEngine(section, path, Head.LOG_PROBS, temperature=0.7, device="cpu", seed=0)
+            scorer = self.scorer(ModelSection(offload_parameters=is_away), "untied")
             self.record(f"offloads/{is_away}/sharded", hasattr(next(scorer._model.parameters()), "ds_tensor"))
             said.append(self.by_example(scorer, whole(experiences()), FOUR))
         self.record("offloads/same", torch.equal(*said))

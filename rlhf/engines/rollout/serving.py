@@ -26,11 +26,11 @@ class ServingGate:
     Thread-safe.
     """
 
-    def __init__(self, engine: str, version: int) -> None:
+    def __init__(self, engine: str) -> None:
         self._engine = engine
         self._changed = threading.Condition()
         self._state = Serving.SERVING
-        self._version = version
+        self._version = 0
         self._digest: str | None = None
         self._problem = ""
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.config.rollout import RolloutSection
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.process.quiet import quiet_libraries
 from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
 from rlhf.engines.rollout.sampling import SamplingRows
 from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.buckets import dtype_of
 from rlhf.engines.weight_sync.gloo import GlooReceiver
@@ -47,29 +47,16 @@ class TransformersRolloutEngine:
     between two operations, which makes a token half as slow again.
     """
 
-    def __init__(
-        self,
-        section: RolloutSection,
-        model: str,
-        *,
-        dtype: str,
-        device: str,
-        name: str = "rollout-0",
-        version: int = 0,
-        reference: str | None = None,
-    ) -> None:
-        """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
-
-        `version` is the policy version of those weights. `reference` is the frozen model whose logits are mixed with
-        the policy's for requests that ask for it. Raises ModelError where its vocabulary is not the policy's.
-        """
+    def __init__(self, spec: EngineSpec, *, name: str = "rollout-0") -> None:
+        """Load `spec.model` as policy version 0. Raises ModelError where the vocabulary of `spec.reference` is not the
+        policy's."""
         quiet_libraries()
-        self._section = section
+        self._section = spec.section
         self._name = name
-        self._device = torch.device(device)
+        self._device = torch.device(spec.device)
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._model = self._compute(_load, model, dtype)
-        self._reference = None if reference is None else self._compute(_load, reference, dtype)
+        self._model = self._compute(_load, spec.model, spec.dtype)
+        self._reference = None if spec.reference is None else self._compute(_load, spec.reference, spec.dtype)
         if self._reference is not None and self._reference.config.vocab_size != self._model.config.vocab_size:
             raise ModelError(
                 f"reference.model: {self._reference.config.vocab_size} logits a token, the policy has "
@@ -78,7 +65,7 @@ class TransformersRolloutEngine:
         self._compute(self._move, self._device)
         self._parameters = dict(self._model.named_parameters())
         self._context = int(self._model.config.max_position_embeddings)
-        self._gate = ServingGate(name, version)
+        self._gate = ServingGate(name)
         self._busy = threading.Lock()
         self._receiver: GlooReceiver | None = None
         self._expected: set[str] = set()

@@ -19,12 +19,12 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
 
-from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.adapter_names import kind_of, linear_layers
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
-from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
+from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, ADAPTER_ID, BACKENDS, register
 from rlhf.errors import ModelError
 from rlhf.types import FinishReason
 
@@ -36,26 +36,21 @@ ENDS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 class VllmCore:
     """vLLM's in-process engine core as a `DecoderCore`; used on the loop's thread only."""
 
-    def __init__(
-        self,
-        section: RolloutSection,
-        model: str,
-        dtype: str,
-        device: str,
-        seed: int,
-        weight_transfer: str,
-        adapter_rank: int,
-    ) -> None:
-        """`adapter_rank` above 0: answers are computed with adapters of that rank, which a weight transfer brings."""
+    def __init__(self, spec: EngineSpec) -> None:
+        """Load `spec.model`; with `spec.adapter_rank` above 0, a weight transfer brings adapters of that rank."""
         register()
-        self._adapters = LoRARequest("policy", ADAPTER_ID, "brought by a weight transfer") if adapter_rank else None
-        on_cpu = device == "cpu"
-        self._context = self._max_model_len(section, model)
+        self._adapters = (
+            LoRARequest("policy", ADAPTER_ID, "brought by a weight transfer") if spec.adapter_rank else None
+        )
+        backends = ADAPTER_BACKENDS if spec.adapter_rank else BACKENDS
+        section = spec.section
+        on_cpu = spec.device == "cpu"
+        self._context = self._max_model_len(spec)
         self.llm = LLMEngine.from_engine_args(
             EngineArgs(
-                model=model,
-                dtype=dtype,
-                seed=seed % 2**31,
+                model=spec.model,
+                dtype=spec.dtype,
+                seed=spec.seed % 2**31,
                 load_format="safetensors",
                 max_model_len=self._context,
                 max_num_seqs=section.max_num_seqs,
@@ -74,10 +69,10 @@ class VllmCore:
                 skip_tokenizer_init=True,
                 generation_config="vllm",
                 disable_log_stats=True,
-                weight_transfer_config=WeightTransferConfig(backend=weight_transfer),
-                enable_lora=adapter_rank > 0,
-                lora_target_modules=_adaptable_layers(model) if adapter_rank else None,
-                max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= adapter_rank),
+                weight_transfer_config=WeightTransferConfig(backend=backends[spec.sync_backend]),
+                enable_lora=spec.adapter_rank > 0,
+                lora_target_modules=_adaptable_layers(spec.model) if spec.adapter_rank else None,
+                max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= spec.adapter_rank),
             )
         )
         if on_cpu or section.tensor_parallel_size == 1:
@@ -88,10 +83,10 @@ class VllmCore:
         self.llm.collective_rpc(_report_whole_distribution)
 
     @staticmethod
-    def _max_model_len(section: RolloutSection, model: str) -> int:
+    def _max_model_len(spec: EngineSpec) -> int:
         """Room for the longest prompt and answer, and for the one token that scoring makes vLLM sample."""
-        context = int(AutoConfig.from_pretrained(model).max_position_embeddings)
-        return min(context, section.max_prompt_tokens + section.max_response_tokens + 1)
+        context = int(AutoConfig.from_pretrained(spec.model).max_position_embeddings)
+        return min(context, spec.section.max_prompt_tokens + spec.section.max_response_tokens + 1)
 
     @property
     def _client(self) -> EngineCoreClient:

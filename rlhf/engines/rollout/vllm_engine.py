@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf.config.rollout import RolloutSection
 from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
-from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, BACKENDS
 from rlhf.errors import RlhfError, WeightSyncError
 from rlhf.importing import importing
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
@@ -35,36 +34,20 @@ class VllmRolloutEngine:
     restarted: they go on with the new weights, their KV cache computed anew, and carry the older version.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        section: RolloutSection,
-        model: str,
-        *,
-        dtype: str,
-        device: str,
-        seed: int,
-        name: str = "rollout-0",
-        sync_backend: str = "gloo",
-        adapter_rank: int = 0,
-        version: int = 0,
-    ) -> None:
-        """Load `model` (a folder or hub name) in `dtype` (float32, bfloat16) on `device` (cpu, cuda).
-
-        `sync_backend` (gloo, nccl, ipc) is how weights will come; where `adapter_rank` is above 0, adapters of that
-        rank come instead, and nothing can be asked before the first. `version` is the policy version of those on disk.
-        """
-        self._section = section
+    def __init__(self, spec: EngineSpec, *, name: str = "rollout-0") -> None:
+        """Load `spec.model` as policy version 0. Where `spec.adapter_rank` is above 0, nothing can be generated before
+        the first adapters have arrived."""
+        self._section = spec.section
         self._name = name
-        self._device = device
-        self._gate = ServingGate(name, version)
+        self._device = spec.device
+        self._gate = ServingGate(name)
 
         def build() -> "VllmCore":
-            _set_environment(device)
+            _set_environment(spec.device)
             with importing():
                 from rlhf.engines.rollout.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
 
-            backends = ADAPTER_BACKENDS if adapter_rank else BACKENDS
-            return VllmCore(section, model, dtype, device, seed, backends[sync_backend], adapter_rank)
+            return VllmCore(spec)
 
         self._loop = StepLoop(name, build, self._gate)
         self._core = self._loop.core

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
-from rlhf.config.models import TrainedModelSection
 from rlhf.engines.models.adapter_names import may_stand_still
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.finite_weights import require_finite
@@ -24,10 +23,11 @@ from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
+from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
 from rlhf.errors import RlhfError
-from rlhf.types import FloatArray, Head, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
+from rlhf.types import FloatArray, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
 
 
 class DeepSpeedEngine:
@@ -38,47 +38,38 @@ class DeepSpeedEngine:
     and ranks, whatever the split.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        section: TrainedModelSection,
-        model: str,
-        head: Head,
-        objectives: Mapping[str, Objective],
-        *,
-        temperature: float,
-        num_steps: int,
-        device: str,
-        seed: int,
-        where: str = "model",
+    def __init__(
+        self, spec: TrainedModelSpec, objectives: Mapping[str, Objective], *, device: str, where: str = "model"
     ) -> None:
-        """Load `model` (a folder or hub name) into the process group that `init_distributed` entered.
+        """Load `spec.model` on `device` (cpu, cuda), in the process group that `init_distributed` entered.
 
-        `num_steps` is how many optimizer steps will really run: the learning rate's schedule spans them. `seed`
-        decides the weights of a new scalar head. Raises ModelError, whose lines begin with `where`.
+        `objectives` are the losses by the names that batches give. Raises ModelError, whose lines begin with `where`.
         """
         self.num_ranks = dist.get_world_size()
         self._device = torch_device(device)
-        dtype = choose_dtype(section, self._device, where)
-        stage = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32)
-        section = section.model_copy(update={"zero_stage": stage})
+        dtype = choose_dtype(spec.section, self._device, where)
+        stage = spec.section.stage_on(self.num_ranks, is_float32=dtype == torch.float32)
+        section = spec.section.model_copy(update={"zero_stage": stage})
         self._section = section
         self._where = where
         self._objectives = objectives
-        self._num_planned_steps = num_steps
+        self._num_planned_steps = spec.num_steps
         self._num_steps = 0
         self._window_is_open = False
         self._sender: WeightSender | None = None
         self._copy: EmaCopy | None = None
-        self._loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=True)
+        self._loaded = read_once(
+            section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=True
+        )
         if section.lora.rank:
-            add_adapters(self.module, section.lora, seed=seed, where=f"{where.rpartition('.')[0]}.lora.targets")
+            add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         rule = logits_rule(
             self._loaded.model.config,
-            temperature=temperature,
+            temperature=spec.temperature,
             chunk_tokens=section.log_probs_chunk_tokens,
             kept_bytes=int(section.log_probs_kept_mib * 2**20),
         )
-        packed_model = PackedModel(self._loaded.model, head, rule)
+        packed_model = PackedModel(self._loaded.model, spec.head, rule)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(section, packed_model.parameters())

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from rlhf.config.models import ModelSection
 from rlhf.engines.models.heads import PackedInput, PackedModel
 from rlhf.engines.models.loading import choose_dtype, logits_rule
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.optimizer import scoring_config
 from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
-from rlhf.types import FloatArray, Head, PackedTokens
+from rlhf.engines.training.specs import ScorerSpec
+from rlhf.types import FloatArray, PackedTokens
 
 CHUNK_TOKENS = 1024
 
@@ -19,23 +19,17 @@ CHUNK_TOKENS = 1024
 class ScoringEngine:
     """One rank of a `TokenScorer`. ZeRO-3 partitions the parameters; in other stages each rank holds all of them."""
 
-    def __init__(
-        self,
-        section: ModelSection,
-        model: str,
-        head: Head,
-        *,
-        temperature: float,
-        device: str,
-        seed: int,
-        where: str = "model",
-    ) -> None:
-        """Load `model` into the process group that `init_distributed` entered. Raises ModelError."""
+    def __init__(self, spec: ScorerSpec, *, device: str, where: str = "model") -> None:
+        """Load `spec.model` on `device` (cpu, cuda), in the process group that `init_distributed` entered. Raises
+        ModelError, whose lines begin with `where`."""
+        section = spec.section
         self.num_ranks = dist.get_world_size()
         self._device = torch_device(device)
-        loaded = read_once(section, model, head, where=where, device=self._device, seed=seed, new_head=False)
-        rule = logits_rule(loaded.model.config, temperature=temperature, chunk_tokens=CHUNK_TOKENS)
-        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False)
+        loaded = read_once(
+            section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
+        )
+        rule = logits_rule(loaded.model.config, temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS)
+        packed_model = PackedModel(loaded.model, spec.head, rule).requires_grad_(False)
         self._model: torch.nn.Module = packed_model.eval()
         dtype = choose_dtype(section, self._device, where)
         if section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.actors.workers import EngineSpec, RolloutWorker
+from rlhf.actors.workers import RolloutWorker
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout.spec import EngineSpec
 
 SPEC = EngineSpec(
     section=RolloutSection(), model="m", dtype="float32", device="cuda", seed=0, sync_backend="ipc", reference=None

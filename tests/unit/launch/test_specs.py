@@ -14,7 +14,7 @@ def test_policy_and_reference_read_tokens_at_the_temperature_of_sampling() -> No
     config = load_config("ppo", [*GIVEN, "--rollout.temperature", "0.7"], {})
     needs = build_algorithm(config.algo).needs
     script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
-    assert script.trainees[Role.POLICY].temperature == 0.7
+    assert script.trained[Role.POLICY].temperature == 0.7
     assert script.scorers[Role.REFERENCE].temperature == 0.7
 
 
@@ -22,4 +22,4 @@ def test_given_answers_are_read_at_1() -> None:
     config = load_config("dpo", GIVEN[:4], {})
     needs = build_algorithm(config.algo).needs
     script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
-    assert script.trainees[Role.POLICY].temperature == script.scorers[Role.REFERENCE].temperature == 1.0
+    assert script.trained[Role.POLICY].temperature == script.scorers[Role.REFERENCE].temperature == 1.0
