@@ -53,7 +53,7 @@ from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.gloo import GatherOnlySender
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, listen
-from rlhf.engines.weight_sync.source import make_source
+from rlhf.engines.weight_sync.sources import make_source
 from rlhf.types import SyncReport
 
 NUM_TRAINERS = 2

@@ -84,8 +84,8 @@ class ModelWorker(RankActor):
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
         from rlhf.engines.weight_sync.adapter_source import AdapterSource
-        from rlhf.engines.weight_sync.media import make_sender
-        from rlhf.engines.weight_sync.source import make_source
+        from rlhf.engines.weight_sync.senders import make_sender
+        from rlhf.engines.weight_sync.sources import make_source
 
         source = AdapterSource if spec.adapter_rank else make_source
         trained = self._trained[role]
@@ -155,7 +155,7 @@ class CollectivesWorker(RankActor):
 
     def measure(self, num_bytes: int, num_buckets: int, num_trainers: int, repeats: int) -> list[tuple[float, float]]:
         from rlhf.engines.process.distributed import torch_device
-        from rlhf.engines.weight_sync.raw import time_collectives
+        from rlhf.engines.weight_sync.collectives import time_collectives
 
         return time_collectives(num_bytes, num_buckets, num_trainers, repeats, torch_device(self._rank.device))
 

@@ -83,6 +83,14 @@ def reference_log_probs(model: torch.nn.Module, token_ids: IntArray, temperature
     return np.concatenate([np.zeros(1, np.float32), picked.numpy()])
 
 
+def log_prob_gap(engine: RolloutEngine, sequences: PackedTokens, expected: FloatArray) -> float:
+    """Largest difference in nats between an engine's log-probs [T] and the trainer's; NaN if any is.
+
+    Equal digests prove that the bytes arrived, not that the engine computes with them.
+    """
+    return float(np.abs(engine.score([sequences])[0] - expected).max())
+
+
 def packed(*sequences: IntArray) -> PackedTokens:
     """Sequences laid end to end."""
     return PackedTokens(token_ids=np.concatenate(sequences), lengths=np.array([len(s) for s in sequences]))

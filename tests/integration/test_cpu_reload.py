@@ -11,20 +11,21 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.sync_receivers import Case, make_config, make_model
 from benchmarks.weight_sync import NUM_TRAINERS, measure
+from rlhf.actors.probed import TOLERANCES
 from rlhf.engines.weight_sync.gloo import GlooSender
-from rlhf.engines.weight_sync.local import LocalEngineClient
-from rlhf.engines.weight_sync.probe import probe
-from rlhf.engines.weight_sync.source import make_source
+from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import WeightSyncError
 from tests.integration.rollout_support import (
     HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
     ServingEngine,
+    log_prob_gap,
     open_engine,
     packed,
     prompt,
     reference_log_probs,
 )
+from tests.local_engine_client import LocalEngineClient
 
 pytestmark = [
     pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed"),
@@ -85,7 +86,7 @@ def test_layers_that_share_memory_on_their_way_arrive_whole(pair: Pair) -> None:
     for _ in range(3):
         version = pair.learn()
         assert pair.sender.send(version).num_buckets > 3
-        probe({"rollout-0": pair.engine}, [packed(ids)], [reference_log_probs(pair.model, ids)], version=version)
+        assert log_prob_gap(pair.engine, packed(ids), reference_log_probs(pair.model, ids)) < TOLERANCES["float32"]
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def test_layers_that_get_no_weights_are_named_and_nothing_is_served_until_a_whol
     pair.sender._buckets = buckets
     version = pair.learn()
     pair.sender.send(version)
-    probe({"rollout-0": pair.engine}, [packed(ids)], [reference_log_probs(pair.model, ids)], version=version)
+    assert log_prob_gap(pair.engine, packed(ids), reference_log_probs(pair.model, ids)) < TOLERANCES["float32"]
 
 
 def test_an_engine_takes_less_than_two_buckets_of_memory(tmp_path: Path) -> None:

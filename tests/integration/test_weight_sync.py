@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.actors.probed import TOLERANCES
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.four_bit import four_bit_layers, hold_in_four_bits
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
-from rlhf.engines.weight_sync.local import LocalEngineClient
-from rlhf.engines.weight_sync.probe import probe
-from rlhf.engines.weight_sync.source import WeightSource, make_source
+from rlhf.engines.weight_sync.source import WeightSource
+from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import WeightSyncError
 from rlhf.types import Rollout
 from tests.integration.rollout_support import (
@@ -29,12 +29,14 @@ from tests.integration.rollout_support import (
     WITH_ADAPTERS,
     ServingEngine,
     load_model,
+    log_prob_gap,
     open_engine,
     packed,
     prompt,
     reference_log_probs,
     request,
 )
+from tests.local_engine_client import LocalEngineClient
 from tests.tiny_models import make_policy
 
 pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
@@ -129,34 +131,16 @@ def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: S
     digests = set()
     for seed in range(3):
         version = setup.learn(seed)
-        stale = probe(
-            {"rollout-0": setup.engine},
-            [packed(sequences[0])],
-            [setup.log_probs(sequences[0])],
-            version=version,
-            tolerance=100.0,
-        )
-        assert stale > 0.05  # or the probe would prove nothing
+        stale = log_prob_gap(setup.engine, packed(sequences[0]), setup.log_probs(sequences[0]))
+        assert stale > 0.05  # or the comparison below would prove nothing
         report = setup.sender.send(version)  # compares digests, on both sides
         digests.add(report.digest)
         assert report.num_remote_calls == 3
-        expected = [np.concatenate([setup.log_probs(ids) for ids in sequences])]
-        assert probe({"rollout-0": setup.engine}, [packed(*sequences)], expected, version=version) < 1e-4
+        expected = np.concatenate([setup.log_probs(ids) for ids in sequences])
+        assert log_prob_gap(setup.engine, packed(*sequences), expected) < 1e-4
         (rollout,) = setup.engine.generate([request(seed)])
         assert rollout.weight_version == version
     assert len(digests) == 3
-
-
-def test_a_probe_names_the_engine_that_computes_with_other_weights(setup: Setup) -> None:
-    ids = prompt(1, 40)
-    wrong = setup.log_probs(ids) + np.float32(0.01)
-    with pytest.raises(
-        WeightSyncError, match=r"engine rollout-0: version 9: log-probs differ .* by 0\.01 \(at most 0\.001\)"
-    ):
-        probe({"rollout-0": setup.engine}, [packed(ids)], [wrong], version=9)
-    wrong[3] = np.nan
-    with pytest.raises(WeightSyncError, match="by nan"):
-        probe({"rollout-0": setup.engine}, [packed(ids)], [wrong], version=9, tolerance=100.0)
 
 
 def test_a_prompts_cached_keys_and_values_do_not_outlive_a_sync(setup: Setup) -> None:
@@ -182,7 +166,7 @@ def test_a_damaged_bucket_is_refused_by_name_and_nothing_is_served_until_a_whole
             work()
     setup.sender.send(setup.learn(21))
     ids = prompt(1, 40)
-    probe({"rollout-0": setup.engine}, [packed(ids)], [setup.log_probs(ids)], version=setup.version)
+    assert log_prob_gap(setup.engine, packed(ids), setup.log_probs(ids)) < TOLERANCES["float32"]
     assert setup.engine.generate([request(1)])[0].weight_version == setup.version
 
 
@@ -227,7 +211,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     )
     assert setup.sender.send(setup.learn(40)).num_buckets == 1
     ids = prompt(1, 40)
-    probe({"rollout-0": setup.engine}, [packed(ids)], [setup.log_probs(ids)], version=setup.version)
+    assert log_prob_gap(setup.engine, packed(ids), setup.log_probs(ids)) < TOLERANCES["float32"]
 
 
 def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path, port: int) -> None:

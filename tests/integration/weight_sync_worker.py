@@ -18,11 +18,12 @@ from rlhf.engines.process.distributed import deepspeed, init_distributed
 from rlhf.engines.process.rendezvous import meet
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.buckets import Bucket
-from rlhf.engines.weight_sync.local import LocalEngineClient
-from rlhf.engines.weight_sync.media import make_sender
-from rlhf.engines.weight_sync.merged import MergedSource
-from rlhf.engines.weight_sync.source import Zero3Source, make_source
+from rlhf.engines.weight_sync.merged_source import MergedSource
+from rlhf.engines.weight_sync.senders import make_sender
+from rlhf.engines.weight_sync.sources import make_source
+from rlhf.engines.weight_sync.zero3_source import Zero3Source
 from tests.integration.rollout_support import WITH_ADAPTERS, open_engine, packed, prompt
+from tests.local_engine_client import LocalEngineClient
 from tests.rounding import rounded
 
 CONFIG = {

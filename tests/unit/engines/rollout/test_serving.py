@@ -12,11 +12,11 @@ pytestmark = pytest.mark.timeout(20)
 
 
 def test_an_engine_serves_the_version_it_was_started_with() -> None:
-    assert ServingGate("e", 3).enter(0) == 3
+    assert ServingGate("e").enter(0) == 0
 
 
 def test_asleep_is_an_error_until_woken() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     gate.sleep()
     gate.sleep()
     with pytest.raises(RlhfError, match="engine e: asleep"):
@@ -29,7 +29,7 @@ def test_asleep_is_an_error_until_woken() -> None:
 
 
 def test_an_update_is_waited_for() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     gate.begin_update()
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(gate.enter(10)))
@@ -43,14 +43,14 @@ def test_an_update_is_waited_for() -> None:
 
 
 def test_an_update_that_does_not_end_is_a_stall() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     gate.begin_update()
     with pytest.raises(StallError, match=r"waited 0\.01 s"):
         gate.enter(0.01)
 
 
 def test_another_digest_is_refused_and_so_is_all_work_until_a_whole_update() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     gate.begin_update()
     gate.received("bad")
     with pytest.raises(WeightSyncError, match="engine e: version 4: received bad, need good"):
@@ -67,7 +67,7 @@ def test_another_digest_is_refused_and_so_is_all_work_until_a_whole_update() -> 
 
 
 def test_nothing_received_is_not_served_even_if_the_last_update_had_the_same_digest() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     gate.begin_update()
     gate.received("d")
     gate.serve(1, "d")
@@ -77,7 +77,7 @@ def test_nothing_received_is_not_served_even_if_the_last_update_had_the_same_dig
 
 
 def test_weights_without_an_update_are_an_error() -> None:
-    gate = ServingGate("e", 0)
+    gate = ServingGate("e")
     with pytest.raises(WeightSyncError, match="no update was started"):
         gate.received("d")
     with pytest.raises(WeightSyncError):

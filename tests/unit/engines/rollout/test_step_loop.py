@@ -57,7 +57,7 @@ class CountingCore:
 
 @pytest.fixture
 def gate() -> ServingGate:
-    return ServingGate("e", 0)
+    return ServingGate("e")
 
 
 @pytest.fixture

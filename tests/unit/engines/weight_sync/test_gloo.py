@@ -12,10 +12,10 @@ from rlhf.engines.rollout.serving import Serving, ServingGate
 from rlhf.engines.weight_sync.base import Info, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
 from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
-from rlhf.engines.weight_sync.local import LocalEngineClient
-from rlhf.engines.weight_sync.media import make_sender
-from rlhf.engines.weight_sync.source import ModuleSource
+from rlhf.engines.weight_sync.module_source import ModuleSource
+from rlhf.engines.weight_sync.senders import make_sender
 from rlhf.errors import ConfigError, WeightSyncError
+from tests.local_engine_client import LocalEngineClient
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -41,7 +41,7 @@ class DictReceiver:
     unloadable: str = ""
 
     def __post_init__(self) -> None:
-        self.gate = ServingGate(self.name, 0)
+        self.gate = ServingGate(self.name)
 
     def init_weight_transfer(self, init_info: Info) -> None:
         self.link = GlooReceiver(GlooInitInfo(**init_info))  # type: ignore[arg-type]

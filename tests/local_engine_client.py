@@ -1,4 +1,4 @@
-"""A client for receivers that live in the trainer's own process: embedded runs and tests."""
+"""A client for receivers in the trainer's own process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait

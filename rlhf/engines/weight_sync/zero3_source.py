@@ -1,0 +1,116 @@
+"""The weights of a module that DeepSpeed ZeRO-3 partitions over the trainer's ranks."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+
+from rlhf.engines.models.four_bit import four_bit_layers, whole_weight
+from rlhf.engines.process.distributed import deepspeed
+from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
+from rlhf.engines.weight_sync.source import Gather
+from rlhf.errors import WeightSyncError
+
+
+class _PartitionedParameter(Protocol):
+    """What DeepSpeed's ZeRO-3 adds to a parameter."""
+
+    ds_shape: torch.Size
+    ds_numel: int
+    ds_tensor: torch.Tensor
+    """[ceil(numel / ranks)]: this rank's part of the flattened parameter; the last one is padded."""
+
+
+class _Works:
+    """Point-to-point transfers under way; keeps what they read and write alive."""
+
+    def __init__(self, works: list[dist.Work], tensors: list[torch.Tensor]) -> None:
+        self._works = works
+        self._tensors = tensors
+
+    def wait(self, timeout_s: float) -> None:
+        try:
+            for work in self._works:
+                work.wait(timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise WeightSyncError(f"the trainer's ranks did not bring their shards together: {error}") from error
+        self._tensors.clear()
+
+
+class Zero3Source:
+    """A module whose parameters are sharded by DeepSpeed ZeRO-3 over the default process group.
+
+    Rank 0 receives the others' shards straight into their places: half the traffic of an all-gather on two ranks,
+    and no copy but rank 0's own shard. The shards are what the optimizer wrote, so a parameter that DeepSpeed keeps
+    whole (below its persistence threshold) needs no special case.
+    """
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._named = dict(module.named_parameters())
+        self._packed = four_bit_layers(module)
+        self._parameters = {name: cast(_PartitionedParameter, p) for name, p in self._named.items()}
+        self.device = torch.device("cuda", torch.cuda.current_device()) if _is_cuda_group() else torch.device("cpu")
+
+    def specs(self) -> list[ParameterSpec]:
+        return [
+            ParameterSpec(name, self._packed[name].shape if name in self._packed else tuple(p.ds_shape))
+            for name, p in self._parameters.items()
+        ]
+
+    @torch.no_grad()
+    def gather(self, bucket: Bucket, flat: torch.Tensor | None) -> Gather:
+        operations: list[dist.P2POp] = []
+        tensors: list[torch.Tensor] = []
+        for spec, offset in zip(bucket.parameters, bucket.offsets, strict=True):
+            if spec.name in self._packed:
+                self._gather_packed(spec.name, None if flat is None else flat[offset : offset + spec.numel])
+                continue
+            parameter = self._parameters[spec.name]
+            for rank, start, stop in self._shards(parameter):
+                if rank == 0 and flat is not None:
+                    flat[offset + start : offset + stop].copy_(parameter.ds_tensor[: stop - start])
+                elif flat is not None:
+                    tensors.append(flat[offset + start : offset + stop])
+                    operations.append(dist.P2POp(dist.irecv, tensors[-1], rank))
+                elif rank == dist.get_rank():
+                    tensors.append(parameter.ds_tensor[: stop - start].to(self.device, self.dtype))
+                    operations.append(dist.P2POp(dist.isend, tensors[-1], 0))
+        return _Works(dist.batch_isend_irecv(operations) if operations else [], tensors)
+
+    def _gather_packed(self, name: str, part: torch.Tensor | None) -> None:
+        """A shard of what is packed is nothing by itself: the whole comes to every rank, an eighth of the weights, and
+        rank 0 unpacks it."""
+        with deepspeed.zero.GatheredParameters([self._named[name]]):
+            if part is not None:
+                part.copy_(self._packed[name].unpacked().flatten())
+
+    @staticmethod
+    def _shards(parameter: _PartitionedParameter) -> Iterator[tuple[int, int, int]]:
+        """(rank, start, stop) of every shard that holds at least one element; the padding is left out."""
+        size = parameter.ds_tensor.numel()
+        for rank in range(dist.get_world_size()):
+            start, stop = rank * size, min((rank + 1) * size, parameter.ds_numel)
+            if start < stop:
+                yield rank, start, stop
+
+    @torch.no_grad()
+    def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+        names = [spec.name for spec in bucket.parameters]
+        with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):
+            # Copies, and all of them now: what was gathered is freed on leaving, and an iteration may go on in another
+            # CUDA stream than it began in.
+            whole = [whole_weight(self._packed.get(name), self._named[name]) for name in names]
+            tensors = [tensor.to(self.device, self.dtype, copy=True) for tensor in whole]
+            if self.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+        for name, tensor in zip(names, tensors, strict=True):
+            if self.device.type == "cuda":
+                tensor.record_stream(torch.cuda.current_stream())
+            yield name, tensor
+
+
+def _is_cuda_group() -> bool:
+    return "nccl" in dist.get_backend()
