@@ -25,6 +25,18 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Package -> the packages it may import, besides itself."""
 
+ROOMS: dict[str, tuple[set[str], ...]] = {
+    "engines": (
+        {"base", "process"},
+        {"fakes", "models", "rewards"},
+        {"weight_sync"},
+        {"training", "rollout"},
+    ),
+    "orchestrator": ({"run"}, {"step"}, {"data", "evaluation"}, {"loop"}),
+    "config": ({"base"}, {"algo", "reward"}, {"rules"}, {"loading"}),
+}
+"""Package -> tiers of its folders and modules, the lowest first. Each imports lower tiers only, besides itself."""
+
 HEAVY: dict[str, set[str]] = {
     "ray": {"actors", "cli"},
     "vllm": {"engines"},
@@ -47,15 +59,8 @@ def package_of(path: Path) -> str:
 
 def broken_arrows(package: str, source: str) -> list[str]:
     """Every import in `source`, a file of `package`, that an arrow or a library's place forbids."""
-    modules: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide the arrow"
-            modules.append(node.module or "")
     problems = []
-    for module in modules:
+    for module in imports(source):
         top, *rest = module.split(".")
         if top in HEAVY and package not in HEAVY[top]:
             problems.append(f"{package} imports {module}")
@@ -67,6 +72,31 @@ def broken_arrows(package: str, source: str) -> list[str]:
     return problems
 
 
+def imports(source: str) -> list[str]:
+    """Every module that `source` imports, at its top or inside a function."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the arrow"
+            modules.append(node.module or "")
+    return modules
+
+
+def arrows_up(package: str, room: str, source: str) -> list[str]:
+    """Every import in `source`, a file of a package's `room`, of a room that stands as high or higher."""
+    tier_of = {name: tier for tier, names in enumerate(ROOMS.get(package, ())) for name in names}
+    found = []
+    for module in imports(source):
+        top, *rest = module.split(".")
+        if top != "rlhf" or len(rest) < 2 or rest[0] != package or rest[1] == room:
+            continue
+        if tier_of.get(rest[1], -1) >= tier_of.get(room, len(tier_of)):
+            found.append(f"{package}.{room} imports {module}")
+    return found
+
+
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 EVERY_FILE = sorted(
     path for folder in ("rlhf", "tests", "benchmarks") for path in ROOT.parent.joinpath(folder).rglob("*.py")
@@ -76,6 +106,28 @@ EVERY_FILE = sorted(
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_arrows(path: Path) -> None:
     assert broken_arrows(package_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_of_a_package_import_lower_rooms_only(path: Path) -> None:
+    if path.parent == ROOT:
+        return
+    room = path.relative_to(ROOT).parts[1].removesuffix(".py")
+    assert arrows_up(package_of(path), room, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "room", "line"),
+    [
+        ("engines", "models", "from rlhf.engines.weight_sync.base import Info"),
+        ("engines", "training", "from rlhf.engines.rollout.spec import EngineSpec"),
+        ("engines", "weight_sync", "def f():\n    from rlhf.engines.rollout.serving import ServingGate"),
+        ("orchestrator", "step", "from rlhf.orchestrator.loop import Loop"),
+        ("config", "algo", "from rlhf.config.rules.online import check"),
+    ],
+)
+def test_an_arrow_up_is_seen(package: str, room: str, line: str) -> None:
+    assert len(arrows_up(package, room, line)) == 1
 
 
 @pytest.mark.parametrize(
