@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test torture chaos soak bench lock clean \
-	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl
+	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
 
 BIN := .venv/bin
 
@@ -59,6 +59,11 @@ bench-planning: .venv/.ready  ## what `rlhf plan` says of three sizes on CPU bes
 
 bench-trl: .venv/.ready  ## side by side with TRL
 	$(BIN)/python -m benchmarks.beside_trl
+
+BASE ?= HEAD
+
+same: .venv/.ready  ## whether six steps of every method give the same numbers as with the code of BASE: 15 minutes
+	$(BIN)/python -m benchmarks.same_run --base $(BASE)
 
 lock: .venv/.ready  ## pin the CPU set-up again after a change of pyproject.toml
 	bash scripts/lock.sh
