@@ -13,7 +13,8 @@ same, bit for bit, and where they are not, how many differ and which one is the 
   memory.
 
 The exit code is 1 if anything differs or a run fails. Names that changed between the revisions are in the tables at the
-top of this file. With `--keep` the results of the base revision are stored and used again by later calls.
+top of this file. With `--keep` the results of the base revision are stored and used again by later calls. Those of the
+working tree are used again with `--again` only: after a change of the tables alone nothing needs to run.
 
 The runs use vLLM with one engine, strictly on-policy, and DeepSpeed ZeRO-3 on two ranks where a case says so. On one
 machine such runs are deterministic without any further setting: each request has its own seed, and collectives add in a
@@ -53,6 +54,8 @@ TIMED_METRICS = ("time", "throughput/", "memory/", "sync/seconds")
 UNSEEDED = "random_state_"
 """Files of a checkpoint that begin so are not compared: they hold the global generator of a rank, which no computation
 draws from and which starts at a random seed."""
+REFERENCE_CACHE = "reference-cache"
+"""Log-probs of the reference that runs in one folder share. Each run here measures its own."""
 
 NUM_STEPS = 6
 RUN_TIMEOUT_S = 1200.0
@@ -147,19 +150,21 @@ def main() -> int:
         scratch = Path(temporary)
         kept = options.keep.resolve() if options.keep else scratch
         base = Revision(name="base", code=scratch / "code", runs=kept / commit[:12], renamed_keys={})
-        tree = Revision(name="now", code=ROOT, runs=scratch / "now", renamed_keys=RENAMED_KEYS)
+        tree = Revision(name="now", code=ROOT, runs=kept / f"now-{ROOT.name}", renamed_keys=RENAMED_KEYS)
         base.code.mkdir()
         subprocess.run(["tar", "-x", "-C", base.code], input=git("archive", commit), check=True)
         inputs = base.runs / "inputs"
-        write_inputs(base.code / "configs" / "stories", inputs)
+        if not inputs.exists():
+            write_inputs(base.code / "configs" / "stories", scratch / "inputs")
+            shutil.copytree(scratch / "inputs", inputs)
         rows = []
         for method in options.only or CASES:
             row = [method]
             try:
                 before = result_of(base, method, inputs, options.lock, reuse=True)
-                after = result_of(tree, method, inputs, options.lock, reuse=False)
+                after = result_of(tree, method, inputs, options.lock, reuse=options.again)
                 row += compare(before, after)
-            except RunFailedError as error:
+            except (RunFailedError, subprocess.TimeoutExpired) as error:
                 print(error, file=sys.stderr)
                 row += ["run failed"] * 3
             rows.append(row)
@@ -173,7 +178,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", required=True, help="revision to compare the working tree with")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="methods, separated by commas")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the base revision's results for later calls")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the results for later calls")
+    parser.add_argument("--again", action="store_true", help="compare the results of the last call with --keep again")
     parser.add_argument("--lock", type=Path, help="file to lock during each run, where others use the machine too")
     return parser.parse_args()
 
@@ -184,7 +190,7 @@ def git(*arguments: str) -> bytes:
 
 def write_inputs(stories: Path, folder: Path) -> None:
     """Write the rows, the reward function and the reward model that both revisions read: those of the base revision."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     shutil.copy(stories / "rewards.py", folder / "story_rewards.py")
     for name in ("openings.jsonl", "pairs.jsonl"):
         shutil.copy(stories / name, folder / name)
@@ -224,7 +230,8 @@ def result_of(revision: Revision, method: str, inputs: Path, lock: Path | None, 
         print(f"{method}, {revision.name}: stored", flush=True)
         return folder
     finished.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for stale in (folder, revision.runs / REFERENCE_CACHE):
+        shutil.rmtree(stale, ignore_errors=True)
     revision.runs.mkdir(parents=True, exist_ok=True)
     config_file, log = revision.runs / f"{method}.yaml", revision.runs / f"{method}.log"
     config_file.write_text(config)
