@@ -127,7 +127,8 @@ Usage: rlhf {verb} {command} [CONFIG.yaml] [--section.key value ...]
 {about}
 
 Defaults < CONFIG.yaml < environment (RLHF__SECTION__KEY=value) < flags. Also --section.key=value, --set
-section.key=value, --section.key and --no-section.key for true and false; a list's flag may be repeated.
+section.key=value, --section.key and --no-section.key for true and false; a list's flag may be repeated. Flags of
+OpenRLHF are read too, and --openrlhf takes those as its own that are spelled like flags here.
 """
 PLAN_HEAD = """\
 Usage: rlhf plan {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]

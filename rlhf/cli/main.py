@@ -99,7 +99,10 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     if HELP & set(rest):
         return _show(train_help(verb, command))
     from rlhf.cli.check import run_check
+    from rlhf.cli.translated import show_translation
     from rlhf.launch.check import checked_config
+
+    show_translation(verb, command, rest)
 
     if verb == "check":
         return run_check(command, rest, os.environ)
@@ -147,6 +150,7 @@ def _plan(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(plan_help())
+    from rlhf.cli.translated import show_translation
     from rlhf.config.loading.load_about_runs import load_calibrate, load_plan
 
     if any(word.startswith("--calibrate") for word in arguments):
@@ -156,6 +160,7 @@ def _plan(arguments: list[str]) -> int:
 
         return run_calibrate(calibrate)
     command, rest = _method("plan", arguments)
+    show_translation("plan", command, rest)
     options, config = load_plan(command, rest, os.environ)
     with importing():
         from rlhf.cli.plan import run_plan
@@ -168,9 +173,11 @@ def _chaos(arguments: list[str]) -> int:
 
     if HELP & set(arguments) or not arguments:
         return _show(chaos_help())
+    from rlhf.cli.translated import show_translation
     from rlhf.config.loading.load_about_runs import load_chaos
 
     command, rest = _method("chaos", arguments)
+    show_translation("chaos", command, rest)
     options, config = load_chaos(command, rest, os.environ)
     from rlhf.cli.chaos import run_chaos
 

@@ -1,7 +1,6 @@
 """Everything that can be known about a run before anything is started. Imports no torch and no ray."""
 
 import importlib.util
-import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from rlhf.config.commands import (
     TrainConfig,
 )
 from rlhf.config.loading.load import read_config, resolve
-from rlhf.config.loading.openrlhf import in_own_flags, without_counterpart
 from rlhf.config.model_files import (
     ModelFacts,
     ModelFileError,
@@ -82,13 +80,7 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         classes.add(DataError)
     if config is None or problems:
         raise refusal(problems, classes)
-    advice = read.report(advice_on(config))
-    own = in_own_flags(argv, read.schema.fields)
-    if own != list(argv):
-        advice.insert(0, f"flags of OpenRLHF were given. In this project's own: rlhf train {command} {shlex.join(own)}")
-    if ignored := without_counterpart(argv):
-        advice.insert(0, f"nothing is set by {', '.join(ignored)}.")
-    return config, advice
+    return config, read.report(advice_on(config))
 
 
 def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

@@ -33,7 +33,7 @@ from rlhf.config.loading.layers import (
     python_layer,
 )
 from rlhf.config.loading.merge import Merged, Schema
-from rlhf.config.loading.openrlhf import in_own_flags
+from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.reward import ModelSource
 from rlhf.config.rules.all_rules import problems_of
@@ -53,7 +53,10 @@ def read_config(
     if command not in COMMANDS:
         raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
     schema = Schema(COMMANDS[command])
-    flags = Flags(in_own_flags(argv, schema.fields), schema.fields)
+    translation = translate(argv, schema.fields)
+    flags = Flags(translation.argv, schema.fields)
+    flags.layer.problems += translation.problems
+    flags.layer.wrong |= translation.spoiled
     files = [
         file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
         for name in flags.positionals[:1]

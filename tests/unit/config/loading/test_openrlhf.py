@@ -1,15 +1,13 @@
 """A launch command in OpenRLHF's flags is accepted as it stands."""
 
 import shlex
-from pathlib import Path
 
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.commands import COMMANDS, DpoConfig, PpoConfig
-from rlhf.config.fields import fields_by_name
+from rlhf.config.commands import DpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
-from rlhf.config.loading.openrlhf import FLAGS, in_own_flags, without_counterpart
+from rlhf.config.loading.openrlhf import translate
 from rlhf.config.models import TrainedModelSection
 from rlhf.planning.roles import place
 from tests.unit.config.conftest import Problems
@@ -56,32 +54,20 @@ def test_the_launch_takes_16_gpus_and_without_its_merges_24(left_out: set[str], 
     assert place(config, build_algorithm(config.algo).needs).num_devices == num_devices
 
 
-def test_the_page_has_every_flag() -> None:
-    page = Path(__file__).parents[4].joinpath("docs", "from_openrlhf.md").read_text(encoding="utf-8")
-    for name, own in FLAGS.items():
-        [row] = [line for line in page.splitlines() if line.startswith(f"| `--{name}` |")]
-        assert all(f"`{key}`" in row for key in (*own.keys, *own.otherwise))
-        assert own.why in row
-
-
-@pytest.mark.parametrize("name", FLAGS)
-def test_every_flag_sets_keys_that_are_there(name: str) -> None:
-    known = {key for command in COMMANDS.values() for key in fields_by_name(command)}
-    assert {*FLAGS[name].keys, *FLAGS[name].otherwise} <= known
-
-
 def test_keys_that_the_command_lacks_are_left_out() -> None:
     known = {"policy.dtype", "reference.dtype"}
     own = ["--policy.dtype", "bfloat16", "--reference.dtype", "bfloat16"]
-    assert in_own_flags(["--bf16", "--critic_num_nodes", "2"], known) == [*own, "--critic_num_nodes", "2"]
+    translation = translate(["--bf16", "--critic_num_nodes", "2"], known)
+    assert translation.argv == own
+    assert translation.problems == ["--critic_num_nodes: this command has no such setting. Leave it out."]
 
 
 def test_spellings() -> None:
     known = {"data.prompt_format", "run.seed", "policy.model"}
     own = ["--data.prompt-format", "Q: {prompt} A:", "--run.seed", "3", "x.yaml", "--policy.model", "m"]
     theirs = ["--input_template=Q: {} A:", "--seed", "3", "x.yaml", "--policy.model", "m"]
-    assert in_own_flags(theirs, known) == own
-    assert in_own_flags(["--num-episodes=2"], {"train.num_epochs"}) == ["--train.num-epochs", "2"]
+    assert translate(theirs, known).argv == own
+    assert translate(["--num-episodes=2"], {"train.num_epochs"}).argv == ["--train.num-epochs", "2"]
 
 
 def test_a_reward_model_learns_by_the_same_flags() -> None:
@@ -115,14 +101,19 @@ def test_a_preference_run_and_a_hybrid_one() -> None:
     assert (config.algo.kl_placement, config.algo.kl_estimator) == ("loss", "k3")
 
 
-def test_flags_that_set_nothing_are_named_with_the_reason() -> None:
-    assert without_counterpart(["--ckpt_path", "x", "--seed", "3", "--vllm-enable-sleep", "--packing_samples"]) == [
-        "--ckpt_path (checkpoints lie in the run's folder)",
-        "--vllm-enable-sleep (engines that share devices always sleep)",
-        "--packing_samples (always so)",
+def test_what_each_flag_became_is_told() -> None:
+    argv = ["--ckpt_path", "x", "--seed", "3", "--vllm-enable-sleep", "--packing_samples", "--save_steps", "-1"]
+    assert translate(argv, {"run.seed", "checkpoint.every_steps"}).lines == [
+        "--ckpt_path sets nothing (checkpoints are in the run's folder)",
+        "--seed 3 became --run.seed 3",
+        "--vllm-enable-sleep sets nothing (engines that share devices always sleep)",
+        "--packing_samples sets nothing (always so)",
+        "--save_steps sets nothing (-1 asks for nothing)",
     ]
 
 
 def test_what_is_theirs_and_has_no_counterpart_is_refused(problems: Problems) -> None:
     assert any("--use-ray-magic" in line for line in problems(*LAUNCH, "--use_ray_magic", "1"))
-    assert any("--seed" in line for line in problems(*LAUNCH, "--seed"))
+    assert problems(*LAUNCH, "--seed") == ["--seed: needs a value."]
+    assert problems(*LAUNCH, "--bf16=false") == ["--bf16: takes no value (got false). Leave it out if it is not meant."]
+    assert problems(*LAUNCH, "--kl_estimator", "--seed", "3") == ["--kl_estimator: needs a value."]
