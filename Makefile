@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test torture chaos soak bench lock clean \
+.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel clean \
 	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
 
 BIN := .venv/bin
@@ -24,8 +24,10 @@ types: .venv/.ready
 unit: .venv/.ready
 	$(BIN)/pytest -q -n auto --dist loadfile tests/unit
 
-test: unit  ## every test, with the real Ray, vLLM and DeepSpeed
+integration: .venv/.ready
 	$(BIN)/pytest -q --durations=15 tests/integration
+
+test: unit integration  ## every test, with the real Ray, vLLM and DeepSpeed
 
 torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
@@ -65,8 +67,11 @@ BASE ?= HEAD
 same: .venv/.ready  ## whether six steps of every method give the same numbers as with the code of BASE: 15 minutes
 	$(BIN)/python -m benchmarks.same_run --base $(BASE)
 
-lock: .venv/.ready  ## pin the CPU set-up again after a change of pyproject.toml
+lock: .venv/.ready  ## pin the CPU, GPU and documentation environments again after a change of pyproject.toml
 	bash scripts/lock.sh
+
+wheel:  ## build the wheel, install it alone and run the command line from there; needs only Python
+	bash scripts/wheel.sh
 
 clean:
 	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache

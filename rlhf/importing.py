@@ -1,8 +1,14 @@
-"""How libraries that make a million objects are imported."""
+"""How libraries that make a million objects are imported, and what to install where they are missing."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+TRAINING_LIBRARIES = frozenset({
+    "accelerate", "datasets", "deepspeed", "huggingface_hub", "jinja2", "math_verify", "peft", "pyarrow", "ray",
+    "safetensors", "sympy", "tensorboard", "tokenizers", "torch", "tqdm", "transformers", "vllm", "xxhash",
+})  # fmt: skip
+"""Top-level modules that come with the extras `cpu` and `gpu`, and not with a plain install."""
 
 
 @contextmanager
@@ -17,3 +23,16 @@ def importing() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """What to install after an import failed for want of the training libraries. None for any other error."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    library = (error.name or "").partition(".")[0]
+    if library not in TRAINING_LIBRARIES:
+        return None
+    return (
+        f"{library} is not installed, and this command needs it. Run `pip install 'rlhf[cpu]'`, or on a machine with "
+        "GPUs `pip install 'rlhf[gpu]'`."
+    )

@@ -80,15 +80,20 @@ def plain(text: str) -> str:
 
 
 def wrong_parts(version: Callable[[str], str | None]) -> Iterator[str]:
-    """Parts that are missing, or of a version that rlhf was not made for; `version` says which is installed."""
+    """What training needs and is missing, or of a version that rlhf was not made for; `version` says which is
+    installed."""
+    missing = False
     for wanted in map(Requirement, metadata.requires("rlhf") or []):
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": "train"}):
             continue
         installed = version(wanted.name)
         if installed is None:
+            missing = True
             yield f"{wanted.name}: not installed, need {wanted.specifier or 'any version'}."
         elif not wanted.specifier.contains(installed.split("+")[0], prereleases=True):
             yield f"{wanted.name}: {installed}, need {wanted.specifier}."
+    if missing:
+        yield "to install what is missing: pip install 'rlhf[cpu]', or on a machine with GPUs pip install 'rlhf[gpu]'."
 
 
 def surroundings(environ: Mapping[str, str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import TextIO
 from rlhf import __version__
 from rlhf.config.renamed import RenamedSettingWarning
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
-from rlhf.importing import importing
+from rlhf.importing import importing, missing_extra
 
 MAX_PROBLEMS_SHOWN = 20
 SHOWN_OF_NAME = 60
@@ -264,7 +264,10 @@ def _show(text: str) -> int:
 
 
 def _understood(error: BaseException) -> BaseException:
-    """A name that no file can have as the mistake that it is, wherever it was met; other errors as they are."""
+    """Errors that are a user's to mend as such, wherever they were met: a name that no file can have, a library that an
+    extra would have installed. Other errors as they are."""
+    if (advice := missing_extra(error)) is not None:
+        return ConfigError(advice)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)[:SHOWN_OF_NAME]
         return ConfigError(f"no such file: {name}... (longer than a file's name may be).")
