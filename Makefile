@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel clean \
+.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs clean \
 	bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
 
 BIN := .venv/bin
@@ -73,5 +73,8 @@ lock: .venv/.ready  ## pin the CPU, GPU and documentation environments again aft
 wheel:  ## build the wheel, install it alone and run the command line from there; needs only Python
 	bash scripts/wheel.sh
 
+docs:  ## build the documentation site into site/, with links checked; needs only Python
+	bash scripts/docs.sh
+
 clean:
-	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs runs dist site .pytest_cache .mypy_cache .ruff_cache

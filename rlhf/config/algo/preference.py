@@ -253,7 +253,8 @@ class DpoSection(AlgorithmSection):
 
 class OnlineDpoSection(AlgorithmSection):
     """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024, arXiv:2402.04792), by the losses of
-    [dpo](#dpo): -log sigmoid(beta * h), h = LR(best) - LR(worst), LR(y) = log(policy / reference) of an answer."""
+    [dpo](algorithms.md#dpo): -log sigmoid(beta * h), h = LR(best) - LR(worst), LR(y) = log(policy / reference) of an
+    answer."""
 
     type: Literal["online-dpo"] = "online-dpo"
     """Learning from pairs of the policy's own answers."""
