@@ -1,5 +1,5 @@
-.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs release-notes \
-	clean bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
+.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs image-cpu \
+	image-gpu release-notes clean bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
 
 BIN := .venv/bin
 
@@ -75,6 +75,10 @@ wheel:  ## build the wheel, install it alone and run the command line from there
 
 docs:  ## build the documentation site into site/, with links checked; needs only Python
 	bash scripts/docs.sh
+
+image-cpu image-gpu: image-%:  ## build docker/Dockerfile.cpu or .gpu, and run the command line in it
+	docker build --file docker/Dockerfile.$* --tag rlhf:$* .
+	docker run --rm rlhf:$* rlhf --version
 
 release-notes:  ## notes of this version; with TAG=v1.2.3 they are refused for any other version
 	@python3 -m scripts.release_notes $(TAG)
