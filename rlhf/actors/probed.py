@@ -10,6 +10,8 @@ from rlhf.actors.rollout import RolloutPool
 from rlhf.errors import NumericsError
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 
+OpenPool = Callable[[WorkerGroup], RolloutPool]
+"""Makes a pool of some rollout engines."""
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats a token, by the engines' number format. Kernels round differently; stale weights differ by far more."""
 
@@ -26,7 +28,7 @@ class ProbedPolicy(GroupEngine):
         group: WorkerGroup,
         *,
         engines: WorkerGroup,
-        pool: Callable[[WorkerGroup], RolloutPool],
+        pool: OpenPool,
         requests: Sequence[RolloutRequest],
         tolerance: float,
         step_timeout_s: float,

@@ -19,11 +19,11 @@ class RolloutPool:
         *,
         generate_timeout_s: float,
         control_timeout_s: float,
-        beside: Sequence[WorkerGroup] = (),
+        colocated: Sequence[WorkerGroup] = (),
     ) -> None:
-        """`beside` are the models on the engines' devices, which make room for these when they wake."""
+        """`colocated` are the models on the same devices; they release unused memory before the engines wake."""
         self._group = group
-        self._beside = beside
+        self._colocated = colocated
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
 
@@ -56,7 +56,7 @@ class RolloutPool:
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
     def wake(self) -> None:
-        for group in self._beside:
+        for group in self._colocated:
             group.run(
                 lambda _rank, handle: handle.give_back.remote(),
                 phase="room for engines",

@@ -1,4 +1,4 @@
-"""The composition root of one start of a run: the one place that knows every class, and joins them."""
+"""The attempts of a run: each starts every worker, assembles the loop and runs it."""
 
 import socket
 import tempfile
@@ -14,24 +14,22 @@ from rlhf.actors.launcher import Launcher, Workers
 from rlhf.actors.ports import open_ports
 from rlhf.actors.stragglers import Stragglers
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.engines.base import Tokenizer
-from rlhf.launch.assembly import (
-    Data,
-    assemble_offline,
-    assemble_online,
-    course,
-    first_role,
-    remote_rewards,
-    trainee,
-    try_reward,
-)
+from rlhf.engines.base import Tokenizer, TokenScorer
+from rlhf.engines.rewards import probe
+from rlhf.launch.data import RunData
+from rlhf.launch.engines import role_engine
 from rlhf.launch.memory_forecast import memory_forecast
+from rlhf.launch.models import first_role
+from rlhf.launch.offline import assemble_offline
+from rlhf.launch.online import assemble_online
+from rlhf.launch.rewards import remote_rewards, scoring_timeout_s
+from rlhf.launch.schedule import course
 from rlhf.launch.specs import make_launch_spec
 from rlhf.launch.stored_reference import fill_store, open_store, without_reference
-from rlhf.orchestrator.loop import Loop
+from rlhf.orchestrator.loop import Loop, Parts
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
@@ -40,15 +38,19 @@ from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
+from rlhf.types import Role
 
 
 @dataclass(slots=True, kw_only=True)
-class Training:
-    """A run's attempts: everything between its open folder and its trained model that a lost worker takes along."""
+class RunAttempts:
+    """The attempts of one run. What an attempt starts is lost when a worker is lost, and started again by the next one;
+    run directory, records and the connection to the cluster stay."""
 
     command: str
     config: TrainConfig
-    data: Data
+    algorithm: AlgorithmSection
+    """config.algo with the values that are computed from the data."""
+    data: RunData
     tokenizer: Tokenizer
     length: RunLength
     cluster: Cluster
@@ -56,13 +58,12 @@ class Training:
     checkpoints: Checkpoints
     stop: StopRequest
     fresh: RunState
-    algorithm: AlgorithmSection
-    """What to learn: config.algo with what follows from the data."""
+    """The state of the run before its first step."""
     has_started: bool = False
     launcher: Launcher | None = None
 
     def run(self, resume_from: ResumePoint | None) -> None:
-        """Start every process, and train to the end."""
+        """Start every worker, and train to the last step."""
         config, cluster, records = self.config, self.cluster, self.records
         algorithm = build_algorithm(self.algorithm)
         store = open_store(config, self.data.groups, self.tokenizer, self.length.num_steps, cluster.device, records)
@@ -73,22 +74,13 @@ class Training:
                 records.say(line)
         traffic.clock = Stragglers(records.warn).see
         workers = self._start(needs, placement)
-        ports = open_ports(cluster.workers, config.cluster.start_timeout_s)
-        for line in (*describe(cluster, placement), *ports):
-            records.say(line)
-        self._write_processes()
-        with tempfile.TemporaryDirectory(dir=records.directory.path, prefix="trial-") as trial:
-            trainee(config, workers, first_role(algorithm)).prove_export(Path(trial))
+        self._show_workers(placement)
+        self._check_export(workers, first_role(algorithm))
         self.has_started = True
         if store is not None and not store.is_complete:
             workers = fill_store(store, config, cluster, workers, records, self.stop)
-        if isinstance(config, OnlineConfig):
-            parts = assemble_online(config, algorithm, self.data, workers, placement, self.tokenizer, self.stop)
-        else:
-            assert self.data.groups is not None
-            parts = assemble_offline(self.command, config, self.algorithm, algorithm, self.data.groups, workers, store)
         loop = Loop(
-            parts,
+            self._assemble(algorithm, workers, placement, store),
             course(config, self.length),
             records=records,
             checkpoints=self.checkpoints,
@@ -98,14 +90,14 @@ class Training:
         loop.run(resume_from)
 
     def clear(self) -> list[str]:
-        """End the processes of the last attempt, but for those that lost nothing. Returns the names of these."""
-        is_online = isinstance(self.config, OnlineConfig)  # a run on given answers may need fewer models by now
+        """End the workers of the last attempt, except those that the next one can use. Returns the names of these."""
+        is_online = isinstance(self.config, OnlineConfig)  # an offline run may need fewer models by now
         spared = self.launcher.spare() if self.launcher is not None and is_online else []
         self.cluster.clear(spared)
         return [worker.name for worker in spared]
 
     def _start(self, needs: Needs, placement: Placement) -> Workers:
-        """Start every actor, and bring the policy and the engines together."""
+        """Start and load every worker, and connect policy and rollout engines."""
         config = self.config
         if self.launcher is None or not isinstance(config, OnlineConfig):
             updates = {role: self.length.num_updates(role) for role in needs.trains}
@@ -117,17 +109,45 @@ class Training:
                 collective_timeout_s=config.train.step_timeout_s,
                 replaced=self._replaced if config.cluster.max_restarts else None,
             )
-        return self.launcher.launch(partial(self._try_rewards, needs))
+        return self.launcher.launch(partial(self._probe_rewards, needs))
 
-    def _try_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
-        """Score made answers by every source that lives in a process of its own."""
+    def _probe_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
+        """Score made-up responses by every reward source that has workers of its own."""
         config, prompts = self.config, self.data.prompts
-        if isinstance(config, OnlineConfig) and prompts is not None:
-            for source in remote_rewards(config, sources).values():
-                try_reward(source, config, needs, prompts.train[0], self.tokenizer)
+        if not isinstance(config, OnlineConfig) or prompts is None:
+            return
+        timeout_s = scoring_timeout_s(config.reward, config.train.step_timeout_s)
+        num_responses = config.rollout.group_size + needs.greedy_baseline
+        for source in remote_rewards(sources, timeout_s).values():
+            probe(source, prompts.train[0], self.tokenizer, group_size=num_responses)
+
+    def _show_workers(self, placement: Placement) -> None:
+        """Say which workers run where, and what they listen on."""
+        cluster = self.cluster
+        lines = [f"{placement.num_devices} devices ({cluster.device}) in {len(placement.groups)} groups"]
+        lines += [f"  {worker}" for worker in cluster.workers]
+        for line in (*lines, *open_ports(cluster.workers, self.config.cluster.start_timeout_s)):
+            self.records.say(line)
+        self._write_processes()
+
+    def _check_export(self, workers: Workers, role: Role) -> None:
+        """Export the untrained model once: a run whose model cannot be saved must not train first."""
+        engine = role_engine(workers, role, self.config.train.step_timeout_s)
+        with tempfile.TemporaryDirectory(dir=self.records.directory.path, prefix="trial-") as trial:
+            engine.prove_export(Path(trial))
+
+    def _assemble(
+        self, algorithm: Algorithm, workers: Workers, placement: Placement, reference: TokenScorer | None
+    ) -> Parts:
+        """The parts of the loop."""
+        config, data = self.config, self.data
+        if isinstance(config, OnlineConfig):
+            return assemble_online(config, algorithm, data, workers, placement, self.tokenizer, self.stop)
+        assert data.groups is not None
+        return assemble_offline(self.command, config, self.algorithm, algorithm, data.groups, workers, reference)
 
     def _replaced(self, text: str) -> None:
-        """Lost processes that held nothing of the run have others in their places."""
+        """Note that lost workers were replaced."""
         self.records.note("replacement", text)
         self._write_processes()
 
@@ -145,9 +165,3 @@ class Training:
                 for worker in self.cluster.workers
             ]
         )
-
-
-def describe(cluster: Cluster, placement: Placement) -> list[str]:
-    """Who runs where."""
-    lines = [f"{placement.num_devices} devices ({cluster.device}) in {len(placement.groups)} groups"]
-    return [*lines, *(f"  {worker}" for worker in cluster.workers)]

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
-from rlhf.actors.groups import GroupEngine
 from rlhf.actors.launcher import Workers, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
@@ -12,7 +11,9 @@ from rlhf.config.commands import ReferencedConfig, TrainConfig
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.fingerprint import model_fingerprint
 from rlhf.errors import PreemptedError
-from rlhf.launch.assembly import held_out, offline_source, portions
+from rlhf.launch.engines import role_engine
+from rlhf.launch.offline import held_out, offline_source
+from rlhf.launch.schedule import portions
 from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
 from rlhf.orchestrator.run.records import Records
@@ -73,10 +74,7 @@ def fill_store(
     store: ReferenceStore, config: TrainConfig, cluster: Cluster, workers: Workers, records: Records, stop: StopRequest
 ) -> Workers:
     """Ask the reference for what is missing, and end it. Returns the crew without it."""
-    timeout_s = config.train.step_timeout_s
-    reference = GroupEngine(
-        workers.groups[Role.REFERENCE], Role.REFERENCE, step_timeout_s=timeout_s, sync_timeout_s=timeout_s
-    )
+    reference = role_engine(workers, Role.REFERENCE, config.train.step_timeout_s)
     try:
         with stop.safe_points():
             store.fill(reference, say=records.say, check=stop.check)

@@ -53,7 +53,7 @@ pytestmark = pytest.mark.timeout(60)
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "metrics.md"
-COMPOSITION = ROOT / "rlhf" / "launch" / "assembly.py"
+COMPOSITION = ROOT / "rlhf" / "launch" / "records.py"
 """Logs figures too, and cannot be imported without Ray."""
 NOT_FIGURES = {"step", "time"}
 EVERYTHING = PpoSection(

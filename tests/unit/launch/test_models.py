@@ -10,7 +10,7 @@ from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import load_config
 from rlhf.engines.models import loading
 from rlhf.errors import ConfigError, ModelError
-from rlhf.launch.train import require_models
+from rlhf.launch.models import require_models
 from tests.tiny_models import tiny_config, tiny_tokenizer
 
 Hub = Callable[..., None]

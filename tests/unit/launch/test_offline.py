@@ -10,8 +10,8 @@ from rlhf.actors.launcher import Workers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.kto import KTO
 from rlhf.config.loading.load import load_config
-from rlhf.launch import assembly
 from rlhf.launch.class_weights import weigh_classes
+from rlhf.launch.offline import EVALUATORS, assemble_offline
 from rlhf.orchestrator.data import DataSplit
 from rlhf.types import Role
 from tests.unit.algorithms.build import group, rollout
@@ -25,8 +25,8 @@ def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.Mon
     given = DataSplit(train=tuple(train), held_out=tuple(held_out), fingerprint="", dropped={})
     weighed = weigh_classes(config.algo, train)
     seen: list[KTO] = []
-    monkeypatch.setitem(assembly.EVALUATORS, "kto", lambda _models, algorithm, *_: seen.append(algorithm))
+    monkeypatch.setitem(EVALUATORS, "kto", lambda _models, algorithm, *_: seen.append(algorithm))
     workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
-    assembly.assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
+    assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed
     assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)  # type: ignore[union-attr]

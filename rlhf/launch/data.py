@@ -1,0 +1,74 @@
+"""The data of a run: read, checked and tokenized before anything starts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
+from rlhf.config.data import DataSection
+from rlhf.engines.base import Tokenizer
+from rlhf.engines.rewards import row_problems
+from rlhf.errors import DataError
+from rlhf.orchestrator.data import (
+    DataSplit,
+    load_demonstrations,
+    load_labeled,
+    load_preferences,
+    load_prompts,
+    load_steps,
+    load_texts,
+)
+from rlhf.types import Prompt, ScoredGroup
+
+Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
+OFFLINE_LOADERS: Mapping[str, Loader] = {
+    "sft": load_demonstrations,
+    "rm": load_preferences,
+    "prm": load_steps,
+    "dpo": load_preferences,
+    "kto": load_labeled,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """The data of a run: prompts for online methods, groups of given responses for offline ones."""
+
+    prompts: DataSplit[Prompt] | None = None
+    groups: DataSplit[ScoredGroup] | None = None
+    texts: DataSplit[ScoredGroup] | None = None
+    """Pretraining text for the ptx loss."""
+
+    @property
+    def fingerprint(self) -> str:
+        return "-".join(split.fingerprint for split in (self.prompts, self.groups, self.texts) if split is not None)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in an epoch."""
+        return len(self.prompts.train) if self.prompts is not None else len(self.groups.train if self.groups else ())
+
+
+def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> RunData:
+    """Read, check and tokenize every row.
+
+    Raises:
+        DataError: rows are wrong, lack what a reward source needs, or are fewer than one step reads.
+    """
+    if isinstance(config, OnlineConfig):
+        return _online_data(config, tokenizer)
+    groups = OFFLINE_LOADERS[command](config.data, tokenizer)
+    groups.require(config.train.batch_size, "train.batch_size")
+    return RunData(groups=groups)
+
+
+def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
+    prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)
+    rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
+    if unfit := row_problems(config.reward.all_sources, rows):
+        raise DataError(unfit)
+    texts = None
+    if isinstance(config, PpoConfig) and config.algo.ptx_path is not None and config.algo.ptx_coef > 0:
+        section = DataSection(path=config.algo.ptx_path, max_tokens=config.data.max_tokens, overlong="truncate")
+        texts = load_texts(section, tokenizer)
+    prompts.require(config.rollout.batch_size, "rollout.batch_size")
+    return RunData(prompts=prompts, texts=texts)

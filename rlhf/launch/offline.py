@@ -1,0 +1,74 @@
+"""The parts of a loop that trains on given responses (SFT, reward models, DPO, KTO)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rlhf.actors.launcher import Workers
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Algorithm
+from rlhf.config.algo import AlgorithmSection
+from rlhf.config.commands import TrainConfig
+from rlhf.engines.base import TokenScorer
+from rlhf.launch.engines import memory_gauge, role_engine
+from rlhf.launch.schedule import portions
+from rlhf.orchestrator.data import DataSplit, Order
+from rlhf.orchestrator.evaluation import (
+    Evaluator,
+    LabelEvaluator,
+    LikelihoodEvaluator,
+    PairEvaluator,
+    PreferenceEvaluator,
+    StepEvaluator,
+)
+from rlhf.orchestrator.loop import Parts
+from rlhf.orchestrator.step.sources import GroupSource, OfflineSource
+from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.types import ScoredGroup
+
+OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
+EVALUATORS: Mapping[str, OfflineEvaluator] = {
+    "sft": LikelihoodEvaluator,
+    "rm": PairEvaluator,
+    "prm": StepEvaluator,
+    "dpo": PreferenceEvaluator,
+    "kto": LabelEvaluator,
+}
+
+
+def assemble_offline(
+    command: str,
+    config: TrainConfig,
+    section: AlgorithmSection,
+    algorithm: Algorithm,
+    groups: DataSplit[ScoredGroup],
+    workers: Workers,
+    reference: TokenScorer | None,
+) -> Parts:
+    """The parts of the loop of an offline method. `section` configures `algorithm`: config.algo with the values that
+    are computed from the data."""
+    timeout_s = config.train.step_timeout_s
+    models = Models(
+        trained={role: role_engine(workers, role, timeout_s) for role in algorithm.needs.trains}, reference=reference
+    )
+    evaluated = held_out(config, groups)
+    # An algorithm of its own: held-out rows must not enter the statistics of training.
+    evaluator = (
+        EVALUATORS[command](models, build_algorithm(section), evaluated, portions(config)) if evaluated else None
+    )
+    return Parts(
+        algorithm=algorithm,
+        models=models,
+        source=offline_source(config, groups.train, algorithm),
+        evaluator=evaluator,
+        gauge=memory_gauge(workers, timeout_s),
+    )
+
+
+def held_out(config: TrainConfig, groups: DataSplit[ScoredGroup]) -> Sequence[ScoredGroup]:
+    """The groups of an evaluation."""
+    return groups.held_out[: config.eval.max_prompts]
+
+
+def offline_source(config: TrainConfig, groups: Sequence[ScoredGroup], algorithm: Algorithm) -> GroupSource:
+    """Given responses in the run's order."""
+    order = Order(groups, seed=config.run.seed, shuffle=config.data.shuffle)
+    return OfflineSource(order, config.train.batch_size, algorithm.keep)

@@ -1,0 +1,127 @@
+"""The parts of a loop that trains on the policy's own responses (PPO, GRPO, online DPO)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from rlhf.actors.colocated import SleepingRolloutPool, WakeBeforeSync
+from rlhf.actors.launcher import Workers, colocated_models
+from rlhf.actors.probed import TOLERANCES, OpenPool, ProbedPolicy
+from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Algorithm
+from rlhf.config.algo import SftSection
+from rlhf.config.commands import OnlineConfig
+from rlhf.engines.base import RewardSource, Tokenizer
+from rlhf.engines.rewards import build_reward
+from rlhf.launch.data import RunData
+from rlhf.launch.engines import ema_reference_engine, memory_gauge, role_engine
+from rlhf.launch.rewards import model_reward, probe_local_rewards, remote_rewards, scoring_timeout_s
+from rlhf.launch.rollouts import (
+    engines_sleep_during_training,
+    probe_requests,
+    rollout_pool,
+    rollout_source,
+    sampling,
+)
+from rlhf.orchestrator.data import DataSplit, Order
+from rlhf.orchestrator.evaluation import Evaluator, SampleEvaluator
+from rlhf.orchestrator.loop import Parts
+from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.step.learning import Pretraining
+from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.token_scores import Models
+from rlhf.planning.placement import Placement
+from rlhf.planning.roles import dtype_of, reward_model
+from rlhf.types import Prompt, Role, RolloutRequest, ScoredGroup
+
+
+def assemble_online(
+    config: OnlineConfig,
+    algorithm: Algorithm,
+    data: RunData,
+    workers: Workers,
+    placement: Placement,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+) -> Parts:
+    """The parts of the loop of an online method."""
+    assert data.prompts is not None
+    assert workers.engines is not None
+    prompts, needs = data.prompts.train, algorithm.needs
+    pool = partial(rollout_pool, config.rollout, colocated_models(placement, workers.groups))
+    sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
+    requests = probe_requests(config.rollout, tokenizer, prompts)
+    rewards = reward_sources(config, workers, tokenizer)
+    sampler = Sampler(
+        SleepingRolloutPool(pool(workers.engines)) if sleeps else pool(workers.engines),
+        build_reward(config.reward.all_sources, rewards),
+        tokenizer,
+    )
+    num_responses = config.rollout.group_size + needs.greedy_baseline
+    probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
+    return Parts(
+        algorithm=algorithm,
+        models=models(config, algorithm, workers, policy(config, workers, pool, requests, sleeps)),
+        source=rollout_source(config, prompts, sampler, algorithm, tokenizer, stop),
+        evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
+        pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
+        gauge=memory_gauge(workers, config.train.step_timeout_s),
+    )
+
+
+def policy(
+    config: OnlineConfig, workers: Workers, pool: OpenPool, requests: Sequence[RolloutRequest], sleeps: bool
+) -> ProbedPolicy:
+    """The policy, whose first weight sync is checked by `requests`. Engines that are in sleep mode are woken for it."""
+    assert workers.engines is not None
+    kind = WakeBeforeSync if sleeps else ProbedPolicy
+    return kind(
+        workers.groups[Role.POLICY],
+        engines=workers.engines,
+        pool=pool,
+        requests=requests,
+        tolerance=TOLERANCES[dtype_of(config.policy, workers.device)],
+        step_timeout_s=config.train.step_timeout_s,
+        # Joining, sending and finishing each have their own deadline inside, whose errors say more.
+        sync_timeout_s=4 * config.rollout.sync_timeout_s,
+    )
+
+
+def models(config: OnlineConfig, algorithm: Algorithm, workers: Workers, policy: ProbedPolicy) -> Models:
+    """The models that the loop trains and those that it asks for log-probs."""
+    timeout_s = config.train.step_timeout_s
+    trained = {role: role_engine(workers, role, timeout_s) for role in algorithm.needs.trains}
+    if algorithm.needs.ema_reference is not None:
+        ema_reference = ema_reference_engine(workers, timeout_s)
+        return Models(trained={**trained, Role.POLICY: policy}, reference=ema_reference, ema_reference=ema_reference)
+    has_reference = Role.REFERENCE in workers.groups
+    reference = role_engine(workers, Role.REFERENCE, timeout_s) if has_reference else None
+    return Models(trained={**trained, Role.POLICY: policy}, reference=reference)
+
+
+def reward_sources(config: OnlineConfig, workers: Workers, tokenizer: Tokenizer) -> Mapping[str, RewardSource]:
+    """The reward sources that run in other processes, by label: those with workers of their own, and the model."""
+    timeout_s = config.train.step_timeout_s
+    opened = remote_rewards(workers.rewards, scoring_timeout_s(config.reward, timeout_s))
+    source = reward_model(config)
+    if source is not None and Role.REWARD in workers.groups:
+        scorer = role_engine(workers, Role.REWARD, timeout_s)
+        opened[source.label] = model_reward(source, scorer, tokenizer, config.train.max_tokens_per_micro_batch)
+    return opened
+
+
+def sample_evaluator(
+    config: OnlineConfig, sampler: Sampler, held_out: Sequence[Prompt], tokenizer: Tokenizer
+) -> Evaluator | None:
+    """Scores responses to held-out prompts; None where there are none."""
+    prompts = held_out[: config.eval.max_prompts]
+    if not prompts:
+        return None
+    drawn = sampling(config.rollout, tokenizer, config.eval.temperature)
+    return SampleEvaluator(sampler, prompts, drawn, config.run.seed)
+
+
+def pretraining(texts: DataSplit[ScoredGroup] | None, seed: int, batch_size: int) -> Pretraining | None:
+    """Text for the ptx loss, where the run has it."""
+    if texts is None:
+        return None
+    return Pretraining(Order(texts.train, seed=seed), build_algorithm(SftSection()), batch_size)

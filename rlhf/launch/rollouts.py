@@ -1,0 +1,104 @@
+"""Rollouts of an online run: the engines that sample, what they are asked, and for how long the loop waits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rlhf.actors.groups import WorkerGroup
+from rlhf.actors.rollout import RolloutPool
+from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import Tokenizer
+from rlhf.launch.rewards import scoring_timeout_s
+from rlhf.orchestrator.data import Order
+from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.step.buffer import LagBuffer
+from rlhf.orchestrator.step.sources import GroupSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.planning.placement import Placement
+from rlhf.types import Prompt, Role, RolloutRequest, Sampling
+
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 8
+START_MARGIN_S = 60.0
+"""What a wait for rollouts allows beyond generation and scoring themselves."""
+
+
+def engines_sleep_during_training(placement: Placement, max_lag: int) -> bool:
+    """Whether engines use sleep mode (a hybrid engine): they share devices with models, and generation and training
+    alternate. With `max_lag` above 0 both go on at the same time."""
+    return placement.group_of(Role.ROLLOUT).is_shared_by_engines and max_lag == 0
+
+
+def rollout_pool(section: RolloutSection, colocated: Sequence[WorkerGroup], engines: WorkerGroup) -> RolloutPool:
+    """All rollout engines as one. `colocated` are the models on the same devices."""
+    return RolloutPool(
+        engines,
+        generate_timeout_s=section.generate_timeout_s,
+        control_timeout_s=section.sync_timeout_s,
+        colocated=colocated,
+    )
+
+
+def sampling(section: RolloutSection, tokenizer: Tokenizer, temperature: float) -> Sampling:
+    """How response tokens are sampled."""
+    return Sampling(
+        max_tokens=section.max_response_tokens,
+        temperature=temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        stop_token_ids=tokenizer.stop_token_ids,
+    )
+
+
+def probe_requests(section: RolloutSection, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[RolloutRequest]:
+    """The short responses by which an engine shows, after its first weight sync, that it has the policy's weights."""
+    short = replace(sampling(section, tokenizer, section.temperature or 1.0), max_tokens=PROBE_TOKENS)
+    return [
+        RolloutRequest(
+            id=f"probe/{index}", prompt_id=prompt.id, prompt_token_ids=prompt.token_ids, seed=index, sampling=short
+        )
+        for index, prompt in enumerate(prompts[:PROBE_PROMPTS])
+    ]
+
+
+def rollout_source(
+    config: OnlineConfig,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    algorithm: Algorithm,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+) -> GroupSource:
+    """Groups of responses that the policy samples during the run."""
+    rollout = config.rollout
+    timeout_s = sampling_timeout_s(config)
+    return RolloutSource(
+        Order(prompts, seed=config.run.seed, shuffle=config.data.shuffle),
+        sampler,
+        RolloutPlan(
+            batch_size=rollout.batch_size,
+            group_size=rollout.group_size,
+            sampling=sampling(rollout, tokenizer, rollout.temperature),
+            seed=config.run.seed,
+            max_rounds=config.algo.sampling_rounds,
+            greedy_baseline=algorithm.needs.greedy_baseline,
+            mixture=algorithm.needs.mixture,
+            num_opponents=num_opponents(algorithm.needs, rollout.group_size),
+        ),
+        LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=timeout_s, take_timeout_s=timeout_s, check=stop.check),
+        algorithm.keep,
+    )
+
+
+def sampling_timeout_s(config: OnlineConfig) -> float:
+    """Longest wait for the scored responses of a step. The deadlines of generation and of scoring pass first, since
+    their errors say more."""
+    scoring_s = scoring_timeout_s(config.reward, config.train.step_timeout_s)
+    return config.algo.sampling_rounds * (config.rollout.generate_timeout_s + scoring_s) + START_MARGIN_S
+
+
+def num_opponents(needs: Needs, group_size: int) -> int:
+    """How many responses of a group are sampled from the mixture of policy and reference."""
+    if not needs.mixture:
+        return 0
+    return group_size if needs.opponents is None else needs.opponents
