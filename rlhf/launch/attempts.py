@@ -26,7 +26,7 @@ from rlhf.launch.models import first_role
 from rlhf.launch.offline import assemble_offline
 from rlhf.launch.online import assemble_online
 from rlhf.launch.rewards import remote_rewards, scoring_timeout_s
-from rlhf.launch.schedule import course
+from rlhf.launch.schedule import loop_sections
 from rlhf.launch.specs import make_launch_spec
 from rlhf.launch.stored_reference import fill_store, open_store, without_reference
 from rlhf.orchestrator.loop import Loop, Parts
@@ -81,7 +81,8 @@ class RunAttempts:
             workers = fill_store(store, config, cluster, workers, records, self.stop)
         loop = Loop(
             self._assemble(algorithm, workers, placement, store),
-            course(config, self.length),
+            loop_sections(config),
+            self.length,
             records=records,
             checkpoints=self.checkpoints,
             stop=self.stop,

@@ -7,9 +7,9 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import TrainConfig
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import TokenScorer
 from rlhf.launch.engines import memory_gauge, role_engine
-from rlhf.launch.schedule import portions
 from rlhf.orchestrator.data import DataSplit, Order
 from rlhf.orchestrator.evaluation import (
     Evaluator,
@@ -21,10 +21,10 @@ from rlhf.orchestrator.evaluation import (
 )
 from rlhf.orchestrator.loop import Parts
 from rlhf.orchestrator.step.sources import GroupSource, OfflineSource
-from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import ScoredGroup
 
-OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], Portions], Evaluator]
+OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], TrainSection], Evaluator]
 EVALUATORS: Mapping[str, OfflineEvaluator] = {
     "sft": LikelihoodEvaluator,
     "rm": PairEvaluator,
@@ -51,9 +51,7 @@ def assemble_offline(
     )
     evaluated = held_out(config, groups)
     # An algorithm of its own: held-out rows must not enter the statistics of training.
-    evaluator = (
-        EVALUATORS[command](models, build_algorithm(section), evaluated, portions(config)) if evaluated else None
-    )
+    evaluator = EVALUATORS[command](models, build_algorithm(section), evaluated, config.train) if evaluated else None
     return Parts(
         algorithm=algorithm,
         models=models,

@@ -13,7 +13,6 @@ from rlhf.engines.models.fingerprint import model_fingerprint
 from rlhf.errors import PreemptedError
 from rlhf.launch.engines import role_engine
 from rlhf.launch.offline import held_out, offline_source
-from rlhf.launch.schedule import portions
 from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
 from rlhf.orchestrator.run.records import Records
@@ -54,7 +53,7 @@ def open_store(
     root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
     source = offline_source(config, given.train, algorithm)
     asked = asked_of_reference(source, num_steps, algorithm, held_out(config, given))
-    store = ReferenceStore(root.absolute() / fingerprint[:32], asked, portions(config), warn=records.warn)
+    store = ReferenceStore(root.absolute() / fingerprint[:32], asked, config.train, warn=records.warn)
     if store.is_complete:
         records.say(f"reference: read from {store.folder}; none is started")
     return store

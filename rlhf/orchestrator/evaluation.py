@@ -8,10 +8,11 @@ import numpy as np
 from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.held_out import held_out_metrics
 from rlhf.algorithms.prm import judge_steps
+from rlhf.config.run import TrainSection
 from rlhf.errors import RlhfError
-from rlhf.orchestrator.step.batching import build_batches, pack_tokens, plan_batches, unpack_scores
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, pack_tokens, plan_batches, unpack_scores
 from rlhf.orchestrator.step.sources import Sampler, request_seed
-from rlhf.orchestrator.step.token_scores import Models, Portions, token_outputs
+from rlhf.orchestrator.step.token_scores import Models, token_outputs
 from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
 
 
@@ -26,16 +27,18 @@ class Evaluator(Protocol):
 class LikelihoodEvaluator:
     """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
 
-    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+    def __init__(
+        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
+    ) -> None:
         self._engine = models.trained[Role.POLICY]
         self._examples = algorithm.select(groups)
-        self._portions = portions
+        self._train = train
 
     def evaluate(self, version: int) -> dict[str, float]:
         learned = [
             log_probs[sequence.loss_mask]
             for example, arrays in zip(
-                self._examples, token_outputs(self._engine, self._examples, self._portions), strict=True
+                self._examples, token_outputs(self._engine, self._examples, self._train), strict=True
             )
             for sequence, log_probs in zip(example.sequences, arrays, strict=True)
         ]
@@ -46,13 +49,15 @@ class LikelihoodEvaluator:
 class PairEvaluator:
     """How often a reward model orders held-out answers as people did, over all pairs of each ranking."""
 
-    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+    def __init__(
+        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
+    ) -> None:
         self._engine = models.trained[Role.REWARD]
         self._examples = algorithm.select(groups)
-        self._portions = portions
+        self._train = train
 
     def evaluate(self, version: int) -> dict[str, float]:
-        plan = plan_batches(self._examples, self._portions.limits(self._engine.num_ranks))
+        plan = plan_batches(self._examples, MicroBatchLimits.of(self._train, self._engine.num_ranks))
         said = unpack_scores(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
         gaps = np.concatenate([score_gaps(said[i], example.rewards) for i, example in enumerate(self._examples)])
         return describe_pairs(gaps)
@@ -61,16 +66,18 @@ class PairEvaluator:
 class LabelEvaluator:
     """How well the implicit reward, beta * log(policy / reference), tells good held-out answers from bad ones."""
 
-    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+    def __init__(
+        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
+    ) -> None:
         self._models = models
         self._algorithm = algorithm
         self._examples = algorithm.select(groups)
-        self._portions = portions
+        self._train = train
 
     def evaluate(self, version: int) -> dict[str, float]:
         assert self._models.reference is not None, "KTO has a reference"
-        policy = token_outputs(self._models.trained[Role.POLICY], self._examples, self._portions)
-        reference = token_outputs(self._models.reference, self._examples, self._portions)
+        policy = token_outputs(self._models.trained[Role.POLICY], self._examples, self._train)
+        reference = token_outputs(self._models.reference, self._examples, self._train)
         signals = [Signals(old_log_probs=old, ref_log_probs=ref) for old, ref in zip(policy, reference, strict=True)]
         _, credited = self._algorithm.credit(self._examples, signals)
         return {
@@ -92,11 +99,13 @@ LABEL_FIGURES = (
 class PreferenceEvaluator:
     """How the policy's loss on pairs, and its implicit rewards, stand on held-out pairs: each pair counts once."""
 
-    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+    def __init__(
+        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
+    ) -> None:
         self._models = models
         self._algorithm = algorithm
         self._examples = algorithm.select(groups)
-        self._portions = portions
+        self._train = train
 
     def evaluate(self, version: int) -> dict[str, float]:
         """Nothing where the held-out rows hold no pair."""
@@ -104,7 +113,7 @@ class PreferenceEvaluator:
             return {}
         experiences, _ = self._algorithm.credit(self._examples, self._measure())
         policy = self._models.trained[Role.POLICY]
-        plan = plan_batches(self._examples, self._portions.limits(policy.num_ranks))
+        plan = plan_batches(self._examples, MicroBatchLimits.of(self._train, policy.num_ranks))
         batches = build_batches(plan, experiences, Role.POLICY)
         said = policy.forward(pack_tokens(plan, self._examples))
         figures = held_out_metrics(self._algorithm, batches, said).sums
@@ -115,20 +124,22 @@ class PreferenceEvaluator:
         """What the reference says, where the loss has one."""
         if self._models.reference is None:
             return [Signals()] * len(self._examples)
-        said = token_outputs(self._models.reference, self._examples, self._portions)
+        said = token_outputs(self._models.reference, self._examples, self._train)
         return [Signals(ref_log_probs=arrays) for arrays in said]
 
 
 class StepEvaluator:
     """How often a process reward model agrees with the labels of held-out steps, and finds an answer's first error."""
 
-    def __init__(self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], portions: Portions) -> None:
+    def __init__(
+        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
+    ) -> None:
         self._engine = models.trained[Role.REWARD]
         self._examples = algorithm.select(groups)
-        self._portions = portions
+        self._train = train
 
     def evaluate(self, version: int) -> dict[str, float]:
-        said = token_outputs(self._engine, self._examples, self._portions)
+        said = token_outputs(self._engine, self._examples, self._train)
         scores = [
             scores[example.sequences[0].loss_mask].astype(np.float64)
             for example, (scores,) in zip(self._examples, said, strict=True)

@@ -3,7 +3,7 @@
 take -> score tokens -> credit -> batch -> learn -> sync weights -> release slots -> (evaluate, checkpoint)
 
 Every algorithm runs in it. What differs is data: which models `algorithm.needs`, where groups come from, and how many
-portions and passes a step has.
+mini-batches and epochs a step has.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
+from rlhf.config.run import CheckpointSection, EvalSection, TrainSection
 from rlhf.errors import CheckpointError, NumericsError, PreemptedError, RewardError, RlhfError, WeightSyncError
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
@@ -20,11 +21,12 @@ from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.run.run_directory import Status
-from rlhf.orchestrator.step.learning import Learned, Learner, Passes, Pretraining
+from rlhf.orchestrator.run.schedule import RunLength
+from rlhf.orchestrator.step.learning import Learned, Learner, Pretraining
 from rlhf.orchestrator.step.metrics import PhaseClock, describe_time, describe_trained, flatten, merge
 from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
 from rlhf.orchestrator.step.sources import GroupBatch, GroupSource
-from rlhf.orchestrator.step.token_scores import Models, Portions, plan_learning, plan_step, score_tokens
+from rlhf.orchestrator.step.token_scores import Models, plan_learning, plan_step, score_tokens
 from rlhf.types import Example, Head, Role
 
 KINDS = {
@@ -35,23 +37,14 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """How long a run is, and what happens when."""
+class LoopSections:
+    """The sections of the config that the loop reads."""
 
-    num_steps: int
-    portions: Portions
-    passes: Passes
+    train: TrainSection
+    eval: EvalSection
+    checkpoint: CheckpointSection
     max_lag: int = 0
-    """Policy versions that rollouts may be behind."""
-    evaluate_every: int = 0
-    """Steps between evaluations; 0 evaluates only at the end."""
-    checkpoint_every: int = 50
-    gap_warn: float = 0.0
-    """Warn when sampler and trainer disagree by more than this, in mean nats a token; 0 never."""
-    gap_stop: float = 0.0
-    """End the run when they disagree by more than this; 0 never."""
-    gap_band: float = 2.0
-    """Ratio of their probabilities of a token above which it counts as outside the band."""
+    """`rollout.max_lag`; 0 in a run that samples nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +66,8 @@ class Loop:
     def __init__(
         self,
         parts: Parts,
-        course: Course,
+        sections: LoopSections,
+        length: RunLength,
         *,
         records: Records,
         checkpoints: Checkpoints,
@@ -85,20 +79,26 @@ class Loop:
         self._algorithm = parts.algorithm
         self._engines = parts.models.trained
         self._source = parts.source
-        self._course = course
+        self._train = sections.train
+        self._eval = sections.eval
+        self._checkpoint_section = sections.checkpoint
+        self._max_lag = sections.max_lag
+        self._num_steps = length.num_steps
+        self._seed = fresh.seed
         self._records = records
         self._checkpoints = checkpoints
         self._stop = stop
         self._state = replace(fresh, algorithm=parts.algorithm.state())
         self._saved_step = -1
-        self._gap_watch = MismatchWatch(course.gap_warn, course.gap_stop, records.warn)
+        self._gap_watch = MismatchWatch(sections.train, records.warn)
         self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
         self._learner = Learner(
             self._engines,
             parts.algorithm,
-            course.portions,
-            course.passes,
+            sections.train,
+            length,
+            seed=fresh.seed,
             note=records.note,
             pretraining=parts.pretraining,
         )
@@ -121,8 +121,8 @@ class Loop:
         try:
             self._sync(self._state.step)
             self._clock = PhaseClock()
-            self._source.start(first, self._course.num_steps, self._state.position)
-            for step in range(first, self._course.num_steps + 1):
+            self._source.start(first, self._num_steps, self._state.position)
+            for step in range(first, self._num_steps + 1):
                 self._stop.check()
                 self._step(step)
         except StopAskedError:
@@ -183,18 +183,10 @@ class Loop:
         if not examples:
             self._records.warn(f"step {step}: the algorithm selected nothing to learn from")
             return Learned(), {}
-        portions = self._course.portions
         with clock.phase("log_probs"):
-            plan = plan_step(step, examples, self._parts.models, portions)
-            signals = score_tokens(
-                self._algorithm.needs.measures,
-                examples,
-                plan,
-                self._parts.models,
-                portions,
-                timeout_s=self._course.passes.timeout_s,
-            )
-            gap = mismatch_metrics(log_prob_mismatch(examples, signals), self._course.gap_band)
+            plan = plan_step(step, examples, self._parts.models, self._train, self._seed)
+            signals = score_tokens(self._algorithm.needs.measures, examples, plan, self._parts.models, self._train)
+            gap = mismatch_metrics(log_prob_mismatch(examples, signals), self._train.mismatch_band)
             self._gap_watch.see(step, gap)
         self._stop.check()
         with clock.phase("credit"):
@@ -202,7 +194,7 @@ class Loop:
         for text in credited.warnings:
             self._records.warn(f"step {step}: {text}")
         with clock.phase("learn"):
-            learning = plan_learning(plan, experiences, self._parts.models, portions)
+            learning = plan_learning(plan, experiences, self._parts.models, self._train)
             learned = self._learner.learn(step, experiences, learning)
         return learned, {**gap, **flatten(credited)}
 
@@ -230,10 +222,10 @@ class Loop:
         """No rollout may be older than max_lag versions."""
         for rollout in (*chain.from_iterable(group.rollouts for group in batch.groups), *batch.baselines):
             lag = step - 1 - rollout.weight_version
-            if self._online and not 0 <= lag <= self._course.max_lag:
+            if self._online and not 0 <= lag <= self._max_lag:
                 raise RlhfError(
                     f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
-                    f"policy is at {step - 1}; at most {self._course.max_lag} versions of lag are allowed"
+                    f"policy is at {step - 1}; at most {self._max_lag} versions of lag are allowed"
                 )
 
     def _state_after(self, step: int, batch: GroupBatch, learned: Learned) -> RunState:
@@ -249,8 +241,8 @@ class Loop:
 
     def _evaluate(self, step: int, clock: PhaseClock) -> dict[str, float]:
         """Figures on held-out rows, by the weights that are about to be saved."""
-        every = self._course.evaluate_every
-        due = step == self._course.num_steps or (every and step % every == 0)
+        every = self._eval.every_steps
+        due = step == self._num_steps or (every and step % every == 0)
         if self._parts.evaluator is None or not due:
             return {}
         with clock.phase("evaluate"):
@@ -261,9 +253,11 @@ class Loop:
                 return {}
 
     def _checkpoint(self, step: int) -> None:
-        if step == self._course.num_steps:
+        if step == self._num_steps:
             self._save()
-        elif step % self._course.checkpoint_every == 0 and self._checkpoints.try_save(self._state, self._engines):
+        elif step % self._checkpoint_section.every_steps == 0 and self._checkpoints.try_save(
+            self._state, self._engines
+        ):
             self._saved_step = step
 
     def _save(self) -> None:

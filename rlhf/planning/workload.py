@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rlhf.algorithms.base import Needs
+from rlhf.config.algo import num_epochs
 from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, TrainConfig
 from rlhf.config.reward import StartedSource
 from rlhf.types import Role
@@ -86,7 +87,7 @@ def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths =
     rollout = config.rollout
     answers = rollout.batch_size * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    passes = config.algo.max_passes
+    passes = num_epochs(config.algo)
     return Workload(
         sampled=answers + rollout.batch_size * needs.greedy_baseline,
         learned=2 * rollout.batch_size if isinstance(config, OnlineDpoConfig) else answers,

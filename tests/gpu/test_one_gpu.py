@@ -19,7 +19,7 @@ from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.engine import DeepSpeedEngine
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.specs import TrainedModelSpec
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Head
 from tests.integration.command_line import CommandLine, write_workplace
 from tests.integration.training_losses import OBJECTIVES
@@ -89,7 +89,7 @@ def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, mon
         engine = DeepSpeedEngine(spec, OBJECTIVES, device="cuda")
         for seed in range(3):
             data = experiences(seed=seed)
-            plan = plan_batches(data, Limits(num_ranks=1, max_tokens=1000))
+            plan = plan_batches(data, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1000))
             engine.forward_backward(build_batches(plan, data, "policy"))
             engine.optim_step()
         with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):

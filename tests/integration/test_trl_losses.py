@@ -30,7 +30,7 @@ from rlhf.config.algo import (
     KtoSection,
     RlooSection,
 )
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Denominators, Example, FloatArray, Role, Signals
 from tests.unit.algorithms.build import group, rollout
 
@@ -271,7 +271,7 @@ def test_kto(trl: "ModuleType", labels: tuple[bool, ...], weights: tuple[float, 
     algorithm = KTO(section)
     examples, signals = judged(len(labels), labels)
     experiences, credited = algorithm.credit(examples, signals)
-    plan = plan_batches(experiences, Limits(num_ranks=1, max_tokens=1000))
+    plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1000))
     (batch,) = build_batches(plan, experiences, Role.POLICY)
     flat = torch.tensor(np.concatenate([s.old_log_probs[0] for s in signals]), dtype=torch.float64, requires_grad=True)
     outputs = Outputs(predictions=flat, entropy=torch.zeros_like(flat))

@@ -23,7 +23,7 @@ from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import CheckpointError
 from rlhf.orchestrator.step.batching import (
-    Limits,
+    MicroBatchLimits,
     build_batches,
     pack_tokens,
     plan_batches,
@@ -77,7 +77,10 @@ class Scenarios:
         limit: Limit,
         objective: str = "policy",
     ) -> tuple[Metrics, StepReport]:
-        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        plan = plan_batches(
+            data,
+            MicroBatchLimits(num_ranks=self.num_ranks, max_tokens_per_micro_batch=limit[0], micro_batch_size=limit[1]),
+        )
         batches = build_batches(plan, data, objective)
         n = len(batches) // self.num_ranks
         metrics = engine.forward_backward(batches[self.rank * n : (self.rank + 1) * n])
@@ -87,7 +90,10 @@ class Scenarios:
         self, engine: DeepSpeedEngine | ScoringEngine, data: list[Experience], limit: Limit
     ) -> list[FloatArray]:
         """Every micro-batch's output, in rank-major order, on every rank."""
-        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        plan = plan_batches(
+            data,
+            MicroBatchLimits(num_ranks=self.num_ranks, max_tokens_per_micro_batch=limit[0], micro_batch_size=limit[1]),
+        )
         batches = pack_tokens(plan, data)
         n = len(batches) // self.num_ranks
         shares: list[list[FloatArray] | None] = [None] * self.num_ranks
@@ -96,7 +102,10 @@ class Scenarios:
 
     def by_example(self, engine: DeepSpeedEngine | ScoringEngine, data: list[Experience], limit: Limit) -> torch.Tensor:
         """Per-token outputs of all examples, end to end in their order; 0 where nothing is learned from."""
-        plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=limit[0], max_examples=limit[1]))
+        plan = plan_batches(
+            data,
+            MicroBatchLimits(num_ranks=self.num_ranks, max_tokens_per_micro_batch=limit[0], micro_batch_size=limit[1]),
+        )
         arrays = unpack_tokens(plan, data, self.measure(engine, data, limit))
         return torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
 
@@ -157,7 +166,7 @@ class Scenarios:
         for dtype in ("float32", "bfloat16"):
             engine = self.engine(zero_stage=3, dtype=dtype, gradient_checkpointing=True)
             data = experiences()
-            plan = plan_batches(data, Limits(num_ranks=self.num_ranks, max_tokens=FOUR[0]))
+            plan = plan_batches(data, MicroBatchLimits(num_ranks=self.num_ranks, max_tokens_per_micro_batch=FOUR[0]))
             old = unpack_tokens(plan, data, self.measure(engine, data, FOUR))
             measured = [
                 Experience(
@@ -238,7 +247,7 @@ class Scenarios:
             self.step(engine, rankings(), FOUR, "reward")
         folder = "exports/reward"
         engine.export(self.folder / folder)
-        plan = plan_batches(rankings(), Limits(num_ranks=self.num_ranks, max_tokens=FOUR[0]))
+        plan = plan_batches(rankings(), MicroBatchLimits(num_ranks=self.num_ranks, max_tokens_per_micro_batch=FOUR[0]))
 
         def scores(of: DeepSpeedEngine | ScoringEngine) -> torch.Tensor:
             found = unpack_scores(plan, rankings(), self.measure(of, rankings(), FOUR))

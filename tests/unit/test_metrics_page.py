@@ -110,13 +110,13 @@ def logged_by_ppo(folder: Path) -> set[str]:
 def logged_by_sft(folder: Path) -> set[str]:
     run, held_out = sft_run(folder), [given_group(8, ["a"], [0.0])]
     models = Models(trained=dict(run.engines))
-    return logged_by(replace(run, evaluator=LikelihoodEvaluator(models, SFT(SftSection()), held_out, run.portions)))
+    return logged_by(replace(run, evaluator=LikelihoodEvaluator(models, SFT(SftSection()), held_out, run.train)))
 
 
 def logged_by_rm(folder: Path) -> set[str]:
     run, held_out = rm_run(folder), [given_group(8, ["a", "b"], [1.0, 0.0])]
     models = Models(trained=dict(run.engines))
-    return logged_by(replace(run, evaluator=PairEvaluator(models, RM(RmSection()), held_out, run.portions)))
+    return logged_by(replace(run, evaluator=PairEvaluator(models, RM(RmSection()), held_out, run.train)))
 
 
 def logged_by_dpo(folder: Path) -> set[str]:
@@ -124,7 +124,7 @@ def logged_by_dpo(folder: Path) -> set[str]:
     run, held_out = sft_run(folder, algorithm=algorithm), [given_group(8, ["a", "b"], [1.0, 0.0])]
     run.rows = [given_group(i, ["ab", "b"], [1.0, 0.0]) for i in range(7)]
     models = Models(trained=dict(run.engines), reference=run.reference)
-    return logged_by(replace(run, evaluator=PreferenceEvaluator(models, algorithm, held_out, run.portions)))
+    return logged_by(replace(run, evaluator=PreferenceEvaluator(models, algorithm, held_out, run.train)))
 
 
 def logged_by_kto(folder: Path) -> set[str]:
@@ -132,7 +132,7 @@ def logged_by_kto(folder: Path) -> set[str]:
     run, held_out = sft_run(folder, algorithm=algorithm), [given_group(i, ["ab"], [i % 2]) for i in range(2)]
     run.rows = [given_group(i, ["ab"], [i % 2]) for i in range(7)]
     models = Models(trained=dict(run.engines), reference=run.reference)
-    return logged_by(replace(run, evaluator=LabelEvaluator(models, algorithm, held_out, run.portions)))
+    return logged_by(replace(run, evaluator=LabelEvaluator(models, algorithm, held_out, run.train)))
 
 
 def logged_by_prm(folder: Path) -> set[str]:
@@ -140,7 +140,7 @@ def logged_by_prm(folder: Path) -> set[str]:
     run = rm_run(folder, algorithm=PRM(PrmSection()), rows=steps)
     run.engines = {Role.REWARD: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.TOKEN_SCORES)}
     models = Models(trained=dict(run.engines))
-    return logged_by(replace(run, evaluator=StepEvaluator(models, run.algorithm, steps[:2], run.portions)))
+    return logged_by(replace(run, evaluator=StepEvaluator(models, run.algorithm, steps[:2], run.train)))
 
 
 def given_steps(number: int, answer: str, right: Sequence[bool]) -> ScoredGroup:

@@ -76,6 +76,8 @@ __all__ = [
     "RmSection",
     "SftSection",
     "TruncatedWeights",
+    "critic_warmup_steps",
+    "num_epochs",
 ]
 
 CriticFree = Annotated[
@@ -92,3 +94,13 @@ CriticFree = Annotated[
     Field(discriminator="type"),
 ]
 """The family of `rlhf train grpo`."""
+
+
+def num_epochs(section: AlgorithmSection) -> int:
+    """`algo.num_epochs`, the passes over each rollout batch: 1 for algorithms without this setting."""
+    return section.num_epochs if isinstance(section, PpoSection | CriticFreeSection) else 1
+
+
+def critic_warmup_steps(section: AlgorithmSection) -> int:
+    """`algo.critic_warmup_steps`, the first steps in which only the critic learns: 0 for algorithms without it."""
+    return section.critic_warmup_steps if isinstance(section, PpoSection) else 0

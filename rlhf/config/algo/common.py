@@ -25,16 +25,6 @@ class AlgorithmSection(Section):
         return False
 
     @property
-    def max_passes(self) -> int:
-        """Most passes over each rollout batch."""
-        return 1
-
-    @property
-    def frozen_policy_steps(self) -> int:
-        """First steps in which the policy does not learn."""
-        return 0
-
-    @property
     def sampling_rounds(self) -> int:
         """Most times that a step samples for groups that are kept."""
         return 10

@@ -80,10 +80,6 @@ class CriticFreeSection(AlgorithmSection):
         return not (isinstance(self.kl, FixedKl) and self.kl.coef == 0.0)
 
     @property
-    def max_passes(self) -> int:
-        return self.num_epochs
-
-    @property
     def sampling_rounds(self) -> int:
         return self.max_sampling_rounds
 

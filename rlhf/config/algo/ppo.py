@@ -75,14 +75,6 @@ class PpoSection(AlgorithmSection):
     """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
 
     @property
-    def max_passes(self) -> int:
-        return self.num_epochs
-
-    @property
-    def frozen_policy_steps(self) -> int:
-        return self.critic_warmup_steps
-
-    @property
     def estimator(self) -> Literal["k1", "k2", "k3"]:
         """The KL estimator, auto resolved."""
         if self.kl_estimator != "auto":

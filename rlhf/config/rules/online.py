@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from rlhf.config.algo import CriticFreeSection
+from rlhf.config.algo import CriticFreeSection, critic_warmup_steps
 from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig, command_of
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
@@ -105,9 +105,9 @@ def pretraining_text(config: OnlineConfig) -> Iterator[Problem]:
 
 def policy_learns(config: OnlineConfig) -> Iterator[Problem]:
     """The critic's head start ends before the run does."""
-    steps, frozen = config.train.num_steps, config.algo.frozen_policy_steps
-    if steps is not None and frozen >= steps:
-        text = f"{frozen} of {steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
+    num_steps, warmup_steps = config.train.num_steps, critic_warmup_steps(config.algo)
+    if num_steps is not None and warmup_steps >= num_steps:
+        text = f"{warmup_steps} of {num_steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
         yield Problem(keys=("algo.critic_warmup_steps", "train.num_steps"), text=text)
 
 

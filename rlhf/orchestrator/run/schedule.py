@@ -1,7 +1,6 @@
 """How long a run is: known before it starts, because learning-rate schedules need it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 from rlhf.types import Role
@@ -16,8 +15,9 @@ class RunLength:
     batch_size: int
     """Examples in one optimizer step."""
     num_epochs: int = 1
-    """Passes over the examples of a step."""
-    frozen_steps: Mapping[Role, int] = field(default_factory=dict)
+    """Most passes over the examples of a step; the algorithm may stop earlier."""
+    critic_warmup_steps: int = 0
+    """First steps in which the policy does not learn."""
 
     @property
     def updates_per_step(self) -> int:
@@ -25,8 +25,13 @@ class RunLength:
         return ceil(self.examples_per_step / self.batch_size) * self.num_epochs
 
     def num_updates(self, role: Role) -> int:
-        """Optimizer steps that `role` will make. An early stop of the passes makes fewer, never more."""
-        return max(self.num_steps - self.frozen_steps.get(role, 0), 0) * self.updates_per_step
+        """Optimizer steps that `role` will make at most: fewer where the algorithm stops the passes early."""
+        warmup_steps = self.critic_warmup_steps if role is Role.POLICY else 0
+        return max(self.num_steps - warmup_steps, 0) * self.updates_per_step
+
+    def learns(self, role: Role, step: int) -> bool:
+        """Whether `role` makes optimizer steps in step `step` of the loop (1 is the first)."""
+        return role is not Role.POLICY or step > self.critic_warmup_steps
 
 
 def count_steps(num_steps: int | None, num_epochs: int, num_rows: int, rows_per_step: int) -> int:

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from rlhf.config.run import TrainSection
 from rlhf.types import (
     BoolArray,
     Denominators,
@@ -46,14 +47,23 @@ class HasSequences(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class MicroBatchLimits:
     """How large a forward pass may be, and how many ranks share the work."""
 
     num_ranks: int
-    max_tokens: int
+    max_tokens_per_micro_batch: int
     """Most tokens in one micro-batch; a longer example goes alone."""
-    max_examples: int | None = None
+    micro_batch_size: int | None = None
     """Most examples in one micro-batch; None: only tokens count."""
+
+    @classmethod
+    def of(cls, train: TrainSection, num_ranks: int) -> "MicroBatchLimits":
+        """The config's limits, for a model on `num_ranks` ranks."""
+        return cls(
+            num_ranks=num_ranks,
+            max_tokens_per_micro_batch=train.max_tokens_per_micro_batch,
+            micro_batch_size=train.micro_batch_size,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,9 @@ def split_minibatches(num_examples: int, batch_size: int, seed: int | Sequence[i
     return [tuple(order[i : i + batch_size].tolist()) for i in range(0, num_examples, batch_size)]
 
 
-def plan_batches(examples: Sequence[HasSequences], limits: Limits, indices: Sequence[int] | None = None) -> BatchPlan:
+def plan_batches(
+    examples: Sequence[HasSequences], limits: MicroBatchLimits, indices: Sequence[int] | None = None
+) -> BatchPlan:
     """Plan the forward passes over `examples`, or over those at `indices`.
 
     Examples go, longest first, to the rank with the fewest tokens, and there into micro-batches as few and as equal as
@@ -100,7 +112,7 @@ def plan_batches(examples: Sequence[HasSequences], limits: Limits, indices: Sequ
     return BatchPlan(num_ranks=limits.num_ranks, micro_batches=tuple(chain.from_iterable(padded)))
 
 
-def _split(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -> list[tuple[int, ...]]:
+def _split(share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLimits) -> list[tuple[int, ...]]:
     """A rank's examples (longest first) in micro-batches; the fullest first, each in rising order."""
     few = _first_fit(share, sizes, limits)
     bins = _equal(share, sizes, limits, len(few)) or few
@@ -109,14 +121,14 @@ def _split(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -> li
     return [tuple(sorted(bins[k])) for k in order]
 
 
-def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -> list[list[int]]:
+def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLimits) -> list[list[int]]:
     """Each example in the first micro-batch that has room."""
     bins: list[list[int]] = []
     loads: list[int] = []
     for i in share:
         for k, members in enumerate(bins):
-            has_room = limits.max_examples is None or len(members) < limits.max_examples
-            if has_room and loads[k] + sizes[i] <= limits.max_tokens:
+            has_room = limits.micro_batch_size is None or len(members) < limits.micro_batch_size
+            if has_room and loads[k] + sizes[i] <= limits.max_tokens_per_micro_batch:
                 members.append(i)
                 loads[k] += sizes[i]
                 break
@@ -126,14 +138,16 @@ def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: Limits) -
     return bins
 
 
-def _equal(share: Sequence[int], sizes: Mapping[int, int], limits: Limits, num: int) -> list[list[int]] | None:
+def _equal(
+    share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLimits, num: int
+) -> list[list[int]] | None:
     """Each example in the emptiest of `num` micro-batches; None where one finds no room there."""
     bins: list[list[int]] = [[] for _ in range(num)]
     loads = [0] * num
     for i in share:
-        has_room = [k for k in range(num) if limits.max_examples is None or len(bins[k]) < limits.max_examples]
+        has_room = [k for k in range(num) if limits.micro_batch_size is None or len(bins[k]) < limits.micro_batch_size]
         k = min(has_room, key=lambda k: loads[k])
-        if bins[k] and loads[k] + sizes[i] > limits.max_tokens:
+        if bins[k] and loads[k] + sizes[i] > limits.max_tokens_per_micro_batch:
             return None
         bins[k].append(i)
         loads[k] += sizes[i]

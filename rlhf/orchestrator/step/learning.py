@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlhf.algorithms.base import Algorithm
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import NumericsError
-from rlhf.orchestrator.step.batching import build_batches, merge_rank_major, plan_batches
+from rlhf.orchestrator.run.schedule import RunLength
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, merge_rank_major, plan_batches
 from rlhf.orchestrator.step.rows import Rows
-from rlhf.orchestrator.step.token_scores import Portions, StepPlan
+from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
 from rlhf.types import Experience, Metrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
 
@@ -22,18 +24,6 @@ PTX = "ptx"
 
 Note = Callable[[str, str], None]
 """Takes the kind and the text of something that the user should know."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passes:
-    """How a rollout batch is learned from."""
-
-    num_epochs: int = 1
-    """Most passes over each rollout batch; the algorithm may end them early."""
-    frozen_steps: Mapping[Role, int] = field(default_factory=dict)
-    """First steps of the loop in which a role does not learn."""
-    timeout_s: float = 1800.0
-    """Longest wait for one optimizer step of one role."""
 
 
 class Pretraining:
@@ -93,16 +83,18 @@ class Learner:
         self,
         engines: Mapping[Role, TrainEngine],
         algorithm: Algorithm,
-        portions: Portions,
-        passes: Passes,
+        train: TrainSection,
+        length: RunLength,
         *,
+        seed: int,
         note: Note,
         pretraining: Pretraining | None = None,
     ) -> None:
         self._engines = engines
         self._algorithm = algorithm
-        self._portions = portions
-        self._passes = passes
+        self._train = train
+        self._length = length
+        self._seed = seed
         self._note = note
         self._pretraining = pretraining
         self._skipped_in_a_row = dict.fromkeys(engines, 0)
@@ -110,14 +102,14 @@ class Learner:
 
     def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> Learned:
         """All passes of one step of the loop."""
-        roles = [role for role in self._engines if step > self._passes.frozen_steps.get(role, 0)]
+        roles = [role for role in self._engines if self._length.learns(role, step)]
         total = Learned()
-        for epoch in range(self._passes.num_epochs if roles else 0):
+        for epoch in range(self._length.num_epochs if roles else 0):
             order = self._order(step, epoch, plan.num_minibatches)
             # Nothing is built, sent or kept for a role that does not learn now.
             work = {role: self._minibatches(role, experiences, plan, order) for role in roles}
             jobs = {role: in_thread(self._run, role, step, batches) for role, batches in work.items()}
-            timeout_s = self._passes.timeout_s * len(order)
+            timeout_s = self._train.step_timeout_s * len(order)
             one_pass = Learned()
             for learned in gather(jobs, phase=f"learn (step {step})", timeout_s=timeout_s).values():
                 one_pass.merge(learned)
@@ -130,9 +122,7 @@ class Learner:
         """The first pass takes the minibatches as planned, later ones in a fresh order."""
         if epoch == 0:
             return list(range(num_minibatches))
-        order: list[int] = (
-            np.random.default_rng([self._portions.seed, step, epoch]).permutation(num_minibatches).tolist()
-        )
+        order: list[int] = np.random.default_rng([self._seed, step, epoch]).permutation(num_minibatches).tolist()
         return order
 
     def _minibatches(
@@ -152,7 +142,7 @@ class Learner:
         self, pretraining: Pretraining, batches: list[TrainBatch], num_ranks: int
     ) -> list[TrainBatch]:
         texts = pretraining.take()
-        plan = plan_batches(texts, self._portions.limits(num_ranks))
+        plan = plan_batches(texts, MicroBatchLimits.of(self._train, num_ranks))
         return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
     def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> Learned:

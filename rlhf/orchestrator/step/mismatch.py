@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rlhf.config.run import TrainSection
 from rlhf.errors import NumericsError
 from rlhf.types import Example, FloatArray, Signals
 
@@ -30,11 +31,11 @@ def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -
     return joined
 
 
-def mismatch_metrics(gap: FloatArray, band: float) -> dict[str, float]:
+def mismatch_metrics(gap: FloatArray, mismatch_band: float) -> dict[str, float]:
     """How far sampler and trainer disagree about the same tokens; `gap` is log(trainer / sampler) of each, in nats.
 
     The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). Outside the band is a
-    token of which one of the two probabilities is more than `band` times the other.
+    token of which one of the two probabilities is more than `mismatch_band` times the other.
     """
     if not len(gap):
         return {}
@@ -45,7 +46,7 @@ def mismatch_metrics(gap: FloatArray, band: float) -> dict[str, float]:
         "mismatch/log_prob": float(np.abs(finite).sum() / size),
         "mismatch/log_prob_max": float(np.abs(finite).max(initial=0.0)),
         "mismatch/kl": float((np.expm1(clamped) - clamped).sum() / size),
-        "mismatch/outside_band": float((np.abs(finite) > np.log(band)).sum() / size),
+        "mismatch/outside_band": float((np.abs(finite) > np.log(mismatch_band)).sum() / size),
         "mismatch/not_finite": 1.0 - len(finite) / len(gap),
     }
 
@@ -53,10 +54,10 @@ def mismatch_metrics(gap: FloatArray, band: float) -> dict[str, float]:
 class MismatchWatch:
     """Warns once, then ends the run, where sampler and trainer disagree by more than is allowed."""
 
-    def __init__(self, warn_above: float, stop_above: float, warn: Callable[[str], None]) -> None:
-        """Bounds in mean nats a token; 0 never warns, or never stops. `warn` tells the user."""
-        self._warn_above = warn_above
-        self._stop_above = stop_above
+    def __init__(self, train: TrainSection, warn: Callable[[str], None]) -> None:
+        """The bounds are `train.mismatch_warn` and `train.mismatch_stop`; `warn` shows a warning to the user."""
+        self._mismatch_warn = train.mismatch_warn
+        self._mismatch_stop = train.mismatch_stop
         self._warn = warn
         self._told: set[str] = set()
 
@@ -64,13 +65,13 @@ class MismatchWatch:
         """Judge the figures of `mismatch_metrics`. Raises NumericsError above the upper bound."""
         mean = figures.get("mismatch/log_prob", 0.0)
         text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
-        if 0 < self._stop_above < mean:
+        if 0 < self._mismatch_stop < mean:
             raise NumericsError(
-                f"{text} (train.mismatch_stop is {self._stop_above:g}). Compare dtypes and sampling; with "
+                f"{text} (train.mismatch_stop is {self._mismatch_stop:g}). Compare dtypes and sampling; with "
                 "rollout.max_lag above 0, lower it or the learning rate"
             )
-        if 0 < self._warn_above < mean:
-            self._tell_once("gap", f"{text} (train.mismatch_warn is {self._warn_above:g}); told once")
+        if 0 < self._mismatch_warn < mean:
+            self._tell_once("gap", f"{text} (train.mismatch_warn is {self._mismatch_warn:g}); told once")
         unknown = figures.get("mismatch/not_finite", 0.0)
         if unknown > 0:
             # They are in no mean: a sampler that said nothing else would look like one that agrees.

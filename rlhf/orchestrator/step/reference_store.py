@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from rlhf.algorithms.base import Algorithm
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import TokenScorer
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.run.files import blaming, write_bytes
-from rlhf.orchestrator.step.batching import PADDING, pack_tokens, plan_batches, unpack_tokens
+from rlhf.orchestrator.step.batching import PADDING, MicroBatchLimits, pack_tokens, plan_batches, unpack_tokens
 from rlhf.orchestrator.step.sources import GroupSource
-from rlhf.orchestrator.step.token_scores import Portions
 from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, ScoredGroup
 
 CHUNK_SEQUENCES = 512
@@ -88,10 +88,10 @@ class ReferenceStore:
 
     num_ranks = 1
 
-    def __init__(self, folder: Path, asked: Iterable[Asked], portions: Portions, *, warn: Say) -> None:
+    def __init__(self, folder: Path, asked: Iterable[Asked], train: TrainSection, *, warn: Say) -> None:
         """`folder` belongs to one reference model, computing in one way. A damaged file is as good as none."""
         self.folder = folder
-        self._portions = portions
+        self._train = train
         self._warn = warn
         self._log_probs: dict[bytes, FloatArray] = {}
         # Sorted by key, so that the same rows in another order are the same chunks. One token is predicted by nothing.
@@ -149,13 +149,13 @@ class ReferenceStore:
 
     def _chunk(self, asked: Sequence[Asked]) -> Chunk:
         """The chunk's name covers what decides the bits: the sequences, and how they are packed."""
-        packing = f"{self._portions.max_tokens} {self._portions.max_examples}".encode()
+        packing = f"{self._train.max_tokens_per_micro_batch} {self._train.micro_batch_size}".encode()
         content = sha256(b"".join([packing, *(one.key for one in asked)])).hexdigest()
         return Chunk(tuple(asked), f"{content[:40]}.safetensors")
 
     def _measure(self, chunk: Chunk, reference: TokenScorer) -> FloatArray:
         """The plan is that of one rank, whatever their number: its micro-batches are dealt out in turn."""
-        plan = plan_batches(chunk.asked, self._portions.limits(1))
+        plan = plan_batches(chunk.asked, MicroBatchLimits.of(self._train, num_ranks=1))
         batches = pack_tokens(plan, chunk.asked)
         n = reference.num_ranks
         batches += [PADDING] * (-len(batches) % n)

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import EmaReferenceScorer, TokenScorer, TrainEngine
 from rlhf.orchestrator.step.batching import (
     BatchPlan,
     HasSequences,
-    Limits,
+    MicroBatchLimits,
     merge_plans,
     pack_tokens,
     plan_batches,
@@ -32,23 +33,6 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portions:
-    """In which portions a rollout batch is measured and learned from."""
-
-    batch_size: int
-    """Examples in one optimizer step, over all ranks."""
-    max_tokens: int
-    """Most tokens in one forward pass of one rank."""
-    max_examples: int | None = None
-    """Most examples in one forward pass of one rank; None: only tokens count."""
-    seed: int = 0
-
-    def limits(self, num_ranks: int) -> Limits:
-        """Bounds of one model's forward passes."""
-        return Limits(num_ranks=num_ranks, max_tokens=self.max_tokens, max_examples=self.max_examples)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """Each trained role's passes over one rollout batch: one plan a minibatch, the same minibatches for every role."""
 
@@ -60,26 +44,26 @@ class StepPlan:
         return max(len(plans) for plans in self.by_role.values())
 
 
-def plan_step(step: int, examples: Sequence[Example], models: Models, portions: Portions) -> StepPlan:
-    """Deal the examples into minibatches by the run's seed and the step, and plan each role's passes over them."""
-    return _plan(
-        split_minibatches(len(examples), portions.batch_size, [portions.seed, step]), examples, models, portions
-    )
+def plan_step(step: int, examples: Sequence[Example], models: Models, train: TrainSection, seed: int) -> StepPlan:
+    """Split the examples into mini-batches by the run's seed and the step, and plan each role's passes over them."""
+    return _plan(split_minibatches(len(examples), train.batch_size, [seed, step]), examples, models, train)
 
 
-def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Models, portions: Portions) -> StepPlan:
+def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Models, train: TrainSection) -> StepPlan:
     """The minibatches of `plan`, packed for what is learned from: an experience may hold fewer sequences than its
     example, of which some were only to be measured (KTO's). Where it holds the same, this is the same plan."""
     minibatches = [part.indices for part in next(iter(plan.by_role.values()))]
-    return _plan(minibatches, experiences, models, portions)
+    return _plan(minibatches, experiences, models, train)
 
 
 def _plan(
-    minibatches: Sequence[Sequence[int]], items: Sequence[HasSequences], models: Models, portions: Portions
+    minibatches: Sequence[Sequence[int]], items: Sequence[HasSequences], models: Models, train: TrainSection
 ) -> StepPlan:
     return StepPlan(
         by_role={
-            role: tuple(plan_batches(items, portions.limits(engine.num_ranks), indices) for indices in minibatches)
+            role: tuple(
+                plan_batches(items, MicroBatchLimits.of(train, engine.num_ranks), indices) for indices in minibatches
+            )
             for role, engine in models.trained.items()
         }
     )
@@ -90,14 +74,12 @@ def score_tokens(
     examples: Sequence[Example],
     plan: StepPlan,
     models: Models,
-    portions: Portions,
-    *,
-    timeout_s: float,
+    train: TrainSection,
 ) -> list[Signals]:
     """What the models say about each example, all models at the same time.
 
     The policy and the critic use the plan that training will use, so that both passes do the same arithmetic.
-    Raises StallError where a model does not answer within `timeout_s`.
+    Raises StallError where a model does not answer within `train.step_timeout_s`.
     """
     jobs: dict[str, Future[PerExample]] = {}
     if "old_log_probs" in asked:
@@ -109,15 +91,17 @@ def score_tokens(
     if "ref_log_probs" in asked:
         if models.reference is None:
             raise ValueError("the algorithm asks for ref_log_probs, and no reference was started")
-        own = plan_batches(examples, portions.limits(models.reference.num_ranks))
+        own = plan_batches(examples, MicroBatchLimits.of(train, models.reference.num_ranks))
         jobs["ref_log_probs"] = in_thread(_forward, models.reference, own, examples)
-    said = gather(jobs, phase="log_probs", timeout_s=timeout_s)
+    said = gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s)
     return [Signals(**{name: arrays[i] for name, arrays in said.items()}) for i in range(len(examples))]
 
 
-def token_outputs(engine: TokenScorer, examples: Sequence[Example], portions: Portions) -> list[tuple[FloatArray, ...]]:
+def token_outputs(
+    engine: TokenScorer, examples: Sequence[Example], train: TrainSection
+) -> list[tuple[FloatArray, ...]]:
     """What one model says about each token of each example's sequences, outside of a step (evaluation)."""
-    plan = plan_batches(examples, portions.limits(engine.num_ranks))
+    plan = plan_batches(examples, MicroBatchLimits.of(train, engine.num_ranks))
     said = _forward(engine, plan, examples)
     return [said[i] for i in range(len(examples))]
 

@@ -9,7 +9,7 @@ from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.pair_losses import Pairs, Side
 from rlhf.algorithms.pairs import PairObjective, pair_experience
 from rlhf.config.algo import PairLossSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Example, Experience, Metrics, Role, TokenSequence
 
 PROMPT = 2
@@ -54,13 +54,13 @@ def learn(
     experiences: Sequence[Experience],
     said: Sequence[Sequence[torch.Tensor]],
     *,
-    limits: Limits | None = None,
+    limits: MicroBatchLimits | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The step's loss and figures over the micro-batches of a plan. `said[i]` are the policy's log-probs of the tokens
     of experience i's two answers; it says NaN about everything else."""
     objective = PairObjective(section)
     total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
-    plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=10_000))
+    plan = plan_batches(experiences, limits or MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10_000))
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.POLICY), strict=True):
         if batch.is_padding:
             continue

@@ -22,7 +22,7 @@ from rlhf.config.algo import (
     ReinforceBaselineSection,
     RlooSection,
 )
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Experience, LearnedSequence, Metrics, Role
 from tests.unit.algorithms.build import tensor_batch
 
@@ -284,7 +284,7 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
 
 
 def step_gradient(
-    section: CriticFreeSection, experiences: list[Experience], limits: Limits
+    section: CriticFreeSection, experiences: list[Experience], limits: MicroBatchLimits
 ) -> tuple[torch.Tensor, Metrics]:
     """Gradient by every token's prediction, and figures, of one optimizer step split by `limits`."""
     plan = plan_batches(experiences, limits)
@@ -311,8 +311,10 @@ def test_the_gradient_does_not_depend_on_the_split(
 ) -> None:
     rng = np.random.default_rng(3)
     experiences = [experience(n, rng) for n in (7, 1, 12, 2, 30, 9, 9)]
-    whole, figures = step_gradient(section, experiences, Limits(num_ranks=1, max_tokens=10_000))
-    limits = Limits(num_ranks=num_ranks, max_tokens=max_tokens, max_examples=max_examples)
+    whole, figures = step_gradient(
+        section, experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10_000)
+    )
+    limits = MicroBatchLimits(num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens, micro_batch_size=max_examples)
     split, split_figures = step_gradient(section, experiences, limits)
     torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-8)
     assert split_figures.sums == pytest.approx(figures.sums, rel=1e-5, abs=1e-7)

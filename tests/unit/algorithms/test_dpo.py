@@ -14,7 +14,7 @@ from rlhf.algorithms.stuck_loss import PATIENCE_STEPS, StuckLossWatch
 from rlhf.config.algo import DpoSection, PairLossSection
 from rlhf.config.algo.preference import DpoLoss, IpoLoss, RpoLoss, SimpoLoss
 from rlhf.errors import CheckpointError, NumericsError
-from rlhf.orchestrator.step.batching import Limits
+from rlhf.orchestrator.step.batching import MicroBatchLimits
 from rlhf.types import FinishReason, Head, Metrics, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.pair_support import experience, learn, numbers, pair
@@ -138,9 +138,15 @@ def random_step(seed: int = 0) -> tuple[list[object], list[list[torch.Tensor]]]:
 
 @pytest.mark.parametrize("section", ALL, ids=lambda section: section.type)
 @pytest.mark.parametrize("humanline", [False, True])
-@pytest.mark.parametrize("limits", [Limits(num_ranks=1, max_tokens=1), Limits(num_ranks=3, max_tokens=40)])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1),
+        MicroBatchLimits(num_ranks=3, max_tokens_per_micro_batch=40),
+    ],
+)
 def test_loss_and_gradient_do_not_depend_on_the_split(
-    section: PairLossSection, humanline: bool, limits: Limits
+    section: PairLossSection, humanline: bool, limits: MicroBatchLimits
 ) -> None:
     """And masked positions, which hold NaN here, reach neither."""
     section = section.model_copy(update={"humanline": humanline})

@@ -15,7 +15,7 @@ from rlhf.algorithms.kto import KTO, balance, describe_labels, kto
 from rlhf.algorithms.mismatched_responses import mismatch
 from rlhf.config.algo import KtoSection
 from rlhf.errors import NumericsError
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Prompt, Role, ScoredGroup, Signals
 from tests.unit.algorithms.build import group, rollout
 
@@ -53,10 +53,10 @@ def loss_of_step(
     algorithm: KTO,
     experiences: Sequence[Experience],
     log_probs: Sequence[torch.Tensor],
-    limits: Limits | None = None,
+    limits: MicroBatchLimits | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The step's loss, summed over the micro-batches of a plan; `log_probs[i]` are those of experience i."""
-    plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=10_000))
+    plan = plan_batches(experiences, limits or MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10_000))
     total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.POLICY), strict=True):
         if batch.is_padding:
@@ -203,9 +203,13 @@ def test_z0_is_not_negative() -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [Limits(num_ranks=1, max_tokens=1), Limits(num_ranks=3, max_tokens=8), Limits(num_ranks=4, max_tokens=9_999)],
+    [
+        MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1),
+        MicroBatchLimits(num_ranks=3, max_tokens_per_micro_batch=8),
+        MicroBatchLimits(num_ranks=4, max_tokens_per_micro_batch=9_999),
+    ],
 )
-def test_neither_loss_nor_gradient_depends_on_the_split(limits: Limits) -> None:
+def test_neither_loss_nor_gradient_depends_on_the_split(limits: MicroBatchLimits) -> None:
     algorithm = KTO(replace_weights(1.5, 0.5))
     examples = algorithm.select([answer(n, n % 3 == 0, length=1 + n % 4) for n in range(7)])
     signals = signals_of(examples)

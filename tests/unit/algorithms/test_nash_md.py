@@ -9,7 +9,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.nash_md import NashMD
 from rlhf.config.algo import NashMdSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Example, FinishReason, Head, Role, Signals
 from tests.unit.algorithms.build import group, rollout, signals
 
@@ -98,7 +98,7 @@ def test_the_gradient_is_that_of_the_expected_preference_and_kl() -> None:
         tokens = torch.stack([own[0, i], own[1 + i, j]])
         signal = measured(example, tokens.tolist(), [ref[0, i].item(), ref[1 + i, j].item()])
         experiences, _ = algorithm.credit([example], [signal])
-        plan = plan_batches(experiences, Limits(num_ranks=1, max_tokens=10))
+        plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10))
         (batch,) = build_batches(plan, experiences, Role.POLICY)
         predictions = torch.cat([torch.full((3,), math.nan, dtype=torch.float64), tokens])
         outputs = Outputs(predictions=predictions, entropy=torch.ones_like(predictions).detach())
@@ -113,7 +113,10 @@ def test_each_prompt_weighs_the_same_however_the_step_is_split() -> None:
     examples = [duel((1.0, 0.0), algorithm), duel((0.0, 1.0), algorithm)]
     experiences, _ = algorithm.credit(examples, [measured(e, [-1.0] * 3, [-2.0] * 3) for e in examples])
     losses = []
-    for limits in (Limits(num_ranks=1, max_tokens=100), Limits(num_ranks=2, max_tokens=1)):
+    for limits in (
+        MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=100),
+        MicroBatchLimits(num_ranks=2, max_tokens_per_micro_batch=1),
+    ):
         plan = plan_batches(experiences, limits)
         loss = torch.zeros(())
         for batch in build_batches(plan, experiences, Role.POLICY):

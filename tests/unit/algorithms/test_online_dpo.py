@@ -10,7 +10,7 @@ from rlhf.algorithms.base import EmaReference, Outputs, TensorBatch
 from rlhf.algorithms.online_dpo import OnlineDPO, distance
 from rlhf.config.algo import OnlineDpoSection
 from rlhf.config.algo.preference import DpoLoss
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.orchestrator.step.mismatch import log_prob_mismatch
 from rlhf.types import Example, FinishReason, Head, Metrics, Role, Signals
 from tests.unit.algorithms.build import group, rollout
@@ -106,12 +106,14 @@ def test_what_the_pair_is_held_against(reference: str, held_against: float) -> N
         np.testing.assert_array_equal(array, wanted)
 
 
-def first_update(algorithm: OnlineDPO, *, limits: Limits | None = None) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+def first_update(
+    algorithm: OnlineDPO, *, limits: MicroBatchLimits | None = None
+) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
     """Loss, gradient on the token log-probs, and figures of one pair, the policy as it sampled."""
     examples = algorithm.select([group(ANSWERS[:2], [1.0, 0.0])])
     signal = signals_of()
     (experiences, _) = algorithm.credit(examples, [signal])
-    plan = plan_batches(experiences, Limits(num_ranks=1, max_tokens=100))
+    plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=100))
     (batch,) = build_batches(plan, experiences, Role.POLICY)
     predictions = torch.tensor(np.concatenate(signal.old_log_probs), dtype=torch.float64, requires_grad=True)
     tensors = TensorBatch.from_numpy(batch, torch.device("cpu"))

@@ -14,7 +14,7 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import PpoSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, pack_tokens, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, pack_tokens, plan_batches
 from rlhf.types import Experience, LearnedSequence, Metrics, Role
 from tests.unit.algorithms.build import tensor_batch
 
@@ -249,7 +249,7 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
 
 
 def step_gradient(
-    section: PpoSection, role: str, experiences: list[Experience], limits: Limits
+    section: PpoSection, role: str, experiences: list[Experience], limits: MicroBatchLimits
 ) -> tuple[torch.Tensor, Mapping[str, float]]:
     """Gradient by every token's prediction, and figures, of one optimizer step split by `limits`."""
     plan = plan_batches(experiences, limits)
@@ -279,8 +279,10 @@ def test_the_gradient_does_not_depend_on_the_split(
     rng = np.random.default_rng(3)
     experiences = [experience(n, rng) for n in (7, 1, 12, 2, 30, 9, 9)]
     section = section.model_copy(update={"ptx_coef": 0.05})
-    whole, figures = step_gradient(section, role, experiences, Limits(num_ranks=1, max_tokens=10_000))
-    limits = Limits(num_ranks=num_ranks, max_tokens=max_tokens, max_examples=max_examples)
+    whole, figures = step_gradient(
+        section, role, experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10_000)
+    )
+    limits = MicroBatchLimits(num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens, micro_batch_size=max_examples)
     split, split_figures = step_gradient(section, role, experiences, limits)
     torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-8)
     assert split_figures == pytest.approx(figures, rel=1e-5, abs=1e-7)

@@ -11,7 +11,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.prm import PRM, first_error, judge_steps, step_loss
 from rlhf.config.algo import PrmSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Experience, Head, Metrics, Prompt, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 
@@ -31,10 +31,10 @@ GROUPS = [
 
 
 def learn(
-    experiences: Sequence[Experience], scores: Sequence[torch.Tensor], limits: Limits | None = None
+    experiences: Sequence[Experience], scores: Sequence[torch.Tensor], limits: MicroBatchLimits | None = None
 ) -> tuple[torch.Tensor, Metrics]:
     """The step's loss and figures, summed over the micro-batches of a plan."""
-    plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=1000))
+    plan = plan_batches(experiences, limits or MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1000))
     total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.REWARD), strict=True):
         if batch.is_padding:
@@ -124,8 +124,14 @@ def test_every_step_weighs_the_same() -> None:
     assert judged["accuracy"] == pytest.approx(metrics.sums["reward/accuracy"])
 
 
-@pytest.mark.parametrize("limits", [Limits(num_ranks=1, max_tokens=1), Limits(num_ranks=4, max_tokens=12)])
-def test_neither_loss_nor_gradient_depends_on_the_split(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1),
+        MicroBatchLimits(num_ranks=4, max_tokens_per_micro_batch=12),
+    ],
+)
+def test_neither_loss_nor_gradient_depends_on_the_split(limits: MicroBatchLimits) -> None:
     experiences, _ = PRM(PrmSection()).credit(PRM(PrmSection()).select(GROUPS), [])
     whole, split = scored(experiences), scored(experiences)
     one, figures = learn(experiences, whole)

@@ -10,7 +10,7 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.rm import RM, count_ordered_pairs, pair_accuracy, rank
 from rlhf.config.algo import RmSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Example, Experience, Head, Metrics, Role, ScoredGroup
 from tests.unit.algorithms.build import group, rollout
 
@@ -22,7 +22,11 @@ def ranking(rewards: list[float], margins: list[float] | None = None, name: str 
 
 
 def learn(
-    groups: list[ScoredGroup], scores: list[list[float]], *, limits: Limits | None = None, use_margins: bool = True
+    groups: list[ScoredGroup],
+    scores: list[list[float]],
+    *,
+    limits: MicroBatchLimits | None = None,
+    use_margins: bool = True,
 ) -> tuple[LossOutput, torch.Tensor, Metrics]:
     """The step's loss, its gradient by each score, and its figures; `scores` in the order of each example."""
     algorithm = RM(RmSection(use_margins=use_margins))
@@ -31,7 +35,7 @@ def learn(
     starts = np.cumsum([0, *(len(e.sequences) for e in experiences)])
     flat = torch.tensor([s for row in scores for s in row], dtype=torch.float64, requires_grad=True)
     total, metrics = torch.zeros((), dtype=torch.float64), Metrics()
-    plan = plan_batches(experiences, limits or Limits(num_ranks=1, max_tokens=10_000))
+    plan = plan_batches(experiences, limits or MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10_000))
     for members, batch in zip(plan.micro_batches, build_batches(plan, experiences, Role.REWARD), strict=True):
         if batch.is_padding:
             continue
@@ -79,8 +83,14 @@ def test_all_pairs_of_a_prompt_then_all_prompts() -> None:
     assert output.loss.item() == pytest.approx((first + nll(0.3)) / 2)
 
 
-@pytest.mark.parametrize("limits", [Limits(num_ranks=1, max_tokens=1), Limits(num_ranks=3, max_tokens=30)])
-def test_the_gradient_does_not_depend_on_the_split(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1),
+        MicroBatchLimits(num_ranks=3, max_tokens_per_micro_batch=30),
+    ],
+)
+def test_the_gradient_does_not_depend_on_the_split(limits: MicroBatchLimits) -> None:
     rng = np.random.default_rng(0)
     sizes = [2, 4, 3, 9, 2]
     groups = [ranking(list(range(k)), name=f"p{n}") for n, k in enumerate(sizes)]
@@ -145,7 +155,7 @@ def test_nothing_but_the_scores_of_pairs_matters() -> None:
     algorithm = RM(RmSection())
     sequence = algorithm.credit(algorithm.select([ranking([1.0, 0.0])]), [])[0][0].sequences[0]
     lonely = Experience(id="x", sequences=(sequence,), targets=(1.0,))
-    plan = plan_batches([lonely], Limits(num_ranks=1, max_tokens=10))
+    plan = plan_batches([lonely], MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10))
     (batch,) = build_batches(plan, [lonely], Role.REWARD)
     scores = torch.tensor([math.nan], requires_grad=True)
     tensors = TensorBatch.from_numpy(batch, torch.device("cpu"))

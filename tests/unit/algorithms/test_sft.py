@@ -8,7 +8,7 @@ import torch
 from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import SftSection
-from rlhf.orchestrator.step.batching import Limits, build_batches, plan_batches
+from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Head, Role
 from tests.unit.algorithms.build import group, rollout
 
@@ -44,7 +44,7 @@ def test_mean_likelihood_of_all_tokens_of_the_step(max_tokens: int) -> None:
     algorithm = SFT(SftSection())
     experiences, metrics = algorithm.credit(algorithm.select(DEMONSTRATIONS), [])
     assert metrics.sums["response/length"] == 3.0
-    plan = plan_batches(experiences, Limits(num_ranks=1, max_tokens=max_tokens))
+    plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=max_tokens))
     total, figure = 0.0, 0.0
     for batch in build_batches(plan, experiences, Role.POLICY):
         lengths = torch.tensor(batch.tokens.lengths)

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rlhf.algorithms.sft import SFT
@@ -102,7 +101,7 @@ class FusedReward(FakeReward):
 def fused_run(path: Path, fuse: Fuse) -> Run:
     rollout = FusedRollout(fuse)
     run = ppo_run(path, num_steps=5, rollout=rollout, rewards=FusedReward(fuse))
-    run.portions = replace(run.portions, batch_size=5)
+    run.set_train(batch_size=5)
     run.engines = {
         Role.POLICY: FusedEngine(fuse, "policy", Head.LOG_PROBS, rollout),
         Role.CRITIC: FusedEngine(fuse, "critic", Head.VALUES),

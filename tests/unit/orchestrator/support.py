@@ -14,7 +14,7 @@ from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import PpoSection, RmSection, SftSection
-from rlhf.config.run import LogSection
+from rlhf.config.run import CheckpointSection, EvalSection, LogSection, TrainSection
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.fakes import (
     FakeEmaReference,
@@ -26,18 +26,19 @@ from rlhf.engines.fakes import (
 )
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import Evaluator
-from rlhf.orchestrator.loop import Course, Loop, Parts
+from rlhf.orchestrator.loop import Loop, LoopSections, Parts
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import PlainConsole
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
+from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import make_trackers
 from rlhf.orchestrator.step.buffer import LagBuffer
-from rlhf.orchestrator.step.learning import Passes, Pretraining
+from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
-from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import (
     FinishReason,
     Head,
@@ -51,6 +52,9 @@ from rlhf.types import (
 
 TOKENIZER = FakeTokenizer()
 LOG = LogSection(tensorboard=False, sample_every_steps=2)
+TRAIN = TrainSection(
+    batch_size=3, max_tokens_per_micro_batch=24, step_timeout_s=20.0, mismatch_warn=0.0, mismatch_stop=0.0
+)
 
 
 def make_prompt(number: int) -> Prompt:
@@ -91,8 +95,10 @@ class Run:
     rollout: FakeRollout = field(default_factory=lambda: FakeRollout(TOKENIZER.num_tokens))
     rewards: RewardSource = field(default_factory=FakeReward)
     rows: Sequence[ScoredGroup] = ()
-    portions: Portions = field(default_factory=lambda: Portions(batch_size=3, max_tokens=24, seed=5))
-    passes: Passes = field(default_factory=lambda: Passes(num_epochs=2, timeout_s=20.0))
+    train: TrainSection = TRAIN
+    num_epochs: int = 2
+    critic_warmup_steps: int = 0
+    seed: int = 11
     max_lag: int = 0
     checkpoint_every: int = 2
     evaluate_every: int = 0
@@ -103,12 +109,15 @@ class Run:
     max_rounds: int = 10
     greedy_baseline: bool = False
     reference: TokenScorer = field(default_factory=lambda: FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS))
-    gaps: tuple[float, float] = (0.0, 0.0)
     stop: StopRequest = field(default_factory=lambda: StopRequest(20.0))
     out: io.StringIO = field(default_factory=io.StringIO)
     keep_group: Callable[[ScoredGroup], bool] | None = None
     source: GroupSource | None = None
     config: Mapping[str, str] = field(default_factory=dict)
+
+    def set_train(self, **settings: float) -> None:
+        """Change settings of the config's `train` section."""
+        self.train = self.train.model_copy(update=settings)
 
     def make_source(self) -> GroupSource:
         if not self.algorithm.needs.online:
@@ -120,7 +129,7 @@ class Run:
                 batch_size=self.batch_size,
                 group_size=self.group_size,
                 sampling=Sampling(max_tokens=6),
-                seed=11,
+                seed=self.seed,
                 max_rounds=self.max_rounds,
                 greedy_baseline=self.greedy_baseline,
             ),
@@ -153,7 +162,7 @@ class Run:
             checkpoints = Checkpoints(directory.checkpoints, keep=self.keep, warn=records.warn)
             fresh = RunState(
                 step=0,
-                seed=11,
+                seed=self.seed,
                 ranks={role: engine.num_ranks for role, engine in self.engines.items()},
                 config=dict(self.config),
             )
@@ -175,15 +184,18 @@ class Run:
                 pretraining=self.pretraining,
                 gauge=lambda: {"memory/policy": 0.5},
             ),
-            Course(
-                num_steps=self.num_steps,
-                portions=self.portions,
-                passes=self.passes,
+            LoopSections(
+                train=self.train,
+                eval=EvalSection(every_steps=self.evaluate_every),
+                checkpoint=CheckpointSection(every_steps=self.checkpoint_every),
                 max_lag=self.max_lag,
-                evaluate_every=self.evaluate_every,
-                checkpoint_every=self.checkpoint_every,
-                gap_warn=self.gaps[0],
-                gap_stop=self.gaps[1],
+            ),
+            RunLength(
+                num_steps=self.num_steps,
+                examples_per_step=self.batch_size * self.group_size,
+                batch_size=self.train.batch_size,
+                num_epochs=self.num_epochs,
+                critic_warmup_steps=self.critic_warmup_steps,
             ),
             records=records,
             checkpoints=checkpoints,

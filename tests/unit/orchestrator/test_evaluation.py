@@ -11,6 +11,7 @@ from rlhf.algorithms.prm import PRM
 from rlhf.algorithms.rm import RM
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import KtoSection, PrmSection, RmSection, SftSection
+from rlhf.config.run import TrainSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeScorer, FakeTrainEngine, log_softmax
 from rlhf.errors import RlhfError
 from rlhf.orchestrator.evaluation import (
@@ -23,7 +24,7 @@ from rlhf.orchestrator.evaluation import (
     score_gaps,
 )
 from rlhf.orchestrator.step.sources import Sampler
-from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
@@ -41,7 +42,7 @@ def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int)
         model(Role.POLICY, Head.LOG_PROBS, num_ranks),
         SFT(SftSection()),
         groups,
-        Portions(batch_size=1, max_tokens=max_tokens),
+        TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens),
     )
     said = log_softmax(TABLE)
     expected = -(10 * said[9] + 2 * said[2] + 3 * said[1]) / 15
@@ -70,7 +71,10 @@ def test_a_reward_model_is_measured_on_every_pair(num_ranks: int) -> None:
     groups = [given_group(i, ["ab", "ba", "bb"], [2.0, 1.0, 0.0]) for i in range(4)]
     groups += [given_group(9, ["a", "b"], [0.0, 1.0])]
     evaluator = PairEvaluator(
-        model(Role.REWARD, Head.SCORES, num_ranks), RM(RmSection()), groups, Portions(batch_size=1, max_tokens=12)
+        model(Role.REWARD, Head.SCORES, num_ranks),
+        RM(RmSection()),
+        groups,
+        TrainSection(batch_size=1, max_tokens_per_micro_batch=12),
     )
     figures = evaluator.evaluate(1)
     assert figures["eval/num_pairs"] == 13
@@ -106,7 +110,9 @@ def test_good_and_bad_answers_are_told_apart_by_what_was_learned(num_ranks: int,
     groups = [given_group(i, [answer], [label]) for i, (answer, label) in enumerate(labels.items())]
     flat = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks)
     models = replace(model(Role.POLICY, Head.LOG_PROBS, num_ranks), reference=flat)
-    evaluator = LabelEvaluator(models, KTO(KtoSection(beta=0.5)), groups, Portions(batch_size=1, max_tokens=max_tokens))
+    evaluator = LabelEvaluator(
+        models, KTO(KtoSection(beta=0.5)), groups, TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
+    )
     ratios = log_softmax(TABLE) - log_softmax(np.zeros(TOKENIZER.num_tokens))
     of_answer = {letter: float(ratios[TOKENIZER.encode(letter)[0]] + ratios[1]) for letter in "hgb"}
     figures = evaluator.evaluate(1)
@@ -128,7 +134,9 @@ def test_every_held_out_step_counts_once(num_ranks: int, max_tokens: int) -> Non
         steps(2, "ha", [0.0, 0.0]),
     ]
     models = model(Role.REWARD, Head.TOKEN_SCORES, num_ranks)
-    evaluator = StepEvaluator(models, PRM(PrmSection()), groups, Portions(batch_size=1, max_tokens=max_tokens))
+    evaluator = StepEvaluator(
+        models, PRM(PrmSection()), groups, TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
+    )
     figures = evaluator.evaluate(1)
     assert figures["eval/num_steps"] == 7
     assert figures["eval/accuracy"] == pytest.approx(6 / 7)

@@ -12,7 +12,6 @@ import pytest
 from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import Correction, GrpoSection, NoCorrection, RatioToSampler, TruncatedWeights
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, Table, log_softmax
-from rlhf.orchestrator.step.learning import Passes
 from rlhf.types import Example, Experience, Head, Metrics, Role, Signals, SyncReport
 from tests.unit.orchestrator.support import TOKENIZER, Run
 
@@ -75,9 +74,9 @@ class Lagging:
             max_lag=self.max_lag,
             group_size=4,
             batch_size=8,
-            passes=Passes(timeout_s=20.0),
+            num_epochs=1,
             checkpoint_every=100,
-            portions=replace(run.portions, batch_size=32),
+            train=run.train.model_copy(update={"batch_size": 32}),
         )
         run.run()
         rows = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.step.learning import Passes, Pretraining
+from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import GroupBatch, Sampler
 from rlhf.types import (
     FloatArray,
@@ -49,8 +49,8 @@ def events_of(run: Run) -> list[str]:
 
 
 def test_ppo_learns_what_is_rewarded(tmp_path: Path) -> None:
-    run = ppo_run(tmp_path / "a", num_steps=20, batch_size=16, passes=Passes(timeout_s=20))
-    run.portions = replace(run.portions, batch_size=32, max_tokens=64)
+    run = ppo_run(tmp_path / "a", num_steps=20, batch_size=16, num_epochs=1)
+    run.set_train(batch_size=32, max_tokens_per_micro_batch=64)
     model = run.run()
     rewards = [row["reward/mean_all"] for row in metrics_of(run)]
     assert np.mean(rewards[-3:]) > 2 * np.mean(rewards[:3])
@@ -69,8 +69,8 @@ def test_the_same_loop_trains_a_policy_and_a_reward_model_on_given_data(tmp_path
 
 def test_the_ratio_is_exactly_one_at_the_first_update(tmp_path: Path) -> None:
     """Old log-probs come from the very passes that training makes (A36)."""
-    run = ppo_run(tmp_path / "a", num_steps=3, passes=Passes(timeout_s=20))
-    run.portions = replace(run.portions, batch_size=100)
+    run = ppo_run(tmp_path / "a", num_steps=3, num_epochs=1)
+    run.set_train(batch_size=100)
     run.run()
     assert all(row["policy/ratio_gap"] == 0 for row in metrics_of(run))
     engine = run.engines[Role.POLICY]
@@ -90,7 +90,7 @@ class Packing(FakeTrainEngine):
 
 
 def test_old_log_probs_are_measured_in_the_packing_of_training(tmp_path: Path) -> None:
-    run = ppo_run(tmp_path / "a", num_steps=1, batch_size=8, passes=Passes(timeout_s=20))
+    run = ppo_run(tmp_path / "a", num_steps=1, batch_size=8, num_epochs=1)
     engine = Packing(run.rollout)
     run.engines[Role.POLICY] = engine
     run.run()
@@ -105,8 +105,8 @@ def test_micro_batches_are_filled_with_what_is_learned_from(tmp_path: Path) -> N
     run = sft_run(tmp_path / "a", algorithm=KTO(KtoSection()), rows=rows, batch_size=8, num_steps=1)
     engine = Packing(run.rollout)
     run.engines[Role.POLICY] = engine
-    run.portions = replace(run.portions, batch_size=8, max_tokens=24)
-    run.passes = Passes(timeout_s=20)
+    run.set_train(batch_size=8, max_tokens_per_micro_batch=24)
+    run.num_epochs = 1
     run.run()
     tokens = sum(len(batch.tokens.token_ids) for batch in engine.seen)
     assert len(engine.measured) == 4
@@ -122,7 +122,7 @@ def test_two_runs_with_one_seed_are_the_same_run(tmp_path: Path) -> None:
     for name in ("rollouts/step_000006.jsonl", "rollouts/step_000001.jsonl"):
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
     third = ppo_run(tmp_path / "c")
-    third.portions = replace(third.portions, seed=6)
+    third.seed = 6
     third.run()
     assert tables(third) != tables(first)
 
@@ -243,7 +243,7 @@ def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:
     learned = []
     for num_ranks, max_tokens in ((1, 10_000), (1, 8), (3, 8)):
         run = ppo_run(tmp_path / f"{num_ranks}-{max_tokens}", num_steps=2, num_ranks=num_ranks)
-        run.portions = replace(run.portions, max_tokens=max_tokens)
+        run.set_train(max_tokens_per_micro_batch=max_tokens)
         run.run()
         learned.append(run.engines[Role.POLICY].table)
     np.testing.assert_allclose(learned[1], learned[0], rtol=1e-5, atol=1e-9)
@@ -282,8 +282,7 @@ def test_every_prompt_of_an_epoch_is_used(tmp_path: Path) -> None:
 
 def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) -> None:
     """The policy's first batch after the critic's warm-up is that step's own."""
-    frozen = Passes(frozen_steps={Role.POLICY: 2}, timeout_s=20)
-    run = ppo_run(tmp_path / "a", num_steps=3, passes=frozen)
+    run = ppo_run(tmp_path / "a", num_steps=3, num_epochs=1, critic_warmup_steps=2)
     before = run.engines[Role.POLICY].table.copy()
     short = replace(run, num_steps=2, path=tmp_path / "b")
     short.run()
@@ -291,7 +290,7 @@ def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) ->
     assert (run.engines[Role.POLICY].table == before).all()
     assert run.engines[Role.CRITIC].num_steps > 0
 
-    other = ppo_run(tmp_path / "c", num_steps=3, passes=frozen)
+    other = ppo_run(tmp_path / "c", num_steps=3, num_epochs=1, critic_warmup_steps=2)
     other.run()
     tokens = sum(len(batch.tokens.token_ids) for batch in other.engines[Role.POLICY].seen if not batch.is_padding)
     answers = (other.path / "rollouts/step_000003.jsonl").read_text().splitlines()
@@ -301,14 +300,14 @@ def test_nothing_is_stored_for_a_role_that_does_not_learn_yet(tmp_path: Path) ->
 
 def test_passes_end_early_when_the_algorithm_says_so(tmp_path: Path) -> None:
     section = PpoSection(target_kl=1e-9, num_epochs=5)
-    run = ppo_run(tmp_path / "a", section=section, num_steps=2, passes=Passes(num_epochs=5, timeout_s=20))
+    run = ppo_run(tmp_path / "a", section=section, num_steps=2, num_epochs=5, seed=3)
     run.run()
-    per_pass = -(-run.batch_size * run.group_size // run.portions.batch_size)
+    per_pass = -(-run.batch_size * run.group_size // run.train.batch_size)
     assert [row["updates/applied"] for row in metrics_of(run)] == [2 * per_pass] * 2
 
 
 def test_later_passes_take_the_minibatches_in_another_order(tmp_path: Path) -> None:
-    run = ppo_run(tmp_path / "a", num_steps=1, num_ranks=1, batch_size=12, passes=Passes(num_epochs=3, timeout_s=20))
+    run = ppo_run(tmp_path / "a", num_steps=1, num_ranks=1, batch_size=12, num_epochs=3)
     run.run()
     seen = [batch.denominators for batch in run.engines[Role.POLICY].seen]
     passes = [seen[i : i + len(seen) // 3] for i in range(0, len(seen), len(seen) // 3)]
@@ -358,7 +357,7 @@ def test_gradients_that_are_not_finite_now_and_then_are_bounded_too(tmp_path: Pa
 
 def test_pretraining_text_goes_with_each_of_the_policys_minibatches(tmp_path: Path) -> None:
     texts = [given_group(i, ["h" * 3], [0.0]) for i in range(5)]
-    run = ppo_run(tmp_path / "a", num_steps=2, passes=Passes(frozen_steps={Role.POLICY: 1}, timeout_s=20))
+    run = ppo_run(tmp_path / "a", num_steps=2, num_epochs=1, critic_warmup_steps=1)
     run.pretraining = Pretraining(Order(texts, seed=0), SFT(SftSection()), batch_size=2)
     run.run()
     seen = run.engines[Role.POLICY].seen

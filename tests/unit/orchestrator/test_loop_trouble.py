@@ -13,7 +13,6 @@ import pytest
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, NumericsError, RewardError, StallError
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.step.learning import Passes
 from rlhf.orchestrator.step.sources import Sampler
 from rlhf.types import (
     FloatArray,
@@ -98,7 +97,7 @@ class Slow(FakeTrainEngine):
 )
 def test_a_model_that_never_answers_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
     run = (ppo_run if make is ppo_run else sft_run)(tmp_path / "a")
-    run.passes = Passes(timeout_s=0.2)
+    run.set_train(step_timeout_s=0.2)
     run.engines[role] = Slow(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
     waiting_for = "values" if phase == "log_probs" else "policy"
     with pytest.raises(StallError, match=rf"{phase}.*: the trainer waited .* s for .*{waiting_for}"):
@@ -113,8 +112,9 @@ class Drift(FakeRollout):
 
 
 def test_sampler_and_trainer_that_disagree_are_told_of_and_then_stopped(tmp_path: Path) -> None:
-    for gaps, fails in (((0.1, 0.0), False), ((0.1, 0.4), True)):
-        run = ppo_run(tmp_path / str(fails), gaps=gaps, num_steps=2)
+    for mismatch_stop, fails in ((0.0, False), (0.4, True)):
+        run = ppo_run(tmp_path / str(fails), num_steps=2)
+        run.set_train(mismatch_warn=0.1, mismatch_stop=mismatch_stop)
         run.rollout = Drift(TOKENIZER.num_tokens)
         run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, rollout=run.rollout)
         if fails:

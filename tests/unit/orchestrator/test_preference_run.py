@@ -13,11 +13,11 @@ from rlhf.algorithms.online_dpo import OnlineDPO
 from rlhf.algorithms.stuck_loss import PATIENCE_STEPS
 from rlhf.config.algo import DpoSection, OnlineDpoSection
 from rlhf.config.algo.preference import IpoLoss, PairLossSection, SimpoLoss
+from rlhf.config.run import TrainSection
 from rlhf.engines.fakes import FakeReward, FakeScorer, FakeTrainEngine, log_softmax
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.evaluation import PreferenceEvaluator
-from rlhf.orchestrator.step.learning import Passes
-from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Metrics, Role, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, ppo_run, sft_run
 
@@ -34,7 +34,9 @@ def evaluator(
         reference=FakeScorer(REFERENCE, Head.LOG_PROBS, num_ranks=num_ranks) if section.uses_reference else None,
     )
     groups = [given_group(i, pair, [1.0, 0.0]) for i, pair in enumerate(rows)]
-    return PreferenceEvaluator(models, DPO(section), groups, Portions(batch_size=1, max_tokens=max_tokens))
+    return PreferenceEvaluator(
+        models, DPO(section), groups, TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
+    )
 
 
 def h(chosen: str, rejected: str) -> float:
@@ -87,7 +89,7 @@ def test_a_loss_at_a_standstill_is_told_to_the_user_once(tmp_path: Path) -> None
     run.rows = [given_group(i, ["ab", "b"], [1.0, 0.0]) for i in range(7)]
     run.engines = {Role.POLICY: AtLn2(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)}
     run.num_steps, run.checkpoint_every = PATIENCE_STEPS + 10, 1000
-    run.passes = Passes(timeout_s=20.0)
+    run.num_epochs = 1
     run.run()
     told = [text for text in warnings_of(run) if "ln 2" in text]
     assert len(told) == 1
@@ -98,7 +100,7 @@ def online(folder: Path, rewards: FakeReward) -> Run:
     run = ppo_run(folder)
     engines = {Role.POLICY: run.engines[Role.POLICY]}
     made = Run(folder, OnlineDPO(OnlineDpoSection()), engines, rollout=run.rollout, rewards=rewards, group_size=4)
-    made.passes = Passes(timeout_s=20.0)
+    made.num_epochs = 1
     return made
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from rlhf.config.run import LogSection
+from rlhf.config.run import LogSection, TrainSection
 from rlhf.errors import ConfigError, NumericsError
 from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
 from rlhf.orchestrator.run.schedule import RunLength, count_steps
@@ -198,7 +198,7 @@ def test_the_mismatch_by_hand() -> None:
     """Ratios of trainer to sampler: 1, 3, 1/4, and one that is not known; the band is [1/2, 2]."""
     gap = np.array([0.0, np.log(3.0), -np.log(4.0), np.nan], dtype=np.float32)
     kl = (0.0 + (3 - 1 - np.log(3.0)) + (0.25 - 1 + np.log(4.0))) / 3
-    assert mismatch_metrics(gap, band=2.0) == pytest.approx(
+    assert mismatch_metrics(gap, mismatch_band=2.0) == pytest.approx(
         {
             "mismatch/log_prob": (np.log(3.0) + np.log(4.0)) / 3,
             "mismatch/log_prob_max": np.log(4.0),
@@ -207,41 +207,42 @@ def test_the_mismatch_by_hand() -> None:
             "mismatch/not_finite": 0.25,
         }
     )
-    assert mismatch_metrics(gap, band=3.5)["mismatch/outside_band"] == pytest.approx(1 / 3)
-    assert mismatch_metrics(np.zeros(0, dtype=np.float32), band=2.0) == {}
+    assert mismatch_metrics(gap, mismatch_band=3.5)["mismatch/outside_band"] == pytest.approx(1 / 3)
+    assert mismatch_metrics(np.zeros(0, dtype=np.float32), mismatch_band=2.0) == {}
 
 
 def test_log_probs_that_the_sampler_did_not_give_are_told_of_once() -> None:
     """All of them missing is a mean gap of 0, which would look like full agreement."""
     told: list[str] = []
-    watch = MismatchWatch(0.1, 1.0, told.append)
+    watch = MismatchWatch(TrainSection(), told.append)
     for step in (1, 2):
-        watch.see(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), band=2.0))
-        watch.see(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), band=2.0))
+        watch.see(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), mismatch_band=2.0))
+        watch.see(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), mismatch_band=2.0))
     assert told == [
         "step 1: 100.00% of the sampler's log-probs are not finite; told once",
         "step 1: log-probs of sampler and trainer differ by 0.2 nats a token on average (train.mismatch_warn is 0.1); "
         "told once",
     ]
     with pytest.raises(NumericsError, match=r"step 3: .* differ by 2 nats"):
-        watch.see(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), band=2.0))
-    MismatchWatch(0.0, 0.0, told.append).see(1, mismatch_metrics(np.full(4, 9.0, dtype=np.float32), band=2.0))
+        watch.see(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), mismatch_band=2.0))
+    MismatchWatch(TrainSection(mismatch_warn=0.0, mismatch_stop=0.0), told.append).see(
+        1, mismatch_metrics(np.full(4, 9.0, dtype=np.float32), mismatch_band=2.0)
+    )
     assert len(told) == 2
 
 
 @pytest.mark.parametrize("numbers", [[100.0, -100.0], [np.inf], [np.nan, -np.inf]])
 def test_the_mismatch_of_far_policies_is_finite(numbers: list[float]) -> None:
-    figures = mismatch_metrics(np.array(numbers, dtype=np.float32), band=2.0)
+    figures = mismatch_metrics(np.array(numbers, dtype=np.float32), mismatch_band=2.0)
     assert np.isfinite(list(figures.values())).all()
 
 
 def test_the_schedule_counts_the_updates_that_will_run() -> None:
     """A32."""
-    length = RunLength(
-        num_steps=10, examples_per_step=10, batch_size=4, num_epochs=2, frozen_steps={Role.POLICY: 3, Role.CRITIC: 20}
-    )
+    length = RunLength(num_steps=10, examples_per_step=10, batch_size=4, num_epochs=2, critic_warmup_steps=3)
     assert length.num_updates(Role.POLICY) == 7 * 3 * 2
-    assert length.num_updates(Role.CRITIC) == 0
-    assert length.num_updates(Role.REWARD) == 60
+    assert length.num_updates(Role.CRITIC) == 60
+    only_warmup = RunLength(num_steps=2, examples_per_step=1, batch_size=1, critic_warmup_steps=3)
+    assert only_warmup.num_updates(Role.POLICY) == 0
     assert count_steps(None, 2, 7, 4) == 4
     assert count_steps(3, 2, 7, 4) == 3

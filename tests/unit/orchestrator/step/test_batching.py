@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rlhf.orchestrator.step.batching import (
     PADDING,
     BatchPlan,
-    Limits,
+    MicroBatchLimits,
     build_batches,
     merge_plans,
     pack_tokens,
@@ -43,25 +43,25 @@ def experience(*lengths: int, value: float = 0.0, margins: tuple[float, ...] = (
 
 shapes = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), max_size=30)
 limits = st.builds(
-    Limits,
+    MicroBatchLimits,
     num_ranks=st.integers(1, 5),
-    max_tokens=st.integers(1, 200),
-    max_examples=st.none() | st.integers(1, 4),
+    max_tokens_per_micro_batch=st.integers(1, 200),
+    micro_batch_size=st.none() | st.integers(1, 4),
 )
 
 
 @given(shapes, limits)
 @settings(deadline=None)
 def test_every_example_runs_once_within_the_limits_and_ranks_run_equally_many(
-    lengths: list[list[int]], limits: Limits
+    lengths: list[list[int]], limits: MicroBatchLimits
 ) -> None:
     examples = [example(*ns, start=1000 * i) for i, ns in enumerate(lengths)]
     plan = plan_batches(examples, limits)
     assert plan.indices == tuple(range(len(examples)))
     assert len(plan.micro_batches) % limits.num_ranks == 0
     for members in plan.micro_batches:
-        assert len(members) == 1 or sum(sum(lengths[i]) for i in members) <= limits.max_tokens
-        assert limits.max_examples is None or len(members) <= limits.max_examples
+        assert len(members) == 1 or sum(sum(lengths[i]) for i in members) <= limits.max_tokens_per_micro_batch
+        assert limits.micro_batch_size is None or len(members) <= limits.micro_batch_size
     assert plan == plan_batches(examples, limits)
 
 
@@ -71,7 +71,7 @@ def asked(packed: PackedTokens) -> BoolArray:
 
 @given(shapes, limits)
 @settings(deadline=None)
-def test_unpacking_gives_each_sequence_its_own(lengths: list[list[int]], limits: Limits) -> None:
+def test_unpacking_gives_each_sequence_its_own(lengths: list[list[int]], limits: MicroBatchLimits) -> None:
     examples = [example(*ns, start=1000 * i) for i, ns in enumerate(lengths)]
     plan = plan_batches(examples, limits)
     packed = pack_tokens(plan, examples)
@@ -91,7 +91,9 @@ def test_unpacking_gives_each_sequence_its_own(lengths: list[list[int]], limits:
 @given(st.lists(st.integers(1, 100), min_size=8, max_size=40), st.integers(1, 4))
 @settings(deadline=None)
 def test_ranks_share_the_tokens_evenly(lengths: list[int], num_ranks: int) -> None:
-    plan = plan_batches([example(n) for n in lengths], Limits(num_ranks=num_ranks, max_tokens=100))
+    plan = plan_batches(
+        [example(n) for n in lengths], MicroBatchLimits(num_ranks=num_ranks, max_tokens_per_micro_batch=100)
+    )
     loads = _loads(plan, lengths)
     assert max(loads) - min(loads) <= max(lengths)
 
@@ -99,15 +101,19 @@ def test_ranks_share_the_tokens_evenly(lengths: list[int], num_ranks: int) -> No
 @pytest.mark.parametrize(
     ("lengths", "limits", "expected"),
     [
-        ([10] * 7, Limits(num_ranks=1, max_tokens=30), [30, 20, 20]),  # first fit: 30, 30, 10
-        ([10] * 9, Limits(num_ranks=1, max_tokens=1000, max_examples=4), [30, 30, 30]),
-        ([6, 5, 5, 4], Limits(num_ranks=1, max_tokens=10), [10, 10]),
-        ([5, 5, 4, 3, 3], Limits(num_ranks=1, max_tokens=10), [10, 10]),  # the emptiest would need a third
-        ([50, 10], Limits(num_ranks=1, max_tokens=30), [50, 10]),
-        ([10] * 10, Limits(num_ranks=2, max_tokens=40), [30, 20, 30, 20]),
+        ([10] * 7, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=30), [30, 20, 20]),  # first fit: 30, 30, 10
+        ([10] * 9, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1000, micro_batch_size=4), [30, 30, 30]),
+        ([6, 5, 5, 4], MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10), [10, 10]),
+        (
+            [5, 5, 4, 3, 3],
+            MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=10),
+            [10, 10],
+        ),  # the emptiest would need a third
+        ([50, 10], MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=30), [50, 10]),
+        ([10] * 10, MicroBatchLimits(num_ranks=2, max_tokens_per_micro_batch=40), [30, 20, 30, 20]),
     ],
 )
-def test_micro_batches_are_few_and_equal(lengths: list[int], limits: Limits, expected: list[int]) -> None:
+def test_micro_batches_are_few_and_equal(lengths: list[int], limits: MicroBatchLimits, expected: list[int]) -> None:
     plan = plan_batches([example(n) for n in lengths], limits)
     assert [sum(lengths[i] for i in members) for members in plan.micro_batches] == expected
 
@@ -121,7 +127,7 @@ def _loads(plan: BatchPlan, lengths: list[int]) -> list[int]:
 @pytest.mark.parametrize(("num_examples", "num_ranks"), [(1, 4), (3, 2), (5, 4)])
 def test_a_tail_smaller_than_the_ranks_is_padded(num_examples: int, num_ranks: int) -> None:
     examples = [experience(6, value=1.0) for _ in range(num_examples)]
-    plan = plan_batches(examples, Limits(num_ranks=num_ranks, max_tokens=6))
+    plan = plan_batches(examples, MicroBatchLimits(num_ranks=num_ranks, max_tokens_per_micro_batch=6))
     batches = build_batches(plan, examples, "policy")
     padding = [batch for batch in batches if batch.is_padding]
     assert len(padding) == -num_examples % num_ranks
@@ -137,7 +143,7 @@ def test_denominators_count_the_whole_step_and_only_it() -> None:
     experiences = [experience(4), experience(10, 1), experience(1), experience(7)]
     step, rest = (0, 1, 2), (3,)
     for num_ranks, max_tokens in [(1, 1000), (2, 1), (4, 11)]:
-        limits = Limits(num_ranks=num_ranks, max_tokens=max_tokens)
+        limits = MicroBatchLimits(num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens)
         for batch in build_batches(plan_batches(experiences, limits, step), experiences, "policy"):
             denominators = batch.denominators
             assert (denominators.tokens, denominators.sequences, denominators.examples) == (1 + 4, 2, 3)
@@ -170,7 +176,7 @@ def test_experiences_of_one_step_hold_the_same_arrays() -> None:
 
 def test_measuring_and_learning_share_one_packing() -> None:
     experiences = [experience(n) for n in (5, 9, 2, 7, 7, 3, 1)]
-    limits = Limits(num_ranks=2, max_tokens=12)
+    limits = MicroBatchLimits(num_ranks=2, max_tokens_per_micro_batch=12)
     minibatches = split_minibatches(7, 3, seed=(0, 1))
     assert sorted(itertools.chain.from_iterable(minibatches)) == list(range(7))
     assert [len(m) for m in minibatches] == [3, 3, 1]

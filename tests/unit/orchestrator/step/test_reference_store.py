@@ -11,19 +11,20 @@ from safetensors.numpy import load_file, save_file
 from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import KtoSection, SftSection
+from rlhf.config.run import TrainSection
 from rlhf.engines.fakes import FakeScorer, FakeTrainEngine
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import LabelEvaluator
 from rlhf.orchestrator.step.reference_store import CHUNK_SEQUENCES, Asked, ReferenceStore, asked_of_reference
 from rlhf.orchestrator.step.sources import OfflineSource
-from rlhf.orchestrator.step.token_scores import Models, Portions
+from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import FloatArray, Head, PackedTokens, Role, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, sft_run, tables
 
 pytestmark = pytest.mark.timeout(60)
 
-PORTIONS = Portions(batch_size=3, max_tokens=40, seed=5)
+TRAIN = TrainSection(batch_size=3, max_tokens_per_micro_batch=40)
 
 
 class Rounding(FakeScorer):
@@ -64,7 +65,7 @@ class Shelf:
         self.lines: list[str] = []
 
     def open(self, asked: Sequence[Asked]) -> ReferenceStore:
-        return ReferenceStore(self.folder, asked, PORTIONS, warn=self.warnings.append)
+        return ReferenceStore(self.folder, asked, TRAIN, warn=self.warnings.append)
 
     def filled(
         self, asked: Sequence[Asked], reference: Rounding | None = None, check: Callable[[], None] = lambda: None
@@ -113,8 +114,10 @@ def test_other_rows_and_other_packing_are_measured_anew(shelf: Shelf) -> None:
     asked = sequences(5)
     shelf.filled(asked)
     assert not shelf.open(sequences(6)).is_complete
-    assert not ReferenceStore(shelf.folder, asked, replace(PORTIONS, max_tokens=41), warn=print).is_complete
-    assert not ReferenceStore(shelf.folder.parent / "another", asked, PORTIONS, warn=print).is_complete
+    assert not ReferenceStore(
+        shelf.folder, asked, TRAIN.model_copy(update={"max_tokens_per_micro_batch": 41}), warn=print
+    ).is_complete
+    assert not ReferenceStore(shelf.folder.parent / "another", asked, TRAIN, warn=print).is_complete
 
 
 class StoppedError(Exception):
@@ -219,7 +222,7 @@ def test_a_whole_run_asks_for_nothing_that_was_not_announced(shelf: Shelf, tmp_p
             store.fill(Rounding(), say=shelf.lines.append, check=lambda: None)
         models = Models(trained=dict(run.engines), reference=store)
         run.reference = store
-        run.evaluator = LabelEvaluator(models, KTO(KtoSection()), held_out, run.portions)
+        run.evaluator = LabelEvaluator(models, KTO(KtoSection()), held_out, run.train)
         run.run()
         trained.append(tables(run))
     assert trained[0] == trained[1]
