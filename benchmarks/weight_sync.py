@@ -49,7 +49,7 @@ from benchmarks.sync_receivers import (
 )
 from benchmarks.sync_timeline import TimelineSender
 from rlhf.engines.process.distributed import deepspeed, init_distributed
-from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.gloo import GatherOnlySender
 from rlhf.engines.weight_sync.gloo_group import GlooGroup, listen
@@ -76,7 +76,7 @@ class Result:
 
 
 def run_trainer(rank: int, port: int, case: Case, pipes: Sequence[Connection], result: Connection | None) -> None:
-    store = meet(rank, "127.0.0.1", port, TIMEOUT_S)
+    store = open_store(rank, "127.0.0.1", port, TIMEOUT_S)
     init_distributed(rank, NUM_TRAINERS, store, device="cpu", timeout_s=TIMEOUT_S)
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):

@@ -46,11 +46,11 @@ class RankActor(Actor):
         """Enter the process group of the device group. Blocks until all ranks have."""
         with importing():
             from rlhf.engines.process.distributed import init_distributed
-            from rlhf.engines.process.rendezvous import bind_collectives, meet
+            from rlhf.engines.process.rendezvous import bind_collectives, open_store
 
         self._rank = rank
         bind_collectives(node_address())
-        store = meet(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
+        store = open_store(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
         init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)
 
 

@@ -65,9 +65,9 @@ class ModelWorker(RankActor):
 
     def give_back(self) -> None:
         """Leave unused memory of the device to who shares it."""
-        from rlhf.engines.process.device_memory import give_back
+        from rlhf.engines.process.device_memory import empty_cache
 
-        give_back()
+        empty_cache()
 
     def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> None:
         """Load a model that is trained. The losses are rebuilt from the algorithm's config: no function travels."""
@@ -78,7 +78,7 @@ class ModelWorker(RankActor):
         algorithm = build_algorithm(spec.algorithm)
         engine = DeepSpeedEngine(spec, algorithm.objectives(), device=self._rank.device, where=f"{role}.model")
         if role is Role.POLICY and algorithm.needs.ema_reference is not None:
-            engine.hold_copy(algorithm.needs.ema_reference.decay)
+            engine.start_ema_reference(algorithm.needs.ema_reference.decay)
         self._engines[role] = self._trained[role] = engine
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:

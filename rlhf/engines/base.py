@@ -1,4 +1,4 @@
-"""The few interfaces that the loop sees; single-process engines, pools of Ray workers and fakes all implement them."""
+"""The interfaces that the training loop uses; single-process engines, pools of Ray workers and fakes implement them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +21,8 @@ from rlhf.types import (
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `stop_token_ids` end an answer; `pad_token_id` is never trained on;
-    `control_tokens` are the special tokens as they would stand in a text."""
+    """Text to token ids and back. `stop_token_ids` end a response; `pad_token_id` is never trained on;
+    `control_tokens` are the special tokens as text."""
 
     eos_token_id: int
     pad_token_id: int
@@ -34,26 +34,28 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Apply the chat template. Raises ModelError where there is none."""
+        """Apply the chat template. Raises ModelError if there is none."""
         ...
 
     def fingerprint(self) -> str:
-        """sha256 of vocabulary, special ids and chat template: roles that share token ids must agree on it."""
+        """sha256 of vocabulary, special ids and chat template. Equal for all roles that exchange token ids."""
         ...
 
 
 class RolloutEngine(Protocol):
-    """Samples answers. An engine serves only a verified whole version of the weights."""
+    """Samples responses. An engine serves only a complete, verified version of the weights."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout a request, in the order of the requests. Thread-safe."""
+        """One rollout for each request, in the order of the requests. Thread-safe."""
         ...
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
-        """Log-probs [T] at temperature 1 of given tokens under the served weights; the probe after a sync."""
+        """Log-probs [T] at temperature 1 of given tokens under the served weights; 0 for each sequence's first."""
         ...
 
-    def sleep(self) -> None: ...
+    def sleep(self) -> None:
+        """Release GPU memory until `wake` (sleep mode), for a colocated trainer."""
+        ...
 
     def wake(self) -> None: ...
 
@@ -63,42 +65,42 @@ class RolloutEngine(Protocol):
 class TokenScorer(Protocol):
     """Runs a model forward over packed micro-batches.
 
-    `batches` are in rank-major order: with n = len(batches) / num_ranks, rank r runs batches[r*n:(r+1)*n]. Ranks
-    always run equally many.
+    `batches` are in rank-major order: with n = len(batches) / num_ranks, rank r runs batches[r*n:(r+1)*n]. All ranks
+    run the same number of micro-batches.
     """
 
     num_ranks: int
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        """For each micro-batch what the model's head says: [T] log-probs or values, or [S] scores."""
+        """The head's outputs for each micro-batch: [T] log-probs or values, or [S] scores."""
         ...
 
 
 class EmaReferenceScorer(TokenScorer, Protocol):
-    """A reference that follows the policy. Only `update_ema` changes it."""
+    """A reference whose weights are an EMA of the policy's. Only `update_ema` changes it."""
 
     def update_ema(self) -> float:
-        """Move toward the policy as it is now; returns the norm of the change, over the whole model."""
+        """Move the weights toward the policy's; returns the norm of the change, over the whole model."""
         ...
 
 
 class TrainEngine(TokenScorer, Protocol):
-    """A model that learns. Only `optim_step` changes weights."""
+    """A model that is trained. Only `optim_step` changes its weights."""
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
-        """Accumulate the gradient of the micro-batches' summed losses (rank-major order, as `forward`)."""
+        """Accumulate the gradient of the sum of the micro-batches' losses (rank-major order, as `forward`)."""
         ...
 
     def optim_step(self) -> StepReport:
-        """Apply the accumulated gradient on all ranks, or skip it on all ranks where it is not finite anywhere."""
+        """Apply the accumulated gradient on all ranks; if it is not finite on any rank, skip the step on all."""
         ...
 
     def send_weights(self, version: int) -> SyncReport:
-        """Give the rollout engines this model's weights as `version`, and verify that they hold them."""
+        """Send this model's weights to the rollout engines as `version`, and verify that they arrived."""
         ...
 
     def save(self, directory: Path) -> None:
-        """Write everything needed to continue bit for bit: weights, optimizer, schedule, RNG."""
+        """Write everything needed to continue bit for bit: weights, optimizer state, schedule, random state."""
         ...
 
     def load(self, directory: Path) -> None: ...
@@ -109,17 +111,17 @@ class TrainEngine(TokenScorer, Protocol):
 
 
 class RewardSource(Protocol):
-    """Scores answers. Returns one reward a response, each finite, or raises RewardError: a reward is never invented."""
+    """Scores responses. Returns one finite reward for each, or raises RewardError: no reward is ever made up."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        """Item i is `responses[i]`, the decoded text of `rollouts[i]`, an answer to `prompts[i]`."""
+        """Item i is `responses[i]`, the decoded text of `rollouts[i]`, which responds to `prompts[i]`."""
         ...
 
     def close(self) -> None: ...
 
 
 class Tracker(Protocol):
-    """Where a run's figures go."""
+    """Where a run's metrics are logged."""
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None: ...
 

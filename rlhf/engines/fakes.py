@@ -1,7 +1,7 @@
-"""Engines without models, for tests of the loop and for trying it out: numpy only, instant, and they really learn.
+"""Engines without models, to test the training loop and to try it out: numpy only, fast, and they really learn.
 
-A fake model is a table with one number a token. Its log-probs are the table's log-softmax, its values and scores the
-table's entries, so every gradient is written out here, and a run with fakes has a reward that rises.
+A fake model is a table with one number for each token. Its log-probs are the table's log-softmax, its values and scores
+are the table's entries, so all gradients are written out here, and the reward of a run with fakes rises.
 """
 
 import hashlib
@@ -69,23 +69,23 @@ def log_softmax(table: Table) -> Table:
 
 
 def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
-    """What a model with this table says: [T] log-probs or values, 0 at the first token of a sequence; [S] scores, or
-    [T] token scores. Log-probs that are not wanted are NaN, so that whoever reads one is found."""
+    """The outputs of a model with this table: [T] log-probs or values, 0 at the first token of a sequence; [S] scores,
+    or [T] token scores. Log-probs that are not `wanted` are NaN, so that code that reads one fails."""
     ends = np.cumsum(batch.lengths)
     if head is Head.TOKEN_SCORES:
         return table[batch.token_ids].astype(np.float32)
     if head is Head.SCORES:
         return table[batch.token_ids[ends - 1]].astype(np.float32)
     entries = log_softmax(table) if head is Head.LOG_PROBS else table
-    said = entries[batch.token_ids].astype(np.float32)
-    said[ends - batch.lengths] = 0.0
+    outputs = entries[batch.token_ids].astype(np.float32)
+    outputs[ends - batch.lengths] = 0.0
     if head is Head.LOG_PROBS and batch.wanted is not None:
-        said[~batch.wanted] = np.nan
-    return said
+        outputs[~batch.wanted] = np.nan
+    return outputs
 
 
 class FakeScorer:
-    """A model that only computes. `calls` counts forward calls."""
+    """A model that only runs forward. `calls` counts the calls of `forward`."""
 
     def __init__(self, table: Table, head: Head, num_ranks: int = 1) -> None:
         self.num_ranks = num_ranks
@@ -100,7 +100,7 @@ class FakeScorer:
 
 
 class FakeRollout:
-    """Samples from a table that a `FakeTrainEngine` sends. An answer ends with the stop token (id 1)."""
+    """Samples from a table that a `FakeTrainEngine` sends. A response ends with the stop token (id 1)."""
 
     def __init__(self, num_tokens: int, delay: Callable[[], None] = lambda: None) -> None:
         self.table: Table = np.zeros(num_tokens)
@@ -118,14 +118,14 @@ class FakeRollout:
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         if not self.awake:
-            raise RuntimeError("generate on an engine that sleeps")
+            raise RuntimeError("generate was called on a sleeping engine")
         self._delay()
         with self._lock:
             table, version = self.table, self.version
             self.num_requests += len(requests)
-        return [self._answer(request, table, version) for request in requests]
+        return [self._respond(request, table, version) for request in requests]
 
-    def _answer(self, request: RolloutRequest, table: Table, version: int) -> Rollout:
+    def _respond(self, request: RolloutRequest, table: Table, version: int) -> Rollout:
         generator = np.random.default_rng(request.seed)
         log_probs = log_softmax(table)
         greedy = request.sampling.temperature == 0
@@ -155,10 +155,10 @@ class FakeRollout:
 
 
 class FakeTrainEngine(FakeScorer):
-    """A table that learns by plain gradient descent with momentum.
+    """A table that is trained by gradient descent with momentum.
 
-    Losses: likelihood or PPO's first-order advantage-weighted log-prob (LOG_PROBS), squared error to the returns
-    (VALUES), Bradley-Terry of an example's first sequence against its later ones (SCORES), cross-entropy to the returns
+    Losses: likelihood, or PPO's first-order advantage-weighted log-prob (LOG_PROBS); squared error to the returns
+    (VALUES); Bradley-Terry of an example's first sequence against its later ones (SCORES); cross-entropy to the returns
     (TOKEN_SCORES). `finite` decides whether the n-th update has a finite gradient.
     """
 
@@ -179,7 +179,7 @@ class FakeTrainEngine(FakeScorer):
         self._rollout = rollout
         self._finite = finite
         self.copy: Table = self.table.copy()
-        """What `FakeEmaReference` computes with."""
+        """The table of `FakeEmaReference`."""
         self._momentum: Table = np.zeros_like(self.table)
         self._gradient: Table = np.zeros_like(self.table)
 
@@ -190,8 +190,8 @@ class FakeTrainEngine(FakeScorer):
         for batch in batches:
             if batch.is_padding:
                 continue
-            said = predict(self.table, self.head, batch.tokens)
-            loss, gradient, more = GRADIENTS[self.head](self.table, said, batch)
+            outputs = predict(self.table, self.head, batch.tokens)
+            loss, gradient, more = GRADIENTS[self.head](self.table, outputs, batch)
             self._gradient += gradient
             metrics += Metrics(sums={f"{batch.objective}/loss": loss, **more})
         return metrics
@@ -210,7 +210,7 @@ class FakeTrainEngine(FakeScorer):
 
     def send_weights(self, version: int) -> SyncReport:
         if self._rollout is None:
-            raise RuntimeError("this engine has nobody to send weights to")
+            raise RuntimeError("this engine has no rollout engine to send weights to")
         received = self._rollout.receive(version, self.table)
         return SyncReport(
             version=version,
@@ -235,7 +235,7 @@ class FakeTrainEngine(FakeScorer):
 
 
 class FakeEmaReference:
-    """The reference that follows a `FakeTrainEngine`, which keeps its table."""
+    """The EMA reference of a `FakeTrainEngine`, which keeps its table."""
 
     def __init__(self, engine: FakeTrainEngine, decay: float) -> None:
         self.num_ranks = engine.num_ranks
@@ -253,7 +253,7 @@ class FakeEmaReference:
 
 
 class FakeReward:
-    """Share of an answer's characters that are `wanted`, times `scale`."""
+    """The share of a response's characters that are `wanted`, times `scale`."""
 
     def __init__(self, wanted: str = "a", scale: float = 1.0) -> None:
         self._wanted = wanted
@@ -264,7 +264,7 @@ class FakeReward:
         return [Reward(total=self._scale * share, parts={"wanted": share}) for share in shares]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 def digest(table: Table) -> str:
@@ -273,7 +273,7 @@ def digest(table: Table) -> str:
 
 
 def require_rank_major(batches: Sequence[object], num_ranks: int) -> None:
-    """Ranks always run equally many micro-batches, and at least one."""
+    """Raise ValueError unless all ranks run the same number of micro-batches, at least one."""
     if not batches or len(batches) % num_ranks:
         raise ValueError(f"{len(batches)} micro-batches for {num_ranks} ranks")
 
@@ -282,12 +282,12 @@ Gradient = tuple[float, Table, Mapping[str, float]]
 
 
 def scatter(size: int, token_ids: IntArray, numbers: Table) -> Table:
-    """[size]: the sum of the numbers that stand at each token."""
+    """[size]: for each token id the sum of the numbers at its positions."""
     return np.bincount(token_ids, weights=numbers, minlength=size).astype(np.float64)
 
 
-def log_prob_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
-    """-sum(weight * log-prob) / tokens; the weight is the advantage, or 1 where there is none."""
+def log_prob_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
+    """-sum(weight * log-prob) / tokens; the weight is the advantage, or 1 without advantages."""
     weight = batch.loss_mask.astype(np.float64)
     if batch.advantages is not None:
         weight = weight * batch.advantages
@@ -295,24 +295,24 @@ def log_prob_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Grad
     gradient: Table = weight.sum() * np.exp(log_softmax(table)) - scatter(len(table), batch.tokens.token_ids, weight)
     more = {}
     if batch.old_log_probs is not None:
-        moved = np.where(batch.loss_mask, batch.old_log_probs - said, 0.0)
+        moved = np.where(batch.loss_mask, batch.old_log_probs - outputs, 0.0)
         more = {
             f"{batch.objective}/approx_kl": float(moved.sum()) / max(batch.denominators.tokens, 1.0),
             f"{batch.objective}/ratio_gap": float(np.abs(np.expm1(-moved)).max()),
         }
-    return -float((weight * np.where(batch.loss_mask, said, 0.0)).sum()), gradient, more
+    return -float((weight * np.where(batch.loss_mask, outputs, 0.0)).sum()), gradient, more
 
 
-def value_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+def value_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
     """sum((value - return)^2) / (2 * tokens)."""
     if batch.returns is None:
-        raise ValueError("a critic learns from returns")
-    error = np.where(batch.loss_mask, said - batch.returns, 0.0) / max(batch.denominators.tokens, 1.0)
-    loss = float((np.where(batch.loss_mask, said - batch.returns, 0.0) ** 2).sum()) / 2
+        raise ValueError("a critic is trained on returns")
+    error = np.where(batch.loss_mask, outputs - batch.returns, 0.0) / max(batch.denominators.tokens, 1.0)
+    loss = float((np.where(batch.loss_mask, outputs - batch.returns, 0.0) ** 2).sum()) / 2
     return loss / max(batch.denominators.tokens, 1.0), scatter(len(table), batch.tokens.token_ids, error), {}
 
 
-def score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+def score_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
     """sum(-log sigmoid(first - later)) / examples, for each later sequence of an example."""
     ends = np.cumsum(batch.tokens.lengths) - 1
     last = batch.tokens.token_ids[ends]
@@ -320,7 +320,7 @@ def score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradien
     for example in range(int(batch.example_index.max()) + 1):
         first, *later = np.flatnonzero(batch.example_index == example).tolist()
         for other in later:
-            gap = float(said[first] - said[other])
+            gap = float(outputs[first] - outputs[other])
             loss += float(np.logaddexp(0.0, -gap)) / batch.denominators.examples
             pull = 1.0 / (1.0 + np.exp(gap)) / batch.denominators.examples
             gradient[last[first]] -= pull
@@ -328,11 +328,11 @@ def score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradien
     return loss, gradient, {}
 
 
-def token_score_gradient(table: Table, said: FloatArray, batch: TrainBatch) -> Gradient:
+def token_score_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
     """sum(cross-entropy of sigmoid(score) and return) / tokens."""
     if batch.returns is None:
-        raise ValueError("token scores learn from returns")
-    scores, tokens = said.astype(np.float64), max(batch.denominators.tokens, 1.0)
+        raise ValueError("token scores are trained on returns")
+    scores, tokens = outputs.astype(np.float64), max(batch.denominators.tokens, 1.0)
     losses = np.where(batch.loss_mask, np.logaddexp(0.0, scores) - batch.returns * scores, 0.0)
     error = np.where(batch.loss_mask, 1.0 / (1.0 + np.exp(-scores)) - batch.returns, 0.0) / tokens
     return float(losses.sum()) / tokens, scatter(len(table), batch.tokens.token_ids, error), {}

@@ -4,7 +4,7 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.config.commands import TrainConfig
 from rlhf.config.model_files import ModelFacts, ModelFileError, describe_model
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.models.loading import require_known_kind
+from rlhf.engines.models.loading import require_supported_model
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
 from rlhf.launch.check import refusal
@@ -40,7 +40,9 @@ def require_models(config: TrainConfig) -> None:
             continue
         facts[section.model] = None
         try:
-            facts[section.model] = describe_model(require_known_kind(section, section.model, where=f"{role}.model"))
+            facts[section.model] = describe_model(
+                require_supported_model(section, section.model, where=f"{role}.model")
+            )
         except ModelError as error:
             problems += error.problems
             classes.add(ModelError)

@@ -13,7 +13,7 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.engines.models.four_bit import FourBitLinear
 from rlhf.engines.models.fresh_model import make_llama
 from rlhf.engines.process.distributed import deepspeed, init_distributed
-from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.rollout.open_engine import open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.engine import DeepSpeedEngine
@@ -71,7 +71,7 @@ def test_a_sleeping_engine_gives_its_memory_back(tmp_path: Path) -> None:
 def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the same engine whose optimizer stays on the GPU."""
     size = make_llama(tmp_path / "model", vocab_size=512, hidden_size=1024, num_layers=8)
-    init_distributed(0, 1, meet(0, "127.0.0.1", 0, 60.0), device="cuda", timeout_s=60.0)
+    init_distributed(0, 1, open_store(0, "127.0.0.1", 0, 60.0), device="cuda", timeout_s=60.0)
     section = TrainedModelSection(swap_optimizer=True, lr=1e-3)
 
     def train() -> tuple[torch.Tensor, int]:
@@ -97,7 +97,7 @@ def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, mon
         return weights, torch.cuda.memory_allocated() - before
 
     moves, left = train()
-    monkeypatch.setattr(OptimizerSwap, "_put_away", lambda _self: None)
+    monkeypatch.setattr(OptimizerSwap, "_to_host", lambda _self: None)
     stays, held = train()
     assert torch.equal(moves, stays)
     assert held - left > 11 * size
@@ -108,12 +108,12 @@ def test_four_bits_are_those_of_the_definition(dtype: torch.dtype) -> None:
     plain = torch.nn.Linear(96, 64, dtype=dtype).requires_grad_(False)
     weight = plain.weight.clone()
     layer = FourBitLinear(plain)
-    layer.pack(torch.device("cuda"))
+    layer.quantize(torch.device("cuda"))
     layer.bias = torch.nn.Parameter(layer.bias.cuda(), requires_grad=False)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(layer.unpacked().cpu(), rounded(weight), rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(layer.dequantized().cpu(), rounded(weight), rtol=tolerance, atol=0.0)
     inputs = torch.randn(5, 96, dtype=dtype, device="cuda", requires_grad=True)
     outputs = layer(inputs)
-    assert torch.equal(outputs, torch.nn.functional.linear(inputs, layer.unpacked(), layer.bias))
+    assert torch.equal(outputs, torch.nn.functional.linear(inputs, layer.dequantized(), layer.bias))
     (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
-    torch.testing.assert_close(gradient, layer.unpacked().sum(0).expand(5, 96), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(gradient, layer.dequantized().sum(0).expand(5, 96), rtol=1e-2, atol=1e-2)

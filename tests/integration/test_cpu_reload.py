@@ -98,7 +98,7 @@ def test_layers_that_get_no_weights_are_named_and_nothing_is_served_until_a_whol
     with pytest.raises(WeightSyncError, match=rf"layers got no weights: {layer}\.\w+"):
         pair.sender.send(pair.learn())
     ids = prompt(1, 60, vocab_size=8192)
-    with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
+    with pytest.raises(WeightSyncError, match="serves nothing until a complete sync"):
         pair.engine.score([packed(ids)])
     pair.sender._buckets = buckets
     version = pair.learn()

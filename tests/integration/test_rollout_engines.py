@@ -266,6 +266,6 @@ def test_a_greedy_answer_may_be_a_mixtures_too(mixing: ServingEngine, model: tor
 
 def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:
     engine = open_engine("transformers", folder)
-    with pytest.raises(ModelError, match="asks for a mixture, and this engine has no reference"):
+    with pytest.raises(ModelError, match="asks for a mixture, but this engine has no reference"):
         engine.generate([request(0, mixture=0.5)])
     engine.close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf.engines.weight_sync.base import EngineClient
-from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, opened
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, open_with_deadline
 from rlhf.errors import WeightSyncError
 
 pytestmark = pytest.mark.timeout(60)
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.engines.weight_sync.vllm_sender.LOOKING_S", 0.0)
+    monkeypatch.setattr("rlhf.engines.weight_sync.vllm_sender.HEALTH_CHECK_S", 0.0)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _index: None)
 
@@ -60,7 +60,7 @@ def fails(error: Exception) -> Callable[[], object]:
     ("error", "said"),
     [
         (WeightSyncError("engine a: version 3: digest 1, need 2"), "^engine a: version 3: digest 1, need 2$"),
-        (RuntimeError("NCCL error: remote process exited"), "^version 3: the transfer broke off: NCCL error: remote"),
+        (RuntimeError("NCCL error: remote process exited"), "^version 3: the transfer failed: NCCL error: remote"),
     ],
 )
 def test_what_ended_a_transfer_is_said(error: Exception, said: str) -> None:
@@ -87,12 +87,12 @@ def test_engines_that_cannot_join_are_heard_before_the_wait_for_them_ends(hang: 
 
     start_s = time.monotonic()
     with pytest.raises(WeightSyncError, match=r"^engine a died$"):
-        opened(start, joining, timeout_s=30.0)
+        open_with_deadline(start, joining, timeout_s=30.0)
     assert time.monotonic() - start_s < 10
 
 
 def test_a_group_that_is_not_built_ends_at_the_deadline_or_with_its_error(hang: threading.Event) -> None:
     with pytest.raises(WeightSyncError, match=r"was not built in 0\.5 s$"):
-        opened(cast(Any, hang.wait), client(), timeout_s=0.5)
+        open_with_deadline(cast(Any, hang.wait), client(), timeout_s=0.5)
     with pytest.raises(WeightSyncError, match=r"cannot be built: no peer$"):
-        opened(cast(Any, fails(RuntimeError("no peer"))), client(), timeout_s=30.0)
+        open_with_deadline(cast(Any, fails(RuntimeError("no peer"))), client(), timeout_s=30.0)

@@ -1,4 +1,4 @@
-"""Syncs into real engines: digests, log-prob probes, refusals, caches, answers under way; and out of ZeRO-3."""
+"""Syncs into real engines: digests, log-probs, failed updates, caches, running requests; and out of ZeRO-3."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import torch
 from rlhf.actors.probed import TOLERANCES
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
-from rlhf.engines.models.four_bit import four_bit_layers, hold_in_four_bits
+from rlhf.engines.models.four_bit import four_bit_layers, use_four_bit_layers
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.source import WeightSource
@@ -75,11 +75,11 @@ class Setup:
         make_policy(folder, tied=weights == "tied")
         self.model = load_model(folder)
         if weights == "four-bit":
-            hold_in_four_bits(self.model)
+            use_four_bit_layers(self.model)
         if weights in {"adapters", "adapters-alone", "four-bit"}:
             add_adapters(self.model, LoraSection(rank=RANK, alpha=16.0), seed=0, where="policy.lora.targets")
         for layer in four_bit_layers(self.model).values():
-            layer.pack(torch.device("cpu"))
+            layer.quantize(torch.device("cpu"))
         self.alone = weights == "adapters-alone"
         self.engine: ServingEngine = open_engine(kind, folder, adapter_rank=RANK if self.alone else 0)
         self.client = LocalEngineClient({"rollout-0": self.engine})
@@ -162,7 +162,7 @@ def test_a_damaged_bucket_is_refused_by_name_and_nothing_is_served_until_a_whole
     ):
         setup.sender.send(version)
     for work in (lambda: setup.engine.generate([request(1)]), lambda: setup.engine.score([packed(prompt(1))])):
-        with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
+        with pytest.raises(WeightSyncError, match="serves nothing until a complete sync"):
             work()
     setup.sender.send(setup.learn(21))
     ids = prompt(1, 40)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlhf.engines.models.adapters import adapters_of
-from rlhf.engines.models.finite_weights import own_part
+from rlhf.engines.models.finite_weights import local_shard
 from rlhf.types import Head
-from tests.integration.refusals import told_by
+from tests.integration.expected_errors import error_of
 from tests.integration.training_rows import experiences, rankings, whole
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LIMIT = (20, None)
 
 def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:
     """This rank's part of everything that must not learn."""
-    return torch.cat([own_part(p).flatten().clone() for p in engine.module.parameters() if not p.requires_grad])
+    return torch.cat([local_shard(p).flatten().clone() for p in engine.module.parameters() if not p.requires_grad])
 
 
 def adapters(scenarios: "Scenarios") -> None:
@@ -53,11 +53,11 @@ def adapters(scenarios: "Scenarios") -> None:
         engine.save(checkpoint)
         again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
         frozen_one = "model.norm" if quantization == "none" else "model.layers.0.self_attn.q_proj.base_layer"
-        part = own_part(again.module.get_parameter(f"{frozen_one}.weight"))
+        part = local_shard(again.module.get_parameter(f"{frozen_one}.weight"))
         right = part.clone()
         part.add_(1)
-        refused = told_by(again.load, checkpoint)
-        scenarios.record(f"{name}/refuses_another_model", "saved beside other frozen weights" in refused)
+        refused = error_of(again.load, checkpoint)
+        scenarios.record(f"{name}/refuses_another_model", "saved with other frozen weights" in refused)
         part.copy_(right)
         again.load(checkpoint)
         scenarios.record(f"{name}/saved_bytes", sum(path.stat().st_size for path in checkpoint.rglob("*.pt")))
@@ -66,7 +66,7 @@ def adapters(scenarios: "Scenarios") -> None:
         scenarios.record(f"{name}/resumed", torch.equal(scenarios.weights(engine), scenarios.weights(again)))
     critic = scenarios.engine("untied", Head.SCORES, zero_stage=3, lora={"rank": 2, "targets": ("q_proj", "v_proj")})
     head = critic.module.get_parameter("score.weight")
-    before = own_part(head).clone()
+    before = local_shard(head).clone()
     scenarios.step(critic, rankings(), LIMIT, "reward")
-    scenarios.record("adapters/head_learns", not torch.equal(before, own_part(head)))
+    scenarios.record("adapters/head_learns", not torch.equal(before, local_shard(head)))
     scenarios.record("adapters/num_targets", len(adapters_of(critic.module)))

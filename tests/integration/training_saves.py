@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from tests.integration.refusals import told_by
+from tests.integration.expected_errors import error_of
 from tests.integration.training_rows import experiences
 
 if TYPE_CHECKING:
@@ -58,16 +58,16 @@ def relaid(scenarios: "Scenarios") -> None:
         scenarios.step(engine, experiences(), FOUR)
         engine.save(checkpoint)
     scenarios.record(
-        "relaid/said", "laid out by ZeRO stage 0, now 2" in told_by(scenarios.engine(zero_stage=2).load, unsharded)
+        "relaid/said", "laid out by ZeRO stage 0, now 2" in error_of(scenarios.engine(zero_stage=2).load, unsharded)
     )
     dist.barrier()
     if scenarios.rank == 0:
         (sharded / "state.json").write_text(json.dumps({"num_steps": 1, "num_ranks": scenarios.num_ranks}))
     dist.barrier()
     scenarios.record(
-        "relaid/older", "laid out by ZeRO stage 2, now 0" in told_by(scenarios.engine(zero_stage=0).load, sharded)
+        "relaid/older", "laid out by ZeRO stage 2, now 0" in error_of(scenarios.engine(zero_stage=0).load, sharded)
     )
-    scenarios.record("relaid/read", told_by(scenarios.engine(zero_stage=2).load, sharded) == "")
+    scenarios.record("relaid/read", error_of(scenarios.engine(zero_stage=2).load, sharded) == "")
 
 
 def refused(scenarios: "Scenarios") -> None:
@@ -79,9 +79,9 @@ def refused(scenarios: "Scenarios") -> None:
             scenarios.step(one, experiences(), FOUR)
         checkpoint = scenarios.folder / "checkpoints" / f"refused-{stage}-{bad}"
         with full_disk() if scenarios.rank == bad else nullcontext():
-            scenarios.record(f"{name}/save", f"rank {bad}: " in told_by(engine.save, checkpoint))
-            scenarios.record(f"{name}/export", "rank 0: " in told_by(engine.export, checkpoint / "export"))
+            scenarios.record(f"{name}/save", f"rank {bad}: " in error_of(engine.save, checkpoint))
+            scenarios.record(f"{name}/export", "rank 0: " in error_of(engine.export, checkpoint / "export"))
         for one in (engine, alone):
             scenarios.step(one, experiences(seed=1), FOUR)
         scenarios.record(f"{name}/undisturbed", torch.equal(scenarios.weights(engine), scenarios.weights(alone)))
-        scenarios.record(f"{name}/saved", told_by(engine.save, checkpoint) == "")
+        scenarios.record(f"{name}/saved", error_of(engine.save, checkpoint) == "")

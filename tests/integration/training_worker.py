@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from rlhf.config.algo import SftSection
 from rlhf.config.models import ModelSection, TrainedModelSection
-from rlhf.engines.models.finite_weights import own_part
+from rlhf.engines.models.finite_weights import local_shard
 from rlhf.engines.process.distributed import deepspeed, init_distributed
-from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.training.engine import DeepSpeedEngine
 from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
@@ -31,7 +31,7 @@ from rlhf.orchestrator.step.batching import (
     unpack_tokens,
 )
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, StepReport
-from tests.integration.refusals import told_by
+from tests.integration.expected_errors import error_of
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
@@ -280,8 +280,8 @@ class Scenarios:
             engine = self.engine(zero_stage=stage)
             checkpoint = self.folder / "checkpoints" / name
             if self.rank == bad:
-                own_part(engine.module.lm_head.weight).view(-1)[-1] = torch.nan
-            self.record(f"{name}/save", "model: 1 of 21 parameters" in told_by(engine.save, checkpoint))
+                local_shard(engine.module.lm_head.weight).view(-1)[-1] = torch.nan
+            self.record(f"{name}/save", "model: 1 of 21 parameters" in error_of(engine.save, checkpoint))
             self.record(f"{name}/unwritten", not checkpoint.exists())
 
     def ema_reference(self) -> None:
@@ -290,7 +290,7 @@ class Scenarios:
             name = f"following/zero{stage}-{dtype}"
             settings = {"zero_stage": stage, "dtype": dtype, "lr": 1e-2}
             mean, plain = (self.engine(model, **settings) for _ in range(2))
-            mean.hold_copy(0.75)
+            mean.start_ema_reference(0.75)
             self.record(f"{name}/first", self.by_copy(mean))
             for step in range(2):
                 self.step(mean, experiences(seed=step), FOUR)
@@ -304,13 +304,13 @@ class Scenarios:
             self.record(f"{name}/trained_alike", torch.equal(self.weights(mean), self.weights(plain)))
             mean.save(self.folder / "checkpoints" / f"following-{stage}")
             again = self.engine(model, **settings)
-            again.hold_copy(0.75)
+            again.start_ema_reference(0.75)
             again.load(self.folder / "checkpoints" / f"following-{stage}")
             for engine in (mean, again):
                 self.step(engine, experiences(seed=9), FOUR)
                 engine.update_ema()
             self.record(f"{name}/resumed", torch.equal(self.by_copy(mean), self.by_copy(again)))
-            mean.hold_copy(0.0)
+            mean.start_ema_reference(0.0)
             self.step(mean, experiences(seed=10), FOUR)
             self.record(f"{name}/stale", self.by_copy(mean))
             mean.update_ema()
@@ -319,13 +319,13 @@ class Scenarios:
 
     def by_copy(self, engine: DeepSpeedEngine) -> torch.Tensor:
         """Per-token outputs of all examples by the reference that follows `engine`."""
-        with engine._following.in_place_of_policy():
+        with engine._ema.in_place_of_policy_weights():
             return self.by_example(engine, whole(experiences()), SINGLE)
 
 
 def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
+    init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     scenarios = Scenarios(folder)
     chosen: list[Callable[[Scenarios], None]] = [Scenarios.gradients, Scenarios.offloads]
     if world_size > 1:

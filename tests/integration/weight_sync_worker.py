@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
-from rlhf.engines.models.four_bit import four_bit_layers, hold_in_four_bits
+from rlhf.engines.models.four_bit import four_bit_layers, use_four_bit_layers
 from rlhf.engines.process.distributed import deepspeed, init_distributed
-from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.buckets import Bucket
 from rlhf.engines.weight_sync.merged_source import MergedSource
@@ -55,11 +55,11 @@ def products(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def sync(rank: int, folder: Path, output: Path) -> None:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if folder.name == "four-bit":
-        hold_in_four_bits(module)
+        use_four_bit_layers(module)
     if folder.name in WITH_ADAPTERS:
         add_adapters(module, LoraSection(rank=4, alpha=16.0), seed=0, where="policy.lora.targets")
     for layer in four_bit_layers(module).values():
-        layer.pack(torch.device("cpu"))
+        layer.quantize(torch.device("cpu"))
     engine, *_ = deepspeed.initialize(model=module, config=CONFIG, dist_init_required=False)
     source = make_source(engine.module, "float32")
     assert isinstance(source, MergedSource if folder.name in WITH_ADAPTERS else Zero3Source)
@@ -112,7 +112,7 @@ def sync(rank: int, folder: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     rank, port, *folders = sys.argv[1:]
-    init_distributed(int(rank), 2, meet(int(rank), "127.0.0.1", int(port), 60.0), device="cpu", timeout_s=60.0)
+    init_distributed(int(rank), 2, open_store(int(rank), "127.0.0.1", int(port), 60.0), device="cpu", timeout_s=60.0)
     for folder in folders:
         sync(int(rank), Path(folder), Path(folder) / "result.json")
     dist.destroy_process_group()

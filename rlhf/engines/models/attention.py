@@ -1,7 +1,7 @@
-"""Attention over packed sequences that costs the sum of their squared lengths, not the square of the sum.
+"""Attention over a packed batch that costs the sum of the squared sequence lengths, not the square of their sum.
 
-Transformers' own sdpa covers a packed batch with one [T, T] mask. Here each sequence gets a causal kernel of its own
-and no mask exists, as flash attention does on GPUs.
+Transformers' own sdpa masks a packed batch with one [T, T] mask. Here each sequence has a causal kernel call of its own
+and there is no mask, as in variable-length flash attention (`cu_seqlens`) on GPUs.
 """
 
 from typing import Literal
@@ -46,10 +46,10 @@ def choose_attention(
     device: torch.device,
     dtype: torch.dtype,
 ) -> str:
-    """The name of the kernel that transformers is to use.
+    """The name of the attention implementation for transformers.
 
-    auto is flash_attention_2 where it is installed on a GPU, but for float32, which it cannot; else sdpa. For that,
-    models with plain causal attention take the packed kernel; a sliding window or another peculiarity keeps
+    auto is flash_attention_2 on a GPU where it is installed, except for float32, which it does not support; else sdpa.
+    With sdpa, models with plain causal attention use the packed kernel; others (a sliding window, for example) use
     transformers' own.
     """
     if asked == "auto":
@@ -59,7 +59,7 @@ def choose_attention(
 
 
 def is_plain_causal(config: PretrainedConfig) -> bool:
-    """Whether every layer attends to all earlier tokens, and to nothing else (by the config's own words)."""
+    """Whether, by the model's config, every layer attends to all earlier tokens and to nothing else."""
     values = config.to_dict()
     window = values.get("sliding_window") if values.get("use_sliding_window", True) else None
     layers = set(values.get("layer_types") or ())
@@ -69,4 +69,4 @@ def is_plain_causal(config: PretrainedConfig) -> bool:
 PLAIN_CAUSAL = frozenset(
     {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmo", "olmo2", "smollm3", "phi3"}
 )
-"""Model types whose attention takes keyword arguments through from the model's forward and adds nothing of its own."""
+"""Model types whose attention passes keyword arguments on from the model's forward, and does nothing special."""

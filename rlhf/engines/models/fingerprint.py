@@ -1,4 +1,4 @@
-"""What decides the numbers that a model computes, as one digest."""
+"""One digest of everything that decides a model's outputs."""
 
 import hashlib
 import json

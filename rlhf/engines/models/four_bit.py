@@ -1,8 +1,8 @@
-"""Linear layers whose frozen weights are held in 4 bits: NormalFloat (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
+"""Linear layers with frozen 4-bit weights: NormalFloat, nf4 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
 
-Of each block of 64 weights the largest magnitude is kept in float32, and of each weight which of 16 shares of it comes
-nearest: 4.5 bits a weight. The kernels are those of bitsandbytes. What computes is a matrix of the layer's own dtype,
-unpacked where it is used and thrown away after.
+A block of 64 weights stores its largest magnitude in float32 (the scale), and for each weight the index of the nearest
+of 16 fractions of the scale: 4.5 bits for each weight. The kernels are those of bitsandbytes. Each use of a weight
+dequantizes it to the layer's dtype, and discards the result.
 """
 
 from importlib import import_module
@@ -24,23 +24,23 @@ SCALE_BYTES = 4
 
 
 class FourBitLinear(nn.Linear):
-    """A linear layer whose weight `pack` takes into 4 bits: uint8 [bytes], the scales of all blocks and then two
-    weights a byte. One flat parameter, so that it is sent, sharded and digested as any other."""
+    """A linear layer whose weight `quantize` converts to 4 bits: uint8 [bytes], the scales of all blocks followed by
+    two weights in each byte. It is one flat parameter, so it is broadcast, partitioned and hashed like any other."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Take over the parameters of `layer`, which need not have memory yet."""
+        """Take over the parameters of `layer`, which may be on the meta device."""
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.dtype = layer.weight.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight as it computes: [out, in]."""
+        """Shape of the dequantized weight: [out, in]."""
         return self.out_features, self.in_features
 
     @torch.no_grad()
-    def pack(self, device: torch.device) -> None:
-        """Hold the weight in 4 bits from now on, on `device`; where it has no memory, have the shape of that."""
+    def quantize(self, device: torch.device) -> None:
+        """Convert the weight to 4 bits, on `device`; on the meta device only its shape changes."""
         size = self.weight.numel()
         if self.weight.is_meta:
             held = torch.empty(_scale_bytes(size) + ceil(size / 2), dtype=torch.uint8, device="meta")
@@ -51,14 +51,14 @@ class FourBitLinear(nn.Linear):
         self.weight = nn.Parameter(held, requires_grad=False)
 
     @torch.no_grad()
-    def unpacked(self) -> torch.Tensor:
-        """The weight as it computes, [out, in]. Under ZeRO-3 its parameter must have been gathered."""
+    def dequantized(self) -> torch.Tensor:
+        """The weight [out, in] in the layer's dtype. Under ZeRO-3 its parameter must be gathered."""
         held = self.weight.detach()
         numel = self.in_features * self.out_features
         size = _scale_bytes(numel)
-        scales = held[:size].clone().view(torch.float32)  # what is gathered may begin at any byte
+        scales = held[:size].clone().view(torch.float32)  # a gathered parameter may be unaligned
         kernels = _kernels()
-        # As one row: on CPU the kernel begins a block with every row.
+        # As one row: on CPU the kernel starts a new block with every row.
         state = kernels.QuantState(scales, (numel,), dtype=self.dtype, blocksize=BLOCK, quant_type=CODE)
         matrix: torch.Tensor = kernels.dequantize_4bit(held[size:].view(-1, 1), state)
         return matrix.view(self.shape)
@@ -69,22 +69,22 @@ class FourBitLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """inputs @ weight.T + bias, of which the inputs alone have a gradient. The backward pass unpacks the weight anew:
-    kept, it would take more than packing saved."""
+    """inputs @ weight.T + bias, with a gradient for the inputs only. The backward pass dequantizes the weight again:
+    keeping it would use more memory than quantization saves."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, layer: FourBitLinear) -> torch.Tensor:
         ctx.layer = layer
-        return linear(inputs, layer.unpacked(), layer.bias)
+        return linear(inputs, layer.dequantized(), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0] @ ctx.layer.unpacked(), None
+        return gradients[0] @ ctx.layer.dequantized(), None
 
 
-def hold_in_four_bits(model: PreTrainedModel) -> None:
-    """Let the linear layers of the backbone of `model` be ones that can be packed. The layer that makes logits or
-    scores, embeddings and norms stay as they are."""
+def use_four_bit_layers(model: PreTrainedModel) -> None:
+    """Replace the linear layers of the backbone of `model` by layers that can be quantized. The output layer (logits or
+    scores), embeddings and norms stay as they are."""
     for name in linear_layers(model):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
@@ -93,13 +93,13 @@ def hold_in_four_bits(model: PreTrainedModel) -> None:
 
 
 def four_bit_layers(module: nn.Module) -> dict[str, FourBitLinear]:
-    """The layers held in 4 bits, by the name of their weight."""
+    """The 4-bit layers, by the name of their weight."""
     return {f"{name}.weight": layer for name, layer in module.named_modules() if isinstance(layer, FourBitLinear)}
 
 
-def whole_weight(layer: FourBitLinear | None, parameter: torch.Tensor) -> torch.Tensor:
-    """`parameter` as it computes, which is held by `layer` where that is one that packs."""
-    return parameter.detach() if layer is None else layer.unpacked()
+def full_weight(layer: FourBitLinear | None, parameter: torch.Tensor) -> torch.Tensor:
+    """`parameter` in full precision: dequantized if it belongs to the 4-bit `layer`."""
+    return parameter.detach() if layer is None else layer.dequantized()
 
 
 def _scale_bytes(numel: int) -> int:
@@ -107,4 +107,4 @@ def _scale_bytes(numel: int) -> int:
 
 
 def _kernels() -> ModuleType:
-    return import_module("bitsandbytes.functional")  # takes a second, and most runs have nothing in 4 bits
+    return import_module("bitsandbytes.functional")  # takes a second, and most runs do not quantize

@@ -1,4 +1,4 @@
-"""A small Llama and its tokenizer made from nothing, for the quickstart, benchmarks and tests: no hub is asked."""
+"""A small random Llama and its tokenizer, for the quickstart, benchmarks and tests. Needs no hub."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +12,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf.engines.process.quiet import quiet_libraries
+from rlhf.engines.process.library_output import silence_libraries
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIAL_TOKENS = (PAD, BOS, EOS)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """Learn a byte-level BPE of at most `vocab_size` tokens from `texts` and save it into `folder`."""
-    quiet_libraries()
+    """Train a byte-level BPE of at most `vocab_size` tokens on `texts` and save it in `folder`."""
+    silence_libraries()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -49,12 +49,12 @@ def make_llama(
     tie_embeddings: bool = True,
     seed: int = 0,
 ) -> int:
-    """Save a randomly initialized Llama into `folder`, and return its number of parameters.
+    """Save a randomly initialized Llama in `folder`, and return its number of parameters.
 
-    `head_dim` is 32 or more because vLLM's attention on CPU needs that. Special tokens are those of
+    `head_dim` must be at least 32, because vLLM's CPU attention needs that. The special tokens are those of
     `train_tokenizer`.
     """
-    quiet_libraries()
+    silence_libraries()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,

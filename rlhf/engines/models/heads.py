@@ -1,11 +1,11 @@
-"""What stands on top of the backbone: token log-probs, token values, or a score a sequence or a token.
+"""The heads on top of the backbone: token log-probs, token values, or a score for each sequence or each token.
 
-A head owns the very parameter of the layer that it replaces (`lm_head` or `score`), under the same name: names stay
-Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight when the head runs, however
-many chunks it works in.
+A head owns the parameter of the layer that it replaces (`lm_head` or `score`), under the same name. So names stay
+Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight once when the head runs, however
+many chunks it uses.
 
-Each head returns one tensor. ZeRO-3 follows a module's outputs one by one through the backward pass, and ranks whose
-losses use different ones (padding needs no entropy) would wait for each other for ever.
+Each head returns one tensor. ZeRO-3 tracks a module's outputs one by one through the backward pass, and ranks whose
+losses use different outputs (padding needs no entropy) would wait for each other forever.
 """
 
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ from rlhf.types import Head, PackedTokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedInput:
-    """A packed batch of T tokens in S sequences on its device.
+    """A packed batch of T tokens in S sequences, on its device. The sequences are laid end to end without padding;
+    `lengths` gives their sizes (whose running sum is `cu_seqlens`).
 
-    `predicted` are the positions of the tokens that have a predecessor (all but each sequence's first), `wanted` those
-    of them whose log-probs are asked for, `last` [S] those of each sequence's last token. `temperature`: see
-    `PackedTokens`.
+    `predicted` are the indices of the tokens that have a predecessor (all but each sequence's first), `wanted` those of
+    them whose log-probs are needed, `last` [S] those of each sequence's last token. `temperature`: see `PackedTokens`.
     """
 
     token_ids: torch.Tensor
@@ -54,7 +54,7 @@ class PackedInput:
 
 
 class LogProbHead(nn.Module):
-    """Stands in for `lm_head`: log-probs and entropies of given tokens instead of logits."""
+    """Replaces `lm_head`: gives log-probs and entropies of the batch's own tokens instead of logits."""
 
     def __init__(self, lm_head: nn.Linear, rule: LogitsRule) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class LogProbHead(nn.Module):
         self.rule = rule
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
-        """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first, and where
-        they are not wanted."""
+        """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first token, and at
+        tokens that are not `wanted`."""
         targets = packed.token_ids[packed.wanted]
         rows = hidden[packed.wanted - 1]
         rule = self.rule if packed.temperature is None else replace(self.rule, temperature=packed.temperature)
@@ -73,20 +73,20 @@ class LogProbHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Stands in for `score`: the value of the state before each token."""
+    """Replaces `score`: the value of the state before each token."""
 
     def __init__(self, score: nn.Linear) -> None:
         super().__init__()
         self.weight = score.weight
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
-        """[T, d] -> [1, T]: the output at t-1 stands at t; 0 at each sequence's first token."""
+        """[T, d] -> [1, T]: entry t is the output at token t-1; 0 at each sequence's first token."""
         values = self.weight.float() @ hidden[packed.predicted - 1].float().T
         return values.new_zeros(1, len(hidden)).index_copy(1, packed.predicted, values)
 
 
 class ScoreHead(nn.Module):
-    """Stands in for `score`: one number a sequence, read at its last token."""
+    """Replaces `score`: one score for each sequence, read at its last token."""
 
     def __init__(self, score: nn.Linear) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class ScoreHead(nn.Module):
 
 
 class TokenScoreHead(nn.Module):
-    """Stands in for `score`: one number a token, read at the token itself."""
+    """Replaces `score`: one score for each token, read at the token itself."""
 
     def __init__(self, score: nn.Linear) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class TokenScoreHead(nn.Module):
 
 
 class PackedModel(nn.Module):
-    """A Hugging Face model whose forward pass takes packed tokens and ends in one of the heads."""
+    """A Hugging Face model whose forward pass takes a packed batch and ends in one of the heads."""
 
     def __init__(self, model: PreTrainedModel, head: Head, rule: LogitsRule) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class PackedModel(nn.Module):
         self.kernel_needs_lengths = model.config._attn_implementation == PACKED_SDPA
 
     def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Predictions ([1, T], or [1, S] scores); for log-probs a second row holds the entropy. float32."""
+        """The head's outputs, float32: [1, T], or [1, S] scores; for log-probs [2, T], the second row the entropy."""
         backbone = self.model.base_model(
             input_ids=packed.token_ids[None],
             position_ids=packed.position_ids[None],

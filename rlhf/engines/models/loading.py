@@ -1,4 +1,4 @@
-"""Loading a Hugging Face model for one of the heads, and refusing one that cannot be used, with all reasons at once."""
+"""Loads a Hugging Face model for one of the heads, and rejects an unusable one with all reasons at once."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from rlhf.config.model_files import trusted_commit, untrusted
 from rlhf.config.models import ModelSection
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.log_probs import LogitsRule
-from rlhf.engines.process.quiet import quiet_libraries
+from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import ModelError
 from rlhf.types import Head
 
@@ -40,18 +40,18 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
-KINDS = {
+AUTO_CLASSES = {
     Head.LOG_PROBS: AutoModelForCausalLM,
     Head.VALUES: AutoModelForSequenceClassification,
     Head.SCORES: AutoModelForSequenceClassification,
     Head.TOKEN_SCORES: AutoModelForTokenClassification,
 }
-"""What loads and saves a model with each head."""
+"""The transformers class that loads and saves a model with each head."""
 HEAD_WEIGHTS = ("lm_head.", "score.")
 
 
 class LoadingInfo(TypedDict):
-    """What transformers says after loading."""
+    """What transformers reports after loading."""
 
     missing_keys: set[str]
     unexpected_keys: set[str]
@@ -60,8 +60,8 @@ class LoadingInfo(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model, where it came from, and the dropout rates that were set to 0 for training: log-probs measured twice must
-    agree. On the CPU as `load_model` leaves it, without numbers as `sketch_model` does."""
+    """A model, its folder, and the dropout rates that were set to 0: two passes must give the same log-probs. On CPU if
+    it comes from `load_model`, on the meta device if it comes from `build_meta_model`."""
 
     model: PreTrainedModel
     folder: Path
@@ -69,8 +69,8 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """What is known of a model before its weights are read."""
+class _Inspected:
+    """What is known about a model before its weights are read."""
 
     folder: Path
     config: PretrainedConfig
@@ -83,70 +83,71 @@ def load_model(
     section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, seed: int, new_head: bool
 ) -> LoadedModel:
     """Load `name`, a folder or hub name, for `head`, into host memory; `where` (policy.model, ...) begins each line of
-    an error, `device` is where it will compute.
+    an error, `device` is where the model will compute.
 
-    Log-probs take any causal language model. Values and scores take a sequence classifier, token scores a token
-    classifier, with one label and a `score` head; with `new_head`, also any other model, which is given a seeded one.
+    Log-probs need a causal language model. Values and scores need a sequence classifier, token scores a token
+    classifier, with one label and a `score` head; with `new_head` any other model too, which gets a new head from
+    `seed`.
 
-    Raises ModelError with one line a problem.
+    Raises ModelError with one line for each problem.
     """
-    opened = _open(section, name, head, where, new_head)
+    inspected = _inspect(section, name, head, where, new_head)
     dtype = choose_dtype(section, device, where)
     try:
-        loaded = KINDS[head].from_pretrained(
-            opened.folder,
-            config=opened.config,
+        loaded = AUTO_CLASSES[head].from_pretrained(
+            inspected.folder,
+            config=inspected.config,
             dtype=dtype,
-            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
+            attn_implementation=choose_attention(section.attention, inspected.config, device, dtype),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            trust_remote_code=opened.trusted is not None,
+            trust_remote_code=inspected.trusted is not None,
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{where}: {opened.folder.name} does not load: {_first_line(error)}") from error
+        raise ModelError(f"{where}: {inspected.folder.name} does not load: {_first_line(error)}") from error
     model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
-    problems = _loading_problems(info, opened.has_score) + _bad_numbers(model)
+    problems = _loading_problems(info, inspected.has_score) + _bad_numbers(model)
     if problems:
         raise ModelError([f"{where}: {problem}" for problem in problems])
-    if head is not Head.LOG_PROBS and not opened.has_score:
+    if head is not Head.LOG_PROBS and not inspected.has_score:
         _initialize_score(model, seed)
-    return LoadedModel(model=model, folder=opened.folder, dropouts=opened.dropouts)
+    return LoadedModel(model=model, folder=inspected.folder, dropouts=inspected.dropouts)
 
 
-def sketch_model(
+def build_meta_model(
     section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, new_head: bool
 ) -> LoadedModel:
-    """The model that `load_model` loads, on torch's meta device: no weights are read. Raises ModelError."""
-    opened = _open(section, name, head, where, new_head)
+    """The model that `load_model` would load, on torch's meta device: no weights are read. Raises ModelError."""
+    inspected = _inspect(section, name, head, where, new_head)
     dtype = choose_dtype(section, device, where)
     with torch.device("meta"):
-        model = KINDS[head].from_config(  # type: ignore[no-untyped-call]
-            opened.config,
+        model = AUTO_CLASSES[head].from_config(  # type: ignore[no-untyped-call]
+            inspected.config,
             dtype=dtype,
-            attn_implementation=choose_attention(section.attention, opened.config, device, dtype),
-            trust_remote_code=opened.trusted is not None,
+            attn_implementation=choose_attention(section.attention, inspected.config, device, dtype),
+            trust_remote_code=inspected.trusted is not None,
         )
-    return LoadedModel(model=cast(PreTrainedModel, model), folder=opened.folder, dropouts=opened.dropouts)
+    return LoadedModel(model=cast(PreTrainedModel, model), folder=inspected.folder, dropouts=inspected.dropouts)
 
 
-def _open(section: ModelSection, name: str, head: Head, where: str, new_head: bool) -> _Opened:
-    """Look at a model's folder and config, and set the config for `head`. Raises ModelError."""
-    quiet_libraries()  # transformers' load report speaks of heads, which are judged here
+def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head: bool) -> _Inspected:
+    """Read a model's folder and config, and adapt the config to `head`. Raises ModelError."""
+    silence_libraries()  # transformers' load report warns about heads, which are checked here
     trusted = trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
-    ending = KINDS[head].__name__.removeprefix("AutoModel")
+    ending = AUTO_CLASSES[head].__name__.removeprefix("AutoModel")
     has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
     if head is not Head.LOG_PROBS:
         _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
     dropouts = _remove_dropout(config)
-    return _Opened(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
+    return _Inspected(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
 
 
 def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Path:
-    """The local folder of a model, downloaded first where `name` is a hub name. Raises ModelError."""
+    """The local folder of a model; a hub name is downloaded first. Raises ModelError."""
     folder = Path(name)
     if not folder.is_dir():
         folder = _download(name, revision, where, (WEIGHTS, *SMALL_FILES))
@@ -165,11 +166,11 @@ def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Pat
     return folder
 
 
-def require_known_kind(section: ModelSection, name: str, *, where: str) -> Path:
-    """The folder of a model's small files, downloaded first where `name` is a hub name; no weights are read.
+def require_supported_model(section: ModelSection, name: str, *, where: str) -> Path:
+    """The folder of a model's small files; those of a hub name are downloaded first. No weights are read.
 
     Raises:
-        ModelError: there is none, transformers does not know the kind, or its own code would have to be run.
+        ModelError: there is no such model, transformers does not support its type, or it needs remote code.
     """
     trusted = trusted_commit(section.trust_remote_code, name)
     folder = Path(name)
@@ -197,7 +198,8 @@ def _download(name: str, revision: str | None, where: str, files: Sequence[str])
 
 
 def choose_dtype(section: ModelSection, device: torch.device, where: str) -> torch.dtype:
-    """auto is float32 on CPU and bfloat16 on GPUs. Raises ModelError for a GPU that has none."""
+    """The dtype of the weights; auto is float32 on CPU and bfloat16 on GPUs. Raises ModelError for a GPU without
+    bfloat16."""
     if section.dtype == "float32" or (section.dtype == "auto" and device.type == "cpu"):
         return torch.float32
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -244,7 +246,7 @@ def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, w
 
 
 def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Set every dropout rate of `config` to 0 and return what they were."""
+    """Set every dropout rate of `config` to 0 and return the old rates."""
     rates = {
         name: float(value)
         for name, value in config.to_dict().items()
@@ -256,9 +258,9 @@ def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
 
 
 def _loading_problems(info: LoadingInfo, has_score: bool) -> list[str]:
-    """What the checkpoint lacks, has too much of, or has in another shape."""
+    """Weights that are missing from the checkpoint, unexpected, or of another shape."""
     problems = [
-        f"{name}: shape {list(found)}, config says {list(expected)}."
+        f"{name}: shape {list(found)}, config.json gives {list(expected)}."
         for name, found, expected in sorted(info["mismatched_keys"])
     ]
     missing = sorted(name for name in info["missing_keys"] if has_score or not name.startswith("score."))

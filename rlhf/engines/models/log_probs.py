@@ -1,8 +1,9 @@
-"""Log-probabilities and entropy of given tokens, from logits that are only ever held a chunk of rows at a time.
+"""Log-probabilities and entropy of given tokens, from logits of which only a chunk of rows is in memory at a time.
 
-The naive way holds logits, their float32 copy, log-softmax and its gradient: four [T, vocabulary] matrices. Here a
-chunk of rows is computed, reduced and dropped, and computed again in the backward pass; one such matrix is kept instead
-where it is small (`LogitsRule.kept_bytes`), which saves the second product. Everything after the product is float32.
+The simple way holds the logits, their float32 copy, the log-softmax and its gradient: four [T, vocabulary] matrices.
+Here a chunk of rows is computed, reduced and discarded, and computed again in the backward pass. If the matrix of
+log-probs is small (`LogitsRule.kept_bytes`) it is kept instead, which saves the second matrix product. Everything after
+the product is float32.
 """
 
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsRule:
-    """How hidden states become the logits that tokens are sampled from. The one place that divides by temperature.
+    """How hidden states become the logits that tokens are sampled from. The only place that divides by temperature.
 
-    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature; softcap 0 leaves it out.
+    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature; softcap 0 means no cap.
     """
 
     temperature: float = 1.0
@@ -41,11 +42,11 @@ class LogitsRule:
 
     @property
     def constant_slope(self) -> float:
-        """The derivative of each logit by the matrix product's result, but for a softcap's part."""
+        """The derivative of each logit with respect to the matrix product's result, without the softcap's factor."""
         return self.scale / self.temperature
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
-        """The derivative of each logit by the matrix product's result."""
+        """The derivative of each logit with respect to the matrix product's result."""
         if not self.softcap:
             return self.constant_slope
         saturation = (logits * (self.temperature / self.softcap)).square_()
@@ -85,12 +86,12 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets, entropy, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         rule: LogitsRule = ctx.rule  # type: ignore[attr-defined]
         grad_hidden = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # not beside adapters
+        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # not with LoRA
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         slope: torch.Tensor | float = rule.constant_slope
         if grad_entropy is not None and not grad_entropy.any():
-            grad_entropy = None  # it is only looked at: three passes over the matrix less
+            grad_entropy = None  # entropy is only logged: this saves three passes over the matrix
         for index, rows in enumerate(_chunks(len(targets), rule.chunk_tokens)):
             if kept:
                 log_p = kept[index]
@@ -120,7 +121,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_weight += grad.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            del log_p, p, grad  # or the next chunk's would lie beside them
+            del log_p, p, grad  # else they would be in memory beside the next chunk's
         cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         cast_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, cast_weight, cast_bias, None, None
@@ -129,10 +130,10 @@ class _TokenLogProbs(torch.autograd.Function):
 def token_log_probs(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, rule: LogitsRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and entropy of the distribution that it was drawn from, in nats, float32.
+    """Log-probability of each target, and entropy of the distribution that it was drawn from; nats, float32.
 
-    `hidden` [n, d] and `weight` [vocabulary, d] in the model's dtype, `targets` [n]. Both outputs are [n] and both
-    are differentiable with respect to hidden, weight and bias.
+    `hidden` [n, d] and `weight` [vocabulary, d] are in the model's dtype, `targets` is [n]. Both outputs are [n], and
+    differentiable with respect to hidden, weight and bias.
     """
     if not torch.is_grad_enabled():
         rule = replace(rule, kept_bytes=0)

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, over transformers' fast tokenizers."""
+"""A model's tokenizer, based on transformers' fast tokenizers."""
 
 import hashlib
 import json
@@ -18,23 +18,23 @@ from rlhf.types import Message
 logger = logging.getLogger(__name__)
 
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>")
-"""Tokens that pad where a tokenizer names no pad token of its own, most wanted first."""
+"""Pad tokens for a tokenizer that defines none, in order of preference."""
 
 SENTINEL = "sentinel"
-"""An answer that shows where a template puts it."""
+"""A response that shows where a chat template puts it."""
 
 
 class HfTokenizer:
-    """A fast tokenizer of transformers behind the Tokenizer protocol. Safe to use from several threads, since
-    it goes to the backend, which `encode` and `decode` do not change."""
+    """A fast tokenizer of transformers behind the Tokenizer protocol. Thread-safe: it uses the backend, which `encode`
+    and `decode` do not change."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, stop_token_ids: Sequence[int] = ()) -> None:
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
-            raise ModelError("tokenizer: no EOS token, so that no answer could end; set eos_token.")
+            raise ModelError("tokenizer: no EOS token, so that no response could end; set eos_token.")
         self._tokenizer = tokenizer
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
-        # A tokenizer file may carry the truncation it was trained with, which would cut texts without a word.
+        # A tokenizer file may contain the truncation that it was trained with, which would silently cut texts.
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_token_id = eos
@@ -46,17 +46,17 @@ class HfTokenizer:
         self._first = self._first[: self._first.index(self.encode("a")[0])]
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text. `add_special_tokens` puts in front what the model expects there (BOS), and nothing at
-        the end, whatever the tokenizer's own habit: an answer follows."""
+        """Token ids of a text. `add_special_tokens` adds what the model expects at the beginning (BOS), but nothing at
+        the end, whatever the tokenizer's own setting, because a response follows."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if add_special_tokens else ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, without any clean-up of spaces."""
+        """The text of token ids, without cleaning up spaces."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Apply the chat template. Raises ModelError where there is none, DataError where it refuses the messages."""
+        """Apply the chat template. Raises ModelError if there is none, DataError if it rejects the messages."""
         if not self._tokenizer.chat_template:
             raise ModelError("tokenizer: no chat template; set data.template=plain or give the tokenizer one.")
         try:
@@ -77,11 +77,11 @@ class HfTokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer beside a model's weights."""
+        """Write the tokenizer's files to a model's folder."""
         self._tokenizer.save_pretrained(str(directory))
 
     def _turn_end(self) -> list[int]:
-        """The special token with which the chat template ends an assistant's turn, if there is one."""
+        """The special token that ends an assistant's turn in the chat template, if there is one."""
         if not self._tokenizer.chat_template:
             return []
         try:
@@ -98,8 +98,8 @@ class HfTokenizer:
 def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: str | None = None) -> HfTokenizer:
     """The tokenizer of a model folder or hub name.
 
-    `key` is the config key that named it, for messages; `trust_remote_code` is None or repo@commit. An answer stops
-    at the EOS token, at those of generation_config.json, and at the token that ends a turn of the chat template.
+    `key` is its config key, for errors; `trust_remote_code` is None or repo@commit. A response stops at the EOS token,
+    at those of generation_config.json, and at the token that ends a turn of the chat template.
     Raises ModelError.
     """
     folder = Path(path).expanduser()
@@ -130,7 +130,7 @@ def _stop_tokens(name: str, revision: str) -> list[int]:
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
     """The pad token: the tokenizer's own, unless that is EOS; else the first of PAD_NAMES in the vocabulary; else EOS.
 
-    Batches are packed and loss masks say what is learned, so EOS is trained whatever is chosen.
+    Batches are packed and loss masks select the trained tokens, so EOS is trained whichever token is chosen.
     """
     own = tokenizer.pad_token_id
     if isinstance(own, int) and own != eos:

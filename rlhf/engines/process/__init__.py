@@ -1,1 +1,1 @@
-"""What belongs to one process: its devices, memory, rendezvous and names."""
+"""What belongs to one process: its device, memory, process group and shared-memory names."""

@@ -1,4 +1,4 @@
-"""The GPU of this process, where it has one: whether, and its memory."""
+"""Whether this process has a GPU, and the memory of that GPU."""
 
 import gc
 
@@ -11,17 +11,17 @@ def local_device() -> str:
 
 
 def free_memory() -> None:
-    """Give back what forgotten models held."""
+    """Collect models that are no longer referenced, and release the memory that they held."""
     gc.collect()
-    give_back()
+    empty_cache()
 
 
-def give_back() -> None:
-    """Leave to other processes on the GPU what torch keeps for later and nothing uses now."""
+def empty_cache() -> None:
+    """Release the memory that torch caches and no tensor uses, so that other processes on the GPU can have it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def peak_device_memory() -> int:
-    """Bytes of the GPU that torch has reserved at most; 0 without one."""
+    """The most bytes of GPU memory that torch has reserved so far; 0 without a GPU."""
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

@@ -1,6 +1,6 @@
-"""The process group of the ranks that share a model, and DeepSpeed bound to the right kind of device.
+"""The process group of the ranks that share a model, and DeepSpeed set up for the right kind of device.
 
-DeepSpeed decides on its device when it is imported, so it is imported from here only.
+DeepSpeed chooses its device when it is imported, so every other module imports it from here.
 """
 
 import logging
@@ -18,18 +18,18 @@ import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
 
 deepspeed_logger.setLevel(logging.ERROR)
-# DeepSpeed calls collectives by names that torch has since renamed.
+# DeepSpeed calls collectives by names that torch has deprecated.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-# Its shared-memory all-reduce would be compiled on first use (a minute, and a compiler), works on one node alone, and
-# outlives a killed process in /dev/shm. Gloo does the same work.
+# Its shared-memory all-reduce must be compiled on first use (a minute, and a compiler), works on one node only, and
+# leaves files in /dev/shm when a process is killed. Gloo does the same work.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 __all__ = ["deepspeed", "init_distributed", "torch_device"]
 
 
 def init_distributed(rank: int, world_size: int, store: Store, *, device: str, timeout_s: float) -> None:
-    """Enter the process group: gloo on CPU, NCCL on CUDA. Blocks until all ranks have, or raises after `timeout_s`,
-    which is also the longest that any collective may take."""
+    """Join the default process group: gloo on CPU, NCCL on CUDA. Blocks until all ranks have joined, and raises after
+    `timeout_s`, which is also the timeout of every collective."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
     torch_device(device)
     dist.init_process_group(
@@ -43,7 +43,7 @@ def init_distributed(rank: int, world_size: int, store: Store, *, device: str, t
 
 
 def torch_device(device: str) -> torch.device:
-    """cpu, or the one GPU that this process sees."""
+    """The CPU, or the one GPU that this process sees."""
     if device == "cpu":
         return torch.device("cpu")
     torch.cuda.set_device(0)

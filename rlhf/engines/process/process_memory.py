@@ -1,4 +1,4 @@
-"""How much memory this process has held at most."""
+"""Peak memory of this process."""
 
 import re
 import resource
@@ -9,7 +9,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory() -> int:
-    """Bytes since the process began: of its GPU's memory, or without one of host memory."""
+    """Peak bytes since the process started: of GPU memory, or of host memory where there is no GPU."""
     if "torch" in sys.modules:
         from rlhf.engines.process.device_memory import peak_device_memory  # noqa: PLC0415  the driver and reward workers have no torch
 
@@ -19,8 +19,8 @@ def peak_memory() -> int:
 
 
 def peak_host_memory() -> int:
-    """Bytes of host memory. What Linux tells of a process begins with what its parent held when it started this one,
-    but in its status."""
+    """Peak bytes of host memory. Read from /proc/self/status where it exists: `getrusage` on Linux also counts what the
+    parent process held when it started this one."""
     if STATUS.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)):
         return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

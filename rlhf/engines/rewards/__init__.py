@@ -1,4 +1,4 @@
-"""Where rewards come from: a model, the user's function, a service, a judge, rules, or a weighted sum of those."""
+"""Reward sources: a reward model, the user's function, a service, a judge, rules, or a weighted sum of those."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
@@ -30,18 +30,18 @@ from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward
+from rlhf.engines.rewards.function_process import FunctionProcess
 from rlhf.engines.rewards.http import HttpReward
-from rlhf.engines.rewards.judge import JudgeReward, RubricNeed
+from rlhf.engines.rewards.judge import JudgeReward, RubricRequirement
 from rlhf.engines.rewards.length import LengthPenalty, OverlongPenalty
-from rlhf.engines.rewards.maths import MathNeed, MathReward
+from rlhf.engines.rewards.math_match import MathRequirement, MathReward
 from rlhf.engines.rewards.model import ModelReward
-from rlhf.engines.rewards.number import NumberMatch
-from rlhf.engines.rewards.pattern import PatternMatch
-from rlhf.engines.rewards.process import FunctionProcess
-from rlhf.engines.rewards.rule import RowNeed, Rule, RuleReward, row_line
+from rlhf.engines.rewards.number_match import NumberMatch
+from rlhf.engines.rewards.regex_match import PatternMatch
+from rlhf.engines.rewards.rule import RowRequirement, Rule, RuleReward, row_line
 from rlhf.engines.rewards.steps import StepReward
 from rlhf.engines.rewards.think_format import ThinkFormat
-from rlhf.engines.rewards.unit_tests import CodeNeed, CodeReward
+from rlhf.engines.rewards.unit_tests import CodeRequirement, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
 from rlhf.errors import ConfigError
 from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
@@ -67,12 +67,12 @@ __all__ = [
     "row_problems",
 ]
 
-PROBE_ANSWERS = ("Yes.", "No.")
+PROBE_RESPONSES = ("Yes.", "No.")
 MAX_ROW_LINES = 5
 
 
 def head_of(source: StartedSource) -> Head:
-    """What the source's model is loaded with."""
+    """The head that the source's model is loaded with."""
     return Head.TOKEN_SCORES if isinstance(source, PrmSource) else Head.SCORES
 
 
@@ -84,7 +84,7 @@ def build_scored(
     reward_tokenizer: Tokenizer,
     max_tokens_per_batch: int = 4096,
 ) -> RewardSource:
-    """A source whose model has been started as `scorer`, with the head that `head_of` says."""
+    """A source whose model has been started as `scorer`, with the head that `head_of` gives."""
     if isinstance(source, PrmSource):
         return StepReward(source, scorer, tokenizer=reward_tokenizer, max_tokens_per_batch=max_tokens_per_batch)
     return ModelReward(
@@ -96,7 +96,7 @@ def build_scored(
 
 
 def build_source(source: PureSource | RemoteSource) -> RewardSource:
-    """Open one source that needs no model. Raises ConfigError where it cannot be used."""
+    """Open one source that needs no model. Raises ConfigError if it cannot be used."""
     match source:
         case FunctionSource():
             return FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)
@@ -114,7 +114,7 @@ def build_source(source: PureSource | RemoteSource) -> RewardSource:
 
 @singledispatch
 def build_rule(source: SourceSection) -> Rule:
-    """The rule of a section."""
+    """The rule of a config section."""
     raise TypeError(f"{source.type} is no rule")
 
 
@@ -127,15 +127,15 @@ build_rule.register(OverlongSource, OverlongPenalty)
 build_rule.register(RegexSource, PatternMatch)
 
 
-def row_need(source: Source) -> RowNeed | None:
-    """What a source needs of every row, where it needs anything."""
+def row_requirement(source: Source) -> RowRequirement | None:
+    """What a source requires of every row; None if it requires nothing."""
     match source:
         case MathSource():
-            return MathNeed(source)
+            return MathRequirement(source)
         case CodeSource():
-            return CodeNeed(source.tests_key)
+            return CodeRequirement(source.tests_key)
         case JudgeSource():
-            return RubricNeed(source)
+            return RubricRequirement(source)
         case ModelSource() | PrmSource() | FunctionSource() | HttpSource():
             return None
         case _:
@@ -143,9 +143,9 @@ def row_need(source: Source) -> RowNeed | None:
 
 
 def row_problems(sources: Sequence[Source], rows: Iterable[tuple[str, str | None, Mapping[str, Json]]]) -> list[str]:
-    """What rows (id, label, other columns) lack that the sources need: a line each, some of them where there are
-    many."""
-    needs = [(source.label, need) for source in sources if (need := row_need(source)) is not None]
+    """What rows (id, label, other columns) lack that the sources need: a line for each problem, at most
+    MAX_ROW_LINES of them."""
+    needs = [(source.label, need) for source in sources if (need := row_requirement(source)) is not None]
     lines = [
         row_line(row_id, name, problem)
         for row_id, label, columns in (rows if needs else ())
@@ -157,8 +157,8 @@ def row_problems(sources: Sequence[Source], rows: Iterable[tuple[str, str | None
 
 
 def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) -> WeightedRewards:
-    """The weighted sum of `sources`. `opened` holds those that live elsewhere (models, remote functions) by label; the
-    others are opened here. Raises ConfigError with every problem."""
+    """The weighted sum of `sources`. `opened` holds those that are open already (models, remote functions), by label;
+    the others are opened here. Raises ConfigError with every problem."""
     labels = [source.label for source in sources]
     problems = [f'reward.sources: two are called "{label}"; give each a name.' for label in _repeated(labels)]
     if problems:
@@ -181,17 +181,17 @@ def check_function(function: str) -> None:
 
 
 def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_size: int = 1) -> Reward:
-    """Score made answers to a real prompt, so that a source that cannot work is known before a run starts: two where
-    the run samples several, because a judge compares them, else one. Returns the first one's reward."""
-    answers = PROBE_ANSWERS[:group_size]
-    rollouts = [_made_rollout(prompt, answer, tokenizer) for answer in answers]
-    return source.score([prompt] * len(answers), answers, rollouts)[0]
+    """Score made-up responses to a real prompt, to find a source that cannot work before a run starts: two responses
+    if the run samples several (a judge compares them), else one. Returns the reward of the first."""
+    responses = PROBE_RESPONSES[:group_size]
+    rollouts = [_make_rollout(prompt, response, tokenizer) for response in responses]
+    return source.score([prompt] * len(responses), responses, rollouts)[0]
 
 
-def _made_rollout(prompt: Prompt, answer: str, tokenizer: Tokenizer) -> Rollout:
-    token_ids = np.array([*tokenizer.encode(answer), tokenizer.eos_token_id], dtype=np.int64)
+def _make_rollout(prompt: Prompt, response: str, tokenizer: Tokenizer) -> Rollout:
+    token_ids = np.array([*tokenizer.encode(response), tokenizer.eos_token_id], dtype=np.int64)
     return Rollout(
-        id=f"probe/{answer}",
+        id=f"probe/{response}",
         prompt_id=prompt.id,
         token_ids=token_ids,
         log_probs=np.zeros(len(token_ids), dtype=np.float32),

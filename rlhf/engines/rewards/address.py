@@ -1,4 +1,4 @@
-"""Which addresses a reward service may have once its name is resolved."""
+"""Checks the addresses that the host name of a reward service resolves to."""
 
 import socket
 from urllib.parse import urlsplit
@@ -10,8 +10,8 @@ from rlhf.errors import ConfigError
 def check_address(url: str, *, allow_plain_http: bool) -> bool:
     """Whether the host is this machine or on a private network.
 
-    Raises ConfigError for a link-local address (which serves a cloud machine's own secrets), and for plain http to a
-    host that is not private.
+    Raises ConfigError for a link-local address (where cloud machines serve their own credentials), and for plain http
+    to a host that is not private.
     """
     parts = urlsplit(url)
     plain = parts.scheme == "http" and not allow_plain_http
@@ -20,7 +20,7 @@ def check_address(url: str, *, allow_plain_http: bool) -> bool:
     except OSError as error:
         if plain:
             raise ConfigError(f"reward.url: host {parts.hostname} is unknown.") from error
-        return False  # a proxy may know it
+        return False  # a proxy may be able to resolve it
     addresses = [str(address[0]) for *_, address in found]
     if any(is_link_local(address) for address in addresses):
         raise ConfigError("reward.url: link-local address refused.")

@@ -1,4 +1,4 @@
-"""The final answer in what a model wrote. Every function takes time linear in the text."""
+"""Extracts the final answer from a response. Every function takes time linear in the text."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,33 +13,33 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\[\\{}]|[{}]")
 
 
-def with_opening(prompt: str, response: str) -> str:
-    """The answer with the <think> that a chat template may have put at the prompt's end."""
+def with_think_tag(prompt: str, response: str) -> str:
+    """The response, preceded by the <think> that a chat template may have put at the end of the prompt."""
     return OPEN + response if prompt.rstrip().endswith(OPEN) else response
 
 
-def spoken(prompt: str, response: str) -> str | None:
-    """What comes after the thinking; all of it where there is none. None: the thinking never ended."""
+def after_thinking(prompt: str, response: str) -> str | None:
+    """The part of a response after its thinking; all of it if there is none. None if the thinking never ended."""
     _, closed, after = response.rpartition(CLOSE)
     if closed:
         return after
-    return None if OPEN in with_opening(prompt, response) else response
+    return None if OPEN in with_think_tag(prompt, response) else response
 
 
 def find_answer(text: str, how: Extraction) -> str | None:
-    """The final answer, without space around it; None where it is not there. An answer whose mark is opened and never
-    closed is empty: it was cut off."""
+    """The final answer, stripped; None if there is none. An answer whose mark is opened and never closed is empty: it
+    was cut off."""
     return marked(text) if how == "auto" else EXTRACTORS[how](text)
 
 
 def reference_answer(label: str, how: Extraction) -> str:
-    """The answer in a row's label, which may be a worked solution: found as in answers, else the whole label."""
+    """The answer in a row's label, which may be a worked solution: extracted by its marks, else the whole label."""
     found = find_answer(label, how)
     return label.strip() if found is None else found
 
 
 def marked(text: str) -> str | None:
-    """The answer by its marks, of which one may stand in another: <answer>, then \\boxed{}, then ####."""
+    """The answer by its marks, which may be nested: <answer>, then \\boxed{}, then ####."""
     found = False
     for extract in (in_tag, in_box, after_hash):
         inner = extract(text)
@@ -49,7 +49,7 @@ def marked(text: str) -> str | None:
 
 
 def in_tag(text: str) -> str | None:
-    """The inside of the last <answer>."""
+    """The content of the last <answer>."""
     _, opened, rest = text.rpartition(ANSWER_OPEN)
     if not opened:
         return None
@@ -58,7 +58,7 @@ def in_tag(text: str) -> str | None:
 
 
 def in_box(text: str) -> str | None:
-    """The inside of the last \\boxed{}, which may hold braces."""
+    """The content of the last \\boxed{}, which may contain braces."""
     start = next((match.end() for match in reversed(list(BOX.finditer(text)))), None)
     if start is None:
         return None

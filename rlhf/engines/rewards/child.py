@@ -1,7 +1,7 @@
 """Runs a user's reward function; started as a script by FunctionProcess, in a process of its own.
 
-Imports the standard library alone, so that it starts at once and hides nothing from the user's module. Talks JSON
-over the socket whose number is the first argument: one setup, one hello, then a reply to each request.
+Imports only the standard library, so that it starts quickly and cannot shadow the user's modules. Exchanges JSON over
+the socket whose file descriptor is the first argument: one setup, one hello, then a reply to each request.
 """
 
 import importlib
@@ -22,12 +22,12 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Serve until the parent closes the socket or is gone."""
+    """Serve until the parent closes the socket or ends."""
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     try:
         setup = json.loads(connection.recv_bytes())
-        threading.Thread(target=leave_with, args=(setup["parent"],), daemon=True).start()
+        threading.Thread(target=exit_with_parent, args=(setup["parent"],), daemon=True).start()
         sys.path[:] = list(dict.fromkeys([str(Path.cwd()), *setup["path"]]))
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)
@@ -39,8 +39,8 @@ def main() -> None:
         return
 
 
-def leave_with(parent: int) -> None:
-    """End this process once its parent has ended, however that came about."""
+def exit_with_parent(parent: int) -> None:
+    """End this process once its parent has ended, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(0)
@@ -53,7 +53,7 @@ def reply(connection: Connection, message: Mapping[str, object]) -> None:
 
 
 def load(name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
-    """The function `module:name`, and a hello: which columns it takes and needs, or what is wrong with it."""
+    """The function `module:name`, and a hello: the columns that it takes and needs, or what is wrong with it."""
     module, _, path = name.partition(":")
     try:
         found: object = importlib.import_module(module)
@@ -71,7 +71,7 @@ def load(name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
 
 
 def inspected(function: Callable[..., object], name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
-    """The function, and which columns it takes (None: any) and needs besides prompts and responses."""
+    """The function, and the columns that it takes (None: any) and needs besides prompts and responses."""
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
@@ -84,13 +84,13 @@ def inspected(function: Callable[..., object], name: str) -> tuple[Callable[...,
 
 
 def answer(function: Callable[..., object], request: dict[str, object]) -> dict[str, object]:
-    """Call the function on one request. Numbers come back as they are, anything else as text that describes it."""
+    """Call the function on one request. Numbers are returned as they are, anything else as text that describes it."""
     prompts, columns = request["prompts"], request["columns"]
     assert isinstance(prompts, list), "the parent sends a list"
     assert isinstance(columns, dict), "the parent sends an object"
     try:
         result = function(prompts, request["responses"], **columns)
-        # A set has no order, and a mapping's is not that of the answers.
+        # A set has no order, and a mapping's order is not that of the responses.
         if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping | Set):
             return {"wrong": f"the function returned {named_type(result)}, need a list of numbers"}
         return {"scores": [plain(score) for score in islice(result, len(prompts) + 1)]}
@@ -112,7 +112,7 @@ def named_type(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """`rewards.py:44 ZeroDivisionError: division by zero`, the place being the last one outside the libraries."""
+    """`rewards.py:44 ZeroDivisionError: division by zero`, with the last line outside the libraries."""
     libraries = ("<frozen", __file__, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno} " if own else ""

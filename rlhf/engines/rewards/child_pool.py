@@ -1,4 +1,4 @@
-"""Several child processes with the same function in them, which judge one item at a time."""
+"""Several child processes that run the same function, each on one item at a time."""
 
 import queue
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rlhf.engines.rewards.process import ChildFailedError, ChildOverranError, FunctionProcess
+from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.errors import RewardError
 from rlhf.types import Json
 
@@ -15,33 +15,33 @@ NUM_TRIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a child said about one item; `score` is None where it failed, and `failure` says how."""
+    """A child's result for one item; `score` is None if it failed, and `failure` says how."""
 
     score: float | None
     failure: str = ""
 
 
 class ChildPool:
-    """Judges items by `module:name` (prompts, responses, **columns), called with one item, in processes of their own.
+    """Evaluates items by `module:name` (prompts, responses, **columns), called with one item, in child processes.
 
-    An item may take `timeout_s`; a child that overruns is replaced. One that dies may have been somebody else's victim:
-    it is replaced, and the item tried once more.
+    An item may take `timeout_s`; a child that takes longer is replaced. A child that dies may have been killed for
+    another reason than its item (out of memory): it is replaced, and the item is tried once more.
 
-    consumes: items of one `judge` call at a time. Produces: verdicts in their order. Waits for: a free child, then its
-    reply. Unblocked by: the reply or the item's deadline.
+    Consumes: items of one `evaluate` call at a time. Produces: verdicts, in the order of the items. Waits for: a free
+    child, then its reply. Unblocked by: the reply or the item's timeout.
     """
 
     def __init__(self, function: str, *, num_processes: int, timeout_s: float, memory_gib: float | None) -> None:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        # The first one shows whether the function can be loaded; the others start when they are needed.
+        # The first child shows whether the function can be loaded; the others are started when needed.
         self._children = [FunctionProcess(function, memory_gib=memory_gib)]
         self._open: Callable[[], FunctionProcess] = lambda: FunctionProcess(function, memory_gib=memory_gib)
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="reward-child")
 
-    def judge(self, items: Sequence[Mapping[str, Json]]) -> list[Verdict]:
-        """One verdict an item, each a request of child.py."""
+    def evaluate(self, items: Sequence[Mapping[str, Json]]) -> list[Verdict]:
+        """One verdict for each item; an item is a request of child.py."""
         with self._lock:
             while len(self._children) < min(self._num_processes, len(items)):
                 self._children.append(self._open())
@@ -49,14 +49,14 @@ class ChildPool:
             for child in self._children:
                 free.put(child)
 
-            def judge_one(item: Mapping[str, Json]) -> Verdict:
+            def evaluate_one(item: Mapping[str, Json]) -> Verdict:
                 child = free.get()
                 try:
-                    return self._judge(child, item)
+                    return self._evaluate(child, item)
                 finally:
                     free.put(child)
 
-            return list(self._threads.map(judge_one, items))
+            return list(self._threads.map(evaluate_one, items))
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -64,7 +64,7 @@ class ChildPool:
             for child in self._children:
                 child.close()
 
-    def _judge(self, child: FunctionProcess, item: Mapping[str, Json]) -> Verdict:
+    def _evaluate(self, child: FunctionProcess, item: Mapping[str, Json]) -> Verdict:
         failure = ""
         for _ in range(NUM_TRIES):
             try:

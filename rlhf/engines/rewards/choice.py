@@ -5,30 +5,30 @@ import string
 from collections.abc import Mapping
 
 from rlhf.config.reward import ChoiceSource
-from rlhf.engines.rewards.answers import find_answer, reference_answer, spoken
+from rlhf.engines.rewards.answers import after_thinking, find_answer, reference_answer
 from rlhf.engines.rewards.rule import label_problem
 from rlhf.types import Json, Prompt, Rollout
 
-DRESS = r"(?:\\(?:text|mathrm|mathbf|textbf)\s?\{|[\s(\[{*_$\"'])*"
-"""What may stand before a letter that is an answer by itself."""
+BEFORE_LETTER = r"(?:\\(?:text|mathrm|mathbf|textbf)\s?\{|[\s(\[{*_$\"'])*"
+"""What may come before a letter that is an answer by itself."""
 
 
 class Choice:
     """1.0 where the answer chooses the label's letter, else 0.0.
 
-    A marked answer is a letter, alone or before what it stands for (`B) Paris`). Without any mark it is what follows
-    the last `answer is` or `answer:`, or a letter alone in the last line. Whoever names several has not chosen.
+    A marked answer is a letter, alone or before the text of the choice (`B) Paris`). Without any mark it is what
+    follows the last `answer is` or `answer:`, or a letter alone in the last line. Several letters are no answer.
     """
 
     def __init__(self, section: ChoiceSource) -> None:
         self._section = section
         letters = string.ascii_uppercase[: section.num_choices]
-        # A small letter, or an I before a word, is mostly no choice but a word.
+        # A lowercase letter, or an I before a word, is usually a word and not a choice.
         lower = rf"[{letters.lower()}](?=[)\].:}}]|\s*$)"
         upper = rf"(?!I\s+[a-z])[{letters}]"
         several = rf"(?![)\]}}*\s]*(?:,|/|&|or\b|and\b)\s*\(?[{letters}]\b)"
-        self._letter = re.compile(rf"{DRESS}({upper}|{lower})(?![^\W_]|['\u2019]){several}")
-        self._alone = re.compile(rf"{DRESS}([{letters}{letters.lower()}])[\s)\]}}*_$.:\"']*")
+        self._letter = re.compile(rf"{BEFORE_LETTER}({upper}|{lower})(?![^\W_]|['\u2019]){several}")
+        self._alone = re.compile(rf"{BEFORE_LETTER}([{letters}{letters.lower()}])[\s)\]}}*_$.:\"']*")
         self._announced = re.compile(r"answer\s*(?:is|:|=)\s*(?::|option\b|choice\b)?", re.IGNORECASE)
         self._letters = letters
 
@@ -42,7 +42,7 @@ class Choice:
         return f'has the label "{(label or "")[:40]}", need {first} to {last}'
 
     def score(self, prompt: Prompt, response: str, rollout: Rollout) -> float:
-        text = spoken(prompt.text, response)
+        text = after_thinking(prompt.text, response)
         given = None if text is None else self._given(text)
         return float(given is not None and given == self._expected(prompt.label or ""))
 
@@ -60,7 +60,7 @@ class Choice:
         return None if alone is None else alone[1].upper()
 
     def _option(self, line: str) -> re.Match[str] | None:
-        """`B) Paris` or `(B) Paris`; a bare letter may be an article."""
+        """`B) Paris` or `(B) Paris`; a letter without punctuation may be an article."""
         match = self._letter.match(line)
         return match if match is not None and line[match.end() : match.end() + 1] in (")", ".", ":", "]") else None
 

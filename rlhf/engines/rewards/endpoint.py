@@ -1,4 +1,4 @@
-"""A service that is asked by POST: retries, outages, redirects, certificates and sizes, judged once for all sources."""
+"""A service that is called by POST: retries, outages, redirects, certificates and size limits, for all sources."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ MAX_WAIT_S = 30.0
 
 
 class OutageError(Exception):
-    """A request may succeed later. Says why it did not now; `retry_after_s` is what the service asked for."""
+    """A request failed but may succeed later. Says why; `retry_after_s` is the wait that the service asked for."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -35,16 +35,16 @@ class OutageError(Exception):
 
 
 class BadReplyError(RewardError):
-    """The service answered, and not with what it was asked for."""
+    """The service replied, but not with what was requested."""
 
 
 class Endpoint:
-    """Posts JSON and gives the JSON body of the answer. Safe to use from several threads.
+    """Posts JSON and returns the JSON body of the reply. Thread-safe.
 
-    A request that fails in transport, or with 408, 429 or 5xx, is retried for `outage_timeout_s`, with waits that
-    double from `first_wait_s` to half a minute (and honor Retry-After); any other status fails at once. Raises
-    ConfigError where the address or its token cannot be used, RewardError where the service fails, and of that
-    BadReplyError where it answers with something else than JSON.
+    A request that fails in transport, or with status 408, 429 or 5xx, is retried for `outage_timeout_s`, with waits
+    that double from `first_wait_s` to 30 seconds (and honor Retry-After); any other status fails at once. Raises
+    ConfigError if the address or its token cannot be used, RewardError if the service fails, and its subclass
+    BadReplyError if the reply is not JSON.
     """
 
     def __init__(self, source: EndpointSource, *, first_wait_s: float = 1.0) -> None:
@@ -59,20 +59,20 @@ class Endpoint:
             verify=_trust(source),
             timeout=httpx.Timeout(source.read_timeout_s, connect=source.connect_timeout_s),
             follow_redirects=False,
-            # A proxy has no business between this machine and a private one.
+            # Requests to a private address must not go through a proxy.
             trust_env=not private,
         )
 
     def stop(self) -> None:
-        """End every wait for another try."""
+        """End all waits for another try."""
         self._closed.set()
 
     def close(self) -> None:
-        """Let go of the connections. Nobody may be posting any more."""
+        """Close the connections. No thread may be posting any more."""
         self._client.close()
 
     def post(self, content: bytes, prompt_ids: Sequence[str]) -> bytes:
-        """The body of the answer to `content`, which is about these prompts."""
+        """The body of the reply to `content`, which is about these prompts."""
         first_s = self._first_wait_s
         backoff = tenacity.wait_exponential(multiplier=first_s, max=MAX_WAIT_S) + tenacity.wait_random(0, first_s)
 
@@ -93,17 +93,17 @@ class Endpoint:
             return retrying(self._post, content)
         except OutageError as error:
             raise RewardError(
-                f"reward.url: no answer from {self._origin} ({error}) for {self._source.outage_timeout_s:g} s, asked "
+                f"reward.url: no reply from {self._origin} ({error}) for {self._source.outage_timeout_s:g} s, asked "
                 f"about {listed(prompt_ids)}; resume when it is up."
             ) from error
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         wait_s = state.next_action.sleep if state.next_action else 0.0
-        logger.warning("reward.url: no answer from %s (%s); next try in %.1f s", self._origin, error, wait_s)
+        logger.warning("reward.url: no reply from %s (%s); next try in %.1f s", self._origin, error, wait_s)
 
     def _post(self, content: bytes) -> bytes:
-        """The body of one good answer. Raises OutageError where it is worth another try, RewardError where not."""
+        """The body of a successful reply. Raises OutageError if another try may help, else RewardError."""
         deadline = time.monotonic() + 2 * self._source.read_timeout_s
         try:
             with self._client.stream(
@@ -113,8 +113,8 @@ class Endpoint:
                 return _read_body(response, deadline)
         except httpx.TransportError as error:
             if doubt := _doubted_certificate(error):
-                suggest_fixes = "Renew it at the service." if "expired" in doubt else "Set the source's ca_file."
-                raise RewardError(f"reward.url: TLS certificate not trusted ({doubt}). {suggest_fixes}") from error
+                advice = "Renew it at the service." if "expired" in doubt else "Set the source's ca_file."
+                raise RewardError(f"reward.url: TLS certificate not trusted ({doubt}). {advice}") from error
             raise OutageError(_reason(error)) from error
 
     def _check_status(self, response: httpx.Response) -> None:
@@ -125,7 +125,7 @@ class Endpoint:
             raise OutageError(f"status {code}", _retry_after_s(response.headers.get("retry-after", "")))
         if code != HTTPStatus.OK:
             hint = "; check auth_env" if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else ""
-            raise RewardError(f"reward.url: {self._origin} answered with status {code}{hint}.")
+            raise RewardError(f"reward.url: {self._origin} replied with status {code}{hint}.")
 
 
 def _auth_header(auth_env: str | None) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _auth_header(auth_env: str | None) -> dict[str, str]:
     token = os.environ.get(auth_env, "").strip()
     if not token:
         raise ConfigError(f"reward.auth_env: environment variable {auth_env} is not set.")
-    # Told here, because a library's message about a bad header would hold the token.
+    # Checked here, because the library's error message about a bad header would contain the token.
     if not (token.isascii() and token.isprintable()):
         raise ConfigError(f"reward.auth_env: {auth_env} holds characters that a header cannot carry.")
     return {"Authorization": f"Bearer {token}"}
@@ -142,7 +142,7 @@ def _auth_header(auth_env: str | None) -> dict[str, str]:
 
 def _trust(source: EndpointSource) -> ssl.SSLContext:
     if source.ca_file is None:
-        # Plain http needs no certificates, which take a while to read.
+        # Plain http needs no certificates, which are slow to load.
         plain = source.url.lower().startswith("http:")
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context()
     if not Path(source.ca_file).is_file():

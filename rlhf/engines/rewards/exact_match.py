@@ -1,15 +1,15 @@
-"""Reward 1 for the label's own text."""
+"""Reward 1 for the label's text."""
 
 from collections.abc import Mapping
 
 from rlhf.config.reward import ExactMatchSource
-from rlhf.engines.rewards.answers import find_answer, reference_answer, spoken
+from rlhf.engines.rewards.answers import after_thinking, find_answer, reference_answer
 from rlhf.engines.rewards.rule import label_problem
 from rlhf.types import Json, Prompt, Rollout
 
 
 class ExactMatch:
-    """1.0 where the final answer is the label's, both normalized; else 0.0. Without any mark the whole text counts."""
+    """1.0 if the final answer equals the label's, both normalized; else 0.0. Without any mark the whole text counts."""
 
     def __init__(self, section: ExactMatchSource) -> None:
         self._section = section
@@ -21,7 +21,7 @@ class ExactMatch:
         return None if expected else f'has a label without a final answer ("{(label or "")[:40]}")'
 
     def score(self, prompt: Prompt, response: str, rollout: Rollout) -> float:
-        text = spoken(prompt.text, response)
+        text = after_thinking(prompt.text, response)
         if text is None:
             return 0.0
         how = self._section.extract

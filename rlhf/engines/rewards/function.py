@@ -1,23 +1,23 @@
-"""Rewards from the user's own Python function, away from the run in a process of its own."""
+"""Rewards from the user's own Python function, which runs in a process of its own."""
 
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from rlhf.engines.rewards.process import ChildFailedError, ChildOverranError, FunctionProcess
+from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import ConfigError, RewardError
 from rlhf.types import Json, Prompt, Reward, Rollout
 
 NUM_TRIES = 2
-BLAME_TIMEOUT_S = 10.0
-MORE_TIME = "Mend the function, or give it more time: timeout_s of its source, under reward.sources."
+SEARCH_TIMEOUT_S = 10.0
+MORE_TIME = "Fix the function, or give it more time: timeout_s of its source, under reward.sources."
 RESERVED = ("prompts", "responses", "labels")
-"""Names that a row's column cannot have in a call."""
+"""Column names that are not passed on, because the function's own arguments have them."""
 
 
 class FunctionRaisedError(ChildFailedError):
-    """The function raised. Says what and where."""
+    """The function raised an exception. Says which and where."""
 
     @property
     def kind(self) -> str:
@@ -28,9 +28,9 @@ class FunctionRaisedError(ChildFailedError):
 class FunctionReward:
     """Scores by `module:name`, a function (prompts, responses, **columns) -> list of numbers.
 
-    Columns are lists with one entry an answer: `labels`, and the rows' other columns by their own names; a function
-    gets those that it accepts. One batch may take `timeout_s`; a process that overruns or dies is replaced, and the
-    batch tried once more. Raises ConfigError where the function cannot be used, RewardError where it fails.
+    Columns are lists with one entry for each response: `labels`, and the rows' other columns by name; a function gets
+    those that it accepts. One batch may take `timeout_s`; a process that takes longer or dies is replaced, and the
+    batch is tried once more. Raises ConfigError if the function cannot be used, RewardError if it fails.
     """
 
     def __init__(self, function: str, *, timeout_s: float = 60.0, memory_gib: float | None = None) -> None:
@@ -60,10 +60,10 @@ class FunctionReward:
                 return self._ask(prompts, responses, columns, self._timeout_s)
             except ChildFailedError as error:
                 failure = error
-        culprit = None
+        failing = None
         if isinstance(failure, FunctionRaisedError):
-            culprit = self._culprit(prompts, responses, columns, failure.kind)
-        where = culprit or listed([prompt.id for prompt in prompts])
+            failing = self._failing_prompt(prompts, responses, columns, failure.kind)
+        where = failing or listed([prompt.id for prompt in prompts])
         advice = f" {MORE_TIME}" if isinstance(failure, ChildOverranError) else ""
         raise RewardError(f"reward: {failure} on {where} ({NUM_TRIES} of {NUM_TRIES} tries).{advice}") from failure
 
@@ -87,11 +87,12 @@ class FunctionReward:
             raise RewardError(f"reward: {reply.get('wrong', 'the function gave no reply')}.")
         return scores
 
-    def _culprit(
+    def _failing_prompt(
         self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, list[Json]], kind: str
     ) -> str | None:
-        """The prompt of the first answer that by itself makes the function fail the same way, if one is found soon."""
-        deadline = time.monotonic() + BLAME_TIMEOUT_S
+        """The prompt of the first response that alone makes the function fail in the same way; None if none is found in
+        SEARCH_TIMEOUT_S."""
+        deadline = time.monotonic() + SEARCH_TIMEOUT_S
         for index, prompt in enumerate(prompts):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -107,7 +108,7 @@ class FunctionReward:
         return None
 
     def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Json]]:
-        """The columns that the function accepts. Raises ConfigError where it needs one that the rows do not have."""
+        """The columns that the function accepts. Raises ConfigError if it needs one that the rows do not have."""
         names = dict.fromkeys(name for prompt in prompts for name in prompt.metadata)
         columns: dict[str, list[Json]] = {
             name: [prompt.metadata.get(name) for prompt in prompts] for name in names if name not in RESERVED

@@ -1,4 +1,4 @@
-"""Rewards from a service: POST {ids, prompts, responses}, answered by {ids, scores}."""
+"""Rewards from a service: POST {ids, prompts, responses}, reply {ids, scores}."""
 
 import json
 import logging
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class HttpReward:
-    """Scores by a service. Safe to use from several threads.
+    """Scores by a service. Thread-safe.
 
-    Outages are as `Endpoint` says; a malformed reply is asked for once more. Raises ConfigError where the address or
-    its token cannot be used, RewardError where the service fails.
+    Outages are handled by `Endpoint`; after a malformed reply the request is sent once more. Raises ConfigError if the
+    address or its token cannot be used, RewardError if the service fails.
     """
 
     def __init__(self, source: HttpSource, *, first_wait_s: float = 1.0) -> None:
@@ -52,7 +52,7 @@ class HttpReward:
         try:
             return self._ask(body, ids, prompt_ids)
         except BadReplyError as error:
-            logger.warning("%s; asked once more", str(error).rstrip("."))
+            logger.warning("%s; sending the request once more", str(error).rstrip("."))
             return self._ask(body, ids, prompt_ids)
 
     def _ask(self, body: dict[str, Json], ids: Sequence[str], prompt_ids: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Rewards from a language model that judges, behind a chat-completions endpoint (Zheng et al. 2023)."""
+"""Rewards from an LLM judge, behind a chat-completions endpoint (Zheng et al. 2023, arXiv:2306.05685)."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rlhf.config.reward import JudgeSource
 from rlhf.engines.rewards.endpoint import BadReplyError, Endpoint
-from rlhf.engines.rewards.rule import refuse_row
+from rlhf.engines.rewards.rule import require_usable_row
 from rlhf.engines.rewards.verdicts import (
     REMINDER,
     comparison_question,
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class RubricNeed:
-    """A rubric, the row's own or the run's."""
+class RubricRequirement:
+    """A rubric: the row's own, or that of the config."""
 
     def __init__(self, section: JudgeSource) -> None:
         self._section = section
@@ -45,7 +45,7 @@ class RubricNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two answers to a prompt, by their places among its competitors."""
+    """Two responses to a prompt, by their indices among the prompt's competitors."""
 
     prompt: Prompt
     first: int
@@ -54,26 +54,26 @@ class Comparison:
 
 
 class JudgeReward:
-    """Scores by a judge. Safe to use from several threads.
+    """Scores by a judge. Thread-safe.
 
-    pairwise: the answers to a prompt that stand next to each other in a call are compared with each other; each pair
-    is asked about in both orders, so that a judge who favors a place gives both half a win. An answer's reward is its
-    mean win rate, in [0, 1]; equal texts tie unasked. A single answer is compared with the row's label.
-    rubric: each answer gets a score within `scale`, of which the reward is the place, in [0, 1].
+    pairwise: the adjacent responses of a call that belong to the same prompt are compared with each other. The judge
+    sees each pair in both orders, so that a preference for a position gives both half a win. A response's reward is its
+    mean win rate, in [0, 1]; equal texts tie without asking. A single response is compared with the row's label.
+    rubric: each response gets a score within `scale`, which is mapped linearly to a reward in [0, 1].
 
-    Outages are as `Endpoint` says; a reply without exactly one verdict is asked for again, `max_tries` times in all.
-    Raises DataError for a row without a rubric, RewardError for everything else that leaves an answer unjudged.
+    Outages are handled by `Endpoint`; a reply without exactly one verdict is requested again, `max_tries` tries in all.
+    Raises DataError for a row without a rubric, RewardError if a response cannot be judged for another reason.
     """
 
     def __init__(self, section: JudgeSource, *, first_wait_s: float = 1.0) -> None:
         self._endpoint = Endpoint(section, first_wait_s=first_wait_s)
         self._section = section
-        self._need = RubricNeed(section)
+        self._need = RubricRequirement(section)
         self._pool = ThreadPoolExecutor(section.max_concurrency, thread_name_prefix="reward-judge")
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         for prompt in prompts:
-            refuse_row(self._need, self._section.label, prompt)
+            require_usable_row(self._need, self._section.label, prompt)
         scores = (
             self._rubric(prompts, responses) if self._section.mode == "rubric" else self._pairwise(prompts, responses)
         )
@@ -101,7 +101,7 @@ class JudgeReward:
         for prompt, texts in groups:
             if len(texts) == 1 and prompt.label is None:
                 raise RewardError(
-                    f"reward {self._section.label}: {prompt.id} has one answer and no label to compare it with. Set "
+                    f"reward {self._section.label}: {prompt.id} has one response and no label to compare it with. Set "
                     "rollout.group_size to 2 or more, give rows a label, or use mode rubric."
                 )
         comparisons = [
@@ -123,7 +123,7 @@ class JudgeReward:
         return scores
 
     def _compare(self, comparison: Comparison) -> float:
-        """The share of the two orders in which the first answer wins; a tie is half a win."""
+        """The share of the two orders in which the first response wins; a tie is half a win."""
         ours, theirs = comparison.texts[comparison.first], comparison.texts[comparison.second]
         if ours == theirs:
             return 0.5
@@ -134,7 +134,7 @@ class JudgeReward:
         return self._ask(question, prompt.id, winner_in)
 
     def _ask(self, question: str, prompt_id: str, verdict_in: Callable[[str], T]) -> T:
-        """The verdict in the judge's reply, which gets `max_tries` chances to hold one."""
+        """The verdict in the judge's reply; the judge has `max_tries` tries to give one."""
         messages: list[Json] = [{"role": "user", "content": question}]
         for attempt in range(1, self._section.max_tries + 1):
             try:
@@ -161,20 +161,20 @@ class JudgeReward:
 
 
 def _groups(prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterator[tuple[Prompt, list[str]]]:
-    """Answers to the same prompt that stand next to each other."""
+    """Adjacent responses to the same prompt."""
     for _, items in groupby(zip(prompts, responses, strict=True), key=lambda item: item[0].id):
         group = list(items)
         yield group[0][0], [response for _, response in group]
 
 
 def _competitors(prompt: Prompt, texts: Sequence[str]) -> tuple[str, ...]:
-    """Who is compared: the answers, or one answer and the label."""
+    """The texts to compare: all responses, or a single response and the label."""
     return (*texts, prompt.label) if len(texts) == 1 and prompt.label is not None else tuple(texts)
 
 
 def pairs_of(count: int, opponents: int | None) -> list[tuple[int, int]]:
-    """Which of `count` competitors meet: all pairs, or each with the next `opponents` / 2 around a ring, so that all
-    meet equally many."""
+    """Which of `count` competitors are compared: all pairs, or each with the next `opponents` / 2 around a ring, so
+    that all have the same number of comparisons."""
     steps = count // 2 if opponents is None else min(count // 2, max(1, opponents // 2))
     met = [(index, (index + step) % count) for step in range(1, steps + 1) for index in range(count)]
     return list(dict.fromkeys((min(pair), max(pair)) for pair in met))

@@ -1,4 +1,4 @@
-"""Penalties on length, in tokens that the model itself wrote."""
+"""Penalties on length, counted in tokens that the model itself generated."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from rlhf.types import Json, Prompt, Rollout
 
 
 def num_model_tokens(rollout: Rollout) -> int:
-    """Tokens that the model wrote: what an environment or a tool returned is not its doing."""
+    """Tokens that the model generated, without those that an environment or a tool returned."""
     return len(rollout.token_ids) if rollout.loss_mask is None else int(rollout.loss_mask.sum())
 
 
@@ -29,9 +29,9 @@ class LengthPenalty:
 
 
 class OverlongPenalty:
-    """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13) for answers of n tokens:
+    """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13) for a response of n tokens:
 
-    0 where n <= limit - buffer; (limit - buffer - n) / buffer where n <= limit; else -1.
+    0 if n <= limit - buffer; (limit - buffer - n) / buffer if n <= limit; else -1.
     """
 
     def __init__(self, section: OverlongSource) -> None:

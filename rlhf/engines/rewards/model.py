@@ -1,4 +1,4 @@
-"""Rewards from a reward model: its scalar head at the last token of prompt and answer."""
+"""Rewards from a reward model: its scalar head at the last token of prompt and response."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from rlhf.types import FinishReason, IntArray, Message, PackedTokens, Prompt, Re
 class ModelReward:
     """Scores by a scorer with the head `scores`.
 
-    Where policy and reward model have the same tokenizer, the sampled token ids are scored as they are; where not,
-    the text is tokenized anew by the reward model's own tokenizer (and its chat template, for a chat prompt). Only an
-    answer that had ended is ended there too.
+    If policy and reward model have the same tokenizer, the sampled token ids are scored as they are; otherwise the text
+    is tokenized by the reward model's tokenizer (and its chat template, for a chat prompt). A response that was cut off
+    gets no end token.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ModelReward:
         return [Reward(total=score) for score in checked]
 
     def close(self) -> None:
-        """Nothing to do: whoever made the scorer ends it."""
+        """Nothing to do: the scorer's creator closes it."""
 
     def _tokenize(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
         messages = prompt.metadata.get("messages")
@@ -58,8 +58,8 @@ class ModelReward:
             turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
             if rollout.finish_reason is FinishReason.STOP:
                 turns.append(Message(role="assistant", content=response))
-                # Up to the token that ends the turn, as reward models are trained here: what a template writes after
-                # it (a newline) belongs to the next turn.
+                # Up to the token that ends the turn, as reward models are trained here: what a template adds after it
+                # (a newline) belongs to the next turn.
                 text = self._tokenizer.render(turns, add_generation_prompt=False).rstrip()
             else:
                 text = self._tokenizer.render(turns, add_generation_prompt=True) + response
@@ -72,10 +72,11 @@ class ModelReward:
 
 
 def plan_batches(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[int]]:
-    """Which sequences share a batch: longest first, each into the first batch with room; a longer one goes alone.
+    """Indices of the sequences of each packed batch: longest first, each into the first batch with room for it. A
+    sequence that is longer than `max_tokens` has a batch of its own.
 
-    The number of batches is a multiple of `num_ranks`: ranks that would have none run the shortest sequence again,
-    which gives the same score.
+    The number of batches is a multiple of `num_ranks`: ranks without a batch run the shortest sequence again, which
+    gives the same score.
     """
     batches: list[list[int]] = []
     totals: list[int] = []
@@ -92,7 +93,7 @@ def plan_batches(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> lis
 
 
 def pack(sequences: Sequence[IntArray]) -> PackedTokens:
-    """Sequences end to end."""
+    """Sequences laid end to end."""
     return PackedTokens(
         token_ids=np.concatenate(sequences), lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     )

@@ -1,13 +1,13 @@
-"""Numbers in texts, read exactly and never by evaluating anything."""
+"""Numbers in texts, read exactly and without evaluating anything."""
 
 import re
 from collections.abc import Iterator
 from fractions import Fraction
 
 MAX_CHARS = 300
-"""A number longer than this is none."""
+"""A longer number is ignored."""
 
-# Only the digits 0-9: other scripts' digits, and superscripts above all, are not what a label means.
+# Only the digits 0-9: digits of other scripts, and superscripts in particular, do not occur in labels.
 UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(
     rf"(?<![\w.])(?P<sign>(?<![)\]])[-+\u2212])?(?:\\?[$€£¥]\s?)?(?P<inner>[-\u2212])?(?P<digits>{UNSIGNED})"
@@ -26,7 +26,7 @@ def numbers(text: str, *, divide_percent: bool = False) -> Iterator[Fraction]:
 
 
 def single_number(text: str, *, divide_percent: bool = False) -> Fraction | None:
-    """The text's number; None where it has none, or several that differ: who hedges has not answered."""
+    """The text's number; None if it has none, or several different ones: a hedged answer is no answer."""
     found = set(numbers(text, divide_percent=divide_percent))
     return found.pop() if len(found) == 1 else None
 
@@ -51,14 +51,14 @@ def last_match(text: str) -> re.Match[str] | None:
 
 
 def plain(text: str) -> str:
-    """The text with LaTeX's simple fractions and spaces as a person types them."""
+    """The text with LaTeX's simple fractions and spaces as plain text."""
     if "\\" not in text and "{" not in text:
         return text
     return FRACTION.sub(r"\1/\2", LATEX_SPACE.sub(lambda found: "," if found.group() == "{,}" else "", text))
 
 
 def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
-    """A match's number; None where it is longer than any label, or divides by zero."""
+    """A match's number; None if it is longer than MAX_CHARS, or divides by zero."""
     if match.end() - match.start() > MAX_CHARS:
         return None
     value = Fraction(match["digits"].replace(",", "") + (match["exponent"] or ""))

@@ -1,4 +1,4 @@
-"""Where programs that a model wrote are run."""
+"""Sandboxes for programs that a model wrote."""
 
 import contextlib
 import math
@@ -18,24 +18,24 @@ from rlhf.config.reward import CodeSource
 from rlhf.engines.rewards.child_pool import ChildPool
 from rlhf.errors import RewardError
 
-LAUNCHER = Path(__file__).with_name("sandboxed.py")
+LAUNCHER = Path(__file__).with_name("sandbox_child.py")
 MAX_OUTPUT_BYTES = 2**20
 KILL_WAIT_S = 10.0
 
 
 class Sandbox(Protocol):
-    """Runs Python programs where they can do no harm."""
+    """Runs Python programs in isolation."""
 
     def run(self, programs: Sequence[str], markers: Sequence[str]) -> list[float]:
-        """For each program 1.0 where it ran to its end, which is where it prints its marker as a line of its own; else
-        0.0, or a share between where a sandbox of the user's knows better."""
+        """For each program 1.0 if it ran to its end, where it prints its marker on a line of its own; else 0.0. A
+        user's sandbox may return values in between."""
         ...
 
     def close(self) -> None: ...
 
 
 def open_sandbox(section: CodeSource) -> Sandbox:
-    """The sandbox that a section names. Raises ConfigError where it cannot be used."""
+    """The sandbox of a config section. Raises ConfigError if it cannot be used."""
     if section.function is not None:
         return FunctionSandbox(section)
     if section.command:
@@ -49,14 +49,16 @@ class FunctionSandbox:
     """The user's function (programs, markers) -> scores, in child processes."""
 
     def __init__(self, section: CodeSource) -> None:
-        assert section.function is not None, "the caller saw to it"
+        assert section.function is not None, "the caller checked it"
         self._pool = ChildPool(
             section.function, num_processes=section.num_processes, timeout_s=section.timeout_s, memory_gib=None
         )
 
     def run(self, programs: Sequence[str], markers: Sequence[str]) -> list[float]:
         pairs = zip(programs, markers, strict=True)
-        verdicts = self._pool.judge([{"prompts": [code], "responses": [mark], "columns": {}} for code, mark in pairs])
+        verdicts = self._pool.evaluate(
+            [{"prompts": [code], "responses": [mark], "columns": {}} for code, mark in pairs]
+        )
         scores = [verdict.score or 0.0 for verdict in verdicts]
         if any(not 0.0 <= score <= 1.0 for score in scores):
             raise RewardError(f"reward: the sandbox gave a score outside 0 to 1 ({scores}).")
@@ -67,8 +69,8 @@ class FunctionSandbox:
 
 
 class CommandSandbox:
-    """A command that runs the program on its standard input, once a program, each in an empty folder and a process
-    group of its own, which is killed with all that is left of it."""
+    """Runs a command for each program, with the program on its standard input. Each has an empty folder and a process
+    group of its own, which is killed afterwards."""
 
     def __init__(self, command: Sequence[str], section: CodeSource) -> None:
         self._command = list(command)
@@ -83,7 +85,7 @@ class CommandSandbox:
 
     def _run_one(self, program: str, marker: str) -> float:
         with tempfile.TemporaryDirectory(prefix="rlhf-sandbox-") as folder, tempfile.TemporaryFile() as source:
-            # A lone surrogate is a program's own mistake, and no reason to end a run.
+            # A lone surrogate is a program's own mistake, and must not end the run.
             source.write(program.encode(errors="replace"))
             source.seek(0)
             process = subprocess.Popen(
@@ -95,7 +97,7 @@ class CommandSandbox:
                 env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8", "HOME": folder},
                 start_new_session=True,
             )
-            assert process.stdout is not None, "a pipe was asked for"
+            assert process.stdout is not None, "stdout is a pipe"
             with process.stdout as stream:
                 try:
                     output = _read(stream.fileno(), self._timeout_s)
@@ -107,7 +109,7 @@ class CommandSandbox:
 
 
 def _read(descriptor: int, timeout_s: float) -> bytes | None:
-    """All that is written until the writers end; None where that takes longer than `timeout_s`, or is too much."""
+    """All output until the writers end; None if that takes longer than `timeout_s`, or exceeds MAX_OUTPUT_BYTES."""
     deadline = time.monotonic() + timeout_s
     output = bytearray()
     while True:

@@ -1,4 +1,4 @@
-"""What every source's scores must be: one finite number an answer."""
+"""Checks the scores of a source: one finite number for each response."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def checked_scores(scores: Sequence[Json], prompt_ids: Sequence[str], *, where: 
 
 
 def listed(prompt_ids: Sequence[str]) -> str:
-    """`p12`, `p12, p13` or `p12..p15`: prompts in few words."""
+    """Prompt ids in short: `p12`, `p12, p13` or `p12..p15`."""
     distinct = list(dict.fromkeys(prompt_ids))
     return ", ".join(distinct) if len(distinct) < 3 else f"{distinct[0]}..{distinct[-1]}"
 

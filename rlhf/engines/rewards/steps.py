@@ -1,4 +1,4 @@
-"""Rewards from a process reward model: how right each step of an answer is, made one number."""
+"""Rewards from a process reward model (PRM): the probabilities that a response's steps are correct, aggregated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,24 @@ from rlhf.types import FloatArray, IntArray, Message, Prompt, Reward, Rollout
 Aggregate = Callable[[FloatArray], np.floating]
 
 AGGREGATES: dict[str, Aggregate] = {"min": np.min, "mean": np.mean, "product": np.prod, "last": lambda steps: steps[-1]}
-"""Probabilities of the steps, at least one -> the answer's reward."""
+"""Probabilities of the steps (at least one) -> the response's reward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """Prompt and answer, whose steps end at the positions `ends`."""
+    """The tokens of prompt and response; the response's steps end at the positions `ends`."""
 
     token_ids: IntArray
     ends: IntArray
 
 
 class StepReward:
-    """Scores by a scorer with the head `token_scores`: the sigmoid at a step's end is how likely it is right.
+    """Scores by a scorer with the head `token_scores`: the sigmoid at a step's last token is the probability that the
+    step is correct.
 
-    A step ends at the separator in the answer's text, and at the answer's end; blank ones do not count. Texts are
-    tokenized by the reward model's tokenizer, step by step, each with its separator, as those it was trained on. An
-    answer without a step has none that is right: its reward is 0.
+    A step ends at the separator in the response's text, and at the response's end; blank steps do not count. Texts are
+    tokenized by the reward model's tokenizer, step by step, each with its separator, as in its training. The reward of
+    a response without a step is 0.
     """
 
     def __init__(
@@ -43,31 +44,31 @@ class StepReward:
         self._aggregate = AGGREGATES[source.aggregate]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        asked = [self._tokenize(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        spoken = [index for index, steps in enumerate(asked) if len(steps.ends)]
-        scores = [0.0] * len(asked)
-        for index, right in zip(spoken, self._ask([asked[index] for index in spoken]), strict=True):
+        tokenized = [self._tokenize(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        with_steps = [index for index, steps in enumerate(tokenized) if len(steps.ends)]
+        scores = [0.0] * len(tokenized)
+        for index, right in zip(with_steps, self._ask([tokenized[index] for index in with_steps]), strict=True):
             scores[index] = float(self._aggregate(right))
         return [Reward(total=score) for score in checked_scores(list(scores), [prompt.id for prompt in prompts])]
 
     def close(self) -> None:
-        """Nothing to do: whoever made the scorer ends it."""
+        """Nothing to do: the scorer's creator closes it."""
 
-    def _ask(self, asked: Sequence[Steps]) -> list[FloatArray]:
-        """How likely each step of each answer is right."""
-        if not asked:
+    def _ask(self, tokenized: Sequence[Steps]) -> list[FloatArray]:
+        """The probability that a step is correct, for each step of each response."""
+        if not tokenized:
             return []
-        right: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(asked)
-        batches = plan_batches([len(one.token_ids) for one in asked], self._scorer.num_ranks, self._max_tokens)
-        replies = self._scorer.forward([pack([asked[index].token_ids for index in batch]) for batch in batches])
+        right: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(tokenized)
+        batches = plan_batches([len(one.token_ids) for one in tokenized], self._scorer.num_ranks, self._max_tokens)
+        replies = self._scorer.forward([pack([tokenized[index].token_ids for index in batch]) for batch in batches])
         for batch, reply in zip(batches, replies, strict=True):
             start = 0
             for index in batch:
-                scores = reply[start + asked[index].ends].astype(np.float64)
-                # A score that is not finite stays one: it is refused, not taken for certainty.
+                scores = reply[start + tokenized[index].ends].astype(np.float64)
+                # A score that is not finite becomes NaN, which is rejected later, rather than probability 0 or 1.
                 sigmoid = np.where(np.isfinite(scores), (1.0 + np.tanh(scores / 2.0)) / 2.0, np.nan)
                 right[index] = sigmoid.astype(np.float32)
-                start += len(asked[index].token_ids)
+                start += len(tokenized[index].token_ids)
         return right
 
     def _tokenize(self, prompt: Prompt, response: str) -> Steps:
@@ -91,6 +92,6 @@ class StepReward:
 
 
 def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """The tokens that `text` adds after `before`, where that leaves the tokens of `before` alone."""
+    """The tokens that `text` adds after `before`; those of `text` alone if the tokens of `before` would change."""
     head, joint = tokenizer.encode(before), tokenizer.encode(before + text)
     return joint[len(head) :] if joint[: len(head)] == head else tokenizer.encode(text)

@@ -1,9 +1,9 @@
-"""Reward 1 for thinking first and answering then (DeepSeek-AI 2025)."""
+"""Reward 1 for a response that thinks first and then answers (DeepSeek-AI 2025)."""
 
 from collections.abc import Mapping
 
 from rlhf.config.reward import FormatSource
-from rlhf.engines.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN, with_opening
+from rlhf.engines.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN, with_think_tag
 from rlhf.types import Json, Prompt, Rollout
 
 
@@ -20,7 +20,7 @@ class ThinkFormat:
         return None
 
     def score(self, prompt: Prompt, response: str, rollout: Rollout) -> float:
-        text = with_opening(prompt.text, response).strip()
+        text = with_think_tag(prompt.text, response).strip()
         if not text.startswith(OPEN) or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
             return 0.0
         thinking, _, answer = text.removeprefix(OPEN).partition(CLOSE)

@@ -1,4 +1,4 @@
-"""Reward 1 for a program that passes its unit tests, in a sandbox of the user's choice."""
+"""Reward 1 for a program that passes its unit tests in a sandbox."""
 
 import json
 import re
@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.reward import CodeSource
-from rlhf.engines.rewards.answers import spoken
-from rlhf.engines.rewards.rule import refuse_row
+from rlhf.engines.rewards.answers import after_thinking
+from rlhf.engines.rewards.rule import require_usable_row
 from rlhf.engines.rewards.sandbox import open_sandbox
 from rlhf.errors import RewardError
 from rlhf.types import Json, Prompt, Reward, Rollout
@@ -15,8 +15,8 @@ from rlhf.types import Json, Prompt, Reward, Rollout
 FENCE = re.compile(r"^```(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 
 
-class CodeNeed:
-    """Rows that have tests."""
+class CodeRequirement:
+    """Rows that contain tests."""
 
     def __init__(self, tests_key: str | None) -> None:
         self._key = tests_key
@@ -25,10 +25,10 @@ class CodeNeed:
         if self.tests(label, columns):
             return None
         where = "label" if self._key is None else f'column "{self._key}"'
-        return f"has no tests in its {where}, need Python text or a list of such"
+        return f"has no tests in its {where}, need Python text or a list of texts"
 
     def tests(self, label: str | None, columns: Mapping[str, Json]) -> str:
-        """The row's tests as one program; empty where there are none."""
+        """The row's tests as one program; empty if there are none."""
         value = columns.get(self._key) if self._key is not None else _listed(label)
         parts = value if isinstance(value, list) else [value]
         texts = [part for part in parts if isinstance(part, str)]
@@ -36,29 +36,29 @@ class CodeNeed:
 
 
 class CodeReward:
-    """1.0 where the program in the answer (the last fenced block, else the whole text) runs to its end together with
-    the row's tests, else 0.0.
+    """1.0 if the program in the response (the last fenced block, else the whole text) runs to its end together with the
+    row's tests, else 0.0.
 
-    A program ends well when the line that the parent put behind the tests has been printed: an early exit does not
-    count. Raises DataError for a row without tests, RewardError where the sandbox fails on a program that does nothing.
+    A program has run to its end if the line after the tests, with a random marker, was printed: an early exit does not
+    count. Raises DataError for a row without tests, RewardError if the sandbox fails on a program that does nothing.
     """
 
     def __init__(self, section: CodeSource) -> None:
         self._name = section.label
-        self._need = CodeNeed(section.tests_key)
+        self._need = CodeRequirement(section.tests_key)
         self._sandbox = open_sandbox(section)
-        self._prove_sandbox()
+        self._check_sandbox()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         for prompt in prompts:
-            refuse_row(self._need, self._name, prompt)
+            require_usable_row(self._need, self._name, prompt)
         if not responses:
             return []
         tests = [self._need.tests(prompt.label, prompt.metadata) for prompt in prompts]
         programs = [program_in(prompt.text, text) for prompt, text in zip(prompts, responses, strict=True)]
         scores = self._run(list(zip(programs, tests, strict=True)))
         if not any(scores):
-            self._prove_sandbox()
+            self._check_sandbox()
         return [Reward(total=score) for score in scores]
 
     def close(self) -> None:
@@ -71,8 +71,8 @@ class CodeReward:
         ]
         return self._sandbox.run(whole, markers)
 
-    def _prove_sandbox(self) -> None:
-        """Raise RewardError where what fails is not the programs."""
+    def _check_sandbox(self) -> None:
+        """Raise RewardError if the sandbox itself fails."""
         if self._run([("pass", "pass")]) != [1.0]:
             raise RewardError(
                 f"reward {self._name}: the sandbox failed on a program that does nothing; run it by hand."
@@ -80,14 +80,14 @@ class CodeReward:
 
 
 def program_in(prompt: str, response: str) -> str:
-    """The last fenced block after the thinking, else everything there."""
-    text = spoken(prompt, response) or ""
+    """The last fenced block after the thinking, else all text after the thinking."""
+    text = after_thinking(prompt, response) or ""
     blocks = FENCE.findall(text)
     return blocks[-1] if blocks else text
 
 
 def _listed(label: str | None) -> Json:
-    """A label, which is text, as the list that it may spell."""
+    """A label, parsed if it is a JSON list."""
     if label is None or not label.lstrip().startswith("["):
         return label
     try:

@@ -1,4 +1,4 @@
-"""What a judge is asked, and the only replies that count."""
+"""The prompts for an LLM judge, and the parsing of its verdicts."""
 
 import json
 import re
@@ -53,14 +53,14 @@ REMINDER = "That did not end with exactly one verdict in the form that was asked
 
 
 def comparison_question(prompt: str, first: str, second: str, criterion: str) -> str:
-    """Asks which of two answers is better."""
+    """Asks which of two responses is better."""
     return COMPARISON.format(
         criterion=criterion, mark=mark_of(prompt, first, second), prompt=prompt, first=first, second=second
     )
 
 
 def rubric_question(prompt: str, answer: str, label: str | None, rubric: str, scale: tuple[int, int]) -> str:
-    """Asks for the score of one answer, beside the row's reference answer where there is one."""
+    """Asks for the score of one response, with the row's reference answer if there is one."""
     mark = mark_of(prompt, answer, label or "")
     reference = "" if label is None else f"\n<reference {mark}>\n{label}\n</reference {mark}>"
     low, high = scale
@@ -70,12 +70,12 @@ def rubric_question(prompt: str, answer: str, label: str | None, rubric: str, sc
 
 
 def mark_of(*texts: str) -> str:
-    """A mark for tags that no text can have foreseen, the same for the same texts."""
+    """A mark for tags that the texts cannot predict; the same texts always give the same mark."""
     return blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
 def message_text(body: bytes) -> str:
-    """What the judge said in a chat completion. Raises BadReplyError."""
+    """The judge's message in a chat completion. Raises BadReplyError."""
     try:
         reply = json.loads(body)
         content = reply["choices"][0]["message"]["content"]
@@ -87,7 +87,7 @@ def message_text(body: bytes) -> str:
 
 
 def winner_in(text: str) -> float:
-    """1.0 where the first answer won, 0.0 where the second did, 0.5 for a tie. Raises BadReplyError."""
+    """1.0 if the first response won, 0.0 if the second did, 0.5 for a tie. Raises BadReplyError."""
     verdict = verdict_in(text, "winner")
     winner = WINS.get(verdict.strip().lower()) if isinstance(verdict, str) else None
     if winner is None:
@@ -96,7 +96,7 @@ def winner_in(text: str) -> float:
 
 
 def score_in(text: str, scale: tuple[int, int]) -> float:
-    """The score, which lies within the scale. Raises BadReplyError."""
+    """The score, which must be within the scale. Raises BadReplyError."""
     verdict = verdict_in(text, "score")
     written = "" if isinstance(verdict, bool) else str(verdict).strip()
     score = float(written) if NUMBER.fullmatch(written) else None
@@ -106,15 +106,15 @@ def score_in(text: str, scale: tuple[int, int]) -> float:
 
 
 def verdict_in(text: str, key: str) -> Json:
-    """The one verdict in a reply: in a tag, or in a JSON object {key: verdict} that is all that follows the thinking.
-    Raises BadReplyError where there is none, or more than one."""
-    said = text.rpartition("</think>")[2].strip()
-    tags = TAG.findall(said)
+    """The only verdict in a reply: in a tag, or in a JSON object {key: verdict} that is the whole text after the
+    thinking. Raises BadReplyError if there is none, or more than one."""
+    text_after = text.rpartition("</think>")[2].strip()
+    tags = TAG.findall(text_after)
     if len(tags) == 1:
         return str(tags[0])
-    fenced = FENCED.fullmatch(said)
+    fenced = FENCED.fullmatch(text_after)
     try:
-        reply = json.loads(fenced[1] if fenced else said)
+        reply = json.loads(fenced[1] if fenced else text_after)
     except (ValueError, RecursionError) as error:
         raise _no_verdict(text) from error
     if tags or not isinstance(reply, dict) or key not in reply:

@@ -1,4 +1,4 @@
-"""Several named sources of rewards as one."""
+"""Several named reward sources as one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Weighted:
 
 
 class WeightedRewards:
-    """The weighted sum of named sources. Each reward's parts hold every source's own, unweighted score."""
+    """The weighted sum of named sources. Each reward's `parts` are the unweighted scores of the sources."""
 
     def __init__(self, sources: Mapping[str, Weighted]) -> None:
         self._sources = dict(sources)

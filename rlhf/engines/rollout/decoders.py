@@ -1,4 +1,4 @@
-"""One token after another by a causal language model, or by a mixture of two, for a batch of prompts."""
+"""Decodes a batch of prompts token by token, with a KV cache, by a causal language model or a mixture of two."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Decoder(Protocol):
-    """Logits, token by token."""
+    """Gives logits token by token."""
 
     def prefill(self) -> torch.Tensor:
-        """Logits [B, V] of each prompt's first answer token."""
+        """Logits [B, V] of each prompt's first response token."""
         ...
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -25,49 +25,49 @@ class Decoder(Protocol):
         ...
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but those."""
+        """Keep only the rows with these indices."""
         ...
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """The keys and values [B, H, T, D] of one layer, in room that is taken ahead and doubled when it is full, at the
-    price of up to twice the memory. To put each token behind the others by `torch.cat` copies all of them."""
+class GrowingCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """The KV cache [B, H, T, D] of one layer, in a buffer that doubles when it is full. It needs up to twice the
+    memory, but appending a token does not copy the others, as `torch.cat` would."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put T' more behind those that are held; returns all of them."""
+        """Append the keys and values of T' tokens; returns those of all tokens."""
         length = self.get_seq_length()
         end = length + key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < end or not self._is_in(self._room[0]):
+        if self._buffers is None or self._buffers[0].shape[-2] < end or not self._is_in(self._buffers[0]):
             held = (self.keys, self.values) if length else (None, None)
-            self._room = _with_room(key_states, 2 * end, held[0]), _with_room(value_states, 2 * end, held[1])
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[..., length:end, :] = new
+            self._buffers = _allocate(key_states, 2 * end, held[0]), _allocate(value_states, 2 * end, held[1])
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., length:end, :] = new
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = (room[..., :end, :] for room in self._room)
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
 
-    def _is_in(self, room: torch.Tensor) -> bool:
-        """Whether what is held lies there: rows that were dropped or moved leave a copy elsewhere."""
-        return self.keys is not None and self.keys.data_ptr() == room.data_ptr()
+    def _is_in(self, buffer: torch.Tensor) -> bool:
+        """Whether the current keys are a view of this buffer; after rows were dropped or reordered they are a copy."""
+        return self.keys is not None and self.keys.data_ptr() == buffer.data_ptr()
 
 
-def _with_room(like: torch.Tensor, length: int, held: torch.Tensor | None) -> torch.Tensor:
-    """Room for [B, H, `length`, D], with `held` at its beginning."""
-    room = like.new_empty((*like.shape[:-2], length, like.shape[-1]))
+def _allocate(like: torch.Tensor, length: int, held: torch.Tensor | None) -> torch.Tensor:
+    """A buffer [B, H, `length`, D] that begins with `held`."""
+    buffer = like.new_empty((*like.shape[:-2], length, like.shape[-1]))
     if held is not None:
-        room[..., : held.shape[-2], :] = held
-    return room
+        buffer[..., : held.shape[-2], :] = held
+    return buffer
 
 
 class ModelDecoder:
-    """A batch of B prompts, padded on the left, and the KV cache of what was decoded."""
+    """A batch of B prompts, padded on the left, and their KV cache."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class ModelDecoder:
         self._mask = torch.from_numpy(mask).to(device)
         self._positions = (self._mask.cumsum(-1) - 1).clamp_(min=0)
         self._cache = DynamicCache(config=model.config)
-        # A window that slides, or a state that is overwritten, has a layer of its own kind.
-        self._cache.layers = [GrowingLayer() if type(one) is DynamicLayer else one for one in self._cache.layers]
+        # Sliding-window and recurrent layers keep their own cache classes.
+        self._cache.layers = [GrowingCacheLayer() if type(one) is DynamicLayer else one for one in self._cache.layers]
 
     def prefill(self) -> torch.Tensor:
-        """Logits [B, V] of each prompt's first answer token."""
+        """Logits [B, V] of each prompt's first response token."""
         return self._forward(self._ids, self._positions)
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ class ModelDecoder:
         return self._forward(tokens[:, None], self._positions)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but those."""
+        """Keep only the rows with these indices."""
         self._mask, self._positions = self._mask[rows], self._positions[rows]
         self._cache.batch_select_indices(rows)
 

@@ -1,4 +1,4 @@
-"""Opening a rollout engine of either kind."""
+"""Opens a rollout engine: vLLM or plain transformers."""
 
 from importlib.util import find_spec
 from typing import Protocol
@@ -19,21 +19,20 @@ NO_ADAPTERS = "rollout.sync_adapters: the transformers engine takes merged weigh
 
 
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
-    """Both faces of a rollout engine: it samples, and it takes weights."""
+    """A rollout engine as its worker uses it: it samples, and it receives weights."""
 
     def reset(self) -> None:
-        """Forget what was asked, since who asked is gone; others will send weights before they ask. Raises RlhfError
-        where the engine is not serving whole weights."""
+        """Abort all requests, because the driver that sent them is gone; the next one sends weights before requests.
+        Raises RlhfError unless the engine is serving a complete version."""
         ...
 
     def peak_memory(self) -> int:
-        """Bytes that the fullest of the engine's processes has held at most: of a GPU's memory, or without one of host
-        memory."""
+        """Peak bytes of the engine's largest process: of GPU memory, or of host memory where there is no GPU."""
         ...
 
 
 def engine_kind(section: RolloutSection) -> str:
-    """auto is vLLM where it is installed, else transformers."""
+    """vllm or transformers; auto is vLLM if it is installed, else transformers."""
     if section.engine != "auto":
         return section.engine
     return "vllm" if find_spec("vllm") else "transformers"

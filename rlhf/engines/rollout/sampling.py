@@ -1,7 +1,7 @@
-"""Drawing tokens so that a request's seed alone decides them.
+"""Samples tokens in such a way that only a request's seed decides them.
 
-Token t of a request is the inverse of the cumulative distribution at the t-th uniform number of the generator that
-its seed starts: what else is in the batch is never consulted.
+Token t of a request is drawn by inverse-CDF sampling with the t-th uniform number of a generator seeded by the request:
+the other requests of the batch have no influence.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rlhf.types import RolloutRequest
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
     """How each of B rows is sampled: temperature [B, 1] (0: greedy), top_k [B, 1] (0: all), top_p [B, 1], and
-    uniforms [B, T] in [0, 1), one a token."""
+    uniforms [B, T] in [0, 1), one for each token."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -25,7 +25,7 @@ class SamplingRows:
 
     @staticmethod
     def of(requests: Sequence[RolloutRequest], device: torch.device) -> "SamplingRows":
-        """One row a request."""
+        """One row for each request."""
         longest = max(request.sampling.max_tokens for request in requests)
         uniforms = np.stack([np.random.default_rng(request.seed).random(longest) for request in requests])
         return SamplingRows(
@@ -36,21 +36,21 @@ class SamplingRows:
         )
 
     def select(self, rows: torch.Tensor) -> "SamplingRows":
-        """The rows whose indices are given."""
+        """The rows with these indices."""
         return SamplingRows(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.uniforms[rows])
 
     def draw(self, logits: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B] for logits [B, V], and their log-probs [B] under logits / temperature.
 
-        The log-probs are those of the whole distribution, before top-k and top-p: what a trainer computes for the
-        same tokens. A greedy row's are at temperature 1.
+        The log-probs are those of the full distribution, before top-k and top-p: what a trainer computes for the same
+        tokens. Those of a greedy row are at temperature 1.
         """
         greedy = self.temperature == 0
         log_probs = torch.log_softmax(logits.float() / torch.where(greedy, 1.0, self.temperature), dim=-1)
         probs = self._filter(log_probs.exp())
         cumulative = probs.double().cumsum(-1)
         total = cumulative[:, -1:]
-        # Strictly below the sum, even after rounding: then the first edge above belongs to a token that may be drawn.
+        # Strictly below the total, even after rounding: so the token that is found has a probability above 0.
         targets = torch.minimum(self.uniforms[:, step : step + 1] * total, total.nextafter(torch.zeros_like(total)))
         drawn = torch.searchsorted(cumulative, targets, right=True)
         tokens = torch.where(greedy, logits.argmax(-1, keepdim=True), drawn)

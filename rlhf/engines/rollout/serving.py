@@ -1,7 +1,7 @@
-"""Which weights a rollout engine serves, and whether it may serve them now.
+"""Which version of the weights a rollout engine serves, and whether it may serve it now.
 
 serving <--wake-- asleep          serving --begin_update--> updating --serve--> serving
-        --sleep-->                                                   --refuse--> refused --begin_update--> ...
+        --sleep-->                                                   --fail--> failed --begin_update--> ...
 """
 
 import threading
@@ -10,92 +10,97 @@ from enum import StrEnum
 from rlhf.errors import RlhfError, StallError, WeightSyncError
 
 
-class Serving(StrEnum):
-    """What an engine is doing."""
+class ServingState(StrEnum):
+    """The state of an engine."""
 
     SERVING = "serving"
     UPDATING = "updating"
-    REFUSED = "refused"
+    FAILED = "failed"
     ASLEEP = "asleep"
 
 
 class ServingGate:
-    """Lets work through only while a whole verified version is there.
+    """Lets requests through only while the engine holds a complete, verified version of the weights.
 
-    Consumes: state changes from the control plane. Waits for: the end of an update. Unblocked by: serve, refuse.
-    Thread-safe.
+    Consumes: state changes, from the threads that sync weights, sleep and wake. Produces: the version to serve, for
+    each caller of `enter`. Waits for: the end of an update (in `enter`). Unblocked by: `serve`, `fail`. Thread-safe.
     """
 
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._state = Serving.SERVING
+        self._state = ServingState.SERVING
         self._version = 0
         self._digest: str | None = None
         self._problem = ""
 
     @property
-    def state(self) -> Serving:
+    def state(self) -> ServingState:
         return self._state
 
     @property
     def version(self) -> int:
-        """The newest version that was served whole."""
+        """The newest version that was received completely and served."""
         return self._version
 
     def enter(self, timeout_s: float) -> int:
-        """Wait out an update; returns the version to serve. Raises WeightSyncError where the last one was refused,
-        RlhfError where the engine is asleep, StallError when the update takes longer than `timeout_s`."""
+        """Wait until no update is running; returns the version to serve. Raises WeightSyncError if the last update
+        failed, RlhfError if the engine is asleep, StallError if the update takes longer than `timeout_s`."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._state is not Serving.UPDATING, timeout_s):
+            if not self._changed.wait_for(lambda: self._state is not ServingState.UPDATING, timeout_s):
                 raise StallError(f"engine {self._engine}: waited {timeout_s:g} s for the end of a weight update")
-            if self._state is Serving.REFUSED:
-                raise WeightSyncError(f"engine {self._engine}: serves nothing until a whole sync: {self._problem}")
-            if self._state is Serving.ASLEEP:
+            if self._state is ServingState.FAILED:
+                raise WeightSyncError(f"engine {self._engine}: serves nothing until a complete sync: {self._problem}")
+            if self._state is ServingState.ASLEEP:
                 raise RlhfError(f"engine {self._engine}: asleep. Wake it before asking for work")
             return self._version
 
     def sleep(self) -> None:
-        """Only an engine that serves may fall asleep."""
-        self._move({Serving.SERVING, Serving.ASLEEP}, Serving.ASLEEP, "sleep")
+        """Enter sleep mode. Raises RlhfError unless the engine is serving or already asleep."""
+        self._move({ServingState.SERVING, ServingState.ASLEEP}, ServingState.ASLEEP, "sleep")
 
     def wake(self) -> None:
-        """Waking an engine that is awake changes nothing."""
-        if self._state is Serving.ASLEEP:
-            self._move({Serving.ASLEEP}, Serving.SERVING, "wake")
+        """Leave sleep mode; nothing changes if the engine is awake."""
+        if self._state is ServingState.ASLEEP:
+            self._move({ServingState.ASLEEP}, ServingState.SERVING, "wake")
 
     def require_serving(self) -> None:
         """Raises RlhfError in every other state."""
-        self._move({Serving.SERVING}, Serving.SERVING, "begin anew")
+        self._move({ServingState.SERVING}, ServingState.SERVING, "be reset")
 
     def begin_update(self) -> None:
-        """Stop serving, for new weights. An update that never ended is given up."""
+        """Stop serving, to receive new weights. An update that never ended is abandoned."""
         self._digest = None
-        self._move({Serving.SERVING, Serving.UPDATING, Serving.REFUSED}, Serving.UPDATING, "take new weights")
+        self._move(
+            {ServingState.SERVING, ServingState.UPDATING, ServingState.FAILED},
+            ServingState.UPDATING,
+            "take new weights",
+        )
 
     def received(self, digest: str) -> None:
-        """All buckets of the update arrived as they were sent."""
-        if self._state is not Serving.UPDATING:
+        """Record that all buckets of the update arrived as they were sent; `digest` is that of the whole version."""
+        if self._state is not ServingState.UPDATING:
             raise WeightSyncError(f"engine {self._engine}: weights arrived while {self._state}: no update was started")
         self._digest = digest
 
-    def refuse(self, problem: Exception) -> None:
-        """The update failed: serve nothing until another succeeds."""
+    def fail(self, problem: Exception) -> None:
+        """Record that the update failed: serve nothing until another one succeeds."""
         self._problem = str(problem)
-        self._move(set(Serving), Serving.REFUSED, "refuse")
+        self._move(set(ServingState), ServingState.FAILED, "fail")
 
     def serve(self, version: int, digest: str) -> str:
-        """Serve what was received, if it is what was sent. Returns its digest."""
-        if self._state is not Serving.UPDATING or self._digest is None or self._digest != digest:
+        """Serve the received version if its digest equals `digest`, the sender's. Returns the digest of what was
+        received; raises WeightSyncError if it differs."""
+        if self._state is not ServingState.UPDATING or self._digest is None or self._digest != digest:
             have = self._digest or f"nothing while {self._state}"
             error = WeightSyncError(f"engine {self._engine}: version {version}: received {have}, need {digest}")
-            self.refuse(error)
+            self.fail(error)
             raise error
         self._version = version
-        self._move({Serving.UPDATING}, Serving.SERVING, "serve")
+        self._move({ServingState.UPDATING}, ServingState.SERVING, "serve")
         return self._digest
 
-    def _move(self, allowed: set[Serving], to: Serving, what: str) -> None:
+    def _move(self, allowed: set[ServingState], to: ServingState, what: str) -> None:
         with self._changed:
             if self._state not in allowed:
                 raise RlhfError(f"engine {self._engine}: cannot {what} while {self._state}")

@@ -1,7 +1,7 @@
-"""A thread that owns a continuously batching decoder and steps it while there is work.
+"""A thread that owns a decoder with continuous batching and steps it while there is work.
 
-Any thread may ask for answers at any time; requests join the running batch at the next step, and each caller is
-unblocked by its own answers. This is how an in-process vLLM core keeps an asynchronous protocol.
+Any thread may submit requests at any time; they join the running batch at the next step, and each caller is unblocked
+by its own responses. This makes vLLM's in-process core usable from several threads.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 from rlhf.types import FinishReason, FloatArray, IntArray, Sampling
 
@@ -26,7 +26,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
-    """Tokens to continue; or, where `sampling` is None, tokens to score."""
+    """Tokens to continue; or, if `sampling` is None, tokens to score."""
 
     token_ids: IntArray
     sampling: Sampling | None = None
@@ -35,7 +35,7 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step added to one request. `prompt_log_probs` [prompt - 1] come once, for a request to score."""
+    """What one step added to one request. `prompt_log_probs` [prompt - 1] are given once, for a request to score."""
 
     request_id: str
     token_ids: Sequence[int]
@@ -45,16 +45,16 @@ class StepOutput:
 
 
 class DecoderCore(Protocol):
-    """A decoder that is used by one thread only."""
+    """A decoder with continuous batching; used by one thread only."""
 
     def add(self, request_id: str, request: DecodeRequest) -> None:
-        """Raises ModelError where the request cannot be served at all."""
+        """Add a request to the batch. Raises ModelError if it can never be served."""
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None: ...
 
     def step(self) -> list[StepOutput]:
-        """Advance all requests by a token or so."""
+        """Advance the running requests, usually by one token each."""
         ...
 
 
@@ -63,7 +63,7 @@ C = TypeVar("C", bound=DecoderCore)
 
 @dataclass(slots=True)
 class DecodedTokens:
-    """All that was decoded for one request."""
+    """Everything that was decoded for one request."""
 
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -72,15 +72,17 @@ class DecodedTokens:
 
 
 class StepLoop(Generic[C]):
-    """Consumes: jobs (functions to run between steps) and requests, from any thread. Produces: answers, in futures.
-    Waits for: a job when no request is under way or the gate is shut. Unblocked by: `call`, `decode`, `close`.
+    """The loop's thread and the queue of jobs for it.
 
-    An exception out of a step ends the loop: every waiting caller gets it as WorkerLostError, and so does every later
-    one.
+    Consumes: jobs (functions to run between two steps; adding requests is one), from any thread. Produces: responses,
+    in futures that the callers of `decode` wait for. Waits for: a job, while no request is running or the gate is not
+    serving. Unblocked by: `call`, `decode`, `close`.
+
+    If a step raises, the loop ends: every waiting caller, and every later one, gets WorkerLostError.
     """
 
     def __init__(self, name: str, build: Callable[[], C], gate: ServingGate) -> None:
-        """`build` makes the core in the loop's own thread; its exception is raised here."""
+        """`build` creates the core, on the loop's thread; an exception from it is raised here."""
         self._name = name
         self._gate = gate
         self._ids = itertools.count()
@@ -96,7 +98,7 @@ class StepLoop(Generic[C]):
         self.core = built.result()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` between two steps, on the loop's thread; returns what it returns, raises what it raises."""
+        """Run `function` on the loop's thread, between two steps; returns its result, or raises its exception."""
         future: Future[T] = Future()
 
         def job() -> None:
@@ -109,13 +111,13 @@ class StepLoop(Generic[C]):
         while not future.done():
             wait([future], timeout=POLL_S)
             if not self._thread.is_alive() and not future.done():
-                raise self._lost()
+                raise self._ended()
         return future.result()
 
     def decode(self, requests: Sequence[DecodeRequest], stall_timeout_s: float) -> list[DecodedTokens]:
-        """Block until every request is answered; answer i is to request i.
+        """Block until every request has its response; response i belongs to request i.
 
-        Raises StallError when no request of the loop gets a token for `stall_timeout_s`, and whatever `add` raised.
+        Raises StallError when no request of the loop gets a token for `stall_timeout_s`, and what `add` raised.
         """
         ids = [str(next(self._ids)) for _ in requests]
         futures: list[Future[DecodedTokens]] = [Future() for _ in requests]
@@ -140,30 +142,30 @@ class StepLoop(Generic[C]):
                 future.result()
             idle_s = time.monotonic() - max(start, self._progress)
             if waiting and not self._thread.is_alive():
-                raise self._lost()
+                raise self._ended()
             if waiting and idle_s > stall_timeout_s:
-                missing = f"{len(waiting)} of {len(ids)} answers to come"
+                missing = f"{len(waiting)} of {len(ids)} responses missing"
                 error = StallError(f"engine {self._name}: no token for {idle_s:.1f} s with {missing}")
-                # Not waited for: the loop may be stuck in a step for good.
+                # Do not wait for the abort: the loop may be stuck in a step forever.
                 self._submit(partial(self._abort, ids, error))
                 raise error
         return [future.result() for future in futures]
 
     def abort_all(self, error: RlhfError) -> None:
-        """Give every waiting caller `error`. To be called on the loop's thread, by `call`."""
+        """Abort all requests: every waiting caller gets `error`. Call it on the loop's thread, through `call`."""
         self._abort(list(self._pending), error)
 
     @property
     def num_pending(self) -> int:
-        """Requests under way."""
+        """Number of running requests."""
         return len(self._pending)
 
-    def touch(self) -> None:
-        """Count what was just done as progress: an update of the weights is not a stall of the answers."""
+    def mark_progress(self) -> None:
+        """Restart the stall timer: the time of a weight update does not count as a stall."""
         self._progress = time.monotonic()
 
     def close(self, timeout_s: float) -> None:
-        """End the loop after the step under way; waiting callers get an error."""
+        """End the loop after the current step; waiting callers get WorkerLostError."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -172,11 +174,11 @@ class StepLoop(Generic[C]):
     def _submit(self, job: Callable[[], None]) -> None:
         with self._changed:
             if self._closing or not self._thread.is_alive():
-                raise self._lost()
+                raise self._ended()
             self._jobs.append(job)
             self._changed.notify()
 
-    def _lost(self) -> WorkerLostError:
+    def _ended(self) -> WorkerLostError:
         return WorkerLostError(f"engine {self._name}: its decoder has ended: {self._failure or 'it was closed'!r}")
 
     def _run(self, build: Callable[[], C], built: "Future[C]") -> None:
@@ -193,13 +195,13 @@ class StepLoop(Generic[C]):
                     self._deliver(core.step())
         except Exception as error:
             self._failure = error
-        self._abort_pending(self._lost())
+        self._abort_pending(self._ended())
 
     def _can_step(self) -> bool:
-        return bool(self._pending) and self._gate.state is Serving.SERVING
+        return bool(self._pending) and self._gate.state is ServingState.SERVING
 
     def _run_jobs(self) -> bool:
-        """Run what was submitted, waiting for something while there is nothing to step; False when closing."""
+        """Run the submitted jobs; waits for one while there is nothing to step. False when the loop is closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closing or self._can_step())
             jobs, self._jobs = self._jobs, deque()
@@ -211,17 +213,17 @@ class StepLoop(Generic[C]):
     def _deliver(self, outputs: Sequence[StepOutput]) -> None:
         for output in outputs:
             if output.request_id not in self._pending:
-                continue  # aborted meanwhile
-            answer, future = self._pending[output.request_id]
-            answer.token_ids += output.token_ids
-            answer.log_probs += output.log_probs
+                continue  # it was aborted in the meantime
+            response, future = self._pending[output.request_id]
+            response.token_ids += output.token_ids
+            response.log_probs += output.log_probs
             if output.prompt_log_probs is not None:
-                answer.prompt_log_probs = output.prompt_log_probs
+                response.prompt_log_probs = output.prompt_log_probs
             self._progress = time.monotonic()
             if output.finish_reason is not None:
-                answer.finish_reason = output.finish_reason
+                response.finish_reason = output.finish_reason
                 del self._pending[output.request_id]
-                future.set_result(answer)
+                future.set_result(response)
 
     def _abort(self, request_ids: Sequence[str], error: Exception) -> None:
         pending = [request_id for request_id in request_ids if request_id in self._pending]
@@ -230,6 +232,6 @@ class StepLoop(Generic[C]):
             self._pending.pop(request_id)[1].set_exception(error)
 
     def _abort_pending(self, error: Exception) -> None:
-        """Unblock every caller without touching the core, which may be broken."""
+        """Unblock every caller without using the core, which may be broken."""
         while self._pending:
             self._pending.popitem()[1][1].set_exception(error)

@@ -1,7 +1,7 @@
 """A rollout engine on plain transformers: the default where vLLM is not installed.
 
-The same protocol and the same tests as the vLLM engine, and simpler in every way: a call is cut into batches by its
-own requests alone, so that what other threads ask for cannot change its answers.
+It has the same protocol and the same tests as the vLLM engine, and is simpler: each call forms its own batches, so that
+requests of other threads cannot change its responses.
 """
 
 import threading
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.engines.process.library_output import silence_libraries
 from rlhf.engines.process.process_memory import peak_memory
-from rlhf.engines.process.quiet import quiet_libraries
 from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
 from rlhf.engines.rollout.sampling import SamplingRows
-from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.buckets import dtype_of
@@ -35,22 +35,24 @@ Result = TypeVar("Result")
 
 
 class TransformersRolloutEngine:
-    """Samples with `forward` and a KV cache, `max_num_seqs` answers at a time; receives weights through gloo.
+    """Samples with `forward` and a KV cache, `max_num_seqs` responses at a time; receives weights through gloo.
 
-    A request's tokens are decided by its seed. What is not ours to decide: in a batch of another shape, matrix
-    products round the last bits of the logits differently (about 1e-6 in float32), which can turn a draw that falls
-    on the very edge between two tokens. The same call always gives the same bits.
+    A request's seed decides its tokens. One exception: in a batch of another shape, matrix products round the last bits
+    of the logits differently (about 1e-6 in float32), which can change a draw that falls exactly between two tokens.
+    The same call always gives the same bits.
 
-    Implements `RolloutEngine` and `WeightReceiver`. Consumes: requests, under a lock that one batch holds at a time.
-    An update waits for the batch under way; calls wait for the end of an update. Whoever calls, one thread computes:
-    each thread that does has OpenMP threads of its own, and where these are more than cores, all of them go to sleep
-    between two operations, which makes a token half as slow again.
+    Implements `RolloutEngine` and `WeightReceiver`. Consumes: requests, from any thread. Produces: rollouts. Waits for:
+    the lock that one batch holds at a time, and the end of a weight update; an update waits for the running batch.
+    Unblocked by: the end of the batch, `finish_weight_update`, or an update that fails.
+
+    One thread does all computation, whichever thread calls: every thread that computes starts its own OpenMP threads,
+    and with more of them than cores a token takes about 50% longer.
     """
 
     def __init__(self, spec: EngineSpec, *, name: str = "rollout-0") -> None:
         """Load `spec.model` as policy version 0. Raises ModelError where the vocabulary of `spec.reference` is not the
         policy's."""
-        quiet_libraries()
+        silence_libraries()
         self._section = spec.section
         self._name = name
         self._device = torch.device(spec.device)
@@ -75,8 +77,8 @@ class TransformersRolloutEngine:
         rollouts: dict[int, Rollout] = {}
         for batch in self._batches(requests):
             with self._turn() as version:
-                answers = self._compute(self._generate_batch, [requests[i] for i in batch], version)
-            rollouts.update(zip(batch, answers, strict=True))
+                responses = self._compute(self._generate_batch, [requests[i] for i in batch], version)
+            rollouts.update(zip(batch, responses, strict=True))
         return [rollouts[i] for i in range(len(requests))]
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
@@ -85,7 +87,7 @@ class TransformersRolloutEngine:
             return [self._compute(self._score, packed) for packed in sequences]
 
     def sleep(self) -> None:
-        """Give an accelerator's memory back; on CPU only the state changes, for there is nothing to give back."""
+        """Enter sleep mode: on a GPU the weights move to host memory; on CPU only the state changes."""
         with self._busy:
             self._gate.sleep()
             if self._device.type == "cuda":
@@ -93,13 +95,13 @@ class TransformersRolloutEngine:
                 torch.cuda.empty_cache()
 
     def wake(self) -> None:
-        """Undo `sleep`."""
+        """Leave sleep mode."""
         with self._busy:
             self._compute(self._move, self._device)
             self._gate.wake()
 
     def reset(self) -> None:
-        """See `ServingEngine.reset`. A batch under way is waited for."""
+        """See `ServingEngine.reset`. Waits for the running batch."""
         with self._busy:
             self._gate.require_serving()
 
@@ -135,31 +137,32 @@ class TransformersRolloutEngine:
                 missing = ", ".join(sorted(self._expected))
                 raise WeightSyncError(f"engine {self._name}: version {info.version}: never sent: {missing}")
         except WeightSyncError as error:
-            self._gate.refuse(error)
+            self._gate.fail(error)
             raise
         self._gate.received(digest)
 
     def finish_weight_update(self, version: int, digest: str) -> str:
-        """See `WeightReceiver.finish_weight_update`. There is no prefix cache: each batch has a KV cache of its own."""
+        """See `WeightReceiver.finish_weight_update`. There is no prefix cache: each batch has its own KV cache."""
         return self._gate.serve(version, digest)
 
     def _compute(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """The result of `work`, from the thread that computes."""
+        """Run `work` on the computing thread; returns its result."""
         return self._computing.submit(work, *args, **kwargs).result()
 
     @contextmanager
     def _turn(self) -> Iterator[int]:
-        """Hold the model while it serves; gives the version. Never waits for an update while holding it."""
+        """Hold the model while it is serving; gives the version. Never waits for an update while holding the lock."""
         while True:
             self._gate.enter(self._section.stall_timeout_s)
             with self._busy:
-                if self._gate.state is Serving.SERVING:
+                if self._gate.state is ServingState.SERVING:
                     yield self._gate.version
                     return
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
-        """Indices of requests that are answered together. Prompts of similar length are: less padding. Those that mix
-        are on their own, for they cost two models. The order is a function of the requests alone."""
+        """Indices of the requests of each batch. Prompts of similar length share a batch, to need less padding.
+        Requests that mix in a reference have their own batches, because they run two models. Depends on the requests
+        only."""
         size = self._section.max_num_seqs
         for mixes in (False, True):
             chosen = [i for i, request in enumerate(requests) if (request.sampling.mixture > 0.0) == mixes]
@@ -187,7 +190,7 @@ class TransformersRolloutEngine:
         lengths = limits.copy()
         stopped = np.zeros(len(requests), dtype=bool)
 
-        rows = np.arange(len(requests))  # rows of the batch -> requests; rows leave when half of them have ended
+        rows = np.arange(len(requests))  # row of the batch -> request; ended rows leave once they are half of the batch
         sampling = SamplingRows.of(requests, self._device)
         decoder = self._decoder(requests)
         logits = decoder.prefill()
@@ -227,7 +230,7 @@ class TransformersRolloutEngine:
         if not any(request.sampling.mixture > 0.0 for request in requests):
             return policy
         if self._reference is None:
-            raise ModelError(f"request {requests[0].id}: asks for a mixture, and this engine has no reference")
+            raise ModelError(f"request {requests[0].id}: asks for a mixture, but this engine has no reference model")
         shares = torch.tensor([[request.sampling.mixture] for request in requests], device=self._device)
         return MixedDecoder(policy, ModelDecoder(self._reference, prompts, self._device), shares)
 

@@ -1,5 +1,5 @@
-"""vLLM's in-process engine core as a decoder that `StepLoop` can step. vLLM reads its environment when it is imported,
-so import this module only after that is set (`rollout_vllm.py`)."""
+"""vLLM's in-process engine core as a decoder that `StepLoop` can step. vLLM reads the environment when it is imported,
+so import this module only after the environment is set (`vllm_engine.py`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
 
-from rlhf.engines.models.adapter_names import kind_of, linear_layers
+from rlhf.engines.models.adapter_names import linear_layers, target_module
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.spec import EngineSpec
@@ -29,12 +29,12 @@ from rlhf.errors import ModelError
 from rlhf.types import FinishReason
 
 GIB = 1 << 30
-ENDS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
-"""What vLLM says of an answer that came to its end; all else it says is of one that did not (abort, error)."""
+FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+"""vLLM's finish reasons of complete responses; any other one (abort, error) is FinishReason.ABORTED."""
 
 
 class VllmCore:
-    """vLLM's in-process engine core as a `DecoderCore`; used on the loop's thread only."""
+    """vLLM's in-process engine core as a `DecoderCore`; used by the loop's thread only."""
 
     def __init__(self, spec: EngineSpec) -> None:
         """Load `spec.model`; with `spec.adapter_rank` above 0, a weight transfer brings adapters of that rank."""
@@ -54,12 +54,12 @@ class VllmCore:
                 load_format="safetensors",
                 max_model_len=self._context,
                 max_num_seqs=section.max_num_seqs,
-                # Of a prompt computed in parts, vLLM throws the first parts' tokens away and turns the request's random
-                # generator back, which CPU generators cannot do: there a prompt (or an answer that goes on with new
-                # weights) is computed in one step.
+                # With chunked prefill vLLM samples after each chunk, discards the token and rewinds the request's
+                # random generator, which CPU generators do not support. So on CPU a prompt (or a response that
+                # continues with new weights) is prefilled in one step.
                 enable_chunked_prefill=False if on_cpu else None,
                 tensor_parallel_size=section.tensor_parallel_size,
-                # In an actor of a placement group vLLM would ask Ray for processes on devices that the actor holds.
+                # Inside an actor of a placement group, vLLM would ask Ray for devices that the actor already holds.
                 distributed_executor_backend="mp" if section.tensor_parallel_size > 1 else None,
                 gpu_memory_utilization=section.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(section.kv_cache_gib * GIB) if on_cpu else None,
@@ -71,20 +71,20 @@ class VllmCore:
                 disable_log_stats=True,
                 weight_transfer_config=WeightTransferConfig(backend=backends[spec.sync_backend]),
                 enable_lora=spec.adapter_rank > 0,
-                lora_target_modules=_adaptable_layers(spec.model) if spec.adapter_rank else None,
+                lora_target_modules=_lora_target_modules(spec.model) if spec.adapter_rank else None,
                 max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= spec.adapter_rank),
             )
         )
         if on_cpu or section.tensor_parallel_size == 1:
-            self.llm.collective_rpc(_leave_meeting_place)
-        _unlink_names()
-        self.llm.collective_rpc(_unlink_names)
+            self.llm.collective_rpc(_remove_rendezvous_file)
+        _unlink_shared_names()
+        self.llm.collective_rpc(_unlink_shared_names)
         self._tasks = self.llm.get_supported_tasks()
-        self.llm.collective_rpc(_report_whole_distribution)
+        self.llm.collective_rpc(_report_full_distribution)
 
     @staticmethod
     def _max_model_len(spec: EngineSpec) -> int:
-        """Room for the longest prompt and answer, and for the one token that scoring makes vLLM sample."""
+        """The longest prompt and response together, and the one token that vLLM samples when it scores a sequence."""
         context = int(AutoConfig.from_pretrained(spec.model).max_position_embeddings)
         return min(context, spec.section.max_prompt_tokens + spec.section.max_response_tokens + 1)
 
@@ -107,7 +107,7 @@ class VllmCore:
                 top_k=sampling.top_k,
                 seed=request.seed,
                 stop_token_ids=list(sampling.stop_token_ids),
-                ignore_eos=True,  # only the request's own stop tokens end it, as in the other engine
+                ignore_eos=True,  # only the request's own stop tokens end it, as in the transformers engine
                 logprobs=0,
                 detokenize=False,
             )
@@ -131,27 +131,30 @@ class VllmCore:
                     output.new_token_ids,
                     [] if log_probs is None else log_probs.logprobs[:, 0].tolist(),
                     None if prompt is None else prompt.logprobs[:, 0].float().numpy(),
-                    None if output.finish_reason is None else ENDS.get(str(output.finish_reason), FinishReason.ABORTED),
+                    None
+                    if output.finish_reason is None
+                    else FINISH_REASONS.get(str(output.finish_reason), FinishReason.ABORTED),
                 )
             )
         return outputs
 
-    def forget_old_weights(self) -> None:
-        """Drop every KV block that the old weights computed, those of answers under way too."""
+    def drop_kv_cache(self) -> None:
+        """Drop every KV cache block (and so the prefix cache), also those of running requests: old weights computed
+        them."""
         self.llm.reset_prefix_cache(reset_running_requests=True)
 
     def install_adapters(self) -> None:
-        """Compute with the adapters that the last weight transfer brought, where that is what it brings."""
+        """Use the LoRA adapters of the last weight transfer, if this engine receives adapters."""
         if self._adapters is not None:
             self.llm.collective_rpc(_install_adapters)
 
     def received_digests(self) -> list[str]:
-        """What each worker received in the last update."""
+        """The digest of what each worker received in the last update."""
         digests: list[str] = self.llm.collective_rpc(_received_digest)
         return digests
 
     def peak_memory(self) -> int:
-        """Bytes, of the fullest worker."""
+        """Peak bytes of the largest worker."""
         peaks: list[int] = self.llm.collective_rpc(_peak_memory)
         return max(peaks)
 
@@ -159,17 +162,17 @@ class VllmCore:
         self._client.shutdown()
 
 
-def _adaptable_layers(model: str) -> list[str]:
-    """What the layers are called that adapters may stand beside. The output layer is none of them: with one beside it
-    vLLM cannot score a prompt on CPU."""
+def _lora_target_modules(model: str) -> list[str]:
+    """Names of the layers that may have LoRA adapters. Not the output layer: with an adapter on it vLLM cannot score a
+    prompt on CPU."""
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
-    return sorted({kind_of(name) for name in linear_layers(whole)})
+    return sorted({target_module(name) for name in linear_layers(whole)})
 
 
-def _leave_meeting_place(worker: WorkerBase) -> None:
-    """Remove the file through which an engine's processes found each other, which vLLM leaves in the folder for
-    temporary files. Nobody reads it again, but for NCCL, which may connect two processes at their first exchange."""
+def _remove_rendezvous_file(worker: WorkerBase) -> None:
+    """Remove the rendezvous file of the engine's process group, which vLLM leaves in the folder for temporary files.
+    Only NCCL may read it again, when two processes first communicate."""
     del worker
     store = _get_default_store()
     while isinstance(store, PrefixStore):
@@ -178,15 +181,16 @@ def _leave_meeting_place(worker: WorkerBase) -> None:
         Path(store.path).unlink(missing_ok=True)  # type: ignore[attr-defined]
 
 
-def _unlink_names(worker: WorkerBase | None = None) -> None:
-    """Remove what processes of one engine found each other by, once they have: Ray ends them by force."""
+def _unlink_shared_names(worker: WorkerBase | None = None) -> None:
+    """Remove the names of shared memory and sockets once all processes of the engine have opened them: Ray kills
+    processes, and a killed process would leave the names behind."""
     del worker
     unlink_open_names(Path(VLLM_RPC_BASE_PATH))
 
 
 def _install_adapters(worker: WorkerBase) -> None:
-    """Let a worker compute with the adapters that the last weight transfer brought. vLLM forgets all that it has when a
-    transfer is finished, so this comes after."""
+    """Make a worker use the adapters of the last weight transfer. vLLM removes all adapters when a transfer is
+    finished, so this is called afterwards."""
     worker.weight_transfer_engine.install()
 
 
@@ -200,16 +204,16 @@ def _peak_memory(worker: WorkerBase) -> int:
     return peak_memory()
 
 
-def _report_whole_distribution(worker: WorkerBase) -> None:
-    """Make a worker's sampler report log-probs at the temperature, but before top-k and top-p."""
+def _report_full_distribution(worker: WorkerBase) -> None:
+    """Make a worker's sampler report log-probs of logits / temperature, before top-k and top-p."""
     sampler = worker.model_runner.sampler
     inner = sampler.topk_topp_sampler
-    inner.logprobs_mode = "raw_logprobs"  # it need not compute log-probs of its own any more
-    sampler.topk_topp_sampler = _WholeDistribution(inner)
+    inner.logprobs_mode = "raw_logprobs"  # so that it computes no log-probs of its own
+    sampler.topk_topp_sampler = _FullDistributionSampler(inner)
 
 
-class _WholeDistribution(torch.nn.Module):
-    """vLLM's top-k top-p sampler, with the log-probs of the logits that it is given."""
+class _FullDistributionSampler(torch.nn.Module):
+    """vLLM's top-k and top-p sampler, with the log-probs of the logits before filtering."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()

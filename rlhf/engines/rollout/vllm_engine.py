@@ -1,7 +1,7 @@
 """A rollout engine on vLLM: the CPU and the CUDA package alike.
 
-The engine core runs in this process and is stepped by a thread of its own (`StepLoop`). What it returns is taken from
-the core directly: token ids and their log-probs; nothing is ever decoded to text.
+The engine core runs in this process, and a thread of its own steps it (`StepLoop`). Token ids and log-probs are taken
+from the core directly; nothing is decoded to text.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
@@ -27,11 +27,11 @@ CLOSE_TIMEOUT_S = 10.0
 class VllmRolloutEngine:
     """Samples with vLLM's continuous batching; receives weights through vLLM's own weight transfer.
 
-    With a seed for each request, tokens do not depend on what else is in the batch. Log-probs are those of logits /
-    temperature over the whole vocabulary, before top-k and top-p (greedy: temperature 1): what a trainer computes.
+    Each request has its own seed, so its tokens do not depend on the rest of the batch. Log-probs are those of logits /
+    temperature over the full vocabulary, before top-k and top-p (greedy: temperature 1): what a trainer computes.
 
-    Implements `RolloutEngine` and `WeightReceiver`. Answers under way when an update starts are neither lost nor
-    restarted: they go on with the new weights, their KV cache computed anew, and carry the older version.
+    Implements `RolloutEngine` and `WeightReceiver`. Responses in progress when a weight update starts are neither lost
+    nor restarted: they continue with the new weights, after their KV cache is recomputed, and carry the older version.
     """
 
     def __init__(self, spec: EngineSpec, *, name: str = "rollout-0") -> None:
@@ -56,21 +56,21 @@ class VllmRolloutEngine:
         """See `RolloutEngine.generate`."""
         version = self._gate.enter(self._section.stall_timeout_s)
         decodes = [DecodeRequest(r.prompt_token_ids, r.sampling, r.seed) for r in requests]
-        answers = self._loop.decode(decodes, self._section.stall_timeout_s)
+        responses = self._loop.decode(decodes, self._section.stall_timeout_s)
         return [
             Rollout(
                 id=request.id,
                 prompt_id=request.prompt_id,
-                token_ids=np.asarray(answer.token_ids, dtype=np.int64),
-                log_probs=np.asarray(answer.log_probs, dtype=np.float32),
-                finish_reason=answer.finish_reason,
+                token_ids=np.asarray(response.token_ids, dtype=np.int64),
+                log_probs=np.asarray(response.log_probs, dtype=np.float32),
+                finish_reason=response.finish_reason,
                 weight_version=version,
             )
-            for request, answer in zip(requests, answers, strict=True)
+            for request, response in zip(requests, responses, strict=True)
         ]
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
-        """See `RolloutEngine.score`. A sequence may be as long as the engine's context less one token."""
+        """See `RolloutEngine.score`. A sequence may have one token less than the engine's context length."""
         self._gate.enter(self._section.stall_timeout_s)
         parts = [
             part
@@ -78,20 +78,20 @@ class VllmRolloutEngine:
             for part in np.split(packed.token_ids, np.cumsum(packed.lengths)[:-1])
             if len(part) > 0
         ]
-        answers = self._loop.decode([DecodeRequest(part) for part in parts], self._section.stall_timeout_s)
-        scores = iter(np.concatenate([np.zeros(1, np.float32), answer.prompt_log_probs]) for answer in answers)
+        responses = self._loop.decode([DecodeRequest(part) for part in parts], self._section.stall_timeout_s)
+        scores = iter(np.concatenate([np.zeros(1, np.float32), response.prompt_log_probs]) for response in responses)
         empty = np.zeros(0, np.float32)
         return [
             np.concatenate([empty, *(next(scores) for length in packed.lengths if length > 0)]) for packed in sequences
         ]
 
     def sleep(self) -> None:
-        """Give an accelerator's memory back (weights go to host memory, the KV cache away); on CPU vLLM keeps both and
-        only the state changes. Refused while answers are under way."""
+        """Enter vLLM's sleep mode (level 1): weights move to host memory and the KV cache is discarded. On CPU vLLM
+        keeps both, and only the state changes. Raises RlhfError while requests are running."""
         self._loop.call(self._sleep)
 
     def wake(self) -> None:
-        """Undo `sleep`."""
+        """Leave sleep mode."""
         self._loop.call(self._wake)
 
     def reset(self) -> None:
@@ -99,7 +99,7 @@ class VllmRolloutEngine:
 
         def forget() -> None:
             self._gate.require_serving()
-            self._loop.abort_all(RlhfError(f"engine {self._name}: nobody wants this answer any more"))
+            self._loop.abort_all(RlhfError(f"engine {self._name}: the request was aborted by a reset"))
 
         self._loop.call(forget)
 
@@ -108,7 +108,7 @@ class VllmRolloutEngine:
         return self._loop.call(self._core.peak_memory)
 
     def close(self) -> None:
-        """End the engine and free what it holds."""
+        """Stop the engine and release its memory."""
         self._loop.close(CLOSE_TIMEOUT_S)
         self._core.shutdown()
 
@@ -117,7 +117,7 @@ class VllmRolloutEngine:
         self._remote("init_weight_transfer_engine", init_info=dict(init_info))
 
     def start_weight_update(self) -> None:
-        """See `WeightReceiver.start_weight_update`; answers under way are held, not finished."""
+        """See `WeightReceiver.start_weight_update`. Running requests are paused, not finished."""
         self._loop.call(self._gate.begin_update)
         self._remote("start_weight_update")
 
@@ -138,23 +138,24 @@ class VllmRolloutEngine:
             self._core.install_adapters()
         except Exception as error:
             problem = self._problem("adapters", error)
-            self._gate.refuse(problem)
+            self._gate.fail(problem)
             self._loop.abort_all(problem)
             raise problem from error
-        self._core.forget_old_weights()
-        self._loop.touch()
+        self._core.drop_kv_cache()
+        self._loop.mark_progress()
         return own
 
     def _remote(self, method: str, **kwargs: object) -> None:
-        """Call that weight-transfer method of vLLM on all workers, between two steps; a failure shuts the gate."""
+        """Call a weight-transfer method of vLLM on all workers, between two steps. If it fails during an update, the
+        engine serves nothing until a complete sync."""
 
         def call() -> None:
             try:
                 self._core.llm.collective_rpc(method, kwargs=kwargs)
             except Exception as error:
                 problem = self._problem(method, error)
-                if self._gate.state is Serving.UPDATING:
-                    self._gate.refuse(problem)
+                if self._gate.state is ServingState.UPDATING:
+                    self._gate.fail(problem)
                     self._loop.abort_all(problem)
                 raise problem from error
 
@@ -167,27 +168,27 @@ class VllmRolloutEngine:
 
     def _sleep(self) -> None:
         if self._loop.num_pending:
-            raise RlhfError(f"engine {self._name}: cannot sleep with {self._loop.num_pending} answers under way")
+            raise RlhfError(f"engine {self._name}: cannot sleep while {self._loop.num_pending} requests are running")
         self._gate.sleep()
         if self._device == "cuda":
             self._core.llm.sleep(level=1)
 
     def _wake(self) -> None:
-        if self._gate.state is Serving.ASLEEP and self._device == "cuda":
+        if self._gate.state is ServingState.ASLEEP and self._device == "cuda":
             self._core.llm.wake_up()
         self._gate.wake()
 
 
 def _set_environment(device: str) -> None:
-    """What vLLM reads from the environment when it is imported. A user's own setting wins where both work."""
+    """Set what vLLM reads from the environment when it is imported. A user's own setting is kept where it works too."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # Two model runners exist; the sampler that `vllm_core` changes is the first one's.
+    # vLLM has two model runners; `vllm_core` changes the sampler of the first.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # On the CPU the processes of one engine share the cores, as all do; by itself vLLM wants a memory node for each.
+    # On CPU the processes of one engine share the cores; by default vLLM wants a NUMA node for each.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if device == "cpu":
-        # There vLLM saves what it compiled ahead of time, cannot load it, and compiles at every start; torch's own
-        # cache halves that.
+        # On CPU vLLM cannot load what it compiled ahead of time, and compiles at every start; torch's own cache halves
+        # that time.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")

@@ -1,7 +1,7 @@
-"""Everything that a rank needs to continue bit for bit: DeepSpeed's own shards, the step count, the random state. What
-is frozen is not written again and again: only its digest, by which other weights are known.
+"""Everything that a rank needs to continue bit for bit: DeepSpeed's shards, the step count and the random state.
 
-No `latest` file is written or trusted: the caller says which directory, after it has verified every file in it.
+Frozen weights are not written, only their digest, which detects a resume over other weights. No `latest` file is
+written or read: the caller names the directory, after it has verified every file in it.
 """
 
 import json
@@ -17,49 +17,49 @@ from safetensors.torch import load_file, save_file
 from rlhf.engines.models.adapters import frozen_digest
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.training.ema_reference import EmaCopy
-from rlhf.engines.training.write_errors import Refusals
+from rlhf.engines.training.write_errors import WriteErrors
 from rlhf.errors import CheckpointError
 
 SHARDS = "deepspeed"
 STATE = "state.json"
 FROZEN = "frozen"
-"""Digest of the weights beside which this rank learned."""
+"""Key of the digest of this rank's frozen weights."""
 STAGE = "zero_stage"
-"""ZeRO's stage as the ranks ran it, which may not be the config's."""
+"""Key of the ZeRO stage that the ranks ran, which may differ from the config's."""
 
 
 def save_training_state(
     engine: "deepspeed.DeepSpeedEngine", directory: Path, *, num_steps: int, copy: EmaCopy | None
 ) -> None:
-    """Write this rank's shards, random state and part of the copy that follows; rank 0 also writes the counts.
+    """Write this rank's shards, random state and shard of the EMA reference; rank 0 also writes the step count.
     Collective.
 
     Raises:
-        CheckpointError: on every rank, where a disk refused some, or where they do not share the folder.
+        CheckpointError: on every rank, if any rank could not write, or if the ranks do not share the folder.
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    refusals = Refusals()
-    with refusals.kept():
+    errors = WriteErrors()
+    with errors.collected():
         directory.mkdir(parents=True, exist_ok=True)
-    with _shards_kept(engine, refusals):
+    with _shard_errors_collected(engine, errors):
         engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
     random_state = {"cpu": torch.get_rng_state(), FROZEN: frozen_digest(engine.module)}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state()
-    with refusals.kept():
+    with errors.collected():
         save_file(random_state, directory / _random_state_name(rank))
         if copy is not None:
             copy.save(directory)
         if rank == 0:
             state = {"num_steps": num_steps, "num_ranks": num_ranks, STAGE: engine.zero_optimization_stage()}
             (directory / STATE).write_text(json.dumps(state))
-    refusals.tell(f"checkpoint: {directory}")
+    errors.raise_if_any(f"checkpoint: {directory}")
     require_all_seen(directory, num_ranks)
 
 
 def require_all_seen(directory: Path, num_ranks: int) -> None:
-    """Raise CheckpointError where this node does not see what every rank wrote: a checkpoint that looks whole to one
-    node and lies on several could never be loaded."""
+    """Raise CheckpointError if this node does not see what every rank wrote: a checkpoint that is spread over the
+    disks of several nodes could never be loaded."""
     missing = [rank for rank in range(num_ranks) if not (directory / _random_state_name(rank)).exists()]
     if missing:
         ranks = ", ".join(map(str, missing))
@@ -70,21 +70,22 @@ def require_all_seen(directory: Path, num_ranks: int) -> None:
 
 
 @contextmanager
-def _shards_kept(engine: "deepspeed.DeepSpeedEngine", refusals: Refusals) -> Iterator[None]:
-    """Inside, DeepSpeed writes shards that may be refused without leaving its own barriers, and no scripts."""
+def _shard_errors_collected(engine: "deepspeed.DeepSpeedEngine", errors: WriteErrors) -> Iterator[None]:
+    """Inside this block a failed write does not take DeepSpeed out of its own barriers, and no recovery script is
+    written."""
     writer = engine.checkpoint_engine
     save = writer.save
-    # DeepSpeed leaves out a frozen parameter under one of its names, and writes it under the others.
+    # DeepSpeed leaves out a frozen parameter under one of its names only: a tied one is written under its other names.
     frozen = {name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
-    def save_or_keep(state_dict: dict[str, object], path: str) -> None:
+    def save_or_collect(state_dict: dict[str, object], path: str) -> None:
         module = state_dict.get("module")
         if isinstance(module, dict):
             state_dict = {**state_dict, "module": {name: w for name, w in module.items() if name not in frozen}}
-        with refusals.kept():
+        with errors.collected():
             save(state_dict, path)
 
-    writer.save, engine._copy_recovery_script = save_or_keep, lambda _folder: None
+    writer.save, engine._copy_recovery_script = save_or_collect, lambda _folder: None
     try:
         yield
     finally:
@@ -98,10 +99,10 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
     if state["num_ranks"] != dist.get_world_size():
         raise CheckpointError(f"{directory}: saved on {state['num_ranks']} ranks, now {dist.get_world_size()}.")
     stage = engine.zero_optimization_stage()
-    # Older checkpoints do not say; shards of ZeRO are known by their names.
+    # Older checkpoints do not record the stage; ZeRO shards are recognized by their file names.
     is_sharded = any((directory / SHARDS).glob("*zero_pp_rank*"))
     saved = state.get(STAGE, stage or 2 * is_sharded)
-    if saved != stage:  # DeepSpeed would load the weights and forget the optimizer's state
+    if saved != stage:  # DeepSpeed would load the weights and drop the optimizer state
         raise CheckpointError(
             f"{directory}: laid out by ZeRO stage {saved}, now {stage}. Continue with the dtype, offload_*, "
             "swap_optimizer and version that it was saved with"
@@ -112,10 +113,10 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
     dist.all_gather_object(same, torch.equal(random_state.get(FROZEN, mine), mine))
     if not all(same):  # on every rank, or the others would wait for this one
         raise CheckpointError(
-            f"{directory}: saved beside other frozen weights than those that were loaded. Adapters continue over the "
-            "very model that they began with"
+            f"{directory}: saved with other frozen weights than those that are loaded. Adapters can only continue with "
+            "the base model that they were trained with"
         )
-    # What is frozen is not in it, and was loaded with the model.
+    # Frozen weights are not in the checkpoint; they were loaded with the model.
     is_whole = all(parameter.requires_grad for parameter in engine.module.parameters())
     path, _ = engine.load_checkpoint(str(directory), tag=SHARDS, load_module_strict=is_whole)
     if path is None:

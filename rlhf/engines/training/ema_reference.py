@@ -1,8 +1,8 @@
-"""A reference that follows the policy: a second set of the policy's weights in the policy's own processes.
+"""The EMA reference: an exponential moving average of the policy's weights, kept in the policy's own processes.
 
-Every rank keeps its own part, as the ZeRO stage cuts it, in float32 in host memory: nothing is gathered to follow, and
-what DeepSpeed writes (the shard under ZeRO-3, the whole parameter below) is what is read and written. To compute with
-the copy, it changes places with the policy's weights.
+Every rank keeps the part that it holds under the ZeRO stage (its shard in stage 3, the full parameter below), in
+float32 in host memory, so an update needs no communication. To run forward with the EMA weights, they are swapped with
+the policy's.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from rlhf.errors import CheckpointError
 
 
 class EmaCopy:
-    """This rank's part of the copy. Every method is collective."""
+    """This rank's part of the EMA weights. Every method is collective."""
 
     def __init__(self, engine: "deepspeed.DeepSpeedEngine", zero_stage: int, decay: float) -> None:
-        """Start as the policy is now; `decay` is the share that one `update_ema` keeps of the copy."""
+        """Start with the policy's current weights; `decay` is the share of the EMA weights that an update keeps."""
         self._engine = engine
         self._is_sharded = zero_stage == 3
         self._decay = decay
@@ -29,8 +29,7 @@ class EmaCopy:
 
     @torch.no_grad()
     def update_ema(self) -> float:
-        """Become decay * itself + (1 - decay) * the policy. Returns how far it moved: the norm of the change, over the
-        whole model."""
+        """Set ema = decay * ema + (1 - decay) * policy. Returns the norm of the change, over the whole model."""
         moved = torch.zeros((), dtype=torch.float64)
         for name, live in self._live():
             before = self._copy[name]
@@ -42,8 +41,9 @@ class EmaCopy:
         return float(total.sqrt())
 
     @contextmanager
-    def in_place_of_policy(self) -> Iterator[None]:
-        """Let the model compute with the copy inside this block, and with the policy's very bits after it."""
+    def in_place_of_policy_weights(self) -> Iterator[None]:
+        """Let the model compute with the EMA weights inside this block. Afterwards the policy's weights are restored
+        bit for bit."""
         with self._released():
             policy = {name: live.to("cpu", copy=True) for name, live in self._live()}
             self._write(self._copy)
@@ -54,15 +54,15 @@ class EmaCopy:
                 self._write(policy)
 
     def save(self, directory: Path) -> None:
-        """Write this rank's part; where every rank holds the whole model, rank 0 writes it."""
+        """Write this rank's part; if every rank holds the full model, only rank 0 writes."""
         if self._is_sharded or dist.get_rank() == 0:
             save_file(self._copy, directory / self._file_name)
 
     def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote. Raises CheckpointError where it is of another model or another split."""
+        """Restore what `save` wrote. Raises CheckpointError if it belongs to another model or another sharding."""
         path = directory / self._file_name
         if not path.exists():
-            raise CheckpointError(f"{path}: missing; the run was saved without a reference that follows the policy.")
+            raise CheckpointError(f"{path}: missing; the run was saved without an EMA reference.")
         saved = load_file(path)
         wrong = sorted(
             name
@@ -70,7 +70,7 @@ class EmaCopy:
             if name not in saved or name not in self._copy or saved[name].shape != self._copy[name].shape
         )
         if wrong:
-            raise CheckpointError(f"{path}: holds another model, or another split of it ({wrong[0]}).")
+            raise CheckpointError(f"{path}: holds another model, or another sharding of it ({wrong[0]}).")
         self._copy = saved
 
     @property
@@ -78,7 +78,7 @@ class EmaCopy:
         return f"following_{dist.get_rank() if self._is_sharded else 0}.safetensors"
 
     def _live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights that this rank holds and that learn, where the forward pass takes them from."""
+        """The trainable weights that this rank holds, in the tensors that the forward pass reads."""
         for name, parameter in self._engine.module.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -91,8 +91,8 @@ class EmaCopy:
 
     @contextmanager
     def _released(self) -> Iterator[None]:
-        """Under ZeRO-3 nothing that was gathered from the shards may outlive a change of the shards: DeepSpeed gives it
-        up before and gathers anew, afterwards, what it keeps whole."""
+        """Change shards safely inside this block. Under ZeRO-3 gathered parameters would go stale when their shards
+        change: DeepSpeed releases them before, and afterwards gathers again those that it keeps unpartitioned."""
         if not self._is_sharded:
             yield
             return

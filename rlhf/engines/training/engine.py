@@ -1,4 +1,4 @@
-"""A model that learns: one rank of it, on DeepSpeed ZeRO 0 to 3, CPU or CUDA."""
+"""A model that is trained: one rank of it, with DeepSpeed ZeRO stage 0 to 3, on CPU or CUDA."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
-from rlhf.engines.models.adapter_names import may_stand_still
+from rlhf.engines.models.adapter_names import may_stay_unchanged
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.finite_weights import require_finite
 from rlhf.engines.models.heads import PackedInput, PackedModel
@@ -22,7 +22,7 @@ from rlhf.engines.training.export import check_export, export_model
 from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
-from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
+from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
@@ -31,11 +31,11 @@ from rlhf.types import FloatArray, Metrics, PackedTokens, StepReport, SyncReport
 
 
 class DeepSpeedEngine:
-    """One rank of a `TrainEngine`. Every method is collective: all ranks call it, each with its own micro-batches,
-    equally many.
+    """One rank of a `TrainEngine`. Every method is collective: all ranks call it, each with its own micro-batches and
+    the same number of them.
 
-    Losses are sums over the step's global denominators, so the gradient of a step is the sum over its micro-batches
-    and ranks, whatever the split.
+    Losses are divided by the step's global denominators, so the gradient of a step is the plain sum over micro-batches
+    and ranks, however the batch is split.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class DeepSpeedEngine:
         self._num_steps = 0
         self._window_is_open = False
         self._sender: WeightSender | None = None
-        self._copy: EmaCopy | None = None
-        self._loaded = read_once(
+        self._ema_copy: EmaCopy | None = None
+        self._loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=True
         )
         if section.lora.rank:
@@ -83,11 +83,11 @@ class DeepSpeedEngine:
         trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._watch = GradientWatch(trainable, self._device)
         self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
-        self._movement = MovementCheck({name: p for name, p in trainable.items() if not may_stand_still(name)})
+        self._movement = MovementCheck({name: p for name, p in trainable.items() if not may_stay_unchanged(name)})
         self._optimizer = optimizer
-        self._optimizer_there: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._optimizer_on_device: Callable[[], AbstractContextManager[None]] = nullcontext
         if section.swap_optimizer:
-            self._optimizer_there = OptimizerSwap(self._engine, optimizer).on_device
+            self._optimizer_on_device = OptimizerSwap(self._engine, optimizer).on_device
 
     @property
     def module(self) -> PreTrainedModel:
@@ -96,24 +96,24 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
+        """The head's outputs for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
         return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
 
-    def hold_copy(self, decay: float) -> None:
-        """Begin to keep a reference that follows this model; `decay` is the share that one `update_ema` keeps of it."""
-        self._copy = EmaCopy(self._engine, self._section.zero_stage, decay)
+    def start_ema_reference(self, decay: float) -> None:
+        """Start to keep an EMA reference of this model; `decay` is the share of it that one `update_ema` keeps."""
+        self._ema_copy = EmaCopy(self._engine, self._section.zero_stage, decay)
 
     def forward_ema_reference(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        """As `forward`, by the copy that follows."""
-        with self._following.in_place_of_policy():
+        """As `forward`, with the EMA reference's weights."""
+        with self._ema.in_place_of_policy_weights():
             return self.forward(batches)
 
     def update_ema(self) -> float:
-        """Bring the copy nearer; returns how far it moved, as the norm over the whole model."""
-        return self._following.update_ema()
+        """Move the EMA reference toward this model; returns the norm of its change, over the whole model."""
+        return self._ema.update_ema()
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
-        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the figures."""
+        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the metrics."""
         metrics = Metrics()
         for batch in batches:
             predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device)).unbind()
@@ -124,15 +124,15 @@ class DeepSpeedEngine:
                 result = self._objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, self._device))
                 metrics = metrics + result.metrics
                 loss = result.loss if result.loss.requires_grad else result.loss + 0.0 * predictions.sum()
-            self._watch.see_loss(loss)
-            # The one place that undoes DeepSpeed's mean over ranks.
+            self._watch.observe_loss(loss)
+            # DeepSpeed averages gradients over ranks; this is the one place that turns the mean into a sum.
             self._engine.backward(loss * self.num_ranks)
             self._window_is_open = True
         return metrics
 
     def optim_step(self) -> StepReport:
-        """Apply the accumulated gradient and clear it; or, where any rank saw a number that is not finite, only clear
-        it. A skipped step counts in the schedule."""
+        """Apply the accumulated gradient and clear it; if any rank saw a number that is not finite, only clear it. A
+        skipped step counts in the learning-rate schedule."""
         if not self._window_is_open:
             raise RlhfError("optim_step was called with no micro-batch since the last step")
         self._window_is_open = False
@@ -142,58 +142,58 @@ class DeepSpeedEngine:
         is_first = self._num_steps == 0
         if is_first:
             self._movement.before_step(self._master_shards())
-        self._guard.hold = not self._watch.close_window()
-        with self._optimizer_there():
+        self._guard.skip = not self._watch.end_window()
+        with self._optimizer_on_device():
             self._engine.step()
-        finite = self._engine.was_step_applied() and not self._guard.hold
+        finite = self._engine.was_step_applied() and not self._guard.skip
         self._num_steps += 1
         unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
         return StepReport(grad_norm=self._grad_norm() if finite else math.inf, lr=lr, finite=finite, unmoved=unmoved)
 
     def attach_sender(self, sender: WeightSender) -> None:
-        """Say how this model's weights reach the rollout engines."""
+        """Set the sender that `send_weights` uses."""
         self._sender = sender
 
     def detach_sender(self) -> None:
-        """Leave the rollout engines, if there are any."""
+        """Close the sender, if there is one."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
 
     def send_weights(self, version: int) -> SyncReport:
-        """Give the rollout engines this model's weights as `version`. Raises WeightSyncError, and NumericsError before
-        anything is sent where some are not finite."""
+        """Send this model's weights to the rollout engines as `version`. Raises WeightSyncError; and NumericsError,
+        before anything is sent, if some weights are not finite."""
         if self._sender is None:
             raise RlhfError("send_weights was called before a sender was attached")
         require_finite(self.module, self._where, self._device)
         return self._sender.send(version)
 
     def save(self, directory: Path) -> None:
-        """Write this rank's part of weights, optimizer, schedule and random state to `directory`, shared by all.
-        Raises CheckpointError, and NumericsError before anything is written where some weights are not finite."""
+        """Write this rank's weights, optimizer, schedule and random state to `directory`, which all ranks share.
+        Raises CheckpointError; and NumericsError, before anything is written, if some weights are not finite."""
         require_finite(self.module, self._where, self._device)
-        save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._copy)
+        save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._ema_copy)
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
-        with self._optimizer_there():
-            self._num_steps = load_training_state(self._engine, directory, copy=self._copy)
+        with self._optimizer_on_device():
+            self._num_steps = load_training_state(self._engine, directory, copy=self._ema_copy)
 
     def export(self, directory: Path) -> None:
-        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; adapters are
-        merged, and lie by themselves in its folder `adapter`. Raises as `save`."""
+        """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; LoRA adapters
+        are merged, and also written unmerged to its folder `adapter`. Raises as `save`."""
         require_finite(self.module, self._where, self._device)
         export_model(self._loaded, directory, self._section.lora)
 
     def check_export(self, directory: Path) -> None:
-        """Compare an export with the weights held now, bit for bit. Raises CheckpointError on rank 0."""
+        """Compare an export with the current weights, bit for bit. Raises CheckpointError on rank 0."""
         check_export(self._loaded, directory)
 
     @property
-    def _following(self) -> EmaCopy:
-        if self._copy is None:
-            raise RlhfError("the reference that follows the policy was asked for, and none is held")
-        return self._copy
+    def _ema(self) -> EmaCopy:
+        if self._ema_copy is None:
+            raise RlhfError("the EMA reference was used before start_ema_reference was called")
+        return self._ema_copy
 
     def _master_shards(self) -> Iterator[tuple[int, torch.Tensor]]:
         return master_shards(self._engine, self._section.zero_stage)

@@ -1,4 +1,4 @@
-"""Writing a trained model as others read it, and proving that what was written is what was trained."""
+"""Exports a trained model in Hugging Face format, and verifies that the export equals the trained weights."""
 
 import copy
 import shutil
@@ -12,27 +12,27 @@ from transformers import PreTrainedModel
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapter_names import plain_name
-from rlhf.engines.models.adapters import adapters_of, whole_adapters, write_adapters
-from rlhf.engines.models.four_bit import four_bit_layers, whole_weight
+from rlhf.engines.models.adapters import adapters_of, gathered_adapters, write_adapters
+from rlhf.engines.models.four_bit import four_bit_layers, full_weight
 from rlhf.engines.models.loading import TOKENIZER_FILES, WEIGHTS, LoadedModel
 from rlhf.engines.process.distributed import deepspeed
-from rlhf.engines.training.write_errors import Refusals
+from rlhf.engines.training.write_errors import WriteErrors
 from rlhf.errors import CheckpointError
 
 
 def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> None:
-    """Write weights, config and tokenizer to `directory`, and adapters that are not merged to its folder `adapter`.
-    Collective; rank 0 holds the whole model in host memory.
+    """Write weights (with LoRA adapters merged), config and tokenizer to `directory`, and the unmerged adapters to its
+    folder `adapter`. Collective; rank 0 holds the full model in host memory.
 
     Raises:
-        CheckpointError: on every rank, where the disk refused it.
+        CheckpointError: on every rank, if the disk could not be written.
     """
-    refusals = Refusals()
+    errors = WriteErrors()
     is_writer = dist.get_rank() == 0
     weights = {name: tensor.cpu().clone() for name, tensor in _whole_parameters(loaded.model) if is_writer}
-    adapters = whole_adapters(loaded.model)
+    adapters = gathered_adapters(loaded.model)
     if is_writer:
-        with refusals.kept():
+        with errors.collected():
             directory.mkdir(parents=True, exist_ok=True)
             loaded.model.save_pretrained(directory, state_dict=weights)
             config = copy.deepcopy(loaded.model.config)
@@ -44,13 +44,13 @@ def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> Non
                     shutil.copyfile(source, directory / source.name)
             if adapters:
                 write_adapters(adapters, lora, loaded.folder, directory / "adapter")
-    refusals.tell(str(directory))
+    errors.raise_if_any(str(directory))
 
 
 def check_export(loaded: LoadedModel, directory: Path) -> None:
     """Compare every tensor in `directory` with the model, bit for bit, one at a time. Collective.
 
-    Raises CheckpointError, on rank 0, that names what is missing, superfluous or different.
+    Raises CheckpointError, on rank 0, that names the tensors that are missing, unexpected or different.
     """
     stored: dict[str, Path] = {}
     for path in sorted(directory.glob(WEIGHTS)):
@@ -74,14 +74,14 @@ def check_export(loaded: LoadedModel, directory: Path) -> None:
 
 @torch.no_grad()
 def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter under its Hugging Face name, tied ones once, adapters merged; ZeRO-3's are gathered one at a
+    """Every full parameter under its Hugging Face name, tied ones once, adapters merged; under ZeRO-3 gathered one at a
     time."""
-    adapters, packed = adapters_of(model), four_bit_layers(model)
+    adapters, four_bit = adapters_of(model), four_bit_layers(model)
     for inner_name, parameter in model.named_parameters():
         name = plain_name(inner_name)
         if name is None:
             continue
-        parts = adapters[name].parts() if name in adapters else None
+        gathered = adapters[name].gathered() if name in adapters else None
         with deepspeed.zero.GatheredParameters([parameter]):
-            whole = whole_weight(packed.get(inner_name), parameter)
-            yield name, whole if parts is None else parts.added_to(whole)
+            whole = full_weight(four_bit.get(inner_name), parameter)
+            yield name, whole if gathered is None else gathered.merged_into(whole)

@@ -1,4 +1,4 @@
-"""A model that only computes, alone in this process: a reward model for a command without Ray."""
+"""A model that only runs forward, in this process alone: a reward model for a command without Ray."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""This rank's part of each parameter at the optimizer's precision, wherever the ZeRO stage keeps it."""
+"""The float32 master weights that this rank updates, wherever the ZeRO stage keeps them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -9,9 +9,9 @@ from rlhf.engines.process.distributed import deepspeed
 
 
 def master_shards(engine: "deepspeed.DeepSpeedEngine", zero_stage: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """id(parameter) and the float32 weights of it that this rank updates; a parameter it has no part of is left out.
+    """id(parameter) and the float32 part of it that this rank updates; a parameter without such a part is left out.
 
-    One at a time: DeepSpeed copies a shard that waits on the host to the GPU, where not all of them have room.
+    Given one at a time: DeepSpeed copies an offloaded shard to the GPU, which may not have memory for all of them.
     """
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
     if zero_stage == 3:
@@ -26,7 +26,7 @@ def master_shards(engine: "deepspeed.DeepSpeedEngine", zero_stage: int) -> Itera
 
 
 class MovementCheck:
-    """Tells which parameters a step did not change, from checksums of their bits: no copy of the weights is kept."""
+    """Finds the parameters that a step did not change, by checksums of their bits: no copy of the weights is kept."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self._parameters = parameters
@@ -36,7 +36,7 @@ class MovementCheck:
         self._before = {key: _checksum(shard) for key, shard in shards}
 
     def after_step(self, shards: Iterable[tuple[int, torch.Tensor]], device: torch.device) -> tuple[str, ...]:
-        """Names of the parameters of which no rank's part changed. Collective."""
+        """Names of the parameters that did not change on any rank. Collective."""
         changed = {key for key, shard in shards if _checksum(shard) != self._before[key]}
         moved = torch.tensor(
             [float(id(parameter) in changed) for parameter in self._parameters.values()], device=device

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate over a run, and how DeepSpeed is told about both."""
+"""AdamW, its learning-rate schedule, and the DeepSpeed config for both."""
 
 import math
 from collections.abc import Iterable
@@ -9,9 +9,9 @@ from rlhf.config.models import ModelSection, TrainedModelSection
 
 
 def learning_rate(section: TrainedModelSection, step: int, num_steps: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `num_steps`, the steps that will really run.
+    """The learning rate of optimizer step `step` (counted from 0) of `num_steps`, the steps that the run will take.
 
-    Linear warm-up that never is 0; then a cosine or a line, which reach `min_lr_ratio` at the last step, or a constant.
+    Linear warm-up that never is 0; then cosine or linear decay to `min_lr_ratio` at the last step, or a constant.
     """
     num_warmup = math.ceil(section.warmup_ratio * num_steps)
     if step < num_warmup:
@@ -22,7 +22,7 @@ def learning_rate(section: TrainedModelSection, step: int, num_steps: int) -> fl
 
 
 def build_optimizer(section: TrainedModelSection, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW; weight decay acts on matrices alone, not on biases and norms."""
+    """AdamW; weight decay applies to matrices only, not to biases and norms."""
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": section.weight_decay},
@@ -36,10 +36,10 @@ def build_optimizer(section: TrainedModelSection, parameters: Iterable[torch.nn.
 
 
 def training_config(section: TrainedModelSection, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-    """DeepSpeed's config for learning.
+    """DeepSpeed's config for training.
 
-    A step ends the accumulation window, however many micro-batches came before. Gradients are accumulated in float32
-    (stage 0 in the model's dtype). Stage 0 clips in `StepGuard`, since there DeepSpeed does not tell the norm.
+    A step ends the gradient accumulation window, however many micro-batches it had. Gradients accumulate in float32
+    (in stage 0 in the model's dtype). Stage 0 clips in `StepGuard`, because DeepSpeed does not report the norm there.
     """
     is_bf16 = dtype == torch.bfloat16
     config = _zero_config(section, device) | {
@@ -56,7 +56,7 @@ def training_config(section: TrainedModelSection, dtype: torch.dtype, device: to
 
 
 def scoring_config(section: ModelSection, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-    """DeepSpeed's config for a ZeRO-3 model that only computes."""
+    """DeepSpeed's config for a ZeRO-3 model that only runs forward."""
     return _zero_config(section, device) | {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype == torch.bfloat16},

@@ -1,4 +1,4 @@
-"""The optimizer's state on the host, but for the length of a step: room on a GPU that engines or other models share."""
+"""Keeps the optimizer state in host memory except during a step, to free memory of a GPU that other models share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,42 +9,41 @@ from rlhf.engines.process.distributed import deepspeed
 
 
 class OptimizerSwap:
-    """Keeps Adam's moments and the float32 weights of ZeRO-3, 12 bytes of each parameter that a rank updates, in host
-    memory. They cross to the GPU and back for each step; nothing is rounded on the way. On CPU there is no other
-    memory, and nothing moves."""
+    """Swaps Adam's moments and ZeRO-3's float32 weights, 12 bytes for each parameter that a rank updates, between host
+    memory and the GPU. The copies are exact. On CPU nothing is moved."""
 
     def __init__(self, engine: "deepspeed.DeepSpeedEngine", optimizer: torch.optim.Optimizer) -> None:
         self._engine = engine
         self._optimizer = optimizer
-        self._homes: dict[int, torch.Tensor] = {}
-        self._put_away()
+        self._host_copies: dict[int, torch.Tensor] = {}
+        self._to_host()
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Inside, everything is where a step needs it."""
+        """Inside this block the optimizer state is on the device, where a step needs it."""
         for tensor in self._tensors():
             tensor.data = tensor.to(self._engine.device, non_blocking=True)
         try:
             yield
         finally:
-            self._put_away()
+            self._to_host()
 
-    def _put_away(self) -> None:
+    def _to_host(self) -> None:
         moved = [(index, tensor) for index, tensor in enumerate(self._tensors()) if tensor.device.type != "cpu"]
         if not moved:
             return
         for index, tensor in moved:
-            if index not in self._homes:
-                self._homes[index] = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            self._homes[index].copy_(tensor, non_blocking=True)
+            if index not in self._host_copies:
+                self._host_copies[index] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._host_copies[index].copy_(tensor, non_blocking=True)
         torch.cuda.synchronize()
         for index, tensor in moved:
-            tensor.data = self._homes[index]
+            tensor.data = self._host_copies[index]
         torch.cuda.empty_cache()
 
     def _tensors(self) -> list[torch.Tensor]:
-        """Everything that is swapped. Each keeps its place: moments appear in the first step, behind the weights. A
-        count of steps is a number, and stays."""
+        """Every tensor that is swapped, in a fixed order: weights first, then moments, which the first step creates.
+        Adam's step counts are scalars and stay where they are."""
         weights = self._engine.optimizer.fp32_partitioned_groups_flat
         states = self._optimizer.state.values()
         return [*weights, *(part for state in states for part in state.values() if torch.is_tensor(part) and part.ndim)]

@@ -1,8 +1,8 @@
-"""How a model on disk becomes one model on many ranks: rank 0 reads it, and the others get it parameter by parameter.
+"""Loads one model onto many ranks: rank 0 reads it from disk and broadcasts it parameter by parameter.
 
-Elsewhere a parameter that has not come yet has its shape and no memory (torch's meta device). So each file is read
-once, the host memory of one process holds the whole model, and under ZeRO-3 no device holds more of it than its own
-part and the module that is under way.
+On the other ranks a parameter is on torch's meta device (a shape without memory) until it is broadcast. So each file is
+read once, only one process holds the full model in host memory, and under ZeRO-3 no device holds more than its own
+shards and the module that is being partitioned.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 from rlhf.config.models import ModelSection
-from rlhf.engines.models.four_bit import FourBitLinear, hold_in_four_bits
-from rlhf.engines.models.loading import LoadedModel, load_model, sketch_model
+from rlhf.engines.models.four_bit import FourBitLinear, use_four_bit_layers
+from rlhf.engines.models.loading import LoadedModel, build_meta_model, load_model
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.errors import ModelError
 from rlhf.types import Head
@@ -23,8 +23,8 @@ META = torch.device("meta")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one parameter of a model belongs; those with one owner are one parameter."""
+class ParameterLayout:
+    """Shape and dtype of one parameter; names with the same `owner` are tied to one parameter."""
 
     owner: str
     shape: torch.Size
@@ -32,90 +32,92 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
-    """All of a loaded model but the numbers in its parameters."""
+class ModelLayout:
+    """Everything about a loaded model except the values of its parameters."""
 
-    places: Mapping[str, Place]
+    parameters: Mapping[str, ParameterLayout]
     tensors: Mapping[tuple[str, str], torch.Tensor]
-    """Buffers and other tensors that modules hold, by the names of module and attribute."""
+    """Buffers and other tensors that modules hold, by (module name, attribute name)."""
 
 
-def read_once(
+def load_on_rank_zero(
     section: ModelSection, name: str, head: Head, *, where: str, device: torch.device, seed: int, new_head: bool
 ) -> LoadedModel:
-    """As `load_model`, for the whole process group: parameters have numbers on rank 0 only, until `replicate` or
-    `partition`. Collective; raises rank 0's ModelError on every rank."""
-    message: list[Outline | ModelError | None] = [None]
+    """As `load_model`, for the whole process group: until `replicate` or `partition` is called, only rank 0 has the
+    values of the parameters. Collective; raises rank 0's ModelError on every rank."""
+    message: list[ModelLayout | ModelError | None] = [None]
     if dist.get_rank() == 0:
         try:
             loaded = load_model(section, name, head, where=where, device=device, seed=seed, new_head=new_head)
-            message = [_outline(loaded.model)]
+            message = [_layout_of(loaded.model)]
         except ModelError as error:
             message = [error]
     else:
-        loaded = sketch_model(section, name, head, where=where, device=device, new_head=new_head)
+        loaded = build_meta_model(section, name, head, where=where, device=device, new_head=new_head)
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(message)
-    (outline,) = message
-    if isinstance(outline, ModelError):
-        raise outline
+    (layout,) = message
+    if isinstance(layout, ModelError):
+        raise layout
     if dist.get_rank() != 0:
-        assert outline is not None
-        _update_ema(loaded.model, outline)
+        assert layout is not None
+        _apply_layout(loaded.model, layout)
     if section.quantization == "nf4":
-        hold_in_four_bits(loaded.model)
+        use_four_bit_layers(loaded.model)
     return loaded
 
 
 def replicate(model: nn.Module, device: torch.device) -> None:
-    """Put all of `model` on every rank's device. Collective; `model` is what `read_once` gave, or holds that."""
+    """Put a full copy of `model` on every rank's device. Collective; `model` is the model that `load_on_rank_zero`
+    returned, or a module that contains it."""
     for module in model.modules():
-        _pack(module, device)
+        _quantize(module, device)
     for parameter in model.parameters():
-        _come_to(parameter, device)
-        _give(parameter.data)
-    _bring_tensors(model, device)
+        _materialize(parameter, device)
+        _broadcast(parameter.data)
+    _move_tensors(model, device)
 
 
 def partition(model: nn.Module, device: torch.device, config: Mapping[str, object]) -> None:
-    """Put each rank's part of `model` on its device, as DeepSpeed's `config` of ZeRO-3 says. Collective; `model` as
-    for `replicate`."""
-    # Children first: DeepSpeed takes a module with all that it holds, and passes over what it has taken before.
+    """Partition `model` over the ranks' devices, by DeepSpeed's ZeRO-3 `config`. Collective; `model` as for
+    `replicate`."""
+    # Children first: DeepSpeed partitions a module with everything in it, and skips what is partitioned already.
     for module in reversed(list(model.modules())):
-        _pack(module, device)
+        _quantize(module, device)
         own = list(module.parameters(recurse=False))
         for parameter in own:
             if not hasattr(parameter, "ds_id"):
-                _come_to(parameter, device)
+                _materialize(parameter, device)
         if own:
             deepspeed.zero.Init(module=module, config_dict_or_path=config)
-    _bring_tensors(model, device)
+    _move_tensors(model, device)
 
 
-def _outline(model: nn.Module) -> Outline:
+def _layout_of(model: nn.Module) -> ModelLayout:
     owners: dict[nn.Parameter, str] = {}
-    places = {}
+    parameters = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = owners.setdefault(parameter, name)
-        places[name] = Place(owner, parameter.shape, parameter.dtype)
-    return Outline(places, {key: tensor.cpu() for key, tensor in _tensors(model).items()})
+        parameters[name] = ParameterLayout(owner, parameter.shape, parameter.dtype)
+    return ModelLayout(parameters, {key: tensor.cpu() for key, tensor in _tensors(model).items()})
 
 
-def _update_ema(model: nn.Module, outline: Outline) -> None:
-    """Give a sketch the shapes, dtypes and ties that the loaded model has, and its tensors that are no parameters."""
+def _apply_layout(model: nn.Module, layout: ModelLayout) -> None:
+    """Give a model on the meta device the shapes, dtypes and ties of the loaded model, and its tensors that are not
+    parameters."""
     fresh: dict[str, nn.Parameter] = {}
-    for name, place in outline.places.items():
+    for name, parameter_layout in layout.parameters.items():
         holder, _, leaf = name.rpartition(".")
-        if place.owner not in fresh:
-            empty = torch.empty(place.shape, dtype=place.dtype, device=META)
-            fresh[place.owner] = nn.Parameter(empty, requires_grad=place.dtype.is_floating_point)
-        setattr(model.get_submodule(holder), leaf, fresh[place.owner])
-    for (holder, leaf), tensor in outline.tensors.items():
+        if parameter_layout.owner not in fresh:
+            empty = torch.empty(parameter_layout.shape, dtype=parameter_layout.dtype, device=META)
+            fresh[parameter_layout.owner] = nn.Parameter(empty, requires_grad=parameter_layout.dtype.is_floating_point)
+        setattr(model.get_submodule(holder), leaf, fresh[parameter_layout.owner])
+    for (holder, leaf), tensor in layout.tensors.items():
         setattr(model.get_submodule(holder), leaf, tensor)
 
 
 def _tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
-    """What modules hold beside parameters: buffers, and tensors that they keep as plain attributes."""
+    """Tensors of modules that are not parameters: buffers, and tensors in plain attributes."""
     return {
         (name, leaf): tensor
         for name, module in model.named_modules()
@@ -124,28 +126,28 @@ def _tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
     }
 
 
-def _bring_tensors(model: nn.Module, device: torch.device) -> None:
+def _move_tensors(model: nn.Module, device: torch.device) -> None:
     for (name, leaf), tensor in _tensors(model).items():
         setattr(model.get_submodule(name), leaf, tensor.to(device))
 
 
-def _pack(module: nn.Module, device: torch.device) -> None:
-    """Before anything of it travels: what is in 4 bits goes out in 4 bits."""
+def _quantize(module: nn.Module, device: torch.device) -> None:
+    """Quantize before the broadcast, so that 4-bit weights are also sent in 4 bits."""
     if isinstance(module, FourBitLinear):
-        module.pack(device)
+        module.quantize(device)
 
 
-def _come_to(parameter: nn.Parameter, device: torch.device) -> None:
-    """Let a parameter have memory on `device`, with its numbers where this rank has them."""
+def _materialize(parameter: nn.Parameter, device: torch.device) -> None:
+    """Give a parameter memory on `device`, and its values if this rank has them."""
     if parameter.device != META:
         parameter.data = parameter.data.to(device)
         return
-    here = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
-    # The object stays, which optimizers and other modules know.
-    torch.utils.swap_tensors(parameter, here)  # type: ignore[no-untyped-call]
+    empty = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
+    # Swapped in place: optimizers and other modules keep references to this object.
+    torch.utils.swap_tensors(parameter, empty)  # type: ignore[no-untyped-call]
 
 
-def _give(numbers: torch.Tensor) -> None:
-    """Rank 0's numbers to all. As bytes, which every backend can send."""
+def _broadcast(values: torch.Tensor) -> None:
+    """Send rank 0's values to all ranks. As bytes, which every backend supports."""
     if dist.get_world_size() > 1:
-        dist.broadcast(numbers.view(-1).view(torch.uint8), src=0)
+        dist.broadcast(values.view(-1).view(torch.uint8), src=0)

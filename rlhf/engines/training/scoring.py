@@ -1,4 +1,4 @@
-"""A model that only computes: reference or reward model."""
+"""A model that only runs forward: a reference or a reward model."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from rlhf.engines.models.heads import PackedInput, PackedModel
 from rlhf.engines.models.loading import choose_dtype, logits_rule
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.optimizer import scoring_config
-from rlhf.engines.training.partitioned_loading import partition, read_once, replicate
+from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
 from rlhf.engines.training.specs import ScorerSpec
 from rlhf.types import FloatArray, PackedTokens
 
@@ -17,7 +17,7 @@ CHUNK_TOKENS = 1024
 
 
 class ScoringEngine:
-    """One rank of a `TokenScorer`. ZeRO-3 partitions the parameters; in other stages each rank holds all of them."""
+    """One rank of a `TokenScorer`. ZeRO-3 partitions the parameters; in other stages each rank holds a full copy."""
 
     def __init__(self, spec: ScorerSpec, *, device: str, where: str = "model") -> None:
         """Load `spec.model` on `device` (cpu, cuda), in the process group that `init_distributed` entered. Raises
@@ -25,7 +25,7 @@ class ScoringEngine:
         section = spec.section
         self.num_ranks = dist.get_world_size()
         self._device = torch_device(device)
-        loaded = read_once(
+        loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
         )
         rule = logits_rule(loaded.model.config, temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS)
@@ -41,5 +41,5 @@ class ScoringEngine:
 
     @torch.no_grad()
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        """What the head says for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
+        """The head's outputs for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
         return [self._model(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]

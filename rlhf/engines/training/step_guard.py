@@ -1,4 +1,4 @@
-"""What stands between gradients and weights: no step is taken, on any rank, on numbers that are not finite."""
+"""Checks between gradients and weights: no rank takes a step on gradients or losses that are not finite."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,28 +8,28 @@ import torch.distributed as dist
 
 
 class GradientWatch:
-    """Sees every local gradient and loss of an accumulation window, before they are reduced.
+    """Observes every local gradient and loss of a gradient accumulation window, before they are reduced over ranks.
 
-    Looking at the gradients themselves works alike in every ZeRO stage, and does not depend on a norm that may look
-    healthy. The cost is one reduction a parameter, and one small all-reduce a step.
+    Observing the gradients themselves works the same in every ZeRO stage, and does not depend on a norm, which may be
+    finite by accident. It costs one reduction for each parameter, and one small all-reduce for each step.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], device: torch.device) -> None:
         self._largest = torch.zeros(len(parameters) + 1, device=device)
         for i, parameter in enumerate(parameters.values()):
-            parameter.register_hook(partial(self._see, i))  # type: ignore[no-untyped-call]
+            parameter.register_hook(partial(self._observe, i))  # type: ignore[no-untyped-call]
 
-    def _see(self, i: int, gradient: torch.Tensor) -> None:
+    def _observe(self, i: int, gradient: torch.Tensor) -> None:
         if gradient.numel():
             magnitude = gradient.detach().abs().amax().to(self._largest)
             self._largest[i] = torch.maximum(self._largest[i], magnitude)  # keeps NaN
 
-    def see_loss(self, loss: torch.Tensor) -> None:
-        """Count a micro-batch's loss among what must be finite."""
-        self._see(len(self._largest) - 1, loss)
+    def observe_loss(self, loss: torch.Tensor) -> None:
+        """Include a micro-batch's loss in what must be finite."""
+        self._observe(len(self._largest) - 1, loss)
 
-    def close_window(self) -> bool:
-        """Whether everything seen since the last call, on every rank, was finite. Collective."""
+    def end_window(self) -> bool:
+        """Whether everything observed since the last call, on every rank, was finite. Collective."""
         is_bad = (~self._largest.isfinite()).any().float()
         dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
         self._largest.zero_()
@@ -37,16 +37,16 @@ class GradientWatch:
 
 
 class StepGuard:
-    """Holds back the optimizer's update when told to, and clips where nobody else does.
+    """Skips the optimizer's update where `skip` is set, and clips gradients where DeepSpeed does not (ZeRO stage 0).
 
-    It hides the gradients from the optimizer for the length of its step (an optimizer skips what has no gradient), so
-    that everything around the update (closing the window, releasing buffers) takes its usual way.
+    To skip, it hides the gradients during the optimizer's step: an optimizer leaves parameters without a gradient
+    alone, and everything that DeepSpeed does around the update (end of the window, release of buffers) runs as usual.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
-        self.hold = False
+        self.skip = False
         self.norm = 0.0
-        """Norm of the last gradient before clipping, where `clip_norm` is given; 0 there does not clip."""
+        """Norm of the last gradient before clipping, if `clip_norm` is given; a `clip_norm` of 0 does not clip."""
         self._clip_norm = clip_norm
         self._hidden: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         optimizer.register_step_pre_hook(self._before)
@@ -57,10 +57,10 @@ class StepGuard:
         if self._clip_norm is not None:
             norm = torch.nn.utils.get_total_norm([p.grad.double() for p in parameters])
             self.norm = float(norm)
-            self.hold = self.hold or not bool(norm.isfinite())
-            if self._clip_norm and not self.hold:
+            self.skip = self.skip or not bool(norm.isfinite())
+            if self._clip_norm and not self.skip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm.float())
-        if self.hold:
+        if self.skip:
             self._hidden = [(p, p.grad) for p in parameters]
             for parameter in parameters:
                 parameter.grad = None

@@ -1,4 +1,4 @@
-"""The adapters of a model as a source of weights, without the model: all that changes, where engines can add it."""
+"""The LoRA adapters of a model without the model: all that training changes, for engines that apply LoRA themselves."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,11 @@ from rlhf.engines.weight_sync.source import Done, Gather
 
 
 class AdapterSource:
-    """Satisfies `WeightSource`, under the names that a file of adapters has. B is sent with its scale multiplied in, so
-    that a receiver adds B @ A as it is."""
+    """Satisfies `WeightSource`, with the names of an adapter file. B is sent multiplied by its scale, so that a
+    receiver just adds B @ A."""
 
     def __init__(self, module: torch.nn.Module, dtype: str) -> None:
-        """`module` is whole on every rank, or sharded by ZeRO-3; engines compute in `dtype` (float32, bfloat16)."""
+        """`module` is replicated, or partitioned by ZeRO-3; engines compute in `dtype` (float32, bfloat16)."""
         self.dtype = dtype_of(dtype)
         self.device = next(module.parameters()).device
         self._adapters = {name.removesuffix(".weight"): one for name, one in adapters_of(module).items()}
@@ -33,12 +33,12 @@ class AdapterSource:
         if flat is not None:
             for name, view in bucket.views(flat):
                 view.copy_(tensors[name])
-        return Done()  # the small matrices are whole before anything is on its way
+        return Done()  # `materialize` has gathered the small matrices already
 
     @torch.no_grad()
     def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         for spec in bucket.parameters:
-            # Gathered where it is used: who asks may use another stream of the device for each tensor.
-            parts = self._adapters[layer_in_file(spec.name)].parts()
-            tensor = parts.down if spec.name.endswith(FILE_DOWN) else parts.up.float() * parts.scale
+            # Gathered right before use: the caller may use another CUDA stream for each tensor.
+            gathered = self._adapters[layer_in_file(spec.name)].gathered()
+            tensor = gathered.down if spec.name.endswith(FILE_DOWN) else gathered.up.float() * gathered.scale
             yield spec.name, tensor.to(self.device, self.dtype)

@@ -1,6 +1,6 @@
-"""How parameters are laid out for the wire: in buckets of whole layers, each one flat buffer with its digest behind it.
+"""How parameters are laid out for a transfer: in buckets of whole layers, each a flat buffer followed by its digest.
 
-Pure: both sides derive the same layout from the names, shapes and the one dtype of the wire.
+Pure functions: both sides derive the same layout from the parameters' names and shapes and the dtype that is sent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Parameters that travel together: parameter i lies at element `offsets[i]` of a flat buffer of `numel`."""
+    """Parameters that are sent together: parameter i begins at element `offsets[i]` of a flat buffer of `numel`."""
 
     parameters: tuple[ParameterSpec, ...]
     offsets: tuple[int, ...]
@@ -35,7 +35,7 @@ class Bucket:
 
     @staticmethod
     def of(parameters: Sequence[ParameterSpec]) -> "Bucket":
-        """Lay `parameters` out one after the other, without gaps: equal weights have equal bytes."""
+        """Lay out `parameters` one after the other, without gaps: equal weights give equal bytes."""
         offsets, end = [], 0
         for parameter in parameters:
             offsets.append(end)
@@ -43,7 +43,7 @@ class Bucket:
         return Bucket(tuple(parameters), tuple(offsets), end)
 
     def wire_bytes(self, dtype: torch.dtype) -> int:
-        """Size of the flat buffer with the digest behind it."""
+        """Size in bytes of the flat buffer and its digest."""
         return self.numel * dtype.itemsize + DIGEST_BYTES
 
     def views(self, flat: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -53,7 +53,7 @@ class Bucket:
 
 
 def layer_of(name: str) -> str | None:
-    """The name up to its first number, which counts layers in every architecture; None outside the layers."""
+    """The name up to its first number, which is the layer's index in every architecture; None outside the layers."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -62,8 +62,8 @@ def layer_of(name: str) -> str | None:
 
 
 def plan_buckets(specs: Sequence[ParameterSpec], dtype: torch.dtype, bucket_bytes: int) -> tuple[Bucket, ...]:
-    """Cut the parameters, in their order, into buckets of whole layers with at least one layer and, where a layer is
-    smaller, at most `bucket_bytes`. What lies outside the layers (embeddings, norms, heads) is a layer by itself."""
+    """Split the parameters, in their order, into buckets of whole layers. A bucket has at most `bucket_bytes`, or a
+    single layer that is larger. A parameter outside the layers (embedding, norm, head) counts as a layer of its own."""
     layers: list[list[ParameterSpec]] = []
     previous: str | None = None
     for spec in specs:
@@ -87,25 +87,25 @@ def plan_buckets(specs: Sequence[ParameterSpec], dtype: torch.dtype, bucket_byte
 
 
 def digest_bytes(buffer: torch.Tensor) -> bytes:
-    """XXH3-128 of a contiguous uint8 tensor on the CPU: catches corruption, not an adversary; about memory speed."""
+    """XXH3-128 of a contiguous uint8 CPU tensor: detects corruption, not an adversary; about as fast as memory."""
     return xxhash.xxh3_128_digest(buffer.numpy().data)
 
 
-def seal(buffer: torch.Tensor) -> bytes:
-    """Write the digest of a bucket's bytes behind them; returns it."""
+def append_digest(buffer: torch.Tensor) -> bytes:
+    """Write the digest of a bucket's bytes into the last bytes of its buffer; returns the digest."""
     digest = digest_bytes(buffer[:-DIGEST_BYTES])
     buffer[-DIGEST_BYTES:] = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
     return digest
 
 
-def is_sealed(buffer: torch.Tensor) -> tuple[bytes, bool]:
-    """The digest of the bytes that arrived, and whether it equals the one that came with them."""
+def verify_digest(buffer: torch.Tensor) -> tuple[bytes, bool]:
+    """The digest of the bytes that arrived, and whether it equals the digest that was sent with them."""
     digest = digest_bytes(buffer[:-DIGEST_BYTES])
     return digest, digest == buffer[-DIGEST_BYTES:].numpy().tobytes()
 
 
-def whole_digest(dtype: torch.dtype, buckets: Sequence[Bucket], digests: Sequence[bytes]) -> str:
-    """One digest of a whole version: of the wire's dtype, every name and shape, and the buckets' digests in order."""
+def version_digest(dtype: torch.dtype, buckets: Sequence[Bucket], digests: Sequence[bytes]) -> str:
+    """One digest of a whole version: of the dtype that was sent, every name and shape, and the buckets' digests."""
     whole = xxhash.xxh3_128(str(dtype).encode())
     for bucket, digest in zip(buckets, digests, strict=True):
         for spec in bucket.parameters:
@@ -128,5 +128,5 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The torch dtype of a config's name."""
+    """The torch dtype with this name."""
     return DTYPES[name]

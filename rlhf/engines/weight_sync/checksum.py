@@ -1,7 +1,7 @@
-"""A digest that is computed where the tensors are: for weights that never pass through host memory.
+"""A digest that is computed on the tensors' own device, for weights that never pass through host memory.
 
-Each parameter's bit patterns x_i (as integers) are summed with odd weights w_i, sum_i x_i w_i mod 2^64. A change of
-one element always changes the sum (an odd weight is invertible); moved or swapped elements do unless the weights
+Each parameter's bit patterns x_i (as integers) are summed with odd weights w_i: sum_i x_i w_i mod 2^64. Changing one
+element always changes the sum (an odd weight is invertible); so does moving or swapping elements, unless the weights
 collide. Integer sums do not depend on the order in which a GPU adds.
 """
 
@@ -11,13 +11,13 @@ import torch
 import xxhash
 
 CHUNK = 1 << 24
-"""Elements that are widened to int64 at once: 128 MiB."""
+"""Elements that are converted to int64 at a time: 128 MiB."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio, odd, as int64: consecutive weights look unrelated
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """int64 scalar on the tensor's device; wraps around."""
+    """The weighted sum as an int64 scalar on the tensor's device; overflow wraps around."""
     bits = tensor.detach().contiguous().view(-1).view(INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, bits.numel(), CHUNK):
@@ -28,19 +28,19 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class TensorDigest:
-    """The digest of a stream of named tensors, in any order of names."""
+    """The digest of a stream of named tensors; their order does not matter."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def see(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Give the same tensors on, having taken note of them. Does not wait for the device."""
+    def record(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass the tensors through and add them to the digest. Does not wait for the device."""
         for name, tensor in tensors:
             self._sums[name] = checksum(tensor)
             yield name, tensor
 
     def hexdigest(self) -> str:
-        """Of every name and checksum seen so far; waits for the device."""
+        """The digest of every name and checksum recorded so far; waits for the device."""
         whole = xxhash.xxh3_128()
         if self._sums:
             values = torch.stack(list(self._sums.values())).tolist()

@@ -1,4 +1,4 @@
-"""What a weight sync cannot do without, alone: shards are gathered, and what was gathered is sent on."""
+"""The bare collectives of a weight sync, to compare its time with: all-gather of the shards, and broadcast."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import torch.distributed as dist
 def time_collectives(
     num_bytes: int, num_buckets: int, num_trainers: int, repeats: int, device: torch.device
 ) -> list[tuple[float, float]]:
-    """Move `num_bytes` in so many buckets, once to warm up and then `repeats` times. Buffers are made beforehand;
-    nothing is computed, checked or loaded. Collective over the default group, in which the trainer's ranks come first,
-    and then one process for each rollout engine.
+    """Move `num_bytes` in `num_buckets` buckets, once to warm up and then `repeats` times. Buffers are allocated
+    before; nothing is computed, checked or loaded. Collective over the default group, whose first ranks are the
+    trainer's, followed by one process for each rollout engine.
 
-    Returns, for each time, the seconds of the all-gathers over the trainer's ranks and those of the broadcasts from the
-    first of them to the engines. Where no process stands for an engine, since engines share the trainer's devices, what
-    was gathered is copied on the device instead.
+    Returns, for each repeat, the seconds of the all-gathers over the trainer's ranks, and of the broadcasts from the
+    first of them to the engines. If the group has no engine process (engines are colocated with the trainer), the
+    gathered buffer is copied on the device instead.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     trainers = dist.new_group(list(range(num_trainers)))

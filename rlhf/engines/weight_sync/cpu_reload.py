@@ -1,9 +1,9 @@
-"""Loading a vLLM model on the CPU anew, in the memory that it has. Imported only inside vLLM's workers.
+"""Reloads a vLLM model on CPU without allocating new memory. Imported in vLLM's workers only.
 
-There every linear layer multiplies by a packed copy of its weight (oneDNN), made by the method that processes a layer's
-weights after loading; that copy is all that is kept, but for embeddings and heads. By itself a layerwise reload makes a
-new weight of each layer, from it a new copy, and lets go of the old one in the end; what is freed in between has holes
-of other sizes than what is needed next.
+On CPU every linear layer multiplies by a packed copy of its weight (oneDNN), which vLLM makes after loading; only the
+packed copy is kept, except for embeddings and heads. vLLM's layerwise reload allocates a new weight for each layer,
+packs it into a new copy, and frees the old copy at the end. The blocks that it frees have other sizes than the blocks
+that it needs next, so memory fragments and grows.
 """
 
 import torch
@@ -18,18 +18,18 @@ from rlhf.engines.weight_sync.gloo_group import BufferPool
 from rlhf.errors import WeightSyncError
 
 PACKED = "cpu_linear"
-"""The attribute of a layer that multiplies by the packed copy."""
+"""The layer attribute that multiplies by the packed copy."""
 LARGE = 1 << 20
-"""Bytes; smaller tensors are not worth the care."""
+"""Bytes; smaller tensors are allocated as usual."""
 
 
 class CpuReload:
-    """A model while it is loaded anew, again and again.
+    """Reloads a model, any number of times.
 
-    The packed copies go first, and their memory takes the new ones. The weights that are needed in between take turns
-    in one buffer. What keeps its weight is loaded into it: vLLM takes such a layer, at the end, for one that was never
-    loaded, and packs it. That is also what a head needs whose weight is the embedding's: it is never loaded itself,
-    and would go on multiplying by the old copy.
+    The old packed copies are freed first, so that the new ones use their memory. The unpacked weights in between share
+    one buffer. A layer that keeps its weight (an embedding or a head) is loaded in place: at the end, vLLM treats it as
+    a layer that was never loaded, and packs it. A head that is tied to the embedding needs this too: it is never loaded
+    itself, and would keep multiplying by the old copy.
     """
 
     def __init__(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
@@ -39,33 +39,32 @@ class CpuReload:
         linear = [layer for layer in model.modules() if _is_computed_by(layer, UnquantizedLinearMethod)]
         weights = [weight for layer in linear for weight in get_layerwise_info(layer).restore_metadata[0].values()]
         self.scratch = Scratch(max((weight.nbytes for weight in weights), default=0))
-        """To be entered while weights are loaded."""
+        """Enter it while weights are loaded."""
 
     def begin(self) -> None:
-        """Have every layer wait for its weights."""
+        """Prepare every layer to take new weights."""
         for layer in self._packed.values():
-            vars(layer).pop(PACKED, None)  # gone already where the last update broke off
+            vars(layer).pop(PACKED, None)  # already removed if the last update failed
         for layer in self._model.modules():
             if _is_computed_by(layer, UnquantizedEmbeddingMethod):
                 get_layerwise_info(layer).load_numel_total = 0
         initialize_layerwise_reload(self._model)
 
     def end(self) -> None:
-        """Leave the layers as they are, those that got weights ready to compute."""
+        """End the reload: layers that got weights are ready to compute, the others stay as they are."""
         finalize_layerwise_reload(self._model, self._model_config)
 
-    def require_whole(self) -> None:
-        """Raises WeightSyncError that names linear layers without weights. (An embedding keeps those that it had.)"""
+    def require_complete(self) -> None:
+        """Raise WeightSyncError that names the linear layers without weights. (An embedding keeps its old weights.)"""
         if bare := [name for name, layer in self._packed.items() if PACKED not in vars(layer)]:
             raise WeightSyncError(f"{len(bare)} layers got no weights: {', '.join(bare[:3])}{' ...' * (len(bare) > 3)}")
 
 
 class Scratch(TorchFunctionMode):
-    """Inside, a large tensor that is made out of nothing lies in a buffer that was used before, if nobody looks into it
-    any more."""
+    """Inside this mode a large tensor from `torch.empty_strided` reuses a buffer of the pool, if no tensor views it."""
 
     def __init__(self, nbytes: int) -> None:
-        """Of at most so many bytes; larger ones are made as ever."""
+        """For tensors of at most `nbytes`; larger ones are allocated as usual."""
         super().__init__()
         self._pool = BufferPool(nbytes)
 

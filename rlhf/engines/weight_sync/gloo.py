@@ -1,10 +1,11 @@
-"""Weights through a gloo group of their own: trainer rank 0 and every receiving process. For CPU; needs no vLLM.
+"""Weight sync over a gloo process group of trainer rank 0 and every receiving process. For CPU; needs no vLLM.
 
 A bucket is one broadcast of one flat buffer, which carries its own digest. Three things overlap on the sender: the
-gather of the next bucket, the digest of this one, the broadcast of the one before.
+gather of the next bucket, the digest of the current one, and the broadcast of the previous one.
 
-The group lives on a store of its own beside the trainer's default group. A time-out breaks it for good (gloo closes
-its connections); a refused bucket does not, since every receiver takes part to the end before it complains.
+The group has its own TCP store, beside the trainer's default group. A timeout breaks the group for good (gloo closes
+its connections). A bucket that fails verification does not: every receiver takes part in all broadcasts, and raises
+after the last.
 """
 
 import time
@@ -17,17 +18,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.weight_sync.base import LOOKING_S, EngineClient
+from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient
 from rlhf.engines.weight_sync.buckets import (
     DIGEST_BYTES,
     Bucket,
+    append_digest,
     dtype_of,
     from_info,
-    is_sealed,
     plan_buckets,
-    seal,
     to_info,
-    whole_digest,
+    verify_digest,
+    version_digest,
 )
 from rlhf.engines.weight_sync.gloo_group import (
     BufferPool,
@@ -44,15 +45,19 @@ from rlhf.errors import WeightSyncError
 from rlhf.types import SyncReport
 
 CALLS_PER_SYNC = 3
-"""start, update, finish: to each engine, whatever the number of parameters or buckets."""
+"""start, update and finish to each engine, whatever the number of parameters or buckets."""
 CLIENT_MARGIN_S = 1.0
 
 
 class GlooReceiver:
-    """One receiving process's end of the group."""
+    """One receiving process.
+
+    Consumes: broadcasts of buckets from rank 0. Produces: loaded parameters, and its progress in the store. Waits for:
+    the next broadcast. Unblocked by: the broadcast, its timeout, or a sender that closes the group.
+    """
 
     def __init__(self, info: GlooInitInfo, local_rank: int = 0) -> None:
-        """Join the group. Raises WeightSyncError when the trainer or another engine does not come in time."""
+        """Join the group. Raises WeightSyncError if the trainer or another engine does not join in time."""
         self.engine = info.engine
         self._rank = info.rank_offset + local_rank
         self._timeout = timedelta(seconds=info.timeout_s)
@@ -65,9 +70,9 @@ class GlooReceiver:
             raise WeightSyncError(f"engine {self.engine}: cannot join the weight transfer group: {error}") from error
 
     def receive(self, info: GlooUpdateInfo, load: Callable[[Iterable[tuple[str, torch.Tensor]]], object]) -> str:
-        """Receive one version and `load` each bucket that arrived as it was sent; returns the digest of the whole.
+        """Receive one version and `load` each bucket whose digest is right; returns the digest of the version.
 
-        `load` may keep the tensors: their memory is not used again until it lets go of them. Raises WeightSyncError
+        `load` may keep the tensors: their memory is not reused while anything refers to them. Raises WeightSyncError
         that names engine, version and bucket.
         """
         dtype, buckets = dtype_of(info.dtype), from_info(info.buckets)
@@ -76,22 +81,22 @@ class GlooReceiver:
             self._pool = BufferPool(largest)
         digests: list[bytes] = []
         problem: WeightSyncError | None = None
-        arriving = self._expect(buckets[0], dtype)
+        arriving = self._start_receiving(buckets[0], dtype)
         for index, bucket in enumerate(buckets):
             buffer, work = arriving
             if index + 1 < len(buckets):
-                arriving = self._expect(buckets[index + 1], dtype)
+                arriving = self._start_receiving(buckets[index + 1], dtype)
             where = f"engine {self.engine}: version {info.version}: bucket {index + 1} of {len(buckets)}"
             try:
                 work.wait(self._timeout)
             except RuntimeError as error:
                 raise WeightSyncError(f"{where} did not arrive: {error}") from error
-            digest, whole = is_sealed(buffer)
+            digest, whole = verify_digest(buffer)
             digests.append(digest)
             self._store.set(progress_key(info.version, self._rank), str(index + 1))
             if not whole:
                 names = f"{bucket.parameters[0].name} to {bucket.parameters[-1].name}"
-                problem = problem or WeightSyncError(f"{where} ({names}) is not what was sent: its digest differs")
+                problem = problem or WeightSyncError(f"{where} ({names}) differs from what was sent: wrong digest")
             if problem is None:
                 try:
                     load(bucket.views(buffer[:-DIGEST_BYTES].view(dtype)))
@@ -99,19 +104,25 @@ class GlooReceiver:
                     problem = WeightSyncError(f"{where} cannot be loaded: {error!r}")
         if problem is not None:
             raise problem
-        return whole_digest(dtype, buckets, digests)
+        return version_digest(dtype, buckets, digests)
 
     def close(self) -> None:
         """Leave the group."""
         self._group.close()
 
-    def _expect(self, bucket: Bucket, dtype: torch.dtype) -> tuple[torch.Tensor, dist.Work]:
+    def _start_receiving(self, bucket: Bucket, dtype: torch.dtype) -> tuple[torch.Tensor, dist.Work]:
         buffer = self._pool.take(bucket.wire_bytes(dtype))
         return buffer, self._group.broadcast(buffer)
 
 
 class GlooSender:
-    """Trainer rank 0: gathers, seals and broadcasts. Produces buckets, waits for the receivers' joining and answers."""
+    """Trainer rank 0: gathers buckets, appends digests, broadcasts.
+
+    Consumes: shards, from the source. Produces: broadcasts, and control-plane calls from a thread of its own, because
+    `update_weights` returns only after the last broadcast. Waits for: the receivers that join; each gather and
+    broadcast; the reply to `update_weights`. Unblocked by: those events, or `timeout_s` for each. After a failed
+    broadcast it still finishes all gathers, since the trainer's other ranks wait in them.
+    """
 
     def __init__(
         self,
@@ -139,25 +150,25 @@ class GlooSender:
     def send(self, version: int) -> SyncReport:
         """See `WeightSender.send`."""
         if self._broken:
-            raise WeightSyncError(f"version {version}: the weight transfer group is broken. Build a new sender.")
+            raise WeightSyncError(f"version {version}: the weight transfer group has failed. Build a new sender.")
         start = time.monotonic()
-        outbox = _Outbox(self._timeout_s)
-        answer = self._announce(version, outbox)
+        broadcast = _PendingBroadcast(self._timeout_s)
+        reply = self._start_update(version, broadcast)
         digests = []
         gather = self._gather(0)
         for index in range(len(self._buckets)):
             gather.wait(self._timeout_s)
             buffer = self._buffer(index)
-            digests.append(seal(buffer))
-            outbox.wait()
-            # Whatever becomes of the engines, the other ranks of the trainer must get rid of their shards.
+            digests.append(append_digest(buffer))
+            broadcast.wait()
+            # Even if the engines failed, the other trainer ranks must be able to send their shards.
             if index + 1 < len(self._buckets):
                 gather = self._gather(index + 1)
-            if outbox.failure is None:
-                outbox.work = self._broadcast(buffer)
-        outbox.wait()
-        digest = whole_digest(self._source.dtype, self._buckets, digests)
-        self._conclude(version, digest, answer, outbox.failure)
+            if broadcast.failure is None:
+                broadcast.work = self._broadcast(buffer)
+        broadcast.wait()
+        digest = version_digest(self._source.dtype, self._buckets, digests)
+        self._finish_update(version, digest, reply, broadcast.failure)
         return SyncReport(
             version=version,
             digest=digest,
@@ -172,19 +183,19 @@ class GlooSender:
         self._threads.shutdown(wait=False)
         self._group.close()
 
-    def _announce(self, version: int, outbox: "_Outbox") -> Future[None] | None:
-        """Stop the engines and have them receive; where one refuses to: None, and the failure in the outbox."""
+    def _start_update(self, version: int, broadcast: "_PendingBroadcast") -> Future[None] | None:
+        """Have the engines stop serving and start to receive. If one fails: None, and the failure in `broadcast`."""
         dtype = str(self._source.dtype).removeprefix("torch.")
         info = GlooUpdateInfo(version, dtype, to_info(self._buckets))
         try:
             self._client.start_weight_update(self._timeout_s)
         except WeightSyncError as error:
-            outbox.failure = error
+            broadcast.failure = error
             return None
         return self._threads.submit(self._client.update_weights, asdict(info), self._timeout_s)
 
     def _buffer(self, index: int) -> torch.Tensor:
-        """The bytes of bucket `index` and its digest. Two buffers take turns."""
+        """The buffer of bucket `index` and its digest. Two buffers are used in turn."""
         return self._buffers[index % 2][: self._buckets[index].wire_bytes(self._source.dtype)]
 
     def _gather(self, index: int) -> Gather:
@@ -194,31 +205,32 @@ class GlooSender:
     def _broadcast(self, buffer: torch.Tensor) -> dist.Work:
         return self._group.broadcast(buffer)
 
-    def _conclude(self, version: int, digest: str, answer: Future[None] | None, failure: Exception | None) -> None:
-        """Have the engines serve the version, or say which of them did not get it."""
-        if answer is None and failure is not None:
+    def _finish_update(self, version: int, digest: str, reply: Future[None] | None, failure: Exception | None) -> None:
+        """Have the engines serve the version, or raise WeightSyncError that names those that did not receive it."""
+        if reply is None and failure is not None:
             raise failure
-        if answer is None or failure is not None:
+        if reply is None or failure is not None:
             self._broken = True
             progress = self._progress(version)
             self._group.close()
             raise WeightSyncError(f"version {version}: {failure}\n{progress}") from failure
-        self._await(answer)
+        self._wait_for(reply)
         received = self._client.finish_weight_update(version, digest, self._timeout_s)
         wrong = [f"engine {name}: version {version}: digest {d}, need {digest}" for name, d in received.items()]
         if any(d != digest for d in received.values()):
             raise WeightSyncError("\n".join(wrong))
 
-    def _await(self, answer: Future[None]) -> None:
-        """Hear the engines out. The client's own deadline comes first, since it can tell who is silent."""
-        patience_s = self._timeout_s + CLIENT_MARGIN_S + LOOKING_S
-        wait([answer], timeout=patience_s)
-        if not answer.done():
-            raise WeightSyncError(f"engines {', '.join(self._client.engine_names)}: no answer within {patience_s:g} s")
-        answer.result()
+    def _wait_for(self, reply: Future[None]) -> None:
+        """Wait for the engines' reply. The client's own timeout comes first, because it can name the engine that does
+        not reply."""
+        limit_s = self._timeout_s + CLIENT_MARGIN_S + HEALTH_CHECK_S
+        wait([reply], timeout=limit_s)
+        if not reply.done():
+            raise WeightSyncError(f"engines {', '.join(self._client.engine_names)}: no reply within {limit_s:g} s")
+        reply.result()
 
     def _progress(self, version: int) -> str:
-        """One line an engine process: how many buckets it had verified."""
+        """A line for each receiving process: how many buckets it has verified."""
         lines = []
         for name, rank in self._receivers():
             key = progress_key(version, rank)
@@ -227,26 +239,27 @@ class GlooSender:
         return "\n".join(lines)
 
     def _receivers(self) -> list[tuple[str, int]]:
-        """(engine, rank in the group) of every receiving process."""
+        """(engine, rank in the group) for every receiving process."""
         names = [name for name in self._client.engine_names for _ in range(self._ranks_per_engine)]
         return list(zip(names, range(1, len(names) + 1), strict=True))
 
     def _join(self, master_address: str) -> GlooGroup:
-        """Call the receivers and wait for them. Raises WeightSyncError that names those who did not come."""
+        """Have the receivers join the group, and wait for them. Raises WeightSyncError that names those missing."""
         world_size = len(self._receivers()) + 1
         infos = [
             asdict(GlooInitInfo(name, master_address, self._store.port, rank, world_size, self._timeout_s))
             for name, rank in self._receivers()[:: self._ranks_per_engine]
         ]
         deadline = time.monotonic() + self._timeout_s
-        # The client waits a little longer: those who came and wait for the others are not to be blamed.
-        answer = self._threads.submit(self._client.init_weight_transfer, infos, self._timeout_s + CLIENT_MARGIN_S)
+        # The client waits a little longer, so that the error names the engines that did not join, rather than those
+        # that joined and wait for the others.
+        reply = self._threads.submit(self._client.init_weight_transfer, infos, self._timeout_s + CLIENT_MARGIN_S)
         missing = self._receivers()
-        while missing and not answer.done() and time.monotonic() < deadline:
+        while missing and not reply.done() and time.monotonic() < deadline:
             time.sleep(0.01)
             missing = [(name, rank) for name, rank in missing if not self._store.check([joined_key(rank)])]
-        if answer.done():
-            answer.result()
+        if reply.done():
+            reply.result()
         if missing:
             names = ", ".join(sorted({name for name, _ in missing}))
             raise WeightSyncError(f"engine {names}: did not join the weight transfer group in {self._timeout_s:g} s")
@@ -254,12 +267,12 @@ class GlooSender:
             group = GlooGroup(self._store, 0, world_size, self._timeout_s)
         except RuntimeError as error:
             raise WeightSyncError(f"the weight transfer group cannot be built: {error}") from error
-        self._await(answer)
+        self._wait_for(reply)
         return group
 
 
-class _Outbox:
-    """The broadcast under way. The first failure stays, and nothing is sent after it."""
+class _PendingBroadcast:
+    """The broadcast in progress. The first failure is kept, and nothing is sent after it."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
@@ -267,7 +280,7 @@ class _Outbox:
         self.failure: Exception | None = None
 
     def wait(self) -> None:
-        """Until the broadcast is done, or has failed."""
+        """Block until the broadcast is done or has failed."""
         work, self.work = self.work, None
         if work is not None and self.failure is None:
             try:
@@ -277,7 +290,7 @@ class _Outbox:
 
 
 class GatherOnlySender:
-    """The other trainer ranks: they give rank 0 their shards, and never meet an engine. Medium-blind."""
+    """The other trainer ranks: they send their shards to rank 0, and do not communicate with engines."""
 
     def __init__(self, source: WeightSource, *, bucket_bytes: int, timeout_s: float) -> None:
         self._source = source
@@ -304,4 +317,4 @@ class GatherOnlySender:
         )
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""The gloo group that weights travel through, and the messages that set it up."""
+"""The gloo process group that weights are broadcast in, and the messages that set it up."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from rlhf.errors import WeightSyncError
 
 @dataclass(frozen=True, slots=True)
 class GlooInitInfo:
-    """What a receiver needs to join. An engine of t processes takes t ranks, from `rank_offset` on."""
+    """What a receiver needs to join. An engine with tensor parallel size t has t ranks, starting at `rank_offset`."""
 
     engine: str
     master_address: str
@@ -30,7 +30,7 @@ class GlooInitInfo:
 
 @dataclass(frozen=True, slots=True)
 class GlooUpdateInfo:
-    """One version: the dtype of the wire and the layout of every bucket, as `to_info` gives it."""
+    """One version: the dtype that is sent, and the layout of every bucket as `to_info` gives it."""
 
     version: int
     dtype: str
@@ -38,52 +38,52 @@ class GlooUpdateInfo:
 
 
 def listen(address: str, port: int, timeout_s: float) -> TCPStore:
-    """The store that the group is built on, served by this process; port 0 takes a free one."""
+    """Serve the TCP store that the group is built on; port 0 chooses a free port."""
     return serve_store(open_listener(address, port), timeout_s)
 
 
 def connect(info: GlooInitInfo) -> TCPStore:
-    """The store of the sender."""
+    """Connect to the sender's TCP store."""
     return join_store(info.master_address, info.master_port, info.timeout_s)
 
 
 FREE_REFERENCES = 2
-"""The pool's own, and that of asking."""
+"""Reference count of an array that only the pool refers to: the pool's list, and the argument of `getrefcount`."""
 
 
 class _Broadcasting(Protocol):
-    """What torch's stubs do not say of ProcessGroupGloo."""
+    """A method of ProcessGroupGloo that torch's type stubs lack."""
 
     def broadcast(self, tensor: torch.Tensor, root: int) -> dist.Work: ...
 
 
 class GlooGroup:
-    """One process's end of the group; independent of the default group."""
+    """One rank of the group; independent of the default process group."""
 
     def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float) -> None:
-        """Join; blocks until all have. Raises RuntimeError on time-out."""
+        """Join; blocks until all ranks have joined. Raises RuntimeError after `timeout_s`."""
         prefixed = PrefixStore("weights", store)
         group = dist.ProcessGroupGloo(prefixed, rank, world_size, timedelta(seconds=timeout_s))
         self._group: _Broadcasting | None = cast(_Broadcasting, group)
 
     def broadcast(self, buffer: torch.Tensor) -> dist.Work:
-        """From rank 0 to all. The buffer must live, unread and unwritten, until the work is done."""
+        """Start a broadcast from rank 0. Until it is done the buffer must be kept alive, and not be read or written."""
         if self._group is None:
-            raise WeightSyncError("this end of the weight transfer group was closed")
+            raise WeightSyncError("the weight transfer group was closed on this rank")
         return self._group.broadcast(buffer, 0)
 
     def close(self) -> None:
-        """Close the connections, so that the others notice at once. Only the end of the object does that: gloo's
-        `shutdown` and `abort` leave them open."""
+        """Close the connections, so that the other ranks notice at once. Only destroying the group does that: gloo's
+        `shutdown` and `abort` leave connections open."""
         self._group = None
 
 
 class BufferPool:
-    """Buffers that are used again as soon as nothing looks into them: memory fresh from the system costs more to touch
-    than the weights cost to receive.
+    """Buffers that are reused as soon as no tensor views them: touching memory fresh from the system costs more time
+    than receiving the weights.
 
-    A buffer's bytes belong to a numpy array, which every tensor over them keeps alive; an array that nobody but the
-    pool refers to is free. A loader may thus keep views as long as it likes.
+    A buffer's bytes belong to a numpy array, which every tensor over them keeps alive; an array that only the pool
+    refers to is free. So a loader may keep views for as long as it needs.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -91,7 +91,7 @@ class BufferPool:
         self._arrays: list[npt.NDArray[np.uint8]] = []
 
     def take(self, nbytes: int) -> torch.Tensor:
-        """uint8 [nbytes], at most the pool's size; holds anything."""
+        """An uninitialized uint8 tensor [nbytes]; `nbytes` is at most the pool's."""
         for index in range(len(self._arrays)):
             if sys.getrefcount(self._arrays[index]) == FREE_REFERENCES:
                 return torch.from_numpy(self._arrays[index])[:nbytes]
@@ -100,10 +100,10 @@ class BufferPool:
 
 
 def joined_key(rank: int) -> str:
-    """Where a receiver says that it is there."""
+    """Store key that a receiver sets when it has joined."""
     return f"joined/{rank}"
 
 
 def progress_key(version: int, rank: int) -> str:
-    """Where a receiver counts the buckets of a version that it has verified."""
+    """Store key in which a receiver counts the buckets of a version that it has verified."""
     return f"progress/{version}/{rank}"

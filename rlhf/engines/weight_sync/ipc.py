@@ -1,7 +1,8 @@
-"""Weights through CUDA IPC, for engines that share their GPUs with trainer ranks: a buffer that both can read.
+"""Weight sync over CUDA IPC, for engines that are colocated with trainer ranks: a buffer that both processes can read.
 
-Each engine process reads the buffer of the trainer rank on its own GPU, so every trainer rank gathers everything. A
-buffer is handed over by a remote call: their number grows with the bytes of the model, not with its parameters.
+Each engine process reads the buffer of the trainer rank on its own GPU, so every trainer rank gathers all weights. Each
+filled buffer is announced by a remote call, so the number of calls grows with the bytes of the model, not with the
+number of its parameters.
 """
 
 from functools import partial
@@ -10,7 +11,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCT
 
 from rlhf.engines.weight_sync.base import EngineClient
 from rlhf.engines.weight_sync.source import WeightSource
-from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, opened
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, open_with_deadline
 
 
 def open_ipc(
@@ -22,12 +23,12 @@ def open_ipc(
     bucket_bytes: int,
     timeout_s: float,
 ) -> VllmSender:
-    """Tell the engines how buffers will be packed; there is nothing to join. Raises WeightSyncError where one does not
-    answer in time."""
+    """Send the engines the layout of the buffers; there is no group to join. Raises WeightSyncError if one does not
+    reply in time."""
     digesting = DigestingSource(source, bucket_bytes)
     vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
     buffer_bytes = max(bucket_bytes, digesting.largest_parameter_bytes)
     init_info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=buffer_bytes, rank=rank)
     start = partial(IPCTrainerWeightTransferEngine.trainer_init, init_info, client=vllm_client, source=digesting)
-    engine = opened(start, vllm_client, timeout_s)
+    engine = open_with_deadline(start, vllm_client, timeout_s)
     return VllmSender(engine, vllm_client, digesting, timeout_s)

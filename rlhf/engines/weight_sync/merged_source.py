@@ -1,6 +1,6 @@
-"""A model with adapters as a source of weights: each matrix with its adapter merged, bucket by bucket.
+"""The weights of a model with LoRA adapters: each matrix with its adapter merged, bucket by bucket.
 
-Neither the model nor a second copy of it is changed: a matrix is merged where it is about to be sent from.
+The model itself is not changed, and not copied: an adapter is merged into the buffer that is sent.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,16 +9,16 @@ from dataclasses import replace
 import torch
 
 from rlhf.engines.models.adapter_names import plain_name
-from rlhf.engines.models.adapters import Adapter, Parts
+from rlhf.engines.models.adapters import Adapter, LoraMatrices
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
 from rlhf.engines.weight_sync.source import Gather, WeightSource
 
 
 class MergedSource:
-    """Another source's weights under their plain names, with what the adapters add to them."""
+    """Satisfies `WeightSource`: another source's weights under the base model's names, with adapters merged in."""
 
     def __init__(self, source: WeightSource, adapters: Mapping[str, Adapter]) -> None:
-        """`adapters` by the plain name of the matrix that they stand beside."""
+        """`adapters` by the base model's name of the matrix that they adapt."""
         self.dtype = source.dtype
         self.device = source.device
         self._source = source
@@ -30,34 +30,36 @@ class MergedSource:
         return [replace(spec, name=name) for name, spec in self._inner.items()]
 
     def gather(self, bucket: Bucket, flat: torch.Tensor | None) -> Gather:
-        # The small matrices are whole on every rank before the large ones are on their way: all ranks ask in one order.
-        parts = self._parts(bucket)
-        return _Merging(self._source.gather(self._under_inner_names(bucket), flat), bucket, flat, parts)
+        # Gather the small matrices before the large ones start: all ranks must run collectives in the same order.
+        gathered = self._gathered(bucket)
+        return _Merging(self._source.gather(self._under_inner_names(bucket), flat), bucket, flat, gathered)
 
     @torch.no_grad()
     def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         tensors = self._source.materialize(self._under_inner_names(bucket))
         for spec, (_, tensor) in zip(bucket.parameters, tensors, strict=True):
-            # Gathered where it is used: who asks may use another stream of the device for each tensor.
+            # Gathered right before use: the caller may use another CUDA stream for each tensor.
             adapter = self._adapters.get(spec.name)
-            yield spec.name, tensor if adapter is None else adapter.parts().added_to(tensor)
+            yield spec.name, tensor if adapter is None else adapter.gathered().merged_into(tensor)
 
-    def _parts(self, bucket: Bucket) -> dict[str, Parts]:
+    def _gathered(self, bucket: Bucket) -> dict[str, LoraMatrices]:
         named = [spec.name for spec in bucket.parameters if spec.name in self._adapters]
-        return {name: self._adapters[name].parts() for name in named}
+        return {name: self._adapters[name].gathered() for name in named}
 
     def _under_inner_names(self, bucket: Bucket) -> Bucket:
         return replace(bucket, parameters=tuple(self._inner[spec.name] for spec in bucket.parameters))
 
 
 class _Merging:
-    """A bucket on its way to rank 0, which merges it once it is there."""
+    """A bucket on its way to rank 0, which merges the adapters when it has arrived."""
 
-    def __init__(self, gather: Gather, bucket: Bucket, flat: torch.Tensor | None, parts: Mapping[str, Parts]) -> None:
+    def __init__(
+        self, gather: Gather, bucket: Bucket, flat: torch.Tensor | None, gathered: Mapping[str, LoraMatrices]
+    ) -> None:
         self._gather = gather
         self._bucket = bucket
         self._flat = flat
-        self._parts = parts
+        self._gathered = gathered
 
     @torch.no_grad()
     def wait(self, timeout_s: float) -> None:
@@ -65,5 +67,5 @@ class _Merging:
         if self._flat is None:
             return
         for name, view in self._bucket.views(self._flat):
-            if name in self._parts:
-                view.copy_(self._parts[name].added_to(view))
+            if name in self._gathered:
+                view.copy_(self._gathered[name].merged_into(view))

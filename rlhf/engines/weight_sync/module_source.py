@@ -4,23 +4,23 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.engines.models.four_bit import four_bit_layers, whole_weight
+from rlhf.engines.models.four_bit import four_bit_layers, full_weight
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
 from rlhf.engines.weight_sync.source import Done, Gather
 
 
 class ModuleSource:
-    """A module whose parameters are whole on every rank: plain, or ZeRO 0 to 2. Only rank 0's are read."""
+    """Satisfies `WeightSource`. Every rank holds full parameters, so only rank 0's are read."""
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._parameters = dict(module.named_parameters())
-        self._packed = four_bit_layers(module)
+        self._four_bit = four_bit_layers(module)
         self.device = next(iter(self._parameters.values())).device
 
     def specs(self) -> list[ParameterSpec]:
         return [
-            ParameterSpec(name, self._packed[name].shape if name in self._packed else tuple(p.shape))
+            ParameterSpec(name, self._four_bit[name].shape if name in self._four_bit else tuple(p.shape))
             for name, p in self._parameters.items()
         ]
 
@@ -37,4 +37,4 @@ class ModuleSource:
             yield spec.name, self._whole(spec.name).to(self.dtype)
 
     def _whole(self, name: str) -> torch.Tensor:
-        return whole_weight(self._packed.get(name), self._parameters[name])
+        return full_weight(self._four_bit.get(name), self._parameters[name])

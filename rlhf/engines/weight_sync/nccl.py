@@ -1,4 +1,4 @@
-"""Weights through NCCL, for engines on GPUs of their own: vLLM's packed broadcast from trainer rank 0."""
+"""Weight sync over NCCL, for engines on their own GPUs: vLLM's packed broadcast from trainer rank 0."""
 
 import socket
 from functools import partial
@@ -7,7 +7,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NC
 
 from rlhf.engines.weight_sync.base import EngineClient
 from rlhf.engines.weight_sync.source import WeightSource
-from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, opened
+from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, open_with_deadline
 
 
 def open_nccl(
@@ -21,7 +21,7 @@ def open_nccl(
     bucket_bytes: int,
     timeout_s: float,
 ) -> VllmSender:
-    """Join rank 0 and all receiving processes in a communicator; the other trainer ranks only gather.
+    """Create a communicator of rank 0 and all receiving processes; the other trainer ranks only gather.
 
     Raises:
         WeightSyncError: engines did not join in time.
@@ -37,7 +37,7 @@ def open_nccl(
         rank=rank,
     )
     start = partial(NCCLTrainerWeightTransferEngine.trainer_init, init_info, client=vllm_client, source=digesting)
-    engine = opened(start, vllm_client, timeout_s)
+    engine = open_with_deadline(start, vllm_client, timeout_s)
     return VllmSender(engine, vllm_client, digesting, timeout_s)
 
 

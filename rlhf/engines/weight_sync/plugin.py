@@ -1,4 +1,4 @@
-"""vLLM's side of a weight sync: our engines for its weight-transfer factory.
+"""Registers our receiving engines with vLLM's weight-transfer factory.
 
 vLLM loads this module through its `vllm.general_plugins` entry point, in every process that it starts, so `register`
 imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
@@ -7,19 +7,19 @@ imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
 from threading import RLock
 
 BACKENDS = {"gloo": "rlhf_gloo", "nccl": "rlhf_nccl", "ipc": "rlhf_ipc"}
-"""Our medium -> the name under which vLLM's factory knows its receiving engine."""
+"""Our backend -> the name of its receiving engine in vLLM's factory."""
 ADAPTER_BACKENDS = {"gloo": "rlhf_gloo_adapters", "nccl": "rlhf_nccl_adapters", "ipc": "rlhf_ipc_adapters"}
-"""The same, of engines that receive adapters alone."""
+"""The same, for engines that receive LoRA adapters only."""
 ADAPTER_ID = 1
-"""vLLM's number of the policy's adapters."""
+"""The LoRA id of the policy's adapters in vLLM."""
 
 
 def register() -> None:
-    """Make our receiving engines known to vLLM. May be called many times."""
+    """Register our receiving engines with vLLM. May be called repeatedly."""
     from tqdm import tqdm  # noqa: PLC0415
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: PLC0415
 
-    tqdm.set_lock(RLock())  # its own spans processes: a semaphore that a killed one leaves in the file system
+    tqdm.set_lock(RLock())  # tqdm's default lock is a semaphore that a killed process leaves behind
     package = "rlhf.engines.weight_sync"
     classes = {
         **{name: ("vllm_receivers", f"{medium.capitalize()}WeightTransferEngine") for medium, name in BACKENDS.items()},

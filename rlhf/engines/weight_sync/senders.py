@@ -1,4 +1,4 @@
-"""The sender of each medium: gloo, NCCL, CUDA IPC."""
+"""The sender of each backend: gloo, NCCL, CUDA IPC."""
 
 from rlhf.engines.weight_sync.base import EngineClient, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooSender
@@ -19,12 +19,11 @@ def make_sender(  # noqa: PLR0913
     bucket_bytes: int,
     timeout_s: float,
 ) -> WeightSender:
-    """Build the sender of rank `rank` of `world_size` of the trainer, and join the engines to rank 0's.
+    """Build the sender of trainer rank `rank` of `world_size`; on rank 0, also have the engines join its group.
 
-    Call it on every rank. `backend` is gloo, nccl or ipc. `master_address` and `port` are where rank 0 can be reached
-    by the engines (port 0 takes a free one). `num_receivers` counts receiving processes: engines times their tensor
-    parallel size. Raises WeightSyncError on rank 0 when an engine does not join within `timeout_s`; build a new sender
-    to try again.
+    Call it on every rank. `backend` is gloo, nccl or ipc. The engines reach rank 0 at `master_address` and `port` (0
+    chooses a free port). `num_receivers` counts receiving processes: engines times their tensor parallel size. Raises
+    WeightSyncError on rank 0 if an engine does not join within `timeout_s`; build a new sender to try again.
     """
     if not 0 <= rank < world_size:
         raise ConfigError(f"weight sync: rank {rank} of {world_size} does not exist.")
@@ -40,7 +39,7 @@ def make_sender(  # noqa: PLR0913
             bucket_bytes=bucket_bytes,
             timeout_s=timeout_s,
         )
-    # vLLM is imported where a GPU medium is asked for, and nowhere else.
+    # vLLM is imported for the GPU backends only.
     if backend == "nccl":
         from rlhf.engines.weight_sync.nccl import open_nccl  # noqa: PLC0415
 
@@ -60,4 +59,4 @@ def make_sender(  # noqa: PLR0913
         return open_ipc(
             source, client, rank=rank, num_receivers=num_receivers, bucket_bytes=bucket_bytes, timeout_s=timeout_s
         )
-    raise ConfigError(f"rollout.sync_backend: unknown medium (got {backend}, need gloo, nccl or ipc).")
+    raise ConfigError(f"rollout.sync_backend: unknown backend (got {backend}, need gloo, nccl or ipc).")

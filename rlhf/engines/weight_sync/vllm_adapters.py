@@ -1,5 +1,5 @@
-"""Receiving engines for a model that stays: vLLM adds the newest adapters to it at every token. Imported only inside
-vLLM's workers."""
+"""Receiving engines for LoRA adapters: the base model stays, and vLLM applies the newest adapters in every forward
+pass. Imported in vLLM's workers only."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol, cast
@@ -26,26 +26,26 @@ class _Adaptable(Protocol):
     lora_manager: LoRAModelManager
 
 
-class ArrivingAdapters:
-    """Stands in for the model that is being loaded: keeps what arrives until all of it is there."""
+class IncomingAdapters:
+    """Collects the adapters of an update until all of them have arrived. Takes the model's place as load target."""
 
     def __init__(self, model: object) -> None:
-        """`model` is vLLM's, made for adapters."""
+        """`model` is vLLM's model with LoRA enabled."""
         self._manager: LoRAModelManager = cast(_Adaptable, model).lora_manager
         self._tensors: dict[str, torch.Tensor] = {}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Copy them: a sender uses its buffers again."""
+        """Keep copies: the sender reuses its buffers."""
         arrived = {name: tensor.to("cpu", copy=True) for name, tensor in weights}
         self._tensors |= arrived
         return set(arrived)
 
     def install(self) -> None:
-        """Let every answer from now on be computed with these adapters, and no longer with those before."""
+        """Replace the active adapters by these."""
         manager = self._manager
         ranks = {tensor.shape[0] for name, tensor in self._tensors.items() if name.endswith(FILE_DOWN)}
         if len(ranks) != 1:
-            raise WeightSyncError(f"adapters of one rank were expected, and those of {sorted(ranks)} came")
+            raise WeightSyncError(f"expected adapters of one LoRA rank, received ranks {sorted(ranks)}")
         (rank,) = ranks
         mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
         adapters = LoRAModel.from_lora_tensors(
@@ -65,11 +65,11 @@ class ArrivingAdapters:
 
 
 class GlooAdapterEngine(GlooWeightTransferEngine):
-    """Receives adapters through gloo."""
+    """Receives adapters over gloo."""
 
     def start_weight_update(self) -> None:
         self.received = ""
-        self._arriving = ArrivingAdapters(self.model)
+        self._arriving = IncomingAdapters(self.model)
 
     def update_weights(self, update_info: Mapping[str, object]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -78,21 +78,21 @@ class GlooAdapterEngine(GlooWeightTransferEngine):
         self.received = self.receiver.receive(update_info, self._arriving.load_weights)
 
     def finish_weight_update(self) -> None:
-        """Nothing: vLLM forgets all adapters when this returns."""
+        """Nothing to do here: vLLM removes all adapters when this returns."""
 
     def install(self) -> None:
-        """Let what was received be what answers are computed with."""
+        """Make the received adapters the active ones."""
         self._arriving.install()
 
 
-class _KeepsAdapters(DigestingEngine):
-    """What vLLM's own engines need, to receive adapters: the model that stays is not told of an update."""
+class _AdapterReceiver(DigestingEngine):
+    """Makes vLLM's own engines receive adapters: the base model takes no part in an update."""
 
     def start_weight_update(self) -> None:
-        self._digest, self._arriving = TensorDigest(), ArrivingAdapters(self.model)
+        self._digest, self._arriving = TensorDigest(), IncomingAdapters(self.model)
 
     @property
-    def loads(self) -> ArrivingAdapters:
+    def load_target(self) -> IncomingAdapters:
         return self._arriving
 
     def finish_weight_update(self) -> None:
@@ -103,13 +103,13 @@ class _KeepsAdapters(DigestingEngine):
         self._arriving.install()
 
 
-class NcclAdapterEngine(_KeepsAdapters, NcclWeightTransferEngine):
-    """Receives adapters through vLLM's NCCL engine."""
+class NcclAdapterEngine(_AdapterReceiver, NcclWeightTransferEngine):
+    """Receives adapters with vLLM's NCCL engine."""
 
 
-class IpcAdapterEngine(_KeepsAdapters, IpcWeightTransferEngine):
-    """Receives adapters through vLLM's CUDA IPC engine."""
+class IpcAdapterEngine(_AdapterReceiver, IpcWeightTransferEngine):
+    """Receives adapters with vLLM's CUDA IPC engine."""
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
-        self._packed_importer.close()  # or the trainer's buffer would stay mapped until the next update
+        self._packed_importer.close()  # else the trainer's buffer would stay mapped until the next update

@@ -1,4 +1,4 @@
-"""The receiving engines that vLLM's workers run. Imported only inside vLLM's workers."""
+"""The receiving engines that run in vLLM's workers. Imported in those workers only."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -16,37 +16,37 @@ from rlhf.errors import WeightSyncError
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):  # type: ignore[misc]
-    """Receives through gloo; for models on the CPU."""
+    """Receives over gloo; for models on CPU."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
 
     received = ""
-    """Digest of the last whole version."""
+    """Digest of the last complete version."""
     _receiver: GlooReceiver | None = None
     _reload: CpuReload | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Join the trainer's group, leaving any earlier one."""
+        """Join the trainer's group, and leave any earlier one."""
         self.shutdown()
         self._receiver = GlooReceiver(init_info, self.parallel_config.rank)
 
     def start_weight_update(self) -> None:
-        """Prepare every layer for being loaded again."""
+        """Prepare every layer to be reloaded."""
         self.received = ""
         self.reload.begin()
 
     def update_weights(self, update_info: Mapping[str, object]) -> None:
-        """Receive one version and put it in place. (The base class would wait for an accelerator that is not there.)
+        """Receive one version and load it. (The base class would synchronize with an accelerator, which a CPU lacks.)
 
         Raises:
-            WeightSyncError: not all of it arrived as it was sent, or a linear layer got nothing.
+            WeightSyncError: some of it did not arrive as it was sent, or a linear layer got no weights.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
         finally:
-            self.reload.end()  # layers half loaded would count what they got as part of the next version
-        self.reload.require_whole()
+            self.reload.end()  # else partly loaded layers would count these weights as part of the next version
+        self.reload.require_complete()
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receive and load every bucket. Raises WeightSyncError."""
@@ -55,20 +55,20 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     @property
     def reload(self) -> CpuReload:
-        """How the model is loaded."""
+        """The reload of the model's layers."""
         if self._reload is None:
             self._reload = CpuReload(self.model, self.model_config)
         return self._reload
 
     @property
     def receiver(self) -> GlooReceiver:
-        """This process's end of the group. Raises WeightSyncError where none was joined."""
+        """This process's receiver. Raises WeightSyncError if no group was joined."""
         if self._receiver is None:
             raise WeightSyncError("no weight transfer group was joined")
         return self._receiver
 
     def finish_weight_update(self) -> None:
-        """Nothing is left to do: a version comes whole, in one update."""
+        """Nothing to do: one update carries a complete version."""
 
     def shutdown(self) -> None:
         """Leave the group."""
@@ -78,41 +78,41 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
 
 class LoadableModel(Protocol):
-    """What every vLLM model can do."""
+    """A vLLM model: takes weights by name."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]: ...
 
 
 class _DigestingModel:
-    """Stands in for a model whose weights are being loaded, and takes note of them."""
+    """Wraps a model while its weights are loaded, and records their digest."""
 
     def __init__(self, model: LoadableModel, digest: TensorDigest) -> None:
         self._model = model
         self._digest = digest
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return self._model.load_weights(self._digest.see(weights))
+        return self._model.load_weights(self._digest.record(weights))
 
 
 class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
-    """What vLLM's own engines need beside what they do: a digest of what arrives, before it is loaded."""
+    """Adds to vLLM's own engines a digest of the weights that arrive, before they are loaded."""
 
     model: LoadableModel
     received = ""
-    """Digest of the last whole version."""
+    """Digest of the last complete version."""
 
     def start_weight_update(self) -> None:
         self._digest = TensorDigest()
         super().start_weight_update()
 
     @property
-    def loads(self) -> LoadableModel:
-        """What takes the weights that arrive."""
+    def load_target(self) -> LoadableModel:
+        """What the received weights are loaded into."""
         return self.model
 
     def receive_weights(self, update_info: object) -> None:
         model = self.model
-        self.model = _DigestingModel(self.loads, self._digest)
+        self.model = _DigestingModel(self.load_target, self._digest)
         try:
             super().receive_weights(update_info)
         finally:
@@ -124,8 +124,8 @@ class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
 
 
 class NcclWeightTransferEngine(DigestingEngine, NCCLWeightTransferEngine):  # type: ignore[misc]
-    """vLLM's NCCL engine, with a digest of what came out of the broadcasts."""
+    """vLLM's NCCL engine, with a digest of the broadcast weights."""
 
 
 class IpcWeightTransferEngine(DigestingEngine, IPCWeightTransferEngine):  # type: ignore[misc]
-    """vLLM's CUDA IPC engine, with a digest of what was read from the trainer's memory."""
+    """vLLM's CUDA IPC engine, with a digest of the weights read from the trainer's memory."""

@@ -1,8 +1,8 @@
-"""What the GPU media share: our source and client in the shapes that vLLM's trainer engines want.
+"""What the GPU backends share: our source and client as the interfaces that vLLM's trainer engines use.
 
-vLLM moves the bytes; the digest is ours. The trainer takes each tensor's checksum on its GPU as it hands it over, the
-receiving engine as it gets it out of the transfer and before it is loaded, so equal digests say that every parameter
-crossed the medium unchanged.
+vLLM moves the bytes, and we add the digest. The trainer computes each tensor's checksum on its GPU when it passes the
+tensor to vLLM; the receiving engine does so when it takes the tensor from vLLM, before loading it. Equal digests mean
+that every parameter was transferred unchanged.
 """
 
 import time
@@ -13,18 +13,18 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightSource as VllmWeightSource
 
-from rlhf.engines.weight_sync.base import LOOKING_S, EngineClient
+from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.source import WeightSource
 from rlhf.errors import WeightSyncError
 from rlhf.types import SyncReport
 
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 class DigestingSource(VllmWeightSource):  # type: ignore[misc]
-    """A `WeightSource` of ours as vLLM's: every tensor in full, bucket by bucket, on every trainer rank."""
+    """Our `WeightSource` as vLLM's: every full tensor, bucket by bucket, on every trainer rank."""
 
     def __init__(self, source: WeightSource, bucket_bytes: int) -> None:
         self.dtype = source.dtype
@@ -34,40 +34,40 @@ class DigestingSource(VllmWeightSource):  # type: ignore[misc]
 
     @property
     def num_bytes(self) -> int:
-        """Of one version."""
+        """Bytes of one version."""
         return sum(bucket.numel for bucket in self.buckets) * self.dtype.itemsize
 
     @property
     def largest_parameter_bytes(self) -> int:
-        """No transfer buffer may be smaller."""
+        """The least size of a transfer buffer."""
         return max(spec.numel for bucket in self.buckets for spec in bucket.parameters) * self.dtype.itemsize
 
     def metadata(self) -> list[ParamMeta]:
-        """Name, dtype and full shape of everything that iteration gives, in its order."""
+        """Name, dtype and full shape of every tensor, in the order of iteration."""
         return [ParamMeta(spec.name, self.dtype, spec.shape) for bucket in self.buckets for spec in bucket.parameters]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digest = TensorDigest()
         for bucket in self.buckets:
-            yield from self.digest.see(self._source.materialize(bucket))
+            yield from self.digest.record(self._source.materialize(bucket))
 
 
 class VllmClient:
-    """An `EngineClient` as vLLM's trainer engines want it: four methods, of which the last ends a version."""
+    """Our `EngineClient` with the four methods that vLLM's trainer engines call; the last one ends a version."""
 
     def __init__(self, client: EngineClient, source: DigestingSource, num_receivers: int, timeout_s: float) -> None:
         self.version = -1
         self.digest = ""
         self.num_calls = 0
         self.failure: WeightSyncError | None = None
-        """Why the engines did not join."""
+        """Why the engines could not join; None if they could."""
         self._client = client
         self._source = source
         self._ranks_per_engine = num_receivers // len(client.engine_names)
         self._timeout_s = timeout_s
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None:
-        """Give each engine its own place in the group, behind the engines before it."""
+        """Give each engine its own ranks in the group, after those of the engines before it."""
         offsets = [1 + i * self._ranks_per_engine for i in range(len(self._client.engine_names))]
         infos = [
             {**init_info, "rank_offset": offset} if "rank_offset" in init_info else init_info for offset in offsets
@@ -103,16 +103,19 @@ class VllmClient:
         self.num_calls += len(self._client.engine_names)
 
 
-def opened(
+def open_with_deadline(
     start: Callable[[], TrainerWeightTransferEngine], client: VllmClient, timeout_s: float
 ) -> TrainerWeightTransferEngine:
-    """The trainer engine that `start` opens, on this thread's device.
+    """The trainer engine that `start` opens, on the calling thread's device.
 
-    vLLM calls the engines from a thread of its own while it waits for them, five minutes whatever was asked for, and
-    says that it waited; here the deadline is ours, and what the engines said comes first.
+    vLLM calls the engines from a thread of its own, waits five minutes for them whatever timeout was set, and reports
+    only the timeout. Here our timeout applies, and the engines' own errors take precedence.
+
+    Consumes: the engine that `start` returns, on a thread of its own. Waits for: that thread. Unblocked by: its end, a
+    failure that the client records, or the timeout.
 
     Raises:
-        WeightSyncError: engines did not join, or not in time.
+        WeightSyncError: engines could not join, or not in time.
     """
     device = torch.accelerator.current_device_index()
 
@@ -123,14 +126,14 @@ def opened(
     threads = ThreadPoolExecutor(1, thread_name_prefix="weight-sync-start")
     opening = threads.submit(on_device)
     threads.shutdown(wait=False)
-    patience_s = timeout_s + LOOKING_S
-    deadline = time.monotonic() + patience_s
+    limit_s = timeout_s + HEALTH_CHECK_S
+    deadline = time.monotonic() + limit_s
     while client.failure is None and time.monotonic() < deadline and not opening.done():
-        wait([opening], timeout=LOOK_S)
+        wait([opening], timeout=POLL_S)
     if client.failure is not None:
         raise client.failure
     if not opening.done():
-        raise WeightSyncError(f"the weight transfer group was not built in {patience_s:g} s")
+        raise WeightSyncError(f"the weight transfer group was not built in {limit_s:g} s")
     try:
         return opening.result()
     except RuntimeError as error:
@@ -138,8 +141,8 @@ def opened(
 
 
 class VllmSender:
-    """A vLLM trainer engine as a `WeightSender`, with a deadline that vLLM's own lacks: after that of the engines'
-    answers, since the client can tell who is silent."""
+    """A vLLM trainer engine as a `WeightSender`, with a timeout, which vLLM's engine lacks. It is longer than the
+    client's, because the client can name the engine that does not reply."""
 
     def __init__(
         self,
@@ -156,19 +159,19 @@ class VllmSender:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="weight-sync")
 
     def send(self, version: int) -> SyncReport:
-        """See `WeightSender.send`. A transfer that passes the deadline cannot be called back: its thread is abandoned,
-        and the trainer's process and the engines' must be replaced."""
+        """See `WeightSender.send`. A transfer that times out cannot be canceled: its thread is abandoned, and the
+        processes of the trainer and of the engines must be replaced."""
         start = time.monotonic()
         self._client.version, self._client.num_calls = version, 0
         sending = self._threads.submit(self._send)
-        patience_s = self._timeout_s + LOOKING_S
-        wait([sending], timeout=patience_s)
+        limit_s = self._timeout_s + HEALTH_CHECK_S
+        wait([sending], timeout=limit_s)
         if not sending.done():
-            raise WeightSyncError(f"version {version}: not transferred in {patience_s:g} s")
+            raise WeightSyncError(f"version {version}: not transferred in {limit_s:g} s")
         try:
             sending.result()
-        except RuntimeError as error:  # a collective whose other end has gone, which no engine could tell of
-            raise WeightSyncError(f"version {version}: the transfer broke off: {error}") from error
+        except RuntimeError as error:  # a collective whose peer died, which no engine could report
+            raise WeightSyncError(f"version {version}: the transfer failed: {error}") from error
         return SyncReport(
             version=version,
             digest=self._client.digest,

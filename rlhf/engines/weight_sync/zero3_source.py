@@ -7,7 +7,7 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.models.four_bit import four_bit_layers, whole_weight
+from rlhf.engines.models.four_bit import four_bit_layers, full_weight
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
 from rlhf.engines.weight_sync.source import Gather
@@ -15,16 +15,16 @@ from rlhf.errors import WeightSyncError
 
 
 class _PartitionedParameter(Protocol):
-    """What DeepSpeed's ZeRO-3 adds to a parameter."""
+    """The attributes that DeepSpeed ZeRO-3 adds to a parameter."""
 
     ds_shape: torch.Size
     ds_numel: int
     ds_tensor: torch.Tensor
-    """[ceil(numel / ranks)]: this rank's part of the flattened parameter; the last one is padded."""
+    """[ceil(numel / ranks)]: this rank's shard of the flattened parameter; the last one is padded."""
 
 
 class _Works:
-    """Point-to-point transfers under way; keeps what they read and write alive."""
+    """Point-to-point transfers in progress; keeps the tensors that they read and write alive."""
 
     def __init__(self, works: list[dist.Work], tensors: list[torch.Tensor]) -> None:
         self._works = works
@@ -35,28 +35,28 @@ class _Works:
             for work in self._works:
                 work.wait(timedelta(seconds=timeout_s))
         except RuntimeError as error:
-            raise WeightSyncError(f"the trainer's ranks did not bring their shards together: {error}") from error
+            raise WeightSyncError(f"the trainer's ranks could not gather their shards: {error}") from error
         self._tensors.clear()
 
 
 class Zero3Source:
-    """A module whose parameters are sharded by DeepSpeed ZeRO-3 over the default process group.
+    """Satisfies `WeightSource` for parameters that ZeRO-3 partitions over the default process group.
 
-    Rank 0 receives the others' shards straight into their places: half the traffic of an all-gather on two ranks,
-    and no copy but rank 0's own shard. The shards are what the optimizer wrote, so a parameter that DeepSpeed keeps
-    whole (below its persistence threshold) needs no special case.
+    Rank 0 receives the other ranks' shards directly into the bucket: half the traffic of an all-gather on two ranks,
+    and the only copy is that of rank 0's own shard. The optimizer writes the shards, so a parameter that DeepSpeed
+    keeps unpartitioned (below its persistence threshold) needs no special case.
     """
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._named = dict(module.named_parameters())
-        self._packed = four_bit_layers(module)
+        self._four_bit = four_bit_layers(module)
         self._parameters = {name: cast(_PartitionedParameter, p) for name, p in self._named.items()}
         self.device = torch.device("cuda", torch.cuda.current_device()) if _is_cuda_group() else torch.device("cpu")
 
     def specs(self) -> list[ParameterSpec]:
         return [
-            ParameterSpec(name, self._packed[name].shape if name in self._packed else tuple(p.ds_shape))
+            ParameterSpec(name, self._four_bit[name].shape if name in self._four_bit else tuple(p.ds_shape))
             for name, p in self._parameters.items()
         ]
 
@@ -65,7 +65,7 @@ class Zero3Source:
         operations: list[dist.P2POp] = []
         tensors: list[torch.Tensor] = []
         for spec, offset in zip(bucket.parameters, bucket.offsets, strict=True):
-            if spec.name in self._packed:
+            if spec.name in self._four_bit:
                 self._gather_packed(spec.name, None if flat is None else flat[offset : offset + spec.numel])
                 continue
             parameter = self._parameters[spec.name]
@@ -81,15 +81,15 @@ class Zero3Source:
         return _Works(dist.batch_isend_irecv(operations) if operations else [], tensors)
 
     def _gather_packed(self, name: str, part: torch.Tensor | None) -> None:
-        """A shard of what is packed is nothing by itself: the whole comes to every rank, an eighth of the weights, and
-        rank 0 unpacks it."""
+        """A shard of a 4-bit weight cannot be dequantized by itself. So every rank gathers the quantized weight, an
+        eighth of its full size, and rank 0 dequantizes it."""
         with deepspeed.zero.GatheredParameters([self._named[name]]):
             if part is not None:
-                part.copy_(self._packed[name].unpacked().flatten())
+                part.copy_(self._four_bit[name].dequantized().flatten())
 
     @staticmethod
     def _shards(parameter: _PartitionedParameter) -> Iterator[tuple[int, int, int]]:
-        """(rank, start, stop) of every shard that holds at least one element; the padding is left out."""
+        """(rank, start, stop) of every shard with at least one element, without the padding."""
         size = parameter.ds_tensor.numel()
         for rank in range(dist.get_world_size()):
             start, stop = rank * size, min((rank + 1) * size, parameter.ds_numel)
@@ -100,9 +100,9 @@ class Zero3Source:
     def materialize(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         names = [spec.name for spec in bucket.parameters]
         with deepspeed.zero.GatheredParameters([self._named[name] for name in names]):
-            # Copies, and all of them now: what was gathered is freed on leaving, and an iteration may go on in another
-            # CUDA stream than it began in.
-            whole = [whole_weight(self._packed.get(name), self._named[name]) for name in names]
+            # Copy everything now: gathered parameters are freed when the block ends, and the caller may continue the
+            # iteration in another CUDA stream.
+            whole = [full_weight(self._four_bit.get(name), self._named[name]) for name in names]
             tensors = [tensor.to(self.device, self.dtype, copy=True) for tensor in whole]
             if self.device.type == "cuda":
                 torch.cuda.current_stream().synchronize()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.models.finite_weights import own_part, require_finite
+from rlhf.engines.models.finite_weights import local_shard, require_finite
 from rlhf.errors import NumericsError
 
 
@@ -35,6 +35,6 @@ def test_the_padding_of_a_shard_is_not_looked_at(monkeypatch: pytest.MonkeyPatch
     model = torch.nn.Linear(1, 5, bias=False)
     model.weight.ds_numel = 5  # type: ignore[assignment]
     model.weight.ds_tensor = torch.full((3,), torch.nan)  # type: ignore[assignment]
-    assert own_part(model.weight).numel() == numel
+    assert local_shard(model.weight).numel() == numel
     model.weight.ds_tensor[:numel] = 1.0
     require_finite(model, "policy.model", torch.device("cpu"))

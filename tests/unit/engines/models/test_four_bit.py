@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
-from rlhf.engines.models.four_bit import FourBitLinear, four_bit_layers, hold_in_four_bits, whole_weight
+from rlhf.engines.models.four_bit import FourBitLinear, four_bit_layers, full_weight, use_four_bit_layers
 from tests.rounding import rounded
 from tests.tiny_models import tiny_config
 
@@ -21,7 +21,7 @@ def make_layer(out: int, into: int, dtype: torch.dtype = torch.float32) -> tuple
     plain = nn.Linear(into, out, dtype=dtype).requires_grad_(False)
     weight = plain.weight.clone()
     layer = FourBitLinear(plain)
-    layer.pack(CPU)
+    layer.quantize(CPU)
     return layer, weight
 
 
@@ -29,11 +29,11 @@ def make_layer(out: int, into: int, dtype: torch.dtype = torch.float32) -> tuple
 @pytest.mark.parametrize(("out", "into"), SHAPES)
 def test_a_weight_is_the_nearest_of_sixteen_shares_of_its_block(out: int, into: int, dtype: torch.dtype) -> None:
     layer, weight = make_layer(out, into, dtype)
-    unpacked = layer.unpacked()
-    assert unpacked.dtype == dtype
-    assert layer.shape == unpacked.shape == weight.shape
-    torch.testing.assert_close(unpacked, rounded(weight), rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=0.0)
-    assert not torch.equal(unpacked, weight)
+    dequantized = layer.dequantized()
+    assert dequantized.dtype == dtype
+    assert layer.shape == dequantized.shape == weight.shape
+    torch.testing.assert_close(dequantized, rounded(weight), rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=0.0)
+    assert not torch.equal(dequantized, weight)
 
 
 def test_a_weight_takes_four_and_a_half_bits() -> None:
@@ -47,7 +47,7 @@ def test_a_weight_takes_four_and_a_half_bits() -> None:
 def test_the_layer_is_the_plain_one_of_what_it_was_rounded_to(out: int, into: int, dtype: torch.dtype) -> None:
     layer, _ = make_layer(out, into, dtype)
     inputs = torch.randn(2, 5, into, dtype=dtype, requires_grad=True)
-    ours, plain = layer(inputs), linear(inputs, layer.unpacked(), layer.bias)
+    ours, plain = layer(inputs), linear(inputs, layer.dequantized(), layer.bias)
     assert torch.equal(ours, plain)
     upstream = torch.randn_like(ours)
     gradients = [torch.autograd.grad(one, inputs, upstream)[0] for one in (ours, plain)]
@@ -81,7 +81,7 @@ def test_no_whole_matrix_is_kept_for_the_backward_pass() -> None:
 def test_a_layer_without_memory_has_the_shape_of_one_with(out: int, into: int) -> None:
     layer, _ = make_layer(out, into)
     sketch = FourBitLinear(nn.Linear(into, out, device="meta"))
-    sketch.pack(CPU)
+    sketch.quantize(CPU)
     assert sketch.weight.is_meta
     assert (sketch.weight.shape, sketch.weight.dtype) == (layer.weight.shape, layer.weight.dtype)
 
@@ -89,11 +89,11 @@ def test_a_layer_without_memory_has_the_shape_of_one_with(out: int, into: int) -
 def test_the_backbone_is_held_so_and_nothing_else() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    hold_in_four_bits(model)
+    use_four_bit_layers(model)
     layers = four_bit_layers(model)
     for layer in layers.values():
-        layer.pack(CPU)
+        layer.quantize(CPU)
     assert set(layers) == {name for name in before if name.endswith("proj.weight")}
     for name, parameter in model.named_parameters():
         expected = rounded(before[name]) if name in layers else before[name]
-        torch.testing.assert_close(whole_weight(layers.get(name), parameter), expected, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(full_weight(layers.get(name), parameter), expected, rtol=1e-6, atol=0.0)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rlhf.config.loading.load import load_config
 from rlhf.config.reward import CodeSource
 from rlhf.engines.rewards import CodeReward, row_problems
-from rlhf.engines.rewards.unit_tests import CodeNeed, program_in
+from rlhf.engines.rewards.unit_tests import CodeRequirement, program_in
 from rlhf.errors import ConfigError, DataError, RewardError
 from rlhf.types import Json, Prompt
 from tests.unit.engines.rewards.reward_support import rollouts
@@ -118,14 +118,14 @@ def test_nothing_of_a_program_is_left(reward: CodeReward, tmp_path: Path) -> Non
 
 
 def test_tests_come_from_a_column_as_text_or_list() -> None:
-    need = CodeNeed("tests")
+    need = CodeRequirement("tests")
     assert need.tests(None, {"tests": ["assert a", "assert b"]}) == "assert a\nassert b"
     assert need.tests(None, {"tests": "assert a"}) == "assert a"
-    assert CodeNeed(None).tests('["assert a", "assert b"]', {}) == "assert a\nassert b"
-    assert CodeNeed(None).tests("[1][0]", {}) == "[1][0]"
+    assert CodeRequirement(None).tests('["assert a", "assert b"]', {}) == "assert a\nassert b"
+    assert CodeRequirement(None).tests("[1][0]", {}) == "[1][0]"
     for bad in (None, [], "  ", 3, ["assert a", 3]):
         assert need.row_problem("label", {"tests": bad}) == (
-            'has no tests in its column "tests", need Python text or a list of such'
+            'has no tests in its column "tests", need Python text or a list of texts'
         )
     assert len(row_problems([CodeSource(sandbox="subprocess")], [("q7", None, {})])) == 1
 

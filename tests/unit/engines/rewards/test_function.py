@@ -183,7 +183,7 @@ def test_a_function_that_fails_is_named_with_place_and_prompt(
 def test_a_function_that_takes_too_long_is_killed_with_all_that_it_started(open_reward: Open, body: str) -> None:
     reward = open_reward(body, timeout_s=0.2)
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"^reward: took over 0\.2 s on p0\.\.p2 \(2 of 2 tries\)\. Mend the "):
+    with pytest.raises(RewardError, match=r"^reward: took over 0\.2 s on p0\.\.p2 \(2 of 2 tries\)\. Fix the "):
         scores(reward)
     assert time.monotonic() - start < 8
     reward.close()

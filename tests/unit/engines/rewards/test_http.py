@@ -65,7 +65,7 @@ def test_the_token_comes_from_the_environment_and_is_never_told(
         with pytest.raises(RewardError) as error:
             scores(server.url, auth_env="RM_TOKEN")
         assert server.requests[0][0]["Authorization"] == "Bearer s3cret"
-    assert str(error.value).endswith("answered with status 401; check auth_env.")
+    assert str(error.value).endswith("replied with status 401; check auth_env.")
     assert "s3cret" not in caplog.text + str(error.value)
 
 
@@ -142,7 +142,7 @@ def test_faults_that_pass_are_waited_out(fault: int) -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 204])
 def test_other_statuses_fail_at_once(status: int) -> None:
     with service([Reply(status=status)]) as server:
-        with pytest.raises(RewardError, match=f"answered with status {status}"):
+        with pytest.raises(RewardError, match=f"replied with status {status}"):
             scores(server.url)
         assert len(server.requests) == 1
 
@@ -180,7 +180,7 @@ def test_a_service_that_is_down_is_retried_up_to_the_limit_and_named() -> None:
     with pytest.raises(RewardError) as error:
         scores(url, outage_timeout_s=0.3)
     assert str(error.value) == (
-        f"reward.url: no answer from {origin} (refused) for 0.3 s, asked about p0..p2; resume when it is up."
+        f"reward.url: no reply from {origin} (refused) for 0.3 s, asked about p0..p2; resume when it is up."
     )
 
 

@@ -122,7 +122,7 @@ def test_a_single_answer_meets_the_label() -> None:
         with pytest.raises(RewardError) as error:
             scores(server, [row("a", "xx"), row("b")], ["xxx", "x"])
     assert str(error.value) == (
-        "reward judge: b has one answer and no label to compare it with. Set rollout.group_size to 2 or more, give "
+        "reward judge: b has one response and no label to compare it with. Set rollout.group_size to 2 or more, give "
         "rows a label, or use mode rubric."
     )
 
@@ -132,7 +132,7 @@ def test_the_probe_gives_the_judge_something_to_compare() -> None:
         source = WeightedRewards({"judge": Weighted(source=judge(server), weight=2.0)})
         assert probe(source, row("a"), PLAIN, group_size=4).parts == {"judge": 1.0}
         assert {shown(request, "first") for _, request in server.requests} == {"Yes.", "No."}
-        with pytest.raises(RewardError, match="a has one answer and no label"):
+        with pytest.raises(RewardError, match="a has one response and no label"):
             probe(source, row("a"), PLAIN, group_size=1)
         assert probe(source, row("a", "a long label"), PLAIN).parts == {"judge": 0.0}
         source.close()
@@ -283,7 +283,7 @@ def test_outages_are_waited_for_and_refusals_are_not() -> None:
     faults = [Reply(status=503), Reply(status=429, headers={"Retry-After": "0"}), Reply(status=0)]
     with service([*faults, LONGER]) as server:
         assert scores(server, [row("a")] * 2, ["x", "xx"], max_concurrency=1) == [0.0, 1.0]
-    with service([Reply(status=401)]) as server, pytest.raises(RewardError, match="answered with status 401"):
+    with service([Reply(status=401)]) as server, pytest.raises(RewardError, match="replied with status 401"):
         scores(server, [row("a")] * 2, ["x", "xx"])
     with service([Reply(status=503)]) as server, pytest.raises(RewardError, match=r"\(status 503\) for 0\.2 s"):
         scores(server, [row("a")] * 2, ["x", "xx"], outage_timeout_s=0.2)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlhf.config.reward import MathSource
-from rlhf.engines.rewards import MathReward, maths, row_problems
+from rlhf.engines.rewards import MathReward, math_match, row_problems
 from rlhf.engines.rewards.child_pool import ChildPool
-from rlhf.engines.rewards.maths import final_formula, is_readable, request
-from rlhf.engines.rewards.process import FunctionProcess
+from rlhf.engines.rewards.function_process import FunctionProcess
+from rlhf.engines.rewards.math_match import final_formula, is_readable, request
 from rlhf.errors import DataError, RewardError
 from rlhf.types import Prompt
 from tests.unit.engines.rewards.reward_support import rollouts
@@ -94,7 +94,7 @@ def test_the_process_refuses_to_make_code_of_text(tmp_path: Path, monkeypatch: p
     """What no answer could reach any more either: the libraries' own evaluators."""
     owned = tmp_path / "owned"
     (tmp_path / "attacks.py").write_text(
-        "import rlhf.engines.rewards.maths_child, sympy, os, socket, subprocess\n"
+        "import rlhf.engines.rewards.math_child, sympy, os, socket, subprocess\n"
         "from sympy.parsing.sympy_parser import eval_expr, parse_expr as read\n"
         "from math_verify.parser import parse_expr\n"
         f"code = \"__import__('pathlib').Path({str(owned)!r}).touch()\"\n"
@@ -207,7 +207,7 @@ def test_a_verifier_that_cannot_even_see_that_1_is_1_ends_the_run(
 ) -> None:
     (tmp_path / "broken.py").write_text("import os\ndef judge(prompts, responses):\n    os._exit(9)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(maths, "FUNCTION", "broken:judge")
+    monkeypatch.setattr(math_match, "FUNCTION", "broken:judge")
     source = MathReward(MathSource(num_processes=1))
     try:
         with pytest.raises(RewardError, match=r"reward math: verifying 1 = 1\.0 exited with code 9 too"):

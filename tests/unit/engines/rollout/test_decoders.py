@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from rlhf.engines.rollout.decoders import GrowingLayer
+from rlhf.engines.rollout.decoders import GrowingCacheLayer
 
 
 @settings(max_examples=60, deadline=None)
@@ -16,7 +16,7 @@ from rlhf.engines.rollout.decoders import GrowingLayer
 def test_a_growing_layer_holds_what_is_put_into_it(first: int, moves: list[int | str]) -> None:
     """Whatever is appended, and whichever rows leave or change places on the way."""
     generator = torch.Generator().manual_seed(first)
-    ours, theirs = GrowingLayer(), DynamicLayer()  # type: ignore[no-untyped-call]
+    ours, theirs = GrowingCacheLayer(), DynamicLayer()  # type: ignore[no-untyped-call]
     rows = 4
     for move in (first, *moves):
         if isinstance(move, int):
@@ -37,7 +37,7 @@ def test_a_growing_layer_holds_what_is_put_into_it(first: int, moves: list[int |
 
 
 def test_room_is_doubled_and_not_taken_for_each_token() -> None:
-    layer = GrowingLayer()
+    layer = GrowingCacheLayer()
     taken = set()
     for _ in range(100):
         keys, _values = layer.update(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.errors import RlhfError, StallError, WeightSyncError
 
 pytestmark = pytest.mark.timeout(20)
@@ -55,10 +55,10 @@ def test_another_digest_is_refused_and_so_is_all_work_until_a_whole_update() -> 
     gate.received("bad")
     with pytest.raises(WeightSyncError, match="engine e: version 4: received bad, need good"):
         gate.serve(4, "good")
-    assert gate.state is Serving.REFUSED
+    assert gate.state is ServingState.FAILED
     with pytest.raises(WeightSyncError, match="received bad, need good"):
         gate.enter(0)
-    with pytest.raises(RlhfError, match="cannot sleep while refused"):
+    with pytest.raises(RlhfError, match="cannot sleep while failed"):
         gate.sleep()
     gate.begin_update()
     gate.received("good")

@@ -130,7 +130,7 @@ def test_a_broken_step_reaches_every_caller_waiting_and_to_come(loop: StepLoop[C
 
 def test_a_step_that_hangs_is_a_stall(loop: StepLoop[CountingCore]) -> None:
     start = time.monotonic()
-    with pytest.raises(StallError, match=r"engine e: no token for .* s with 1 of 1 answers to come"):
+    with pytest.raises(StallError, match=r"engine e: no token for .* s with 1 of 1 responses missing"):
         loop.decode([ask(-2)], 0.3)
     assert 0.3 < time.monotonic() - start < 2
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from rlhf.engines.rollout.serving import Serving, ServingGate
+from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.weight_sync.base import Info, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
 from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
@@ -54,7 +54,7 @@ class DictReceiver:
         try:
             self.gate.received(self.link.receive(GlooUpdateInfo(**update_info), self.load))  # type: ignore[arg-type]
         except WeightSyncError as error:
-            self.gate.refuse(error)
+            self.gate.fail(error)
             raise
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -193,8 +193,8 @@ def test_a_damaged_bucket_is_refused_by_name_and_the_engine_serves_nothing_until
     for name in receivers:
         assert f"engine {name}: version 7: bucket 3 of 5 (layers.1.weight to layers.1.bias)" in str(caught.value)
     for receiver in receivers.values():
-        assert receiver.gate.state is Serving.REFUSED
-        with pytest.raises(WeightSyncError, match="serves nothing until a whole sync"):
+        assert receiver.gate.state is ServingState.FAILED
+        with pytest.raises(WeightSyncError, match="serves nothing until a complete sync"):
             receiver.gate.enter(0)
     sender.send(8)  # the group outlived the refusal
     assert [receiver.gate.enter(0) for receiver in receivers.values()] == [8, 8]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rlhf.engines.weight_sync.buckets import (
     Bucket,
     ParameterSpec,
+    append_digest,
     from_info,
-    is_sealed,
     plan_buckets,
-    seal,
     to_info,
-    whole_digest,
+    verify_digest,
+    version_digest,
 )
 from rlhf.engines.weight_sync.checksum import TensorDigest, checksum
 
@@ -84,22 +84,22 @@ def test_the_layout_survives_json() -> None:
 def sealed(bucket: Bucket) -> torch.Tensor:
     buffer = torch.zeros(bucket.wire_bytes(torch.float32), dtype=torch.uint8)
     buffer[:-16] = torch.arange(len(buffer) - 16) % 251
-    seal(buffer)
+    append_digest(buffer)
     return buffer
 
 
 def test_a_seal_is_broken_by_any_changed_byte_its_own_too() -> None:
     bucket = Bucket.of([ParameterSpec("a", (5, 3))])
-    assert is_sealed(sealed(bucket))[1]
+    assert verify_digest(sealed(bucket))[1]
     for index in range(bucket.wire_bytes(torch.float32)):
         buffer = sealed(bucket)
         buffer[index] ^= 1
-        assert not is_sealed(buffer)[1], index
+        assert not verify_digest(buffer)[1], index
 
 
 def test_the_whole_digest_sees_names_shapes_dtype_order_and_bytes() -> None:
     def digest(*specs: ParameterSpec, dtype: torch.dtype = torch.float32, parts: bytes = b"ab") -> str:
-        return whole_digest(dtype, [Bucket.of([spec]) for spec in specs], [bytes([part]) for part in parts])
+        return version_digest(dtype, [Bucket.of([spec]) for spec in specs], [bytes([part]) for part in parts])
 
     a, b = ParameterSpec("a", (2, 3)), ParameterSpec("b", (6,))
     digests = {
@@ -138,7 +138,7 @@ def test_a_tensor_digest_is_of_names_and_values_in_any_order() -> None:
 
     def digest(*tensors: tuple[str, torch.Tensor]) -> str:
         whole = TensorDigest()
-        assert [name for name, _ in whole.see(tensors)] == [name for name, _ in tensors]
+        assert [name for name, _ in whole.record(tensors)] == [name for name, _ in tensors]
         return whole.hexdigest()
 
     assert digest(("a", a), ("b", b)) == digest(("b", b), ("a", a))

@@ -1,4 +1,4 @@
-"""The chatter of libraries, turned off: what a run says is for the run to say."""
+"""Turns off the console output of libraries, so that a run's own output stays readable."""
 
 import os
 from logging import ERROR, getLogger
@@ -7,9 +7,9 @@ import torch
 from transformers.utils import logging
 
 
-def quiet_libraries() -> None:
-    """No progress bars and load reports of transformers, no guess of DeepSpeed's at the accelerator, no offer of
-    bitsandbytes' to fetch kernels of others, and no line for each attempt to reach the hub."""
+def silence_libraries() -> None:
+    """Turn off transformers' progress bars and load reports, DeepSpeed's accelerator message, bitsandbytes' hints about
+    other kernels, and the log line for each request to the hub."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

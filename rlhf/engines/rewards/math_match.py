@@ -1,35 +1,35 @@
-"""Reward 1 for an answer that is mathematically the label."""
+"""Reward 1 for an answer that is mathematically equal to the label."""
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.reward import Extraction, MathSource
-from rlhf.engines.rewards.answers import find_answer, spoken
+from rlhf.engines.rewards.answers import after_thinking, find_answer
 from rlhf.engines.rewards.child_pool import ChildPool
 from rlhf.engines.rewards.numerals import last_number_text
-from rlhf.engines.rewards.rule import label_problem, refuse_row
+from rlhf.engines.rewards.rule import label_problem, require_usable_row
 from rlhf.errors import RewardError
 from rlhf.types import Json, Prompt, Reward, Rollout
 
 logger = logging.getLogger(__name__)
 
-FUNCTION = "rlhf.engines.rewards.maths_child:equal"
+FUNCTION = "rlhf.engines.rewards.math_child:equal"
 CONTROL = ("1", "1.0")
-"""An equality that every healthy child sees."""
+"""An equality that every working child confirms."""
 MAX_CHARS = 500
 MAX_DEPTH = 20
-"""The grammar's time grows with the cube of nested brackets; a longer or deeper answer counts as wrong."""
+"""Parsing time grows with the cube of the nesting depth; a longer or deeper answer counts as wrong."""
 
-# As a person writes: no space inside the dollars, no digit behind them, which would be a price.
+# No space inside the dollars, and no digit after them, which would be a price.
 MATH = re.compile(
     r"(?<!\\)\$(?![\s$])([^$\n]{1,500})(?<![\s\\])\$(?![0-9])|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
 )
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
-class MathNeed:
-    """Labels that hold an answer."""
+class MathRequirement:
+    """Labels that contain an answer."""
 
     def __init__(self, section: MathSource) -> None:
         self._how = section.extract
@@ -41,23 +41,23 @@ class MathNeed:
         return None if self.answer(text) else f'has a label without a final answer ("{text[:40]}")'
 
     def answer(self, label: str) -> str:
-        """The answer in a label, without the dollars around it: found as in answers, else the whole label."""
+        """The answer in a label, without dollar signs: extracted as from a response, else the whole label."""
         found = final_formula(label, self._how)
         return bare(label if found is None else found)
 
 
 class MathReward:
-    """1.0 where the final answer equals the label by the library math-verify, else 0.0.
+    """1.0 if the final answer equals the label by the library math-verify, else 0.0.
 
-    Without any mark the final answer is the last formula in dollars or brackets, or a whole text that is nothing but
-    one, or the last number. Expressions are compared in child processes: one that takes longer than `timeout_s` counts
-    as wrong. Raises DataError for a row without a label, RewardError where the children cannot work at all.
+    Without any mark the final answer is the last formula in dollars or brackets, or the whole text if it is only a
+    formula, or the last number. Expressions are compared in child processes: one that takes longer than `timeout_s`
+    counts as wrong. Raises DataError for a row without a label, RewardError if the children do not work at all.
     """
 
     def __init__(self, section: MathSource) -> None:
         self._how = section.extract
         self._name = section.label
-        self._need = MathNeed(section)
+        self._need = MathRequirement(section)
         self._pool = ChildPool(
             FUNCTION,
             num_processes=section.num_processes,
@@ -67,7 +67,7 @@ class MathReward:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         for prompt in prompts:
-            refuse_row(self._need, self._name, prompt)
+            require_usable_row(self._need, self._name, prompt)
         pairs = [self._pair(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         known = {
             (label, answer): float(label == answer)
@@ -81,19 +81,19 @@ class MathReward:
         self._pool.close()
 
     def _pair(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """The label's answer and the response's, without the dollars around them; empty where there is none."""
-        text = spoken(prompt.text, response)
+        """The label's answer and the response's, without dollar signs; empty if there is none."""
+        text = after_thinking(prompt.text, response)
         answer = None if text is None else final_formula(text, self._how)
         return self._need.answer(prompt.label or ""), bare(answer or "")
 
     def _compared(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        verdicts = self._pool.judge([request(*pair) for pair in pairs])
+        verdicts = self._pool.evaluate([request(*pair) for pair in pairs])
         failed = [verdict for verdict in verdicts if verdict.score is None]
         if failed:
             logger.warning(
                 "reward %s: %d answers count as wrong: verifying one %s", self._name, len(failed), failed[0].failure
             )
-            (control,) = self._pool.judge([request(*CONTROL)])
+            (control,) = self._pool.evaluate([request(*CONTROL)])
             if control.score != 1.0:
                 raise RewardError(f"reward {self._name}: verifying {CONTROL[0]} = {CONTROL[1]} {control.failure} too.")
         return {pair: verdict.score or 0.0 for pair, verdict in zip(pairs, verdicts, strict=True)}
@@ -104,7 +104,7 @@ def request(label: str, answer: str) -> dict[str, Json]:
 
 
 def final_formula(text: str, how: Extraction) -> str | None:
-    """The final answer by its marks, else the last formula, else the whole text where it is one, else the last
+    """The final answer by its marks, else the last formula, else the whole text if it is a formula, else the last
     number."""
     found = find_answer(text, how)
     if found is not None or how != "auto":
@@ -126,7 +126,7 @@ def bare(text: str) -> str:
 
 
 def is_readable(text: str) -> bool:
-    """Whether the grammar can be given the text: not empty, not too long, brackets not too deep."""
+    """Whether the text can be parsed in bounded time: not empty, not too long, brackets not nested too deeply."""
     if not text or len(text) > MAX_CHARS:
         return False
     depth = deepest = 0

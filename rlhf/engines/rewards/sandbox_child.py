@@ -1,6 +1,6 @@
-"""Becomes a Python that runs the program on its standard input, within limits on time, memory and files.
+"""Replaces itself by a Python that runs the program on its standard input, with limits on time, memory and files.
 
-Started as a script with the limits as arguments: bytes of memory, seconds of processor time.
+Started as a script with the limits as arguments: bytes of memory, seconds of CPU time.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A child process that holds a user's function: started, asked, and killed when it takes too long."""
+"""A child process that runs a user's function: it is started, called, and killed when it takes too long."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ MAX_LOGGED_CHARS = 2000
 
 
 class ChildFailedError(Exception):
-    """The child died or took too long. Says which; it is started anew by the next request."""
+    """The child died or took too long. Says which; the next request starts a new child."""
 
 
 class ChildOverranError(ChildFailedError):
@@ -34,10 +34,10 @@ class ChildOverranError(ChildFailedError):
 
 
 class FunctionProcess:
-    """One child process with one function in it. Not for several threads at once.
+    """One child process that runs one function. Not thread-safe.
 
-    `takes` are the columns that the function accepts (None: any) and `needs` those that it cannot do without.
-    Raises ConfigError where the function cannot be imported or has the wrong signature.
+    `takes` are the columns that the function accepts (None: any), and `needs` those that it requires. Raises
+    ConfigError if the function cannot be imported or has the wrong signature.
     """
 
     def __init__(self, function: str, *, memory_gib: float | None = None) -> None:
@@ -68,7 +68,7 @@ class FunctionProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        # -P: the script's own folder must not hide modules of the standard library.
+        # -P: modules in the script's own folder must not shadow the standard library.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(SCRIPT), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -80,7 +80,7 @@ class FunctionProcess:
         theirs.close()
         self._socket = ours
         self._connection = Connection(os.dup(ours.fileno()))
-        assert self._process.stdout is not None, "a pipe was asked for"
+        assert self._process.stdout is not None, "stdout is a pipe"
         threading.Thread(target=_log_lines, args=(self._process.stdout, self._function), daemon=True).start()
         setup: dict[str, Json] = {
             "function": self._function,
@@ -100,8 +100,11 @@ class FunctionProcess:
         self.needs = _names(needs)
 
     def _exchange(self, message: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
-        """Consumes: a message. Produces: the reply. Waits for: the child. Unblocked by: the reply, the child's end, or
-        the timer, which kills the child and shuts the socket, so that neither sending nor receiving can hang."""
+        """Send a message and receive the reply.
+
+        Consumes: a message. Produces: the reply. Waits for: the child. Unblocked by: the reply, the child's end, or the
+        timer, which kills the child and shuts down the socket, so that neither sending nor receiving can hang.
+        """
         assert self._process is not None, "started"
         self._overran.clear()
         timer = threading.Timer(timeout_s, self._overrun)
@@ -124,13 +127,13 @@ class FunctionProcess:
     def _overrun(self) -> None:
         self._overran.set()
         self._kill()
-        # The reply may have won the race, and the socket be closed already.
+        # The reply may have arrived at the same time, and the socket may be closed already.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _kill(self) -> None:
-        """Kill the child's group, also where the child has just ended and left others behind. Not later than that:
-        the number of an ended group is given to others."""
+        """Kill the child's process group, also if the child itself has just ended and left other processes. Only right
+        after its end: the id of an ended group is reused."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -151,7 +154,7 @@ def _names(value: Json) -> frozenset[str]:
 
 
 def _log_lines(stream: IO[bytes], function: str) -> None:
-    """Pass on what the function prints, so that it can neither spoil the run's own output nor block on a full pipe."""
+    """Log what the function prints, so that it neither mixes with the run's own output nor blocks on a full pipe."""
     with stream:
         while line := stream.readline(MAX_LOGGED_CHARS):
             logger.info("%s: %s", function, line.decode(errors="replace").rstrip())

@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf.errors import CheckpointError, NumericsError
 
 
-def told_by(act: Callable[[Path], None], directory: Path) -> str:
+def error_of(act: Callable[[Path], None], directory: Path) -> str:
     """What a save, an export or a load says where it is stopped; nothing where it is not."""
     try:
         act(directory)

@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class PatternMatch:
-    """1.0 where the pattern matches the answer, else 0.0; no match where that takes longer than `timeout_s`.
+    """1.0 if the pattern matches the response, else 0.0; also 0.0 if matching takes longer than `timeout_s`.
 
-    The package regex looks at the clock while it matches, and lets other threads run meanwhile.
+    The package regex checks its timeout while it matches, and lets other threads run meanwhile.
     """
 
     def __init__(self, section: RegexSource) -> None:
@@ -29,5 +29,5 @@ class PatternMatch:
         try:
             return float(self._match(response, timeout=self._timeout_s) is not None)
         except TimeoutError:
-            logger.warning("reward: the pattern took over %g s on an answer to %s", self._timeout_s, prompt.id)
+            logger.warning("reward: the pattern took over %g s on a response to %s", self._timeout_s, prompt.id)
             return 0.0

@@ -1,9 +1,9 @@
-"""Compares expressions; imported by child processes alone, each of which is killed where it takes too long.
+"""Compares expressions; imported in child processes only, which are killed if they take too long.
 
-Nothing here turns text into code. math-verify reads LaTeX by a grammar of its own, and leaves two roads to `eval`.
-Plain expressions go through sympy's `parse_expr`, which is not asked for; numbers go through `sympify`, which calls it.
-A third is `lambdify`, which prints symbols, whose names the text chooses, as Python. So sympy reads numbers and names
-alone here, and the process refuses to compile what any of these modules asks for.
+Nothing here may run text as code. math-verify parses LaTeX by its own grammar, but text can still reach `eval` in three
+ways: plain expressions through sympy's `parse_expr`, which is not used here; numbers through `sympify`, which calls
+`parse_expr`; and `lambdify`, which prints symbols, with names from the text, as Python. So sympy may only read numbers
+and names here, and an audit hook stops these modules from compiling code.
 """
 
 import logging
@@ -19,16 +19,16 @@ INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,1000}\.?[0-9]{0,1000}|\.[0-9]{1,1000})(?:[eE][+-]?[0-9]{1,3})?")
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}
 CODE_MAKERS = ("sympy.parsing", "sympy.core.sympify", "sympy.utilities.lambdify")
-"""Modules that compile what they print or read; sympy's other generated code holds counts alone."""
+"""Modules that compile what they read or print; other code that sympy generates contains only counts."""
 
 
 def equal(labels: list[str], answers: list[str]) -> list[float]:
-    """1.0 for each answer that equals its label, both LaTeX without delimiters; else 0.0."""
+    """1.0 for each answer that equals its label, both as LaTeX without delimiters; else 0.0."""
     return [float(equals(label, answer)) for label, answer in zip(labels, answers, strict=True)]
 
 
 def equals(label: str, answer: str) -> bool:
-    """Whether an answer is mathematically the label. What cannot be read equals its own text alone."""
+    """Whether an answer is mathematically equal to the label. Unreadable text equals only itself."""
     try:
         return bool(verify(read(label), read(answer), timeout_seconds=None))
     except (Exception, MemoryError):
@@ -41,7 +41,7 @@ def read(text: str) -> list[sympy.Basic | sympy.MatrixBase | str]:
 
 
 def read_atom(text: str, **_options: object) -> sympy.Expr:
-    """Stands in for `parse_expr`: a number by its digits, a name as a symbol."""
+    """Replaces `parse_expr`: reads a number or the name of a symbol."""
     if INTEGER.fullmatch(text):
         return sympy.Integer(int(text))
     if DECIMAL.fullmatch(text):
@@ -52,14 +52,14 @@ def read_atom(text: str, **_options: object) -> sympy.Expr:
 
 
 def refuse_code(event: str, arguments: tuple[object, ...]) -> None:
-    """Audit hook: nothing is started, and what sympy makes from an expression's text does not become code."""
+    """Audit hook: no process is started, and nothing that sympy makes from an expression's text is compiled."""
     maker = sys._getframe(1).f_globals.get("__name__", "") if event == "compile" else ""
     if event in STARTS or maker.startswith(CODE_MAKERS):
         raise PermissionError("text is not run as code here")
 
 
-# `sympify` looks it up there at each call.
+# `sympify` looks up `parse_expr` there at each call.
 sympy_parser.parse_expr = read_atom
-# The deadline is the parent's; the library would warn about each call without one of its own.
+# The parent enforces the timeout; the library would warn about each call without a timeout of its own.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 sys.addaudithook(refuse_code)

@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from rlhf.config.reward import NumberSource
-from rlhf.engines.rewards.answers import find_answer, reference_answer, spoken
+from rlhf.engines.rewards.answers import after_thinking, find_answer, reference_answer
 from rlhf.engines.rewards.numerals import last_number, single_number
 from rlhf.engines.rewards.rule import label_problem
 from rlhf.types import Json, Prompt, Rollout
 
 
 class NumberMatch:
-    """1.0 where the final answer's number equals the label's within the tolerance, else 0.0.
+    """1.0 if the final answer's number equals the label's within the tolerance, else 0.0.
 
-    A marked answer must hold one number; several that differ are none. Without any mark the last number counts.
+    A marked answer must contain one number; several different ones count as none. Without any mark the last number
+    counts.
     """
 
     def __init__(self, section: NumberSource) -> None:
@@ -26,7 +27,7 @@ class NumberMatch:
         return None if self._expected(label) is not None else f'has a label without one number ("{(label or "")[:40]}")'
 
     def score(self, prompt: Prompt, response: str, rollout: Rollout) -> float:
-        text = spoken(prompt.text, response)
+        text = after_thinking(prompt.text, response)
         given = None if text is None else self._given(text)
         expected = self._expected(prompt.label)
         if given is None or expected is None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.engines.models.fresh_model import make_llama
-from tests.integration.spreading_worker import SEQUENCE
+from tests.integration.partitioned_loading_worker import SEQUENCE
 from tests.rounding import rounded
 from tests.tiny_models import make_policy
 
@@ -56,7 +56,7 @@ def two_ranks(folder: Path, port: int) -> list[Seen]:
         # glibc gives what is freed back at once, where otherwise it keeps as much as it sees fit.
         "MALLOC_MMAP_THRESHOLD_": str(2**20),
     }
-    command = [sys.executable, "-m", "tests.integration.spreading_worker"]
+    command = [sys.executable, "-m", "tests.integration.partitioned_loading_worker"]
     cases = [str(folder / case) for case in CASES]
     processes = [
         subprocess.Popen([*command, str(rank), "2", str(port), str(result), *cases], env=environment)

@@ -1,8 +1,9 @@
 """One rank of models that only compute, for tests of how they came there.
 
-Run as `python -m tests.integration.spreading_worker RANK WORLD_SIZE PORT RESULT MODEL:STAGE:QUANTIZATION ...`.
+Run as `python -m tests.integration.partitioned_loading_worker RANK WORLD_SIZE PORT RESULT MODEL:STAGE:QUANTIZATION
+...`.
 Writes to RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many
-numbers of parameters not yet partitioned had memory at once, and what the model says of one sequence, or why it was
+values of parameters not yet partitioned had memory at once, and the model's outputs for one sequence, or why it was
 refused.
 """
 
@@ -18,7 +19,7 @@ from rlhf.config.models import ModelSection
 from rlhf.engines.process.device_memory import free_memory
 from rlhf.engines.process.distributed import init_distributed
 from rlhf.engines.process.process_memory import peak_host_memory
-from rlhf.engines.process.rendezvous import meet
+from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.training import partitioned_loading
 from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec
@@ -35,7 +36,7 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
     section = ModelSection.model_validate({"zero_stage": int(stage), "quantization": quantization})
     Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
     before = psutil.Process().memory_info().rss
-    come_to = partitioned_loading._come_to
+    come_to = partitioned_loading._materialize
     came: list[torch.nn.Parameter] = []
     at_once = 0
 
@@ -45,14 +46,14 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
         came.append(parameter)
         at_once = max(at_once, sum(parameter.numel() for parameter in came))
 
-    partitioned_loading._come_to = count
+    partitioned_loading._materialize = count
     try:
         spec = ScorerSpec(section=section, model=model, head=Head.LOG_PROBS, temperature=1.0, seed=0)
         engine = ScoringEngine(spec, device="cpu", where="policy")
     except ModelError as error:
         return {"refused": str(error)}
     finally:
-        partitioned_loading._come_to = come_to
+        partitioned_loading._materialize = come_to
     grown = peak_host_memory() - before
     (said,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
     return {"grown": grown, "at_once": at_once, "said": said.tolist()}
@@ -60,7 +61,7 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
 
 def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:4])
-    init_distributed(rank, world_size, meet(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
+    init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     results = {}
     for case in sys.argv[5:]:
         results[case] = load(*case.rsplit(":", 2))
