@@ -306,8 +306,17 @@ def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str
     if not differing:
         return f"same ({len(before)})"
     first = differing[0]
-    shown = [shorten(side[first]) if first in side else "nothing" for side in (before, after)]
-    return f"differs: {len(differing)} of {len(before)}, first {first}: {shown[0]}, now {shown[1]}"
+    return f"differs: {len(differing)} of {len(before)}, first {first}: {how(before.get(first), after.get(first))}"
+
+
+def how(old: object, new: object) -> str:
+    """In which way one value differs. None is a value that is not there."""
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        if (old.dtype, old.shape) == (new.dtype, new.shape):
+            return f"by up to {(old.double() - new.double()).abs().max().item():.3g}"
+        return f"{old.dtype} {list(old.shape)}, now {new.dtype} {list(new.shape)}"
+    shown = ["a tensor" if isinstance(value, torch.Tensor) else str(value)[:60] for value in (old, new)]
+    return f"{shown[0]}, now {shown[1]}"
 
 
 def describe(value: object) -> object:
@@ -316,12 +325,6 @@ def describe(value: object) -> object:
         whole = value.detach().contiguous()
         return str(value.dtype), tuple(value.shape), whole.reshape(-1).view(torch.uint8).numpy().tobytes()
     return repr(value)
-
-
-def shorten(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)} of norm {value.float().norm().item():.9g}"
-    return str(value)[:60]
 
 
 def tensors_under(folder: Path) -> Iterator[tuple[str, object]]:
