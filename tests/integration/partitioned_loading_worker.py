@@ -27,7 +27,7 @@ from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
 
 FORGET_PEAK = ("/proc/self/clear_refs", "5")
-"""What to write where, so that Linux begins anew to look for the largest memory of this process."""
+"""What to write where to reset the peak memory that Linux reports for this process."""
 SEQUENCE = np.arange(3, 19)
 
 
@@ -36,13 +36,13 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
     section = ModelSection.model_validate({"zero_stage": int(stage), "quantization": quantization})
     Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
     before = psutil.Process().memory_info().rss
-    come_to = partitioned_loading._materialize
+    materialize = partitioned_loading._materialize
     came: list[torch.nn.Parameter] = []
     at_once = 0
 
     def count(parameter: torch.nn.Parameter, device: torch.device) -> None:
         nonlocal at_once
-        come_to(parameter, device)
+        materialize(parameter, device)
         came.append(parameter)
         at_once = max(at_once, sum(parameter.numel() for parameter in came))
 
@@ -53,10 +53,10 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
     except ModelError as error:
         return {"refused": str(error)}
     finally:
-        partitioned_loading._materialize = come_to
+        partitioned_loading._materialize = materialize
     grown = peak_host_memory() - before
-    (said,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
-    return {"grown": grown, "at_once": at_once, "said": said.tolist()}
+    (outputs,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
+    return {"grown": grown, "at_once": at_once, "outputs": outputs.tolist()}
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 @torch.no_grad()
-def test_layers_that_share_memory_on_their_way_arrive_whole(pair: Pair) -> None:
+def test_layers_that_share_memory_during_loading_arrive_completely(pair: Pair) -> None:
     ids = prompt(1, 60, vocab_size=8192)
     for _ in range(3):
         version = pair.learn()
@@ -90,7 +90,7 @@ def test_layers_that_share_memory_on_their_way_arrive_whole(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_layers_that_get_no_weights_are_named_and_nothing_is_served_until_a_whole_sync(pair: Pair) -> None:
+def test_layers_that_get_no_weights_are_named_and_nothing_is_served_until_a_complete_sync(pair: Pair) -> None:
     buckets = pair.sender._buckets
     pair.sender._buckets = (buckets[0], *buckets[2:])
     first = next(parameter.name for parameter in buckets[1].parameters if "proj" in parameter.name)

@@ -76,7 +76,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_model_is_refused(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_model_is_rejected(tmp_path: Path, damage: str) -> None:
     hurt, line = DAMAGES[damage]
     hurt(make_policy(tmp_path / "m"))
     with pytest.raises(ModelError) as caught:

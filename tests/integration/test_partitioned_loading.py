@@ -85,13 +85,13 @@ def expected(folder: Path, quantization: str) -> list[float]:
 
 
 @pytest.mark.parametrize("case", CASES[:-1])
-def test_both_ranks_say_what_one_process_says(case: str, folder: Path, two_ranks: list[Seen]) -> None:
+def test_both_ranks_compute_what_one_process_computes(case: str, folder: Path, two_ranks: list[Seen]) -> None:
     name, _, quantization = case.split(":")
-    first, second = (seen[case]["said"] for seen in two_ranks)
+    first, second = (seen[case]["outputs"] for seen in two_ranks)
     assert first == second == pytest.approx(expected(folder / name, quantization), abs=1e-4)
 
 
-def test_no_rank_but_the_first_ever_holds_more_than_its_part(folder: Path, two_ranks: list[Seen]) -> None:
+def test_only_the_first_rank_ever_holds_more_than_its_part(folder: Path, two_ranks: list[Seen]) -> None:
     size = (folder / "large" / "model.safetensors").stat().st_size
     assert size > 250e6
     grown = two_ranks[1]["large:3:none"]["grown"]
@@ -101,7 +101,7 @@ def test_no_rank_but_the_first_ever_holds_more_than_its_part(folder: Path, two_r
     assert [seen["large:3:none"]["at_once"] for seen in two_ranks] == [VOCABULARY * WIDTH] * 2
 
 
-def test_a_rank_holds_its_part_of_four_bits(folder: Path, two_ranks: list[Seen]) -> None:
+def test_a_rank_holds_its_part_of_the_four_bit_weights(folder: Path, two_ranks: list[Seen]) -> None:
     weights = load_file(folder / "large" / "model.safetensors")
     held = sum(w.numel() * (4.5 / 8 if name.endswith("proj.weight") else 4) for name, w in weights.items())
     grown = two_ranks[1]["large:3:nf4"]["grown"]
@@ -110,11 +110,11 @@ def test_a_rank_holds_its_part_of_four_bits(folder: Path, two_ranks: list[Seen])
     assert held / 2 < grown < held / 2 + VOCABULARY * WIDTH * 4 + 0.15 * held
 
 
-def test_what_a_checkpoint_unties_is_untied_on_both(folder: Path) -> None:
+def test_weights_that_a_checkpoint_unties_are_untied_on_both(folder: Path) -> None:
     weights = load_file(folder / "untied" / "model.safetensors")
     assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
 
-def test_a_model_that_is_refused_is_refused_on_both(two_ranks: list[Seen]) -> None:
+def test_an_unusable_model_is_rejected_on_both(two_ranks: list[Seen]) -> None:
     for seen in two_ranks:
         assert seen["damaged:3:none"] == {"refused": "policy: lm_head.weight holds 1 NaN values."}

@@ -50,7 +50,7 @@ def same(a: Rollout, b: Rollout) -> bool:
     return a.token_ids.tolist() == b.token_ids.tolist() and a.finish_reason is b.finish_reason
 
 
-def test_each_request_gets_its_own_answer_in_order(engine: ServingEngine) -> None:
+def test_each_request_gets_its_own_response_in_order(engine: ServingEngine) -> None:
     requests = [request(seed, max_tokens=3 + seed) for seed in range(20)]  # more than run at once
     rollouts = engine.generate(requests)
     assert [(r.id, r.prompt_id) for r in rollouts] == [(r.id, r.prompt_id) for r in requests]
@@ -62,14 +62,14 @@ def test_each_request_gets_its_own_answer_in_order(engine: ServingEngine) -> Non
         assert rollout.weight_version == 0
 
 
-def test_prompts_that_do_not_fit_into_one_step_together_change_nobodys_answer(engine: ServingEngine) -> None:
+def test_prompts_that_do_not_fit_into_one_step_together_change_no_response(engine: ServingEngine) -> None:
     """vLLM computes at most 2048 tokens a step here; what is left of a prompt waits."""
     requests = [request(seed, prompt_ids=prompt(seed, 290), max_tokens=6) for seed in range(8)]
     together = engine.generate(requests)
     assert all(same(a, engine.generate([one])[0]) for a, one in zip(together, requests, strict=True))
 
 
-def test_nothing_asked_nothing_answered(engine: ServingEngine) -> None:
+def test_no_requests_give_no_rollouts(engine: ServingEngine) -> None:
     assert engine.generate([]) == []
     assert engine.score([]) == []
 
@@ -81,11 +81,11 @@ def test_log_probs_are_the_models_at_the_sampling_temperature(
     engine: ServingEngine, model: torch.nn.Module, sampling: dict[str, float]
 ) -> None:
     requests = [request(seed, **sampling) for seed in range(6)]
-    for asked, rollout in zip(requests, engine.generate(requests), strict=True):
-        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+    for sent, rollout in zip(requests, engine.generate(requests), strict=True):
+        ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         expected = reference_log_probs(model, ids, sampling.get("temperature", 1.0))
-        np.testing.assert_allclose(rollout.log_probs, expected[len(asked.prompt_token_ids) :], atol=2e-5)
-        logits = reference_logits(model, ids)[len(asked.prompt_token_ids) - 1 : -1] / sampling.get("temperature", 1.0)
+        np.testing.assert_allclose(rollout.log_probs, expected[len(sent.prompt_token_ids) :], atol=2e-5)
+        logits = reference_logits(model, ids)[len(sent.prompt_token_ids) - 1 : -1] / sampling.get("temperature", 1.0)
         ranks = (logits > logits.gather(-1, torch.from_numpy(rollout.token_ids)[:, None])).sum(-1)
         if "top_k" in sampling:
             assert ranks.max() < 5
@@ -96,17 +96,17 @@ def test_log_probs_are_the_models_at_the_sampling_temperature(
             assert (before.gather(-1, ranks[:, None]) < 0.7 + 1e-4).all()
 
 
-def test_temperature_zero_takes_the_likeliest(engine: ServingEngine, model: torch.nn.Module) -> None:
+def test_temperature_zero_takes_the_most_likely_token(engine: ServingEngine, model: torch.nn.Module) -> None:
     requests = [request(seed, temperature=0.0) for seed in range(3)]
     mixed = engine.generate([*requests, request(9, temperature=1.3)])
-    for asked, rollout in zip(requests, mixed[:3], strict=True):
-        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
-        start = len(asked.prompt_token_ids)
+    for sent, rollout in zip(requests, mixed[:3], strict=True):
+        ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
+        start = len(sent.prompt_token_ids)
         assert rollout.token_ids.tolist() == reference_logits(model, ids)[start - 1 : -1].argmax(-1).tolist()
         np.testing.assert_allclose(rollout.log_probs, reference_log_probs(model, ids)[start:], atol=2e-5)
 
 
-def test_a_sampled_stop_token_ends_the_answer_and_belongs_to_it(engine: ServingEngine) -> None:
+def test_a_sampled_stop_token_ends_the_response_and_belongs_to_it(engine: ServingEngine) -> None:
     (free,) = engine.generate([request(4, max_tokens=30)])
     stop = int(free.token_ids[11])
     end = free.token_ids.tolist().index(stop) + 1
@@ -116,14 +116,14 @@ def test_a_sampled_stop_token_ends_the_answer_and_belongs_to_it(engine: ServingE
     np.testing.assert_allclose(stopped.log_probs, free.log_probs[:end], atol=2e-5)
 
 
-def test_a_truncated_answer_has_no_stop_token_put_behind_it(engine: ServingEngine) -> None:
+def test_no_stop_token_is_appended_to_a_truncated_response(engine: ServingEngine) -> None:
     (rollout,) = engine.generate([request(4, max_tokens=5, stop_token_ids=(2,))])
     assert rollout.finish_reason is FinishReason.LENGTH
     assert len(rollout.token_ids) == 5
     assert 2 not in rollout.token_ids
 
 
-def test_an_answer_that_stops_at_once_is_one_stop_token(engine: ServingEngine) -> None:
+def test_a_response_that_stops_at_once_is_one_stop_token(engine: ServingEngine) -> None:
     (rollout,) = engine.generate([request(4, stop_token_ids=tuple(range(128)))])
     assert rollout.finish_reason is FinishReason.STOP
     assert len(rollout.token_ids) == len(rollout.log_probs) == 1
@@ -136,7 +136,7 @@ def test_only_the_requests_own_stop_tokens_end_it(engine: ServingEngine) -> None
     assert {rollout.finish_reason for rollout in rollouts} == {FinishReason.LENGTH}
 
 
-def test_the_seed_decides_alone_whatever_else_is_in_the_batch(engine: ServingEngine) -> None:
+def test_only_the_seed_decides_whatever_else_is_in_the_batch(engine: ServingEngine) -> None:
     requests = [request(seed, max_tokens=20) for seed in range(8)]
     together = engine.generate(requests)
     assert all(same(a, b) for a, b in zip(together, engine.generate(requests), strict=True))
@@ -152,7 +152,7 @@ def test_a_repeated_call_gives_the_same_bits(engine: ServingEngine) -> None:
     assert [r.log_probs.tobytes() for r in first] == [r.log_probs.tobytes() for r in second]
 
 
-def test_threads_may_ask_at_once(engine: ServingEngine) -> None:
+def test_threads_may_generate_concurrently(engine: ServingEngine) -> None:
     requests = [[request(10 * thread + i, max_tokens=10 + thread) for i in range(3)] for thread in range(4)]
     alone = [engine.generate(part) for part in requests]
     answers: dict[int, list[Rollout]] = {}
@@ -183,7 +183,7 @@ def test_scores_do_not_come_from_a_cache(engine: ServingEngine, model: torch.nn.
         np.testing.assert_allclose(engine.score([packed(ids)])[0], reference_log_probs(model, ids), atol=5e-5)
 
 
-def test_an_answer_ends_with_the_context(engine: ServingEngine) -> None:
+def test_a_response_ends_with_the_context(engine: ServingEngine) -> None:
     long = prompt(1, 490)
     (rollout,) = engine.generate([request(1, prompt_ids=long, max_tokens=100)])
     assert rollout.finish_reason is FinishReason.LENGTH
@@ -191,20 +191,20 @@ def test_an_answer_ends_with_the_context(engine: ServingEngine) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 600])
-def test_a_prompt_that_cannot_be_answered_is_an_error(engine: ServingEngine, length: int) -> None:
+def test_a_prompt_of_unusable_length_is_an_error(engine: ServingEngine, length: int) -> None:
     with pytest.raises(ModelError, match=f"prompt of {length} tokens"):
         engine.generate([request(1), request(2, prompt_ids=prompt(1, length))])
     assert len(engine.generate([request(1)])) == 1
 
 
-def test_the_file_of_an_engines_start_is_gone(engine: ServingEngine) -> None:
+def test_the_rendezvous_file_of_an_engine_is_removed(engine: ServingEngine) -> None:
     store = dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     assert not isinstance(store, FileStore) or not Path(store.path).exists()  # type: ignore[attr-defined]
 
 
-def test_an_engine_asleep_says_so(engine: ServingEngine) -> None:
+def test_a_sleeping_engine_raises(engine: ServingEngine) -> None:
     (awake,) = engine.generate([request(1)])
     engine.sleep()
     with pytest.raises(RlhfError, match="rollout-0: asleep"):
@@ -238,15 +238,15 @@ def test_a_mixture_is_the_geometric_one_of_policy_and_reference(
     requests = [
         request(seed, mixture=mixture, temperature=temperature, max_tokens=3 + 4 * (seed % 5)) for seed in range(11)
     ]
-    for asked, rollout in zip(requests, mixing.generate(requests), strict=True):
-        ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+    for sent, rollout in zip(requests, mixing.generate(requests), strict=True):
+        ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         mixed = (1 - mixture) * reference_logits(model, ids) + mixture * reference_logits(reference, ids)
-        log_probs = (mixed / temperature).log_softmax(-1)[len(asked.prompt_token_ids) - 1 : -1]
+        log_probs = (mixed / temperature).log_softmax(-1)[len(sent.prompt_token_ids) - 1 : -1]
         expected = log_probs.gather(-1, torch.from_numpy(rollout.token_ids)[:, None])[:, 0]
         np.testing.assert_allclose(rollout.log_probs, expected.numpy(), atol=2e-5)
 
 
-def test_answers_of_the_policy_are_the_same_beside_those_of_a_mixture(mixing: ServingEngine) -> None:
+def test_responses_of_the_policy_are_the_same_in_a_call_with_a_mixture(mixing: ServingEngine) -> None:
     own = [request(seed) for seed in range(5)]
     mixed = [request(seed + 10, mixture=0.5) for seed in range(5)]
     alone = mixing.generate(own)
@@ -256,12 +256,12 @@ def test_answers_of_the_policy_are_the_same_beside_those_of_a_mixture(mixing: Se
         assert a.log_probs.tobytes() == b.log_probs.tobytes()
 
 
-def test_a_greedy_answer_may_be_a_mixtures_too(mixing: ServingEngine, model: torch.nn.Module, other: Path) -> None:
-    asked = request(3, mixture=0.5, temperature=0.0)
-    (rollout,) = mixing.generate([asked])
-    ids = np.concatenate([asked.prompt_token_ids, rollout.token_ids])
+def test_a_mixture_can_be_greedy(mixing: ServingEngine, model: torch.nn.Module, other: Path) -> None:
+    sent = request(3, mixture=0.5, temperature=0.0)
+    (rollout,) = mixing.generate([sent])
+    ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
     mixed = 0.5 * reference_logits(model, ids) + 0.5 * reference_logits(load_model(other), ids)
-    assert rollout.token_ids.tolist() == mixed[len(asked.prompt_token_ids) - 1 : -1].argmax(-1).tolist()
+    assert rollout.token_ids.tolist() == mixed[len(sent.prompt_token_ids) - 1 : -1].argmax(-1).tolist()
 
 
 def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:

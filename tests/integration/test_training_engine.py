@@ -142,7 +142,7 @@ def test_the_gradient_is_the_same_in_every_split(
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_nothing_of_a_step_leaks_into_the_next(
+def test_no_gradient_leaks_into_the_next_step(
     folder: Path, one_rank: Results, two_ranks: Results, num_ranks: int, zero_stage: int
 ) -> None:
     results = {1: one_rank, 2: two_ranks}[num_ranks]
@@ -233,9 +233,9 @@ def test_a_scoring_engine_agrees_with_the_trainer(two_ranks: Results) -> None:
 
 def test_the_output_layer_leaves_out_what_is_not_learned_from(two_ranks: Results) -> None:
     mask = torch.tensor(np.concatenate([experience.sequences[0].loss_mask for experience in experiences()]))
-    said, of_all = two_ranks["rewards/wanted"], two_ranks["rewards/policy"]
-    torch.testing.assert_close(said[mask], of_all[mask], rtol=1e-5, atol=1e-5)
-    assert not said[~mask].any()
+    outputs, of_all = two_ranks["rewards/wanted"], two_ranks["rewards/policy"]
+    torch.testing.assert_close(outputs[mask], of_all[mask], rtol=1e-5, atol=1e-5)
+    assert not outputs[~mask].any()
     assert of_all[~mask].any()
 
 
@@ -248,15 +248,15 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
     assert not list((folder / "checkpoints" / case).rglob("latest"))
 
 
-def test_a_checkpoint_of_another_zero_stage_is_refused(two_ranks: Results) -> None:
+def test_a_checkpoint_of_another_zero_stage_is_rejected(two_ranks: Results) -> None:
     """DeepSpeed would load its weights, and go on without the optimizer's state."""
-    assert bool(two_ranks["relaid/said"])
+    assert bool(two_ranks["relaid/message"])
     assert bool(two_ranks["relaid/older"])
     assert bool(two_ranks["relaid/read"])
 
 
-def test_a_model_that_computes_can_wait_on_the_host(one_rank: Results, two_ranks: Results) -> None:
-    """One rank alone shares with nobody, but its parameters can only wait there in ZeRO-3's parts."""
+def test_parameters_of_a_scoring_engine_can_be_offloaded(one_rank: Results, two_ranks: Results) -> None:
+    """Also with one rank: parameters can only be offloaded under ZeRO-3."""
     assert [bool(one_rank[f"offloads/{away}/sharded"]) for away in (False, True)] == [False, True]
     assert [bool(two_ranks[f"offloads/{away}/sharded"]) for away in (False, True)] == [True, True]
     assert bool(one_rank["offloads/same"])
@@ -264,7 +264,7 @@ def test_a_model_that_computes_can_wait_on_the_host(one_rank: Results, two_ranks
 
 
 @pytest.mark.parametrize(("stage", "bad"), [(0, 0), (3, 0), (3, 1)])
-def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: int, bad: int) -> None:
+def test_a_write_error_on_one_rank_is_raised_on_all(folder: Path, stage: int, bad: int) -> None:
     """And none is left waiting for another: the next step is that of an engine that saved nothing."""
     for rank in range(2):
         results = load_file(folder / f"results_2_{rank}.safetensors")
@@ -277,7 +277,7 @@ def test_a_disk_that_refuses_one_rank_is_heard_of_on_all(folder: Path, stage: in
 
 @pytest.mark.parametrize(("stage", "bad"), [(0, 0), (2, 1), (3, 0), (3, 1)])
 def test_weights_that_are_not_finite_are_not_saved(folder: Path, stage: int, bad: int) -> None:
-    """Whichever rank holds them, both hear of it and nothing is written."""
+    """Whichever rank holds them, both raise and nothing is written."""
     for rank in range(2):
         results = load_file(folder / f"results_2_{rank}.safetensors")
         assert bool(results[f"poisoned-{stage}-{bad}/save"])
@@ -285,7 +285,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder: Path, stage: int, bad
 
 
 @pytest.mark.parametrize(("seen", "missing"), [((0, 1, 2), None), ((0, 2), "rank 1 wrote"), ((1,), "rank 0, 2 wrote")])
-def test_a_folder_that_the_ranks_do_not_share_is_refused(
+def test_a_folder_that_the_ranks_do_not_share_is_rejected(
     tmp_path: Path, seen: tuple[int, ...], missing: str | None
 ) -> None:
     for rank in seen:
@@ -310,44 +310,44 @@ def by_mean(folder: Path, start: str, exports: list[Path], decay: float) -> tupl
     model.load_state_dict({name: tensor.to(model.dtype) for name, tensor in mean.items()}, strict=False)
     model.tie_weights()
     with torch.no_grad():
-        said = [
+        outputs = [
             naive_log_probs(model, experience.sequences[0].token_ids, TEMPERATURE)[0] for experience in experiences()
         ]
-    return torch.cat(said), moved
+    return torch.cat(outputs), moved
 
 
 @pytest.mark.parametrize(("name", "stage", "start"), FOLLOWING)
-def test_a_reference_follows_the_policy_and_leaves_it_alone(
+def test_an_ema_reference_follows_the_policy_and_does_not_change_it(
     folder: Path, two_ranks: Results, name: str, stage: int, start: str
 ) -> None:
-    """A18: the running mean is that of the exported weights, and is not one that never moves."""
-    said = {key.removeprefix(f"following/{name}/"): value for key, value in two_ranks.items() if f"/{name}/" in key}
+    """The running mean is that of the exported weights, and is not one that never moves."""
+    outputs = {key.removeprefix(f"following/{name}/"): value for key, value in two_ranks.items() if f"/{name}/" in key}
     tolerance = 0.15 if "bfloat16" in name else 1e-4
     for step in range(2):
         exports = [folder / "exports" / f"following{i}-{stage}" for i in range(step + 1)]
         expected, moved = by_mean(folder, start, exports, 0.75)
-        assert float((said[f"mean{step}"] - expected).abs().max()) < tolerance
-        assert float((said[f"mean{step}"] - said[f"policy{step}"]).abs().max()) > 5 * tolerance
-        assert float(said[f"moved{step}"]) == pytest.approx(moved[-1], rel=1e-2 if "bfloat16" in name else 1e-4)
-        assert bool(said[f"untouched{step}"])
-    assert not torch.equal(said["mean0"], said["first"])
-    assert bool(said["trained_alike"])
-    assert bool(said["resumed"])
-    assert torch.equal(said["refreshed"], said["policy"])
-    assert not torch.equal(said["stale"], said["policy"])
+        assert float((outputs[f"mean{step}"] - expected).abs().max()) < tolerance
+        assert float((outputs[f"mean{step}"] - outputs[f"policy{step}"]).abs().max()) > 5 * tolerance
+        assert float(outputs[f"moved{step}"]) == pytest.approx(moved[-1], rel=1e-2 if "bfloat16" in name else 1e-4)
+        assert bool(outputs[f"untouched{step}"])
+    assert not torch.equal(outputs["mean0"], outputs["first"])
+    assert bool(outputs["trained_alike"])
+    assert bool(outputs["resumed"])
+    assert torch.equal(outputs["refreshed"], outputs["policy"])
+    assert not torch.equal(outputs["stale"], outputs["policy"])
 
 
 @pytest.mark.parametrize("case", ["-".join(map(str, case)) for case in ADAPTERS])
-def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, case: str) -> None:
+def test_adapters_are_trained_instead_of_the_model(folder: Path, two_ranks: Results, case: str) -> None:
     """The engine, its merged export and its exported adapters over the first model say the same; only they learned."""
-    said = {key.rpartition("/")[2]: value for key, value in two_ranks.items() if f"adapters/{case}/" in key}
+    outputs = {key.rpartition("/")[2]: value for key, value in two_ranks.items() if f"adapters/{case}/" in key}
     tolerance = 0.15 if "bfloat16" in case else 1e-4
-    assert float(said["starts_off_by"]) <= (tolerance if "nf4" in case else 0.0)
-    assert bool(said["frozen"])
-    assert bool(said["resumed"])
-    assert bool(said["refuses_another_model"])
-    assert int(said["num_unmoved"]) == 0
-    assert int(said["saved_bytes"]) < (folder / "tied" / "model.safetensors").stat().st_size
+    assert float(outputs["starts_off_by"]) <= (tolerance if "nf4" in case else 0.0)
+    assert bool(outputs["frozen"])
+    assert bool(outputs["resumed"])
+    assert bool(outputs["refuses_another_model"])
+    assert int(outputs["num_unmoved"]) == 0
+    assert int(outputs["saved_bytes"]) < (folder / "tied" / "model.safetensors").stat().st_size
     export = folder / "exports" / f"adapters-{case}"
     merged = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     base = folder / ("rounded" if "nf4" in case else "tied")
@@ -356,7 +356,7 @@ def test_adapters_learn_in_the_models_stead(folder: Path, two_ranks: Results, ca
     for model in (merged, adapted):
         with torch.no_grad():
             rows = [naive_log_probs(model, one.sequences[0].token_ids, TEMPERATURE)[0] for one in experiences()]
-        assert float((said["said"] - torch.cat(rows)).abs().max()) < tolerance
+        assert float((outputs["outputs"] - torch.cat(rows)).abs().max()) < tolerance
     before = load_file(base / "model.safetensors")
     after = load_file(export / "model.safetensors")
     assert before.keys() == after.keys()
@@ -376,12 +376,12 @@ def test_the_gradient_of_adapters_is_that_of_autograd(folder: Path, two_ranks: R
             assert float(two_ranks[key]) == pytest.approx(float(norm), rel=1e-5)
 
 
-def test_a_head_that_scores_learns_beside_adapters(two_ranks: Results) -> None:
+def test_a_score_head_is_trained_with_adapters(two_ranks: Results) -> None:
     assert bool(two_ranks["adapters/head_learns"])
     assert int(two_ranks["adapters/num_targets"]) == 2 * tiny_config().num_hidden_layers
 
 
-def test_adapters_beside_layers_that_are_not_there_are_refused(folder: Path) -> None:
+def test_adapters_for_unknown_layers_are_rejected(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "tied")
     with pytest.raises(
         ModelError, match=r"^policy.lora.targets: no linear layers called query; have down_proj, .*q_proj"

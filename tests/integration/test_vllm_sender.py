@@ -57,23 +57,23 @@ def fails(error: Exception) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (WeightSyncError("engine a: version 3: digest 1, need 2"), "^engine a: version 3: digest 1, need 2$"),
         (RuntimeError("NCCL error: remote process exited"), "^version 3: the transfer failed: NCCL error: remote"),
     ],
 )
-def test_what_ended_a_transfer_is_said(error: Exception, said: str) -> None:
-    with pytest.raises(WeightSyncError, match=said):
+def test_the_cause_of_a_failed_transfer_is_reported(error: Exception, message: str) -> None:
+    with pytest.raises(WeightSyncError, match=message):
         sender(fails(error)).send(3)
 
 
-def test_a_transfer_that_hangs_ends_at_the_deadline(hang: threading.Event) -> None:
+def test_a_transfer_that_hangs_times_out(hang: threading.Event) -> None:
     with pytest.raises(WeightSyncError, match=r"^version 3: not transferred in 0\.5 s$"):
         sender(hang.wait).send(3)
 
 
-def test_engines_that_cannot_join_are_heard_before_the_wait_for_them_ends(hang: threading.Event) -> None:
+def test_an_error_of_joining_engines_is_raised_before_the_timeout(hang: threading.Event) -> None:
     """vLLM calls them from a thread of its own."""
     joining = client()
 
@@ -91,7 +91,7 @@ def test_engines_that_cannot_join_are_heard_before_the_wait_for_them_ends(hang: 
     assert time.monotonic() - start_s < 10
 
 
-def test_a_group_that_is_not_built_ends_at_the_deadline_or_with_its_error(hang: threading.Event) -> None:
+def test_a_group_that_is_not_built_times_out_or_raises_its_error(hang: threading.Event) -> None:
     with pytest.raises(WeightSyncError, match=r"was not built in 0\.5 s$"):
         open_with_deadline(cast(Any, hang.wait), client(), timeout_s=0.5)
     with pytest.raises(WeightSyncError, match=r"cannot be built: no peer$"):

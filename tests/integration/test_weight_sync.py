@@ -143,7 +143,7 @@ def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: S
     assert len(digests) == 3
 
 
-def test_a_prompts_cached_keys_and_values_do_not_outlive_a_sync(setup: Setup) -> None:
+def test_the_prefix_cache_is_empty_after_a_sync(setup: Setup) -> None:
     ids = prompt(4, 280)
     for seed in (10, 11):
         setup.engine.generate([request(1, prompt_ids=ids), request(2, prompt_ids=ids)])
@@ -153,7 +153,7 @@ def test_a_prompts_cached_keys_and_values_do_not_outlive_a_sync(setup: Setup) ->
         np.testing.assert_allclose(rollout.log_probs, expected, atol=1e-3)
 
 
-def test_a_damaged_bucket_is_refused_by_name_and_nothing_is_served_until_a_whole_sync(setup: Setup) -> None:
+def test_a_damaged_bucket_is_named_and_nothing_is_served_until_a_complete_sync(setup: Setup) -> None:
     setup.sender.damage = setup.sender._sent + 1
     version = setup.learn(20)
     with pytest.raises(
@@ -178,7 +178,7 @@ def test_a_sync_into_a_sleeping_engine_is_an_error_and_changes_nothing(setup: Se
     assert setup.engine.generate([request(1)])[0].weight_version == setup.version
 
 
-def test_an_answer_under_way_is_whole_and_carries_the_older_version(setup: Setup) -> None:
+def test_a_response_in_progress_is_completed_and_carries_the_older_version(setup: Setup) -> None:
     older = setup.version
     answers: list[Rollout] = []
     thread = threading.Thread(target=lambda: answers.extend(setup.engine.generate([request(1, max_tokens=150)])))
@@ -214,7 +214,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     assert log_prob_gap(setup.engine, packed(ids), setup.log_probs(ids)) < TOLERANCES["float32"]
 
 
-def test_a_zero3_policy_on_two_ranks_arrives_whole(tmp_path: Path, port: int) -> None:
+def test_a_zero3_policy_on_two_ranks_arrives_completely(tmp_path: Path, port: int) -> None:
     folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", *WITH_ADAPTERS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.integration.weight_sync_worker"]

@@ -48,7 +48,7 @@ def adapters(scenarios: "Scenarios") -> None:
         folder = scenarios.folder / "exports" / f"adapters-{case}"
         engine.export(folder)
         engine.check_export(folder)
-        scenarios.record(f"{name}/said", scenarios.by_example(engine, whole(experiences()), LIMIT))
+        scenarios.record(f"{name}/outputs", scenarios.by_example(engine, whole(experiences()), LIMIT))
         checkpoint = scenarios.folder / "checkpoints" / f"adapters-{case}"
         engine.save(checkpoint)
         again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def relaid(scenarios: "Scenarios") -> None:
         scenarios.step(engine, experiences(), FOUR)
         engine.save(checkpoint)
     scenarios.record(
-        "relaid/said", "laid out by ZeRO stage 0, now 2" in error_of(scenarios.engine(zero_stage=2).load, unsharded)
+        "relaid/message", "laid out by ZeRO stage 0, now 2" in error_of(scenarios.engine(zero_stage=2).load, unsharded)
     )
     dist.barrier()
     if scenarios.rank == 0:

@@ -121,7 +121,7 @@ class Scenarios:
         """The last step's gradient: AdamW's first moment, whose decay rate these tests set to 0."""
         gradients = {}
         for name, parameter in engine.module.named_parameters():
-            if engine._section.zero_stage:  # one rank alone may run another than it was asked for
+            if engine._section.zero_stage:  # one rank alone may run another stage than the config's
                 gradients[name] = deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg").clone()
             else:
                 gradients[name] = engine._optimizer.state[parameter]["exp_avg"].clone()
@@ -265,13 +265,13 @@ class Scenarios:
         self.record("rewards/wanted", self.by_example(policy, experiences(), FOUR))
 
     def offloads(self) -> None:
-        """A model that only computes, whose parameters wait on the host, beside one that holds them."""
-        said = []
+        """A scoring engine with offloaded parameters, compared with one whose parameters stay on the device."""
+        outputs = []
         for is_away in (False, True):
             scorer = self.scorer(ModelSection(offload_parameters=is_away), "untied")
             self.record(f"offloads/{is_away}/sharded", hasattr(next(scorer._model.parameters()), "ds_tensor"))
-            said.append(self.by_example(scorer, whole(experiences()), FOUR))
-        self.record("offloads/same", torch.equal(*said))
+            outputs.append(self.by_example(scorer, whole(experiences()), FOUR))
+        self.record("offloads/same", torch.equal(*outputs))
 
     def poisoned(self) -> None:
         """A weight that is no number on one rank, in the part that this rank holds."""

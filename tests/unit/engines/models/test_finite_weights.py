@@ -30,7 +30,7 @@ def test_one_number_that_is_not_finite_is_found_and_named(dtype: torch.dtype, va
 
 
 @pytest.mark.parametrize(("rank", "numel"), [(0, 3), (1, 2), (2, 0)])
-def test_the_padding_of_a_shard_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, rank: int, numel: int) -> None:
+def test_the_padding_of_a_shard_is_not_checked(monkeypatch: pytest.MonkeyPatch, rank: int, numel: int) -> None:
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     model = torch.nn.Linear(1, 5, bias=False)
     model.weight.ds_numel = 5  # type: ignore[assignment]

@@ -27,7 +27,7 @@ def make_layer(out: int, into: int, dtype: torch.dtype = torch.float32) -> tuple
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("out", "into"), SHAPES)
-def test_a_weight_is_the_nearest_of_sixteen_shares_of_its_block(out: int, into: int, dtype: torch.dtype) -> None:
+def test_a_weight_is_the_nearest_of_sixteen_fractions_of_its_scale(out: int, into: int, dtype: torch.dtype) -> None:
     layer, weight = make_layer(out, into, dtype)
     dequantized = layer.dequantized()
     assert dequantized.dtype == dtype
@@ -44,7 +44,7 @@ def test_a_weight_takes_four_and_a_half_bits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("out", "into"), SHAPES)
-def test_the_layer_is_the_plain_one_of_what_it_was_rounded_to(out: int, into: int, dtype: torch.dtype) -> None:
+def test_the_layer_equals_a_plain_one_with_the_dequantized_weight(out: int, into: int, dtype: torch.dtype) -> None:
     layer, _ = make_layer(out, into, dtype)
     inputs = torch.randn(2, 5, into, dtype=dtype, requires_grad=True)
     ours, plain = layer(inputs), linear(inputs, layer.dequantized(), layer.bias)
@@ -64,7 +64,7 @@ def test_the_layer_is_that_of_bitsandbytes() -> None:
     torch.testing.assert_close(theirs.to("cpu")(inputs), layer(inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_no_whole_matrix_is_kept_for_the_backward_pass() -> None:
+def test_no_dequantized_matrix_is_kept_for_the_backward_pass() -> None:
     layer, _ = make_layer(64, 128)
     kept: list[torch.Tensor] = []
 
@@ -78,7 +78,7 @@ def test_no_whole_matrix_is_kept_for_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize(("out", "into"), SHAPES)
-def test_a_layer_without_memory_has_the_shape_of_one_with(out: int, into: int) -> None:
+def test_a_layer_on_the_meta_device_has_the_same_shape(out: int, into: int) -> None:
     layer, _ = make_layer(out, into)
     sketch = FourBitLinear(nn.Linear(into, out, device="meta"))
     sketch.quantize(CPU)
@@ -86,7 +86,7 @@ def test_a_layer_without_memory_has_the_shape_of_one_with(out: int, into: int) -
     assert (sketch.weight.shape, sketch.weight.dtype) == (layer.weight.shape, layer.weight.dtype)
 
 
-def test_the_backbone_is_held_so_and_nothing_else() -> None:
+def test_only_the_backbone_is_quantized() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     use_four_bit_layers(model)

@@ -25,7 +25,7 @@ def said_by(temperature: float, asked: float | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sampled_at", [0.5, 1.0, 1.6])
-def test_text_that_nobody_sampled_is_read_at_the_temperature_asked_for(sampled_at: float) -> None:
+def test_text_that_was_not_sampled_is_scored_at_the_given_temperature(sampled_at: float) -> None:
     assert torch.equal(said_by(sampled_at, asked=1.0), said_by(1.0, asked=None))
     if sampled_at != 1.0:
         assert not torch.allclose(said_by(sampled_at, asked=None), said_by(1.0, asked=None))

@@ -38,9 +38,7 @@ def inputs(num_tokens: int, *, bias: bool) -> tuple[torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
-def test_values_and_gradients_equal_those_of_the_whole_matrix(
-    rule: LogitsRule, bias: bool, entropy_coef: float
-) -> None:
+def test_values_and_gradients_equal_those_of_the_full_matrix(rule: LogitsRule, bias: bool, entropy_coef: float) -> None:
     hidden, weight, offset, targets = inputs(23, bias=bias)
     coefs = torch.linspace(-2, 2, 23)
     results = []
@@ -68,7 +66,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_that_are_kept_give_the_same_bits_with_a_product_less(temperature: float) -> None:
+def test_keeping_log_probs_saves_a_matrix_product_and_changes_no_bit(temperature: float) -> None:
     hidden, weight, _, targets = inputs(23, bias=False)
     results, counts = [], []
     for kept_bytes in (23 * 50 * 4 - 1, 23 * 50 * 4):

@@ -60,14 +60,14 @@ def saved(tokenizer: PreTrainedTokenizerFast, folder: Path, **generation: object
     return str(folder)
 
 
-def test_text_survives_the_way_there_and_back() -> None:
+def test_text_is_unchanged_by_encoding_and_decoding() -> None:
     tokenizer: Tokenizer = HfTokenizer(byte_tokenizer())
     for text in ("Hi you", "  two  spaces , here .", "日本 🙂", ""):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("ends_with_eos", [False, True])
-def test_special_tokens_are_put_in_front_and_never_behind(ends_with_eos: bool) -> None:
+def test_special_tokens_are_added_at_the_beginning_and_never_at_the_end(ends_with_eos: bool) -> None:
     tokenizer = HfTokenizer(byte_tokenizer(ends_with_eos=ends_with_eos))
     plain = tokenizer.encode("ab")
     assert tokenizer.encode("ab", add_special_tokens=True) == [0, *plain]
@@ -75,7 +75,7 @@ def test_special_tokens_are_put_in_front_and_never_behind(ends_with_eos: bool) -
     assert 1 not in plain
 
 
-def test_truncation_that_a_tokenizer_file_carries_is_switched_off() -> None:
+def test_truncation_in_a_tokenizer_file_is_turned_off() -> None:
     tokenizer = byte_tokenizer(pad="<pad>")
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=10)
@@ -85,7 +85,7 @@ def test_truncation_that_a_tokenizer_file_carries_is_switched_off() -> None:
 @pytest.mark.parametrize(
     ("pad", "chosen"), [(None, "</s>"), ("</s>", "</s>"), ("<pad>", "<pad>"), ("<|im_end|>", "<|im_end|>")]
 )
-def test_the_pad_token_is_chosen_by_a_rule_and_told_once(
+def test_the_pad_token_is_chosen_by_a_rule_and_logged_once(
     pad: str | None, chosen: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -96,7 +96,7 @@ def test_the_pad_token_is_chosen_by_a_rule_and_told_once(
     assert len(told) == (1 if pad in (None, "</s>") else 0)
 
 
-def test_a_pad_token_of_the_vocabulary_is_taken_where_none_is_named() -> None:
+def test_a_pad_token_of_the_vocabulary_is_used_if_none_is_set() -> None:
     fast = byte_tokenizer(pad="<pad>")
     fast.pad_token = None
     assert HfTokenizer(fast).pad_token_id == 4
@@ -112,7 +112,7 @@ def test_eos_is_trained_where_it_also_pads(tmp_path: Path) -> None:
     assert rollout.loss_mask is None
 
 
-def test_answers_stop_at_eos_at_generation_configs_tokens_and_at_the_turns_end(tmp_path: Path) -> None:
+def test_responses_stop_at_eos_at_generation_configs_tokens_and_at_the_turns_end(tmp_path: Path) -> None:
     assert HfTokenizer(byte_tokenizer()).stop_token_ids == (1,)
     assert HfTokenizer(byte_tokenizer(chat=True)).stop_token_ids == (1, 3)
     assert load_tokenizer(saved(byte_tokenizer(), tmp_path / "a", eos_token_id=[2, 1])).stop_token_ids == (1, 2)
@@ -132,7 +132,7 @@ def test_messages_are_rendered_by_the_template() -> None:
     assert tokenizer.render(HELLO, add_generation_prompt=False).endswith("yo<|im_end|>\n")
 
 
-def test_no_template_and_a_template_that_refuses_are_told_apart() -> None:
+def test_no_template_and_a_template_that_raises_are_different_errors() -> None:
     with pytest.raises(ModelError, match=r"^tokenizer: no chat template; set data\.template"):
         HfTokenizer(byte_tokenizer()).render(HELLO, add_generation_prompt=False)
     tool = [Message(role="tool", content="x")]
@@ -140,7 +140,7 @@ def test_no_template_and_a_template_that_refuses_are_told_apart() -> None:
         HfTokenizer(byte_tokenizer(chat=True)).render(tool, add_generation_prompt=False)
 
 
-def test_the_fingerprint_follows_vocabulary_special_ids_and_template() -> None:
+def test_the_fingerprint_depends_on_vocabulary_special_ids_and_template() -> None:
     first = HfTokenizer(byte_tokenizer()).fingerprint()
     assert first == HfTokenizer(byte_tokenizer()).fingerprint()
     others = [
@@ -165,7 +165,7 @@ def test_threads_may_share_a_tokenizer() -> None:
         assert list(pool.map(tokenizer.encode, texts)) == [tokenizer.encode(text) for text in texts]
 
 
-def test_a_model_without_eos_is_refused() -> None:
+def test_a_model_without_eos_is_rejected() -> None:
     fast = byte_tokenizer()
     fast.eos_token = None
     with pytest.raises(ModelError, match="no EOS token"):
@@ -209,7 +209,7 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -
         (LocalEntryNotFoundError, "policy.model: meta/x is no folder, and the hub cannot be reached."),
     ],
 )
-def test_a_hub_model_that_cannot_be_had_gets_its_line_without_the_token(
+def test_a_hub_model_that_cannot_be_loaded_is_reported_without_the_token(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception], line: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

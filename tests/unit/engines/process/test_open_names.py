@@ -23,7 +23,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedMemory]:
         memory.unlink()
 
 
-def test_shared_memory_is_used_on_without_its_name(memory: SharedMemory, tmp_path: Path) -> None:
+def test_shared_memory_stays_usable_without_its_name(memory: SharedMemory, tmp_path: Path) -> None:
     also = SharedMemory(name=memory.name)
     unlink_open_names(tmp_path)
     assert not (SHARED_MEMORY / memory.name).exists()
@@ -33,7 +33,7 @@ def test_shared_memory_is_used_on_without_its_name(memory: SharedMemory, tmp_pat
     also.close()
 
 
-def test_a_socket_answers_on_without_its_name(tmp_path: Path) -> None:
+def test_a_socket_stays_usable_without_its_name(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with (

@@ -37,7 +37,7 @@ def scores(source: CodeReward, answers: list[str], label: str | None = TESTS, **
     return [one.total for one in source.score([row] * len(answers), answers, rollouts(len(answers)))]
 
 
-def test_no_program_runs_where_no_sandbox_was_named() -> None:
+def test_no_program_runs_without_a_sandbox() -> None:
     with pytest.raises(ValidationError, match="sandbox: missing; programs that a model wrote run only where you say"):
         CodeSource()
     with pytest.raises(ConfigError) as error:
@@ -103,7 +103,7 @@ def test_programs_see_neither_the_environment_nor_a_folder_with_files(
     assert scores(reward, [code]) == [1.0]
 
 
-def test_nothing_of_a_program_is_left(reward: CodeReward, tmp_path: Path) -> None:
+def test_no_process_or_file_of_a_program_is_left(reward: CodeReward, tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     code = (
         f"import os, time\nif os.fork() == 0:\n    open({str(mark)!r}, 'w').write(str(os.getpid()))\n    os.close(1)\n"
@@ -130,7 +130,7 @@ def test_tests_come_from_a_column_as_text_or_list() -> None:
     assert len(row_problems([CodeSource(sandbox="subprocess")], [("q7", None, {})])) == 1
 
 
-def test_a_row_without_tests_is_refused(reward: CodeReward) -> None:
+def test_a_row_without_tests_is_rejected(reward: CodeReward) -> None:
     with pytest.raises(DataError, match="row q7 has no tests in its label"):
         scores(reward, [GOOD], None)
 
@@ -166,7 +166,7 @@ def test_a_sandbox_may_be_a_command() -> None:
 
 
 @pytest.mark.parametrize("command", ["false", "cat"])
-def test_a_sandbox_that_cannot_run_anything_is_no_reason_for_rewards_of_zero(command: str) -> None:
+def test_a_sandbox_that_cannot_run_anything_raises_instead_of_giving_zero(command: str) -> None:
     with pytest.raises(RewardError, match="the sandbox failed on a program that does nothing"):
         CodeReward(CodeSource(sandbox="command", command=(command,)))
 
@@ -185,7 +185,7 @@ def test_a_sandbox_that_breaks_later_ends_the_run(tmp_path: Path) -> None:
         source.close()
 
 
-def test_a_sandbox_of_the_users_gives_shares(sandbox: Callable[[str], str]) -> None:
+def test_a_users_sandbox_may_give_partial_scores(sandbox: Callable[[str], str]) -> None:
     body = "return [1.0 if 'pass' in p else 7.0 for p in programs]"
     source = CodeReward(CodeSource(sandbox="function", function=sandbox(body), num_processes=1))
     try:
@@ -195,7 +195,7 @@ def test_a_sandbox_of_the_users_gives_shares(sandbox: Callable[[str], str]) -> N
         source.close()
 
 
-def test_the_program_is_what_was_fenced_last() -> None:
+def test_the_program_is_the_last_fenced_block() -> None:
     assert program_in("", GOOD) == "def double(x):\n    return 2 * x\n"
     assert program_in("", "x = 1") == "x = 1"
     assert program_in("", "<think>```\nx\n```") == ""
@@ -204,6 +204,6 @@ def test_the_program_is_what_was_fenced_last() -> None:
     assert time.monotonic() - start < 2.0
 
 
-def test_a_program_is_told_apart_from_what_it_prints(reward: CodeReward) -> None:
+def test_a_program_cannot_print_its_way_to_a_reward(reward: CodeReward) -> None:
     assert os.linesep == "\n"
     assert scores(reward, ["print('0' * 32)\nimport os; os._exit(0)"]) == [0.0]

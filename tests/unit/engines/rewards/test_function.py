@@ -142,7 +142,7 @@ def test_numbers_may_come_in_several_forms(evaluator: FunctionReward, expression
         ("{'p0': 1.0, 'p1': 2.0}", "the function returned dict, need a list of numbers."),
     ],
 )
-def test_what_is_not_one_finite_number_an_answer_is_refused(
+def test_scores_other_than_one_finite_number_for_each_response_are_rejected(
     evaluator: FunctionReward, expression: str, complaint: str
 ) -> None:
     with pytest.raises(RewardError, match=f"^{re.escape('reward: ' + complaint)}$"):
@@ -192,7 +192,7 @@ def test_a_function_that_takes_too_long_is_killed_with_all_that_it_started(open_
 
 
 @pytest.mark.parametrize(("end", "complaint"), [("time.sleep(60)", "took over"), ("os._exit(3)", "exited with code 3")])
-def test_what_an_ended_function_leaves_behind_is_killed(
+def test_processes_that_an_ended_function_leaves_behind_are_killed(
     open_reward: Open, tmp_path: Path, end: str, complaint: str
 ) -> None:
     file = tmp_path / "pid"
@@ -225,7 +225,7 @@ def test_an_exception_is_placed_in_the_users_file(open_reward: Open) -> None:
         scores(open_reward("# the shortest answer divides\nreturn [1 / (len(r) - 2) for r in responses]"))
 
 
-def test_another_exception_on_one_answer_alone_is_not_blamed(evaluator: FunctionReward) -> None:
+def test_another_exception_on_one_response_alone_is_not_reported_as_the_cause(evaluator: FunctionReward) -> None:
     with pytest.raises(RewardError, match=r"ZeroDivisionError: .* on p0\.\.p2"):
         evaluate(evaluator, "assert len(responses) == 3\n1 / 0", 3)
 
@@ -239,7 +239,7 @@ def test_the_second_try_counts_and_so_does_the_next_batch(open_reward: Open, tmp
     assert scores(reward) == [1.0, 1.0, 1.0]
 
 
-def test_a_process_lives_on_from_batch_to_batch(open_reward: Open) -> None:
+def test_a_process_is_kept_from_batch_to_batch(open_reward: Open) -> None:
     reward = open_reward("return [float(os.getpid())]")
     assert scores(reward, 1) == scores(reward, 1) != [float(os.getpid())]
 
@@ -264,7 +264,7 @@ def test_memory_can_be_limited(open_reward: Open) -> None:
         scores(reward)
 
 
-def test_text_of_any_kind_survives_the_way(open_reward: Open) -> None:
+def test_text_of_any_kind_is_passed_unchanged(open_reward: Open) -> None:
     reward = open_reward("return [float(len(r)) for r in responses]")
     answers = ["\ud800", "日本\n", "\x00" * 5, "x" * 3_000_000]
     rewards = reward.score(prompts(4), answers, rollouts(4))

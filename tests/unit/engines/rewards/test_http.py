@@ -44,7 +44,7 @@ def test_scores_are_matched_by_id_and_not_by_order() -> None:
     assert "Authorization" not in headers
 
 
-def test_answers_travel_in_batches_several_at_once() -> None:
+def test_responses_are_sent_in_concurrent_batches() -> None:
     with service([GOOD]) as server:
         assert scores(server.url, 7, batch_size=2, max_concurrency=3) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
         assert sorted(len(request["ids"]) for _, request in server.requests) == [1, 2, 2, 2]
@@ -56,7 +56,7 @@ def test_zero_is_a_score() -> None:
         assert scores(server.url, 1) == [0.0]
 
 
-def test_the_token_comes_from_the_environment_and_is_never_told(
+def test_the_token_comes_from_the_environment_and_is_never_shown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -122,7 +122,7 @@ MALFORMED: list[tuple[Reply, str]] = [
 
 
 @pytest.mark.parametrize(("answer", "complaint"), MALFORMED, ids=[complaint[:40] for _, complaint in MALFORMED])
-def test_a_malformed_reply_is_asked_for_once_more_and_then_refused(answer: Reply, complaint: str) -> None:
+def test_a_malformed_reply_is_requested_once_more_and_then_rejected(answer: Reply, complaint: str) -> None:
     with service([answer]) as server:
         with pytest.raises(RewardError) as error:
             scores(server.url, 2)
@@ -133,7 +133,7 @@ def test_a_malformed_reply_is_asked_for_once_more_and_then_refused(answer: Reply
 
 
 @pytest.mark.parametrize("fault", [500, 502, 503, 429, 408, 0])
-def test_faults_that_pass_are_waited_out(fault: int) -> None:
+def test_temporary_faults_are_retried(fault: int) -> None:
     with service([Reply(status=fault), Reply(status=fault), GOOD]) as server:
         assert scores(server.url) == [1.0, 2.0, 3.0]
         assert len(server.requests) == 3
@@ -148,7 +148,7 @@ def test_other_statuses_fail_at_once(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_refused(status: int) -> None:
+def test_a_redirect_is_rejected(status: int) -> None:
     with service([Reply(status=status, headers={"Location": "http://elsewhere/"})]) as server:
         with pytest.raises(RewardError, match=r"^reward\.url: redirect to http://elsewhere/ refused\.$"):
             scores(server.url)
@@ -165,7 +165,7 @@ def test_retry_after_is_honored(header: str, least_s: float) -> None:
         assert least_s <= time.monotonic() - start < 3.0
 
 
-def test_a_wait_past_the_outage_limit_is_not_begun() -> None:
+def test_no_wait_begins_that_would_exceed_the_outage_limit() -> None:
     with service([Reply(status=503, headers={"Retry-After": "3600"})]) as server:
         start = time.monotonic()
         with pytest.raises(RewardError, match="status 503"):
@@ -184,7 +184,7 @@ def test_a_service_that_is_down_is_retried_up_to_the_limit_and_named() -> None:
     )
 
 
-def test_a_service_that_never_answers_is_timed_out() -> None:
+def test_a_service_that_never_replies_times_out() -> None:
     never = threading.Event()
     with service([Reply(delay=never)]) as server:
         with pytest.raises(RewardError, match=r"\(timed out\) for 0\.2 s"):
@@ -241,14 +241,14 @@ def test_an_expired_certificate_fails_at_once_also_where_its_authority_is_truste
         ("http://8.8.8.8/", "url: plain http to a non-private host; use https, or a source with allow_plain_http."),
     ],
 )
-def test_an_unsafe_address_is_refused_by_the_config(url: str, complaint: str) -> None:
+def test_an_unsafe_address_is_rejected_by_the_config(url: str, complaint: str) -> None:
     for make in (lambda: HttpSource(url=url), lambda: RewardSection(url=url)):
         with pytest.raises(ValidationError) as error:
             make()
         assert [problem["msg"] for problem in error.value.errors()] == [f"Value error, {complaint}"]
 
 
-def test_addresses_are_judged_by_what_their_names_resolve_to() -> None:
+def test_addresses_are_checked_after_name_resolution() -> None:
     assert check_address("http://localhost:5000/", allow_plain_http=False)
     assert check_address("https://10.1.2.3/", allow_plain_http=False)
     assert not check_address("https://8.8.8.8/", allow_plain_http=False)

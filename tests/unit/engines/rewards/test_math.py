@@ -78,7 +78,7 @@ CODE += [r"\text{{__import__('os').system('touch {owned}')}}", r"\operatorname{{
 CODE += [r"\sum_{{n=1}}^{{\infty}} \frac{{\text{{__import__('os').system('touch {owned}')}}}}{{n^2}}"]
 
 
-def test_nothing_is_run_that_a_model_wrote(reward: MathReward, tmp_path: Path) -> None:
+def test_text_that_a_model_wrote_is_never_run(reward: MathReward, tmp_path: Path) -> None:
     owned = tmp_path / "owned"
     texts = [code.format(owned=owned) for code in CODE]
     answers = [form.replace("@", text) for text in texts for form in ("@", r"\boxed{@}", "$@$", r"\boxed{@ + 1.5}")]
@@ -90,7 +90,7 @@ def test_nothing_is_run_that_a_model_wrote(reward: MathReward, tmp_path: Path) -
     assert not owned.exists()
 
 
-def test_the_process_refuses_to_make_code_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_refuses_to_compile_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no answer could reach any more either: the libraries' own evaluators."""
     owned = tmp_path / "owned"
     (tmp_path / "attacks.py").write_text(
@@ -127,7 +127,7 @@ def test_the_process_refuses_to_make_code_of_text(tmp_path: Path, monkeypatch: p
     assert not owned.exists()
 
 
-def test_an_answer_that_takes_forever_is_wrong_and_harms_no_other(
+def test_an_answer_that_takes_forever_is_wrong_and_affects_no_other(
     reward: MathReward, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -170,7 +170,7 @@ def test_deep_and_long_answers_are_not_even_parsed() -> None:
     assert not is_readable("")
 
 
-def test_a_child_that_dies_gets_one_more_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_whose_child_dies_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mortal.py").write_text(
         "import os\nfrom pathlib import Path\n"
         "def judge(prompts, responses):\n"
@@ -202,7 +202,7 @@ def test_an_item_that_overruns_is_not_tried_again(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "tries").read_text() == "x"
 
 
-def test_a_verifier_that_cannot_even_see_that_1_is_1_ends_the_run(
+def test_a_verifier_that_cannot_confirm_that_1_is_1_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text("import os\ndef judge(prompts, responses):\n    os._exit(9)\n")

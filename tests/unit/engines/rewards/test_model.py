@@ -53,7 +53,7 @@ def split(batch: PackedTokens) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 7])
 @pytest.mark.parametrize("max_tokens", [1, 8, 1000])
-def test_each_answer_gets_its_own_score_on_any_number_of_ranks(num_ranks: int, max_tokens: int) -> None:
+def test_each_response_gets_its_own_score_on_any_number_of_ranks(num_ranks: int, max_tokens: int) -> None:
     scorer = SumScorer(num_ranks)
     reward = ModelReward(scorer, policy_tokenizer=PLAIN, reward_tokenizer=PLAIN, max_tokens_per_batch=max_tokens)
     scored = reward.score(prompts(5), responses(5), rollouts(5))
@@ -76,7 +76,7 @@ def test_batches_hold_every_sequence_within_the_limit(lengths: list[int], num_ra
     assert all(sum(lengths[i] for i in batch) <= max_tokens or len(batch) == 1 for batch in batches)
 
 
-def test_another_tokenizer_reads_the_text_anew_and_ends_what_had_ended() -> None:
+def test_with_another_tokenizer_the_text_is_tokenized_again_and_ended_if_it_had_ended() -> None:
     other = LetterTokenizer(merges=["xx"])
     scorer = SumScorer()
     reward = ModelReward(scorer, policy_tokenizer=PLAIN, reward_tokenizer=other)
@@ -87,7 +87,7 @@ def test_another_tokenizer_reads_the_text_anew_and_ends_what_had_ended() -> None
 
 
 @pytest.mark.parametrize(("reason", "end"), [(FinishReason.STOP, "<|im_end|>"), (FinishReason.LENGTH, "")])
-def test_another_tokenizer_renders_a_chat_by_its_own_template(reason: FinishReason, end: str) -> None:
+def test_with_another_tokenizer_a_chat_is_rendered_by_its_own_template(reason: FinishReason, end: str) -> None:
     """Up to where a reward model that is trained on such chats reads its score; a truncated answer has no end."""
     scorer = SumScorer()
     reward = ModelReward(scorer, policy_tokenizer=PLAIN, reward_tokenizer=CHAT)
@@ -109,7 +109,7 @@ def test_another_tokenizer_renders_a_chat_by_its_own_template(reason: FinishReas
     assert sequence.tolist() == (whole if end else whole[:-1])
 
 
-def test_a_model_that_gives_nan_is_refused() -> None:
+def test_a_model_that_gives_nan_is_rejected() -> None:
     reward = ModelReward(SumScorer(scale=float("nan")), policy_tokenizer=PLAIN, reward_tokenizer=PLAIN)
     with pytest.raises(RewardError, match=r"^reward: score for p0 is not a finite number \(got NaN\)\.$"):
         reward.score(prompts(2), responses(2), rollouts(2))
@@ -124,7 +124,7 @@ def test_a_weighted_sum_keeps_every_part_unweighted() -> None:
     assert reward == Reward(total=1.0, parts={"good": 2.0, "zero": 0.0})
 
 
-def test_a_sum_that_overflows_is_refused() -> None:
+def test_a_sum_that_overflows_is_rejected() -> None:
     sources = {name: Weighted(source=FixedReward(1e308), weight=10.0) for name in ("a", "b")}
     with pytest.raises(RewardError, match="the sum for p0 is not finite"):
         WeightedRewards(sources).score(prompts(1), ["x"], rollouts(1))
@@ -139,7 +139,7 @@ def test_sources_are_built_by_label_and_closed_together() -> None:
     assert all(source.closed for source in opened.values())
 
 
-def test_two_sources_of_one_name_and_a_model_not_started_are_refused() -> None:
+def test_two_sources_of_one_name_and_a_model_not_started_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r'two are called "function"; give each a name\.'):
         build_reward((FunctionSource(function="a:b"), FunctionSource(function="a:c")), {})
     with pytest.raises(ConfigError, match="no model was started for model"):

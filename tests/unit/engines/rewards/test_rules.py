@@ -281,7 +281,7 @@ def test_regex() -> None:
     assert score(RegexSource(pattern=r"(?i)yes", match="full"), "YES") == 1.0
 
 
-def test_a_match_that_would_never_end_is_none() -> None:
+def test_a_match_that_would_never_end_counts_as_none() -> None:
     start = time.monotonic()
     assert score(RegexSource(pattern=r"(a|a|aa)+$", timeout_s=0.2), "a" * 5000 + "b") == 0.0
     assert time.monotonic() - start < 5.0
@@ -343,7 +343,7 @@ def test_a_row_without_a_label_is_named(section: Source, label: str | None) -> N
     assert line.endswith(f"(reward {section.type}).")
 
 
-def test_rows_that_a_rule_cannot_judge_are_listed_and_counted() -> None:
+def test_rows_that_a_rule_cannot_score_are_listed_and_counted() -> None:
     rows = [(f"q{index}", None if index % 2 else "seven", {}) for index in range(20)]
     lines = row_problems([NUMBER, JudgeSource(url="http://localhost/", model="m", mode="rubric")], rows)
     assert lines[0] == 'data: row q0 has a label without one number ("seven") (reward number).'
@@ -352,7 +352,7 @@ def test_rows_that_a_rule_cannot_judge_are_listed_and_counted() -> None:
     assert row_problems([FORMAT, JudgeSource(url="http://localhost/", model="m")], rows) == []
 
 
-def test_a_rule_refuses_a_row_that_it_cannot_judge() -> None:
+def test_a_rule_rejects_a_row_that_it_cannot_score() -> None:
     source = build_source(NUMBER)
     with pytest.raises(DataError, match=r"row q7 has no label; set data\.label_key"):
         source.score([row(None)], ["42"], [rollout()])
@@ -393,7 +393,7 @@ def test_gsm8k_scores_its_own_answers(section: PureSource | MathSource) -> None:
         source.close()
 
 
-def test_answers_are_judged_in_their_order() -> None:
+def test_responses_are_scored_in_their_order() -> None:
     reward = build_reward([NUMBER], {})
     scores = reward.score(prompts(3), ["0", "1", "3"], rollouts(3))
     assert [one.total for one in scores] == [1.0, 1.0, 0.0]

@@ -20,7 +20,7 @@ from rlhf.errors import ConfigError
 pytestmark = pytest.mark.timeout(30)
 
 
-def test_limits_follow_the_longest_answer() -> None:
+def test_limits_follow_the_longest_response() -> None:
     arguments = ["--data.path", "x", "--policy.model", "m", "--rollout.max_response_tokens", "100"]
     config = load_config("grpo", [*arguments, "--reward.rules", "length,overlong"])
     length, overlong = config.reward.sources  # type: ignore[attr-defined]
@@ -29,7 +29,7 @@ def test_limits_follow_the_longest_answer() -> None:
         build_reward(RewardSection(rules=("overlong",)).all_sources, {})
 
 
-def test_length_is_punished_once() -> None:
+def test_overlong_responses_are_penalized_once() -> None:
     arguments = ["--data.path", "x", "--policy.model", "m", "--reward.rules", "number,overlong"]
     with pytest.raises(ConfigError) as error:
         load_config("grpo", [*arguments, "--algo.type", "dapo"])

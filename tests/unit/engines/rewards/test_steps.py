@@ -85,7 +85,7 @@ def test_one_number_of_three_steps(aggregate: Aggregate, expected: float) -> Non
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
 @pytest.mark.parametrize("max_tokens", [1, 30, 4096])
-def test_each_answer_gets_its_own_score(num_ranks: int, max_tokens: int) -> None:
+def test_each_response_gets_its_own_score(num_ranks: int, max_tokens: int) -> None:
     texts = ["a", "", "b\na", "\n \n", "c", "a\na\na\nb"]
     source = reward(ByLetter(ODDS, num_ranks), max_tokens=max_tokens)
     scores = [one.total for one in source.score(prompts(6), texts, rollouts(6))]
@@ -121,7 +121,7 @@ def test_steps_are_tokenized_as_they_were_for_training(tokenizer: Tokenizer, tmp
     assert scorer.seen[0].token_ids.tolist() == [*group.prompt.token_ids.tolist(), *rollout.token_ids.tolist()]
 
 
-def test_a_score_that_is_not_finite_is_refused() -> None:
+def test_a_score_that_is_not_finite_is_rejected() -> None:
     with pytest.raises(RewardError, match="score for p1 is not a finite number"):
         reward(ByLetter({A: 1.0, B: np.inf})).score(prompts(2), ["a", "b"], rollouts(2))
 

@@ -13,7 +13,7 @@ from rlhf.engines.rollout.decoders import GrowingCacheLayer
     first=st.integers(1, 9),
     moves=st.lists(st.one_of(st.integers(1, 5), st.sampled_from(["drop", "turn"])), max_size=30),
 )
-def test_a_growing_layer_holds_what_is_put_into_it(first: int, moves: list[int | str]) -> None:
+def test_a_growing_cache_layer_equals_a_dynamic_one(first: int, moves: list[int | str]) -> None:
     """Whatever is appended, and whichever rows leave or change places on the way."""
     generator = torch.Generator().manual_seed(first)
     ours, theirs = GrowingCacheLayer(), DynamicLayer()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ def test_a_growing_layer_holds_what_is_put_into_it(first: int, moves: list[int |
         assert torch.equal(ours.values, theirs.values)
 
 
-def test_room_is_doubled_and_not_taken_for_each_token() -> None:
+def test_the_buffer_doubles_and_is_not_reallocated_for_each_token() -> None:
     layer = GrowingCacheLayer()
     taken = set()
     for _ in range(100):

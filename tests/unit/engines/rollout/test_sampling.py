@@ -46,14 +46,14 @@ LOGITS = np.log(PROBS).tolist()
         ({"temperature": 0.0}, [1, 0, 0, 0]),
     ],
 )
-def test_tokens_are_drawn_as_often_as_the_definition_says(sampling: dict[str, float], expected: list[float]) -> None:
+def test_tokens_are_drawn_with_the_defined_probabilities(sampling: dict[str, float], expected: list[float]) -> None:
     drawn = frequencies(LOGITS, **sampling)
     assert drawn == pytest.approx(expected, abs=1e-3)
     assert [p == 0 for p in drawn] == [p == 0 for p in expected]
 
 
 @pytest.mark.parametrize("sampling", [{"top_k": 2}, {"top_p": 0.5}, {}])
-def test_log_probs_are_of_the_whole_distribution_at_the_temperature(sampling: dict[str, float]) -> None:
+def test_log_probs_are_of_the_full_distribution_at_the_temperature(sampling: dict[str, float]) -> None:
     logits = torch.tensor([LOGITS, LOGITS[::-1]])
     rows = SamplingRows.of([request(seed, temperature=0.7, **sampling) for seed in (1, 2)], CPU)
     tokens, log_probs = rows.draw(logits, 0)
@@ -66,7 +66,7 @@ def test_a_greedy_rows_log_prob_is_at_temperature_one() -> None:
     assert log_probs.item() == pytest.approx(np.log(0.5))
 
 
-def test_the_seed_alone_decides_whatever_else_is_in_the_batch() -> None:
+def test_only_the_seed_decides_whatever_else_is_in_the_batch() -> None:
     logits = torch.randn(5, 40)
     alone = [SamplingRows.of([request(seed, max_tokens=3)], CPU) for seed in range(5)]
     together = SamplingRows.of([request(seed, max_tokens=3 + seed) for seed in range(5)], CPU)

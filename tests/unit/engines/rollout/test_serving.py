@@ -15,7 +15,7 @@ def test_an_engine_serves_the_version_it_was_started_with() -> None:
     assert ServingGate("e").enter(0) == 0
 
 
-def test_asleep_is_an_error_until_woken() -> None:
+def test_a_sleeping_engine_raises_until_it_is_woken() -> None:
     gate = ServingGate("e")
     gate.sleep()
     gate.sleep()
@@ -28,7 +28,7 @@ def test_asleep_is_an_error_until_woken() -> None:
     assert gate.enter(0) == 0
 
 
-def test_an_update_is_waited_for() -> None:
+def test_enter_waits_for_an_update() -> None:
     gate = ServingGate("e")
     gate.begin_update()
     seen: list[int] = []
@@ -49,7 +49,7 @@ def test_an_update_that_does_not_end_is_a_stall() -> None:
         gate.enter(0.01)
 
 
-def test_another_digest_is_refused_and_so_is_all_work_until_a_whole_update() -> None:
+def test_a_wrong_digest_fails_the_update_and_all_requests_until_a_complete_one() -> None:
     gate = ServingGate("e")
     gate.begin_update()
     gate.received("bad")

@@ -72,7 +72,7 @@ def ask(token: int, max_tokens: int = 3) -> DecodeRequest:
     return DecodeRequest(np.array([token]), Sampling(max_tokens=max_tokens))
 
 
-def test_answers_come_in_the_order_of_the_requests(loop: StepLoop[CountingCore]) -> None:
+def test_responses_come_in_the_order_of_the_requests(loop: StepLoop[CountingCore]) -> None:
     answers = loop.decode([ask(5, 9), ask(6, 1), ask(7, 4)], 5)
     assert [answer.token_ids for answer in answers] == [[5] * 9, [6], [7] * 4]
     assert answers[0].log_probs == [-0.5] * 9
@@ -94,11 +94,11 @@ def test_callers_share_the_batch(loop: StepLoop[CountingCore]) -> None:
     assert loop.core.largest_batch > 1
 
 
-def test_no_request_is_an_empty_answer(loop: StepLoop[CountingCore]) -> None:
+def test_no_requests_give_no_responses(loop: StepLoop[CountingCore]) -> None:
     assert loop.decode([], 5) == []
 
 
-def test_a_request_that_cannot_be_served_fails_its_whole_call_and_nobody_else(loop: StepLoop[CountingCore]) -> None:
+def test_a_request_that_cannot_be_served_fails_its_whole_call_and_no_other(loop: StepLoop[CountingCore]) -> None:
     with pytest.raises(ModelError, match="empty prompt"):
         loop.decode([ask(1, 10_000), DecodeRequest(np.array([], dtype=np.int64), Sampling(max_tokens=1))], 5)
     assert len(loop.core.aborted) == 1
@@ -106,7 +106,7 @@ def test_a_request_that_cannot_be_served_fails_its_whole_call_and_nobody_else(lo
     assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
 
 
-def test_a_broken_step_reaches_every_caller_waiting_and_to_come(loop: StepLoop[CountingCore]) -> None:
+def test_a_failed_step_raises_in_every_waiting_and_later_caller(loop: StepLoop[CountingCore]) -> None:
     errors: list[Exception] = []
 
     def call() -> None:
@@ -135,7 +135,7 @@ def test_a_step_that_hangs_is_a_stall(loop: StepLoop[CountingCore]) -> None:
     assert 0.3 < time.monotonic() - start < 2
 
 
-def test_a_long_answer_is_no_stall(loop: StepLoop[CountingCore]) -> None:
+def test_a_long_response_is_no_stall(loop: StepLoop[CountingCore]) -> None:
     assert len(loop.decode([ask(1, 700)], 0.4)[0].token_ids) == 700  # takes longer than the 0.4 s
 
 
@@ -161,7 +161,7 @@ def test_jobs_run_between_steps_and_raise_to_their_caller(loop: StepLoop[Countin
     assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
 
 
-def test_all_answers_can_be_given_up(loop: StepLoop[CountingCore]) -> None:
+def test_all_requests_can_be_aborted(loop: StepLoop[CountingCore]) -> None:
     caught: list[Exception] = []
 
     def call() -> None:
@@ -179,7 +179,7 @@ def test_all_answers_can_be_given_up(loop: StepLoop[CountingCore]) -> None:
     assert loop.core.requests == {}
 
 
-def test_a_core_that_cannot_be_built_raises_where_it_was_asked_for(gate: ServingGate) -> None:
+def test_a_core_that_cannot_be_built_raises_in_the_constructor(gate: ServingGate) -> None:
     def build() -> CountingCore:
         raise ModelError("no such model")
 

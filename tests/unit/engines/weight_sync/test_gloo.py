@@ -180,7 +180,7 @@ def test_remote_calls_do_not_grow_with_parameters_or_buckets(
     assert few.num_remote_calls == many.num_remote_calls == 3
 
 
-def test_a_damaged_bucket_is_refused_by_name_and_the_engine_serves_nothing_until_a_whole_sync(
+def test_a_damaged_bucket_is_named_and_the_engine_serves_nothing_until_a_complete_sync(
     model: Model, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
     receivers: Receivers = {name: DictReceiver(name) for name in ("rollout-0", "rollout-1")}
@@ -200,7 +200,7 @@ def test_a_damaged_bucket_is_refused_by_name_and_the_engine_serves_nothing_until
     assert [receiver.gate.enter(0) for receiver in receivers.values()] == [8, 8]
 
 
-def test_weights_that_cannot_be_loaded_are_an_error_of_that_engine_alone(
+def test_weights_that_cannot_be_loaded_fail_only_that_engine(
     model: Model, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
     receivers = {"good": DictReceiver("good"), "bad": DictReceiver("bad", unloadable="layers.0.weight")}
@@ -211,7 +211,7 @@ def test_weights_that_cannot_be_loaded_are_an_error_of_that_engine_alone(
     assert set(receivers["good"].weights) == set(dict(model.named_parameters()))
 
 
-def test_an_engine_that_never_joins_is_named_by_the_deadline(
+def test_an_engine_that_never_joins_is_named_after_the_timeout(
     model: Model, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
     receivers = {"here": DictReceiver("here"), "absent": AbsentReceiver("absent")}
@@ -221,7 +221,7 @@ def test_an_engine_that_never_joins_is_named_by_the_deadline(
     assert time.monotonic() - start < 2.5
 
 
-def test_an_engine_that_dies_in_a_sync_is_an_error_in_time_and_a_new_sender_starts_over(
+def test_an_engine_that_dies_during_a_sync_fails_it_in_time_and_a_new_sender_works(
     model: Model, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
     receivers: Receivers = {"well": DictReceiver("well"), "dying": DyingReceiver("dying")}
@@ -245,7 +245,7 @@ class SlowClient(LocalEngineClient):
         raise WeightSyncError("no answer from stuck, which is stopped")
 
 
-def test_what_the_client_finds_out_about_a_silent_engine_is_waited_for(
+def test_the_sender_waits_for_the_clients_report_about_an_engine_that_does_not_reply(
     model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
     """Also where nothing is left to send, as of a model of one bucket that the engine hangs in loading."""
@@ -256,7 +256,7 @@ def test_what_the_client_finds_out_about_a_silent_engine_is_waited_for(
         sender.send(1)
 
 
-def test_other_ranks_gather_and_never_meet_an_engine(model: Model) -> None:
+def test_other_ranks_gather_and_never_contact_an_engine(model: Model) -> None:
     client = LocalEngineClient({"a": DictReceiver("a")})
     sender = make_sender(
         "gloo",
@@ -276,7 +276,7 @@ def test_other_ranks_gather_and_never_meet_an_engine(model: Model) -> None:
     client.close()
 
 
-def test_an_unknown_medium_is_a_config_error(model: Model) -> None:
+def test_an_unknown_backend_is_a_config_error(model: Model) -> None:
     with pytest.raises(ConfigError, match="carrier-pigeon"):
         make_sender(
             "carrier-pigeon",
@@ -292,7 +292,7 @@ def test_an_unknown_medium_is_a_config_error(model: Model) -> None:
         )
 
 
-def test_tied_weights_travel_once(cleanup: list[WeightSender | LocalEngineClient]) -> None:
+def test_tied_weights_are_sent_once(cleanup: list[WeightSender | LocalEngineClient]) -> None:
     model = Model()
     model.head.weight = model.embed.weight
     receiver = DictReceiver("a")
@@ -301,7 +301,7 @@ def test_tied_weights_travel_once(cleanup: list[WeightSender | LocalEngineClient
     assert report.num_bytes == (50 * 8 + 3 * 72) * 4
 
 
-def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
+def test_a_buffer_is_reused_only_when_no_view_of_it_is_left() -> None:
     pool = BufferPool(100)
     first = pool.take(60)
     view = first[10:20].view(torch.int16).view(5, 1)

@@ -47,7 +47,7 @@ def test_a_bucket_holds_whole_layers() -> None:
     ]
 
 
-def test_a_layer_larger_than_the_bucket_travels_alone() -> None:
+def test_a_layer_larger_than_a_bucket_has_its_own_bucket() -> None:
     buckets = plan_buckets(LLAMA, torch.float32, 1)
     assert len(buckets) == 6
     assert names(buckets) == [spec.name for spec in LLAMA]
@@ -55,9 +55,7 @@ def test_a_layer_larger_than_the_bucket_travels_alone() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(bucket_bytes=st.integers(1, 20_000), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_every_parameter_is_in_one_bucket_in_order_and_no_bucket_is_needlessly_small(
-    bucket_bytes: int, dtype: torch.dtype
-) -> None:
+def test_every_parameter_is_in_one_bucket_in_order_and_buckets_are_full(bucket_bytes: int, dtype: torch.dtype) -> None:
     buckets = plan_buckets(LLAMA, dtype, bucket_bytes)
     assert names(buckets) == [spec.name for spec in LLAMA]
     for bucket in buckets:
@@ -88,7 +86,7 @@ def sealed(bucket: Bucket) -> torch.Tensor:
     return buffer
 
 
-def test_a_seal_is_broken_by_any_changed_byte_its_own_too() -> None:
+def test_any_changed_byte_of_bucket_or_digest_is_detected() -> None:
     bucket = Bucket.of([ParameterSpec("a", (5, 3))])
     assert verify_digest(sealed(bucket))[1]
     for index in range(bucket.wire_bytes(torch.float32)):
@@ -97,7 +95,7 @@ def test_a_seal_is_broken_by_any_changed_byte_its_own_too() -> None:
         assert not verify_digest(buffer)[1], index
 
 
-def test_the_whole_digest_sees_names_shapes_dtype_order_and_bytes() -> None:
+def test_the_version_digest_depends_on_names_shapes_dtype_order_and_bytes() -> None:
     def digest(*specs: ParameterSpec, dtype: torch.dtype = torch.float32, parts: bytes = b"ab") -> str:
         return version_digest(dtype, [Bucket.of([spec]) for spec in specs], [bytes([part]) for part in parts])
 
@@ -115,7 +113,7 @@ def test_the_whole_digest_sees_names_shapes_dtype_order_and_bytes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
-def test_a_checksum_sees_one_changed_bit_and_two_swapped_elements(dtype: torch.dtype) -> None:
+def test_a_checksum_detects_one_changed_bit_and_two_swapped_elements(dtype: torch.dtype) -> None:
     tensor = torch.arange(1, 101).to(dtype).view(10, 10)
     whole = checksum(tensor)
     for index in range(100):
