@@ -60,7 +60,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda f: edit_config(f, auto_map={"AutoConfig": "a.B"}), "needs remote code; review it, then set"),
     "shape": (
         lambda f: edit_config(f, vocab_size=256),
-        "lm_head.weight: shape [128, 64], config says [256, 64].",
+        "lm_head.weight: shape [128, 64], config.json gives [256, 64].",
     ),
     "nan": (
         lambda f: edit_weights(f, lambda w: w[UP_PROJ].view(-1)[:12].fill_(torch.nan)),
