@@ -76,13 +76,13 @@ def train(folder: Path, size: str, steps: int) -> Path:
 
 def planned(folder: Path, run: Path, calibration: Calibration) -> tuple[Plan, Measured]:
     """What a plan says of a run, and what the run says."""
-    command, config = run_config(run)
+    config = run_config(run)
     config = edited(config, {"policy.model": str(folder / str(config.models["policy"].model))})
     needs = build_algorithm(config.algo).needs
-    found = measured(steps_of(run), PHASES, workload(command, config, needs).learned)
+    found = measured(steps_of(run), PHASES, workload(config, needs).learned)
     shapes = shapes_of(config, needs, config_json)
     cluster = shape_of([], place(config, needs))
-    return plan_run(command, config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration), found
+    return plan_run(config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration), found
 
 
 def row(size: str, plan: Plan, found: Measured) -> list[str]:

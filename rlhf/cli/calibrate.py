@@ -8,8 +8,9 @@ from rich.table import Table
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan import CALIBRATION, config_json
-from rlhf.config.commands import COMMANDS, TrainConfig
+from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import load_config
+from rlhf.config.methods import METHODS, method_name
 from rlhf.config.tools import CalibrateConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.run.files import read_rows
@@ -32,37 +33,39 @@ def run_calibrate(options: CalibrateConfig) -> int:
     if options.calibrate is None:
         raise ConfigError("calibrate: name the folder of a run.")
     folder = Path(options.calibrate)
-    command, config = run_config(folder)
-    plan, found = compared(command, config, folder, options.cluster)
+    config = run_config(folder)
+    plan, found = compared(config, folder, options.cluster)
     calibration = calibrated(found, plan)
     show(Console(highlight=False), plan, found)
     calibration.write(folder / CALIBRATION)
-    Console(highlight=False).print(f"kept in {folder / CALIBRATION}: rlhf plan {command} ... --calibration {folder}")
+    Console(highlight=False).print(
+        f"kept in {folder / CALIBRATION}: rlhf plan {method_name(config)} ... --calibration {folder}"
+    )
     return 0
 
 
-def run_config(folder: Path) -> tuple[str, TrainConfig]:
-    """The command and the resolved config of a run. Raises ConfigError."""
+def run_config(folder: Path) -> TrainConfig:
+    """The resolved config of a run. Raises ConfigError."""
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"calibrate: {folder} is not a run's folder: no config.yaml there.")
     problems: tuple[str, ...] = ()
-    for command in COMMANDS:
+    for name in METHODS:
         try:
-            return command, load_config(command, [str(file)], {})
+            return load_config(name, [str(file)], {})
         except ConfigError as error:
             problems = min(problems, error.problems, key=len) if problems else error.problems
     raise ConfigError(problems)
 
 
-def compared(command: str, config: TrainConfig, folder: Path, cluster: str | None) -> tuple[Plan, Measured]:
+def compared(config: TrainConfig, folder: Path, cluster: str | None) -> tuple[Plan, Measured]:
     """The plan of a run for the lengths that it met, and what it measured. Raises DataError."""
     algorithm = build_algorithm(config.algo)
     placement = place(config, algorithm.needs)
     shape = detect_cluster(config, placement) if cluster is None else parse_cluster(cluster)
-    found = measured(steps_of(folder), PHASES, workload(command, config, algorithm.needs).learned)
+    found = measured(steps_of(folder), PHASES, workload(config, algorithm.needs).learned)
     shapes = shapes_of(config, algorithm.needs, config_json)
-    return plan_run(command, config, algorithm.needs, shapes, shape, lengths=found.lengths), found
+    return plan_run(config, algorithm.needs, shapes, shape, lengths=found.lengths), found
 
 
 def steps_of(folder: Path) -> list[dict[str, Json]]:

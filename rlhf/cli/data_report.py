@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.config.data import DataSection
+from rlhf.config.data import DataSection, RowKind
 from rlhf.config.tools import DataConfig
-from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.encoding import Encoder, cut
 from rlhf.orchestrator.data.load import read_records
 from rlhf.orchestrator.data.problems import Problems, RowError
@@ -29,11 +28,11 @@ from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
 from rlhf.types import Json
 
 KINDS = {
-    "prompts": Kind.PROMPTS,
-    "demonstrations": Kind.DEMONSTRATIONS,
-    "preferences": Kind.PREFERENCES,
-    "labeled": Kind.LABELED,
-    "steps": Kind.STEPS,
+    "prompts": RowKind.PROMPTS,
+    "demonstrations": RowKind.DEMONSTRATIONS,
+    "preferences": RowKind.PREFERENCES,
+    "labeled": RowKind.LABELED,
+    "steps": RowKind.STEPS,
 }
 
 

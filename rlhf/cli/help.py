@@ -8,17 +8,13 @@ from collections.abc import Iterator
 from pydantic_core import PydanticUndefined
 
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, GenerateConfig, QuickstartConfig
-from rlhf.config.fields import Field, fields_of, sections_in
+from rlhf.config.commands import GenerateConfig, QuickstartConfig
+from rlhf.config.fields import Field, fields_of, first_paragraph, sections_in
 from rlhf.config.loading.flags import ALIASES
+from rlhf.config.methods import METHODS
 from rlhf.config.tools import ChaosConfig, PlanConfig
 
 INDENT = 6
-
-
-def first_paragraph(section: type[Section]) -> str:
-    """The first paragraph of a section's docstring, on one line."""
-    return " ".join((section.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 def groups(config: type[Section]) -> Iterator[tuple[str, str, list[Field]]]:
@@ -78,7 +74,7 @@ def screen_width() -> int:
 
 def train_help(verb: str, command: str) -> str:
     """Help of `rlhf VERB COMMAND`: every flag by section."""
-    config, width = COMMANDS[command], screen_width()
+    config, width = METHODS[command].config, screen_width()
     parts = [TRAIN_HEAD.format(verb=verb, command=command, about=first_paragraph(config))]
     for name, about, fields in groups(config):
         heading = f"{name}: {about}"
@@ -88,14 +84,14 @@ def train_help(verb: str, command: str) -> str:
 
 def plan_help() -> str:
     """Help of `rlhf plan`: its own flags; a run's are those of `rlhf train`."""
-    return PLAN_HEAD.format(names=",".join(COMMANDS)) + "\n".join(
+    return PLAN_HEAD.format(names=",".join(METHODS)) + "\n".join(
         field_help(field, screen_width()) for field in fields_of(PlanConfig)
     )
 
 
 def chaos_help() -> str:
     """Help of `rlhf chaos`: its own flags; a run's are those of `rlhf train`."""
-    return CHAOS_HEAD.format(names=",".join(COMMANDS)) + "\n".join(
+    return CHAOS_HEAD.format(names=",".join(METHODS)) + "\n".join(
         field_help(field, screen_width()) for field in fields_of(ChaosConfig)
     )
 
@@ -113,8 +109,8 @@ def quickstart_help() -> str:
 
 def commands_help(verb: str) -> str:
     """Help of `rlhf train` or `rlhf check` without an algorithm."""
-    lines = [f"  {name:11} {first_paragraph(config)}" for name, config in COMMANDS.items()]
-    return COMMANDS_HEAD.format(verb=verb, names=",".join(COMMANDS)) + "\n".join(lines) + "\n"
+    lines = [f"  {name:11} {method.summary}" for name, method in METHODS.items()]
+    return COMMANDS_HEAD.format(verb=verb, names=",".join(METHODS)) + "\n".join(lines) + "\n"
 
 
 COMMANDS_HEAD = """\

@@ -115,30 +115,30 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("rlhf").setLevel(logging.INFO)
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
-        run_training(command, config, partial(make_console, sys.stdout))
+        run_training(config, partial(make_console, sys.stdout))
     return 0
 
 
 def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
     """The method that a command line names, and its other words. A help flag may stand in its place."""
-    from rlhf.config.commands import COMMANDS
+    from rlhf.config.methods import METHODS
 
     command, *rest = arguments or ["--help"]
     if command == "kto" and "--online" in rest:
         return "online-kto", [word for word in rest if word != "--online"]
-    if command not in COMMANDS and command not in HELP:
-        have = f'unknown algorithm "{command}" (have {", ".join(COMMANDS)})'
-        raise ConfigError(f"{verb}: {have}.{_as_variant(verb, command) or did_you_mean(command, COMMANDS)}")
+    if command not in METHODS and command not in HELP:
+        have = f'unknown method "{command}" (have {", ".join(METHODS)})'
+        raise ConfigError(f"{verb}: {have}.{_as_variant(verb, command) or did_you_mean(command, METHODS)}")
     return command, rest
 
 
 def _as_variant(verb: str, name: str) -> str:
     """How to run a method that is one of a command's, or nothing where `name` is none."""
-    from rlhf.config.commands import COMMANDS
     from rlhf.config.fields import fields_by_name
+    from rlhf.config.methods import METHODS
 
-    for command, config in COMMANDS.items():
-        fields = fields_by_name(config)
+    for command, method in METHODS.items():
+        fields = fields_by_name(method.config)
         for flag, key in (("algo", "algo.type"), ("loss", "algo.loss.type")):
             if key in fields and len(fields[key].variants) > 1 and name in fields[key].variants:
                 return f" It is one of {command}'s: rlhf {verb} {command} --{flag} {name}."

@@ -75,7 +75,7 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     lengths = Lengths(prompt=options.prompt_tokens, response=options.response_tokens)
 
     def planner(candidate: TrainConfig) -> Plan:
-        return plan_run(command, candidate, needs, shapes, cluster, lengths=lengths, calibration=calibration)
+        return plan_run(candidate, needs, shapes, cluster, lengths=lengths, calibration=calibration)
 
     if options.suggest and not isinstance(config, OnlineConfig):
         raise ConfigError(f"--suggest: {command} has no placements to search, since it does not sample. Leave it out.")

@@ -1,4 +1,4 @@
-"""The whole config of each command. Only the composition root sees these; a class gets its own section."""
+"""The whole config of each training method. Only the composition root sees these; a class gets its own section."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,6 +59,11 @@ class TrainConfig(Section):
     def models(self) -> dict[str, ModelSection]:
         """The sections of the run's models by their names in the config."""
         return {}
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples that a step learns from, at most."""
+        return self.train.batch_size
 
 
 class SftConfig(TrainConfig):
@@ -134,7 +139,6 @@ class OnlineConfig(TrainConfig):
 
     @property
     def examples_per_step(self) -> int:
-        """What a step's answers give to learn from, at most."""
         return self.rollout.batch_size * self.rollout.group_size
 
 
@@ -174,24 +178,6 @@ class OnlineKtoConfig(OnlineConfig):
     policy: PreferencePolicySection = PreferencePolicySection()
     rollout: LabeledRolloutSection = LabeledRolloutSection()
     algo: OnlineKtoSection = OnlineKtoSection()
-
-
-COMMANDS: dict[str, type[TrainConfig]] = {
-    "sft": SftConfig,
-    "rm": RmConfig,
-    "prm": PrmConfig,
-    "ppo": PpoConfig,
-    "grpo": GrpoConfig,
-    "online-dpo": OnlineDpoConfig,
-    "online-kto": OnlineKtoConfig,
-    "dpo": DpoConfig,
-    "kto": KtoConfig,
-}
-
-
-def command_of(config: TrainConfig) -> str:
-    """The command that a config belongs to."""
-    return next(name for name, kind in COMMANDS.items() if kind is type(config))
 
 
 class GenerateConfig(Section):

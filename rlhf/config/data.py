@@ -1,10 +1,22 @@
 """Which rows a run reads, and what they mean."""
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from rlhf.config.base import Section
+
+
+class RowKind(StrEnum):
+    """What rows are read as."""
+
+    PROMPTS = "prompts"
+    DEMONSTRATIONS = "demonstrations"
+    PREFERENCES = "preferences"
+    LABELED = "labeled answers"
+    STEPS = "labeled steps"
+    TEXTS = "texts"
 
 
 class DataSection(Section):

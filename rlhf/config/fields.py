@@ -94,6 +94,11 @@ def one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def first_paragraph(section: type[Section]) -> str:
+    """The first paragraph of a section's docstring, on one line."""
+    return " ".join((section.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
 def short(limit: object) -> str:
     """A bound as a person writes it."""
     return "2^63" if limit == 2**63 else str(limit).removesuffix(".0")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rlhf.config.commands import GenerateConfig, TrainConfig, command_of
+from rlhf.config.commands import GenerateConfig, TrainConfig
 from rlhf.config.loading.load import read_config, resolve
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
@@ -103,7 +103,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> "TrainResult":
             console.say(f"warning: {warning}")
         return console
 
-    return run_training(command_of(config), config, open_console)
+    return run_training(config, open_console)
 
 
 def generate(

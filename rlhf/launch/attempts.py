@@ -46,7 +46,6 @@ class RunAttempts:
     """The attempts of one run. What an attempt starts is lost when a worker is lost, and started again by the next one;
     run directory, records and the connection to the cluster stay."""
 
-    command: str
     config: TrainConfig
     algorithm: AlgorithmSection
     """config.algo with the values that are computed from the data."""
@@ -70,7 +69,7 @@ class RunAttempts:
         needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
         placement = place(config, needs)
         if not self.has_started:
-            for line in memory_forecast(self.command, config, needs, cluster):
+            for line in memory_forecast(config, needs, cluster):
                 records.say(line)
         traffic.clock = Stragglers(records.warn).see
         workers = self._start(needs, placement)
@@ -145,7 +144,7 @@ class RunAttempts:
         if isinstance(config, OnlineConfig):
             return assemble_online(config, algorithm, data, workers, placement, self.tokenizer, self.stop)
         assert data.groups is not None
-        return assemble_offline(self.command, config, self.algorithm, algorithm, data.groups, workers, reference)
+        return assemble_offline(config, self.algorithm, algorithm, data.groups, workers, reference)
 
     def _replaced(self, text: str) -> None:
         """Note that lost workers were replaced."""

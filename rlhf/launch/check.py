@@ -8,20 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlhf.config.algo import CustomSection
-from rlhf.config.commands import (
-    DpoConfig,
-    GrpoConfig,
-    KtoConfig,
-    OnlineConfig,
-    OnlineDpoConfig,
-    OnlineKtoConfig,
-    PpoConfig,
-    PrmConfig,
-    RmConfig,
-    SftConfig,
-    TrainConfig,
-)
+from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.methods import method_of
 from rlhf.config.model_files import (
     ModelFacts,
     ModelFileError,
@@ -37,7 +26,6 @@ from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
-from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.files import READERS, find_files
 from rlhf.orchestrator.data.load import check_rows
 from rlhf.orchestrator.data.records import Record
@@ -47,18 +35,6 @@ from rlhf.orchestrator.data.split import too_few_rows
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 2 * 1024 * 1024
 """Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
-ROWS: dict[type[TrainConfig], Kind] = {
-    SftConfig: Kind.DEMONSTRATIONS,
-    RmConfig: Kind.PREFERENCES,
-    PrmConfig: Kind.STEPS,
-    PpoConfig: Kind.PROMPTS,
-    GrpoConfig: Kind.PROMPTS,
-    OnlineDpoConfig: Kind.PROMPTS,
-    OnlineKtoConfig: Kind.PROMPTS,
-    DpoConfig: Kind.PREFERENCES,
-    KtoConfig: Kind.LABELED,
-}
-"""What each command reads rows as."""
 
 
 def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
@@ -131,7 +107,7 @@ def data_problems(config: TrainConfig) -> list[str]:
     if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
         return problems
     try:
-        records = check_rows(config.data, ROWS[type(config)])
+        records = check_rows(config.data, method_of(config).rows)
     except DataError as error:
         return list(error.problems)
     by_step = ("train.batch_size", config.train.batch_size)

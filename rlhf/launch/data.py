@@ -1,6 +1,5 @@
 """The data of a run: read, checked and tokenized before anything starts."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
@@ -8,25 +7,9 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import row_problems
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import (
-    DataSplit,
-    load_demonstrations,
-    load_labeled,
-    load_preferences,
-    load_prompts,
-    load_steps,
-    load_texts,
-)
+from rlhf.launch.methods import load_offline
+from rlhf.orchestrator.data import DataSplit, load_prompts, load_texts
 from rlhf.types import Prompt, ScoredGroup
-
-Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
-OFFLINE_LOADERS: Mapping[str, Loader] = {
-    "sft": load_demonstrations,
-    "rm": load_preferences,
-    "prm": load_steps,
-    "dpo": load_preferences,
-    "kto": load_labeled,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +31,7 @@ class RunData:
         return len(self.prompts.train) if self.prompts is not None else len(self.groups.train if self.groups else ())
 
 
-def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> RunData:
+def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
     """Read, check and tokenize every row.
 
     Raises:
@@ -56,7 +39,7 @@ def load_data(command: str, config: TrainConfig, tokenizer: Tokenizer) -> RunDat
     """
     if isinstance(config, OnlineConfig):
         return _online_data(config, tokenizer)
-    groups = OFFLINE_LOADERS[command](config.data, tokenizer)
+    groups = load_offline(config, tokenizer)
     groups.require(config.train.batch_size, "train.batch_size")
     return RunData(groups=groups)
 

@@ -17,13 +17,13 @@ from rlhf.planning.roles import local_config_json, place, shapes_of
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def memory_forecast(command: str, config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
+def memory_forecast(config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
     """A line for each group of devices, and what will probably not fit. Of what no plan can be made (a device or a
     model of an unknown kind), nothing is said but for this machine's shared memory."""
     try:
         placement = place(config, needs)
         shape = shape_of(cluster.gpu_kinds if cluster.device == "cuda" else [], placement)
-        plan = plan_run(command, config, needs, shapes_of(config, needs, local_config_json), shape)
+        plan = plan_run(config, needs, shapes_of(config, needs, local_config_json), shape)
     except (ConfigError, ModelError):
         return scarce_shared_memory()
     short = (f"warning: {line} Ask `rlhf plan` for what would fit." for line in shortages(plan))

@@ -1,41 +1,23 @@
 """The parts of a loop that trains on given responses (SFT, reward models, DPO, KTO)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from rlhf.actors.launcher import Workers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import TrainConfig
-from rlhf.config.run import TrainSection
 from rlhf.engines.base import TokenScorer
 from rlhf.launch.engines import memory_gauge, role_engine
+from rlhf.launch.methods import offline_evaluator
 from rlhf.orchestrator.data import DataSplit, Order
-from rlhf.orchestrator.evaluation import (
-    Evaluator,
-    LabelEvaluator,
-    LikelihoodEvaluator,
-    PairEvaluator,
-    PreferenceEvaluator,
-    StepEvaluator,
-)
 from rlhf.orchestrator.loop import Parts
 from rlhf.orchestrator.step.sources import GroupSource, OfflineSource
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import ScoredGroup
 
-OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], TrainSection], Evaluator]
-EVALUATORS: Mapping[str, OfflineEvaluator] = {
-    "sft": LikelihoodEvaluator,
-    "rm": PairEvaluator,
-    "prm": StepEvaluator,
-    "dpo": PreferenceEvaluator,
-    "kto": LabelEvaluator,
-}
-
 
 def assemble_offline(
-    command: str,
     config: TrainConfig,
     section: AlgorithmSection,
     algorithm: Algorithm,
@@ -51,7 +33,9 @@ def assemble_offline(
     )
     evaluated = held_out(config, groups)
     # An algorithm of its own: held-out rows must not enter the statistics of training.
-    evaluator = EVALUATORS[command](models, build_algorithm(section), evaluated, config.train) if evaluated else None
+    evaluator = (
+        offline_evaluator(config)(models, build_algorithm(section), evaluated, config.train) if evaluated else None
+    )
     return Parts(
         algorithm=algorithm,
         models=models,

@@ -9,6 +9,7 @@ from rlhf.actors.cluster import Cluster
 from rlhf.algorithms import build_algorithm
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import dump_config, short_summary
+from rlhf.config.methods import method_name
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
@@ -38,8 +39,8 @@ class TrainResult:
     """Those of the last step, by the names in metrics.jsonl."""
 
 
-def run_training(command: str, config: TrainConfig, open_console: Callable[[int], Console]) -> TrainResult:
-    """Train a model by `command` (ppo, dpo, ...) with a resolved config. Starts Ray and leaves it again.
+def run_training(config: TrainConfig, open_console: Callable[[int], Console]) -> TrainResult:
+    """Train a model with a resolved config. Starts Ray and leaves it again.
 
     `open_console` gets the number of steps and gives what shows the progress; it is closed at the end.
 
@@ -51,7 +52,7 @@ def run_training(command: str, config: TrainConfig, open_console: Callable[[int]
     require_trackers(config.log)
     require_models(config)
     tokenizer = load_run_tokenizer(config, algorithm)
-    data = load_data(command, config, tokenizer)
+    data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
     # Absolute: the actors that write here may run in another folder.
     folder = Path(config.run.dir, config.run.name).absolute()
@@ -59,7 +60,7 @@ def run_training(command: str, config: TrainConfig, open_console: Callable[[int]
         RunDirectory.open(folder, resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
     ):
-        console.say(f"rlhf train {command}: {length.num_steps} steps into {folder}")
+        console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder}")
         console.say(short_summary(config))
         fresh = RunState(
             step=0,
@@ -77,7 +78,6 @@ def run_training(command: str, config: TrainConfig, open_console: Callable[[int]
             cluster = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
         with cluster, stop.listening(), records.open():
             attempts = RunAttempts(
-                command=command,
                 config=config,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
                 data=data,

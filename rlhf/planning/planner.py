@@ -32,7 +32,6 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def plan_run(
-    command: str,
     config: TrainConfig,
     needs: Needs,
     shapes: Mapping[Role, ModelShape],
@@ -51,7 +50,7 @@ def plan_run(
     """
     placement = place(config, needs)
     bundles = lay_out(placement, [cluster.devices_per_node] * cluster.num_nodes)
-    work = workload(command, config, needs, lengths)
+    work = workload(config, needs, lengths)
     planner = _Planner(config, needs, shapes, cluster, placement, work, rates, calibration)
     groups = tuple(
         planner.group(group, tuple(bundle for bundle in bundles if bundle.group is group)) for group in placement.groups

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.algo import num_epochs
-from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.methods import method_of
 from rlhf.config.reward import StartedSource
 from rlhf.types import Role
-
-PAIRED = {"rm", "dpo"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +62,18 @@ class Workload:
 MEASURED_BY = {"old_log_probs": Role.POLICY, "ref_log_probs": Role.REFERENCE, "values": Role.CRITIC}
 
 
-def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
+def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
     """One step of a resolved config."""
     measured = frozenset(MEASURED_BY[signal] for signal in needs.measures)
     if needs.ema_reference is not None:
         measured = measured - {Role.REFERENCE} | {Role.POLICY}
+    learned = config.examples_per_step * method_of(config).sequences_per_example
     batch_tokens = config.train.max_tokens_per_micro_batch
     if not isinstance(config, OnlineConfig):
         longest = config.data.max_tokens
-        each = 2 if command in PAIRED else 1
         return Workload(
             sampled=0,
-            learned=config.train.batch_size * each,
+            learned=learned,
             prompt_tokens=lengths.prompt or 0.0,
             response_tokens=lengths.response if lengths.response is not None else longest - (lengths.prompt or 0.0),
             longest=longest,
@@ -90,7 +89,7 @@ def workload(command: str, config: TrainConfig, needs: Needs, lengths: Lengths =
     passes = num_epochs(config.algo)
     return Workload(
         sampled=answers + rollout.batch_size * needs.greedy_baseline,
-        learned=2 * rollout.batch_size if isinstance(config, OnlineDpoConfig) else answers,
+        learned=learned,
         prompt_tokens=rollout.max_prompt_tokens if lengths.prompt is None else lengths.prompt,
         response_tokens=rollout.max_response_tokens if lengths.response is None else lengths.response,
         longest=longest,

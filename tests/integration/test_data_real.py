@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.data import RowKind
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import Kind, check_rows, load_demonstrations, load_preferences, load_prompts
+from rlhf.orchestrator.data import check_rows, load_demonstrations, load_preferences, load_prompts
 from rlhf.types import FinishReason
 from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section
 
@@ -38,7 +39,7 @@ def test_gsm8k_test_set_gives_demonstrations_that_end() -> None:
 @needs_data
 def test_hh_rlhf_gives_pairs_with_a_shared_prompt_and_names_its_warts() -> None:
     with pytest.raises(DataError) as error:
-        check_rows(section(HH), Kind.PREFERENCES)
+        check_rows(section(HH), RowKind.PREFERENCES)
     assert [line.split(": ", 1)[1] for line in complaints(error)] == ["the answer of chosen is empty."] * 4
     split = load_preferences(section(HH, max_tokens=2000, overlong="truncate", max_bad_rows=4), PLAIN)
     assert len(split.train) + sum(split.dropped.values()) == 2312

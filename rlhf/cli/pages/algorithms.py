@@ -11,10 +11,10 @@ from rlhf.cli.help import bounds_and_variant, kind_of
 from rlhf.cli.pages.configuration import default_cell
 from rlhf.config.algo import AlgorithmSection, CustomSection
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, OnlineConfig
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.data import RowKind
 from rlhf.config.fields import fields_of, sections_in, variant_of
-from rlhf.launch.check import ROWS
-from rlhf.orchestrator.data.columns import Kind
+from rlhf.config.methods import METHODS
 
 HEAD = """\
 # Algorithms
@@ -25,21 +25,21 @@ Every method runs in the same loop: sample and score (or read), measure, give cr
 which data says [choosing](choosing.md); how to write your own, [adding an algorithm](adding_an_algorithm.md). All
 settings of a run are in [configuration](configuration.md).
 """
-DATA: dict[Kind, tuple[str, str]] = {
-    Kind.PROMPTS: ("prompts, with a reference answer where the reward wants one", "prompts.jsonl"),
-    Kind.DEMONSTRATIONS: ("prompts with a good answer", "demonstrations.jsonl"),
-    Kind.PREFERENCES: ("prompts with a better and a worse answer, or a ranking", "preferences.jsonl"),
-    Kind.LABELED: (
+DATA: dict[RowKind, tuple[str, str]] = {
+    RowKind.PROMPTS: ("prompts, with a reference answer where the reward wants one", "prompts.jsonl"),
+    RowKind.DEMONSTRATIONS: ("prompts with a good answer", "demonstrations.jsonl"),
+    RowKind.PREFERENCES: ("prompts with a better and a worse answer, or a ranking", "preferences.jsonl"),
+    RowKind.LABELED: (
         "prompts with an answer that is labeled good or bad; pairs are read as two labels",
         "labeled.jsonl",
     ),
-    Kind.STEPS: ("prompts with an answer whose steps are labeled right or wrong", "steps.jsonl"),
+    RowKind.STEPS: ("prompts with an answer whose steps are labeled right or wrong", "steps.jsonl"),
 }
 
 
 def kinds_of(command: str) -> tuple[type[AlgorithmSection], ...]:
     """The algorithm sections that a command takes, those of this package."""
-    found = sections_in(COMMANDS[command].model_fields["algo"].annotation)
+    found = sections_in(METHODS[command].config.model_fields["algo"].annotation)
     return tuple(kind for kind in found if issubclass(kind, AlgorithmSection) and kind is not CustomSection)
 
 
@@ -47,7 +47,7 @@ def models_started(command: str, needs: Needs) -> str:
     """Who is started, in the order of the data's way."""
     trained = [f"{role} (learns)" for role in needs.trains]
     reference = ["reference"] if "ref_log_probs" in needs.measures and needs.ema_reference is None else []
-    online = ["rollout engines", "reward source"] if issubclass(COMMANDS[command], OnlineConfig) else []
+    online = ["rollout engines", "reward source"] if issubclass(METHODS[command].config, OnlineConfig) else []
     return ", ".join([*trained, *reference, *online])
 
 
@@ -67,14 +67,13 @@ def options(section: type[Section], prefix: str, like: type[Section] | None = No
 
 def shown_command(command: str, section: type[AlgorithmSection], flags: str = "") -> str:
     """A command line that runs."""
-    trained = "reward" if command in {"rm", "prm"} else "policy"
     is_default = kinds_of(command)[0] is section
     words = [
         f"rlhf train {command}",
         "" if is_default else f"--algo {variant_of(section)}",
         flags,
-        f"--{trained}.model my_model --data.path {DATA[ROWS[COMMANDS[command]]][1]}",
-        "--reward.function rewards:score" if issubclass(COMMANDS[command], OnlineConfig) else "",
+        f"--{METHODS[command].model}.model my_model --data.path {DATA[METHODS[command].rows][1]}",
+        "--reward.function rewards:score" if issubclass(METHODS[command].config, OnlineConfig) else "",
         "--train.batch-size 64",
     ]
     return " ".join(word for word in words if word)
@@ -88,7 +87,7 @@ def entry(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
     yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
     if isinstance(algorithm, type):
         yield f"{inspect.cleandoc(algorithm.__doc__ or '')}\n"
-    yield f"- data: {DATA[ROWS[COMMANDS[command]]][0]}"
+    yield f"- data: {DATA[METHODS[command].rows][0]}"
     yield f"- starts: {models_started(command, needs)}\n"
     yield f"```\n{shown_command(command, section)}\n```\n"
     first = kinds_of(command)[0]
@@ -114,7 +113,7 @@ def losses(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for command in COMMANDS:
+    for command in METHODS:
         for section in kinds_of(command):
             parts += [*entry(command, section), *losses(command, section)]
     return "\n".join(parts)

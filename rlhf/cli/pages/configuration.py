@@ -4,10 +4,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.cli.help import bounds_and_variant, default_of, first_paragraph, kind_of
+from rlhf.cli.help import bounds_and_variant, default_of, kind_of
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS
-from rlhf.config.fields import Field, fields_of, list_items, sections_in, variant_of
+from rlhf.config.fields import Field, fields_of, first_paragraph, list_items, sections_in, variant_of
+from rlhf.config.methods import METHODS
 
 HEAD = """\
 # Configuration
@@ -38,8 +38,8 @@ run saves its whole resolved config as `config.yaml`, which can be given to anot
 def documented_sections() -> Iterator[tuple[str, type[Section], list[str]]]:
     """Every section with the commands that have it, in the order of the commands."""
     found: dict[tuple[str, type[Section]], list[str]] = {}
-    for command, config in COMMANDS.items():
-        for name, info in config.model_fields.items():
+    for command, method in METHODS.items():
+        for name, info in method.config.model_fields.items():
             found.setdefault((name, sections_in(info.annotation)[0]), []).append(command)
     for (name, section), commands in found.items():
         yield name, section, commands
@@ -66,7 +66,7 @@ def reference() -> str:
     """The whole page."""
     parts = [HEAD]
     for name, section, commands in documented_sections():
-        where = "every command" if len(commands) == len(COMMANDS) else " and ".join(f"`{c}`" for c in commands)
+        where = "every command" if len(commands) == len(METHODS) else " and ".join(f"`{c}`" for c in commands)
         parts.append(f"## {name} ({where})\n\n{first_paragraph(section)}\n")
         fields = list(fields_of(section, f"{name}."))
         parts.append(table(fields))

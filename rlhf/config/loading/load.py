@@ -11,7 +11,6 @@ import yaml
 from rlhf.config.algo import CriticFreeSection
 from rlhf.config.base import Section
 from rlhf.config.commands import (
-    COMMANDS,
     GenerateConfig,
     GrpoConfig,
     OnlineConfig,
@@ -35,6 +34,7 @@ from rlhf.config.loading.layers import (
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
+from rlhf.config.methods import METHODS
 from rlhf.config.reward import ModelSource
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError
@@ -50,9 +50,9 @@ def read_config(
     Raises:
         ConfigError: there is no such command.
     """
-    if command not in COMMANDS:
-        raise ConfigError(f'train: unknown algorithm "{command}" (have {", ".join(COMMANDS)}).')
-    schema = Schema(COMMANDS[command])
+    if command not in METHODS:
+        raise ConfigError(f'train: unknown method "{command}" (have {", ".join(METHODS)}).')
+    schema = Schema(METHODS[command].config)
     translation = translate(argv, schema.fields)
     flags = Flags(translation.argv, schema.fields)
     flags.layer.problems += translation.problems
@@ -89,10 +89,10 @@ def unexpected(word: str) -> str:
 
 def _sections_elsewhere(command: str) -> dict[str, str]:
     """The sections that other commands have, with what to do about each."""
-    own = COMMANDS[command].model_fields
+    own = METHODS[command].config.model_fields
     owners: dict[str, list[str]] = {}
-    for other, section in COMMANDS.items():
-        for name in section.model_fields.keys() - own.keys():
+    for other, method in METHODS.items():
+        for name in method.config.model_fields.keys() - own.keys():
             owners.setdefault(name, []).append(other)
     return {
         name: f"{command} has no {name}. Leave it out, or run {' or '.join(others)}." for name, others in owners.items()

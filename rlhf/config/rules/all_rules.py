@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig, command_of
+from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig
+from rlhf.config.methods import method_name
 from rlhf.config.models import LoraSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES
@@ -131,7 +132,7 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
     if isinstance(config, OnlineConfig | RmConfig | DpoConfig | PrmConfig):
         unread.add("response_key")
     for key in data.model_dump(include=unread, exclude_none=True):
-        yield Problem(keys=(f"data.{key}",), text=f"not read by {command_of(config)}. Remove it.")
+        yield Problem(keys=(f"data.{key}",), text=f"not read by {method_name(config)}. Remove it.")
 
 
 RULES = (required, models, held_out, columns, colocation, *KTO_RULES, *PREFERENCE_RULES, *MIXTURE_RULES)

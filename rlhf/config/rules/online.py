@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from rlhf.config.algo import CriticFreeSection, critic_warmup_steps
-from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig, command_of
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig
+from rlhf.config.methods import method_name
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
 
@@ -43,7 +44,7 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
         equal = f" and makes all {rollout.group_size} answers to a prompt equal" if rollout.group_size > 1 else ""
         yield Problem(
             keys=("rollout.temperature",),
-            text=f"0 is greedy{equal}: {command_of(config).upper()} learns from sampled answers, "
+            text=f"0 is greedy{equal}: {method_name(config).upper()} learns from sampled answers, "
             "and needs > 0 (got 0).",
         )
     elif rollout.temperature < LEAST_TEMPERATURE:

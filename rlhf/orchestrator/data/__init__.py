@@ -1,6 +1,5 @@
 """Rows: read, checked, tokenized, divided by prompt and put in order."""
 
-from rlhf.orchestrator.data.columns import Kind
 from rlhf.orchestrator.data.load import (
     check_rows,
     load_demonstrations,
@@ -15,7 +14,6 @@ from rlhf.orchestrator.data.split import DataSplit
 
 __all__ = [
     "DataSplit",
-    "Kind",
     "Order",
     "check_rows",
     "load_demonstrations",

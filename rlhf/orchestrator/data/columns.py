@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from rlhf.config.data import DataSection
+from rlhf.config.data import DataSection, RowKind
 from rlhf.errors import DataError
 
 PROMPT = (
@@ -16,17 +15,6 @@ LABEL = ("label", "answer", "solution", "ground_truth", "reference", "target")
 RANKING = ("ranking", "ranked_responses")
 STEPS = ("completions", "steps")
 STEP_LABELS = ("labels", "step_labels")
-
-
-class Kind(StrEnum):
-    """What a run reads rows as."""
-
-    PROMPTS = "prompts"
-    DEMONSTRATIONS = "demonstrations"
-    PREFERENCES = "preferences"
-    LABELED = "labeled answers"
-    STEPS = "labeled steps"
-    TEXTS = "texts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +49,7 @@ class Columns:
         return {name for name in names if name is not None}
 
 
-def find_columns(section: DataSection, available: Sequence[str], kind: Kind) -> Columns:
+def find_columns(section: DataSection, available: Sequence[str], kind: RowKind) -> Columns:
     """Say which column is which. Raises DataError naming every key that is not there and every need not met."""
     problems: list[str] = []
     have = ", ".join(available)
@@ -73,8 +61,8 @@ def find_columns(section: DataSection, available: Sequence[str], kind: Kind) -> 
 
     columns = Columns(
         prompt=find("prompt_key", section.prompt_key, PROMPT),
-        response=find("response_key", section.response_key, STEPS if kind is Kind.STEPS else RESPONSE),
-        label=find("label_key", section.label_key, STEP_LABELS if kind is Kind.STEPS else LABEL),
+        response=find("response_key", section.response_key, STEPS if kind is RowKind.STEPS else RESPONSE),
+        label=find("label_key", section.label_key, STEP_LABELS if kind is RowKind.STEPS else LABEL),
         chosen=find("chosen_key", section.chosen_key, ("chosen",)),
         rejected=find("rejected_key", section.rejected_key, ("rejected",)),
         ranking=find("ranking_key", section.ranking_key, RANKING),
@@ -90,26 +78,26 @@ def find_columns(section: DataSection, available: Sequence[str], kind: Kind) -> 
     return columns
 
 
-def _missing(columns: Columns, kind: Kind) -> list[str]:
+def _missing(columns: Columns, kind: RowKind) -> list[str]:
     prompt = columns.prompt is not None
     pair, read_off_pairs = columns.is_pair, columns.pairs_as_labels
-    needs: dict[Kind, list[tuple[bool, str]]] = {
-        Kind.PROMPTS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
-        Kind.DEMONSTRATIONS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
-        Kind.PREFERENCES: [
+    needs: dict[RowKind, list[tuple[bool, str]]] = {
+        RowKind.PROMPTS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
+        RowKind.DEMONSTRATIONS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
+        RowKind.PREFERENCES: [
             (pair or columns.ranking is not None, "chosen and rejected, nor ranking; set data.chosen_key"),
             (prompt or pair, "prompt column; set data.prompt_key"),
         ],
-        Kind.LABELED: [
+        RowKind.LABELED: [
             (read_off_pairs or prompt, "prompt column; set data.prompt_key"),
             (read_off_pairs or columns.response is not None, "response column; set data.response_key"),
             (read_off_pairs or columns.label is not None, "label column; set data.label_key"),
         ],
-        Kind.STEPS: [
+        RowKind.STEPS: [
             (prompt, "prompt column; set data.prompt_key"),
             (columns.response is not None, "steps (a column completions); set data.response_key"),
             (columns.label is not None, "labels of the steps; set data.label_key"),
         ],
-        Kind.TEXTS: [(columns.text is not None or prompt, "text column")],
+        RowKind.TEXTS: [(columns.text is not None or prompt, "text column")],
     }
     return [what for met, what in needs[kind] if not met]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from rlhf.config.data import DataSection
+from rlhf.config.data import DataSection, RowKind
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
-from rlhf.orchestrator.data.columns import Kind, find_columns
+from rlhf.orchestrator.data.columns import find_columns
 from rlhf.orchestrator.data.encoding import Encoder, as_group, as_labels, as_steps, cut, cut_steps
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.records import Record, read_record
@@ -49,18 +49,18 @@ def load_prompts(section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: 
         return [prompt]
 
     limit = f"prompts exceed {max_prompt_tokens} tokens"
-    return _load(section, Kind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content)
+    return _load(section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content)
 
 
 def load_demonstrations(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
     """Prompts with one given answer each, whose tokens end in a stop token. Inside an answer of several turns, other
     speakers' tokens are masked out. Raises DataError."""
-    return _load_groups(section, tokenizer, Kind.DEMONSTRATIONS)
+    return _load_groups(section, tokenizer, RowKind.DEMONSTRATIONS)
 
 
 def load_preferences(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
     """Prompts with two or more given answers each, best first. Raises DataError."""
-    return _load_groups(section, tokenizer, Kind.PREFERENCES)
+    return _load_groups(section, tokenizer, RowKind.PREFERENCES)
 
 
 def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
@@ -75,7 +75,7 @@ def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[Scored
         group = _group(section, encoder, encoder.settle_kind(record))
         return [group] if record.desirable is not None else as_labels(group)
 
-    return _load(section, Kind.LABELED, make, _row_limit(section), lambda group: group.prompt.text, group_content)
+    return _load(section, RowKind.LABELED, make, _row_limit(section), lambda group: group.prompt.text, group_content)
 
 
 def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
@@ -98,7 +98,7 @@ def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGr
             raise LeftOutError(OVERLONG)
         return [as_steps(prompt, answer, is_whole, record)]
 
-    return _load(section, Kind.STEPS, make, _row_limit(section), lambda group: group.prompt.text, group_content)
+    return _load(section, RowKind.STEPS, make, _row_limit(section), lambda group: group.prompt.text, group_content)
 
 
 def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
@@ -118,10 +118,10 @@ def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGr
             for index, block in enumerate(blocks)
         ]
 
-    return _load(section, Kind.TEXTS, make, _row_limit(section), lambda group: group.responses[0], group_content)
+    return _load(section, RowKind.TEXTS, make, _row_limit(section), lambda group: group.responses[0], group_content)
 
 
-def check_rows(section: DataSection, kind: Kind) -> list[Record]:
+def check_rows(section: DataSection, kind: RowKind) -> list[Record]:
     """Everything that can be known about the rows without a tokenizer: the good ones. Raises DataError."""
     problems = Problems(section.max_bad_rows)
     paths = [path for path in (section.path, section.eval_path) if path is not None]
@@ -130,7 +130,7 @@ def check_rows(section: DataSection, kind: Kind) -> list[Record]:
     return records
 
 
-def read_records(section: DataSection, path: str, kind: Kind, problems: Problems) -> list[Record]:
+def read_records(section: DataSection, path: str, kind: RowKind, problems: Problems) -> list[Record]:
     """The good rows under a path, read as what they mean. What is wrong goes to `problems`."""
     rows = read_rows(path, section.split, problems)
     if not rows:
@@ -153,12 +153,12 @@ def read_records(section: DataSection, path: str, kind: Kind, problems: Problems
         except RowError as error:
             problems.add_row(row.file, row.where, str(error))
     labels = {record.desirable for record in records}
-    if kind is Kind.LABELED and labels in ({True}, {False}):
+    if kind is RowKind.LABELED and labels in ({True}, {False}):
         problems.add(f"data: both labels are needed; all {len(records)} are {str(labels.pop()).lower()}.")
     return records
 
 
-def _load_groups(section: DataSection, tokenizer: Tokenizer, kind: Kind) -> DataSplit[ScoredGroup]:
+def _load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> DataSplit[ScoredGroup]:
     encoder = Encoder(section, tokenizer)
 
     def make(record: Record) -> list[ScoredGroup]:
@@ -183,7 +183,7 @@ def _group(section: DataSection, encoder: Encoder, record: Record) -> ScoredGrou
 
 def _load(
     section: DataSection,
-    kind: Kind,
+    kind: RowKind,
     make: Callable[[Record], list[T]],
     limit: str,
     text_of: Callable[[T], str],

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TypeAlias
 
-from rlhf.orchestrator.data.columns import Columns, Kind
+from rlhf.config.data import RowKind
+from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.dialogue import (
     check_prompt,
     first_prompt,
@@ -48,7 +49,7 @@ class Record:
     metadata: Mapping[str, Json] = field(default_factory=dict)
 
 
-def read_record(row: Row, columns: Columns, kind: Kind) -> Record:
+def read_record(row: Row, columns: Columns, kind: RowKind) -> Record:
     """What a row means. Raises RowError where it means nothing."""
     record = PARSERS[kind](row, columns)
     values = row.values
@@ -196,13 +197,13 @@ def _texts(row: Row, columns: Columns) -> Record:
     return Record(row=row, prompt="", answers=(text,), names=("prompt", columns.text))
 
 
-PARSERS: dict[Kind, Callable[[Row, Columns], Record]] = {
-    Kind.PROMPTS: _prompts,
-    Kind.DEMONSTRATIONS: _demonstrations,
-    Kind.PREFERENCES: _preferences,
-    Kind.LABELED: _labeled,
-    Kind.STEPS: _steps,
-    Kind.TEXTS: _texts,
+PARSERS: dict[RowKind, Callable[[Row, Columns], Record]] = {
+    RowKind.PROMPTS: _prompts,
+    RowKind.DEMONSTRATIONS: _demonstrations,
+    RowKind.PREFERENCES: _preferences,
+    RowKind.LABELED: _labeled,
+    RowKind.STEPS: _steps,
+    RowKind.TEXTS: _texts,
 }
 
 

@@ -16,8 +16,9 @@ from rlhf import __version__
 from rlhf.cli import main as cli
 from rlhf.cli.help import train_help
 from rlhf.cli.pages.configuration import reference
-from rlhf.config.commands import COMMANDS, GenerateConfig
+from rlhf.config.commands import GenerateConfig
 from rlhf.config.fields import fields_of, list_items
+from rlhf.config.methods import METHODS
 from rlhf.errors import (
     CheckpointError,
     ConfigError,
@@ -111,21 +112,21 @@ def test_a_closed_pipe_is_quiet() -> None:
             ["tran"],
             'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, doctor, chaos, quickstart). Did you mean train?',
         ),
-        (["train", "pppo"], 'rlhf: error: train: unknown algorithm "pppo" (have {have}). Did you mean ppo?'),
+        (["train", "pppo"], 'rlhf: error: train: unknown method "pppo" (have {have}). Did you mean ppo?'),
         (
             ["train", "dapo"],
-            'rlhf: error: train: unknown algorithm "dapo" (have {have}). It is one of grpo\'s: rlhf train grpo --algo dapo.',
+            'rlhf: error: train: unknown method "dapo" (have {have}). It is one of grpo\'s: rlhf train grpo --algo dapo.',
         ),
         (
             ["check", "simpo"],
-            'rlhf: error: check: unknown algorithm "simpo" (have {have}). It is one of dpo\'s: rlhf check dpo --loss simpo.',
+            'rlhf: error: check: unknown method "simpo" (have {have}). It is one of dpo\'s: rlhf check dpo --loss simpo.',
         ),
-        (["check", "zzz"], 'rlhf: error: check: unknown algorithm "zzz" (have {have}).'),
+        (["check", "zzz"], 'rlhf: error: check: unknown method "zzz" (have {have}).'),
     ],
 )
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
     assert cli.main(argv) == 2
-    assert capsys.readouterr().err == line.format(have=", ".join(COMMANDS)) + "\n"
+    assert capsys.readouterr().err == line.format(have=", ".join(METHODS)) + "\n"
 
 
 def test_twenty_problems_are_shown_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,14 +313,14 @@ def test_the_secret_of_a_service_is_a_variable_that_is_set(world: Path) -> None:
         checked_config("ppo", [*PPO[:4], "--reward.sources", sources], {})
 
 
-@pytest.mark.parametrize("command", list(COMMANDS))
+@pytest.mark.parametrize("command", list(METHODS))
 def test_help_lists_every_setting(command: str) -> None:
     text = train_help("train", command)
-    for field in fields_of(COMMANDS[command]):
+    for field in fields_of(METHODS[command].config):
         assert f"--{field.name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("config", [*COMMANDS.values(), GenerateConfig])
+@pytest.mark.parametrize("config", [*(method.config for method in METHODS.values()), GenerateConfig])
 def test_every_setting_is_documented(config: type[GenerateConfig]) -> None:
     fields = list(fields_of(config))
     fields += [field for known in fields for item in list_items(known) for field in fields_of(item)]
@@ -329,7 +330,7 @@ def test_every_setting_is_documented(config: type[GenerateConfig]) -> None:
 
 
 def test_the_commands_named_in_the_help_exist() -> None:
-    assert "{" + ",".join(COMMANDS) + "}" in cli.MAIN_HELP
+    assert "{" + ",".join(METHODS) + "}" in cli.MAIN_HELP
 
 
 def test_the_reference_is_current() -> None:

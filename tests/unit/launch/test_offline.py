@@ -1,5 +1,6 @@
 """What the loop is given."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,9 +10,11 @@ from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.launcher import Workers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.kto import KTO
+from rlhf.config.data import RowKind
 from rlhf.config.loading.load import load_config
 from rlhf.launch.class_weights import weigh_classes
-from rlhf.launch.offline import EVALUATORS, assemble_offline
+from rlhf.launch.methods import OFFLINE_ROWS, OfflineRows
+from rlhf.launch.offline import assemble_offline
 from rlhf.orchestrator.data import DataSplit
 from rlhf.types import Role
 from tests.unit.algorithms.build import group, rollout
@@ -25,8 +28,10 @@ def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.Mon
     given = DataSplit(train=tuple(train), held_out=tuple(held_out), fingerprint="", dropped={})
     weighed = weigh_classes(config.algo, train)
     seen: list[KTO] = []
-    monkeypatch.setitem(EVALUATORS, "kto", lambda _models, algorithm, *_: seen.append(algorithm))
+    kinds: Any = {"policy": lambda _models, algorithm, *_: seen.append(algorithm)}
+    rows = replace(OFFLINE_ROWS[RowKind.LABELED], evaluators=kinds)
+    monkeypatch.setitem(cast(dict[RowKind, OfflineRows], OFFLINE_ROWS), RowKind.LABELED, rows)
     workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
-    assemble_offline("kto", config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
+    assemble_offline(config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed
     assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)  # type: ignore[union-attr]

@@ -49,4 +49,4 @@ def plan_for(
     config = load_config(command, [*flags, *RUN], {})
     needs = build_algorithm(config.algo).needs
     shapes = {role: shape_of((others or {}).get(role, model)) for role in sections(config, needs)}
-    return plan_run(command, config, needs, shapes, parse_cluster(cluster), lengths=lengths)
+    return plan_run(config, needs, shapes, parse_cluster(cluster), lengths=lengths)

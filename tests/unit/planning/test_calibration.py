@@ -54,9 +54,9 @@ def test_a_calibrated_plan_says_what_was_measured() -> None:
     needs = build_algorithm(config.algo).needs
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
     found, cluster = measured(STEPS, PHASES, 512), parse_cluster("2x8xH100")
-    plan = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths)
+    plan = plan_run(config, needs, shapes, cluster, lengths=found.lengths)
     calibration = calibrated(found, plan)
-    again = plan_run("grpo", config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration)
+    again = plan_run(config, needs, shapes, cluster, lengths=found.lengths, calibration=calibration)
     assert again.seconds["learn"] == pytest.approx(6.0)
     assert again.seconds["generate"] == pytest.approx(10.0)
     assert again.processes == {
@@ -71,7 +71,7 @@ def test_what_costs_the_same_on_every_device_is_not_scaled() -> None:
     config = load_config("grpo", [*GRPO, *RUN], {})
     needs = build_algorithm(config.algo).needs
     shapes, cluster = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B)), parse_cluster("2x8xH100")
-    plan = plan_run("grpo", config, needs, shapes, cluster)
+    plan = plan_run(config, needs, shapes, cluster)
     assert 0 < plan.fixed_seconds["generate"] < plan.seconds["generate"]
     fixed, total = plan.fixed_seconds["learn"], plan.seconds["learn"]
 
@@ -79,7 +79,7 @@ def test_what_costs_the_same_on_every_device_is_not_scaled() -> None:
         """What a plan says once learning took so long."""
         steps = [{**step, "time/learn": measured_s} for step in STEPS]
         calibration = calibrated(measured(steps, PHASES, 512), plan)
-        again = plan_run("grpo", config, needs, shapes, cluster, calibration=calibration)
+        again = plan_run(config, needs, shapes, cluster, calibration=calibration)
         return again.seconds["learn"], calibration
 
     again, calibration = learning(fixed + (total - fixed) / 2)
@@ -96,8 +96,8 @@ def test_libraries_are_as_large_in_every_plan() -> None:
     needs = build_algorithm(config.algo).needs
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
     cluster, twice = parse_cluster("2x8xH100"), Calibration(memory_factors={"models": 2.0, "rollout": 1.5})
-    plan = plan_run("grpo", config, needs, shapes, cluster)
-    more = plan_run("grpo", config, needs, shapes, cluster, calibration=twice)
+    plan = plan_run(config, needs, shapes, cluster)
+    more = plan_run(config, needs, shapes, cluster, calibration=twice)
     assert set(plan.libraries.values()) == {1.3 * GIB}
     assert plan.libraries == more.libraries
     for name, size in plan.processes.items():
@@ -111,7 +111,7 @@ def test_vllm_holds_half_as_much_again_as_the_weights_on_a_cpu() -> None:
         config = load_config("grpo", [*GRPO, *RUN, "--rollout.engine", engine], {})
         needs = build_algorithm(config.algo).needs
         shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
-        held[engine] = plan_run("grpo", config, needs, shapes, parse_cluster("2x8xCPU")).processes["rollout"]
+        held[engine] = plan_run(config, needs, shapes, parse_cluster("2x8xCPU")).processes["rollout"]
     weights = 4 * shape_of(LLAMA_3_8B).num_parameters
     assert held["vllm"] - held["transformers"] == pytest.approx(0.5 * weights + 0.2 * GIB)
 

@@ -30,7 +30,7 @@ def run_of(command: str, flags: str, cluster: str) -> tuple[TrainConfig, Planner
     shape = parse_cluster(cluster)
 
     def planner(candidate: TrainConfig) -> Plan:
-        return plan_run(command, candidate, needs, shapes, shape)
+        return plan_run(candidate, needs, shapes, shape)
 
     def search() -> list[Suggestion]:
         assert isinstance(config, OnlineConfig)

@@ -34,7 +34,7 @@ def resolved_and_planned(path: Path) -> str:
     config = load_config(command, [str(path), "--data.path", "rows.jsonl"], {"RLHF_TEST_DATA": "data"})
     needs = build_algorithm(config.algo).needs
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
-    plan = plan_run(command, config, needs, shapes, parse_cluster(CLUSTER))
+    plan = plan_run(config, needs, shapes, parse_cluster(CLUSTER))
     return f"# {command} on {CLUSTER}\n{dump_config(config)}---\n{json.dumps(as_json(plan, []), indent=1)}\n"
 
 

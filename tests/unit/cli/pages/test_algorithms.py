@@ -7,8 +7,8 @@ import pytest
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.cli.pages.algorithms import kinds_of, page
-from rlhf.config.commands import COMMANDS
 from rlhf.config.fields import sections_in, variant_of
+from rlhf.config.methods import METHODS
 
 ROOT = Path(__file__).parents[4]
 
@@ -24,7 +24,7 @@ def test_the_readme_names_every_method_and_no_other() -> None:
     rows = shown()
     typed = {"online-kto": "kto --online", "grpo": "grpo --algo NAME", "online-dpo": "online-dpo --algo NAME"}
     typed["dpo"] = "dpo --loss NAME"
-    assert set(rows) == {*(f"rlhf train {typed.get(name, name)}" for name in COMMANDS), "--algo custom"}
+    assert set(rows) == {*(f"rlhf train {typed.get(name, name)}" for name in METHODS), "--algo custom"}
     for command in ("grpo", "online-dpo"):
         assert rows[f"rlhf train {typed[command]}"] == {variant_of(kind) for kind in kinds_of(command)}
     (dpo,) = kinds_of("dpo")
@@ -32,7 +32,7 @@ def test_the_readme_names_every_method_and_no_other() -> None:
     assert rows["rlhf train dpo --loss NAME"] == {variant_of(loss) for loss in losses}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", METHODS)
 def test_every_kind_of_algorithm_can_be_built(command: str) -> None:
     for kind in kinds_of(command):
         assert variant_of(kind) in ALGORITHMS

@@ -9,10 +9,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf.config.commands import COMMANDS, PpoConfig, SftConfig
+from rlhf.config.commands import PpoConfig, SftConfig
 from rlhf.config.fields import fields_of
 from rlhf.config.loading.load import dump_config, load_config
 from rlhf.config.loading.yaml_text import Document, YamlError
+from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
 
 NAMES = [field.name for field in fields_of(PpoConfig)]
@@ -48,7 +49,7 @@ def attempt(command: str, argv: list[str], environ: dict[str, str]) -> None:
 
 @QUICK
 @given(
-    st.sampled_from(list(COMMANDS)),
+    st.sampled_from(list(METHODS)),
     ARGV,
     st.dictionaries(st.sampled_from(["RLHF__POLICY__LR", "RLHF__", "RLHF__X"]), VALUES),
 )

@@ -158,7 +158,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_an_unknown_command_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="unknown algorithm"):
+    with pytest.raises(ConfigError, match="unknown method"):
         load_config("pppo", [], {})
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.config.commands import COMMANDS, DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import Translation, translate
+from rlhf.config.methods import METHODS
 from tests.unit.config.conftest import Problems
 from tests.unit.planning.support import LLAMA_3_8B
 
@@ -54,7 +55,7 @@ REFUSED = {
 
 
 def translated(command: str, *argv: str) -> Translation:
-    return translate(argv, fields_by_name(COMMANDS[command]))
+    return translate(argv, fields_by_name(METHODS[command].config))
 
 
 def config_of(command: str, *argv: str) -> TrainConfig:

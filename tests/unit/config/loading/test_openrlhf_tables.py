@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.commands import COMMANDS
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.flags import ALIASES
 from rlhf.config.loading.openrlhf.dotted import ALIKE, DOTTED
 from rlhf.config.loading.openrlhf.entries import Entry, Own
 from rlhf.config.loading.openrlhf.flat import FLAT
+from rlhf.config.methods import METHODS
 
 THEIRS: dict[str, dict[str, int | str]] = json.loads(
     Path(__file__).with_name("openrlhf_flags.json").read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ THEIRS: dict[str, dict[str, int | str]] = json.loads(
 """Flags of OpenRLHF 0.11.2 by command, and those of the dotted releases before it that it no longer has: how many
 values each takes, `all` for those that take any number."""
 FLAGS = {name: num_words for flags in THEIRS.values() for name, num_words in flags.items()}
-KEYS = {key for command in COMMANDS.values() for key in fields_by_name(command)}
+KEYS = {key for method in METHODS.values() for key in fields_by_name(method.config)}
 TABLES: dict[str, Entry] = {**FLAT, **DOTTED}
 
 

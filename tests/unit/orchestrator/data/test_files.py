@@ -43,7 +43,7 @@ BOM = b"\xef\xbb\xbf"
     ("name", "content"),
     [
         ("rows.jsonl", jsonl()),
-        ("rows.jsonl.gz", gzip.compress(jsonl())),
+        ("rows.jsonl.gz", gzip.compress(jsonl(), mtime=0)),
         ("bom.jsonl", BOM + jsonl()),
         ("crlf.jsonl", jsonl().replace(b"\n", b"\r\n")),
         ("blank_lines.jsonl", b"\n\n" + jsonl().replace(b"\n", b"\n \n")),
@@ -51,12 +51,12 @@ BOM = b"\xef\xbb\xbf"
         ("list.json", json.dumps(ROWS, indent=2).encode()),
         ("bom_list.json", BOM + json.dumps(ROWS).encode()),
         ("lines.json", jsonl()),
-        ("list.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("list.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
         ("rows.csv", CSV),
         ("bom_crlf.csv", BOM + b'prompt,label\r\none,1\r\n"two, and\nmore",2\r\n'),
-        ("rows.csv.gz", gzip.compress(CSV)),
+        ("rows.csv.gz", gzip.compress(CSV, mtime=0)),
         ("rows.parquet", parquet()),
-        ("rows.parquet.gz", gzip.compress(parquet())),
+        ("rows.parquet.gz", gzip.compress(parquet(), mtime=0)),
     ],
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, content: bytes) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.data import RowKind
 from rlhf.errors import DataError, ModelError
 from rlhf.orchestrator.data import (
     DataSplit,
-    Kind,
     check_rows,
     load_demonstrations,
     load_labeled,
@@ -280,6 +280,6 @@ def test_messages_without_a_chat_template_are_refused(tmp_path: Path) -> None:
 def test_rows_can_be_checked_without_a_tokenizer(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "a"}, {"prompt": ""}])
     with pytest.raises(DataError) as error:
-        check_rows(section(path, eval_path=f"{tmp_path}/none.csv"), Kind.PROMPTS)
+        check_rows(section(path, eval_path=f"{tmp_path}/none.csv"), RowKind.PROMPTS)
     assert complaints(error) == ["t.jsonl:2: prompt is empty.", f"data: {tmp_path}/none.csv matches no file."]
-    check_rows(section(path, max_bad_rows=1), Kind.PROMPTS)
+    check_rows(section(path, max_bad_rows=1), RowKind.PROMPTS)

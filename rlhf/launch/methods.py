@@ -1,0 +1,61 @@
+"""How a run without rollouts loads its rows and evaluates on them: one entry for each kind of rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlhf.algorithms.base import Algorithm
+from rlhf.config.commands import TrainConfig
+from rlhf.config.data import DataSection, RowKind
+from rlhf.config.methods import method_of
+from rlhf.config.run import TrainSection
+from rlhf.engines.base import Tokenizer
+from rlhf.orchestrator.data import (
+    DataSplit,
+    load_demonstrations,
+    load_labeled,
+    load_preferences,
+    load_steps,
+)
+from rlhf.orchestrator.evaluation import (
+    Evaluator,
+    LabelEvaluator,
+    LikelihoodEvaluator,
+    PairEvaluator,
+    PreferenceEvaluator,
+    StepEvaluator,
+)
+from rlhf.orchestrator.step.token_scores import Models
+from rlhf.types import ScoredGroup
+
+Loader = Callable[[DataSection, Tokenizer], DataSplit[ScoredGroup]]
+OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], TrainSection], Evaluator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineRows:
+    """What is done with rows of one kind."""
+
+    load: Loader
+    evaluators: Mapping[str, OfflineEvaluator]
+    """Model that the run is about (policy, reward) -> what measures it on held-out rows."""
+
+
+OFFLINE_ROWS: Mapping[RowKind, OfflineRows] = {
+    RowKind.DEMONSTRATIONS: OfflineRows(load=load_demonstrations, evaluators={"policy": LikelihoodEvaluator}),
+    RowKind.PREFERENCES: OfflineRows(
+        load=load_preferences, evaluators={"policy": PreferenceEvaluator, "reward": PairEvaluator}
+    ),
+    RowKind.LABELED: OfflineRows(load=load_labeled, evaluators={"policy": LabelEvaluator}),
+    RowKind.STEPS: OfflineRows(load=load_steps, evaluators={"reward": StepEvaluator}),
+}
+
+
+def load_offline(config: TrainConfig, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    """Read, check and tokenize the rows of an offline run. Raises DataError."""
+    return OFFLINE_ROWS[method_of(config).rows].load(config.data, tokenizer)
+
+
+def offline_evaluator(config: TrainConfig) -> OfflineEvaluator:
+    """What measures an offline run's model on held-out rows."""
+    method = method_of(config)
+    return OFFLINE_ROWS[method.rows].evaluators[method.model]

@@ -1,0 +1,18 @@
+"""Every method has what a run needs."""
+
+import pytest
+
+from rlhf.algorithms import ALGORITHMS
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.methods import METHODS
+from rlhf.launch.methods import OFFLINE_ROWS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_complete(name: str) -> None:
+    method = METHODS[name]
+    assert name in ALGORITHMS
+    assert method.summary
+    assert method.model in method.config().models
+    if not issubclass(method.config, OnlineConfig):
+        assert method.model in OFFLINE_ROWS[method.rows].evaluators
