@@ -1,4 +1,4 @@
-"""GRPO on GSM8K with a rule that compares the final number with the label: reinforcement learning from verifiable rewards.
+"""GRPO on GSM8K, with a rule that compares the final number with the label (verifiable rewards).
 
     python examples/grpo_gsm8k.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k_train.jsonl
 
