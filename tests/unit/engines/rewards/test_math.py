@@ -182,8 +182,8 @@ def test_an_item_whose_child_dies_is_tried_once_more(tmp_path: Path, monkeypatch
     pool = ChildPool("mortal:judge", num_processes=2, timeout_s=20.0, memory_gib=None)
     try:
         items = [request(name, str(tmp_path / name)) for name in ("never", "once", "always", "never")]
-        assert [verdict.score for verdict in pool.judge(items)] == [0.5, 0.5, None, 0.5]
-        assert pool.judge([]) == []
+        assert [verdict.score for verdict in pool.evaluate(items)] == [0.5, 0.5, None, 0.5]
+        assert pool.evaluate([]) == []
     finally:
         pool.close()
 
@@ -195,7 +195,7 @@ def test_an_item_that_overruns_is_not_tried_again(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     pool = ChildPool("sleepy:judge", num_processes=1, timeout_s=0.5, memory_gib=None)
     try:
-        (verdict,) = pool.judge([request("", str(tmp_path / "tries"))])
+        (verdict,) = pool.evaluate([request("", str(tmp_path / "tries"))])
     finally:
         pool.close()
     assert (verdict.score, verdict.failure) == (None, "took over 0.5 s")
