@@ -8,21 +8,51 @@ from collections.abc import Iterator
 from pydantic_core import PydanticUndefined
 
 from rlhf.config.base import Section
-from rlhf.config.commands import GenerateConfig, QuickstartConfig
-from rlhf.config.fields import Field, fields_of, first_paragraph, sections_in
+from rlhf.config.commands import GenerateConfig, QuickstartConfig, TrainConfig
+from rlhf.config.fields import Field, fields_of, first_paragraph
 from rlhf.config.loading.flags import ALIASES
-from rlhf.config.methods import METHODS
+from rlhf.config.loading.layers import InFlag, Layer, Setting, split_key
+from rlhf.config.loading.merge import Merged, Schema
+from rlhf.config.methods import COMMANDS, METHODS, Command
 from rlhf.config.tools import ChaosConfig, PlanConfig
 
 INDENT = 6
+MAIN_WIDTH = 118
 
 
-def groups(config: type[Section]) -> Iterator[tuple[str, str, list[Field]]]:
-    """Name, description and fields of every section of a config."""
-    fields = list(fields_of(config))
-    for name, info in config.model_fields.items():
-        section = sections_in(info.annotation)[0]
+def member_defaults(command: Command) -> TrainConfig:
+    """The config of a command where nothing is set but the type of its member."""
+    layer = Layer()
+    if command.key is not None:
+        layer.settings.append(Setting(split_key(command.key), command.name, InFlag()))
+    config = Merged(Schema(command.config), [layer]).config
+    assert config is not None, "defaults are valid"
+    return config
+
+
+def member_section(command: Command, defaults: TrainConfig) -> str:
+    """The first paragraph about a member."""
+    section: Section = defaults
+    for part in split_key(command.key or "")[:-1]:
+        section = dict(section)[part]
+    return first_paragraph(type(section))
+
+
+def groups(command: Command, defaults: TrainConfig) -> Iterator[tuple[str, str, list[Field]]]:
+    """Name, description and fields of every section of a config; of a member those that it has."""
+    config = command.config
+    fields = [field for field in fields_of(config, values=defaults) if _has(command, field)]
+    for name in config.model_fields:
+        section = type(dict(defaults)[name])
         yield name, first_paragraph(section), [field for field in fields if field.name.startswith(f"{name}.")]
+
+
+def _has(command: Command, field: Field) -> bool:
+    """Whether a field can be set in a command: not what its name decides, nor what only other members have."""
+    if command.key is None or field.name == command.key:
+        return command.key is None
+    beside = field.name.startswith(f"{command.key.rpartition('.')[0]}.")
+    return not beside or not field.owners or command.name in field.owners
 
 
 def kind_of(field: Field) -> str:
@@ -72,12 +102,30 @@ def screen_width() -> int:
     return max(40, min(shutil.get_terminal_size((100, 24)).columns, 110))
 
 
-def train_help(verb: str, command: str) -> str:
-    """Help of `rlhf VERB COMMAND`: every flag by section."""
-    config, width = METHODS[command].config, screen_width()
-    parts = [TRAIN_HEAD.format(verb=verb, command=command, about=first_paragraph(config))]
-    for name, about, fields in groups(config):
-        heading = f"{name}: {about}"
+def main_help() -> str:
+    """Help of `rlhf`."""
+    lines = [f"or one of their members: {member_lines()}."]
+    lines += [f"`{' '.join(m.also_typed)}` is {name}." for name, m in METHODS.items() if m.also_typed is not None]
+    members = "\n".join(textwrap.fill(line, MAIN_WIDTH, break_on_hyphens=False) for line in lines)
+    return MAIN_HEAD.format(names=",".join(METHODS), members=members)
+
+
+def member_lines() -> str:
+    """The members of each method that has some, as one sentence."""
+    found = {name: [c.name for c in COMMANDS.values() if c.method == name != c.name] for name in METHODS}
+    return "; ".join(f"{', '.join(members)} ({name})" for name, members in found.items() if members)
+
+
+def train_help(verb: str, name: str) -> str:
+    """Help of `rlhf VERB NAME`: every flag by section."""
+    command, width = COMMANDS[name], screen_width()
+    defaults = member_defaults(command)
+    about = first_paragraph(command.config)
+    if command.key is not None:
+        about = f"{member_section(command, defaults)} A member of {command.method}: --{command.key} {name}."
+    parts = [TRAIN_HEAD.format(verb=verb, command=name, about=about)]
+    for section, meaning, fields in groups(command, defaults):
+        heading = f"{section}: {meaning}"
         parts.append("\n".join([heading, "", *(field_help(field, width) for field in fields)]))
     return "\n".join(parts)
 
@@ -110,9 +158,40 @@ def quickstart_help() -> str:
 def commands_help(verb: str) -> str:
     """Help of `rlhf train` or `rlhf check` without an algorithm."""
     lines = [f"  {name:11} {method.summary}" for name, method in METHODS.items()]
+    lines += [
+        "",
+        textwrap.fill(
+            f"Members of a method can be named directly: {member_lines()}.", screen_width(), break_on_hyphens=False
+        ),
+    ]
     return COMMANDS_HEAD.format(verb=verb, names=",".join(METHODS)) + "\n".join(lines) + "\n"
 
 
+MAIN_HEAD = """\
+Usage: rlhf COMMAND ...
+
+Trains language models from feedback on a Ray cluster.
+
+  rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
+  rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find what can be known to be wrong, starting nothing
+  rlhf plan METHOD [CONFIG.yaml] [--cluster 16x8xH100]        where models would live, what they hold, how long it takes
+  rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
+  rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
+  rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
+  rlhf rounds {{sft,dpo}} --model MODEL --data.path ROWS        sample, choose and train in rounds
+  rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
+  rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
+  rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
+  rlhf chaos METHOD [CONFIG.yaml]                             a run under kills and stops, beside the same run in peace
+  rlhf quickstart                                             see the three steps of RLHF on a tiny model
+  rlhf --version                                              print the version
+
+METHOD is one of {{{names}}},
+{members}
+
+`rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
+disk, 6 numerics, 7 worker lost, 8 stall, 70 internal, 75 stopped and resumable, 130 interrupted.
+"""
 COMMANDS_HEAD = """\
 Usage: rlhf {verb} {{{names}}} [CONFIG.yaml] [--section.key value ...]
 

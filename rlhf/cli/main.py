@@ -28,30 +28,6 @@ EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
 TOOLS = ("sample", "curate", "rounds", "data", "bench", "doctor")
 VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart")
-MAIN_HELP = """\
-Usage: rlhf COMMAND ...
-
-Trains language models from feedback on a Ray cluster.
-
-  rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
-  rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find what can be known to be wrong, starting nothing
-  rlhf plan METHOD [CONFIG.yaml] [--cluster 16x8xH100]        where models would live, what they hold, how long it takes
-  rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
-  rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
-  rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
-  rlhf rounds {sft,dpo} --model MODEL --data.path ROWS        sample, choose and train in rounds
-  rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
-  rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
-  rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
-  rlhf chaos METHOD [CONFIG.yaml]                             a run under kills and stops, beside the same run in peace
-  rlhf quickstart                                             see the three steps of RLHF on a tiny model
-  rlhf --version                                              print the version
-
-METHOD is one of {sft,rm,prm,ppo,grpo,online-dpo,online-kto,dpo,kto}; `kto --online` is online-kto.
-
-`rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
-disk, 6 numerics, 7 worker lost, 8 stall, 70 internal, 75 stopped and resumable, 130 interrupted.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +55,9 @@ def run(arguments: list[str]) -> int:
     if verb == "help" and rest:
         return run([*rest, "--help"])
     if verb in HELP or verb == "help":
-        return _show(MAIN_HELP)
+        from rlhf.cli.help import main_help
+
+        return _show(main_help())
     if verb in {"train", "check"}:
         return _train_or_check(verb, rest)
     if verb in TOOLS:
@@ -121,28 +99,16 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
 
 def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
     """The method that a command line names, and its other words. A help flag may stand in its place."""
-    from rlhf.config.methods import METHODS
+    from rlhf.config.methods import COMMANDS, METHODS
 
     command, *rest = arguments or ["--help"]
-    if command == "kto" and "--online" in rest:
-        return "online-kto", [word for word in rest if word != "--online"]
-    if command not in METHODS and command not in HELP:
-        have = f'unknown method "{command}" (have {", ".join(METHODS)})'
-        raise ConfigError(f"{verb}: {have}.{_as_variant(verb, command) or did_you_mean(command, METHODS)}")
+    for name, method in METHODS.items():
+        if method.also_typed is not None and method.also_typed[0] == command and method.also_typed[1] in rest:
+            return name, [word for word in rest if word != method.also_typed[1]]
+    if command not in COMMANDS and command not in HELP:
+        have = f'unknown method "{command}" (have {", ".join(COMMANDS)})'
+        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
     return command, rest
-
-
-def _as_variant(verb: str, name: str) -> str:
-    """How to run a method that is one of a command's, or nothing where `name` is none."""
-    from rlhf.config.fields import fields_by_name
-    from rlhf.config.methods import METHODS
-
-    for command, method in METHODS.items():
-        fields = fields_by_name(method.config)
-        for flag, key in (("algo", "algo.type"), ("loss", "algo.loss.type")):
-            if key in fields and len(fields[key].variants) > 1 and name in fields[key].variants:
-                return f" It is one of {command}'s: rlhf {verb} {command} --{flag} {name}."
-    return ""
 
 
 def _plan(arguments: list[str]) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.openrlhf import translate
-from rlhf.config.methods import METHODS
+from rlhf.config.methods import COMMANDS
 
 
 def show_translation(verb: str, command: str, argv: Sequence[str]) -> None:
     """Print to stderr what each flag of OpenRLHF in `argv` became, and the same command in this project's own flags.
     Prints nothing where there is no such flag."""
-    translation = translate(argv, fields_by_name(METHODS[command].config))
+    translation = translate(argv, fields_by_name(COMMANDS[command].config))
     if not translation.became:
         return
     own = shlex.join(["rlhf", verb, command, *translation.argv])

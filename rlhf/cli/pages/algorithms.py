@@ -14,7 +14,7 @@ from rlhf.config.base import Section
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.data import RowKind
 from rlhf.config.fields import fields_of, sections_in, variant_of
-from rlhf.config.methods import METHODS
+from rlhf.config.methods import COMMANDS, METHODS
 
 HEAD = """\
 # Algorithms
@@ -65,13 +65,13 @@ def options(section: type[Section], prefix: str, like: type[Section] | None = No
     return "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
 
 
-def shown_command(command: str, section: type[AlgorithmSection], flags: str = "") -> str:
+def shown_command(command: str, section: type[AlgorithmSection], loss: str | None = None) -> str:
     """A command line that runs."""
-    is_default = kinds_of(command)[0] is section
+    member = loss or variant_of(section)
+    named = member in COMMANDS and COMMANDS[member].method == command
     words = [
-        f"rlhf train {command}",
-        "" if is_default else f"--algo {variant_of(section)}",
-        flags,
+        f"rlhf train {member if named else command}",
+        "" if named or loss is None else f"--loss {loss}",
         f"--{METHODS[command].model}.model my_model --data.path {DATA[METHODS[command].rows][1]}",
         "--reward.function rewards:score" if issubclass(METHODS[command].config, OnlineConfig) else "",
         "--train.batch-size 64",
@@ -106,7 +106,7 @@ def losses(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
         name = variant_of(kind)
         yield f"### {variant_of(section)} with --loss {name}\n"
         yield f"{inspect.cleandoc(kind.__doc__ or '')}\n"
-        yield f"```\n{shown_command(command, section, f'--loss {name}')}\n```\n"
+        yield f"```\n{shown_command(command, section, name)}\n```\n"
         yield options(kind, "algo.loss.")
 
 

@@ -79,6 +79,19 @@ class InPython:
 
 
 @dataclass(frozen=True, slots=True)
+class InCommand:
+    """The name of the command."""
+
+    name: str
+
+    def where(self, path: KeyPath) -> str:
+        return f"{self.name}: {dotted(path)}"
+
+    def spell(self, key: str) -> str:
+        return "--" + key.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """One value for one key."""
 

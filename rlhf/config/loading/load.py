@@ -23,6 +23,7 @@ from rlhf.config.commands import (
 from rlhf.config.loading.flags import Flags
 from rlhf.config.loading.layers import (
     VARIABLE,
+    InCommand,
     InFlag,
     Layer,
     Setting,
@@ -30,11 +31,13 @@ from rlhf.config.loading.layers import (
     file_layer,
     flattened,
     python_layer,
+    split_key,
 )
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
-from rlhf.config.methods import METHODS
+from rlhf.config.methods import COMMANDS, METHODS, Command
+from rlhf.config.problems import shown
 from rlhf.config.reward import ModelSource
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError
@@ -50,9 +53,9 @@ def read_config(
     Raises:
         ConfigError: there is no such command.
     """
-    if command not in METHODS:
-        raise ConfigError(f'train: unknown method "{command}" (have {", ".join(METHODS)}).')
-    schema = Schema(METHODS[command].config)
+    if command not in COMMANDS:
+        raise ConfigError(f'train: unknown method "{command}" (have {", ".join(COMMANDS)}).')
+    schema = Schema(COMMANDS[command].config)
     translation = translate(argv, schema.fields)
     flags = Flags(translation.argv, schema.fields)
     flags.layer.problems += translation.problems
@@ -62,7 +65,7 @@ def read_config(
         for name in flags.positionals[:1]
     ]
     layers = [*files, environment_layer(environ, schema.fields), flags.layer, python_layer(settings or {})]
-    merged = Merged(schema, layers, _sections_elsewhere(command))
+    merged = Merged(schema, [*_member_layer(COMMANDS[command], layers), *layers], _sections_elsewhere(command))
     merged.problems += [unexpected(name) for name in flags.positionals[1:]]
     # Without the settings of its file, what a run lacks is not known.
     if merged.config is not None and not any(file.problems and not file.settings for file in files):
@@ -87,9 +90,24 @@ def unexpected(word: str) -> str:
     return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'
 
 
+def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:
+    """What the name of a member sets: its type. Settings of `layers` that name another member are refused."""
+    if command.key is None:
+        return []
+    for layer in layers:
+        for setting in [setting for setting in layer.settings if setting.key == command.key]:
+            layer.settings.remove(setting)
+            if setting.value != command.name:
+                advice = f"Remove it, or run `rlhf train {command.method}`."
+                text = f"{shown(setting.value)}, but the command trains {command.name}. {advice}"
+                layer.refuse(setting.path, text, setting.origin)
+    path = split_key(command.key)
+    return [Layer([Setting(path, command.name, InCommand(command.name))])]
+
+
 def _sections_elsewhere(command: str) -> dict[str, str]:
-    """The sections that other commands have, with what to do about each."""
-    own = METHODS[command].config.model_fields
+    """The sections that other methods have, with what to do about each."""
+    own = COMMANDS[command].config.model_fields
     owners: dict[str, list[str]] = {}
     for other, method in METHODS.items():
         for name in method.config.model_fields.keys() - own.keys():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhf.cli.main import MAIN_HELP
+from rlhf.cli.help import main_help
 from rlhf.cli.pages.failures import table, written
 from rlhf.errors import RlhfError, WeightSyncError, error_classes
 
@@ -25,4 +25,4 @@ def test_every_class_says_what_it_means_and_what_to_do() -> None:
 
 def test_the_help_names_every_code() -> None:
     for kind in error_classes():
-        assert f" {kind.exit_code} " in MAIN_HELP.replace("\n", " "), kind
+        assert f" {kind.exit_code} " in main_help().replace("\n", " "), kind
