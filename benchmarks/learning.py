@@ -27,6 +27,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.tables import show
+from rlhf.orchestrator.run.metrics_file import read_metrics
+from rlhf.orchestrator.run.trackers import numbers
 
 LEARNING_RATES = {
     "grpo": 5e-4,
@@ -102,9 +104,7 @@ def command(method: str, seed: int, num_steps: int, run: Path, extra: Sequence[s
 
 
 def read_steps(run: Path) -> list[dict[str, float]]:
-    metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-    return [json.loads(line) for line in lines]
+    return [numbers(step) for step in read_metrics(run / "metrics.jsonl", print)]
 
 
 def reward_of(step: dict[str, float]) -> float:

@@ -13,7 +13,7 @@ from rlhf.config.loading.load import load_config
 from rlhf.config.methods import METHODS, method_name
 from rlhf.config.tools import CalibrateConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.orchestrator.run.files import read_rows
+from rlhf.orchestrator.run.metrics_file import read_metrics
 from rlhf.planning.calibration import Measured, calibrated, measured
 from rlhf.planning.hardware import GIB, parse_cluster
 from rlhf.planning.plan import PHASES, Plan
@@ -73,7 +73,7 @@ def steps_of(folder: Path) -> list[dict[str, Json]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise DataError(f"{file}: not there; the run finished no step.")
-    return read_rows(file)
+    return read_metrics(file, Console(highlight=False, soft_wrap=True).print)
 
 
 def show(console: Console, plan: Plan, found: Measured) -> None:

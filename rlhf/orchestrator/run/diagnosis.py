@@ -14,6 +14,7 @@ from statistics import median
 
 from rlhf.errors import ConfigError, RlhfError, error_classes
 from rlhf.orchestrator.run.files import read_rows
+from rlhf.orchestrator.run.metrics_file import read_metrics
 from rlhf.orchestrator.run.run_directory import newest_processes
 from rlhf.types import Json
 
@@ -51,14 +52,16 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
     if not isinstance(status, dict) or "status" not in status:
         raise ConfigError(f"doctor: {folder} is not a run's folder: no status.json there.")
     now = time.time() if now is None else now
-    steps, events = read_rows(folder / "metrics.jsonl"), read_rows(folder / "events.jsonl")
+    old_names: list[str] = []
+    steps = read_metrics(folder / "metrics.jsonl", old_names.append)
+    events = read_rows(folder / "events.jsonl")
     alive = _is_alive(status)
     broke_off = status["status"] == "running" and alive is False
     error = status.get("error")
     return Diagnosis(
         headline=_headline(status, alive, broke_off),
         facts=(*_progress(status, steps, now), *_saved(folder)),
-        warnings=_warnings(events),
+        warnings=(*_warnings(events), *old_names),
         troubles=_troubles(folder, status) if broke_off or error else {},
         stands=_stands(folder),
         advice=_advice(error, broke_off),
