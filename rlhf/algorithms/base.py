@@ -49,6 +49,11 @@ class Needs:
     mixture: float = 0.0
     opponents: int | None = None
 
+    @property
+    def exported_role(self) -> Role:
+        """The role whose model a run exports at its end: the first of `trains`."""
+        return next(iter(self.trains))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorBatch:

@@ -152,6 +152,7 @@ class PolicyObjective:
             "policy/entropy": entropy,
             "policy/ratio": tokens.ratio,
             "policy/approx_kl": kl_to_old(log_probs - old_log_probs),
+            "policy/clip_frac": clipped_low | clipped_high,
             "policy/clipped_low": clipped_low,
             "policy/clipped_high": clipped_high,
         }

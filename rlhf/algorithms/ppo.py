@@ -96,8 +96,7 @@ class PPO:
         return LossOutput(loss=self._section.ptx_coef * loss, metrics=to_metrics({"ptx/loss": loss}))
 
     def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> Metrics:
-        """How credit turned out, before whitening, and which of the usual tricks are on."""
-        section = self._section
+        """How credit turned out, before whitening."""
         joined, total = np.concatenate([*advantages, np.zeros(0)]), np.concatenate([*returns, np.zeros(0)])
         sums = {
             "kl/coef": self._kl.coef,
@@ -105,17 +104,8 @@ class PPO:
             "advantages/std": float(joined.std()) if len(joined) else 0.0,
             "returns/mean": mean(total),
             "critic/explained_variance": explained_variance(joined, total),
-            "tricks/reward_at_end": float(section.reward_at_end),
-            "tricks/token_level": float(section.token_level),
-            "tricks/kl_term": float(section.uses_reference),
-            "tricks/ptx_coef": section.ptx_coef,
-            "tricks/normalize_rewards": float(section.normalize_rewards),
-            "tricks/clip_rewards": section.clip_rewards,
-            "tricks/whiten_advantages": float(section.whiten_advantages),
-            "tricks/critic_warmup_steps": float(section.critic_warmup_steps),
-            "tricks/gae_lambda": section.gae_lambda,
         }
-        if section.loss == "penalty":
+        if self._section.loss == "penalty":
             sums["policy/penalty_coef"] = self._penalty.coef
         return Metrics(sums=sums)
 

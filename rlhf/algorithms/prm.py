@@ -69,7 +69,7 @@ class PRM:
             for sequence in example.sequences
         ]
         labels = [label for example in examples for label in example.rewards]
-        sums = {"steps/good": mean(labels), "steps/per_answer": len(labels) / max(len(examples), 1)}
+        sums = {"steps/good": mean(labels), "steps/per_response": len(labels) / max(len(examples), 1)}
         return experiences, Metrics(sums=sums)
 
     def objectives(self) -> Mapping[str, Objective]:

@@ -1,4 +1,4 @@
-"""What credit sees of a rollout: the model's own tokens only; and the figures of a batch of them."""
+"""What credit sees of a rollout: the model's own tokens only; and the KL of a batch of them to the reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ class ResponseTokens:
     where there is no critic."""
 
     score: float
-    truncated: bool
     old_log_probs: Floats
     values: Floats
     ref_log_probs: Floats | None = None
@@ -41,7 +40,6 @@ class ResponseTokens:
 
         return cls(
             score=example.rewards[0],
-            truncated=any(example.truncated),
             old_log_probs=measured(signals.old_log_probs, "old_log_probs"),
             values=measured(signals.values, "values") if signals.values else np.zeros(0),
             ref_log_probs=measured(signals.ref_log_probs, "ref_log_probs") if signals.ref_log_probs else None,
@@ -60,23 +58,13 @@ def mean(numbers: Sequence[float] | npt.NDArray[np.generic]) -> float:
 
 
 def describe(answers: Sequence[ResponseTokens]) -> Metrics:
-    """Figures of a rollout batch as it was sampled and scored. Lengths count model tokens. An answer without tokens
-    (empty or aborted) is counted as such and nowhere else."""
-    spoken = [answer for answer in answers if len(answer)]
-    scores = np.array([answer.score for answer in spoken], dtype=np.float64)
-    num_tokens = sum(len(answer) for answer in spoken)
-    sums = {
-        "reward/mean": mean(scores),
-        "reward/std": float(scores.std()) if len(scores) else 0.0,
-        "response/length": mean([len(answer) for answer in spoken]),
-        "response/truncated": mean([answer.truncated for answer in spoken]),
-        "response/empty": mean([not len(answer) for answer in answers]),
-    }
-    maxima = {"response/length_max": float(max((len(answer) for answer in spoken), default=0))}
-    if all(answer.ref_log_probs is not None for answer in spoken):
-        sums["kl/ref_per_response"] = mean([answer.kl for answer in spoken])
-        sums["kl/ref_per_token"] = sum(answer.kl for answer in spoken) / max(num_tokens, 1)
-    return Metrics(sums=sums, maxima=maxima)
+    """KL to the reference, where there is one, over the responses that hold a token."""
+    responses = [answer for answer in answers if len(answer)]
+    if any(response.ref_log_probs is None for response in responses):
+        return Metrics()
+    kls = [response.kl for response in responses]
+    num_tokens = sum(len(response) for response in responses)
+    return Metrics(sums={"kl/ref_per_response": mean(kls), "kl/ref_per_token": sum(kls) / max(num_tokens, 1)})
 
 
 def credited(

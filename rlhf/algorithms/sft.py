@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
+from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import SftSection
 from rlhf.types import (
@@ -50,7 +51,7 @@ class SFT:
             for example in examples
         ]
         lengths = [int(sequence.loss_mask.sum()) for example in examples for sequence in example.sequences]
-        return experiences, Metrics(sums={"response/length": sum(lengths) / max(len(lengths), 1)})
+        return experiences, Metrics(sums=length_metrics(lengths))
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._policy_loss}

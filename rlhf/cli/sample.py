@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
@@ -231,13 +232,12 @@ def answer(
 
 def figures(rows: Sequence[Row], seconds: float) -> Mapping[str, Json]:
     """What the console shows of a chunk."""
-    tokens = [row["num_tokens"] for row in rows]
-    num_tokens = sum(count for count in tokens if isinstance(count, int))
+    lengths = [length for row in rows if isinstance(length := row["num_tokens"], int)]
     rewards = [row["reward"] for row in rows]
     scores = [reward for reward in rewards if isinstance(reward, float)]
     shown: dict[str, Json] = {
-        "response/length": num_tokens / len(rows),
+        **length_metrics(lengths),
         "time/step": seconds,
-        "throughput/tokens_per_s": num_tokens / max(seconds, 1e-9),
+        "throughput/tokens_per_s": sum(lengths) / max(seconds, 1e-9),
     }
     return shown | ({"reward/mean_all": sum(scores) / len(scores)} if scores else {})

@@ -3,7 +3,7 @@
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards import probe
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import role_engine
+from rlhf.launch.gpu_budget import gpu_budget
 from rlhf.launch.memory_forecast import memory_forecast
-from rlhf.launch.models import first_role
 from rlhf.launch.offline import assemble_offline
 from rlhf.launch.online import assemble_online
 from rlhf.launch.rewards import remote_rewards, scoring_timeout_s
@@ -74,12 +74,15 @@ class RunAttempts:
         traffic.clock = Stragglers(records.warn).see
         workers = self._start(needs, placement)
         self._show_workers(placement)
-        self._check_export(workers, first_role(algorithm))
+        self._check_export(workers, algorithm.needs.exported_role)
         self.has_started = True
         if store is not None and not store.is_complete:
             workers = fill_store(store, config, cluster, workers, records, self.stop)
+        gpus = gpu_budget(
+            config, needs, placement, cluster.gpu_kinds if cluster.device == "cuda" else [], self.length.num_epochs
+        )
         loop = Loop(
-            self._assemble(algorithm, workers, placement, store),
+            replace(self._assemble(algorithm, workers, placement, store), gpus=gpus),
             loop_sections(config),
             self.length,
             records=records,

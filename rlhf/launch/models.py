@@ -10,17 +10,11 @@ from rlhf.errors import ConfigError, ModelError
 from rlhf.launch.check import refusal
 from rlhf.launch.model_checks import misfits
 from rlhf.planning.roles import model_of
-from rlhf.types import Role
-
-
-def first_role(algorithm: Algorithm) -> Role:
-    """The trained role whose model is exported at the end."""
-    return next(iter(algorithm.needs.trains))
 
 
 def load_run_tokenizer(config: TrainConfig, algorithm: Algorithm) -> Tokenizer:
     """The tokenizer of the model that the run exports."""
-    role = first_role(algorithm)
+    role = algorithm.needs.exported_role
     return load_tokenizer(model_of(config.models[role.value], role), key=f"{role}.model")
 
 

@@ -21,21 +21,17 @@ class Records:
         console: Console,
         section: LogSection,
         num_steps: int,
-        settings: Mapping[str, float] | None = None,
     ) -> None:
-        """`settings` are figures that stay; each step repeats them, so that no plot needs the config beside it."""
         self.directory = directory
         self._trackers = trackers
         self._console = console
         self._section = section
         self._num_steps = num_steps
-        self._settings = dict(settings or {})
         self._step = 0
 
     def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
         """Record a finished step. Answers of a data set are not written again."""
         self._step = step
-        metrics = {**self._settings, **metrics}
         for tracker in self._trackers:
             with self._lossy():
                 tracker.log(step, metrics)

@@ -42,7 +42,7 @@ class Pretraining:
 
 
 @dataclass(slots=True)
-class Learned:
+class LearnResult:
     """What a pass, or all passes over a batch, did: figures are means over optimizer steps, weighted by examples."""
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Learned:
         for name, value in metrics.maxima.items():
             self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
 
-    def merge(self, other: "Learned") -> None:
+    def merge(self, other: "LearnResult") -> None:
         """Count everything that `other` counted."""
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -100,17 +100,17 @@ class Learner:
         self._skipped_in_a_row = dict.fromkeys(engines, 0)
         self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
 
-    def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> Learned:
+    def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> LearnResult:
         """All passes of one step of the loop."""
         roles = [role for role in self._engines if self._length.learns(role, step)]
-        total = Learned()
+        total = LearnResult()
         for epoch in range(self._length.num_epochs if roles else 0):
             order = self._order(step, epoch, plan.num_minibatches)
             # Nothing is built, sent or kept for a role that does not learn now.
             work = {role: self._minibatches(role, experiences, plan, order) for role in roles}
             jobs = {role: in_thread(self._run, role, step, batches) for role, batches in work.items()}
             timeout_s = self._train.step_timeout_s * len(order)
-            one_pass = Learned()
+            one_pass = LearnResult()
             for learned in gather(jobs, phase=f"learn (step {step})", timeout_s=timeout_s).values():
                 one_pass.merge(learned)
             total.merge(one_pass)
@@ -145,9 +145,9 @@ class Learner:
         plan = plan_batches(texts, MicroBatchLimits.of(self._train, num_ranks))
         return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
-    def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> Learned:
+    def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> LearnResult:
         """One role's optimizer steps of one pass."""
-        engine, learned = self._engines[role], Learned()
+        engine, learned = self._engines[role], LearnResult()
         for ids, batches in minibatches:
             metrics = engine.forward_backward(batches)
             report = engine.optim_step()

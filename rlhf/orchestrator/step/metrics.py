@@ -1,16 +1,17 @@
-"""The figures of a step that the loop itself knows."""
+"""The metrics of a step that the loop itself knows, and how those of all producers become one line."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rlhf.orchestrator.step.sources import GroupBatch
-from rlhf.types import FinishReason, Metrics, ScoredGroup
+from rlhf.types import Example, Metrics, ScoredGroup
 
 
 class PhaseClock:
-    """Seconds of each phase of one step: from the moment the figures of the last one were complete, so that writing
+    """Seconds of each phase of one step. It starts when the metrics of the step before are complete, so that writing
     them and saving a checkpoint count in the step after."""
 
     def __init__(self) -> None:
@@ -32,53 +33,79 @@ class PhaseClock:
         return time.monotonic() - self._start
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuBudget:
+    """The GPUs of a run, and what training costs on them."""
+
+    num_gpus: int
+    """All GPUs of the run, those of rollout engines included."""
+    peak_flops: float | None = None
+    """Floating-point operations a second that one GPU can do at most; None where its kind is unknown."""
+    training_flops: Callable[[float], float] | None = None
+    """Tokens of context -> floating-point operations of learning from one token with that context, in all epochs;
+    None where a model's size is unknown."""
+
+
+def merge(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """One mapping of all metrics, sorted by name, from {producer: its metrics}.
+
+    Raises:
+        ValueError: two producers have a metric of the same name.
+    """
+    producer_of: dict[str, str] = {}
+    merged: dict[str, float] = {}
+    for producer, metrics in parts.items():
+        for name, value in metrics.items():
+            if name in producer_of:
+                raise ValueError(
+                    f"metric {name}: produced by {producer_of[name]} and by {producer}. A metric has one producer; "
+                    "rename one of the two"
+                )
+            producer_of[name] = producer
+            merged[name] = value
+    return dict(sorted(merged.items()))
+
+
 def flatten(metrics: Metrics) -> dict[str, float]:
     """Means and maxima under their names."""
-    return {**metrics.sums, **metrics.maxima}
+    return merge({"means": metrics.sums, "maxima": metrics.maxima})
 
 
-def describe_trained(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-    """Figures of the sampled answers that are trained on; nothing where they came from a data set.
-
-    `version` is the policy's. Lengths count the tokens that the model wrote.
-    """
-    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.weight_version >= 0]
-    if not rollouts:
-        return {}
-    rewards = [reward.total for group in groups for reward in group.rewards]
-    lengths = [
-        float(len(rollout.token_ids) if rollout.loss_mask is None else rollout.loss_mask.sum()) for rollout in rollouts
-    ]
-    lags = [version - rollout.weight_version for rollout in rollouts]
+def lag_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+    """How old the weights were that sampled the groups. `version` is that of the policy, before it learns from them."""
+    lags = [version - rollout.weight_version for group in groups for rollout in group.rollouts]
     return {
-        "reward/mean": sum(rewards) / len(rewards),
-        "response/length": sum(lengths) / len(lengths),
-        "response/length_max": max(lengths),
-        "response/truncated": sum(r.finish_reason is FinishReason.LENGTH for r in rollouts) / len(rollouts),
-        "response/empty": sum(length == 0 for length in lengths) / len(lengths),
         "rollout/weight_version": float(version),
         "rollout/lag_mean": sum(lags) / len(lags),
         "rollout/lag_max": float(max(lags)),
     }
 
 
-def describe_time(clock: PhaseClock, batch: GroupBatch, num_tokens: int) -> dict[str, float]:
-    """Seconds by phase, tokens (prompts and answers trained on) a second, and the share of time in generation.
+def time_metrics(clock: PhaseClock, batch: GroupBatch) -> dict[str, float]:
+    """Seconds of the step and of its phases.
 
     With max_lag above 0 generation runs beside training: its seconds are those of its own thread.
     """
-    total = max(clock.total, 1e-9)
-    times = {f"time/{name}": seconds for name, seconds in {**batch.seconds, **clock.seconds}.items()}
-    figures = {**times, "time/step": total, "throughput/tokens_per_s": num_tokens / total}
-    if generate := batch.seconds.get("generate"):
-        figures["throughput/generation_share"] = generate / total
-        figures["throughput/generated_tokens_per_s"] = batch.metrics.get("rollout/tokens", 0.0) / generate
-    return figures
+    phases = {f"time/{name}": seconds for name, seconds in {**batch.seconds, **clock.seconds}.items()}
+    return {**phases, "time/step": clock.total}
 
 
-def merge(*parts: Mapping[str, float]) -> dict[str, float]:
-    """All figures of a step, sorted by name; of two with one name the later wins."""
-    merged: dict[str, float] = {}
-    for part in parts:
-        merged |= part
-    return dict(sorted(merged.items()))
+def throughput_metrics(
+    step_s: float, batch: GroupBatch, examples: Sequence[Example], gpus: GpuBudget | None
+) -> dict[str, float]:
+    """Tokens a second and utilization, of a step that took `step_s` seconds. Tokens are those of prompts and responses
+    that are trained on."""
+    step_s = max(step_s, 1e-9)
+    lengths = [len(sequence) for example in examples for sequence in example.sequences]
+    tokens_per_s = sum(lengths) / step_s
+    metrics = {"throughput/tokens_per_s": tokens_per_s}
+    if generate_s := batch.seconds.get("generate"):
+        metrics["throughput/generation_share"] = generate_s / step_s
+        metrics["throughput/generated_tokens_per_s"] = batch.metrics.get("rollout/tokens", 0.0) / generate_s
+    if gpus is not None:
+        metrics["throughput/tokens_per_s_per_gpu"] = tokens_per_s / gpus.num_gpus
+        if gpus.peak_flops is not None and gpus.training_flops is not None:
+            # Token t of a sequence sees t tokens: on average half of the sequence's length.
+            flops = sum(length * gpus.training_flops(length / 2) for length in lengths)
+            metrics["throughput/mfu"] = flops / step_s / (gpus.num_gpus * gpus.peak_flops)
+    return metrics

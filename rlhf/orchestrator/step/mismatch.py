@@ -61,7 +61,7 @@ class MismatchWatch:
         self._warn = warn
         self._told: set[str] = set()
 
-    def see(self, step: int, figures: Mapping[str, float]) -> None:
+    def check(self, step: int, figures: Mapping[str, float]) -> None:
         """Judge the figures of `mismatch_metrics`. Raises NumericsError above the upper bound."""
         mean = figures.get("mismatch/log_prob", 0.0)
         text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"

@@ -19,15 +19,13 @@ def answer(ratios: Sequence[float]) -> ResponseTokens:
     sampler = np.full(len(ratios), -2.0, dtype=np.float32)
     with np.errstate(divide="ignore"):
         old = sampler.astype(np.float64) + np.log(np.array(ratios, dtype=np.float64))
-    return ResponseTokens(score=0.0, truncated=False, old_log_probs=old, values=np.zeros(0), sampler_log_probs=sampler)
+    return ResponseTokens(score=0.0, old_log_probs=old, values=np.zeros(0), sampler_log_probs=sampler)
 
 
 def unknown_at(one: ResponseTokens, *positions: int, value: float = math.nan) -> ResponseTokens:
     sampled = np.array(one.sampler_log_probs)
     sampled[list(positions)] = value
-    return ResponseTokens(
-        score=0.0, truncated=False, old_log_probs=one.old_log_probs, values=np.zeros(0), sampler_log_probs=sampled
-    )
+    return ResponseTokens(score=0.0, old_log_probs=one.old_log_probs, values=np.zeros(0), sampler_log_probs=sampled)
 
 
 def weights(correction: Correction, *answers: ResponseTokens) -> list[list[float]]:
@@ -108,7 +106,7 @@ def test_many_such_tokens_end_the_run() -> None:
 
 
 def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:
-    silent = ResponseTokens(score=0.0, truncated=False, old_log_probs=np.zeros(1), values=np.zeros(0))
+    silent = ResponseTokens(score=0.0, old_log_probs=np.zeros(1), values=np.zeros(0))
     with pytest.raises(ValueError, match="sampler_log_probs"):
         weights(TruncatedWeights(), silent)
 
@@ -118,7 +116,6 @@ def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:
 def test_far_policies_stay_finite(level: str, log_ratio: float) -> None:
     far = ResponseTokens(
         score=0.0,
-        truncated=False,
         old_log_probs=np.full(5, log_ratio),
         values=np.zeros(0),
         sampler_log_probs=np.zeros(5, dtype=np.float32),
@@ -142,7 +139,6 @@ def test_the_weighted_gradient_is_that_of_the_policy_although_another_one_sample
     (exact,) = torch.autograd.grad((p.exp() * advantages).sum(), logits, retain_graph=True)
     one = ResponseTokens(
         score=0.0,
-        truncated=False,
         old_log_probs=p.detach().numpy(),
         values=np.zeros(0),
         sampler_log_probs=q.numpy().astype(np.float32),

@@ -184,7 +184,7 @@ def test_the_first_update_has_ratio_exactly_1(section: PpoSection) -> None:
     assert got.maxima["policy/ratio_max"] == 1.0
     assert got.sums["policy/ratio"] == pytest.approx(1.0, rel=1e-6)
     assert got.sums["policy/approx_kl"] == 0.0
-    assert got.sums["policy/clipped_low"] == got.sums["policy/clipped_high"] == 0.0
+    assert got.sums["policy/clipped_low"] == got.sums["policy/clipped_high"] == got.sums["policy/clip_frac"] == 0.0
 
 
 def replace_predictions(x: Outputs, predictions: torch.Tensor) -> Outputs:
@@ -198,6 +198,7 @@ def test_clip_fractions_count_what_the_clip_held_back() -> None:
     )
     got = policy(PpoSection(), Outputs(predictions=ratio.log(), entropy=torch.zeros(5)), b).metrics
     assert got.sums["policy/clipped_low"] == got.sums["policy/clipped_high"] == pytest.approx(0.2)
+    assert got.sums["policy/clip_frac"] == pytest.approx(0.4)
     assert got.maxima["policy/ratio_max"] == pytest.approx(1.5)
 
 

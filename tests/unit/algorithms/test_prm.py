@@ -72,7 +72,7 @@ def test_labels_stand_where_steps_end() -> None:
     assert first.loss_mask.tolist() == [False] * 4 + [True, False, False, True]
     assert first.returns is not None
     assert first.returns.tolist() == [0.0] * 4 + [1.0, 0.0, 0.0, 0.0]
-    assert metrics.sums == pytest.approx({"steps/good": 3.25 / 6, "steps/per_answer": 2.0})
+    assert metrics.sums == pytest.approx({"steps/good": 3.25 / 6, "steps/per_response": 2.0})
 
 
 def test_an_answer_without_labeled_steps_is_not_kept() -> None:
@@ -81,7 +81,7 @@ def test_an_answer_without_labeled_steps_is_not_kept() -> None:
     none = answer([], [], 3)
     assert [algorithm.keep(g) for g in (GROUPS[0], unlabeled, none)] == [True, False, False]
     assert algorithm.select([unlabeled, none]) == []
-    assert algorithm.credit([], [])[1].sums == {"steps/good": 0.0, "steps/per_answer": 0.0}
+    assert algorithm.credit([], [])[1].sums == {"steps/good": 0.0, "steps/per_response": 0.0}
 
 
 def test_labels_stay_with_their_steps_where_the_first_token_is_not_learned_from() -> None:

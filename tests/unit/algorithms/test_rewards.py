@@ -14,12 +14,9 @@ from rlhf.config.algo import FixedKl, PpoSection
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def answer(
-    score: float, old: list[float], ref: list[float] | None = None, *, truncated: bool = False
-) -> ResponseTokens:
+def answer(score: float, old: list[float], ref: list[float] | None = None) -> ResponseTokens:
     return ResponseTokens(
         score=score,
-        truncated=truncated,
         old_log_probs=np.array(old),
         values=np.zeros(len(old)),
         ref_log_probs=None if ref is None else np.array(ref),
@@ -81,9 +78,8 @@ def test_golden_kl_shaping_flips_the_order() -> None:
     assert metrics.sums["reward/shaped"] == pytest.approx((1.18 + 1.03) / 2)
 
 
-@pytest.mark.parametrize("truncated", [False, True])
-def test_the_score_sits_on_the_last_token_that_was_sampled(truncated: bool) -> None:
-    given_answer = answer(1.0, [-1.0, -2.0, -3.0], [-1.5, -2.0, -2.0], truncated=truncated)
+def test_the_score_sits_on_the_last_token_that_was_sampled() -> None:
+    given_answer = answer(1.0, [-1.0, -2.0, -3.0], [-1.5, -2.0, -2.0])
     (reward,), _ = RewardShaper(PpoSection()).shape([given_answer], kl_coef=0.1)
     np.testing.assert_allclose(reward, [-0.05, 0.0, 1.1])
 
@@ -120,22 +116,16 @@ def test_spread_scores_sum_to_the_score() -> None:
     assert reward.tolist() == [0.25] * 4
 
 
-def test_figures_count_model_tokens_and_whole_answers_only() -> None:
+def test_the_kl_is_over_responses_with_tokens() -> None:
     metrics = describe(
         [
-            answer(1.0, [-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0], truncated=True),
+            answer(1.0, [-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0]),
             answer(0.0, [-1.0], [-1.0]),
             answer(-99.0, [], []),
         ]
     )
     assert metrics.sums == {
-        "reward/mean": 0.5,
-        "reward/std": 0.5,
-        "response/length": 2.0,
-        "response/truncated": 0.5,
-        "response/empty": pytest.approx(1 / 3),
         "kl/ref_per_response": 0.5,
         "kl/ref_per_token": 0.25,
     }
-    assert metrics.maxima == {"response/length_max": 3.0}
     assert all(np.isfinite(list(describe([]).sums.values())))

@@ -37,6 +37,7 @@ from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import make_trackers
 from rlhf.orchestrator.step.buffer import LagBuffer
 from rlhf.orchestrator.step.learning import Pretraining
+from rlhf.orchestrator.step.metrics import GpuBudget
 from rlhf.orchestrator.step.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import (
@@ -183,6 +184,7 @@ class Run:
                 evaluator=self.evaluator,
                 pretraining=self.pretraining,
                 gauge=lambda: {"memory/policy": 0.5},
+                gpus=GpuBudget(num_gpus=2, peak_flops=1e6, training_flops=lambda context: 100.0 + context),
             ),
             LoopSections(
                 train=self.train,

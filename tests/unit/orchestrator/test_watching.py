@@ -216,16 +216,16 @@ def test_log_probs_that_the_sampler_did_not_give_are_told_of_once() -> None:
     told: list[str] = []
     watch = MismatchWatch(TrainSection(), told.append)
     for step in (1, 2):
-        watch.see(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), mismatch_band=2.0))
-        watch.see(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), mismatch_band=2.0))
+        watch.check(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), mismatch_band=2.0))
+        watch.check(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), mismatch_band=2.0))
     assert told == [
         "step 1: 100.00% of the sampler's log-probs are not finite; told once",
         "step 1: log-probs of sampler and trainer differ by 0.2 nats a token on average (train.mismatch_warn is 0.1); "
         "told once",
     ]
     with pytest.raises(NumericsError, match=r"step 3: .* differ by 2 nats"):
-        watch.see(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), mismatch_band=2.0))
-    MismatchWatch(TrainSection(mismatch_warn=0.0, mismatch_stop=0.0), told.append).see(
+        watch.check(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), mismatch_band=2.0))
+    MismatchWatch(TrainSection(mismatch_warn=0.0, mismatch_stop=0.0), told.append).check(
         1, mismatch_metrics(np.full(4, 9.0, dtype=np.float32), mismatch_band=2.0)
     )
     assert len(told) == 2

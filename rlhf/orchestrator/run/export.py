@@ -1,0 +1,44 @@
+"""Writing the trained model in Hugging Face format, and telling the user how to load it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rlhf.engines.base import TrainEngine
+from rlhf.errors import CheckpointError, RlhfError
+from rlhf.types import Head
+
+LOADING_CLASSES = {
+    Head.SCORES: "AutoModelForSequenceClassification",
+    Head.TOKEN_SCORES: "AutoModelForTokenClassification",
+}
+"""The transformers class that loads an exported model; AutoModelForCausalLM for the other heads."""
+
+
+def export_model(engine: TrainEngine, directory: Path) -> None:
+    """Write the model into a temporary folder, then rename it to `directory`: nobody sees half a model.
+
+    Raises:
+        CheckpointError: the disk refuses. Checkpoints are not touched.
+    """
+    temporary = directory.with_name(f"{directory.name}.tmp")
+    try:
+        for folder in (temporary, directory):
+            if folder.exists():
+                shutil.rmtree(folder)
+        temporary.mkdir()
+        engine.export(temporary)
+        temporary.rename(directory)
+    except OSError as error:
+        if isinstance(error, RlhfError):
+            raise
+        reason = error.strerror or error
+        text = f"the model cannot be written: {reason}. Every step is saved; make room, then --resume"
+        raise CheckpointError(text) from error
+
+
+def show_model(directory: Path, head: Head, say: Callable[[str], None]) -> None:
+    """Say where the model is and how to load it."""
+    loading_class = LOADING_CLASSES.get(head, "AutoModelForCausalLM")
+    say(f"model: {directory}")
+    say(f'load it: transformers.{loading_class}.from_pretrained("{directory}")')
