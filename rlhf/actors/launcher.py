@@ -293,7 +293,7 @@ class Launcher:
                 self._cluster.end(lost)
                 others = self._cluster.seated(seat())
                 prepare(others)
-            tell(f"{error} Asked again: {', '.join(map(str, others))}")
+            tell(f"{error} ReferenceSequence again: {', '.join(map(str, others))}")
             return others
 
         return ReplaceableGroup(workers, replace_lost)

@@ -114,13 +114,14 @@ def measured(section: DataSection, encoder: Encoder, record: Record) -> Lengths:
     """Lengths in tokens, stop tokens included."""
     prompt = encoder.prompt(record)
     if record.steps:
-        return Lengths(prompt=len(prompt.token_ids), answers=(len(encoder.steps(record, prompt).token_ids),))
-    answers = [encoder.answer(record, prompt, answer) for answer in record.answers]
+        return Lengths(prompt=len(prompt.token_ids), responses=(len(encoder.steps(record, prompt).token_ids),))
+    responses = [encoder.response(record, prompt, response) for response in record.responses]
     room = section.max_tokens - len(prompt.token_ids)
     return Lengths(
         prompt=len(prompt.token_ids),
-        answers=tuple(len(answer.token_ids) for answer in answers),
-        same_when_cut=room > 0 and len({cut(answer, room).token_ids.tobytes() for answer in answers}) < len(answers),
+        responses=tuple(len(response.token_ids) for response in responses),
+        same_when_cut=room > 0
+        and len({cut(response, room).token_ids.tobytes() for response in responses}) < len(responses),
     )
 
 

@@ -58,7 +58,7 @@ def show_run(console: Console, folder: Path) -> None:
         console.print(f"  {process} last said:")
         for line in lines:
             console.print(f"    {plain(line)}")
-    for process, place in page.stands.items():
+    for process, place in page.stack_tops.items():
         console.print(f"  {process} {plain(place)}")
     if page.advice is not None:
         console.print(page.advice)

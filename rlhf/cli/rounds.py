@@ -28,7 +28,7 @@ from rlhf.config.tools import RoundsConfig, SampleConfig, SamplingConfig
 from rlhf.errors import ConfigError, RlhfError
 from rlhf.orchestrator.data.curation import describe
 from rlhf.orchestrator.data.samples import is_finished, read_samples
-from rlhf.orchestrator.run.files import blaming, write_json, write_text
+from rlhf.orchestrator.run.files import checkpoint_errors, write_json, write_text
 from rlhf.orchestrator.run.run_directory import Status
 from rlhf.types import Json
 
@@ -132,7 +132,7 @@ def claim(folder: Path, config: RoundsConfig) -> None:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--folder: {folder} exists and holds no rounds. Choose another.")
-    with blaming(folder):
+    with checkpoint_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(file, dump_config(config))
 
@@ -171,7 +171,7 @@ def sample_file(config: RoundsConfig, one: Round) -> Path:
     seed = (config.seed + one.number - 1) % SEEDS
     settings = SampleConfig(**sampling | {"seed": seed}, model=one.policy, out=str(one.samples))
     file = one.folder / "sample.yaml"
-    with blaming(file):
+    with checkpoint_errors(file):
         one.folder.mkdir(parents=True, exist_ok=True)
     write_text(file, dump_config(settings))
     return file

@@ -14,9 +14,9 @@ from rlhf.errors import PreemptedError
 from rlhf.launch.engines import role_engine
 from rlhf.launch.offline import held_out, offline_source
 from rlhf.orchestrator.data import DataSplit
-from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.records import Records
-from rlhf.orchestrator.step.reference_store import ReferenceStore, asked_of_reference
+from rlhf.orchestrator.step.reference_store import ReferenceStore, reference_sequences
 from rlhf.planning.roles import REFERENCE_SIGNAL, dtype_of, model_of
 from rlhf.types import Role, ScoredGroup
 
@@ -52,7 +52,7 @@ def open_store(
     )
     root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
     source = offline_source(config, given.train, algorithm)
-    asked = asked_of_reference(source, num_steps, algorithm, held_out(config, given))
+    asked = reference_sequences(source, num_steps, algorithm, held_out(config, given))
     store = ReferenceStore(root.absolute() / fingerprint[:32], asked, config.train, warn=records.warn)
     if store.is_complete:
         records.say(f"reference: read from {store.folder}; none is started")
@@ -77,7 +77,7 @@ def fill_store(
     try:
         with stop.safe_points():
             store.fill(reference, say=records.say, check=stop.check)
-    except StopAskedError:
+    except StopRequestedError:
         raise PreemptedError(
             "asked to stop before the first step: the reference's log-probs so far are kept; start the run again"
         ) from None

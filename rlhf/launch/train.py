@@ -74,7 +74,7 @@ def run_training(config: TrainConfig, open_console: Callable[[int], Console]) ->
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
-        with records.noting_failure():
+        with records.recording_failure():
             cluster = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
         with cluster, stop.listening(), records.open():
             attempts = RunAttempts(

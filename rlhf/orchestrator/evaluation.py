@@ -1,4 +1,4 @@
-"""Measuring on held-out rows: every row once, and means that weigh every row (token, pair) the same."""
+"""Evaluation on held-out rows: each row is used once, and means give each row (or token, or pair) the same weight."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,83 +9,90 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.held_out import held_out_metrics
 from rlhf.algorithms.prm import judge_steps
 from rlhf.config.run import TrainSection
+from rlhf.engines.base import TokenScorer
 from rlhf.errors import RlhfError
-from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, pack_tokens, plan_batches, unpack_scores
+from rlhf.orchestrator.step.batching import (
+    BatchPlan,
+    MicroBatchLimits,
+    build_batches,
+    pack_tokens,
+    plan_batches,
+    unpack_scores,
+)
 from rlhf.orchestrator.step.sources import Sampler, request_seed
 from rlhf.orchestrator.step.token_scores import Models, token_outputs
 from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
 
 
 class Evaluator(Protocol):
-    """Measures the policy as it is now."""
+    """Measures the trained model as it is now."""
 
     def evaluate(self, version: int) -> dict[str, float]:
-        """Figures by name. `version` is that of the live weights."""
+        """Metrics by name. `version` is the version of the live weights."""
         ...
 
 
-class LikelihoodEvaluator:
-    """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
+class HeldOutEvaluator:
+    """What the evaluators on a data set's held-out rows share: the examples that the algorithm selects from them."""
 
     def __init__(
         self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
     ) -> None:
-        self._engine = models.trained[Role.POLICY]
+        """`algorithm` must not be the one that trains: held-out rows must not enter its statistics."""
+        self._models = models
+        self._algorithm = algorithm
         self._examples = algorithm.select(groups)
         self._train = train
 
+    def _plan(self, engine: TokenScorer) -> BatchPlan:
+        """The forward passes of `engine` over the examples."""
+        return plan_batches(self._examples, MicroBatchLimits.of(self._train, engine.num_ranks))
+
+    def _token_outputs(self, engine: TokenScorer) -> list[tuple[FloatArray, ...]]:
+        """One array for each sequence of each example, with the engine's output for each token."""
+        return token_outputs(engine, self._examples, self._train)
+
+
+class LikelihoodEvaluator(HeldOutEvaluator):
+    """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
+
     def evaluate(self, version: int) -> dict[str, float]:
+        outputs = self._token_outputs(self._models.trained[Role.POLICY])
         learned = [
             log_probs[sequence.loss_mask]
-            for example, arrays in zip(
-                self._examples, token_outputs(self._engine, self._examples, self._train), strict=True
-            )
+            for example, arrays in zip(self._examples, outputs, strict=True)
             for sequence, log_probs in zip(example.sequences, arrays, strict=True)
         ]
         loss = -float(np.concatenate(learned).astype(np.float64).mean())
         return {"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))}
 
 
-class PairEvaluator:
-    """How often a reward model orders held-out answers as people did, over all pairs of each ranking."""
-
-    def __init__(
-        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
-    ) -> None:
-        self._engine = models.trained[Role.REWARD]
-        self._examples = algorithm.select(groups)
-        self._train = train
+class PairEvaluator(HeldOutEvaluator):
+    """How often a reward model orders held-out responses as people did, over all pairs of each ranking."""
 
     def evaluate(self, version: int) -> dict[str, float]:
-        plan = plan_batches(self._examples, MicroBatchLimits.of(self._train, self._engine.num_ranks))
-        said = unpack_scores(plan, self._examples, self._engine.forward(pack_tokens(plan, self._examples)))
-        gaps = np.concatenate([score_gaps(said[i], example.rewards) for i, example in enumerate(self._examples)])
+        engine = self._models.trained[Role.REWARD]
+        plan = self._plan(engine)
+        scores = unpack_scores(plan, self._examples, engine.forward(pack_tokens(plan, self._examples)))
+        gaps = np.concatenate([score_gaps(scores[i], example.rewards) for i, example in enumerate(self._examples)])
         return describe_pairs(gaps)
 
 
-class LabelEvaluator:
-    """How well the implicit reward, beta * log(policy / reference), tells good held-out answers from bad ones."""
-
-    def __init__(
-        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
-    ) -> None:
-        self._models = models
-        self._algorithm = algorithm
-        self._examples = algorithm.select(groups)
-        self._train = train
+class LabelEvaluator(HeldOutEvaluator):
+    """How well the implicit reward, beta * log(policy / reference), separates good held-out responses from bad ones."""
 
     def evaluate(self, version: int) -> dict[str, float]:
         assert self._models.reference is not None, "KTO has a reference"
-        policy = token_outputs(self._models.trained[Role.POLICY], self._examples, self._train)
-        reference = token_outputs(self._models.reference, self._examples, self._train)
+        policy = self._token_outputs(self._models.trained[Role.POLICY])
+        reference = self._token_outputs(self._models.reference)
         signals = [Signals(old_log_probs=old, ref_log_probs=ref) for old, ref in zip(policy, reference, strict=True)]
         _, credited = self._algorithm.credit(self._examples, signals)
         return {
-            f"eval/{name.partition('/')[2]}": credited.sums[name] for name in LABEL_FIGURES if name in credited.sums
+            f"eval/{name.partition('/')[2]}": credited.sums[name] for name in LABEL_METRICS if name in credited.sums
         }
 
 
-LABEL_FIGURES = (
+LABEL_METRICS = (
     "kto/loss",
     "kto/z0",
     "labels/desirable_reward",
@@ -93,63 +100,47 @@ LABEL_FIGURES = (
     "labels/margin",
     "labels/auc",
 )
-"""What KTO's credit says about answers that is worth knowing of held-out ones."""
+"""The metrics of KTO's credit that are logged for held-out responses too."""
 
 
-class PreferenceEvaluator:
-    """How the policy's loss on pairs, and its implicit rewards, stand on held-out pairs: each pair counts once."""
-
-    def __init__(
-        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
-    ) -> None:
-        self._models = models
-        self._algorithm = algorithm
-        self._examples = algorithm.select(groups)
-        self._train = train
+class PreferenceEvaluator(HeldOutEvaluator):
+    """The policy's loss and its implicit rewards on held-out pairs: each pair counts once."""
 
     def evaluate(self, version: int) -> dict[str, float]:
-        """Nothing where the held-out rows hold no pair."""
+        """Empty where the held-out rows hold no pair."""
         if not self._examples:
             return {}
-        experiences, _ = self._algorithm.credit(self._examples, self._measure())
+        experiences, _ = self._algorithm.credit(self._examples, self._signals())
         policy = self._models.trained[Role.POLICY]
-        plan = plan_batches(self._examples, MicroBatchLimits.of(self._train, policy.num_ranks))
+        plan = self._plan(policy)
         batches = build_batches(plan, experiences, Role.POLICY)
-        said = policy.forward(pack_tokens(plan, self._examples))
-        figures = held_out_metrics(self._algorithm, batches, said).sums
-        renamed = {f"eval/{name.partition('/')[2]}": value for name, value in figures.items()}
+        outputs = policy.forward(pack_tokens(plan, self._examples))
+        metrics = held_out_metrics(self._algorithm, batches, outputs).sums
+        renamed = {f"eval/{name.partition('/')[2]}": value for name, value in metrics.items()}
         return {**renamed, "eval/num_pairs": float(len(experiences))}
 
-    def _measure(self) -> list[Signals]:
-        """What the reference says, where the loss has one."""
+    def _signals(self) -> list[Signals]:
+        """The reference's log-probs, where the loss needs a reference."""
         if self._models.reference is None:
             return [Signals()] * len(self._examples)
-        said = token_outputs(self._models.reference, self._examples, self._train)
-        return [Signals(ref_log_probs=arrays) for arrays in said]
+        return [Signals(ref_log_probs=arrays) for arrays in self._token_outputs(self._models.reference)]
 
 
-class StepEvaluator:
-    """How often a process reward model agrees with the labels of held-out steps, and finds an answer's first error."""
-
-    def __init__(
-        self, models: Models, algorithm: Algorithm, groups: Sequence[ScoredGroup], train: TrainSection
-    ) -> None:
-        self._engine = models.trained[Role.REWARD]
-        self._examples = algorithm.select(groups)
-        self._train = train
+class StepEvaluator(HeldOutEvaluator):
+    """How often a process reward model agrees with the labels of held-out steps, and finds a response's first error."""
 
     def evaluate(self, version: int) -> dict[str, float]:
-        said = token_outputs(self._engine, self._examples, self._train)
+        outputs = self._token_outputs(self._models.trained[Role.REWARD])
         scores = [
             scores[example.sequences[0].loss_mask].astype(np.float64)
-            for example, (scores,) in zip(self._examples, said, strict=True)
+            for example, (scores,) in zip(self._examples, outputs, strict=True)
         ]
         labels = [np.array(example.rewards, dtype=np.float64) for example in self._examples]
         return {f"eval/{name}": value for name, value in judge_steps(scores, labels).items()}
 
 
 def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:
-    """Score of the better answer minus score of the worse, for each pair of answers whose rewards differ."""
+    """Score of the better response minus score of the worse one, for each pair of responses whose rewards differ."""
     pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if rewards[i] > rewards[j]]
     return np.array([scores[i] - scores[j] for i, j in pairs], dtype=np.float32)
 
@@ -166,7 +157,7 @@ def describe_pairs(gaps: FloatArray) -> dict[str, float]:
 
 
 class SampleEvaluator:
-    """How held-out prompts are answered: one answer each, scored by the run's reward source."""
+    """The mean reward of the responses to held-out prompts: one for each, scored by the run's reward source."""
 
     def __init__(self, sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
         self._sampler = sampler
@@ -175,12 +166,12 @@ class SampleEvaluator:
         self._seed = seed
 
     def evaluate(self, version: int) -> dict[str, float]:
-        """Raises RlhfError where an answer was sampled from older weights than `version`."""
+        """Raises RlhfError where a response was sampled from older weights than `version`."""
         rollouts = self._sampler.generate(self._requests())
         stale = [rollout for rollout in rollouts if rollout.weight_version != version]
         if stale:
             raise RlhfError(
-                f"evaluation: {len(stale)} of {len(rollouts)} answers were sampled from weights of version "
+                f"evaluation: {len(stale)} of {len(rollouts)} responses were sampled from weights of version "
                 f"{stale[0].weight_version}, the policy is at {version}"
             )
         _, rewards = self._sampler.score(self._prompts, rollouts)

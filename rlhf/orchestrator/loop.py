@@ -18,7 +18,7 @@ from rlhf.errors import NumericsError, PreemptedError, RewardError
 from rlhf.orchestrator.evaluation import Evaluator
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.export import export_model, show_model
-from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.progress import RunProgress
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import ResumePoint
@@ -142,7 +142,7 @@ class Loop:
             for step in range(first, self._num_steps + 1):
                 self._stop.check()
                 self._step(step)
-        except StopAskedError:
+        except StopRequestedError:
             self._progress.save()
             done = self._progress.state.step
             raise PreemptedError(f"asked to stop: step {done} is saved; continue with --resume") from None

@@ -40,7 +40,7 @@ def test_gsm8k_test_set_gives_demonstrations_that_end() -> None:
 def test_hh_rlhf_gives_pairs_with_a_shared_prompt_and_names_its_warts() -> None:
     with pytest.raises(DataError) as error:
         check_rows(section(HH), RowKind.PREFERENCES)
-    assert [line.split(": ", 1)[1] for line in complaints(error)] == ["the answer of chosen is empty."] * 4
+    assert [line.split(": ", 1)[1] for line in complaints(error)] == ["the response of chosen is empty."] * 4
     split = load_preferences(section(HH, max_tokens=2000, overlong="truncate", max_bad_rows=4), PLAIN)
     assert len(split.train) + sum(split.dropped.values()) == 2312
     assert split.dropped["wrong"] == 4

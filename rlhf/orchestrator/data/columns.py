@@ -34,17 +34,17 @@ class Columns:
 
     @property
     def is_pair(self) -> bool:
-        """Whether a row holds a better and a worse answer."""
+        """Whether a row holds a better and a worse response."""
         return self.chosen is not None and self.rejected is not None
 
     @property
     def pairs_as_labels(self) -> bool:
-        """Whether binary feedback is read off pairs: the better answer is desirable, the worse one is not."""
+        """Whether binary feedback is read off pairs: the better response is desirable, the worse one is not."""
         return self.is_pair and not self.response_given
 
     @property
     def texts(self) -> set[str]:
-        """The columns that hold prompts and answers: everything else of a row is metadata."""
+        """The columns that hold prompts and responses: everything else of a row is metadata."""
         names = (self.prompt, self.chosen, self.rejected, self.ranking, self.id, self.text)
         return {name for name in names if name is not None}
 

@@ -1,7 +1,7 @@
 """From scored samples to training data. Pure functions; nothing is read or written here.
 
-best of n, RAFT (Dong et al. 2023): the best answer to each prompt. Rejection sampling, RFT (Yuan et al. 2023): every
-different answer above a threshold. Reward-conditioned SFT: the reward is written into the prompt. Pairs for iterative
+best of n, RAFT (Dong et al. 2023): the best response to each prompt. Rejection sampling, RFT (Yuan et al. 2023): every
+different response above a threshold. Reward-conditioned SFT: the reward is written into the prompt. Pairs for iterative
 DPO: best against worst of each prompt.
 """
 
@@ -19,17 +19,17 @@ Row: TypeAlias = dict[str, Json]
 
 EMPTY = "empty"
 TRUNCATED = "truncated"
-REPEATED = "the same as another answer to the prompt"
+REPEATED = "the same as another response to the prompt"
 BELOW = "reward below the threshold"
 SURPLUS = "more than max_per_prompt"
-TIED = "prompts whose answers are all equally good"
+TIED = "prompts whose responses are all equally good"
 CLOSE = "prompts whose best and worst are closer than min_margin"
-LONELY = "prompts with one answer only"
+LONELY = "prompts with one response only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One scored answer. `prompt` is text or a list of messages; `row` is everything that is known about it."""
+    """One scored response. `prompt` is text or a list of messages; `row` is everything that is known about it."""
 
     id: str
     prompt: Json
@@ -48,8 +48,8 @@ class Curated:
 
 
 def usable(samples: Sequence[Sample], *, keep_truncated: bool, dropped: Counter[str]) -> list[list[Sample]]:
-    """The answers worth learning from, together with those to the same prompt, in the order of the samples. An answer
-    that was cut off would teach to end in the middle of a sentence."""
+    """The responses that can be learned from, grouped by prompt, in the order of the samples. A response that was cut
+    off would teach to end in the middle of a sentence."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         if not sample.response.strip():
@@ -69,7 +69,7 @@ def select(
     max_per_prompt: int | None = None,
     keep_truncated: bool = False,
 ) -> Curated:
-    """The best different answers to each prompt: those whose reward is at least `threshold`, or at least the
+    """The best different responses to each prompt: those whose reward is at least `threshold`, or at least the
     `quantile` of all rewards, and of these the best `max_per_prompt`. Equal rewards: the one sampled first."""
     dropped: Counter[str] = Counter()
     groups = usable(samples, keep_truncated=keep_truncated, dropped=dropped)
@@ -88,7 +88,7 @@ def select(
 
 
 def condition(samples: Sequence[Sample], *, prompt_format: str, keep_truncated: bool = False) -> Curated:
-    """Every different answer under a prompt that says how good it is: `{prompt}` and `{reward}` of `prompt_format`
+    """Every different response under a prompt that says how good it is: `{prompt}` and `{reward}` of `prompt_format`
     are the prompt (of messages: the last one's text) and the reward on a scale from 0, the worst of all samples, to 1,
     the best. Where all rewards are equal they say 1."""
     dropped: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def condition(samples: Sequence[Sample], *, prompt_format: str, keep_truncated: 
 
 
 def pair(samples: Sequence[Sample], *, min_margin: float = 0.0, keep_truncated: bool = False) -> Curated:
-    """The best answer to each prompt against the worst, where they differ in reward (by `min_margin` at least)."""
+    """The best response to each prompt against the worst, where they differ in reward (by `min_margin` at least)."""
     dropped: Counter[str] = Counter()
     rows: list[Row] = []
     for group in usable(samples, keep_truncated=keep_truncated, dropped=dropped):
@@ -128,7 +128,7 @@ def pair(samples: Sequence[Sample], *, min_margin: float = 0.0, keep_truncated: 
 
 
 def describe(samples: Sequence[Sample]) -> dict[str, float]:
-    """Figures of all samples, kept or not: mean reward, mean over prompts of the best, shares truncated and empty."""
+    """Metrics of all samples, kept or not: mean reward, mean over prompts of the best, shares truncated and empty."""
     if not samples:
         return {}
     best: dict[str, float] = {}
@@ -150,7 +150,7 @@ def _best_first(group: Sequence[Sample]) -> list[Sample]:
 
 
 def _different(samples: Sequence[Sample]) -> list[Sample]:
-    """The first of each answer, whatever the spaces."""
+    """The first of each response, whatever the spaces."""
     return list({_words(sample): sample for sample in reversed(samples)}.values())[::-1]
 
 

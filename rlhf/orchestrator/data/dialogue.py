@@ -14,7 +14,7 @@ OTHER_NAMES = {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 def is_dialogue(text: str) -> bool:
-    """Whether a text is a whole dialogue in Human/Assistant form, and not an answer."""
+    """Whether a text is a whole dialogue in Human/Assistant form, and not a response."""
     return text.lstrip().startswith("Human:") and ASSISTANT in text
 
 
@@ -26,7 +26,7 @@ def shared_prompt(dialogues: Sequence[str]) -> str:
     common = os.path.commonprefix(list(dialogues))  # noqa: RUF071 characters are what is meant
     end = common.rfind(ASSISTANT)
     if end < 0:
-        raise RowError("the answers share no beginning that ends in Assistant:, and there is no prompt column.")
+        raise RowError("the responses share no beginning that ends in Assistant:, and there is no prompt column.")
     return common[: end + len(ASSISTANT)]
 
 
@@ -35,7 +35,7 @@ def shared_words(texts: Sequence[str]) -> str:
     common = os.path.commonprefix(list(texts))  # noqa: RUF071 characters are what is meant
     end = max((index for index, character in enumerate(common) if character.isspace()), default=0)
     if not common[:end].strip():
-        raise RowError("the answers share no first words, and there is no prompt column.")
+        raise RowError("the responses share no first words, and there is no prompt column.")
     return common[:end].rstrip()
 
 
@@ -44,17 +44,17 @@ def first_prompt(dialogue: str) -> str:
     return dialogue[: dialogue.index(ASSISTANT) + len(ASSISTANT)]
 
 
-def answer_parts(answer: str) -> list[tuple[str, bool]]:
-    """The rest of a dialogue as (text, whether the assistant wrote it). Joined, the texts are the answer."""
+def response_parts(response: str) -> list[tuple[str, bool]]:
+    """The rest of a dialogue as (text, whether the assistant wrote it). Joined, the texts are the response."""
     parts: list[tuple[str, bool]] = []
     written, start = True, 0
-    for turn in TURN.finditer(answer):
+    for turn in TURN.finditer(response):
         by_assistant = turn[1] == "Assistant"
         cut = turn.end() if by_assistant else turn.start()
         if cut > start:
-            parts.append((answer[start:cut], written))
+            parts.append((response[start:cut], written))
         written, start = by_assistant, cut
-    return [*parts, (answer[start:], written)] if start < len(answer) else parts
+    return [*parts, (response[start:], written)] if start < len(response) else parts
 
 
 def messages_of_dialogue(text: str) -> tuple[Message, ...]:

@@ -1,4 +1,4 @@
-"""Records as token ids: prompts rendered, answers ended by a stop token, and a mask of what the assistant wrote."""
+"""Records as token ids: prompts rendered, responses ended by a stop token, and a mask of what the assistant wrote."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
-from rlhf.orchestrator.data.dialogue import answer_parts
+from rlhf.orchestrator.data.dialogue import response_parts
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, Text, as_chat, as_messages, as_plain
 from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt, Reward, Rollout, ScoredGroup
@@ -17,7 +17,7 @@ from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stretch of an answer's text, and whether the assistant wrote it."""
+    """A stretch of a response's text, and whether the assistant wrote it."""
 
     text: str
     written: bool
@@ -25,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedResponse:
-    """An answer's text and n tokens; `written[t]` is False inside other speakers' turns."""
+    """A response's text and n tokens; `written[t]` is False inside other speakers' turns."""
 
     text: str
     token_ids: IntArray
@@ -53,7 +53,7 @@ class Encoder:
         if self._control is None:
             return
         steps = [(step, f"step {number}") for number, step in enumerate(record.steps, 1)]
-        for text, name in (*zip((record.prompt, *record.answers), record.names, strict=True), *steps):
+        for text, name in (*zip((record.prompt, *record.responses), record.names, strict=True), *steps):
             for message in as_messages(text):
                 if found := self._control.search(message.content):
                     raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
@@ -77,13 +77,13 @@ class Encoder:
             metadata=metadata,
         )
 
-    def answer(self, record: Record, prompt: Prompt, answer: Text) -> EncodedResponse:
-        """An answer to `prompt`, up to and including its stop token.
+    def response(self, record: Record, prompt: Prompt, response: Text) -> EncodedResponse:
+        """A response to `prompt`, up to and including its stop token.
 
         Parts are tokenized one by one and joined, the way they come about when a policy answers turn by turn: the
         tokens of a turn never depend on what follows.
         """
-        parts = self._parts(record, prompt, answer)
+        parts = self._parts(record, prompt, response)
         token_ids: list[int] = []
         written: list[bool] = []
         before = prompt.text
@@ -99,7 +99,7 @@ class Encoder:
             token_ids.append(self._tokenizer.eos_token_id)
             written.append(True)
         return EncodedResponse(
-            text="".join(part.text for part in parts) if isinstance(answer, str) else answer[-1].content,
+            text="".join(part.text for part in parts) if isinstance(response, str) else response[-1].content,
             token_ids=np.array(token_ids, dtype=np.int64),
             written=np.array(written, dtype=np.bool_),
         )
@@ -125,7 +125,7 @@ class Encoder:
 
     def blocks(self, record: Record, prompt: Prompt, max_tokens: int) -> list[EncodedResponse]:
         """A plain text in blocks of at most `max_tokens`; only the last one ends."""
-        whole = self.answer(record, prompt, record.answers[0])
+        whole = self.response(record, prompt, record.responses[0])
         if len(whole.token_ids) <= max_tokens:
             return [whole]
         stretches = [slice(start, start + max_tokens) for start in range(0, len(whole.token_ids), max_tokens)]
@@ -138,14 +138,14 @@ class Encoder:
             for stretch in stretches
         ]
 
-    def _parts(self, record: Record, prompt: Prompt, answer: Text) -> list[Part]:
-        if isinstance(answer, str):
-            pieces = answer_parts(answer) if record.dialogue else [(answer, True)]
+    def _parts(self, record: Record, prompt: Prompt, response: Text) -> list[Part]:
+        if isinstance(response, str):
+            pieces = response_parts(response) if record.dialogue else [(response, True)]
             return [Part(text=text, written=written) for text, written in pieces]
         assert not isinstance(record.prompt, str), "a record is all text or all messages"
-        return self._chat_parts(record.prompt, prompt.text, answer)
+        return self._chat_parts(record.prompt, prompt.text, response)
 
-    def _chat_parts(self, prompt: Sequence[Message], shown: str, answer: Sequence[Message]) -> list[Part]:
+    def _chat_parts(self, prompt: Sequence[Message], shown: str, response: Sequence[Message]) -> list[Part]:
         """What each turn adds to the rendered conversation. The template must only ever add."""
         turns = list(prompt)
         parts: list[Part] = []
@@ -159,7 +159,7 @@ class Encoder:
                 parts.append(Part(text=text[len(shown) :], written=not add_generation_prompt))
             shown = text
 
-        for turn in answer:
+        for turn in response:
             if turn.role == "assistant":
                 extend(add_generation_prompt=True)
             turns.append(turn)
@@ -185,39 +185,39 @@ class Encoder:
         return stops[-1] + 1 if stops else len(token_ids)
 
 
-def cut(answer: EncodedResponse, max_tokens: int) -> EncodedResponse:
-    """At most the first `max_tokens` tokens of an answer; its text stays."""
+def cut(response: EncodedResponse, max_tokens: int) -> EncodedResponse:
+    """At most the first `max_tokens` tokens of a response; its text stays."""
     return EncodedResponse(
-        text=answer.text, token_ids=answer.token_ids[:max_tokens], written=answer.written[:max_tokens]
+        text=response.text, token_ids=response.token_ids[:max_tokens], written=response.written[:max_tokens]
     )
 
 
-def cut_steps(answer: EncodedResponse, max_tokens: int) -> EncodedResponse:
+def cut_steps(response: EncodedResponse, max_tokens: int) -> EncodedResponse:
     """The whole steps among the first `max_tokens` tokens; the text stays."""
-    ends = np.flatnonzero(answer.written) + 1
-    return cut(answer, int(ends[ends <= max_tokens].max(initial=0)))
+    ends = np.flatnonzero(response.written) + 1
+    return cut(response, int(ends[ends <= max_tokens].max(initial=0)))
 
 
-def as_steps(prompt: Prompt, answer: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
+def as_steps(prompt: Prompt, response: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
     """Labeled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
     say how good these are, and the reward is their mean."""
-    labels = record.step_labels[: int(answer.written.sum())]
+    labels = record.step_labels[: int(response.written.sum())]
     rollout = Rollout(
         id=f"{prompt.id}/0",
         prompt_id=prompt.id,
-        token_ids=answer.token_ids,
-        log_probs=np.zeros(len(answer.token_ids), dtype=np.float32),
+        token_ids=response.token_ids,
+        log_probs=np.zeros(len(response.token_ids), dtype=np.float32),
         finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
         weight_version=-1,
-        loss_mask=answer.written,
+        loss_mask=response.written,
         step_labels=labels,
     )
     mean = sum(labels) / len(labels)
-    return ScoredGroup(prompt=prompt, rollouts=(rollout,), responses=(answer.text,), rewards=(Reward(total=mean),))
+    return ScoredGroup(prompt=prompt, rollouts=(rollout,), responses=(response.text,), rewards=(Reward(total=mean),))
 
 
 def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
-    """A pair as two groups of one answer each: the better one is good (reward 1), the worse one is not (0)."""
+    """A pair as two groups of one response each: the better one is good (reward 1), the worse one is not (0)."""
     return [
         ScoredGroup(
             prompt=replace(group.prompt, id=f"{group.prompt.id}#{name}"),
@@ -231,28 +231,30 @@ def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
     ]
 
 
-def as_group(prompt: Prompt, answers: Sequence[EncodedResponse], whole: Sequence[bool], record: Record) -> ScoredGroup:
-    """A data set's answers as a scored group: K answers get rewards K-1 ... 0, a labeled one 1 or 0.
+def as_group(
+    prompt: Prompt, responses: Sequence[EncodedResponse], whole: Sequence[bool], record: Record
+) -> ScoredGroup:
+    """A data set's responses as a scored group: K responses get rewards K-1 ... 0, a labeled one 1 or 0.
 
-    `whole[i]` is False where answer i was cut.
+    `whole[i]` is False where response i was cut.
     """
-    best = len(answers) - 1 if record.desirable is None else int(record.desirable)
+    best = len(responses) - 1 if record.desirable is None else int(record.desirable)
     rollouts = tuple(
         Rollout(
             id=f"{prompt.id}/{index}",
             prompt_id=prompt.id,
-            token_ids=answer.token_ids,
-            log_probs=np.zeros(len(answer.token_ids), dtype=np.float32),
+            token_ids=response.token_ids,
+            log_probs=np.zeros(len(response.token_ids), dtype=np.float32),
             finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
             weight_version=-1,
-            loss_mask=None if answer.written.all() else answer.written,
+            loss_mask=None if response.written.all() else response.written,
         )
-        for index, (answer, is_whole) in enumerate(zip(answers, whole, strict=True))
+        for index, (response, is_whole) in enumerate(zip(responses, whole, strict=True))
     )
     return ScoredGroup(
         prompt=prompt,
         rollouts=rollouts,
-        responses=tuple(answer.text for answer in answers),
-        rewards=tuple(Reward(total=float(best - index)) for index in range(len(answers))),
+        responses=tuple(response.text for response in responses),
+        rewards=tuple(Reward(total=float(best - index)) for index in range(len(responses))),
         margins=record.margins,
     )

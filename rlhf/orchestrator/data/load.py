@@ -1,4 +1,4 @@
-"""Data sets as the loop wants them: prompts for online training, scored groups for training on given answers."""
+"""Data sets as the loop wants them: prompts for online training, scored groups for training on given responses."""
 
 import logging
 from collections import Counter
@@ -30,7 +30,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 OVERLONG = "over the token limit"
-SAME_ANSWERS = "answers the same once tokenized and cut"
+SAME_RESPONSES = "responses the same once tokenized and cut"
 ALSO_HELD_OUT = "prompt also in eval_path"
 
 
@@ -53,19 +53,19 @@ def load_prompts(section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: 
 
 
 def load_demonstrations(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one given answer each, whose tokens end in a stop token. Inside an answer of several turns, other
+    """Prompts with one given response each, whose tokens end in a stop token. Inside a response of several turns, other
     speakers' tokens are masked out. Raises DataError."""
     return _load_groups(section, tokenizer, RowKind.DEMONSTRATIONS)
 
 
 def load_preferences(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with two or more given answers each, best first. Raises DataError."""
+    """Prompts with two or more given responses each, best first. Raises DataError."""
     return _load_groups(section, tokenizer, RowKind.PREFERENCES)
 
 
 def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one given answer each, whose reward is 1 where it is labeled good and 0 where bad. A pair counts
-    as two: the chosen answer is good, the rejected one is bad, both on the same side of the split.
+    """Prompts with one given response each, whose reward is 1 where it is labeled good and 0 where bad. A pair counts
+    as two: the chosen response is good, the rejected one is bad, both on the same side of the split.
 
     Raises DataError, also where only one of the two labels is there.
     """
@@ -79,7 +79,7 @@ def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[Scored
 
 
 def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Prompts with one answer each in steps that are labeled good (1) or bad (0), for process reward models (Lightman
+    """Prompts with one response each in steps that are labeled good (1) or bad (0), for process reward models (Lightman
     et al. 2023).
 
     The rollout holds the tokens of all steps, each ended by data.step_separator; its `loss_mask` is True at the last
@@ -92,17 +92,17 @@ def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGr
         prompt = encoder.prompt(settled)
         whole = encoder.steps(settled, prompt)
         room = section.max_tokens - len(prompt.token_ids)
-        answer = cut_steps(whole, room)
-        is_whole = len(answer.token_ids) == len(whole.token_ids)
-        if not len(answer.token_ids) or not (is_whole or section.overlong == "truncate"):
+        response = cut_steps(whole, room)
+        is_whole = len(response.token_ids) == len(whole.token_ids)
+        if not len(response.token_ids) or not (is_whole or section.overlong == "truncate"):
             raise LeftOutError(OVERLONG)
-        return [as_steps(prompt, answer, is_whole, record)]
+        return [as_steps(prompt, response, is_whole, record)]
 
     return _load(section, RowKind.STEPS, make, _row_limit(section), lambda group: group.prompt.text, group_content)
 
 
 def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
-    """Plain texts (column `text`) as answers to nothing, cut into blocks of at most max_tokens; where there is no
+    """Plain texts (column `text`) as responses to nothing, cut into blocks of at most max_tokens; where there is no
     such column, demonstrations."""
     encoder = Encoder(section, tokenizer)
 
@@ -168,17 +168,17 @@ def _load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> D
 
 
 def _group(section: DataSection, encoder: Encoder, record: Record) -> ScoredGroup:
-    """A record's prompt and answers as tokens, within max_tokens. Raises LeftOutError."""
+    """A record's prompt and responses as tokens, within max_tokens. Raises LeftOutError."""
     prompt = encoder.prompt(record)
-    whole = [encoder.answer(record, prompt, answer) for answer in record.answers]
+    whole = [encoder.response(record, prompt, response) for response in record.responses]
     room = section.max_tokens - len(prompt.token_ids)
-    if any(len(answer.token_ids) > room for answer in whole) and (section.overlong != "truncate" or room < 1):
+    if any(len(response.token_ids) > room for response in whole) and (section.overlong != "truncate" or room < 1):
         raise LeftOutError(OVERLONG)
-    answers = [cut(answer, room) for answer in whole]
-    if len({answer.token_ids.tobytes() for answer in answers}) < len(answers):
-        raise LeftOutError(SAME_ANSWERS)
-    fits = [len(answer.token_ids) <= room for answer in whole]
-    return as_group(prompt, answers, fits, record)
+    responses = [cut(response, room) for response in whole]
+    if len({response.token_ids.tobytes() for response in responses}) < len(responses):
+        raise LeftOutError(SAME_RESPONSES)
+    fits = [len(response.token_ids) <= room for response in whole]
+    return as_group(prompt, responses, fits, record)
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""A row read as what it means: a prompt and answers to it, as text or as messages, before any tokenizer is seen."""
+"""A row read as what it means: a prompt and responses to it, as text or as messages, before any tokenizer is seen."""
 
 import json
 import math
@@ -28,16 +28,16 @@ Text: TypeAlias = str | tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A prompt and answers to it, best first. Either all are text or all are messages.
+    """A prompt and responses to it, best first. Either all are text or all are messages.
 
-    `names` are the columns of the prompt and of each answer. `dialogue` says that the texts are parts of a
-    Human/Assistant dialogue. `margins` are of the first answer over each later one. With `steps`, the one answer is
+    `names` are the columns of the prompt and of each response. `dialogue` says that the texts are parts of a
+    Human/Assistant dialogue. `margins` are of the first response over each later one. With `steps`, the one response is
     these joined, and `step_labels` say how good each is, from 0 to 1.
     """
 
     row: Row
     prompt: Text
-    answers: tuple[Text, ...] = ()
+    responses: tuple[Text, ...] = ()
     names: tuple[str, ...] = ("prompt",)
     dialogue: bool = False
     margins: tuple[float, ...] = ()
@@ -76,14 +76,14 @@ def _prompt(row: Row, columns: Columns) -> Text:
     return text
 
 
-def _answer(value: Json, name: str) -> Text:
+def _response(value: Json, name: str) -> Text:
     return parse_messages(value, name) if isinstance(value, list) else parse_text(value, name)
 
 
 def _prompts(row: Row, columns: Columns) -> Record:
     if columns.prompt is None:
         names = [name for name in (columns.chosen, columns.rejected) if name is not None]
-        return replace(_dialogues(row, names), answers=(), names=("prompt",))
+        return replace(_dialogues(row, names), responses=(), names=("prompt",))
     prompt = _prompt(row, columns)
     if not isinstance(prompt, str):
         check_prompt(prompt, columns.prompt)
@@ -93,21 +93,21 @@ def _prompts(row: Row, columns: Columns) -> Record:
 def _demonstrations(row: Row, columns: Columns) -> Record:
     if columns.prompt is None:
         assert columns.chosen is not None, "find_columns saw to it"
-        answer = _answer(row.values.get(columns.chosen), columns.chosen)
-        if not isinstance(answer, str):
-            return _conversation(row, answer, columns.chosen)
-        if not is_dialogue(answer):
+        response = _response(row.values.get(columns.chosen), columns.chosen)
+        if not isinstance(response, str):
+            return _conversation(row, response, columns.chosen)
+        if not is_dialogue(response):
             raise RowError(
                 f"{columns.chosen} is no dialogue (Human: ... Assistant: ...), and there is no prompt column."
             )
-        prompt = first_prompt(answer)
-        return _continued(row, prompt, [answer], [columns.chosen])
+        prompt = first_prompt(response)
+        return _continued(row, prompt, [response], [columns.chosen])
     prompt_or_all = _prompt(row, columns)
     name = columns.response or columns.chosen
     whole = not isinstance(prompt_or_all, str) and prompt_or_all[-1].role == "assistant" and not columns.response_given
     if name is None or whole:
         if isinstance(prompt_or_all, str):
-            raise RowError("no answer (no response column); set data.response_key.")
+            raise RowError("no response (no response column); set data.response_key.")
         return _conversation(row, prompt_or_all, columns.prompt)
     return _pairless(row, columns, name)
 
@@ -115,8 +115,8 @@ def _demonstrations(row: Row, columns: Columns) -> Record:
 def _pairless(row: Row, columns: Columns, name: str) -> Record:
     assert columns.prompt is not None, "the caller saw to it"
     prompt = _prompts(row, columns).prompt
-    answer = _answer(row.values.get(name), name)
-    return _aligned(Record(row=row, prompt=prompt, answers=(answer,), names=(columns.prompt, name)))
+    response = _response(row.values.get(name), name)
+    return _aligned(Record(row=row, prompt=prompt, responses=(response,), names=(columns.prompt, name)))
 
 
 def _labeled(row: Row, columns: Columns) -> Record:
@@ -137,14 +137,14 @@ def _preferences(row: Row, columns: Columns) -> Record:
     names = [columns.chosen, columns.rejected]
     if row.values.get(columns.chosen) == row.values.get(columns.rejected) is not None:
         raise RowError(f"{columns.chosen} and {columns.rejected} are the same.")
-    answers = tuple(_answer(row.values.get(name), name) for name in names)
-    whole = any(not isinstance(answer, str) and answer[0].role != "assistant" for answer in answers)
+    responses = tuple(_response(row.values.get(name), name) for name in names)
+    whole = any(not isinstance(response, str) and response[0].role != "assistant" for response in responses)
     if columns.prompt is None or whole:
         record = _dialogues(row, names)
     else:
         prompt = _prompts(row, columns).prompt
-        record = _aligned(Record(row=row, prompt=prompt, answers=answers, names=(columns.prompt, *names)))
-    return replace(record, margins=_margins(row, columns, len(answers)))
+        record = _aligned(Record(row=row, prompt=prompt, responses=responses, names=(columns.prompt, *names)))
+    return replace(record, margins=_margins(row, columns, len(responses)))
 
 
 def _ranking(row: Row, columns: Columns) -> Record:
@@ -152,15 +152,15 @@ def _ranking(row: Row, columns: Columns) -> Record:
     assert columns.prompt is not None, "find_columns saw to it"
     values = row.values.get(columns.ranking)
     if not isinstance(values, list) or len(values) < 2:
-        raise RowError(f"{columns.ranking} is not a list of two answers or more.")
+        raise RowError(f"{columns.ranking} is not a list of two responses or more.")
     names = [f"{columns.ranking}[{index}]" for index in range(len(values))]
-    answers = [_answer(value, name) for value, name in zip(values, names, strict=True)]
-    for index, answer in enumerate(answers):
-        if answer in answers[:index]:
-            raise RowError(f"{names[answers.index(answer)]} and {names[index]} are the same.")
+    responses = [_response(value, name) for value, name in zip(values, names, strict=True)]
+    for index, response in enumerate(responses):
+        if response in responses[:index]:
+            raise RowError(f"{names[responses.index(response)]} and {names[index]} are the same.")
     prompt = _prompts(row, columns).prompt
-    record = Record(row=row, prompt=prompt, answers=tuple(answers), names=(columns.prompt, *names))
-    return replace(_aligned(record), margins=_margins(row, columns, len(answers)))
+    record = Record(row=row, prompt=prompt, responses=tuple(responses), names=(columns.prompt, *names))
+    return replace(_aligned(record), margins=_margins(row, columns, len(responses)))
 
 
 def _steps(row: Row, columns: Columns) -> Record:
@@ -194,7 +194,7 @@ def _texts(row: Row, columns: Columns) -> Record:
     if columns.text is None:
         return _demonstrations(row, columns)
     text = parse_text(row.values.get(columns.text), columns.text)
-    return Record(row=row, prompt="", answers=(text,), names=("prompt", columns.text))
+    return Record(row=row, prompt="", responses=(text,), names=("prompt", columns.text))
 
 
 PARSERS: dict[RowKind, Callable[[Row, Columns], Record]] = {
@@ -207,7 +207,7 @@ PARSERS: dict[RowKind, Callable[[Row, Columns], Record]] = {
 }
 
 
-def _margins(row: Row, columns: Columns, num_answers: int) -> tuple[float, ...]:
+def _margins(row: Row, columns: Columns, num_responses: int) -> tuple[float, ...]:
     value = row.values.get(columns.margin) if columns.margin else None
     if value is None:
         return ()
@@ -218,8 +218,8 @@ def _margins(row: Row, columns: Columns, num_answers: int) -> tuple[float, ...]:
         margins = (math.nan,)
     if not all(map(math.isfinite, margins)):
         raise RowError(f"{columns.margin} must be a finite number (got {json.dumps(value, ensure_ascii=False)}).")
-    if len(margins) != num_answers - 1:
-        raise RowError(f"{columns.margin} holds {len(margins)} numbers, need {num_answers - 1}.")
+    if len(margins) != num_responses - 1:
+        raise RowError(f"{columns.margin} holds {len(margins)} numbers, need {num_responses - 1}.")
     return margins
 
 
@@ -231,12 +231,12 @@ def _conversation(row: Row, messages: tuple[Message, ...], name: str) -> Record:
     if not prompt:
         raise RowError(f"{name} begins with the assistant.")
     check_prompt(prompt, name)
-    return Record(row=row, prompt=prompt, answers=(messages[len(prompt) :],), names=(name, name))
+    return Record(row=row, prompt=prompt, responses=(messages[len(prompt) :],), names=(name, name))
 
 
 def _dialogues(row: Row, names: Sequence[str]) -> Record:
-    """Answers given as whole dialogues: the prompt is what they have in common."""
-    wholes = [_answer(row.values.get(name), name) for name in names]
+    """Responses given as whole dialogues: the prompt is what they have in common."""
+    wholes = [_response(row.values.get(name), name) for name in names]
     texts = [whole for whole in wholes if isinstance(whole, str)]
     if len(texts) == len(wholes):
         dialogue = any(map(is_dialogue, texts)) or not _is_all_text(row, names)
@@ -252,34 +252,34 @@ def _dialogues(row: Row, names: Sequence[str]) -> Record:
         raise RowError(f"{' and '.join(names)} share no first turns, and there is no prompt column.")
     prompt = tuple(shared)
     check_prompt(prompt, names[0])
-    answers = tuple(turns[len(prompt) :] for turns in lists)
-    return _aligned(Record(row=row, prompt=prompt, answers=answers, names=("prompt", *names)))
+    responses = tuple(turns[len(prompt) :] for turns in lists)
+    return _aligned(Record(row=row, prompt=prompt, responses=responses, names=("prompt", *names)))
 
 
 def _is_all_text(row: Row, names: Sequence[str]) -> bool:
-    """Whether two or more answers are all the text there is, so that no other column can be the prompt."""
+    """Whether two or more responses are all the text there is, so that no other column can be the prompt."""
     others = [value for name, value in row.values.items() if name not in (*names, "id")]
     return len(names) > 1 and not any(isinstance(value, str | list | dict) for value in others)
 
 
 def _continued(row: Row, prompt: str, dialogues: Sequence[str], names: Sequence[str]) -> Record:
-    answers = tuple(text[len(prompt) :] for text in dialogues)
-    for answer, name in zip(answers, names, strict=True):
-        if not answer.strip():
-            raise RowError(f"the answer of {name} is empty.")
-    return Record(row=row, prompt=prompt, answers=answers, names=("prompt", *names), dialogue=True)
+    responses = tuple(text[len(prompt) :] for text in dialogues)
+    for response, name in zip(responses, names, strict=True):
+        if not response.strip():
+            raise RowError(f"the response of {name} is empty.")
+    return Record(row=row, prompt=prompt, responses=responses, names=("prompt", *names), dialogue=True)
 
 
 def _aligned(record: Record) -> Record:
-    """The prompt and its answers as one kind of thing, each answer ending in an assistant's turn."""
-    kinds = {isinstance(text, str) for text in (record.prompt, *record.answers)}
+    """The prompt and its responses as one kind of thing, each response ending in an assistant's turn."""
+    kinds = {isinstance(text, str) for text in (record.prompt, *record.responses)}
     if len(kinds) == 1 and isinstance(record.prompt, str):
         return record
     aligned = replace(
-        record, prompt=as_messages(record.prompt, "user"), answers=tuple(map(as_messages, record.answers))
+        record, prompt=as_messages(record.prompt, "user"), responses=tuple(map(as_messages, record.responses))
     )
-    for answer, name in zip(aligned.answers, record.names[1:], strict=True):
-        last = answer[-1]
+    for response, name in zip(aligned.responses, record.names[1:], strict=True):
+        last = response[-1]
         if isinstance(last, str) or last.role != "assistant":
             raise RowError(f"{name}: last message must be from assistant.")
     return aligned
@@ -295,22 +295,22 @@ def as_chat(record: Record) -> Record:
     if not isinstance(record.prompt, str):
         return record
     if not record.dialogue:
-        answers = tuple(as_messages(answer) for answer in record.answers)
-        return replace(record, prompt=as_messages(record.prompt, "user"), answers=answers)
+        responses = tuple(as_messages(response) for response in record.responses)
+        return replace(record, prompt=as_messages(record.prompt, "user"), responses=responses)
     prompt = messages_of_dialogue(record.prompt)
-    wholes = [messages_of_dialogue(record.prompt + str(answer)) for answer in record.answers]
-    return _aligned(replace(record, prompt=prompt, answers=tuple(turns[len(prompt) :] for turns in wholes)))
+    wholes = [messages_of_dialogue(record.prompt + str(response)) for response in record.responses]
+    return _aligned(replace(record, prompt=prompt, responses=tuple(turns[len(prompt) :] for turns in wholes)))
 
 
 def as_plain(record: Record) -> Record:
-    """The record as text: the contents of a prompt's messages a line each, and of an answer's one message."""
+    """The record as text: the contents of a prompt's messages a line each, and of a response's one message."""
     if isinstance(record.prompt, str):
         return record
-    for answer, name in zip(record.answers, record.names[1:], strict=True):
-        if len(answer) != 1:
+    for response, name in zip(record.responses, record.names[1:], strict=True):
+        if len(response) != 1:
             raise RowError(f"{name} has several turns, which need data.template=chat.")
     return replace(
         record,
         prompt="\n".join(message.content for message in record.prompt),
-        answers=tuple(turn.content for answer in record.answers for turn in as_messages(answer)),
+        responses=tuple(turn.content for response in record.responses for turn in as_messages(response)),
     )

@@ -15,17 +15,17 @@ Facts: TypeAlias = dict[str, Json]
 
 PERCENTILES = (5, 50, 95, 99)
 MAX_LENGTH_BIAS = 0.1
-"""How far from one half the share of pairs may be whose better answer is the longer one."""
+"""How far from one half the share of pairs may be whose better response is the longer one."""
 KTO_BALANCE = (1.0, 4.0 / 3.0)
-"""Weight of the desirable answers over that of the undesirable ones (Ethayarajh et al. 2024, section 4.2)."""
+"""Weight of the desirable responses over that of the undesirable ones (Ethayarajh et al. 2024, section 4.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """How long a record's prompt and answers are. `same_when_cut`: two answers are equal within the limit."""
+    """How long a record's prompt and responses are. `same_when_cut`: two responses are equal within the limit."""
 
     prompt: int
-    answers: tuple[int, ...] = ()
+    responses: tuple[int, ...] = ()
     same_when_cut: bool = False
 
 
@@ -37,9 +37,9 @@ def text_of(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in text)
 
 
-def answers_of(record: Record) -> list[str]:
-    """A record's answers as texts; of steps, the whole."""
-    return ["\n".join(record.steps)] if record.steps else [text_of(answer) for answer in record.answers]
+def responses_of(record: Record) -> list[str]:
+    """A record's responses as texts; of steps, the whole."""
+    return ["\n".join(record.steps)] if record.steps else [text_of(response) for response in record.responses]
 
 
 def near_key(text: str) -> str:
@@ -49,7 +49,7 @@ def near_key(text: str) -> str:
 
 def characters(record: Record) -> Lengths:
     """Lengths in characters, where no tokenizer is given."""
-    return Lengths(prompt=len(text_of(record.prompt)), answers=tuple(map(len, answers_of(record))))
+    return Lengths(prompt=len(text_of(record.prompt)), responses=tuple(map(len, responses_of(record))))
 
 
 def facts_of(records: Sequence[Record], measure: Measure, max_prompt: int | None, max_total: int | None) -> Facts:
@@ -60,7 +60,7 @@ def facts_of(records: Sequence[Record], measure: Measure, max_prompt: int | None
         "prompts": len({text_of(record.prompt) for record in records}),
         **_duplicates(records),
     }
-    if any(len(record.answers) > 1 for record in records):
+    if any(len(record.responses) > 1 for record in records):
         facts["pairs"] = _pairs(records, lengths)
     if (labels := _labels(records)) is not None:
         facts["labels"] = labels
@@ -86,25 +86,25 @@ def across(train: Sequence[Record], held_out: Sequence[Record]) -> Facts:
     return {
         "prompts": count(prompt, near=False),
         "prompts_nearly": count(prompt, near=True),
-        "answers": count(answers_of, near=False),
-        "answers_nearly": count(answers_of, near=True),
+        "responses": count(responses_of, near=False),
+        "responses_nearly": count(responses_of, near=True),
     }
 
 
 def _duplicates(records: Sequence[Record]) -> Facts:
     """Rows that repeat an earlier one in every word, or in every word but for case, spaces and punctuation."""
-    exact = Counter((text_of(record.prompt), *answers_of(record)) for record in records)
+    exact = Counter((text_of(record.prompt), *responses_of(record)) for record in records)
     near = Counter(tuple(map(near_key, key)) for key in exact)
     return {"repeated": len(records) - len(exact), "nearly_repeated": len(exact) - len(near)}
 
 
 def _pairs(records: Sequence[Record], lengths: Sequence[Lengths]) -> Facts:
     """Best against worst of each record."""
-    paired = [(record, answers_of(record), length) for record, length in zip(records, lengths, strict=True)]
-    orders = {(text_of(record.prompt), answers[0], answers[-1]) for record, answers, _ in paired}
-    gaps = np.array([length.answers[0] - length.answers[-1] for _, _, length in paired])
+    paired = [(record, responses_of(record), length) for record, length in zip(records, lengths, strict=True)]
+    orders = {(text_of(record.prompt), responses[0], responses[-1]) for record, responses, _ in paired}
+    gaps = np.array([length.responses[0] - length.responses[-1] for _, _, length in paired])
     return {
-        "nearly_the_same": sum(near_key(answers[0]) == near_key(answers[-1]) for _, answers, _ in paired),
+        "nearly_the_same": sum(near_key(responses[0]) == near_key(responses[-1]) for _, responses, _ in paired),
         "contradictory": sum((prompt, worst, best) in orders for prompt, best, worst in orders) // 2,
         "same_when_cut": sum(length.same_when_cut for length in lengths),
         "chosen_longer": float(np.mean(gaps > 0)),
@@ -114,13 +114,13 @@ def _pairs(records: Sequence[Record], lengths: Sequence[Lengths]) -> Facts:
 
 
 def _labels(records: Sequence[Record]) -> Facts | None:
-    """Desirable against undesirable answers; a pair without labels of its own counts as one of each."""
+    """Desirable against undesirable responses; a pair without labels of its own counts as one of each."""
     if any(record.desirable is None for record in records):
         return None
     good = sum(record.desirable is True for record in records)
     labels: dict[tuple[str, str], set[bool]] = {}
     for record in records:
-        key = (text_of(record.prompt), *answers_of(record))
+        key = (text_of(record.prompt), *responses_of(record))
         labels.setdefault((key[0], key[1]), set()).add(record.desirable is True)
     return {
         "desirable": good,
@@ -133,19 +133,19 @@ def _steps(records: Sequence[Record]) -> Facts:
     labels = [label for record in records for label in record.step_labels]
     return {
         "steps": len(labels),
-        "mean_per_answer": len(labels) / len(records),
+        "mean_per_response": len(labels) / len(records),
         "mean_label": float(np.mean(labels)),
-        "answers_without_a_bad_step": sum(all(label > 0.5 for label in record.step_labels) for record in records),
+        "responses_without_a_bad_step": sum(all(label > 0.5 for label in record.step_labels) for record in records),
     }
 
 
 def _lengths(lengths: Sequence[Lengths], max_prompt: int | None, max_total: int | None) -> Facts:
     columns = {"prompt": [length.prompt for length in lengths]}
-    num_answers = max((len(length.answers) for length in lengths), default=0)
-    names = ["answer"] if num_answers == 1 else ["chosen", "rejected"] if num_answers else []
+    num_responses = max((len(length.responses) for length in lengths), default=0)
+    names = ["response"] if num_responses == 1 else ["chosen", "rejected"] if num_responses else []
     for name, place in zip(names, (0, -1), strict=False):
-        columns[name] = [length.answers[place] for length in lengths if length.answers]
-    totals = [length.prompt + max(length.answers) for length in lengths if length.answers]
+        columns[name] = [length.responses[place] for length in lengths if length.responses]
+    totals = [length.prompt + max(length.responses) for length in lengths if length.responses]
     if totals:
         columns["prompt_and_answer"] = totals
     facts: Facts = {name: _percentiles(column) for name, column in columns.items() if column}
@@ -176,7 +176,7 @@ def warnings_of(train: Mapping[str, Json], shared: Mapping[str, Json]) -> list[s
             share = longer + equal / 2
             if abs(share - 0.5) > MAX_LENGTH_BIAS:
                 lines.append(
-                    f"the better answer is the longer one in {share:.0%} of pairs: length may be what is taught."
+                    f"the better response is the longer one in {share:.0%} of pairs: length may be what is taught."
                 )
             if contradictory:
                 lines.append(f"{contradictory} pairs stand there in both orders.")
@@ -189,17 +189,17 @@ def warnings_of(train: Mapping[str, Json], shared: Mapping[str, Json]) -> list[s
 
 
 def _balance_advice(good: int, bad: int) -> list[str]:
-    """KTO wants the weighted desirable answers to be 1 to 4/3 of the weighted undesirable ones."""
+    """KTO wants the weighted desirable responses to be 1 to 4/3 of the weighted undesirable ones."""
     low, high = KTO_BALANCE
     ratio = good / bad
     if low <= ratio <= high:
         return []
     if ratio < low:
         return [
-            f"{good} desirable to {bad} undesirable answers: KTO wants 1:1 to 4:3. Weigh the desirable ones by "
+            f"{good} desirable to {bad} undesirable responses: KTO wants 1:1 to 4:3. Weigh the desirable ones by "
             f"{low / ratio:.3g} to {high / ratio:.3g}."
         ]
     return [
-        f"{good} desirable to {bad} undesirable answers: KTO wants 1:1 to 4:3. Weigh the undesirable ones by "
+        f"{good} desirable to {bad} undesirable responses: KTO wants 1:1 to 4:3. Weigh the undesirable ones by "
         f"{ratio / high:.3g} to {ratio / low:.3g}."
     ]

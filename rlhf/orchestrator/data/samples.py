@@ -1,5 +1,5 @@
-"""Answers on disk: one row each, written chunk by chunk, so that an interrupted command continues where it stopped and
-leaves the bytes that an uninterrupted one would have."""
+"""Sampled responses on disk: one row each, written chunk by chunk. An interrupted command continues where it stopped,
+and the file ends up with the same bytes as after an uninterrupted one."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ from rlhf.orchestrator.data.curation import Row, Sample
 from rlhf.orchestrator.data.dialogue import parse_messages, parse_text
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.sources import read_rows
-from rlhf.orchestrator.run.files import blaming, sync_path, write_json
+from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
 from rlhf.orchestrator.step.sources import request_seed
 from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout, RolloutRequest, Sampling
 
@@ -29,7 +29,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def make_requests(prompts: Sequence[Prompt], group_size: int, seed: int, sampling: Sampling) -> list[RolloutRequest]:
-    """`group_size` requests a prompt. What an answer is depends on the seed, its prompt's id and its number alone."""
+    """`group_size` requests a prompt. A response depends on the seed, its prompt's id and its number alone."""
     return [
         RolloutRequest(
             id=f"{prompt.id}/{number}",
@@ -46,8 +46,8 @@ def make_requests(prompts: Sequence[Prompt], group_size: int, seed: int, samplin
 def sample_row(
     prompt: Prompt, request: RolloutRequest, rollout: Rollout, response: str, reward: Reward | None, model: str
 ) -> Row:
-    """An answer and where it came from. The prompt stands as the model saw it: the text with data.prompt_format, or the
-    messages that the chat template rendered."""
+    """A response and where it came from. The prompt is written as the model saw it: the text with data.prompt_format,
+    or the messages that the chat template rendered."""
     metadata = dict(prompt.metadata)
     messages = metadata.pop("messages", None)
     return {
@@ -84,7 +84,7 @@ class SampleFile:
         Raises ConfigError where the file was made with other settings or is not ours, CheckpointError where the disk
         refuses.
         """
-        with blaming(path):
+        with checkpoint_errors(path):
             file, num_chunks = _prepare(path, settings, chunks)
         try:
             yield cls(path, file, num_chunks)
@@ -93,7 +93,7 @@ class SampleFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a chunk."""
-        with blaming(self._path):
+        with checkpoint_errors(self._path):
             self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -106,7 +106,7 @@ def settings_of(path: Path) -> Path:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a samples file holds every answer that its settings ask for."""
+    """Whether a samples file holds every response that its settings ask for."""
     try:
         num_answers = json.loads(settings_of(path).read_text(encoding="utf-8"))[NUM_ANSWERS]
         with path.open("rb") as file:
@@ -205,7 +205,7 @@ def _id_of(line: bytes) -> str | None:
 
 
 def read_samples(path: str) -> list[Sample]:
-    """The scored answers in a file or glob: rows with `prompt`, `response` and `reward`. Raises DataError with every
+    """The scored responses in a file or glob: rows with `prompt`, `response` and `reward`. Raises DataError with every
     row that is not one."""
     problems = Problems(0)
     samples: list[Sample] = []

@@ -75,10 +75,10 @@ def prompt_content(prompt: Prompt) -> bytes:
 
 
 def group_content(group: ScoredGroup) -> bytes:
-    """Everything that a run can learn from a data set's answers, as bytes."""
+    """Everything that a run can learn from a data set's responses, as bytes."""
     rewards = json.dumps([[reward.total for reward in group.rewards], group.margins])
-    answers = b"".join(_token_bytes(rollout.token_ids) for rollout in group.rollouts)
-    return prompt_content(group.prompt) + rewards.encode() + answers
+    responses = b"".join(_token_bytes(rollout.token_ids) for rollout in group.rollouts)
+    return prompt_content(group.prompt) + rewards.encode() + responses
 
 
 def _token_bytes(token_ids: IntArray) -> bytes:

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or do not count.
+"""Checkpoints that are either complete or ignored.
 
 Commit: every role and the driver's state are written into a temporary folder and flushed, then a manifest with size
 and sha256 of each file, then one rename makes the folder `step_N`. A crash anywhere leaves the older ones as they
-were. Nothing here looks at clocks or file times.
+were. Clocks and file times play no part.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What the driver must remember of a run. Every random choice is a pure function of `seed` and the step."""
+    """What the driver must restore to continue a run. Every random choice is a pure function of `seed` and the step."""
 
     step: int
     """Finished steps of the loop; also the version of the policy's weights."""
@@ -89,7 +89,7 @@ class Checkpoints:
         self._failures_in_a_row = 0
         self._retire(final)
         if is_first:
-            self._foresee_room(final)
+            self._warn_of_little_room(final)
         return final
 
     def try_save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path | None:
@@ -100,7 +100,7 @@ class Checkpoints:
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
                 raise CheckpointError(f"{error} ({self._failures_in_a_row} checkpoints in a row failed)") from error
-            self._warn(f"{error}. Older checkpoints stand; the next interval tries again")
+            self._warn(f"{error}. Older checkpoints are kept; the next interval tries again")
             return None
 
     def newest(self) -> tuple[Path, RunState]:
@@ -127,8 +127,8 @@ class Checkpoints:
         return sorted(good, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
     def _retire(self, saved: Path) -> None:
-        """Drop checkpoints past the newest `keep`, of which `saved`, which was verified, is the first. Later ones were
-        given up when the run went on from an earlier one: none was whole."""
+        """Drop checkpoints past the newest `keep`. `saved`, which was verified, is the newest that counts: later ones
+        were found damaged when the run continued from an earlier one."""
         found = self._found()
         at = found.index(saved)
         for path in (*found[:at], *found[at + self._keep :]):
@@ -138,8 +138,9 @@ class Checkpoints:
         for path in self._folder.glob(f"{TEMPORARY}step_*"):
             shutil.rmtree(path)
 
-    def _foresee_room(self, first: Path) -> None:
-        """Say at the start what would else be found after hours: `keep` more are written before the oldest goes."""
+    def _warn_of_little_room(self, first: Path) -> None:
+        """Warn at the first checkpoint where the disk will be full after hours: `keep` more are written before the
+        oldest is removed."""
         needed, free = int(_size(first) * self._keep), self._free_bytes(self._folder)
         if free < needed:
             self._warn(

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel on a terminal, one plain line a step elsewhere."""
+"""What the terminal shows during a run: a live panel on a terminal, one plain line a step elsewhere."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlhf.types import Json, ScoredGroup
 
-FIGURES = (
+SHOWN_METRICS = (
     ("reward", "reward/mean_all"),
     ("kl", "kl/ref_per_response"),
     ("length", "response/length"),
@@ -25,27 +25,27 @@ FIGURES = (
     ("eval loss", "eval/loss"),
     ("eval accuracy", "eval/accuracy"),
 )
-"""What is shown of a step, where it is known."""
+"""Label and name of the metrics that are shown, where a step has them."""
 
 PHASES = ("wait", "log_probs", "learn", "sync", "evaluate")
-"""What the trainer does in a step, one after the other."""
-PRODUCED = ("generate", "score")
-"""What it waits for, and what runs beside it where rollouts may lag."""
-SHOWN_S = 0.005
+"""Phases of the trainer in a step, one after the other."""
+PRODUCER_PHASES = ("generate", "score")
+"""Phases of the rollout producer: the trainer waits for them, or with max_lag above 0 they run in parallel."""
+MIN_SHOWN_S = 0.005
 SAMPLE_CHARACTERS = 600
 WINDOW = 20
 """Steps over which the time left is estimated."""
 
 
 class Console(Protocol):
-    """Where a run talks to a person."""
+    """Shows the progress of a run."""
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
         """Show a step."""
         ...
 
     def sample(self, step: int, group: ScoredGroup) -> None:
-        """Show the first answer of a step."""
+        """Show the first response of a step."""
         ...
 
     def say(self, text: str) -> None:
@@ -105,7 +105,7 @@ class PlainConsole:
         parts = [
             f"step {step}/{self._progress.num_steps}",
             f"eta {self._progress.eta}",
-            *_figures(metrics),
+            *_shown_metrics(metrics),
             *_pace(metrics),
         ]
         self.say(" | ".join(parts))
@@ -132,7 +132,7 @@ class LiveConsole:
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
         self._progress.add(step, metrics)
         bar = ProgressBar(total=self._progress.num_steps, completed=step)
-        lines = [Text(" | ".join(_figures(metrics))), Text(" | ".join(_pace(metrics)))]
+        lines = [Text(" | ".join(_shown_metrics(metrics))), Text(" | ".join(_pace(metrics)))]
         title = f"step {step}/{self._progress.num_steps}, eta {self._progress.eta}"
         self._live.update(Panel(Group(bar, *lines), title=title))
 
@@ -162,7 +162,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` on one line, with every control, direction-changing or broken character escaped: an answer must not
+    """`text` on one line, with every control, direction-changing or broken character escaped: a response must not
     move the cursor, recolor the terminal or look like a message of the run."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -175,8 +175,8 @@ def _sample(group: ScoredGroup) -> str:
     return f"[{shown[0]}] -> [{shown[1]}] reward {group.rewards[0].total:.4g}"
 
 
-def _figures(metrics: Mapping[str, Json]) -> list[str]:
-    found = [(label, metrics.get(name)) for label, name in FIGURES]
+def _shown_metrics(metrics: Mapping[str, Json]) -> list[str]:
+    found = [(label, metrics.get(name)) for label, name in SHOWN_METRICS]
     return [f"{label} {value:.4g}" for label, value in found if isinstance(value, int | float)]
 
 
@@ -187,9 +187,9 @@ def _pace(metrics: Mapping[str, Json]) -> list[str]:
 
     def seconds(names: Sequence[str]) -> list[str]:
         timed = [(name, number(f"time/{name}") or 0.0) for name in names]
-        return [f"{name} {value:.2f}" for name, value in timed if value >= SHOWN_S]
+        return [f"{name} {value:.2f}" for name, value in timed if value >= MIN_SHOWN_S]
 
-    produced = ", ".join(seconds(PRODUCED))
+    produced = ", ".join(seconds(PRODUCER_PHASES))
     shown = ", ".join(
         f"{part} [{produced}]" if produced and part.startswith("wait") else part for part in seconds(PHASES)
     )

@@ -1,4 +1,4 @@
-"""What a run's folder says of it, whether it runs, ended or broke off: read by anybody, changed by nobody."""
+"""The state of a run as its folder shows it, whether it runs, ended or broke off. Nothing is changed there."""
 
 import contextlib
 import json
@@ -30,20 +30,20 @@ TROUBLE = re.compile(r"error|exception|killed|out of memory|traceback|fatal", re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """A page on a run."""
+    """The state of a run, for a person."""
 
     headline: str
     facts: tuple[str, ...]
     warnings: tuple[str, ...]
     troubles: Mapping[str, tuple[str, ...]]
-    """Process -> the last lines of its log that speak of trouble."""
-    stands: Mapping[str, str]
-    """Process -> where it stood when it was last looked at."""
+    """Process -> the last lines of its log that report an error."""
+    stack_tops: Mapping[str, str]
+    """Process -> the line of code at which it was, when it last wrote its stacks."""
     advice: str | None
 
 
 def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
-    """Read a run's folder. Damaged lines are passed over.
+    """Read a run's folder. Damaged lines are skipped.
 
     Raises:
         ConfigError: it is not the folder of a run.
@@ -63,7 +63,7 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
         facts=(*_progress(status, steps, now), *_saved(folder)),
         warnings=(*_warnings(events), *old_names),
         troubles=_troubles(folder, status) if broke_off or error else {},
-        stands=_stands(folder),
+        stack_tops=_stack_tops(folder),
         advice=_advice(error, broke_off),
     )
 
@@ -74,7 +74,7 @@ def _headline(status: Mapping[str, Json], alive: bool | None, broke_off: bool) -
         how = "broke off: it says running, and its process is gone (killed, or the machine went down)"
     elif status["status"] == "running":
         how = f"running as pid {status.get('pid')} on {status.get('host')}"
-        how += "" if alive else ", which is not this machine: whether it lives cannot be seen from here"
+        how += "" if alive else ", which is not this machine: whether it is alive cannot be checked"
     attempt = status.get("attempt")
     again = f", attempt {attempt}" if isinstance(attempt, int) and attempt > 1 else ""
     error = f"\n{' '.join(str(status['error']).split())}" if status.get("error") else ""
@@ -96,7 +96,7 @@ def _is_alive(status: Mapping[str, Json]) -> bool | None:
 
 
 def _progress(status: Mapping[str, Json], steps: Sequence[Mapping[str, Json]], now: float) -> list[str]:
-    """How fast it goes, whether it is silent, and what it is learning."""
+    """Seconds a step, whether the run is silent, and how its metrics changed."""
     if not steps:
         return ["no step is finished."]
     seconds = [value for step in steps[-LAST:] if isinstance(value := step.get("time/step"), int | float)]
@@ -122,7 +122,7 @@ def _progress(status: Mapping[str, Json], steps: Sequence[Mapping[str, Json]], n
 
 
 def _saved(folder: Path) -> list[str]:
-    """Which checkpoints are there, and the model."""
+    """Which checkpoints exist, and whether the model does."""
     numbers = sorted(int(path.parent.name[5:]) for path in folder.glob("checkpoints/step_*/manifest.json"))
     shown = ", ".join(map(str, numbers)) or "none"
     facts = [f"checkpoints with a manifest: {shown}."]
@@ -141,7 +141,7 @@ def _warnings(events: Sequence[Mapping[str, Json]]) -> tuple[str, ...]:
 
 
 def _troubles(folder: Path, status: Mapping[str, Json]) -> dict[str, tuple[str, ...]]:
-    """The last troubled lines of each log of the last attempt."""
+    """The last lines that report an error, of each log of the last attempt."""
     found = {}
     for log in sorted(folder.glob(f"logs/attempt_{status.get('attempt')}/*.log")):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -151,18 +151,18 @@ def _troubles(folder: Path, status: Mapping[str, Json]) -> dict[str, tuple[str, 
     return found
 
 
-def _stands(folder: Path) -> dict[str, str]:
-    """The innermost places of each process of the last launch, by the stacks that it left."""
-    stands = {}
+def _stack_tops(folder: Path) -> dict[str, str]:
+    """Where each process of the last launch was, by the stacks that it wrote."""
+    tops = {}
     for process in newest_processes(folder):
         with contextlib.suppress(OSError):
             if text := Path(process.stacks).read_text(encoding="utf-8", errors="replace"):
-                stands[process.name] = place_of(text)
-    return stands
+                tops[process.name] = top_of_stack(text)
+    return tops
 
 
-def place_of(stacks: str) -> str:
-    """Where a process stands: the innermost line of this package in any of its threads, and what that waits in.
+def top_of_stack(stacks: str) -> str:
+    """Where a process is: the innermost line of this package in any of its threads, and the function it waits in.
 
     `stacks` is what faulthandler writes: threads are separated by empty lines, the innermost frame comes first.
     """
@@ -187,7 +187,7 @@ def _advice(error: Json, broke_off: bool) -> str | None:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that people would use."""
+    """Seconds in the largest unit that fits, as 2.5 h."""
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file, and a crash never leaves one."""
+"""Writing files so that no reader ever sees half a file, not even after a crash."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from rlhf.types import Json
 
 
 @contextmanager
-def blaming(path: Path) -> Iterator[None]:
-    """Let a disk that refuses end in a CheckpointError that names the file."""
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into a CheckpointError that names the file."""
     try:
         yield
     except OSError as error:
@@ -23,7 +23,7 @@ def blaming(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` at once: temporary file beside it, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with blaming(path):
+    with checkpoint_errors(path):
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` at once, also where other processes write the same file."""
-    with blaming(path):
+    with checkpoint_errors(path):
         temporary = None
         try:
             with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -56,14 +56,14 @@ def write_json(path: Path, value: Mapping[str, Json]) -> None:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
     """Replace `path` by `rows` as .jsonl, at once. Makes its folder."""
-    with blaming(path):
+    with checkpoint_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_json(path: Path, value: Mapping[str, Json]) -> None:
     """Add `value` to a .jsonl file as one line."""
-    with blaming(path), path.open("a", encoding="utf-8") as file:
+    with checkpoint_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 

@@ -1,5 +1,5 @@
-"""Being asked to stop. The first signal asks for a checkpoint at the next safe point, within a grace
-period; a second one, or the end of the grace period, ends the run at once with what is saved already."""
+"""Stopping a run by a signal. The first signal requests a checkpoint at the next safe point, within a grace period. A
+second one, or the end of the grace period, ends the run at once; the last checkpoint is kept."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ from types import FrameType
 from rlhf.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Of Kubernetes and `ray job stop`, of Ctrl-C, and of SLURM (`--signal`)."""
+"""Sent by Kubernetes and `ray job stop`, by Ctrl-C, and by SLURM (`--signal`)."""
 
 
-class StopAskedError(Exception):
+class StopRequestedError(Exception):
     """Raised by `StopRequest.check` at a safe point, and caught by the loop alone."""
 
 
@@ -25,32 +25,32 @@ class StopRequest:
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._timer: threading.Timer | None = None
         self._is_over = False
         self._has_safe_points = False
 
     @property
-    def asked(self) -> bool:
-        """Whether somebody asked."""
-        return self._asked.is_set()
+    def is_requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._requested.is_set()
 
-    def ask(self) -> None:
-        """Ask for a stop at the next safe point."""
-        self._asked.set()
+    def request(self) -> None:
+        """Request a stop at the next safe point."""
+        self._requested.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait, but no longer than until somebody asks. Returns whether somebody did."""
-        return self._asked.wait(timeout_s)
+        """Wait until a stop is requested, or for `timeout_s`. Returns whether one was requested."""
+        return self._requested.wait(timeout_s)
 
     def check(self) -> None:
-        """Raise `StopAskedError` where somebody asked."""
-        if self.asked:
-            raise StopAskedError
+        """Raise `StopRequestedError` where a stop was requested."""
+        if self.is_requested:
+            raise StopRequestedError
 
     @contextmanager
     def safe_points(self) -> Iterator[None]:
-        """Inside, `check` is called now and then; elsewhere there is nothing to save, and a signal ends all at once."""
+        """Inside, `check` is called regularly. Outside there is nothing to save, and a signal ends the run at once."""
         self._has_safe_points = True
         try:
             yield
@@ -59,7 +59,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Answer signals inside this block. Only the main thread can; elsewhere `ask` is the only way."""
+        """Handle signals inside this block. Python allows it in the main thread only; in others nothing is changed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,20 +75,20 @@ class StopRequest:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if not self._has_safe_points:
             name = signal.Signals(number).name
-            raise PreemptedError(f"stopped by {name} while the run starts; what was saved before stands")
+            raise PreemptedError(f"stopped by {name} while the run starts; what was saved before is kept")
         if self._is_over:
             raise PreemptedError(
-                f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint stands. "
+                f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint is kept. "
                 "Continue with --resume, and raise checkpoint.grace_s if the time allows"
             )
-        if self.asked:
+        if self.is_requested:
             raise PreemptedError(f"stopped at once by a second {signal.Signals(number).name}; continue with --resume")
-        self._asked.set()
+        self._requested.set()
         self._timer = threading.Timer(self._grace_s, self._end_grace)
         self._timer.daemon = True
         self._timer.start()
 
     def _end_grace(self) -> None:
-        """Interrupt the main thread, whatever it waits for: only a signal's handler can raise there."""
+        """Interrupt the main thread, whatever it waits for: only a signal handler can raise there."""
         self._is_over = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Everything that a run writes down or shows, in one place."""
+"""Everything that a run records or shows, in one place."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from rlhf.types import Json, ScoredGroup
 
 
 class Records:
-    """Fans the news of a run out to its folder, its trackers and the console."""
+    """Sends metrics, events and samples of a run to its folder, its trackers and the console."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Records:
         self._step = 0
 
     def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
-        """Record a finished step. Answers of a data set are not written again."""
+        """Record a finished step. Responses of a data set are not written again."""
         self._step = step
         for tracker in self._trackers:
             with self._lossy():
@@ -45,36 +45,36 @@ class Records:
         self.status(Status.RUNNING, step)
 
     def note(self, kind: str, text: str) -> None:
-        """Something that the user should know: on the console and in events.jsonl."""
+        """Record an event for the user: on the console and in events.jsonl."""
         with self._lossy():
             self.directory.note(kind, text, step=self._step)
         self._console.say(f"{kind}: {text}")
 
     def warn(self, text: str) -> None:
-        """Something that may need the user."""
+        """Record a warning: an event that may need the user to act."""
         self.note("warning", text)
 
     def say(self, text: str) -> None:
-        """A line for the person who watches, and for nobody else."""
+        """Show a line on the console only."""
         self._console.say(text)
 
     def status(self, status: Status, step: int, error: str | None = None) -> None:
-        """Say how the run stands."""
+        """Write the status of the run to its folder."""
         self._step = step
         with self._lossy():
             self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
 
     @contextmanager
     def _lossy(self) -> Iterator[None]:
-        """Inside, a full disk costs a record and is told: whether a run goes on is for its checkpoints to decide."""
+        """Inside, a full disk loses a record, with a warning, and the run goes on. Failed checkpoints may end it."""
         try:
             yield
         except CheckpointError as error:
             self._console.say(f"warning: {error}; the run goes on without this record")
 
     @contextmanager
-    def noting_failure(self) -> Iterator[None]:
-        """What fails inside is how the run ended."""
+    def recording_failure(self) -> Iterator[None]:
+        """Record an error that is raised inside as the end of the run."""
         try:
             yield
         except BaseException as error:
@@ -84,9 +84,9 @@ class Records:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, trackers are in use. What fails there is how the run ended; folder and console stay open."""
+        """Inside, trackers are in use. An error is recorded as the end of the run; folder and console stay open."""
         try:
-            with self.noting_failure():
+            with self.recording_failure():
                 yield
         finally:
             for tracker in self._trackers:

@@ -33,7 +33,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureContext:
-    """How a run stands when it fails."""
+    """The state of a run when it fails."""
 
     has_started: bool
     """Whether all processes of this run were up once: a run that never started would fail again."""
@@ -52,17 +52,17 @@ class Decision:
     pause_s: float = 0.0
 
 
-def decide(standing: FailureContext) -> Decision:
+def decide(context: FailureContext) -> Decision:
     """Restart a run that lost its infrastructure, within the budget."""
-    if not standing.has_started:
+    if not context.has_started:
         return Decision(action=Action.STOP, reason="the run has never been up")
-    if not standing.has_checkpoint:
+    if not context.has_checkpoint:
         return Decision(action=Action.STOP, reason="nothing is saved yet")
-    if standing.num_restarts >= standing.max_restarts:
-        reason = f"started again {standing.num_restarts} times without a new step saved (cluster.max_restarts)"
+    if context.num_restarts >= context.max_restarts:
+        reason = f"started again {context.num_restarts} times without a new step saved (cluster.max_restarts)"
         return Decision(action=Action.STOP, reason=reason)
-    pause_s = min(LONGEST_PAUSE_S, 2.0**standing.num_restarts)
-    left = f"restart {standing.num_restarts + 1} of {standing.max_restarts}"
+    pause_s = min(LONGEST_PAUSE_S, 2.0**context.num_restarts)
+    left = f"restart {context.num_restarts + 1} of {context.max_restarts}"
     return Decision(action=Action.RESTART, reason=left, pause_s=pause_s)
 
 

@@ -33,13 +33,13 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
-LAID_OUT_BY = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets", "{role}.quantization")
-"""What decides how the checkpoint of a trained role is laid out: with another value it cannot be read."""
+CHECKPOINT_LAYOUT_KEYS = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets", "{role}.quantization")
+"""Keys that decide the layout of a trained role's checkpoint: with another value it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """A whole checkpoint and what it remembers."""
+    """A complete checkpoint and its state."""
 
     path: Path
     state: RunState
@@ -48,10 +48,11 @@ class ResumePoint:
 def find_resume_point(
     checkpoints: Checkpoints, now: RunState, *, num_steps: int, status: Status | None, accepted: Sequence[str]
 ) -> ResumePoint:
-    """The newest whole checkpoint, where this run may continue from it. Needs no model, so it comes before any starts.
+    """The newest whole checkpoint, where this run may continue from it. It needs no model, and is called before
+    any is started.
 
-    `now` is the state of this run before its first step, `status` how the run stood. Raises ConfigError where the run
-    is another one or is done, CheckpointError where no checkpoint is whole.
+    `now` is the state of this run before its first step, `status` its last recorded one. Raises ConfigError where the
+    run is another one or is done, CheckpointError where no checkpoint is complete.
     """
     path, saved = checkpoints.newest()
     require_same_run(saved, now, accepted)
@@ -77,7 +78,7 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
     differing = changed_keys(saved.config, now.config)
-    fixed = [key.format(role=role) for role in now.ranks for key in LAID_OUT_BY]
+    fixed = [key.format(role=role) for role in now.ranks for key in CHECKPOINT_LAYOUT_KEYS]
     # One that the checkpoint does not know yet is a change like others, as long as it is not used.
     laid_out = [(key, old, new) for key, old, new in differing if key in fixed and (old is not None or new)]
     problems += [

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and who may write.
+"""The folder of a run: its files, and the lock that lets one driver write them.
 
 runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  checkpoints/step_N/
             model/  tensorboard/  logs/attempt_K/  status.json  lock
@@ -30,7 +30,7 @@ PROCESSES = "processes.json"
 
 
 class Status(StrEnum):
-    """How a run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     DONE = "done"
@@ -52,7 +52,7 @@ class RunProcess:
 
 
 class RunDirectory:
-    """The folder of a run, held by one driver at a time. Use `open`."""
+    """The folder of a run, locked by one driver at a time. Use `open`."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -61,10 +61,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, *, resume: bool) -> Self:
-        """Make the folder of a new run, or take hold of one that is continued.
+        """Make the folder of a new run, or lock that of a run to continue.
 
-        Raises ConfigError where it is not what `resume` says, or where another driver holds it; CheckpointError
-        where it cannot be written.
+        Raises ConfigError where the folder does not fit `resume`, or where another driver has locked it;
+        CheckpointError where it cannot be written.
         """
         _require_ours(path)
         try:
@@ -81,7 +81,7 @@ class RunDirectory:
         return run
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Unlock the folder."""
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -104,12 +104,12 @@ class RunDirectory:
 
     @property
     def events(self) -> Path:
-        """What happened besides steps: checkpoints, warnings, resumes."""
+        """Events beside steps: checkpoints, warnings, resumes."""
         return self.path / "events.jsonl"
 
     @property
     def rollouts(self) -> Path:
-        """Folder of every sampled answer, one file a step."""
+        """Folder of every sampled response, one file a step."""
         return self.path / "rollouts"
 
     @property
@@ -147,15 +147,15 @@ class RunDirectory:
 
     @property
     def processes(self) -> Path:
-        """Who runs where in this launch."""
+        """The processes of this launch and their machines."""
         return self.log_folder / PROCESSES
 
     def write_processes(self, processes: Sequence[RunProcess]) -> None:
-        """Say who runs where."""
+        """Record the processes of this launch."""
         write_text(self.processes, json.dumps([asdict(process) for process in processes], indent=1) + "\n")
 
     def write_status(self, status: Status, *, step: int, num_steps: int, error: str | None = None) -> None:
-        """Say how the run stands."""
+        """Record the state of the run."""
         write_json(
             self.path / "status.json",
             {
@@ -171,14 +171,14 @@ class RunDirectory:
         )
 
     def read_status(self) -> Status | None:
-        """How the run stood when it was last seen."""
+        """The last recorded state of the run; None where it cannot be read."""
         try:
             return Status(json.loads((self.path / "status.json").read_text())["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Record every answer of a step with its reward."""
+        """Record every response of a step with its reward."""
         lines = [
             json.dumps(
                 {
@@ -199,7 +199,8 @@ class RunDirectory:
         write_text(self.rollouts / f"step_{step:06d}.jsonl", "".join(line + "\n" for line in lines))
 
     def _require_kind(self, resume: bool) -> None:
-        """Refuse what the user did not mean. A run that died before its first checkpoint may be started again."""
+        """Refuse to resume a run that has no checkpoint, and to start one that has. A run that died before its first
+        checkpoint may be started again."""
         has_checkpoints = any(self.checkpoints.glob("step_*"))
         if has_checkpoints == resume:
             return
@@ -217,7 +218,7 @@ class RunDirectory:
 
 
 def newest_processes(folder: Path) -> list[RunProcess]:
-    """Who ran where in the last launch that came so far; nobody where none did, or where it cannot be read."""
+    """The processes of the last launch; empty where there was none, or where they cannot be read."""
     files = sorted(folder.glob(f"logs/attempt_*/{PROCESSES}"), key=lambda file: _number(file.parent))
     if not files:
         return []
@@ -235,7 +236,7 @@ def _number(path: Path) -> int:
 
 
 def _require_ours(path: Path) -> None:
-    """Refuse a folder that somebody else made."""
+    """Refuse a folder that is not a run's."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: exists and is not a folder")
     if path.exists() and any(path.iterdir()) and not (path / LOCK).exists():

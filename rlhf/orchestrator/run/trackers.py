@@ -1,4 +1,4 @@
-"""Where figures go: a file, TensorBoard, and by choice Weights & Biases and MLflow."""
+"""Trackers of metrics: a file, TensorBoard, and optionally Weights & Biases and MLflow."""
 
 import importlib
 import importlib.util
@@ -86,10 +86,10 @@ class MlFlow:
 
 
 class BestEffort:
-    """A tracker that may be slow, or down: it runs in a thread of its own and never holds up or fails a step.
+    """A tracker that may be slow or unreachable: it runs in a thread of its own and never delays or fails a step.
 
-    The thread consumes: figures from a bounded queue (full: dropped and counted). Produces: calls of the tracker,
-    which it makes itself, since that may need the network. Waits for: figures. Unblocked by: `log`, `close`.
+    The thread consumes: metrics from a bounded queue (full: dropped and counted). Produces: calls of the tracker,
+    which it makes itself, since that may need the network. Waits for: metrics. Unblocked by: `log`, `close`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class BestEffort:
             self._num_dropped += QUEUE_SIZE
         self._thread.join(self._close_timeout_s)
         if self._num_dropped or self._thread.is_alive():
-            self._warn(f"{self._name}: did not keep up; some figures are only in metrics.jsonl")
+            self._warn(f"{self._name}: did not keep up; some metrics are only in metrics.jsonl")
 
     def _work(self) -> None:
         try:
@@ -135,9 +135,9 @@ class BestEffort:
                 tracker.log(*item)
             tracker.close()
         except Exception as error:
-            # The boundary to somebody else's service: the run goes on without it.
+            # The boundary to an external service: the run goes on without it.
             self._is_broken = True
-            self._warn(f"{self._name}: {type(error).__name__}: {error}; figures are only in metrics.jsonl from here on")
+            self._warn(f"{self._name}: {type(error).__name__}: {error}; metrics are only in metrics.jsonl from here on")
 
 
 def is_installed(package: str) -> bool:
@@ -146,7 +146,7 @@ def is_installed(package: str) -> bool:
 
 
 def require_trackers(section: LogSection, installed: Callable[[str], bool] = is_installed) -> None:
-    """Raise ConfigError where a chosen tracker's package or key is missing."""
+    """Raise ConfigError where the package or the key of a configured tracker is missing."""
     problems = []
     for key, chosen, package in (
         ("log.wandb_project", section.wandb_project, "wandb"),
@@ -184,7 +184,7 @@ def make_trackers(
 
 
 def numbers(metrics: Mapping[str, Json]) -> dict[str, float]:
-    """The figures that are numbers."""
+    """The metrics that are numbers."""
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 

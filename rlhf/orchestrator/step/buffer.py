@@ -1,4 +1,4 @@
-"""The lag buffer: how far rollouts may run ahead of training."""
+"""The lag buffer: how far rollouts may run ahead of training (asynchronous, off-policy training)."""
 
 import threading
 import time
@@ -11,15 +11,42 @@ from rlhf.errors import StallError
 T = TypeVar("T")
 
 POLL_S = 0.2
-"""How often a waiting trainer looks whether it was asked to stop."""
+"""How often a waiting trainer checks whether it was asked to stop."""
 
 
 class LagBuffer(Generic[T]):
     """Batches on their way from one producer thread to the trainer.
 
-    A batch holds a slot from before its first token is sampled until the weights that it taught are live. With
-    max_lag + 1 slots, the batch of step k starts when version k - 1 - max_lag is live at the earliest, so its
-    rollouts are at most max_lag versions old when version k - 1 learns from them; max_lag 0 is strictly synchronous.
+    There are max_lag + 1 slots. A batch takes a slot before its first token is sampled, and frees it when the weights
+    that were trained on it are live in the rollout engines. So the batch of step k is sampled from version
+    k - 1 - max_lag or a newer one, and is at most max_lag versions old when version k - 1 learns from it. With
+    max_lag 0, sampling and training alternate.
+
+    Example: max_lag 1, three steps, with slots A and B; the policy begins at version 0.
+
+        step  slot  sampled while live  trained by  lag  frees its slot when
+        1     A     version 0           version 0   0    version 1 is live
+        2     B     version 0           version 1   1    version 2 is live
+        3     A     version 1           version 2   1    version 3 is live
+
+    Step 2 is sampled while step 1 trains: slot B is free. Step 3 must wait for slot A, until version 1 is live.
+
+    >>> buffer = LagBuffer[str](max_lag=1, slot_timeout_s=0.01, take_timeout_s=1.0)
+    >>> buffer.acquire(1)  # slot A
+    True
+    >>> buffer.acquire(2)  # slot B, also while version 0 is live
+    True
+    >>> buffer.put("step 1")
+    >>> buffer.put("step 2")
+    >>> buffer.acquire(3)
+    Traceback (most recent call last):
+    ...
+    rlhf.errors.StallError: rollouts of step 3 waited 0.01 s for the trainer to free a slot: ...
+    >>> buffer.take(1)  # version 0 learns from it, and becomes version 1
+    'step 1'
+    >>> buffer.release()  # version 1 is live: slot A is free
+    >>> buffer.acquire(3)
+    True
 
     Producer
         consumes: slots. Produces: batches. Waits for: a slot (`acquire`). Unblocked by: `release`, `close`.
@@ -60,13 +87,13 @@ class LagBuffer(Generic[T]):
             return True
 
     def put(self, batch: T) -> None:
-        """Hand over a batch. Never waits: who holds a slot has room."""
+        """Hand over a batch. Never waits: a batch that holds a slot has room."""
         with self._changed:
             self._ready.append(batch)
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Let the trainer raise `error` once it has taken what is ready."""
+        """Make `take` raise `error` once the trainer has taken the batches that are ready."""
         with self._changed:
             self._failure = error
             self._changed.notify_all()
@@ -91,16 +118,16 @@ class LagBuffer(Generic[T]):
             return self._ready.popleft()
 
     def release(self) -> None:
-        """Give the slot of a taken batch back. Call it only once the weights that it taught are live."""
+        """Free the slot of a taken batch. Call it only once the weights that were trained on it are live."""
         with self._changed:
             if not self._taken:
-                raise RuntimeError("a slot was released that nobody took")
+                raise RuntimeError("a slot was released, and no batch was taken")
             self._taken -= 1
             self._free += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Unblock everybody; nothing is produced any more."""
+        """Unblock producer and trainer. No batch is produced any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Learning from experiences: passes over a rollout batch, minibatch by minibatch, every trained role at once."""
+"""Learning from experiences: epochs over a rollout batch, mini-batch by mini-batch, all trained roles in parallel."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ RECENT_UPDATES = 1000
 PTX = "ptx"
 
 Note = Callable[[str, str], None]
-"""Takes the kind and the text of something that the user should know."""
+"""Records an event for the user: its kind and its text."""
 
 
 class Pretraining:
-    """Text whose likelihood the policy also learns, beside each of its minibatches (Ouyang et al. 2022, ptx)."""
+    """Text whose likelihood the policy also learns, with each of its mini-batches (Ouyang et al. 2022, ptx)."""
 
     def __init__(self, rows: Rows[ScoredGroup], algorithm: Algorithm, batch_size: int) -> None:
         """`algorithm` turns demonstrations into experiences (SFT does)."""
@@ -43,7 +43,8 @@ class Pretraining:
 
 @dataclass(slots=True)
 class LearnResult:
-    """What a pass, or all passes over a batch, did: figures are means over optimizer steps, weighted by examples."""
+    """The optimizer steps of one epoch, or of all epochs over a rollout batch: their number and their metrics. Metrics
+    are means over the optimizer steps, weighted by examples."""
 
     sums: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class LearnResult:
     num_skipped: int = 0
 
     def add(self, metrics: Metrics, weight: float) -> None:
-        """Count the figures of one optimizer step of `weight` examples."""
+        """Add the metrics of one optimizer step of `weight` examples."""
         for name, value in metrics.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * weight
             self.weights[name] = self.weights.get(name, 0.0) + weight
@@ -60,7 +61,7 @@ class LearnResult:
             self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
 
     def merge(self, other: "LearnResult") -> None:
-        """Count everything that `other` counted."""
+        """Add everything that `other` holds."""
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.weights[name] = self.weights.get(name, 0.0) + other.weights[name]
@@ -77,7 +78,7 @@ class LearnResult:
 
 
 class Learner:
-    """Lets every trained role learn. The roles are separate processes, so each runs in a thread of its own."""
+    """Trains every trained role. The roles are separate processes, so each is called from a thread of its own."""
 
     def __init__(
         self,
@@ -101,25 +102,25 @@ class Learner:
         self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
 
     def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> LearnResult:
-        """All passes of one step of the loop."""
+        """All epochs of one step of the loop, until the algorithm stops them early."""
         roles = [role for role in self._engines if self._length.learns(role, step)]
         total = LearnResult()
         for epoch in range(self._length.num_epochs if roles else 0):
             order = self._order(step, epoch, plan.num_minibatches)
-            # Nothing is built, sent or kept for a role that does not learn now.
+            # Nothing is built, sent or kept for a role that does not learn in this step.
             work = {role: self._minibatches(role, experiences, plan, order) for role in roles}
             jobs = {role: in_thread(self._run, role, step, batches) for role, batches in work.items()}
             timeout_s = self._train.step_timeout_s * len(order)
-            one_pass = LearnResult()
+            one_epoch = LearnResult()
             for learned in gather(jobs, phase=f"learn (step {step})", timeout_s=timeout_s).values():
-                one_pass.merge(learned)
-            total.merge(one_pass)
-            if not self._algorithm.after_pass(one_pass.metrics):
+                one_epoch.merge(learned)
+            total.merge(one_epoch)
+            if not self._algorithm.after_pass(one_epoch.metrics):
                 break
         return total
 
     def _order(self, step: int, epoch: int, num_minibatches: int) -> list[int]:
-        """The first pass takes the minibatches as planned, later ones in a fresh order."""
+        """The order of the mini-batches: as planned in the first epoch, shuffled anew in each later one."""
         if epoch == 0:
             return list(range(num_minibatches))
         order: list[int] = np.random.default_rng([self._seed, step, epoch]).permutation(num_minibatches).tolist()
@@ -146,7 +147,7 @@ class Learner:
         return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
     def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> LearnResult:
-        """One role's optimizer steps of one pass."""
+        """One role's optimizer steps of one epoch."""
         engine, learned = self._engines[role], LearnResult()
         for ids, batches in minibatches:
             metrics = engine.forward_backward(batches)
@@ -158,8 +159,8 @@ class Learner:
                 continue
             learned.num_updates += 1
             learned.add(metrics, weight=len(ids))
-            figures = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
-            learned.add(Metrics(sums=figures), weight=1.0)
+            of_optimizer = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
+            learned.add(Metrics(sums=of_optimizer), weight=1.0)
         return learned
 
     def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:

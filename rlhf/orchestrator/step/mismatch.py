@@ -13,14 +13,14 @@ MAX_GAP = 20.0
 
 
 def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
-    """Log-prob by the trainer less that by the sampler, of each response token where both were asked. Not finite where
-    one of them is not."""
+    """Log-prob by the trainer minus that by the sampler, of each response token that both computed. Not finite where
+    one of the two is not."""
     gaps = [
         (old - sampler)[sequence.loss_mask]
         for example, signal in zip(examples, signals, strict=True)
         if signal.old_log_probs and example.sampler_log_probs
         for sequence, old, sampler in zip(
-            # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched answers).
+            # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched responses).
             example.sequences,
             signal.old_log_probs,
             example.sampler_log_probs,
@@ -34,8 +34,8 @@ def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -
 def mismatch_metrics(gap: FloatArray, mismatch_band: float) -> dict[str, float]:
     """How far sampler and trainer disagree about the same tokens; `gap` is log(trainer / sampler) of each, in nats.
 
-    The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). Outside the band is a
-    token of which one of the two probabilities is more than `mismatch_band` times the other.
+    The KL of sampler to trainer is estimated from the sampler's own tokens (k3, Schulman 2020). A token is
+    outside the band where one of the two probabilities is more than `mismatch_band` times the other.
     """
     if not len(gap):
         return {}
@@ -52,17 +52,17 @@ def mismatch_metrics(gap: FloatArray, mismatch_band: float) -> dict[str, float]:
 
 
 class MismatchWatch:
-    """Warns once, then ends the run, where sampler and trainer disagree by more than is allowed."""
+    """Warns once, then ends the run, where sampler and trainer disagree by more than the config allows."""
 
     def __init__(self, train: TrainSection, warn: Callable[[str], None]) -> None:
         """The bounds are `train.mismatch_warn` and `train.mismatch_stop`; `warn` shows a warning to the user."""
         self._mismatch_warn = train.mismatch_warn
         self._mismatch_stop = train.mismatch_stop
         self._warn = warn
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def check(self, step: int, figures: Mapping[str, float]) -> None:
-        """Judge the figures of `mismatch_metrics`. Raises NumericsError above the upper bound."""
+        """Check the result of `mismatch_metrics`. Raises NumericsError above `train.mismatch_stop`."""
         mean = figures.get("mismatch/log_prob", 0.0)
         text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
         if 0 < self._mismatch_stop < mean:
@@ -71,14 +71,14 @@ class MismatchWatch:
                 "rollout.max_lag above 0, lower it or the learning rate"
             )
         if 0 < self._mismatch_warn < mean:
-            self._tell_once("gap", f"{text} (train.mismatch_warn is {self._mismatch_warn:g}); told once")
+            self._warn_once("gap", f"{text} (train.mismatch_warn is {self._mismatch_warn:g}); shown once")
         unknown = figures.get("mismatch/not_finite", 0.0)
         if unknown > 0:
-            # They are in no mean: a sampler that said nothing else would look like one that agrees.
-            text = f"step {step}: {unknown:.2%} of the sampler's log-probs are not finite; told once"
-            self._tell_once("unknown", text)
+            # These tokens are in no mean: a sampler that returns nothing finite would seem to agree.
+            text = f"step {step}: {unknown:.2%} of the sampler's log-probs are not finite; shown once"
+            self._warn_once("unknown", text)
 
-    def _tell_once(self, kind: str, text: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
             self._warn(text)

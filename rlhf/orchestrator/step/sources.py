@@ -24,7 +24,7 @@ class GroupBatch:
     groups: tuple[ScoredGroup, ...]
     position: int
     baselines: tuple[Rollout, ...] = ()
-    """The greedy answers behind the groups' baselines."""
+    """The greedy responses behind the groups' baselines."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -33,7 +33,7 @@ class GroupSource(Protocol):
     """Gives the loop the groups of each step, in order."""
 
     def start(self, first_step: int, last_step: int, position: int) -> None:
-        """Begin with `first_step`, reading rows from `position`. The policy's weights are live by now."""
+        """Begin with `first_step`, reading rows from `position`. The policy's weights must be live."""
         ...
 
     def take(self, step: int) -> GroupBatch:
@@ -41,7 +41,7 @@ class GroupSource(Protocol):
         ...
 
     def release(self) -> None:
-        """The weights that the last taken groups taught are live."""
+        """Free the slot of the last taken groups: the weights that were trained on them are live."""
         ...
 
     def close(self) -> None: ...
@@ -65,10 +65,10 @@ class OfflineSource:
         return GroupBatch(groups=groups, position=self._rows.position, metrics=metrics)
 
     def release(self) -> None:
-        """Data has no slots."""
+        """A data set has no slots."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is nothing to close."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +78,23 @@ class RolloutPlan:
     batch_size: int
     """Groups of one step."""
     group_size: int
-    """Answers in a group."""
+    """Responses in a group."""
     sampling: Sampling
     seed: int
     max_rounds: int = 10
     """Most times that a step samples again for groups that the algorithm did not keep."""
     greedy_baseline: bool = False
-    """Whether one more answer to each prompt is drawn greedily and scored."""
+    """Whether one more response to each prompt is drawn greedily and scored."""
     mixture: float = 0.0
-    """Share of the reference in the logits of a group's last `num_opponents` answers."""
+    """Share of the reference in the logits of a group's last `num_opponents` responses."""
     num_opponents: int = 0
 
     @property
     def draws(self) -> tuple[Sampling, ...]:
-        """How each answer to a prompt is drawn: those of the group, then the baseline."""
-        own = (self.sampling,) * (self.group_size - self.num_opponents)
+        """How each response to a prompt is sampled: those of the group, then the baseline."""
+        from_policy = (self.sampling,) * (self.group_size - self.num_opponents)
         opponents = (replace(self.sampling, mixture=self.mixture),) * self.num_opponents
-        return (*own, *opponents, *(replace(self.sampling, temperature=0.0),) * self.greedy_baseline)
+        return (*from_policy, *opponents, *(replace(self.sampling, temperature=0.0),) * self.greedy_baseline)
 
 
 class Sampler:
@@ -111,13 +111,13 @@ class Sampler:
         missing = [request.id for request in requests if request.id not in rollouts]
         if missing or len(rollouts) != len(requests):
             raise WorkerLostError(
-                f"rollout: {len(requests)} answers were asked for, {len(rollouts)} came "
+                f"rollout: {len(requests)} responses were requested, {len(rollouts)} came "
                 f"(missing: {', '.join(missing[:5]) or 'none'})"
             )
         return [rollouts[request.id] for request in requests]
 
     def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[Reward]]:
-        """The answers' texts and rewards, in order."""
+        """The responses' texts and rewards, in order."""
         responses = [self._tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
         rewards = self._rewards.score(prompts, responses, rollouts)
         if len(rewards) != len(rollouts):
@@ -134,7 +134,7 @@ def request_seed(seed: int, *place: str | int) -> int:
 
 def make_requests(step: int, prompts: Sequence[Prompt], plan: RolloutPlan, seen: Counter[str]) -> list[RolloutRequest]:
     """One request for each of the plan's draws, prompt by prompt. `seen` counts how often this step drew a prompt, so
-    that one that comes again gets other answers."""
+    that a prompt that is drawn again gets other responses."""
     draws = plan.draws
     requests = []
     for prompt in prompts:
@@ -221,8 +221,8 @@ class RolloutSource:
                 break
         if not kept:
             raise RewardError(
-                f"rollout: none of the {len(sampled)} groups sampled for step {step} is worth training on: the answers "
-                "to each prompt all got the same reward. Use harder or easier prompts, or another reward"
+                f"rollout: none of the {len(sampled)} groups sampled for step {step} is worth training on: the "
+                "responses to each prompt all got the same reward. Use harder or easier prompts, or another reward"
             )
         return GroupBatch(
             groups=tuple(one.group for one in kept),
@@ -259,14 +259,14 @@ class RolloutSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sampled:
-    """A group, and the greedy answer to its prompt."""
+    """A group, and the greedy response to its prompt."""
 
     group: ScoredGroup
     baseline: Rollout | None
 
 
 def describe_sampled(sampled: Sequence[_Sampled], num_kept: int) -> dict[str, float]:
-    """Figures of everything that was sampled, whether it is trained on or not."""
+    """Metrics of everything that was sampled, whether it is trained on or not."""
     groups = [one.group for one in sampled]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]

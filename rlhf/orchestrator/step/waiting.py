@@ -1,4 +1,4 @@
-"""Asking several models at once, and waiting for them with a deadline."""
+"""Calling several models at the same time, and waiting for them with a deadline."""
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -13,15 +13,15 @@ P = ParamSpec("P")
 
 
 def in_thread(call: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> Future[V]:
-    """Run `call` in a daemon thread: one that never returns must not keep the process from ending, as a thread pool
-    would."""
+    """Run `call` in a daemon thread. A call that never returns does not keep the process from ending, as it would in a
+    thread pool."""
     future: Future[V] = Future()
 
     def run() -> None:
         try:
             future.set_result(call(*args, **kwargs))
         except BaseException as error:
-            # The boundary of the thread: whoever waits for the future raises it.
+            # The boundary of the thread: `gather` raises the error in the thread that waits.
             future.set_exception(error)
 
     threading.Thread(target=run, name="model-call", daemon=True).start()

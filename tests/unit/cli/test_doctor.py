@@ -10,7 +10,7 @@ import pytest
 from rlhf.cli.doctor import version_of, wrong_parts
 from rlhf.cli.main import main
 from rlhf.errors import ConfigError
-from rlhf.orchestrator.run.diagnosis import diagnose, place_of
+from rlhf.orchestrator.run.diagnosis import diagnose, top_of_stack
 from rlhf.orchestrator.run.run_directory import newest_processes
 
 NOW = 1_000_000.0
@@ -68,7 +68,7 @@ def test_a_run_whose_process_is_gone(tmp_path: Path) -> None:
 def test_a_run_of_another_machine(tmp_path: Path) -> None:
     page = diagnose(make_run(tmp_path / "run", host="elsewhere", pid=GONE), now=NOW)
     assert "running as pid" in page.headline
-    assert "cannot be seen from here" in page.headline
+    assert "whether it is alive cannot be checked" in page.headline
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ Thread 0x00007e (most recent call first):
 
 def test_stacks_say_where_a_process_stands(tmp_path: Path) -> None:
     place = "in forward_backward (rlhf/engines/training/engine.py:130), inside it in all_reduce (distributed_c10d.py)"
-    assert place_of(STACKS) == place
-    assert place_of(STACKS.split("\n\n", maxsplit=1)[0]) == "waits for work"
+    assert top_of_stack(STACKS) == place
+    assert top_of_stack(STACKS.split("\n\n", maxsplit=1)[0]) == "waits for work"
     run = make_run(tmp_path / "run", status="failed", error="StallError: x")
     (run / "logs" / "attempt_1").mkdir(parents=True, exist_ok=True)
     processes = [process_named(name) for name in ("policy rank 0", "critic rank 0")]
     (run / "logs" / "attempt_1" / "processes.json").write_text(json.dumps(processes))
     (run / "logs" / "attempt_1" / "policy_rank_0.stacks.txt").write_text(STACKS)
     (run / "logs" / "attempt_1" / "critic_rank_0.stacks.txt").write_text("")
-    assert diagnose(run, now=NOW).stands == {"policy rank 0": place}
+    assert diagnose(run, now=NOW).stack_tops == {"policy rank 0": place}
 
 
 def process_named(name: str) -> dict[str, object]:

@@ -212,7 +212,7 @@ def metrics_of(run: Run) -> list[dict[str, float]]:
 
 
 def ppo_run(path: Path, *, section: PpoSection | None = None, num_ranks: int = 2, **changes: object) -> Run:
-    """Policy and critic on sampled answers; the reward is the share of `a`."""
+    """Policy and critic on sampled responses; the reward is the share of `a`."""
     rollout = FakeRollout(TOKENIZER.num_tokens)
     engines = {
         Role.POLICY: FakeTrainEngine(
@@ -232,7 +232,7 @@ def sft_run(path: Path, **changes: object) -> Run:
 
 
 def rm_run(path: Path, **changes: object) -> Run:
-    """A reward model on rankings; the scores sit on each answer's last token, so answers end by different tokens."""
+    """A reward model on rankings. A score depends on a response's last token, so responses end in different tokens."""
     engines = {Role.REWARD: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.SCORES, num_ranks=2)}
     rows = []
     for i in range(7):

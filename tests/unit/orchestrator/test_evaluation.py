@@ -46,18 +46,18 @@ def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int)
     )
     said = log_softmax(TABLE)
     expected = -(10 * said[9] + 2 * said[2] + 3 * said[1]) / 15
-    figures = evaluator.evaluate(3)
-    assert figures["eval/loss"] == pytest.approx(expected, rel=1e-6)
-    assert figures["eval/perplexity"] == pytest.approx(np.exp(expected), rel=1e-6)
+    metrics = evaluator.evaluate(3)
+    assert metrics["eval/loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["eval/perplexity"] == pytest.approx(np.exp(expected), rel=1e-6)
 
 
 def test_pair_accuracy_is_over_pairs_and_not_over_batches() -> None:
     """A ranking of three (all pairs right) and one pair (wrong): 3/4, where a mean over rows would say 1/2."""
     assert score_gaps([3.0, 2.0, 1.0], [2.0, 1.0, 0.0]).tolist() == [1.0, 2.0, 1.0]
     gaps = np.concatenate([score_gaps([3.0, 2.0, 1.0], [2.0, 1.0, 0.0]), score_gaps([0.0, 1.0], [1.0, 0.0])])
-    figures = describe_pairs(gaps)
-    assert figures["eval/accuracy"] == 0.75
-    assert figures["eval/num_pairs"] == 4
+    metrics = describe_pairs(gaps)
+    assert metrics["eval/accuracy"] == 0.75
+    assert metrics["eval/num_pairs"] == 4
     assert describe_pairs(np.zeros(1, dtype=np.float32))["eval/accuracy"] == 0.5
     assert describe_pairs(np.array([1.5], dtype=np.float32))["eval/loss"] == pytest.approx(0.2014, abs=1e-4)
 
@@ -76,9 +76,9 @@ def test_a_reward_model_is_measured_on_every_pair(num_ranks: int) -> None:
         groups,
         TrainSection(batch_size=1, max_tokens_per_micro_batch=12),
     )
-    figures = evaluator.evaluate(1)
-    assert figures["eval/num_pairs"] == 13
-    assert figures["eval/accuracy"] == 0.5  # every answer ends with the same token: all scores are equal
+    metrics = evaluator.evaluate(1)
+    assert metrics["eval/num_pairs"] == 13
+    assert metrics["eval/accuracy"] == 0.5  # every response ends with the same token: all scores are equal
 
 
 class TwoThirds(FakeReward):
@@ -86,26 +86,26 @@ class TwoThirds(FakeReward):
         return [Reward(total=float(i < 2), parts={"rule": float(i < 2)}) for i in range(len(rollouts))]
 
 
-def test_sampled_answers_are_averaged_over_every_prompt() -> None:
+def test_sampled_responses_are_averaged_over_every_prompt() -> None:
     engine = FakeRollout(TOKENIZER.num_tokens)
     engine.receive(4, TABLE)
     prompts = [make_prompt(i) for i in (1, 2, 2)]
     evaluator = SampleEvaluator(
         Sampler(engine, TwoThirds(), TOKENIZER), prompts, Sampling(max_tokens=3, temperature=0), 0
     )
-    figures = evaluator.evaluate(4)
-    assert figures["eval/reward"] == pytest.approx(2 / 3)
-    assert figures["eval/source/rule"] == pytest.approx(2 / 3)
-    assert figures["eval/length"] == 3
-    assert figures["eval/truncated"] == 1
-    assert evaluator.evaluate(4) == figures
-    with pytest.raises(RlhfError, match="3 of 3 answers were sampled from weights of version 4"):
+    metrics = evaluator.evaluate(4)
+    assert metrics["eval/reward"] == pytest.approx(2 / 3)
+    assert metrics["eval/source/rule"] == pytest.approx(2 / 3)
+    assert metrics["eval/length"] == 3
+    assert metrics["eval/truncated"] == 1
+    assert evaluator.evaluate(4) == metrics
+    with pytest.raises(RlhfError, match="3 of 3 responses were sampled from weights of version 4"):
         evaluator.evaluate(5)
 
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 9)])
-def test_good_and_bad_answers_are_told_apart_by_what_was_learned(num_ranks: int, max_tokens: int) -> None:
-    """The policy likes late letters, the reference none: good answers of late letters have the higher log-ratio."""
+def test_label_metrics_by_hand(num_ranks: int, max_tokens: int) -> None:
+    """The policy likes late letters, the reference none: good responses of late letters have the higher log-ratio."""
     labels = {"h": 1.0, "g": 0.0, "b": 1.0}
     groups = [given_group(i, [answer], [label]) for i, (answer, label) in enumerate(labels.items())]
     flat = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks)
@@ -115,19 +115,19 @@ def test_good_and_bad_answers_are_told_apart_by_what_was_learned(num_ranks: int,
     )
     ratios = log_softmax(TABLE) - log_softmax(np.zeros(TOKENIZER.num_tokens))
     of_answer = {letter: float(ratios[TOKENIZER.encode(letter)[0]] + ratios[1]) for letter in "hgb"}
-    figures = evaluator.evaluate(1)
-    assert figures["eval/auc"] == 0.5
-    assert figures["eval/desirable_reward"] == pytest.approx((of_answer["h"] + of_answer["b"]) / 4, rel=1e-5)
-    assert figures["eval/undesirable_reward"] == pytest.approx(of_answer["g"] / 2, rel=1e-5)
+    metrics = evaluator.evaluate(1)
+    assert metrics["eval/auc"] == 0.5
+    assert metrics["eval/desirable_reward"] == pytest.approx((of_answer["h"] + of_answer["b"]) / 4, rel=1e-5)
+    assert metrics["eval/undesirable_reward"] == pytest.approx(of_answer["g"] / 2, rel=1e-5)
     z0 = max(sum(of_answer.values()) / 3, 0.0)
-    assert figures["eval/z0"] == pytest.approx(z0, rel=1e-5)
+    assert metrics["eval/z0"] == pytest.approx(z0, rel=1e-5)
     names = ("loss", "z0", "auc", "margin", "desirable_reward", "undesirable_reward")
-    assert set(figures) == {f"eval/{name}" for name in names}
+    assert set(metrics) == {f"eval/{name}" for name in names}
 
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6)])
 def test_every_held_out_step_counts_once(num_ranks: int, max_tokens: int) -> None:
-    """The model takes a to d for wrong and e to h for right; the first errors of two answers of three are found."""
+    """The model takes a to d for wrong and e to h for right; the first errors of two responses of three are found."""
     groups = [
         steps(0, "hae", [1.0, 0.0, 1.0]),
         steps(1, "hh", [1.0, 1.0]),
@@ -137,14 +137,14 @@ def test_every_held_out_step_counts_once(num_ranks: int, max_tokens: int) -> Non
     evaluator = StepEvaluator(
         models, PRM(PrmSection()), groups, TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
     )
-    figures = evaluator.evaluate(1)
-    assert figures["eval/num_steps"] == 7
-    assert figures["eval/accuracy"] == pytest.approx(6 / 7)
-    assert figures["eval/first_error"] == pytest.approx(2 / 3)
+    metrics = evaluator.evaluate(1)
+    assert metrics["eval/num_steps"] == 7
+    assert metrics["eval/accuracy"] == pytest.approx(6 / 7)
+    assert metrics["eval/first_error"] == pytest.approx(2 / 3)
 
 
 def steps(number: int, answer: str, labels: Sequence[float]) -> ScoredGroup:
-    """An answer whose every letter ends a step."""
+    """A response whose every letter ends a step."""
     group = given_group(number, [answer], [0.0])
     mask = np.arange(len(answer) + 1) < len(answer)
     return replace(group, rollouts=(replace(group.rollouts[0], loss_mask=mask, step_labels=tuple(labels)),))

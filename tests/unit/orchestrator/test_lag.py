@@ -89,8 +89,8 @@ def of_answer(array: np.ndarray, example: Example) -> np.ndarray:
 
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
 def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: int) -> None:
-    """No answer is older than allowed; the sampler's log-probs are those of the answer's own version, the
-    trainer's those of the newest; what is learned from an answer is weighed by their ratio."""
+    """No response is older than allowed; the sampler's log-probs are those of the response's own version, the
+    trainer's those of the newest; what is learned from a response is weighed by their ratio."""
     rows, algorithm, policy = Lagging(tmp_path / "a", max_lag).run()
     assert max(row["rollout/lag_max"] for row in rows) == max_lag
     assert (max(row["mismatch/kl"] for row in rows) < 1e-9) == (max_lag == 0)
@@ -122,7 +122,7 @@ def test_without_correction_the_mismatch_shows_the_lag(tmp_path: Path) -> None:
 
 
 def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> None:
-    """The trainer is asked nothing before it learns, and the old policy is the answer's own version."""
+    """The trainer is asked nothing before it learns, and the old policy is the response's own version."""
     rows, algorithm, policy = Lagging(tmp_path / "a", 4, RatioToSampler()).run()
     assert np.mean([row["reward/mean"] for row in rows[-3:]]) > 3.0
     assert not [name for row in rows for name in row if name.startswith(("mismatch/", "importance/"))]

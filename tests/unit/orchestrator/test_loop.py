@@ -100,7 +100,7 @@ def test_old_log_probs_are_measured_in_the_packing_of_training(tmp_path: Path) -
 
 
 def test_micro_batches_are_filled_with_what_is_learned_from(tmp_path: Path) -> None:
-    """KTO measures each answer beside another prompt too, and does not learn from that."""
+    """KTO measures each response beside another prompt too, and does not learn from that."""
     rows = [given_group(i, ["abcd"[i % 4]], [i % 2]) for i in range(8)]
     run = sft_run(tmp_path / "a", algorithm=KTO(KtoSection()), rows=rows, batch_size=8, num_steps=1)
     engine = Packing(run.rollout)
@@ -127,7 +127,7 @@ def test_two_runs_with_one_seed_are_the_same_run(tmp_path: Path) -> None:
     assert tables(third) != tables(first)
 
 
-class Witness(FakeTrainEngine):
+class OrderRecorder(FakeTrainEngine):
     """Notes the order of what happens to it, and takes its time over a sync."""
 
     def __init__(self, happened: list[str], rollout: FakeRollout) -> None:
@@ -149,7 +149,7 @@ class Witness(FakeTrainEngine):
         super().save(directory)
 
 
-class WitnessRollout(FakeRollout):
+class OrderRecordingRollout(FakeRollout):
     """Notes when it samples."""
 
     def __init__(self, happened: list[str]) -> None:
@@ -161,16 +161,16 @@ class WitnessRollout(FakeRollout):
         return super().generate(requests)
 
 
-def witnessed_run(path: Path, **changes: object) -> tuple[Run, list[str]]:
+def order_recorded_run(path: Path, **changes: object) -> tuple[Run, list[str]]:
     happened: list[str] = []
     run = ppo_run(path, **changes)
-    run.rollout = WitnessRollout(happened)
-    run.engines[Role.POLICY] = Witness(happened, run.rollout)
+    run.rollout = OrderRecordingRollout(happened)
+    run.engines[Role.POLICY] = OrderRecorder(happened, run.rollout)
     return run, happened
 
 
 def test_nothing_is_sampled_before_the_weights_it_should_come_from_are_live(tmp_path: Path) -> None:
-    run, happened = witnessed_run(tmp_path / "a", num_steps=5, checkpoint_every=100)
+    run, happened = order_recorded_run(tmp_path / "a", num_steps=5, checkpoint_every=100)
     run.run()
     order = [event for event in happened if event not in ("update", "save")]
     assert order == [word for step in range(5) for word in (f"live {step}", "sample")] + ["live 5"]
@@ -178,7 +178,7 @@ def test_nothing_is_sampled_before_the_weights_it_should_come_from_are_live(tmp_
 
 
 def test_rollouts_may_run_ahead_within_the_bound(tmp_path: Path) -> None:
-    run, _ = witnessed_run(tmp_path / "a", num_steps=8, max_lag=2)
+    run, _ = order_recorded_run(tmp_path / "a", num_steps=8, max_lag=2)
     run.run()
     lags = [row["rollout/lag_max"] for row in metrics_of(run)]
     assert max(lags) == 2
@@ -206,13 +206,13 @@ class StaleSource:
     def close(self) -> None: ...
 
 
-def test_the_lag_is_asserted_and_not_hoped_for(tmp_path: Path) -> None:
+def test_too_old_rollouts_are_an_error(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "a", max_lag=1, source=StaleSource())
     with pytest.raises(RlhfError, match="step 3: r1-0 was sampled from weights of version 0, the policy is at 2"):
         run.run()
 
 
-def test_the_lag_of_greedy_baselines_is_asserted_too(tmp_path: Path) -> None:
+def test_too_old_greedy_baselines_are_an_error(tmp_path: Path) -> None:
     source = StaleSource()
     source.baselines = (replace(source.group.rollouts[0], id="greedy"),)
     run = ppo_run(tmp_path / "a", source=LateVersion(source))
@@ -221,7 +221,7 @@ def test_the_lag_of_greedy_baselines_is_asserted_too(tmp_path: Path) -> None:
 
 
 class LateVersion:
-    """`StaleSource` whose first step's answers are as they should be."""
+    """`StaleSource` whose first step's responses are as they should be."""
 
     def __init__(self, source: StaleSource) -> None:
         self._source = source
@@ -251,7 +251,7 @@ def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:
 
 
 def test_tails_of_any_size_train(tmp_path: Path) -> None:
-    """One prompt, one answer, three ranks: the others run padding (A2)."""
+    """One prompt, one response, three ranks: the others run padding (A2)."""
     run = ppo_run(tmp_path / "a", num_ranks=3, num_prompts=1, batch_size=1, group_size=1, num_steps=2)
     run.run()
     assert all(row["updates/applied"] == 4 for row in metrics_of(run))
@@ -364,7 +364,7 @@ def test_pretraining_text_goes_with_each_of_the_policys_minibatches(tmp_path: Pa
     by_objective = {name: [b for b in seen if b.objective == name and not b.is_padding] for name in ("policy", "ptx")}
     assert {batch.denominators.examples for batch in by_objective["ptx"]} == {2.0}
     read_at = {name: {batch.tokens.temperature for batch in batches} for name, batches in by_objective.items()}
-    assert read_at == {"policy": {None}, "ptx": {1.0}}  # whatever the answers are sampled at
+    assert read_at == {"policy": {None}, "ptx": {1.0}}  # whatever the responses are sampled at
     assert {batch.objective for batch in run.engines[Role.CRITIC].seen} == {"critic"}
     assert run.pretraining.rows.position == 2 * 3  # three minibatches, and none taken in the frozen step
     assert "ptx/loss" in metrics_of(run)[1]

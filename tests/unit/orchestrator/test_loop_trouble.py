@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_attempt(tmp_path:
 
 
 class Slow(FakeTrainEngine):
-    """Never answers."""
+    """Never responses."""
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         threading.Event().wait(30)
@@ -95,7 +95,7 @@ class Slow(FakeTrainEngine):
 @pytest.mark.parametrize(
     ("make", "role", "phase"), [(ppo_run, Role.CRITIC, "log_probs"), (sft_run, Role.POLICY, "learn")]
 )
-def test_a_model_that_never_answers_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
+def test_a_model_that_never_returns_is_named(tmp_path: Path, make: object, role: Role, phase: str) -> None:
     run = (ppo_run if make is ppo_run else sft_run)(tmp_path / "a")
     run.set_train(step_timeout_s=0.2)
     run.engines[role] = Slow(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS)
@@ -111,7 +111,7 @@ class Drift(FakeRollout):
         return [replace(r, log_probs=r.log_probs - np.float32(0.5)) for r in super().generate(requests)]
 
 
-def test_sampler_and_trainer_that_disagree_are_told_of_and_then_stopped(tmp_path: Path) -> None:
+def test_a_mismatch_of_sampler_and_trainer_warns_and_then_ends_the_run(tmp_path: Path) -> None:
     for mismatch_stop, fails in ((0.0, False), (0.4, True)):
         run = ppo_run(tmp_path / str(fails), num_steps=2)
         run.set_train(mismatch_warn=0.1, mismatch_stop=mismatch_stop)

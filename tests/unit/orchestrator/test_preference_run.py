@@ -40,7 +40,7 @@ def evaluator(
 
 
 def h(chosen: str, rejected: str) -> float:
-    """By definition; every answer ends with the stop token."""
+    """By definition; every response ends with the stop token."""
     said = log_softmax(POLICY) - log_softmax(REFERENCE)
     sums = [sum(said[i] for i in [*TOKENIZER.encode(text), 1]) for text in (chosen, rejected)]
     return float(sums[0] - sums[1])
@@ -49,25 +49,25 @@ def h(chosen: str, rejected: str) -> float:
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6), (2, 1)])
 def test_every_held_out_pair_counts_once(num_ranks: int, max_tokens: int) -> None:
     rows = [("hh", "a"), ("b", "h"), ("hgf", "abc"), ("c", "bb"), ("ab", "ab")]
-    figures = evaluator(DpoSection(), rows, num_ranks=num_ranks, max_tokens=max_tokens).evaluate(0)
+    metrics = evaluator(DpoSection(), rows, num_ranks=num_ranks, max_tokens=max_tokens).evaluate(0)
     gaps = [h(*row) for row in rows[:4]]
-    assert figures["eval/num_pairs"] == 4
-    assert figures["eval/accuracy"] == pytest.approx(np.mean([gap > 0 for gap in gaps]))
-    assert figures["eval/margin"] == pytest.approx(0.1 * np.mean(gaps), rel=1e-5)
-    assert figures["eval/loss"] == pytest.approx(np.mean([math.log1p(math.exp(-0.1 * gap)) for gap in gaps]), rel=1e-5)
-    assert figures["eval/chosen_reward"] - figures["eval/rejected_reward"] == pytest.approx(figures["eval/margin"])
+    assert metrics["eval/num_pairs"] == 4
+    assert metrics["eval/accuracy"] == pytest.approx(np.mean([gap > 0 for gap in gaps]))
+    assert metrics["eval/margin"] == pytest.approx(0.1 * np.mean(gaps), rel=1e-5)
+    assert metrics["eval/loss"] == pytest.approx(np.mean([math.log1p(math.exp(-0.1 * gap)) for gap in gaps]), rel=1e-5)
+    assert metrics["eval/chosen_reward"] - metrics["eval/rejected_reward"] == pytest.approx(metrics["eval/margin"])
 
 
 @pytest.mark.parametrize("loss", [SimpoLoss(), IpoLoss()])
 def test_each_loss_is_measured_its_own_way(loss: PairLossSection) -> None:
     """By averages over tokens `h` is better than `ga`, though its sum is not the point."""
     section = DpoSection.model_validate({"loss": loss})
-    figures = evaluator(section, [("h", "ga")]).evaluate(0)
-    assert figures["eval/accuracy"] == 1.0
-    assert set(figures) >= {"eval/loss", "eval/chosen_log_prob", "eval/rejected_log_prob"}
+    metrics = evaluator(section, [("h", "ga")]).evaluate(0)
+    assert metrics["eval/accuracy"] == 1.0
+    assert set(metrics) >= {"eval/loss", "eval/chosen_log_prob", "eval/rejected_log_prob"}
 
 
-def test_held_out_rows_without_a_pair_say_nothing() -> None:
+def test_held_out_rows_without_a_pair_give_no_metric() -> None:
     assert evaluator(DpoSection(), [("ab", "ab")]).evaluate(0) == {}
 
 
@@ -84,16 +84,16 @@ def warnings_of(run: Run) -> list[str]:
     return [event["text"] for event in map(json.loads, events) if event["kind"] == "warning"]
 
 
-def test_a_loss_at_a_standstill_is_told_to_the_user_once(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_move_is_warned_of_once(tmp_path: Path) -> None:
     run = sft_run(tmp_path, algorithm=DPO(DpoSection()))
     run.rows = [given_group(i, ["ab", "b"], [1.0, 0.0]) for i in range(7)]
     run.engines = {Role.POLICY: AtLn2(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)}
     run.num_steps, run.checkpoint_every = PATIENCE_STEPS + 10, 1000
     run.num_epochs = 1
     run.run()
-    told = [text for text in warnings_of(run) if "ln 2" in text]
-    assert len(told) == 1
-    assert told[0].startswith(f"step {PATIENCE_STEPS + 1}: the loss is still 0.6931 after {PATIENCE_STEPS} steps")
+    warned = [text for text in warnings_of(run) if "ln 2" in text]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"step {PATIENCE_STEPS + 1}: the loss is still 0.6931 after {PATIENCE_STEPS} steps")
 
 
 def online(folder: Path, rewards: FakeReward) -> Run:
@@ -117,7 +117,7 @@ def test_online_pairs_are_best_and_worst_and_ties_are_counted(tmp_path: Path) ->
     assert all(batch.targets.tolist() == [1.0, 0.0] * (len(batch.targets) // 2) for batch in learned)
 
 
-def test_a_reward_that_tells_nothing_apart_teaches_nothing_and_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_rewards_are_all_equal_warns_and_fails(tmp_path: Path) -> None:
     run = online(tmp_path, FakeReward(scale=0.0))
     with pytest.raises(NumericsError, match="nothing was learned"):
         run.run()

@@ -32,12 +32,12 @@ class Slow(FakeTrainEngine):
     def send_weights(self, version: int) -> SyncReport:
         threading.Event().wait(0.01)
         if version == self._stop_at:
-            self._run.stop.ask()
+            self._run.stop.request()
         return super().send_weights(version)
 
 
 class Counting(FakeRollout):
-    """Notes the steps that answers were asked for, in order."""
+    """Notes the steps that responses were requested, in order."""
 
     def __init__(self) -> None:
         super().__init__(TOKENIZER.num_tokens)

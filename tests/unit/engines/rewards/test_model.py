@@ -100,11 +100,11 @@ def test_with_another_tokenizer_a_chat_is_rendered_by_its_own_template(reason: F
         row=Row(file="", where="", values={}),
         id="p",
         prompt=(Message(role="user", content="hi"),),
-        answers=((Message(role="assistant", content="yo"),),),
+        responses=((Message(role="assistant", content="yo"),),),
     )
     encoder = Encoder(DataSection(path="x"), CHAT)
     trained_on = encoder.prompt(record)
-    answer = encoder.answer(record, trained_on, record.answers[0])
+    answer = encoder.response(record, trained_on, record.responses[0])
     whole = [*trained_on.token_ids.tolist(), *answer.token_ids.tolist()]
     assert sequence.tolist() == (whole if end else whole[:-1])
 

@@ -63,7 +63,7 @@ def test_best_of_n_keeps_the_first_of_the_best_of_each_prompt() -> None:
     }  # fmt: skip
 
 
-def test_rejection_keeps_every_different_answer_from_the_threshold_on() -> None:
+def test_rejection_keeps_every_different_response_from_the_threshold_on() -> None:
     curated = select(SAMPLES, threshold=0.5)
     assert answers(curated.rows) == ["good", "also  good", "fair"]
     assert curated.dropped == {BELOW: 2, REPEATED: 1}
@@ -77,7 +77,7 @@ def test_a_quantile_is_one_of_all_rewards_that_could_be_kept() -> None:
     assert answers(select([*SAMPLES, cut], quantile=0.5).rows) == ["good", "also  good"]  # the median is 0.625
 
 
-def test_empty_and_truncated_answers_are_left_out_and_counted() -> None:
+def test_empty_and_truncated_responses_are_left_out_and_counted() -> None:
     wrong = [sample("p", " \n", 9.0), sample("p", "cut o", 9.0, truncated=True), sample("p", "whole", 1.0)]
     curated = select(wrong)
     assert (answers(curated.rows), curated.dropped) == (["whole"], {EMPTY: 1, TRUNCATED: 1})
@@ -102,7 +102,7 @@ def test_the_reward_is_written_into_the_prompt_on_a_scale_from_0_to_1() -> None:
     assert equal.rows[0]["prompt"] == "1 p"
 
 
-def test_a_pair_is_the_best_answer_against_the_worst() -> None:
+def test_a_pair_is_the_best_response_against_the_worst() -> None:
     curated = pair(SAMPLES)
     assert [(row["chosen"], row["rejected"]) for row in curated.rows] == [("good", "bad"), ("fair", "poor")]
     assert curated.rows[0] == {
@@ -127,7 +127,7 @@ def test_prompts_without_an_order_give_no_pair_and_are_counted() -> None:
     assert curated.dropped == {TIED: 1, LONELY: 2, CLOSE: 1, REPEATED: 1, TRUNCATED: 1}
 
 
-def test_the_figures_count_every_sample() -> None:
+def test_the_metrics_count_every_sample() -> None:
     facts = describe([*SAMPLES, sample("q", "", 4.5, truncated=True)])
     assert facts == {
         "prompts": 2, "answers": 7, "reward": pytest.approx(8 / 7), "best_reward": pytest.approx(5.5 / 2),
@@ -176,7 +176,7 @@ def test_chosen_pairs_are_preferences_also_of_messages(tmp_path: Path, capsys: p
     assert [group.responses for group in split.train] == [("good", "bad"), ("fair", "poor"), ("b", "a")]
     assert capsys.readouterr().out.splitlines() == [
         "9 answers to 4 prompts, mean reward 0.7222, mean of the best 0.875",
-        "  dropped 1: prompts with one answer only",
+        "  dropped 1: prompts with one response only",
         f"3 rows in {out}",
     ]
 

@@ -1,4 +1,4 @@
-"""Pairs read as two labels, and answers whose steps are labeled."""
+"""Pairs read as two labels, and responses whose steps are labeled."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def steps(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]
     return load_steps(section(write_rows(tmp_path / "t.jsonl", rows), **keys), CHAT)
 
 
-def test_a_pair_is_a_good_answer_and_a_bad_one_to_the_same_prompt(tmp_path: Path) -> None:
+def test_a_pair_is_a_good_response_and_a_bad_one_to_the_same_prompt(tmp_path: Path) -> None:
     good, bad = labeled(tmp_path, {"id": "q", "prompt": "p", "chosen": "a", "rejected": "b"}).train
     assert (good.responses, good.rewards[0].total) == (("a",), 1.0)
     assert (bad.responses, bad.rewards[0].total) == (("b",), 0.0)
@@ -55,7 +55,7 @@ def test_pairs_that_are_the_same_after_truncation_are_no_labels(tmp_path: Path) 
     ]
     split = labeled(tmp_path, *rows, max_tokens=5, overlong="truncate")
     assert [group.responses for group in split.train] == [("a",), ("b",)]
-    assert split.dropped == {"answers the same once tokenized and cut": 1}
+    assert split.dropped == {"responses the same once tokenized and cut": 1}
 
 
 def test_a_response_column_that_is_named_is_read_beside_pairs(tmp_path: Path) -> None:

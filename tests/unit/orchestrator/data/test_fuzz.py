@@ -1,4 +1,4 @@
-"""Whatever a data file holds, the answer is rows or lines about them, never a traceback."""
+"""Whatever a data file holds, the response is rows or lines about them, never a traceback."""
 
 import gzip
 import json

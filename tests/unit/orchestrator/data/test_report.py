@@ -41,10 +41,10 @@ def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_length_bias_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_length_bias_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [{"prompt": f"p{n}", "chosen": "long " * n, "rejected": "b"} for n in range(2, 12)]
     said = report(capsys, "preferences", write_rows(tmp_path / "t.jsonl", rows))
-    assert said["warnings"] == ["the better answer is the longer one in 100% of pairs: length may be what is taught."]
+    assert said["warnings"] == ["the better response is the longer one in 100% of pairs: length may be what is taught."]
 
 
 def test_wrong_rows_are_counted_by_reason_and_refused_at_the_end(
@@ -71,7 +71,7 @@ def test_held_out_rows_that_are_trained_on(tmp_path: Path, capsys: pytest.Captur
         tmp_path / "h.jsonl", [{"prompt": p, "response": r} for p, r in (("a, B", "z"), ("c", "Y!"), ("d", "y"))]
     )
     said = report(capsys, "demonstrations", train, "--data.eval-path", str(held_out))
-    assert said["on_both_sides"] == {"prompts": 1, "prompts_nearly": 2, "answers": 1, "answers_nearly": 2}
+    assert said["on_both_sides"] == {"prompts": 1, "prompts_nearly": 2, "responses": 1, "responses_nearly": 2}
     assert (said["train"]["rows"], said["held_out"]["rows"]) == (2, 3)
     assert said["warnings"] == [
         "2 held-out rows have a prompt that is trained on: what is measured on them says too much."
@@ -112,7 +112,7 @@ def test_pairs_read_as_labels_and_steps_have_their_facts(tmp_path: Path, capsys:
     ]
     said = report(capsys, "steps", write_rows(tmp_path / "s.jsonl", steps))
     assert said["train"]["steps"] == {
-        "steps": 3, "mean_per_answer": 1.5, "mean_label": pytest.approx(2 / 3), "answers_without_a_bad_step": 1,
+        "steps": 3, "mean_per_response": 1.5, "mean_label": pytest.approx(2 / 3), "responses_without_a_bad_step": 1,
     }  # fmt: skip
 
 
@@ -125,12 +125,17 @@ def test_lengths_are_percentiles_of_characters(tmp_path: Path, capsys: pytest.Ca
     }
 
 
-def test_people_get_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_shown_as_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [{"prompt": f"p{n}", "chosen": "[bold]long", "rejected": "b"} for n in range(10)]
     path = write_rows(tmp_path / "t.jsonl", rows)
     assert main(["data", "preferences", "--data.path", str(path), "--data.eval-fraction", "0.2"]) == 0
     said = capsys.readouterr().out
-    for part in ("pairs: chosen longer", "also trained on: answers", "held out: prompt and answer", "note: the better"):
+    for part in (
+        "pairs: chosen longer",
+        "also trained on: responses",
+        "held out: prompt and answer",
+        "note: the better",
+    ):
         assert part in said
 
 

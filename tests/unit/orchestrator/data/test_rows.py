@@ -128,7 +128,7 @@ def test_a_preference_is_found_under_every_convention(
     assert [reward.total for reward in group.rewards] == best_first
 
 
-def test_dialogues_that_part_early_keep_the_users_turns_inside_the_answers(tmp_path: Path) -> None:
+def test_dialogues_that_part_early_keep_the_users_turns_inside_the_responses(tmp_path: Path) -> None:
     chosen = "\n\nHuman: hi\n\nAssistant: a\n\nHuman: b\n\nAssistant: c"
     rejected = "\n\nHuman: hi\n\nAssistant: x\n\nHuman: y\n\nAssistant: z"
     (group,) = preferences(tmp_path, {"chosen": chosen, "rejected": rejected}).train
@@ -191,16 +191,16 @@ def test_a_bad_prompt_gives_its_line(tmp_path: Path, row: Json, complaint: str) 
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}, 'margin must be a finite number (got "x").'),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "margin must be a finite number (got true)."),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": [1, 2]}, "margin holds 2 numbers, need 1."),
-        ({"prompt": "p", "ranking": ["a"]}, "ranking is not a list of two answers or more."),
+        ({"prompt": "p", "ranking": ["a"]}, "ranking is not a list of two responses or more."),
         ({"prompt": "p", "ranking": ["a", "b", "a"]}, "ranking[0] and ranking[2] are the same."),
         ({"prompt": "p", "ranking": ["a", " "]}, "ranking[1] is empty."),
         (
             {"chosen": "x a", "rejected": "x b", "ask": "x"},
-            f"the answers share no beginning that ends in Assistant:, and {NO_PROMPT}",
+            f"the responses share no beginning that ends in Assistant:, and {NO_PROMPT}",
         ),
-        ({"chosen": "x a", "rejected": "y b", "score": 1}, f"the answers share no first words, and {NO_PROMPT}"),
-        ({"chosen": " a", "rejected": " b"}, f"the answers share no first words, and {NO_PROMPT}"),
-        ({"chosen": DIALOGUE, "rejected": DIALOGUE + " b"}, "the answer of chosen is empty."),
+        ({"chosen": "x a", "rejected": "y b", "score": 1}, f"the responses share no first words, and {NO_PROMPT}"),
+        ({"chosen": " a", "rejected": " b"}, f"the responses share no first words, and {NO_PROMPT}"),
+        ({"chosen": DIALOGUE, "rejected": DIALOGUE + " b"}, "the response of chosen is empty."),
         ({"chosen": [USER, BOT], "rejected": "x"}, "chosen and rejected are of different kinds (text and messages)."),
         ({"chosen": [USER, BOT], "rejected": [BOT]}, f"chosen and rejected share no first turns, and {NO_PROMPT}"),
         (
@@ -222,7 +222,7 @@ def test_a_bad_preference_gives_its_line(tmp_path: Path, row: Json, complaint: s
         ({"messages": [BOT]}, "messages begins with the assistant."),
         ({"prompt": "hi", "response": ""}, "response is empty."),
         ({"prompt": "hi", "completion": 1}, "completion is not text (got int)."),
-        ({"prompt": "hi"}, "no answer (no response column); set data.response_key."),
+        ({"prompt": "hi"}, "no response (no response column); set data.response_key."),
         ({"chosen": "just text"}, "chosen is no dialogue (Human: ... Assistant: ...), and there is no prompt column."),
     ],
 )

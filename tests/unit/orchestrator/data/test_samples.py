@@ -74,7 +74,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text('{"prompt": "mine"}\n')
     with pytest.raises(ConfigError, match="exists and holds no samples of ours"):
@@ -85,7 +85,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert is_finished(path)
 
 
-def test_a_command_that_failed_before_its_first_chunk_binds_nobody(tmp_path: Path) -> None:
+def test_settings_may_change_before_the_first_chunk(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     write(path, {"seed": 9}, until=0)
     write(path)
@@ -114,7 +114,7 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
     write(path)
 
 
-def test_a_disk_that_refuses_is_a_disk_error_and_other_errors_are_themselves(tmp_path: Path) -> None:
+def test_errors_of_the_disk_are_checkpoint_errors_and_others_pass(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         write(tmp_path / "file" / "s.jsonl")
@@ -135,7 +135,7 @@ def test_a_request_depends_on_seed_prompt_and_number_alone() -> None:
     ("metadata", "shown"),
     [({"level": 2}, "shown"), ({"level": 2, "messages": [{"role": "user", "content": "u"}]}, None)],
 )
-def test_a_row_says_what_was_asked_and_where_it_came_from(metadata: dict[str, Json], shown: str | None) -> None:
+def test_a_row_holds_the_request_and_its_origin(metadata: dict[str, Json], shown: str | None) -> None:
     asked = prompt("a", **metadata)
     (request,) = make_requests([asked], 1, 0, Sampling(max_tokens=4))
     rollout = Rollout(

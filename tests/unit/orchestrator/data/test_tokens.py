@@ -1,4 +1,4 @@
-"""Answers as tokens: where they end, what is learned of them, what is cut; and what a limit does."""
+"""Responses as tokens: where they end, what is learned of them, what is cut; and what a limit does."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def learned(rollout: Rollout) -> str:
     return CHAT.decode(rollout.token_ids[mask].tolist(), skip_special_tokens=False)
 
 
-def test_a_plain_answer_ends_with_eos_which_is_learned(tmp_path: Path) -> None:
+def test_a_plain_response_ends_with_eos_which_is_learned(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
     (group,) = load_demonstrations(section(path), PLAIN).train
     (rollout,) = group.rollouts
@@ -37,7 +37,7 @@ def test_a_plain_answer_ends_with_eos_which_is_learned(tmp_path: Path) -> None:
     assert (rollout.weight_version, rollout.log_probs.tolist()) == (-1, [0.0, 0.0, 0.0])
 
 
-def test_a_chat_answer_ends_with_the_turns_own_end(tmp_path: Path) -> None:
+def test_a_chat_response_ends_with_the_turns_own_end(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"messages": CONVERSATION[:3]}])
     (group,) = load_demonstrations(section(path), CHAT).train
     text = CHAT.decode([*group.prompt.token_ids, *group.rollouts[0].token_ids], skip_special_tokens=False)
@@ -78,7 +78,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_line(tmp_path: Pat
     assert complaints(error)[-1] == "t.jsonl:2: the chat template rewrites what stands before messages[2]."
 
 
-def test_tokens_that_merge_inside_an_answer_do_and_across_its_border_do_not(tmp_path: Path) -> None:
+def test_tokens_that_merge_inside_a_response_do_and_across_its_border_do_not(tmp_path: Path) -> None:
     merging = LetterTokenizer(merges=["ab"])
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "xa", "response": "bab"}, {"prompt": "x", "response": "ab"}])
     first, second = load_demonstrations(section(path), merging).train
@@ -122,7 +122,7 @@ def test_a_prompt_of_just_the_limit_is_kept(tmp_path: Path) -> None:
     assert len(load_prompts(section(path), PLAIN, 10).train[0].token_ids) == 10
 
 
-def test_overlong_answers_are_refused_dropped_or_cut(tmp_path: Path) -> None:
+def test_overlong_responses_are_refused_dropped_or_cut(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "response": "abcdef"},
         {"prompt": "q", "response": "ab"},
@@ -151,7 +151,7 @@ def test_pairs_that_are_the_same_once_cut_are_dropped_and_counted(tmp_path: Path
     path = write_rows(tmp_path / "t.jsonl", rows)
     split = load_preferences(section(path, max_tokens=6, overlong="truncate"), PLAIN)
     assert [group.prompt.id for group in split.train] == ["t.jsonl:2"]
-    assert split.dropped == {"answers the same once tokenized and cut": 1}
+    assert split.dropped == {"responses the same once tokenized and cut": 1}
 
 
 def test_texts_are_cut_into_blocks_that_lose_nothing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ STATE = RunState(step=0, seed=7, algorithm={"kl": {"coef": 0.1}}, config={"algo"
 Engines = dict[Role, FakeTrainEngine]
 
 
-class Shelf:
+class Setup:
     """Checkpoints with the warnings they gave."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -38,21 +38,21 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    made = Shelf(tmp_path / "a" / "checkpoints")
+def setup(tmp_path: Path) -> Setup:
+    made = Setup(tmp_path / "a" / "checkpoints")
     made.save(1)
     made.save(2)
     return made
 
 
-def test_what_was_saved_comes_back(shelf: Shelf) -> None:
-    path, state = shelf.checkpoints.newest()
+def test_what_was_saved_comes_back(setup: Setup) -> None:
+    path, state = setup.checkpoints.newest()
     assert path.name == "step_2"
     assert state == replace(STATE, step=2, position=20)
     engine = FakeTrainEngine(np.zeros(4), Head.LOG_PROBS)
     engine.load(path / "policy")
     assert engine.table[0] == 2
-    assert shelf.warnings == []
+    assert setup.warnings == []
 
 
 NUM_TORTURES = int(os.environ.get("RLHF_TEST_TORTURES", "40"))
@@ -61,108 +61,108 @@ FILES = ["manifest.json", "state.json", "policy/engine.npz", "critic/engine.npz"
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("part", range(16))
-def test_a_truncated_file_is_seen(shelf: Shelf, name: str, part: int) -> None:
-    file = shelf.checkpoints.newest()[0] / name
+def test_a_truncated_file_is_seen(setup: Setup, name: str, part: int) -> None:
+    file = setup.checkpoints.newest()[0] / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size * part // 16])
-    assert shelf.checkpoints.newest()[0].name == "step_1"
-    assert len(shelf.warnings) == 1
-    assert "step_2" in shelf.warnings[0]
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    assert len(setup.warnings) == 1
+    assert "step_2" in setup.warnings[0]
 
 
 @pytest.mark.parametrize("name", FILES[1:])
-def test_one_flipped_bit_is_seen_and_the_file_is_named(shelf: Shelf, name: str) -> None:
-    file = shelf.checkpoints.newest()[0] / name
+def test_one_flipped_bit_is_seen_and_the_file_is_named(setup: Setup, name: str) -> None:
+    file = setup.checkpoints.newest()[0] / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    assert shelf.checkpoints.newest()[0].name == "step_1"
-    assert shelf.warnings == [f"step_2: {name} wrong sha256; not used"]
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    assert setup.warnings == [f"step_2: {name} wrong sha256; not used"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_lost_file_is_seen(shelf: Shelf, name: str) -> None:
-    (shelf.checkpoints.newest()[0] / name).unlink()
-    assert shelf.checkpoints.newest()[0].name == "step_1"
+def test_a_lost_file_is_seen(setup: Setup, name: str) -> None:
+    (setup.checkpoints.newest()[0] / name).unlink()
+    assert setup.checkpoints.newest()[0].name == "step_1"
 
 
-def test_shards_of_two_steps_do_not_mix(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_shards_of_two_steps_do_not_mix(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     shutil.copy(newest.parent / "step_1/policy/engine.npz", newest / "policy/engine.npz")
-    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert setup.checkpoints.newest()[0].name == "step_1"
 
 
-def test_a_renamed_checkpoint_is_not_of_that_step(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_a_renamed_checkpoint_is_not_of_that_step(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     newest.rename(newest.with_name("step_9"))
-    assert shelf.checkpoints.newest()[0].name == "step_1"
+    assert setup.checkpoints.newest()[0].name == "step_1"
 
 
 @pytest.mark.parametrize("entry", ["../outside", "/etc/passwd", "policy/../../outside"])
-def test_a_manifest_cannot_point_outside(shelf: Shelf, entry: str) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_a_manifest_cannot_point_outside(setup: Setup, entry: str) -> None:
+    newest = setup.checkpoints.newest()[0]
     (newest.parent / "outside").write_text("secret")
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["files"][entry] = {"size": 6, "sha256": sha256_of(newest.parent / "outside")}
     (newest / "manifest.json").write_text(json.dumps(manifest))
-    assert shelf.checkpoints.newest()[0].name == "step_1"
-    assert f'step_2/manifest.json: entry "{entry}" outside the checkpoint' in shelf.warnings[0]
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    assert f'step_2/manifest.json: entry "{entry}" outside the checkpoint' in setup.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["policy", "policy/engine.npz"])
-def test_a_link_is_not_followed(shelf: Shelf, name: str) -> None:
-    path = shelf.checkpoints.newest()[0] / name
+def test_a_link_is_not_followed(setup: Setup, name: str) -> None:
+    path = setup.checkpoints.newest()[0] / name
     moved = path.parents[len(Path(name).parts)] / "moved"
     path.rename(moved)
     path.symlink_to(moved)
-    assert shelf.checkpoints.newest()[0].name == "step_1"
-    assert "outside the checkpoint" in shelf.warnings[0]
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    assert "outside the checkpoint" in setup.warnings[0]
 
 
-def test_none_whole_is_an_error_and_never_a_fresh_start(shelf: Shelf) -> None:
-    for folder in shelf.checkpoints.newest()[0].parent.iterdir():
+def test_none_whole_is_an_error_and_never_a_fresh_start(setup: Setup) -> None:
+    for folder in setup.checkpoints.newest()[0].parent.iterdir():
         (folder / "manifest.json").write_text("")
     with pytest.raises(CheckpointError, match=r"a: 2 checkpoints, none complete") as caught:
-        shelf.checkpoints.newest()
+        setup.checkpoints.newest()
     assert caught.value.exit_code == 5
-    assert len(shelf.warnings) == 2
+    assert len(setup.warnings) == 2
 
 
-def test_a_newer_format_is_not_passed_over(shelf: Shelf) -> None:
-    manifest = shelf.checkpoints.newest()[0] / "manifest.json"
+def test_a_newer_format_is_not_passed_over(setup: Setup) -> None:
+    manifest = setup.checkpoints.newest()[0] / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
     with pytest.raises(CheckpointError, match="step_2: format 3, this version reads 1; update rlhf"):
-        shelf.checkpoints.newest()
+        setup.checkpoints.newest()
 
 
-def test_names_that_only_look_like_checkpoints_are_ignored_with_one_warning(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_folders_that_are_no_checkpoints_are_ignored_with_one_warning(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     for name in ("step_0400", "step_4e2", "step_-1"):
         shutil.copytree(newest, newest.with_name(name))
-    assert shelf.checkpoints.newest()[0].name == "step_2"
-    assert len(shelf.warnings) == 1
-    assert "step_-1, step_0400, step_4e2" in shelf.warnings[0]
+    assert setup.checkpoints.newest()[0].name == "step_2"
+    assert len(setup.warnings) == 1
+    assert "step_-1, step_0400, step_4e2" in setup.warnings[0]
 
 
-def test_times_and_clocks_do_not_matter(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_times_and_clocks_do_not_matter(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     for path in newest.parent.rglob("*"):
         os.utime(path, (0, 2**31 if "step_1" in path.parts else 0))
-    assert shelf.checkpoints.newest()[0] == newest
+    assert setup.checkpoints.newest()[0] == newest
 
 
-def test_a_stale_temporary_folder_is_ignored_and_cleared(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_a_stale_temporary_folder_is_ignored_and_cleared(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     shutil.copytree(newest, newest.with_name("tmp-step_9"))
-    assert shelf.checkpoints.newest()[0] == newest
-    shelf.save(3)
+    assert setup.checkpoints.newest()[0] == newest
+    setup.save(3)
     assert sorted(path.name for path in newest.parent.iterdir()) == ["step_2", "step_3"]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(shelf: Shelf) -> None:
-    newest = shelf.checkpoints.newest()[0]
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(setup: Setup) -> None:
+    newest = setup.checkpoints.newest()[0]
     (newest / "state.json").write_text("{}")
-    shelf.save(2)
-    assert shelf.checkpoints.newest()[0].name == "step_2"
+    setup.save(2)
+    assert setup.checkpoints.newest()[0].name == "step_2"
 
 
 class Disk(FakeTrainEngine):
@@ -175,54 +175,54 @@ class Disk(FakeTrainEngine):
         raise self.error
 
 
-def test_a_full_disk_keeps_the_older_ones_and_training_goes_on_until_the_third_time(shelf: Shelf) -> None:
-    shelf.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
+def test_a_full_disk_keeps_the_older_ones_and_training_goes_on_until_the_third_time(setup: Setup) -> None:
+    setup.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
     for step in (3, 4):
-        assert shelf.checkpoints.try_save(replace(STATE, step=step), shelf.engines) is None
-    assert "No space left on device. Older checkpoints stand" in shelf.warnings[-1]
-    path, state = shelf.checkpoints.newest()
+        assert setup.checkpoints.try_save(replace(STATE, step=step), setup.engines) is None
+    assert "No space left on device. Older checkpoints are kept" in setup.warnings[-1]
+    path, state = setup.checkpoints.newest()
     assert (path.name, state.step) == ("step_2", 2)
     assert sorted(child.name for child in path.parent.iterdir()) == ["step_1", "step_2"]
     with pytest.raises(CheckpointError, match="3 checkpoints in a row failed"):
-        shelf.checkpoints.try_save(replace(STATE, step=5), shelf.engines)
+        setup.checkpoints.try_save(replace(STATE, step=5), setup.engines)
 
 
-def test_a_stalled_engine_is_not_taken_for_a_full_disk(shelf: Shelf) -> None:
+def test_a_stalled_engine_is_not_taken_for_a_full_disk(setup: Setup) -> None:
     disk = Disk(np.zeros(4), Head.VALUES)
     disk.error = StallError("critic did not answer")  # StallError is a TimeoutError, which is an OSError
-    shelf.engines[Role.CRITIC] = disk
+    setup.engines[Role.CRITIC] = disk
     with pytest.raises(StallError):
-        shelf.checkpoints.try_save(replace(STATE, step=3), shelf.engines)
+        setup.checkpoints.try_save(replace(STATE, step=3), setup.engines)
 
 
-def test_free_space_is_looked_at_before_writing(shelf: Shelf) -> None:
-    folder = shelf.checkpoints.newest()[0].parent
-    full = Checkpoints(folder, keep=2, warn=shelf.warnings.append, free_bytes=lambda _: 100)
+def test_free_space_is_checked_before_writing(setup: Setup) -> None:
+    folder = setup.checkpoints.newest()[0].parent
+    full = Checkpoints(folder, keep=2, warn=setup.warnings.append, free_bytes=lambda _: 100)
     with pytest.raises(CheckpointError, match=r"needs about \S+ GB, 1e-07 GB free in"):
-        full.save(replace(STATE, step=3), shelf.engines)
+        full.save(replace(STATE, step=3), setup.engines)
     assert full.newest()[0].name == "step_2"
 
 
 @pytest.mark.parametrize(("free", "is_warned"), [(10**6, False), (100, True)])
-def test_a_disk_that_will_be_too_small_is_told_of_at_the_first_save(tmp_path: Path, free: int, is_warned: bool) -> None:
-    shelf = Shelf(tmp_path)
-    shelf.checkpoints = Checkpoints(tmp_path, keep=2, warn=shelf.warnings.append, free_bytes=lambda _: free)
-    shelf.save(0)
-    assert [text for text in shelf.warnings if "2 more of" in text and "lower checkpoint.keep" in text] == (
-        shelf.warnings if is_warned else []
+def test_the_first_save_warns_of_a_disk_that_will_be_too_small(tmp_path: Path, free: int, is_warned: bool) -> None:
+    setup = Setup(tmp_path)
+    setup.checkpoints = Checkpoints(tmp_path, keep=2, warn=setup.warnings.append, free_bytes=lambda _: free)
+    setup.save(0)
+    assert [text for text in setup.warnings if "2 more of" in text and "lower checkpoint.keep" in text] == (
+        setup.warnings if is_warned else []
     )
-    assert bool(shelf.warnings) is is_warned
+    assert bool(setup.warnings) is is_warned
 
 
 def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, keep=1)
-    shelf.save(1)
-    shelf.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
+    setup = Setup(tmp_path, keep=1)
+    setup.save(1)
+    setup.engines[Role.CRITIC] = Disk(np.zeros(4), Head.VALUES)
     with pytest.raises(CheckpointError):
-        shelf.save(2)
-    assert shelf.checkpoints.newest()[0].name == "step_1"
-    shelf.engines[Role.CRITIC] = FakeTrainEngine(np.zeros(4), Head.VALUES)
-    shelf.save(3)
+        setup.save(2)
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    setup.engines[Role.CRITIC] = FakeTrainEngine(np.zeros(4), Head.VALUES)
+    setup.save(3)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
 
 
@@ -238,16 +238,16 @@ def test_killed_at_any_moment_or_out_of_disk_at_any_byte_the_newest_is_whole(tmp
 
 def test_a_checkpoint_just_saved_outlives_damaged_later_ones(tmp_path: Path) -> None:
     """As they lie there when a run goes on from an earlier one, with fewer to keep."""
-    shelf = Shelf(tmp_path, keep=3)
+    setup = Setup(tmp_path, keep=3)
     for step in (10, 20, 30):
-        shelf.save(step)
+        setup.save(step)
     for step in (20, 30):
         (tmp_path / f"step_{step}" / "manifest.json").write_text("")
-    shelf = Shelf(tmp_path, keep=2)
-    assert shelf.checkpoints.newest()[0].name == "step_10"
-    shelf.save(12)
+    setup = Setup(tmp_path, keep=2)
+    assert setup.checkpoints.newest()[0].name == "step_10"
+    setup.save(12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_12"]
-    assert shelf.checkpoints.newest()[0].name == "step_12"
+    assert setup.checkpoints.newest()[0].name == "step_12"
 
 
 class ElsewhereEngine(FakeTrainEngine):
@@ -257,9 +257,9 @@ class ElsewhereEngine(FakeTrainEngine):
         del directory
 
 
-def test_a_folder_that_nodes_do_not_share_is_told_by_the_first_save(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path)
-    shelf.engines[Role.CRITIC] = ElsewhereEngine(np.zeros(4), Head.VALUES)
+def test_the_first_save_finds_a_folder_that_nodes_do_not_share(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.engines[Role.CRITIC] = ElsewhereEngine(np.zeros(4), Head.VALUES)
     with pytest.raises(CheckpointError, match=r"critic wrote nothing into .*: set run\.dir to a folder that all nodes"):
-        shelf.save(1)
+        setup.save(1)
     assert not list(tmp_path.iterdir())

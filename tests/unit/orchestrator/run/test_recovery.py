@@ -21,7 +21,7 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import Action, FailureContext, decide, run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint
-from tests.unit.orchestrator.fused import Fuse, evidence, fused_run
+from tests.unit.orchestrator.counted import CallCounter, counted_run, evidence
 from tests.unit.orchestrator.support import Run
 
 pytestmark = pytest.mark.timeout(120)
@@ -114,7 +114,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> object:
-    run = fused_run(tmp_path_factory.mktemp("whole") / "a", Fuse(0, lose))
+    run = counted_run(tmp_path_factory.mktemp("whole") / "a", CallCounter(0, lose))
     run.run()
     return evidence(run)
 
@@ -126,7 +126,7 @@ def test_a_stall_is_a_loss_too(tmp_path: Path, uninterrupted: object, kind: type
         raise kind("policy forward: no answer after 5 s")
 
     launches, notes = run_through_failures(
-        tmp_path / "a", lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, fail))
+        tmp_path / "a", lambda number: counted_run(tmp_path / "a", CallCounter(0 if number else 40, fail))
     )
     assert evidence(launches.runs[-1]) == uninterrupted
     assert len(notes) == 1
@@ -137,7 +137,7 @@ def test_a_stall_is_a_loss_too(tmp_path: Path, uninterrupted: object, kind: type
 def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: object, calls: int) -> None:
     """Two losses, in two attempts; the calls are spread over sampling, scoring, learning, syncing and saving."""
     launches, notes = run_through_failures(
-        tmp_path / "a", lambda number: fused_run(tmp_path / "a", Fuse(calls if number < 2 else 0, lose))
+        tmp_path / "a", lambda number: counted_run(tmp_path / "a", CallCounter(calls if number < 2 else 0, lose))
     )
     assert evidence(launches.runs[-1]) == uninterrupted
     assert launches.num_cleared == len(notes) == len(launches.runs) - 1 > 0
@@ -145,10 +145,10 @@ def test_a_worker_lost_anywhere_changes_nothing(tmp_path: Path, uninterrupted: o
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_restart_says_who_stays(tmp_path: Path) -> None:
+def test_a_restart_names_the_workers_that_stay(tmp_path: Path) -> None:
     _, notes = run_through_failures(
         tmp_path / "a",
-        lambda number: fused_run(tmp_path / "a", Fuse(0 if number else 40, lose)),
+        lambda number: counted_run(tmp_path / "a", CallCounter(0 if number else 40, lose)),
         spared=("reference rank 0", "rollout engine 0"),
     )
     assert notes[0].startswith(
@@ -161,7 +161,7 @@ def test_the_budget_is_of_restarts_without_progress(tmp_path: Path, uninterrupte
     """More losses than the budget, each after another step was saved."""
     launches, notes = run_through_failures(
         tmp_path / "a",
-        lambda number: fused_run(tmp_path / "a", Fuse(60 if number < 3 else 0, lose)),
+        lambda number: counted_run(tmp_path / "a", CallCounter(60 if number < 3 else 0, lose)),
         max_restarts=1,
     )
     assert evidence(launches.runs[-1]) == uninterrupted
@@ -170,12 +170,12 @@ def test_the_budget_is_of_restarts_without_progress(tmp_path: Path, uninterrupte
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_the_last_error_says_how_often_it_was_tried(tmp_path: Path) -> None:
+def test_the_last_error_gives_the_number_of_restarts(tmp_path: Path) -> None:
     with pytest.raises(
         WorkerLostError,
         match=r"^policy rank 1 died\. Given up: started again 2 times without a new step saved \(cluster\.max",
     ):
-        run_through_failures(tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(6, lose)))
+        run_through_failures(tmp_path / "a", lambda _: counted_run(tmp_path / "a", CallCounter(6, lose)))
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -183,7 +183,10 @@ def test_a_stop_between_attempts_is_obeyed(tmp_path: Path) -> None:
     stop = StopRequest(20.0)
     with pytest.raises(PreemptedError, match=r"step \d is saved; continue with --resume"):
         run_through_failures(
-            tmp_path / "a", lambda _: fused_run(tmp_path / "a", Fuse(20, lose)), stop=stop, on_note=stop.ask
+            tmp_path / "a",
+            lambda _: counted_run(tmp_path / "a", CallCounter(20, lose)),
+            stop=stop,
+            on_note=stop.request,
         )
 
 

@@ -23,7 +23,7 @@ from rlhf.types import (
     RolloutRequest,
     TrainBatch,
 )
-from tests.unit.orchestrator.fused import Fuse, KilledError, evidence, fused_run, kill
+from tests.unit.orchestrator.counted import CallCounter, KilledError, counted_run, evidence, kill
 from tests.unit.orchestrator.support import TOKENIZER, Run, ppo_run, sft_run
 
 pytestmark = pytest.mark.timeout(120)
@@ -31,10 +31,10 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, list[str]]:
-    fuse = Fuse(0, kill)
-    run = fused_run(tmp_path_factory.mktemp("whole") / "a", fuse)
+    counter = CallCounter(0, kill)
+    run = counted_run(tmp_path_factory.mktemp("whole") / "a", counter)
     run.run()
-    return evidence(run), fuse.names
+    return evidence(run), counter.names
 
 
 NUM_CALLS = 115
@@ -48,10 +48,10 @@ def test_the_calls_of_a_run_are_as_many_as_are_cut_off_below(uninterrupted: tupl
 def test_killed_between_any_two_phases_and_resumed_is_uninterrupted(
     tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
 ) -> None:
-    killed = fused_run(tmp_path / "a", Fuse(calls, kill))
+    killed = counted_run(tmp_path / "a", CallCounter(calls, kill))
     with pytest.raises(KilledError):
         killed.run()
-    resumed = fused_run(tmp_path / "a", Fuse(0, kill))
+    resumed = counted_run(tmp_path / "a", CallCounter(0, kill))
     resumed.run(resume=True)
     assert evidence(resumed) == uninterrupted[0]
 
@@ -61,12 +61,12 @@ def test_a_signal_saves_a_finished_step_and_resumes_to_the_same(
     tmp_path: Path, uninterrupted: tuple[object, list[str]], calls: int
 ) -> None:
     number = signal.SIGUSR1 if calls % 2 else signal.SIGTERM
-    preempted = fused_run(tmp_path / "a", Fuse(calls, lambda: os.kill(os.getpid(), number)))
+    preempted = counted_run(tmp_path / "a", CallCounter(calls, lambda: os.kill(os.getpid(), number)))
     with pytest.raises(PreemptedError, match=r"asked to stop: step \d is saved; continue with --resume") as error:
         preempted.run()
     assert error.value.exit_code == 75
     assert json.loads((tmp_path / "a/status.json").read_text())["status"] == "preempted"
-    resumed = fused_run(tmp_path / "a", Fuse(0, kill))
+    resumed = counted_run(tmp_path / "a", CallCounter(0, kill))
     resumed.run(resume=True)
     assert evidence(resumed) == uninterrupted[0]
 
@@ -78,11 +78,11 @@ def test_a_signal_before_the_loop_ends_the_run_at_once() -> None:
 
 
 def test_no_update_is_begun_after_sigterm_came_while_measuring(tmp_path: Path) -> None:
-    fuse = Fuse(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run = fused_run(tmp_path / "a", fuse)
+    counter = CallCounter(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = counted_run(tmp_path / "a", counter)
     with pytest.raises(PreemptedError, match="step 0 is saved"):
         run.run()
-    assert "forward" in fuse.names[5]
+    assert "forward" in counter.names[5]
     assert run.engines[Role.POLICY].num_steps == 0
 
 
@@ -105,7 +105,7 @@ def stuck_run(path: Path, grace_s: float) -> Run:
     return run
 
 
-def test_the_grace_period_is_a_promise(tmp_path: Path) -> None:
+def test_the_grace_period_is_kept(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(PreemptedError, match=r"no safe point within 0\.2 s of the signal"):
         stuck_run(tmp_path / "a", 0.2).run()
@@ -127,7 +127,7 @@ def test_waiting_for_rollouts_is_a_safe_point(tmp_path: Path) -> None:
         run.run()
 
 
-def test_a_finished_run_says_so_instead_of_doing_nothing(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_is_an_error(tmp_path: Path) -> None:
     sft_run(tmp_path / "a").run()
     with pytest.raises(ConfigError, match=r"step 6 is done, and train\.num_steps is 6: nothing is left to do"):
         sft_run(tmp_path / "a").run(resume=True)
@@ -138,7 +138,7 @@ def test_a_finished_run_says_so_instead_of_doing_nothing(tmp_path: Path) -> None
     ]
 
 
-def test_damage_to_the_newest_is_told_and_the_older_one_is_used(tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_a_warning_and_the_older_one_is_used(tmp_path: Path) -> None:
     sft_run(tmp_path / "a").run()
     (tmp_path / "a/checkpoints/step_6/policy/engine.npz").write_bytes(b"")
     again = sft_run(tmp_path / "a", num_steps=7)

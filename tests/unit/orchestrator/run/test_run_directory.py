@@ -129,7 +129,7 @@ def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
         child.wait(10)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not an rlhf run"):
         RunDirectory.open(tmp_path, resume=False)
@@ -183,7 +183,7 @@ def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
     assert "a tie" in told
 
 
-def test_a_disk_that_refuses_is_blamed_by_name(tmp_path: Path) -> None:
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "a", resume=False) as run:
         run.events.symlink_to("/dev/full")
         with pytest.raises(CheckpointError, match=r"events\.jsonl: cannot be written \(No space left on device\)"):

@@ -1,15 +1,21 @@
 """The lag buffer: the bound holds, and no wait is for ever."""
 
+import doctest
 import threading
 import time
 
 import pytest
 
 from rlhf.errors import RewardError, StallError
-from rlhf.orchestrator.run.preemption import StopAskedError, StopRequest
+from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
+from rlhf.orchestrator.step import buffer
 from rlhf.orchestrator.step.buffer import LagBuffer
 
 pytestmark = pytest.mark.timeout(20)
+
+
+def test_the_example_in_the_docstring_is_true() -> None:
+    assert doctest.testmod(buffer, optionflags=doctest.ELLIPSIS) == (0, 9)
 
 
 def make(max_lag: int = 0, timeout_s: float = 5.0) -> LagBuffer[int]:
@@ -44,14 +50,14 @@ def test_a_batch_starts_only_when_its_lag_will_be_within_the_bound(max_lag: int)
     assert max(lags) == max_lag or max_lag > 1
 
 
-def test_a_producer_that_gets_no_slot_says_whom_it_waited_for() -> None:
+def test_a_producer_without_a_slot_fails_after_its_timeout() -> None:
     buffer = make(timeout_s=0.05)
     assert buffer.acquire(1)
     with pytest.raises(StallError, match=r"rollouts of step 2 waited 0\.05 s for the trainer to free a slot"):
         buffer.acquire(2)
 
 
-def test_a_trainer_that_gets_no_batch_says_whom_it_waited_for() -> None:
+def test_a_trainer_without_a_batch_fails_after_its_timeout() -> None:
     with pytest.raises(StallError, match=r"the trainer waited 0\.05 s for the rollouts of step 4"):
         make(timeout_s=0.05).take(4)
 
@@ -82,13 +88,13 @@ def test_a_slot_cannot_be_released_twice() -> None:
     buffer.put(1)
     buffer.take(1)
     buffer.release()
-    with pytest.raises(RuntimeError, match="nobody took"):
+    with pytest.raises(RuntimeError, match="no batch was taken"):
         buffer.release()
 
 
-def test_a_waiting_trainer_hears_that_it_should_stop() -> None:
+def test_a_stop_request_ends_the_wait_for_a_batch() -> None:
     stop = StopRequest(1.0)
     buffer: LagBuffer[int] = LagBuffer(max_lag=0, slot_timeout_s=5, take_timeout_s=5, check=stop.check)
-    threading.Timer(0.05, stop.ask).start()
-    with pytest.raises(StopAskedError):
+    threading.Timer(0.05, stop.request).start()
+    with pytest.raises(StopRequestedError):
         buffer.take(1)

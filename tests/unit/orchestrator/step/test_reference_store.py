@@ -16,7 +16,12 @@ from rlhf.engines.fakes import FakeScorer, FakeTrainEngine
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import LabelEvaluator
-from rlhf.orchestrator.step.reference_store import CHUNK_SEQUENCES, Asked, ReferenceStore, asked_of_reference
+from rlhf.orchestrator.step.reference_store import (
+    CHUNK_SEQUENCES,
+    ReferenceSequence,
+    ReferenceStore,
+    reference_sequences,
+)
 from rlhf.orchestrator.step.sources import OfflineSource
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import FloatArray, Head, PackedTokens, Role, ScoredGroup
@@ -40,35 +45,40 @@ class Rounding(FakeScorer):
         return [array * np.float32(1 + 1e-6 * len(array)) for array in said]
 
 
-def sequences(count: int, seed: int = 0) -> list[Asked]:
+def sequences(count: int, seed: int = 0) -> list[ReferenceSequence]:
     """All different."""
     generator = np.random.default_rng(seed)
     return [
-        Asked(np.array([*(i // 9**k % 9 for k in range(4)), *generator.integers(2, 9, size=generator.integers(1, 9))]))
+        ReferenceSequence(
+            np.array([*(i // 9**k % 9 for k in range(4)), *generator.integers(2, 9, size=generator.integers(1, 9))])
+        )
         for i in range(count)
     ]
 
 
-def batch_of(asked: Sequence[Asked]) -> PackedTokens:
+def batch_of(asked: Sequence[ReferenceSequence]) -> PackedTokens:
     return PackedTokens(
         token_ids=np.concatenate([one.token_ids for one in asked]),
         lengths=np.array([len(one.token_ids) for one in asked]),
     )
 
 
-class Shelf:
-    """Opens stores on one folder, and keeps what they said."""
+class Setup:
+    """Opens stores on one folder, and keeps their messages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.warnings: list[str] = []
         self.lines: list[str] = []
 
-    def open(self, asked: Sequence[Asked]) -> ReferenceStore:
+    def open(self, asked: Sequence[ReferenceSequence]) -> ReferenceStore:
         return ReferenceStore(self.folder, asked, TRAIN, warn=self.warnings.append)
 
     def filled(
-        self, asked: Sequence[Asked], reference: Rounding | None = None, check: Callable[[], None] = lambda: None
+        self,
+        asked: Sequence[ReferenceSequence],
+        reference: Rounding | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> ReferenceStore:
         store = self.open(asked)
         store.fill(reference or Rounding(), say=self.lines.append, check=check)
@@ -76,55 +86,55 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "cache" / "model")
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path / "cache" / "model")
 
 
-def test_what_was_measured_is_read_bit_for_bit(shelf: Shelf) -> None:
+def test_what_was_measured_is_read_bit_for_bit(setup: Setup) -> None:
     asked = sequences(CHUNK_SEQUENCES + 50)
-    assert not shelf.open(asked).is_complete
-    first = shelf.filled(asked)
-    again = shelf.open(asked)
+    assert not setup.open(asked).is_complete
+    first = setup.filled(asked)
+    again = setup.open(asked)
     assert first.is_complete
     assert again.is_complete
-    assert len(list(shelf.folder.iterdir())) == 2
+    assert len(list(setup.folder.iterdir())) == 2
     for start in range(0, len(asked), 7):  # packed as a step would, which is not how they were measured
         batch = batch_of(asked[start : start + 7])
         assert again.forward([batch])[0].tobytes() == first.forward([batch])[0].tobytes()
     expected = FakeScorer(Rounding().table, Head.LOG_PROBS).forward([batch_of(asked)])[0]
     np.testing.assert_allclose(again.forward([batch_of(asked)])[0], expected, rtol=1e-4)
-    assert shelf.warnings == []
+    assert setup.warnings == []
 
 
-def test_the_bits_do_not_depend_on_ranks_or_the_order_of_rows(shelf: Shelf, tmp_path: Path) -> None:
+def test_the_bits_do_not_depend_on_ranks_or_the_order_of_rows(setup: Setup, tmp_path: Path) -> None:
     asked = sequences(60)
-    one = shelf.filled(asked)
-    other = Shelf(tmp_path / "other").filled([*asked[::-1], *asked[:9]], Rounding(num_ranks=3))
+    one = setup.filled(asked)
+    other = Setup(tmp_path / "other").filled([*asked[::-1], *asked[:9]], Rounding(num_ranks=3))
     assert one.forward([batch_of(asked)])[0].tobytes() == other.forward([batch_of(asked)])[0].tobytes()
-    assert shelf.open([*asked[3:], *asked[:3], asked[5]]).is_complete
+    assert setup.open([*asked[3:], *asked[:3], asked[5]]).is_complete
 
 
-def test_sequences_of_one_token_and_padding_are_not_looked_up(shelf: Shelf) -> None:
-    store = shelf.filled(sequences(1))
+def test_sequences_of_one_token_and_padding_are_not_read(setup: Setup) -> None:
+    store = setup.filled(sequences(1))
     batch = PackedTokens(token_ids=np.array([7, 3]), lengths=np.array([1, 1]))
     assert store.forward([batch])[0].tolist() == [0.0, 0.0]
 
 
-def test_other_rows_and_other_packing_are_measured_anew(shelf: Shelf) -> None:
+def test_other_rows_and_other_packing_are_measured_anew(setup: Setup) -> None:
     asked = sequences(5)
-    shelf.filled(asked)
-    assert not shelf.open(sequences(6)).is_complete
+    setup.filled(asked)
+    assert not setup.open(sequences(6)).is_complete
     assert not ReferenceStore(
-        shelf.folder, asked, TRAIN.model_copy(update={"max_tokens_per_micro_batch": 41}), warn=print
+        setup.folder, asked, TRAIN.model_copy(update={"max_tokens_per_micro_batch": 41}), warn=print
     ).is_complete
-    assert not ReferenceStore(shelf.folder.parent / "another", asked, TRAIN, warn=print).is_complete
+    assert not ReferenceStore(setup.folder.parent / "another", asked, TRAIN, warn=print).is_complete
 
 
 class StoppedError(Exception):
     pass
 
 
-def test_a_fill_that_was_cut_short_goes_on_where_it_ended(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_fill_that_was_cut_short_goes_on_where_it_ended(setup: Setup, tmp_path: Path) -> None:
     asked = sequences(2 * CHUNK_SEQUENCES + 50)
     calls = iter(range(10))
 
@@ -134,9 +144,9 @@ def test_a_fill_that_was_cut_short_goes_on_where_it_ended(shelf: Shelf, tmp_path
 
     whole, first, second = Rounding(), Rounding(), Rounding()
     with pytest.raises(StoppedError):
-        shelf.filled(asked, first, check)
-    resumed = shelf.filled(asked, second)
-    untouched = Shelf(tmp_path / "untouched").filled(asked, whole)
+        setup.filled(asked, first, check)
+    resumed = setup.filled(asked, second)
+    untouched = Setup(tmp_path / "untouched").filled(asked, whole)
     assert first.num_tokens + second.num_tokens == whole.num_tokens
     assert second.num_tokens < first.num_tokens
     assert resumed.forward([batch_of(asked)])[0].tobytes() == untouched.forward([batch_of(asked)])[0].tobytes()
@@ -169,57 +179,57 @@ def forget_the_digest(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, rename_the_array, drop_an_entry, forget_the_digest])
-def test_a_damaged_file_is_measured_again_with_a_warning(shelf: Shelf, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_measured_again_with_a_warning(setup: Setup, damage: Callable[[Path], None]) -> None:
     asked = sequences(30)
-    whole = shelf.filled(asked)
-    (path,) = shelf.folder.iterdir()
+    whole = setup.filled(asked)
+    (path,) = setup.folder.iterdir()
     damage(path)
-    store = shelf.open(asked)
+    store = setup.open(asked)
     assert not store.is_complete
-    assert len(shelf.warnings) == 1
-    assert str(path) in shelf.warnings[0]
-    store.fill(Rounding(), say=shelf.lines.append, check=lambda: None)
-    assert shelf.open(asked).is_complete
+    assert len(setup.warnings) == 1
+    assert str(path) in setup.warnings[0]
+    store.fill(Rounding(), say=setup.lines.append, check=lambda: None)
+    assert setup.open(asked).is_complete
     assert store.forward([batch_of(asked)])[0].tobytes() == whole.forward([batch_of(asked)])[0].tobytes()
 
 
-def test_log_probs_that_are_not_finite_are_not_kept(shelf: Shelf) -> None:
+def test_log_probs_that_are_not_finite_are_not_kept(setup: Setup) -> None:
     broken = Rounding()
     broken.table[5] = np.nan
     with pytest.raises(NumericsError, match="log-probs are not finite"):
-        shelf.filled(sequences(30), broken)
-    assert not shelf.open(sequences(30)).is_complete
+        setup.filled(sequences(30), broken)
+    assert not setup.open(sequences(30)).is_complete
 
 
-def test_a_sequence_that_nobody_announced_is_an_error(shelf: Shelf) -> None:
-    store = shelf.filled(sequences(3))
+def test_a_sequence_that_nobody_announced_is_an_error(setup: Setup) -> None:
+    store = setup.filled(sequences(3))
     with pytest.raises(RlhfError, match="did not announce"):
         store.forward([batch_of(sequences(4, seed=1))])
 
 
 def kto_run(path: Path, **changes: object) -> Run:
-    """KTO on answers to several prompts: each is also asked about beside another prompt, which depends on the step."""
+    """KTO on responses to several prompts: each is also scored beside another prompt, which depends on the step."""
     engines = {Role.POLICY: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)}
     rows = [given_group(i, ["abcd"[i % 4] * (1 + i % 3), "e" * (1 + i % 2)], [1.0, 0.0]) for i in range(7)]
     return replace(sft_run(path), algorithm=KTO(KtoSection()), engines=engines, rows=rows, **changes)  # type: ignore[arg-type]
 
 
-def announced(run: Run, held_out: Sequence[ScoredGroup]) -> list[Asked]:
+def announced(run: Run, held_out: Sequence[ScoredGroup]) -> list[ReferenceSequence]:
     algorithm = KTO(KtoSection())
     source = OfflineSource(Order(run.rows, seed=3), run.batch_size, algorithm.keep)
-    return list(asked_of_reference(source, run.num_steps, algorithm, held_out))
+    return list(reference_sequences(source, run.num_steps, algorithm, held_out))
 
 
-def test_a_whole_run_asks_for_nothing_that_was_not_announced(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_whole_run_asks_for_nothing_that_was_not_announced(setup: Setup, tmp_path: Path) -> None:
     """The second run reads what the first one's reference said; both are the same run."""
     held_out = [given_group(20 + i, ["ab"[i]], [float(i)]) for i in range(2)]
     trained = []
     for name in ("cold", "warm"):
         run = kto_run(tmp_path / name, evaluate_every=2)
-        store = shelf.open(announced(run, held_out))
+        store = setup.open(announced(run, held_out))
         assert store.is_complete == (name == "warm")
         if name == "cold":
-            store.fill(Rounding(), say=shelf.lines.append, check=lambda: None)
+            store.fill(Rounding(), say=setup.lines.append, check=lambda: None)
         models = Models(trained=dict(run.engines), reference=store)
         run.reference = store
         run.evaluator = LabelEvaluator(models, KTO(KtoSection()), held_out, run.train)
@@ -228,12 +238,12 @@ def test_a_whole_run_asks_for_nothing_that_was_not_announced(shelf: Shelf, tmp_p
     assert trained[0] == trained[1]
 
 
-def test_every_row_is_announced_whatever_the_seed(shelf: Shelf) -> None:
+def test_every_row_is_announced_whatever_the_seed(setup: Setup) -> None:
     rows = [given_group(i, ["abcdefgh"[i % 8] * (1 + i)], [0.0]) for i in range(9)]
     algorithm = SFT(SftSection())
     for seed in (1, 2):
         source = OfflineSource(Order(rows, seed=seed), 3, algorithm.keep)
-        store = shelf.open(list(asked_of_reference(source, 4, algorithm, [])))
+        store = setup.open(list(reference_sequences(source, 4, algorithm, [])))
         assert store.is_complete == (seed == 2)
         if seed == 1:
-            store.fill(Rounding(), say=shelf.lines.append, check=lambda: None)
+            store.fill(Rounding(), say=setup.lines.append, check=lambda: None)

@@ -66,7 +66,7 @@ def test_seeds_depend_on_the_run_and_the_place_alone() -> None:
     assert request_seed(1, 2, "p", 3) == 2179604260263729431
 
 
-def test_a_prompt_that_comes_twice_in_a_step_gets_other_answers() -> None:
+def test_a_prompt_that_comes_twice_in_a_step_gets_other_responses() -> None:
     seen: Counter[str] = Counter()
     requests = make_requests(3, [make_prompt(1), make_prompt(2), make_prompt(1)], PLAN, seen)
     requests += make_requests(3, [make_prompt(1)], PLAN, seen)
@@ -75,7 +75,7 @@ def test_a_prompt_that_comes_twice_in_a_step_gets_other_answers() -> None:
     assert [request.seed for request in again] == [request.seed for request in requests[2:4]]
 
 
-def test_opponents_are_the_last_answers_of_each_group_and_the_greedy_answer_comes_after_them() -> None:
+def test_opponents_are_the_last_responses_of_each_group_and_the_greedy_response_comes_after_them() -> None:
     plan = replace(PLAN, group_size=3, num_opponents=1, mixture=0.25, greedy_baseline=True)
     requests = make_requests(3, [make_prompt(1), make_prompt(2)], plan, Counter())
     drawn = [(request.prompt_id, request.sampling.mixture, request.sampling.temperature) for request in requests]
@@ -83,13 +83,13 @@ def test_opponents_are_the_last_answers_of_each_group_and_the_greedy_answer_come
 
 
 class GreedyBest(FakeReward):
-    """10 for the answer that is asked for last of each prompt, which is the greedy one; else its length."""
+    """10 for the response that is asked for last of each prompt, which is the greedy one; else its length."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         return [Reward(total=10.0 if r.id.endswith("/2") else float(len(r.token_ids))) for r in rollouts]
 
 
-def test_the_greedy_answer_is_the_baseline_and_is_not_trained_on() -> None:
+def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
     engine = FakeRollout(TOKENIZER.num_tokens)
     engine.receive(0, np.linspace(0.0, 1.0, TOKENIZER.num_tokens))
     baseline = replace(PLAN, greedy_baseline=True)
@@ -113,13 +113,13 @@ def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
 
 
 class Shuffled(FakeRollout):
-    """Answers in another order."""
+    """Responses in another order."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         return list(reversed(super().generate(requests)))
 
 
-def test_answers_are_matched_by_id_and_not_by_order() -> None:
+def test_responses_are_matched_by_id_and_not_by_order() -> None:
     straight, shuffled = first_batch(source()), first_batch(source(engine=Shuffled(TOKENIZER.num_tokens)))
     assert [g.responses for g in straight.groups] == [g.responses for g in shuffled.groups]
     for group in shuffled.groups:
@@ -138,8 +138,8 @@ class Repeating(FakeRollout):
 
 
 @pytest.mark.parametrize("engine", [Losing, Repeating])
-def test_a_lost_answer_is_an_error(engine: type[FakeRollout]) -> None:
-    with pytest.raises(WorkerLostError, match=r"8 answers were asked for, 7 came \(missing: 1/p\d/0\)"):
+def test_a_lost_response_is_an_error(engine: type[FakeRollout]) -> None:
+    with pytest.raises(WorkerLostError, match=r"8 responses were requested, 7 came \(missing: 1/p\d/0\)"):
         first_batch(source(engine=engine(TOKENIZER.num_tokens)))
 
 
@@ -153,7 +153,7 @@ def test_a_missing_reward_is_an_error_and_never_invented() -> None:
         first_batch(source(rewards=TooFew()))
 
 
-def test_an_answer_is_the_decoded_tokens_and_the_tokens_are_kept() -> None:
+def test_a_response_is_the_decoded_tokens_and_the_tokens_are_kept() -> None:
     for group in first_batch(source()).groups:
         for rollout, response in zip(group.rollouts, group.responses, strict=True):
             assert response == TOKENIZER.decode(rollout.token_ids.tolist())

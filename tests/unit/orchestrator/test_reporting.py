@@ -61,7 +61,7 @@ def test_the_live_panel_shows_the_same_and_closes() -> None:
     assert "[bold]not markup[/bold]" in shown
 
 
-def test_an_answer_cannot_act_on_the_terminal() -> None:
+def test_a_response_cannot_act_on_the_terminal() -> None:
     nasty = "a\x1b[2Jb\r\nrlhf: error\x07 \u202eabc\x9b31m \ud800 é漢"
     group = replace(given_group(1, ["ab"], [0.5]), responses=(nasty,))
     for make in (PlainConsole, LiveConsole):
@@ -154,11 +154,11 @@ def test_a_tracker_that_hangs_holds_nothing_up() -> None:
         tracker.log(step, {"a": 1.0})
     tracker.close()
     assert time.monotonic() - start < 2
-    assert warnings == ["wandb: did not keep up; some figures are only in metrics.jsonl"]
+    assert warnings == ["wandb: did not keep up; some metrics are only in metrics.jsonl"]
 
 
 @pytest.mark.parametrize("make", [Breaks, lambda: 1 / 0])
-def test_a_tracker_that_breaks_is_told_of_once(make: type[Breaks]) -> None:
+def test_a_broken_tracker_is_warned_of_once(make: type[Breaks]) -> None:
     warnings: list[str] = []
     tracker = BestEffort("mlflow", make, warnings.append)
     for step in range(5):
@@ -168,7 +168,7 @@ def test_a_tracker_that_breaks_is_told_of_once(make: type[Breaks]) -> None:
     assert warnings[0].startswith(("mlflow: ConnectionError: refused", "mlflow: ZeroDivisionError"))
 
 
-def test_missing_packages_and_keys_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_and_keys_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(ConfigError) as caught:
@@ -211,30 +211,30 @@ def test_the_mismatch_by_hand() -> None:
     assert mismatch_metrics(np.zeros(0, dtype=np.float32), mismatch_band=2.0) == {}
 
 
-def test_log_probs_that_the_sampler_did_not_give_are_told_of_once() -> None:
+def test_missing_log_probs_of_the_sampler_are_warned_of_once() -> None:
     """All of them missing is a mean gap of 0, which would look like full agreement."""
-    told: list[str] = []
-    watch = MismatchWatch(TrainSection(), told.append)
+    warned: list[str] = []
+    watch = MismatchWatch(TrainSection(), warned.append)
     for step in (1, 2):
         watch.check(step, mismatch_metrics(np.full(4, np.nan, dtype=np.float32), mismatch_band=2.0))
         watch.check(step, mismatch_metrics(np.full(4, 0.2, dtype=np.float32), mismatch_band=2.0))
-    assert told == [
-        "step 1: 100.00% of the sampler's log-probs are not finite; told once",
+    assert warned == [
+        "step 1: 100.00% of the sampler's log-probs are not finite; shown once",
         "step 1: log-probs of sampler and trainer differ by 0.2 nats a token on average (train.mismatch_warn is 0.1); "
-        "told once",
+        "shown once",
     ]
     with pytest.raises(NumericsError, match=r"step 3: .* differ by 2 nats"):
         watch.check(3, mismatch_metrics(np.full(4, 2.0, dtype=np.float32), mismatch_band=2.0))
-    MismatchWatch(TrainSection(mismatch_warn=0.0, mismatch_stop=0.0), told.append).check(
+    MismatchWatch(TrainSection(mismatch_warn=0.0, mismatch_stop=0.0), warned.append).check(
         1, mismatch_metrics(np.full(4, 9.0, dtype=np.float32), mismatch_band=2.0)
     )
-    assert len(told) == 2
+    assert len(warned) == 2
 
 
 @pytest.mark.parametrize("numbers", [[100.0, -100.0], [np.inf], [np.nan, -np.inf]])
 def test_the_mismatch_of_far_policies_is_finite(numbers: list[float]) -> None:
-    figures = mismatch_metrics(np.array(numbers, dtype=np.float32), mismatch_band=2.0)
-    assert np.isfinite(list(figures.values())).all()
+    metrics = mismatch_metrics(np.array(numbers, dtype=np.float32), mismatch_band=2.0)
+    assert np.isfinite(list(metrics.values())).all()
 
 
 def test_the_schedule_counts_the_updates_that_will_run() -> None:

@@ -82,7 +82,7 @@ def test_a_resumed_run_has_the_reference_that_it_had(tmp_path: Path) -> None:
     assert not (policy_of(whole).copy == policy_of(whole).table).all()
 
 
-def test_a_reference_that_should_move_and_does_not_is_told(tmp_path: Path) -> None:
+def test_a_reference_that_should_move_and_does_not_is_a_warning(tmp_path: Path) -> None:
     run = following_run(tmp_path / "a", OnlineDpoSection(reference="ema"), lr=0.0, num_steps=1)
     run.run()
     assert "step 1: the reference was updated from the policy, and did not move" in run.out.getvalue()

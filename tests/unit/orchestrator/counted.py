@@ -31,7 +31,7 @@ class KilledError(BaseException):
     """Stands for SIGKILL: nothing after it runs."""
 
 
-class Fuse:
+class CallCounter:
     """Acts at the n-th call of any engine, whichever thread makes it."""
 
     def __init__(self, calls: int, act: Callable[[], None]) -> None:
@@ -47,64 +47,64 @@ class Fuse:
                 self._act()
 
 
-class FusedEngine(FakeTrainEngine):
-    def __init__(self, fuse: Fuse, name: str, head: Head, rollout: FakeRollout | None = None) -> None:
+class CountedEngine(FakeTrainEngine):
+    def __init__(self, counter: CallCounter, name: str, head: Head, rollout: FakeRollout | None = None) -> None:
         super().__init__(FakeRollout(TOKENIZER.num_tokens).table, head, rollout=rollout)
-        self._fuse = fuse
+        self._counter = counter
         self._name = name
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        self._fuse.count(f"{self._name} forward")
+        self._counter.count(f"{self._name} forward")
         return super().forward(batches)
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
-        self._fuse.count(f"{self._name} forward_backward")
+        self._counter.count(f"{self._name} forward_backward")
         return super().forward_backward(batches)
 
     def optim_step(self) -> StepReport:
-        self._fuse.count(f"{self._name} optim_step")
+        self._counter.count(f"{self._name} optim_step")
         return super().optim_step()
 
     def send_weights(self, version: int) -> SyncReport:
-        self._fuse.count(f"{self._name} send_weights")
+        self._counter.count(f"{self._name} send_weights")
         return super().send_weights(version)
 
     def save(self, directory: Path) -> None:
         super().save(directory)
-        self._fuse.count(f"{self._name} save")
+        self._counter.count(f"{self._name} save")
 
     def export(self, directory: Path) -> None:
-        self._fuse.count(f"{self._name} export")
+        self._counter.count(f"{self._name} export")
         super().export(directory)
 
 
-class FusedRollout(FakeRollout):
-    def __init__(self, fuse: Fuse) -> None:
+class CountedRollout(FakeRollout):
+    def __init__(self, counter: CallCounter) -> None:
         super().__init__(TOKENIZER.num_tokens)
-        self._fuse = fuse
+        self._counter = counter
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        self._fuse.count("generate")
+        self._counter.count("generate")
         return super().generate(requests)
 
 
-class FusedReward(FakeReward):
-    def __init__(self, fuse: Fuse) -> None:
+class CountedReward(FakeReward):
+    def __init__(self, counter: CallCounter) -> None:
         super().__init__()
-        self._fuse = fuse
+        self._counter = counter
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        self._fuse.count("score")
+        self._counter.count("score")
         return super().score(prompts, responses, rollouts)
 
 
-def fused_run(path: Path, fuse: Fuse) -> Run:
-    rollout = FusedRollout(fuse)
-    run = ppo_run(path, num_steps=5, rollout=rollout, rewards=FusedReward(fuse))
+def counted_run(path: Path, counter: CallCounter) -> Run:
+    rollout = CountedRollout(counter)
+    run = ppo_run(path, num_steps=5, rollout=rollout, rewards=CountedReward(counter))
     run.set_train(batch_size=5)
     run.engines = {
-        Role.POLICY: FusedEngine(fuse, "policy", Head.LOG_PROBS, rollout),
-        Role.CRITIC: FusedEngine(fuse, "critic", Head.VALUES),
+        Role.POLICY: CountedEngine(counter, "policy", Head.LOG_PROBS, rollout),
+        Role.CRITIC: CountedEngine(counter, "critic", Head.VALUES),
     }
     run.pretraining = Pretraining(
         Order([given_group(i, ["hh"], [0.0]) for i in range(5)], seed=0), SFT(SftSection()), batch_size=2
@@ -117,9 +117,9 @@ def kill() -> None:
 
 
 def evidence(run: Run) -> tuple[dict[Role, bytes], list[dict[str, float]], bytes]:
-    """Weights, figures but for times, and the last step's answers."""
+    """Weights, metrics but for times, and the last step's responses."""
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    figures = [
+    metrics = [
         {name: value for name, value in row.items() if not name.startswith(("time", "throughput"))} for row in rows
     ]
-    return tables(run), figures, (run.path / "rollouts/step_000005.jsonl").read_bytes()
+    return tables(run), metrics, (run.path / "rollouts/step_000005.jsonl").read_bytes()
