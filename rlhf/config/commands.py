@@ -1,6 +1,6 @@
 """The whole config of each training method. Only the composition root sees these; a class gets its own section."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -31,7 +31,13 @@ from rlhf.config.models import (
     TrainedRewardSection,
 )
 from rlhf.config.reward import RewardSection, StartedSource
-from rlhf.config.rollout import GroupRolloutSection, LabeledRolloutSection, PairRolloutSection, RolloutSection
+from rlhf.config.rollout import (
+    EngineName,
+    GroupRolloutSection,
+    LabeledRolloutSection,
+    PairRolloutSection,
+    RolloutSection,
+)
 from rlhf.config.run import (
     CheckpointSection,
     ClusterSection,
@@ -61,9 +67,24 @@ class TrainConfig(Section):
         return {}
 
     @property
+    def is_online(self) -> bool:
+        """Whether the policy learns from its own responses."""
+        return False
+
+    @property
     def examples_per_step(self) -> int:
         """Examples that a step learns from, at most."""
         return self.train.batch_size
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return self.data.max_tokens
+
+    @property
+    def max_lag(self) -> int:
+        """Versions of the policy that rollouts may run ahead; 0 where they do not, or where there are none."""
+        return 0
 
 
 class SftConfig(TrainConfig):
@@ -138,6 +159,18 @@ class OnlineConfig(TrainConfig):
         return models | {name: source for name, source in sources.items() if isinstance(source, StartedSource)}
 
     @property
+    def is_online(self) -> bool:
+        return True
+
+    @property
+    def longest_sequence(self) -> int:
+        return self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+
+    @property
+    def max_lag(self) -> int:
+        return self.rollout.max_lag
+
+    @property
     def examples_per_step(self) -> int:
         return self.rollout.batch_size * self.rollout.group_size
 
@@ -197,7 +230,7 @@ class GenerateConfig(Section):
     """Answers to each prompt."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides the samples."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers."""
     debug: bool = False
     """Show tracebacks."""

@@ -1,5 +1,7 @@
 """How answers are sampled."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -7,10 +9,56 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rlhf.config.base import Section
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTraits:
+    """What a kind of rollout engine can do. Its name is also that of the package that it needs."""
+
+    mixes: bool
+    """It can mix the logits of two models (algo.mixture)."""
+    max_adapter_rank: int
+    """Highest rank of LoRA adapters that it adds to a model at every token; 0: it takes merged weights only."""
+    on_gpu: bool
+    """It can receive weights on a GPU."""
+    tensor_parallel: bool
+    """One engine can be spread over several GPUs."""
+    cpu_process_gib: float
+    """Memory of its process on a CPU, without weights and KV cache: the libraries."""
+    cpu_weight_copies: float
+    """Memory of the weights on a CPU, as a multiple of their size."""
+
+
+EngineName = Literal["auto", "vllm", "transformers"]
+ENGINES: Mapping[str, EngineTraits] = {
+    "vllm": EngineTraits(
+        mixes=False,
+        max_adapter_rank=512,
+        on_gpu=True,
+        tensor_parallel=True,
+        cpu_process_gib=0.75,
+        # Linear layers multiply by packed copies, and loading leaves holes between these.
+        cpu_weight_copies=1.5,
+    ),
+    "transformers": EngineTraits(
+        mixes=True,
+        max_adapter_rank=0,
+        on_gpu=False,
+        tensor_parallel=False,
+        cpu_process_gib=0.55,
+        cpu_weight_copies=1.0,
+    ),
+}
+"""The kinds of engines. auto is the first one that is installed."""
+
+
+def engines_that(can: Callable[[EngineTraits], object]) -> list[str]:
+    """The names of the engines that can do something."""
+    return [name for name, traits in ENGINES.items() if can(traits)]
+
+
 class RolloutSection(Section):
     """How answers are sampled."""
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers; transformers alone can mix two models (algo.mixture)."""
     num_engines: PositiveInt = 1
     """Engines that share the work."""
@@ -53,6 +101,11 @@ class RolloutSection(Section):
     """Longest time that sampling one step's answers may take."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest weight sync."""
+
+    @property
+    def expected_traits(self) -> EngineTraits:
+        """What the engine can do, where nothing shows which ones are installed: auto is taken for the first."""
+        return next(iter(ENGINES.values())) if self.engine == "auto" else ENGINES[self.engine]
 
 
 class GroupRolloutSection(RolloutSection):

@@ -9,7 +9,7 @@ from rlhf.config.base import Section
 from rlhf.config.data import DataSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.reward import RewardSection
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.rollout import EngineName, RolloutSection
 from rlhf.config.run import ClusterSection
 
 
@@ -42,7 +42,7 @@ class SamplingConfig(Section):
     """Decides the samples."""
     chunk_size: PositiveInt = 64
     """Prompts whose answers are sampled, scored and written at once."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""

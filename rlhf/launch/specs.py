@@ -10,7 +10,7 @@ from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.rules.placement import GLOO_ON_GPUS
 from rlhf.engines.rewards import head_of
-from rlhf.engines.rollout.open_engine import NO_ADAPTERS, NO_MIXTURE, engine_kind
+from rlhf.engines.rollout.open_engine import require_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import ConfigError
@@ -91,8 +91,7 @@ def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
     """The model that the rollout engines hold beside the policy; None where they sample from the policy alone."""
     if not needs.mixture:
         return None
-    if engine_kind(config.rollout) != "transformers":
-        raise ConfigError(NO_MIXTURE)
+    require_engine(config.rollout, mixture=True)
     return model_of(config.reference, Role.REFERENCE)
 
 
@@ -100,15 +99,14 @@ def synced_adapters(policy: TrainedModelSection, rollout: RolloutSection) -> int
     """Rank of the adapters that the engines are sent in the weights' stead; 0 where they are sent weights."""
     if not rollout.sync_adapters:
         return 0
-    if engine_kind(rollout) == "transformers":
-        raise ConfigError(NO_ADAPTERS)
+    require_engine(rollout, adapters=True)
     return policy.lora.rank
 
 
 def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:
     """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
-    if device != "cpu" and engine_kind(section) == "transformers":
-        raise ConfigError("rollout.engine: transformers trains on CPU only. Install vllm and use it on GPUs.")
+    if device != "cpu":
+        require_engine(section, on_gpu=True)
     if device != "cpu" and section.sync_backend == "gloo":
         raise ConfigError(f"rollout.sync_backend: {GLOO_ON_GPUS}")
     if section.sync_backend != "auto":

@@ -6,6 +6,7 @@ from math import ceil
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.rollout import RolloutSection
 from rlhf.planning import memory, timing
 from rlhf.planning.calibration import ENGINE, MODELS, NONE, Calibration
 from rlhf.planning.hardware import GIB, ClusterShape
@@ -24,10 +25,6 @@ GPU_PROCESS = 1.3 * GIB
 """A CUDA context, its kernels and NCCL's buffers."""
 CPU_PROCESS = 0.55 * GIB
 """torch, transformers, DeepSpeed and Ray in one process."""
-CPU_ENGINE = 0.75 * GIB
-"""The same with vLLM."""
-CPU_ENGINE_COPIES = 1.5
-"""Of the weights: vLLM's linear layers multiply by packed copies there, and loading leaves holes between these."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -55,15 +52,14 @@ def plan_run(
     groups = tuple(
         planner.group(group, tuple(bundle for bundle in bundles if bundle.group is group)) for group in placement.groups
     )
-    online = isinstance(config, OnlineConfig)
     return Plan(
         cluster=cluster,
         placement=placement,
         groups=groups,
         work=work,
-        overlaps=isinstance(config, OnlineConfig) and config.rollout.max_lag > 0,
-        cache_tokens=planner.cache_tokens() if online else 0.0,
-        cache_wanted=planner.cache_wanted() if online else 0.0,
+        overlaps=config.max_lag > 0,
+        cache_tokens=planner.cache_tokens() if config.is_online else 0.0,
+        cache_wanted=planner.cache_wanted() if config.is_online else 0.0,
         other_s=calibration.other_s,
     )
 
@@ -176,30 +172,27 @@ class _Planner:
                 return memory.forward(load, tokens)
 
     def _bucket(self) -> float:
-        assert isinstance(self._config, OnlineConfig)
         policy = self._loads[Role.POLICY]
-        return max(
-            self._config.rollout.sync_bucket_mib * MIB, float(policy.shape.layer_parameters * policy.dtype_bytes)
-        )
+        return max(self._rollout.sync_bucket_mib * MIB, float(policy.shape.layer_parameters * policy.dtype_bytes))
 
     def _process(self, role: Role) -> float:
         if not self._cluster.device.is_cpu:
             return GPU_PROCESS
-        return CPU_ENGINE if role == Role.ROLLOUT and self._is_vllm else CPU_PROCESS
+        return self._rollout.expected_traits.cpu_process_gib * GIB if role == Role.ROLLOUT else CPU_PROCESS
 
     @property
-    def _is_vllm(self) -> bool:
-        return isinstance(self._config, OnlineConfig) and self._config.rollout.engine != "transformers"
+    def _rollout(self) -> RolloutSection:
+        assert isinstance(self._config, OnlineConfig)
+        return self._config.rollout
 
     def _engine(self, phase: str, *, shares: bool) -> Memory:
         """One device of an engine. On shared GPUs it sleeps but while it answers and receives, unless it answers beside
         training; on CPU, where it has nothing to give back, its memory stays."""
-        assert isinstance(self._config, OnlineConfig)
-        sleeps = shares and not self._cluster.device.is_cpu and not self._config.rollout.max_lag
+        sleeps = shares and not self._cluster.device.is_cpu and not self._rollout.max_lag
         process = Memory(process=self._process(Role.ROLLOUT))
         if sleeps and phase not in ("generate", "sync"):
             return process
-        copies = CPU_ENGINE_COPIES if self._is_vllm and self._cluster.device.is_cpu else 1
+        copies = self._rollout.expected_traits.cpu_weight_copies if self._cluster.device.is_cpu else 1
         held = Memory(
             parameters=self._engine_weights() * copies,
             kv_cache=self._cache_bytes(),
@@ -209,27 +202,23 @@ class _Planner:
 
     def _engine_weights(self) -> float:
         """Of one device."""
-        assert isinstance(self._config, OnlineConfig)
-        return self._loads[Role.POLICY].parameter_bytes / self._config.rollout.tensor_parallel_size
+        return self._loads[Role.POLICY].parameter_bytes / self._rollout.tensor_parallel_size
 
     def _cache_bytes(self) -> float:
         """Of one device: what vLLM leaves of its share of the memory, or what the config says on CPU."""
-        assert isinstance(self._config, OnlineConfig)
-        rollout, sheet = self._config.rollout, self._cluster.device
+        rollout, sheet = self._rollout, self._cluster.device
         if sheet.is_cpu:
             return rollout.kv_cache_gib * GIB
         return max(0.0, rollout.gpu_memory_utilization * sheet.memory_gib * GIB - self._engine_weights() - GPU_PROCESS)
 
     def cache_tokens(self) -> float:
         """Tokens that one engine's cache has room for."""
-        assert isinstance(self._config, OnlineConfig)
-        policy, parallel = self._loads[Role.POLICY], self._config.rollout.tensor_parallel_size
+        policy, parallel = self._loads[Role.POLICY], self._rollout.tensor_parallel_size
         return self._cache_bytes() / memory.kv_cache(policy.shape, policy.dtype_bytes, parallel, 1)
 
     def cache_wanted(self) -> float:
         """Tokens of the longest sequences that one engine works on at once."""
-        assert isinstance(self._config, OnlineConfig)
-        rollout = self._config.rollout
+        rollout = self._rollout
         return min(rollout.max_num_seqs, ceil(self._work.sampled / rollout.num_engines)) * float(self._work.longest)
 
     def _seconds(self, group: DeviceGroup, phase: str, rates: timing.Efficiency) -> float:
@@ -254,13 +243,11 @@ class _Planner:
                 return 0.0
 
     def _synced_bytes(self, policy: ModelLoad) -> float:
-        assert isinstance(self._config, OnlineConfig)
-        adapters_alone = self._config.rollout.sync_adapters
+        adapters_alone = self._rollout.sync_adapters
         return policy.learned_parameters * policy.dtype_bytes if adapters_alone else policy.parameter_bytes
 
     def _generation(self, policy: ModelLoad, rates: timing.Efficiency) -> float:
-        assert isinstance(self._config, OnlineConfig)
-        rollout = self._config.rollout
+        rollout = self._rollout
         fitting = max(1, int(self.cache_tokens() // self._work.sequence_tokens))
         return timing.generation(
             policy.shape,

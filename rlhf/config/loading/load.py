@@ -39,6 +39,7 @@ from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.methods import COMMANDS, METHODS, Command
 from rlhf.config.problems import shown
 from rlhf.config.reward import ModelSource
+from rlhf.config.rollout import engines_that
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError
 
@@ -185,7 +186,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if isinstance(config, OnlineConfig):
         config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})
     if isinstance(config, OnlineDpoConfig) and config.algo.mixture and config.rollout.engine == "auto":
-        rollout = config.rollout.model_copy(update={"engine": "transformers"})
+        rollout = config.rollout.model_copy(update={"engine": engines_that(lambda engine: engine.mixes)[0]})
         config = config.model_copy(update={"rollout": rollout})
     if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
         config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})

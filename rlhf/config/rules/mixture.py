@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from rlhf.config.algo import OnlineDpoSection
 from rlhf.config.commands import OnlineDpoConfig, TrainConfig
 from rlhf.config.problems import Problem
+from rlhf.config.rollout import engines_that
 
 
 def mixture_is_sampled(config: TrainConfig) -> Iterator[Problem]:
     """An engine that can mix two models samples."""
     if not isinstance(config, OnlineDpoConfig) or not config.algo.mixture:
         return
-    if config.rollout.engine == "vllm":
+    others = engines_that(lambda engine: engine.mixes)
+    if config.rollout.engine != "auto" and not config.rollout.expected_traits.mixes:
         yield Problem(
             keys=("rollout.engine", "algo.mixture"),
-            text=f"vllm samples from one model, and cannot mix {config.algo.mixture:g} of the "
-            "reference's logits with the policy's. Use transformers or auto.",
+            text=f"{config.rollout.engine} samples from one model, and cannot mix {config.algo.mixture:g} of the "
+            f"reference's logits with the policy's. Use {' or '.join([*others, 'auto'])}.",
         )
 
 

@@ -9,6 +9,7 @@ from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig,
 from rlhf.config.methods import method_name
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
+from rlhf.config.rollout import engines_that
 
 LEAST_TEMPERATURE = 0.01
 """vLLM takes this one in the place of any lower one but 0."""
@@ -53,10 +54,12 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
             text=f"vLLM samples at {LEAST_TEMPERATURE} where less is asked for, and ratios would be taken between two "
             f"policies; needs >= {LEAST_TEMPERATURE} (got {rollout.temperature:g}).",
         )
-    if rollout.engine == "transformers" and rollout.tensor_parallel_size > 1:
+    if rollout.tensor_parallel_size > 1 and not rollout.expected_traits.tensor_parallel:
+        others = " or ".join(engines_that(lambda engine: engine.tensor_parallel))
         yield Problem(
             keys=("rollout.tensor_parallel_size", "rollout.engine"),
-            text=f"the transformers engine runs on one device (got {rollout.tensor_parallel_size}). Use engine vllm.",
+            text=f"the {rollout.engine} engine runs on one device (got {rollout.tensor_parallel_size}). "
+            f"Use engine {others}.",
         )
     together = [flag for flag in config.cluster.colocate if flag == "all" or "rollout" in flag.split(",")]
     if rollout.max_lag > 0 and together:

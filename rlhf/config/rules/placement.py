@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.problems import Problem, shown
+from rlhf.config.rollout import engines_that
 from rlhf.config.tools import BenchConfig
 
-MAX_SERVED_RANK = 512
-"""Highest rank of adapters that vLLM adds to a model that it serves."""
 ROLES = ("policy", "reference", "critic", "reward", "rollout")
 ALL = "all"
 GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
@@ -94,15 +93,18 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     rollout, rank = config.rollout, config.policy.lora.rank
     if not rollout.sync_adapters:
         return
+    highest = rollout.expected_traits.max_adapter_rank
+    others = engines_that(lambda traits: traits.max_adapter_rank)
+    engine = others[0] if rollout.engine == "auto" else rollout.engine
     if not rank:
         yield Problem(
             keys=("rollout.sync_adapters", "policy.lora.rank"),
             text="the policy has no adapters. Set policy.lora.rank above 0, or this to false.",
         )
-    elif rank > MAX_SERVED_RANK:
+    elif rank > highest > 0:
         yield Problem(
             keys=("rollout.sync_adapters", "policy.lora.rank"),
-            text=f"vLLM adds adapters up to rank {MAX_SERVED_RANK} (got {rank}). Set this to false.",
+            text=f"{engine} adds adapters up to rank {highest} (got {rank}). Set this to false.",
         )
     if config.policy.quantization != "none":
         yield Problem(
@@ -110,10 +112,11 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
             text=f"the engines would add adapters to weights that are not rounded to {config.policy.quantization}. "
             "Set this to false.",
         )
-    if rollout.engine == "transformers":
+    if not highest:
         yield Problem(
             keys=("rollout.sync_adapters", "rollout.engine"),
-            text="the transformers engine takes merged weights only. Set this to false, or rollout.engine to vllm.",
+            text=f"the {engine} engine takes merged weights only. Set this to false, or rollout.engine to "
+            f"{' or '.join(others)}.",
         )
 
 

@@ -1,21 +1,15 @@
 """Opens a rollout engine: vLLM or plain transformers."""
 
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Protocol
 
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.rollout import ENGINES, RolloutSection, engines_that
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import WeightReceiver
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-
-NO_MIXTURE = (
-    "rollout.engine: vLLM samples from one model and cannot mix a reference's logits with the policy's. "
-    "Set rollout.engine to transformers."
-)
-
-NO_ADAPTERS = "rollout.sync_adapters: the transformers engine takes merged weights only. Set it to false, or use vllm."
 
 
 class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
@@ -32,27 +26,55 @@ class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
 
 
 def engine_kind(section: RolloutSection) -> str:
-    """vllm or transformers; auto is vLLM if it is installed, else transformers."""
+    """The name of an entry of ENGINES; auto is the first one that is installed."""
     if section.engine != "auto":
         return section.engine
-    return "vllm" if find_spec("vllm") else "transformers"
+    return next(kind for kind in ENGINES if find_spec(kind))
+
+
+def require_engine(
+    section: RolloutSection, *, mixture: bool = False, adapters: bool = False, on_gpu: bool = False
+) -> None:
+    """Raise ConfigError where the engine that `section` means cannot do what is asked of it."""
+    kind = engine_kind(section)
+    traits = ENGINES[kind]
+    if mixture and not traits.mixes:
+        others = " or ".join(engines_that(lambda engine: engine.mixes))
+        raise ConfigError(
+            f"rollout.engine: {kind} samples from one model and cannot mix a reference's logits with the policy's. "
+            f"Set rollout.engine to {others}."
+        )
+    if adapters and not traits.max_adapter_rank:
+        others = " or ".join(engines_that(lambda engine: engine.max_adapter_rank))
+        raise ConfigError(
+            f"rollout.sync_adapters: the {kind} engine takes merged weights only. Set it to false, or use {others}."
+        )
+    if on_gpu and not traits.on_gpu:
+        others = " or ".join(engines_that(lambda engine: engine.on_gpu))
+        raise ConfigError(f"rollout.engine: {kind} trains on CPU only. Install {others} and use it on GPUs.")
 
 
 def open_engine(spec: EngineSpec, *, name: str) -> ServingEngine:
     """Load `spec.model` into the kind of engine that the section asks for; `name` is the engine's name in errors.
 
-    The engine's own library is imported here, and the other one is not. Raises ConfigError where that engine cannot
+    The engine's own library is imported here, and the other ones are not. Raises ConfigError where that engine cannot
     mix a reference's logits with the policy's, or cannot add adapters.
     """
-    if engine_kind(spec.section) == "vllm":
-        if spec.reference is not None:
-            raise ConfigError(NO_MIXTURE)
-        from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415
+    require_engine(spec.section, mixture=spec.reference is not None, adapters=spec.adapter_rank > 0)
+    return OPENERS[engine_kind(spec.section)](spec, name)
 
-        return VllmRolloutEngine(spec, name=name)
-    if spec.adapter_rank:
-        raise ConfigError(NO_ADAPTERS)
+
+def _vllm(spec: EngineSpec, name: str) -> ServingEngine:
+    from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415
+
+    return VllmRolloutEngine(spec, name=name)
+
+
+def _transformers(spec: EngineSpec, name: str) -> ServingEngine:
     with importing():
         from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415
 
     return TransformersRolloutEngine(spec, name=name)
+
+
+OPENERS: Mapping[str, Callable[[EngineSpec, str], ServingEngine]] = {"vllm": _vllm, "transformers": _transformers}

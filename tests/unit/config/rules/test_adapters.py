@@ -18,7 +18,7 @@ PACKED = ("--policy.quantization", "nf4")
         (("--policy.lora.alpha", "16"), "--policy.lora.alpha: not used: policy.lora.rank 0 trains the model"),
         (("--policy.lora.targets", "q_proj"), "--policy.lora.targets: not used: policy.lora.rank 0 trains the model"),
         (ALONE, "--rollout.sync-adapters: the policy has no adapters"),
-        ((*ALONE, "--policy.lora.rank", "513"), "--rollout.sync-adapters: vLLM adds adapters up to rank 512 (got 513)"),
+        ((*ALONE, "--policy.lora.rank", "513"), "--rollout.sync-adapters: vllm adds adapters up to rank 512 (got 513)"),
         (
             (*ALONE, *LORA, "--rollout.engine", "transformers"),
             "--rollout.sync-adapters: the transformers engine takes merged weights only",
