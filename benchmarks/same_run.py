@@ -12,9 +12,10 @@ same, bit for bit, and where they are not, how many differ and which one is the 
 - metrics: every value in metrics.jsonl as it is written there, under its new name, but for those of wall-clock time and
   memory.
 
-The exit code is 1 if anything differs or a run fails. Names that changed between the revisions are in the tables at the
-top of this file. With `--keep` the results of the base revision are stored and used again by later calls. Those of the
-working tree are used again with `--again` only: after a change of the tables alone nothing needs to run.
+The exit code is 1 if anything differs or a run fails. Names that changed between the revisions are those that the code
+still reads under their old names. With `--keep` the results of the base revision are stored and used again by later
+calls. Those of the working tree are used again with `--again` only: after a change of the tables alone nothing needs to
+run.
 
 The runs use vLLM with one engine, strictly on-policy, and DeepSpeed ZeRO-3 on two ranks where a case says so. On one
 machine such runs are deterministic without any further setting: each request has its own seed, and collectives add in a
@@ -40,14 +41,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.tables import show
+from rlhf.config.renamed import RENAMED_KEYS
+from rlhf.orchestrator.run.metrics_file import RENAMED_METRICS
 
 ROOT = Path(__file__).parents[1]
-RENAMED_METRICS: Mapping[str, str] = {}
-"""Name at the base revision: name now. A name that ends in "/" stands for all metrics that begin with it."""
-DROPPED_METRICS: tuple[str, ...] = ()
+DROPPED_METRICS: tuple[str, ...] = ("tricks/",)
 """Metrics of the base revision that are no longer written. "NAME/" stands for all that begin with it."""
-RENAMED_KEYS: Mapping[str, str] = {}
-"""Config key at the base revision: key now."""
 TIMED_METRICS = ("time", "throughput/", "memory/", "sync/seconds")
 """Prefixes of metrics that depend on the machine's speed and memory, under their old and new names."""
 
