@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.config.rollout import RolloutSection
@@ -95,7 +96,7 @@ class Receiver:
     def join_raw(self, port: int, rank: int, world_size: int, sizes: Sequence[int]) -> None:
         self._sizes = sizes
         self._buffer = torch.ones(max(sizes), dtype=torch.uint8)
-        store = torch.distributed.TCPStore("127.0.0.1", port)
+        store = TCPStore("127.0.0.1", port)
         self._group = GlooGroup(store, rank, world_size, TIMEOUT_S)
 
     def receive_raw(self) -> None:

@@ -34,7 +34,8 @@ class TimelineSender(GlooSender):
 
     def watched(self, version: int) -> str:
         """Send, and draw what happened."""
-        self._spans = spans = []
+        spans: list[Span] = []
+        self._spans = spans
         with watching(spans):
             start_s = time.perf_counter()
             self.send(version)

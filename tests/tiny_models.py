@@ -37,7 +37,7 @@ def tiny_config(*, tied: bool = False, vocab_size: int = 128, num_labels: int = 
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        num_labels=num_labels,
+        num_labels=num_labels,  # type: ignore[call-arg]
         initializer_range=0.1,
     )
 

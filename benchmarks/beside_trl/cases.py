@@ -138,7 +138,7 @@ def make_model(case: Case, folder: Path) -> None:
 @torch.no_grad()
 def bias_endings(model: LlamaForCausalLM, probability: float | None) -> None:
     """Let EOS have `probability` after any words, or none at all; padding, BOS and unknown words have none."""
-    embeddings = model.get_input_embeddings().weight
+    embeddings = model.model.embed_tokens.weight
     embeddings[:, 0] = CONSTANT
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0.0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
@@ -66,7 +67,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, *args: object, **kwargs: object) -> None:
         self.times.append(time.time())
 
-    def on_log(self, args: object, state: object, control: object, logs: dict[str, float], **kwargs: object) -> None:
+    def on_log(self, *args: object, logs: dict[str, float], **kwargs: object) -> None:  # type: ignore[override]
         self.logs.append(dict(logs))
 
 
@@ -99,7 +100,8 @@ def make_arguments(case: Case, folder: Path) -> TrainingArguments:
         "online-dpo": {"max_new_tokens": case.max_tokens, "max_length": 1024, "temperature": 1.0, "beta": [0.1]},
     }
     per_device = case.shape.num_answers if case.method == "grpo" else case.num_rows_a_step
-    return CONFIGS[case.method](
+    kind: type[Any] = CONFIGS[case.method]
+    arguments: TrainingArguments = kind(
         output_dir=str(folder / "trl"),
         max_steps=case.num_steps,
         per_device_train_batch_size=per_device,
@@ -119,6 +121,7 @@ def make_arguments(case: Case, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         **own[case.method],
     )
+    return arguments
 
 
 def train(case: Case, folder: Path) -> Figures:

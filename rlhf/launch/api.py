@@ -7,31 +7,29 @@ Heavy parts are imported by the function that needs them, so that loading and ch
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from rlhf.config.commands import GenerateConfig, TrainConfig
 from rlhf.config.loading.load import read_config, resolve
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
 from rlhf.launch.check import check_config
-from rlhf.types import Json
 
 if TYPE_CHECKING:
     from rlhf.launch.train import TrainResult
 
 
-class Reward(Protocol):
-    """A reward function of your own: any callable of a module, named by `reward.function` as `module:name`.
+Reward: TypeAlias = Callable[..., Sequence[float]]
+"""A reward function of your own, `(prompts, responses, **columns) -> numbers`: a callable of a module, named by
+`reward.function` as `module:name`.
 
-    It is called with every response of a step at once and returns one finite number a response. Beside `prompts` and
-    `responses` it gets the rows' columns that it names as keyword arguments (`labels`, or a column's own name), each a
-    list with one entry a response. It runs in a process of its own.
-    """
-
-    def __call__(self, prompts: list[str], responses: list[str], **columns: list[Json]) -> Sequence[float]: ...
+It is called with every response of a step at once and returns one finite number a response. Beside `prompts` and
+`responses`, lists of text, it gets the rows' columns that it names as keyword arguments (`labels`, or a column's own
+name), each a list with one entry a response. It runs in a process of its own.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
@@ -64,16 +64,17 @@ def open_engine(
     return TransformersRolloutEngine(spec)  # type: ignore[return-value]
 
 
-def load_model(folder: Path) -> torch.nn.Module:
+def load_model(folder: Path) -> PreTrainedModel:
     """The same weights in plain transformers."""
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model
 
 
 @torch.no_grad()
 def reference_logits(model: torch.nn.Module, token_ids: IntArray) -> torch.Tensor:
     """[n, V]: logits of the token after each."""
-    return model(torch.from_numpy(token_ids)[None]).logits[0]
+    logits: torch.Tensor = model(torch.from_numpy(token_ids)[None]).logits[0]
+    return logits
 
 
 def reference_log_probs(model: torch.nn.Module, token_ids: IntArray, temperature: float = 1.0) -> FloatArray:

@@ -30,7 +30,7 @@ def load(folder: Path | str, head: Head = Head.LOG_PROBS, *, new_head: bool = Fa
     )
 
 
-def edit_weights(folder: Path, edit: Callable[[Weights], None]) -> None:
+def edit_weights(folder: Path, edit: Callable[[Weights], object]) -> None:
     weights = load_file(folder / "model.safetensors")
     edit(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,5 +1,7 @@
 """Fine-tuning and reward modeling through the command line: they learn, and what they export loads elsewhere."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -41,11 +43,11 @@ def test_fine_tuning_learns_and_exports_a_language_model(sft: Run) -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert sft.metrics[7]["eval/loss"] < sft.metrics[3]["eval/loss"]
     assert "AutoModelForCausalLM" in sft.output
-    model = AutoModelForCausalLM.from_pretrained(sft.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(sft.model)
     tokenizer = AutoTokenizer.from_pretrained(sft.model)
     ids = tokenizer("say red 1", return_tensors="pt").input_ids
     answer = tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :])
-    assert answer.strip()
+    assert str(answer).strip()
 
 
 def test_a_reward_model_learns_and_exports_a_scorer(rm: Run) -> None:

@@ -80,7 +80,7 @@ def test_no_requests_give_no_rollouts(engine: ServingEngine) -> None:
 def test_log_probs_are_the_models_at_the_sampling_temperature(
     engine: ServingEngine, model: torch.nn.Module, sampling: dict[str, float]
 ) -> None:
-    requests = [request(seed, **sampling) for seed in range(6)]
+    requests = [request(seed, **sampling) for seed in range(6)]  # type: ignore[arg-type]
     for sent, rollout in zip(requests, engine.generate(requests), strict=True):
         ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         expected = reference_log_probs(model, ids, sampling.get("temperature", 1.0))
@@ -156,10 +156,7 @@ def test_threads_may_generate_concurrently(engine: ServingEngine) -> None:
     requests = [[request(10 * thread + i, max_tokens=10 + thread) for i in range(3)] for thread in range(4)]
     alone = [engine.generate(part) for part in requests]
     answers: dict[int, list[Rollout]] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: answers.update({i: engine.generate(requests[i])}))  # type: ignore[misc]
-        for i in range(4)
-    ]
+    threads = [threading.Thread(target=lambda i=i: answers.update({i: engine.generate(requests[i])})) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -52,7 +52,8 @@ def trl() -> "ModuleType":
 
         for trainer in ("GRPOTrainer", "RLOOTrainer", "DPOTrainer", "KTOTrainer"):
             getattr(trl, trainer)  # imported when first asked for
-    return trl
+    package: ModuleType = trl
+    return package
 
 
 class OneProcess:
@@ -141,8 +142,9 @@ class Bare:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def loss(self, trainer: type) -> torch.Tensor:
-        data, bare = self.data, trainer.__new__(trainer)
-        constants = {
+        data = self.data
+        bare: Any = object.__new__(trainer)
+        constants: dict[str, object] = {
             "aux_loss_enabled": False,
             "top_entropy_quantile": 1.0,
             "off_policy_mask_threshold": None,
@@ -185,7 +187,7 @@ def same_gradient(mine: torch.Tensor, theirs: torch.Tensor, data: Sampled) -> No
 
 
 MEAN = "seq-mean-token-mean"
-GRPO = {
+GRPO: dict[str, tuple[CriticFreeSection, dict[str, Any]]] = {
     "token mean": (GrpoSection(), {"loss_type": "bnpo"}),
     "sequence mean": (GrpoSection(aggregation=MEAN), {"loss_type": "grpo"}),
     "kl in the loss": (GrpoSection(kl=FixedKl(coef=0.3)), {"beta": 0.3}),

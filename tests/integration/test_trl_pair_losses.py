@@ -61,7 +61,8 @@ def trl() -> "ModuleType":
         import trl.experimental.orpo  # noqa: PLC0415
 
         trl.DPOTrainer  # noqa: B018  imported when first asked for
-    return trl
+    package: ModuleType = trl
+    return package
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def ours(section: PairLossSection, data: Given) -> torch.Tensor:
 def theirs(trl: "ModuleType", data: Given, settings: dict[str, object]) -> torch.Tensor:
     """DPOTrainer's loss. Its model says log-probs shifted by one, 0 outside the answers."""
     bare = trl.DPOTrainer.__new__(trl.DPOTrainer)
-    constants = {
+    constants: dict[str, object] = {
         "aux_loss_enabled": False,
         "ld_alpha": None,
         "precompute_ref_logps": True,

@@ -121,7 +121,8 @@ class Setup:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
-    setup = Setup(*request.param, tmp_path_factory.mktemp("model"))
+    kind, weights = request.param
+    setup = Setup(kind, weights, tmp_path_factory.mktemp("model"))
     yield setup
     setup.close()
 

@@ -34,14 +34,14 @@ def resume(scenarios: "Scenarios") -> None:
     for stage, dtype in ((0, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")):
         name = f"zero{stage}-{dtype}"
         settings = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine", "warmup_ratio": 0.3}
-        whole = scenarios.engine("tied", num_steps=4, **settings)
+        whole = scenarios.engine("tied", num_steps=4, **settings)  # type: ignore[arg-type]
         lrs = [scenarios.step(whole, experiences(seed=i), FOUR)[1].lr for i in range(4)]
-        first = scenarios.engine("tied", num_steps=4, **settings)
+        first = scenarios.engine("tied", num_steps=4, **settings)  # type: ignore[arg-type]
         for i in range(2):
             scenarios.step(first, experiences(seed=i), FOUR)
         checkpoint = scenarios.folder / "checkpoints" / name
         first.save(checkpoint)
-        second = scenarios.engine("tied", num_steps=4, **settings)
+        second = scenarios.engine("tied", num_steps=4, **settings)  # type: ignore[arg-type]
         second.load(checkpoint)
         again = [scenarios.step(second, experiences(seed=i), FOUR)[1].lr for i in (2, 3)]
         scenarios.record(f"resume/{name}/same", torch.equal(scenarios.weights(whole), scenarios.weights(second)))

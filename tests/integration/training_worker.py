@@ -289,7 +289,7 @@ class Scenarios:
         for stage, dtype, model in ((0, "bfloat16", "tied"), (2, "float32", "tied"), (3, "float32", "untied")):
             name = f"following/zero{stage}-{dtype}"
             settings = {"zero_stage": stage, "dtype": dtype, "lr": 1e-2}
-            mean, plain = (self.engine(model, **settings) for _ in range(2))
+            mean, plain = (self.engine(model, **settings) for _ in range(2))  # type: ignore[arg-type]
             mean.start_ema_reference(0.75)
             self.record(f"{name}/first", self.by_copy(mean))
             for step in range(2):
@@ -303,7 +303,7 @@ class Scenarios:
                 self.record(f"{name}/policy{step}", self.by_example(mean, whole(experiences()), SINGLE))
             self.record(f"{name}/trained_alike", torch.equal(self.weights(mean), self.weights(plain)))
             mean.save(self.folder / "checkpoints" / f"following-{stage}")
-            again = self.engine(model, **settings)
+            again = self.engine(model, **settings)  # type: ignore[arg-type]
             again.start_ema_reference(0.75)
             again.load(self.folder / "checkpoints" / f"following-{stage}")
             for engine in (mean, again):

@@ -83,10 +83,10 @@ def sync(rank: int, folder: Path, output: Path) -> None:
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
         reports.append(sender.send(version))
-    ids = prompt(1, 30)
+    probe = prompt(1, 30)
     with torch.no_grad():
-        log_probs = engine(input_ids=torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
-    expected = log_probs[:-1].gather(-1, torch.from_numpy(ids)[1:, None])[:, 0].tolist()
+        log_probs = engine(input_ids=torch.from_numpy(probe)[None]).logits[0].log_softmax(-1)
+    expected = log_probs[:-1].gather(-1, torch.from_numpy(probe)[1:, None])[:, 0].tolist()
     materialized = {n: t.clone() for bucket in sender._buckets for n, t in source.materialize(bucket)}  # type: ignore[attr-defined]
     added = products(engine.module)
     if receiver is not None:
@@ -100,7 +100,7 @@ def sync(rank: int, folder: Path, output: Path) -> None:
             "num_buckets": reports[0].num_buckets,
             "num_remote_calls": [report.num_remote_calls for report in reports],
             "expected": expected,
-            "scored": receiver.score([packed(ids)])[0][1:].tolist(),
+            "scored": receiver.score([packed(probe)])[0][1:].tolist(),
             "num_matrices_from_adapters": sum(close),
             "equal": {name: bool(torch.equal(named[name], tensor)) for name, tensor in materialized.items()},
         }

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreT
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD
     )
     tokenizer.save_pretrained(folder)
@@ -70,6 +70,6 @@ def make_llama(
         bos_token_id=SPECIAL_TOKENS.index(BOS),
         eos_token_id=SPECIAL_TOKENS.index(EOS),
     )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder, safe_serialization=True)
     return sum(parameter.numel() for parameter in model.parameters())

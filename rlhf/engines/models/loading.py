@@ -122,7 +122,7 @@ def build_meta_model(
     inspected = _inspect(section, name, head, where, new_head)
     dtype = choose_dtype(section, device, where)
     with torch.device("meta"):
-        model = AUTO_CLASSES[head].from_config(  # type: ignore[no-untyped-call]
+        model = AUTO_CLASSES[head].from_config(
             inspected.config,
             dtype=dtype,
             attn_implementation=choose_attention(section.attention, inspected.config, device, dtype),

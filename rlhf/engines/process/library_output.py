@@ -11,7 +11,7 @@ def silence_libraries() -> None:
     """Turn off transformers' progress bars and load reports, DeepSpeed's accelerator message, bitsandbytes' hints about
     other kernels, and the log line for each request to the hub."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     for library in ("bitsandbytes", "huggingface_hub"):
         getLogger(library).setLevel(ERROR)

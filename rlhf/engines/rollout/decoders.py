@@ -29,7 +29,7 @@ class Decoder(Protocol):
         ...
 
 
-class GrowingCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingCacheLayer(DynamicLayer):
     """The KV cache [B, H, T, D] of one layer, in a buffer that doubles when it is full. It needs up to twice the
     memory, but appending a token does not copy the others, as `torch.cat` would."""
 

@@ -166,7 +166,7 @@ def _lora_target_modules(model: str) -> list[str]:
     """Names of the layers that may have LoRA adapters. Not the output layer: with an adapter on it vLLM cannot score a
     prompt on CPU."""
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
+        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     return sorted({target_module(name) for name in linear_layers(whole)})
 
 

@@ -144,7 +144,7 @@ def _materialize(parameter: nn.Parameter, device: torch.device) -> None:
         return
     empty = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
     # Swapped in place: optimizers and other modules keep references to this object.
-    torch.utils.swap_tensors(parameter, empty)  # type: ignore[no-untyped-call]
+    torch.utils.swap_tensors(parameter, empty)
 
 
 def _broadcast(values: torch.Tensor) -> None:

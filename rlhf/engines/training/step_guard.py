@@ -17,7 +17,7 @@ class GradientWatch:
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], device: torch.device) -> None:
         self._largest = torch.zeros(len(parameters) + 1, device=device)
         for i, parameter in enumerate(parameters.values()):
-            parameter.register_hook(partial(self._observe, i))  # type: ignore[no-untyped-call]
+            parameter.register_hook(partial(self._observe, i))
 
     def _observe(self, i: int, gradient: torch.Tensor) -> None:
         if gradient.numel():

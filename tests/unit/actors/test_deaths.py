@@ -11,7 +11,7 @@ ENDED = (
 )
 
 
-class DiedError(RayActorError):
+class DiedError(RayActorError):  # type: ignore[misc]
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text

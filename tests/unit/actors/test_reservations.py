@@ -11,12 +11,12 @@ def test_devices_that_are_lost_are_waited_for_with_patience() -> None:
     states = iter("xx.xxx")
 
     class Toys(Reservation):
-        is_held = property(lambda _: next(states) == ".")  # type: ignore[assignment]
+        is_held = property(lambda _: next(states) == ".")
 
         def missing(self, waited_s: float) -> StallError:
             return StallError(f"{self.name} waited {waited_s:g} s")
 
-    toys = Toys(name="toys", group=None, bundles=[])  # type: ignore[arg-type]
+    toys = Toys(name="toys", group=None, bundles=[])
     ask = require_held([toys], 10.0, lambda: next(times))
     for _ in "xx.xx":
         ask()

@@ -64,7 +64,7 @@ def micro_batch(dtype: torch.dtype = torch.float64, poison: float = 0.0) -> Tens
         "advantages": numbers(3),
     }
     poisoned = {name: column.where(torch.tensor(MASK), poison).to(dtype) for name, column in columns.items()}
-    return tensor_batch(MASK, LENGTHS, coefficients={"kl": KL}, **poisoned)
+    return tensor_batch(MASK, LENGTHS, coefficients={"kl": KL}, **poisoned)  # type: ignore[arg-type]
 
 
 def outputs(dtype: torch.dtype = torch.float64) -> Outputs:
@@ -264,7 +264,7 @@ def test_far_policies_stay_finite(section: CriticFreeSection, log_ratio: float) 
 def test_a_micro_batch_without_tokens_has_loss_0(section: CriticFreeSection) -> None:
     nothing = torch.zeros(3, requires_grad=True)
     columns = dict.fromkeys(("old_log_probs", "ref_log_probs", "advantages"), torch.zeros(3))
-    b = tensor_batch([False] * 3, [2, 1, 0], coefficients={"kl": KL}, **columns)
+    b = tensor_batch([False] * 3, [2, 1, 0], coefficients={"kl": KL}, **columns)  # type: ignore[arg-type]
     got = policy(section, Outputs(predictions=nothing, entropy=torch.zeros(3)), b)
     got.loss.backward()
     assert got.loss.item() == 0.0

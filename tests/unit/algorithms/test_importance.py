@@ -36,7 +36,7 @@ def close(*rows: Sequence[float]) -> list[object]:
     return [pytest.approx(row, rel=1e-6) for row in rows]
 
 
-ANSWERS = ([0.25, 1.0, 3.0], [], [1.5], [0.5625, 4.0])
+ANSWERS: tuple[list[float], ...] = ([0.25, 1.0, 3.0], [], [1.5], [0.5625, 4.0])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ALL: list[PairLossSection] = [
 
 
 def loss_of(section: PairLossSection, given: Pairs) -> torch.Tensor:
+    loss: torch.Tensor
     (loss,) = PAIR_LOSSES[section.type](given, section)
     return loss
 

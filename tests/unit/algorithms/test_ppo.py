@@ -33,7 +33,8 @@ PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False, correction=NoC
 def column(experience: Experience, name: str) -> list[float]:
     """A column at the tokens that are learned from."""
     (sequence,) = experience.sequences
-    return getattr(sequence, name)[sequence.loss_mask].tolist()
+    values: list[float] = getattr(sequence, name)[sequence.loss_mask].tolist()
+    return values
 
 
 def select(*answers: Sequence[int], rewards: Sequence[float]) -> list[Example]:

@@ -51,7 +51,7 @@ def micro_batch(dtype: torch.dtype = torch.float64, poison: float = 0.0) -> Tens
         "old_values": numbers(5),
     }
     poisoned = {name: column.where(mask, poison).to(dtype) for name, column in columns.items()}
-    return tensor_batch(MASK, LENGTHS, coefficients=COEFFICIENTS, **poisoned)
+    return tensor_batch(MASK, LENGTHS, coefficients=COEFFICIENTS, **poisoned)  # type: ignore[arg-type]
 
 
 def outputs(dtype: torch.dtype = torch.float64) -> Outputs:
@@ -222,7 +222,7 @@ def test_a_missing_column_is_named(missing: str) -> None:
     del columns[missing]
     x = Outputs(predictions=torch.zeros(1), entropy=torch.zeros(1))
     with pytest.raises(ValueError, match=missing):
-        policy(PpoSection(), x, tensor_batch([True], [1], **columns))
+        policy(PpoSection(), x, tensor_batch([True], [1], **columns))  # type: ignore[arg-type]
 
 
 def test_a_batch_that_forgot_the_coefficients_is_no_silent_0() -> None:

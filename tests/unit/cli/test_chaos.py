@@ -10,6 +10,7 @@ from pathlib import Path
 from rlhf.cli.chaos import draw, first_difference, tear
 from rlhf.cli.chaos_child import DRIVER, Fault, Injector
 from rlhf.config.tools import ChaosConfig
+from rlhf.types import Json
 
 STEP = (
     *("rollout generation", "scoring", "policy forward", "reference forward", "critic forward"),
@@ -148,7 +149,7 @@ def test_each_process_meets_each_phase_before_one_comes_again() -> None:
 
 
 def test_a_checkpoint_is_torn_only_where_an_older_one_is_there(tmp_path: Path) -> None:
-    witness = {"kind": "tear", "number": 4}
+    witness: dict[str, Json] = {"kind": "tear", "number": 4}
     for step in (9, 10):
         file = tmp_path / "checkpoints" / f"step_{step}" / "state.json"
         file.parent.mkdir(parents=True)

@@ -85,7 +85,7 @@ def test_suggestions_are_flags_and_reasons(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_this_machine_is_the_cluster_at_hand(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = LLAMA_3_8B | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8}
+    tiny = {**LLAMA_3_8B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8}
     (model / "config.json").write_text(json.dumps(tiny | {"num_key_value_heads": 8, "vocab_size": 512}))
     main([*PLAN, "--cluster.device", "cpu"])
     assert "ppo on 1x5xCPU: 5 of 5 devices in 5 groups" in capsys.readouterr().out

@@ -1,20 +1,25 @@
 """Defaults as papers and practice have them: what a command without settings does changes only on purpose."""
 
 from functools import reduce
+from typing import TypeAlias
 
 import pytest
 
 from rlhf.config.loading.load import load_config
 
+Settings: TypeAlias = dict[str, object]
+
 GIVEN = ("--policy.model", "m", "--data.path", "x.jsonl")
 SCORED = (*GIVEN, "--reward.function", "rewards:score")
-GROUP = {"policy.lr": 1e-6, "rollout.group_size": 8, "algo.correction.type": "truncate", "algo.correction.cap": 2.0}
-CLIP = {"algo.clip_low": 0.2, "algo.clip_high": 0.2}
-IN_REWARD = {"algo.kl.coef": 0.01, "algo.kl_placement": "reward", "algo.estimator": "k1"}
-NO_KL = {"algo.kl.coef": 0.0, "algo.kl_placement": "loss", "algo.estimator": "k3"}
-PAIRS = {"policy.lr": 5e-7}
+GROUP: Settings = {"policy.lr": 1e-6, "rollout.group_size": 8} | {
+    "algo.correction.type": "truncate", "algo.correction.cap": 2.0
+}  # fmt: skip
+CLIP: Settings = {"algo.clip_low": 0.2, "algo.clip_high": 0.2}
+IN_REWARD: Settings = {"algo.kl.coef": 0.01, "algo.kl_placement": "reward", "algo.estimator": "k1"}
+NO_KL: Settings = {"algo.kl.coef": 0.0, "algo.kl_placement": "loss", "algo.estimator": "k3"}
+PAIRS: Settings = {"policy.lr": 5e-7}
 
-DEFAULTS: dict[tuple[str, ...], dict[str, object]] = {
+DEFAULTS: dict[tuple[str, ...], Settings] = {
     ("ppo",): CLIP
     | IN_REWARD
     | {

@@ -34,4 +34,4 @@ def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.Mon
     workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
     assemble_offline(config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed
-    assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)  # type: ignore[union-attr]
+    assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)

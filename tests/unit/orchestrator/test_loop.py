@@ -163,7 +163,7 @@ class OrderRecordingRollout(FakeRollout):
 
 def order_recorded_run(path: Path, **changes: object) -> tuple[Run, list[str]]:
     happened: list[str] = []
-    run = ppo_run(path, **changes)
+    run = ppo_run(path, **changes)  # type: ignore[arg-type]
     run.rollout = OrderRecordingRollout(happened)
     run.engines[Role.POLICY] = OrderRecorder(happened, run.rollout)
     return run, happened

@@ -1,6 +1,7 @@
 """What a model takes: by hand, by ZeRO's own table, and by what autograd really keeps."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,12 @@ def kept_bytes(config: LlamaConfig, dtype: torch.dtype, num_tokens: int) -> int:
 @pytest.mark.parametrize("head_dim", [8, 16])
 def test_activations_are_what_autograd_keeps(dtype: torch.dtype, head_dim: int) -> None:
     num_tokens = 64
-    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    }
 
     def kept(num_layers: int) -> int:
         config = LlamaConfig(**sizes, head_dim=head_dim, vocab_size=32, num_hidden_layers=num_layers)

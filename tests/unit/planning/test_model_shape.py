@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapter_names import linear_layers
@@ -46,9 +46,9 @@ MODELS = {
 }  # fmt: skip
 
 
-def saved(config: dict[str, object], folder: Path) -> tuple[AutoConfig, ModelShape]:
+def saved(config: dict[str, object], folder: Path) -> tuple[PreTrainedConfig, ModelShape]:
     """The config as transformers reads it, and the shape that its own config.json gives."""
-    full = AutoConfig.for_model(**config)
+    full = AutoConfig.for_model(**config)  # type: ignore[arg-type]
     full.save_pretrained(folder)
     return full, model_shape("policy.model", json.loads((folder / "config.json").read_text()))
 

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from rlhf.algorithms import build_algorithm
+from rlhf.config.algo import DpoSection
 from rlhf.config.commands import DpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import translate
@@ -90,6 +91,7 @@ def test_a_reward_model_learns_by_the_same_flags() -> None:
 def test_a_preference_run_and_a_hybrid_one() -> None:
     dpo = load_config("dpo", shlex.split("--pretrain m --dataset d --beta 0.3 --learning_rate 1e-7 --ref_offload"), {})
     assert isinstance(dpo, DpoConfig)
+    assert isinstance(dpo.algo, DpoSection)
     assert (dpo.algo.loss.beta, dpo.policy.lr, dpo.reference.offload_parameters) == (0.3, 1e-7, True)
     hybrid = shlex.split(
         "--pretrain m --reward_pretrain r --prompt_data d --vllm_num_engines 1 --colocate_all_models "

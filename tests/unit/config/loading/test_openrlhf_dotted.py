@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
+from rlhf.config.algo import DpoSection, GrpoSection
 from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import load_config
@@ -112,7 +113,8 @@ def test_a_dapo_launch() -> None:
     config = config_of("grpo", *LAUNCHES["grpo: dapo"].argv())
     assert isinstance(config, GrpoConfig)
     algo = config.algo
-    assert (algo.type, algo.dynamic_sampling, algo.kl_placement, algo.kl_estimator) == ("grpo", True, "loss", "k3")
+    assert isinstance(algo, GrpoSection)
+    assert (algo.dynamic_sampling, algo.kl_placement, algo.kl_estimator) == (True, "loss", "k3")
     assert (algo.clip_low, algo.clip_high, algo.kl.coef) == (0.2, 0.27, 1e-3)
     assert config.reward.function == "reward_func:reward_func"
     assert (config.checkpoint.every_steps, config.train.micro_batch_size) == (20, 8)
@@ -130,6 +132,7 @@ def test_supervised_launches() -> None:
     assert (rm.data.chosen_key, rm.data.rejected_key, rm.data.max_tokens) == ("chosen", "rejected", 8192)
     dpo = config_of("dpo", *LAUNCHES["dpo"].argv())
     assert isinstance(dpo, DpoConfig)
+    assert isinstance(dpo.algo, DpoSection)
     assert (dpo.algo.loss.beta, dpo.policy.lr, dpo.policy.zero_stage) == (0.1, 5e-7, 3)
 
 

@@ -22,7 +22,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_number_that_is_not_finite_is_found_and_named(dtype: torch.dtype, value: float) -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(3, 4) for _ in range(5))).to(dtype)
     require_finite(model, "policy.model", torch.device("cpu"))
-    for layer in model[1:]:
+    for layer in list(model)[1:]:
+        assert isinstance(layer, torch.nn.Linear)
         layer.weight.data[2, 1] = value
     message = r"policy.model: 4 of 10 parameters .*: 1.weight, 2.weight, 3.weight and 1 more\. They were neither"
     with pytest.raises(NumericsError, match=message):
@@ -33,8 +34,9 @@ def test_one_number_that_is_not_finite_is_found_and_named(dtype: torch.dtype, va
 def test_the_padding_of_a_shard_is_not_checked(monkeypatch: pytest.MonkeyPatch, rank: int, numel: int) -> None:
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     model = torch.nn.Linear(1, 5, bias=False)
-    model.weight.ds_numel = 5  # type: ignore[assignment]
-    model.weight.ds_tensor = torch.full((3,), torch.nan)  # type: ignore[assignment]
+    model.weight.ds_numel = 5  # type: ignore[attr-defined]
+    model.weight.ds_tensor = torch.full((3,), torch.nan)  # type: ignore[attr-defined]
+    assert isinstance(model.weight, torch.nn.Parameter)
     assert local_shard(model.weight).numel() == numel
-    model.weight.ds_tensor[:numel] = 1.0
+    model.weight.ds_tensor[:numel] = 1.0  # type: ignore[attr-defined]
     require_finite(model, "policy.model", torch.device("cpu"))

@@ -27,6 +27,8 @@ def test_shared_memory_stays_usable_without_its_name(memory: SharedMemory, tmp_p
     also = SharedMemory(name=memory.name)
     unlink_open_names(tmp_path)
     assert not (SHARED_MEMORY / memory.name).exists()
+    assert memory.buf is not None
+    assert also.buf is not None
     memory.buf[0] = 7
     assert also.buf[0] == 7
     memory.unlink()  # as its owner does in the end

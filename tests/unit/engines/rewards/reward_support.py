@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from rlhf.types import FinishReason, Json, Prompt, Rollout
+
+Request: TypeAlias = dict[str, Any]
+"""The JSON of a request: lists of text for a reward service, of messages for a judge."""
 
 
 def prompts(count: int, **metadata: list[Json]) -> list[Prompt]:
@@ -51,11 +55,11 @@ class Reply:
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
-    body: bytes | Callable[[dict[str, list[str]]], bytes] = b""
+    body: bytes | Callable[[Request], bytes] = b""
     delay: threading.Event | None = None
 
 
-def lengths(request: dict[str, list[str]]) -> bytes:
+def lengths(request: Request) -> bytes:
     """Scores that are the answers' lengths, in another order than asked."""
     pairs = list(zip(request["ids"], request["responses"], strict=True))[::-1]
     return json.dumps({"ids": [name for name, _ in pairs], "scores": [len(text) for _, text in pairs]}).encode()
@@ -69,7 +73,7 @@ class Service:
     """A running service: its address and the requests that it got, headers first."""
 
     url: str
-    requests: list[tuple[dict[str, str], dict[str, list[str]]]]
+    requests: list[tuple[dict[str, str], Request]]
 
 
 @contextmanager

@@ -123,7 +123,8 @@ def test_tests_come_from_a_column_as_text_or_list() -> None:
     assert need.tests(None, {"tests": "assert a"}) == "assert a"
     assert CodeRequirement(None).tests('["assert a", "assert b"]', {}) == "assert a\nassert b"
     assert CodeRequirement(None).tests("[1][0]", {}) == "[1][0]"
-    for bad in (None, [], "  ", 3, ["assert a", 3]):
+    bads: list[Json] = [None, [], "  ", 3, ["assert a", 3]]
+    for bad in bads:
         assert need.row_problem("label", {"tests": bad}) == (
             'has no tests in its column "tests", need Python text or a list of texts'
         )

@@ -17,7 +17,7 @@ from rlhf.engines.rewards.verdicts import comparison_question, mark_of, message_
 from rlhf.engines.rewards.weighted import Weighted
 from rlhf.errors import ConfigError, DataError, RewardError
 from rlhf.types import Json, Prompt
-from tests.unit.engines.rewards.reward_support import Reply, Service, rollouts, service
+from tests.unit.engines.rewards.reward_support import Reply, Request, Service, rollouts, service
 from tests.unit.orchestrator.data.data_support import PLAIN
 
 pytestmark = pytest.mark.timeout(30)
@@ -25,11 +25,12 @@ pytestmark = pytest.mark.timeout(30)
 SHOWN = {name: re.compile(rf"<{name} (\w+)>\n(.*?)\n</{name} \1>", re.DOTALL) for name in ("first", "second", "answer")}
 
 
-def question_of(request: dict[str, list[dict[str, str]]]) -> str:
-    return request["messages"][0]["content"]
+def question_of(request: Request) -> str:
+    question: str = request["messages"][0]["content"]
+    return question
 
 
-def shown(request: dict[str, list[dict[str, str]]], name: str) -> str:
+def shown(request: Request, name: str) -> str:
     found = SHOWN[name].search(question_of(request))
     assert found is not None
     return found[2]
@@ -232,10 +233,10 @@ def test_a_score_off_the_scale_is_none(verdict: str) -> None:
 
 
 def test_a_rubric_scores_each_answer_by_itself() -> None:
-    def by_length(request: dict[str, list[dict[str, str]]]) -> bytes:
+    def by_length(request: Request) -> bytes:
         return saying(f"<verdict>{len(shown(request, 'answer'))}</verdict>")
 
-    with service([Reply(body=by_length)]) as server:  # type: ignore[arg-type]
+    with service([Reply(body=by_length)]) as server:
         rows = [row("a", "the reference"), row("b", rubric="one point a letter")]
         settings = {"mode": "rubric", "rubric": "general rubric", "scale": [1, 5]}
         assert scores(server, rows, ["x", "xxx"], **settings) == [0.0, 0.5]
@@ -254,7 +255,7 @@ def test_a_reply_without_a_verdict_is_asked_for_again_with_a_reminder() -> None:
         assert scores(server, [row("a")] * 2, ["x", "xx"], max_concurrency=1) == [0.0, 1.0]
         first, again, third = (request["messages"] for _, request in server.requests[:3])
     assert [len(messages) for messages in (first, again, third)] == [1, 3, 5]
-    assert again[1] == {"role": "assistant", "content": "I would rather not say."}  # type: ignore[comparison-overlap]
+    assert again[1] == {"role": "assistant", "content": "I would rather not say."}
 
 
 BAD_REPLIES: list[tuple[Reply, str]] = [
@@ -302,7 +303,7 @@ def test_closing_ends_a_wait() -> None:
 def test_requests_are_concurrent_up_to_the_limit() -> None:
     lock, now, most = threading.Lock(), [0], [0]
 
-    def slow(request: dict[str, list[str]]) -> bytes:
+    def slow(request: Request) -> bytes:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])

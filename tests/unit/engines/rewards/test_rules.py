@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from rlhf.engines.rewards import build_reward, build_rule, build_source, row_pro
 from rlhf.engines.rewards.answers import find_answer
 from rlhf.engines.rewards.numerals import last_number, numbers, single_number
 from rlhf.errors import DataError
-from rlhf.types import FinishReason, Prompt, Rollout
+from rlhf.types import FinishReason, Json, Prompt, Rollout
 from tests.unit.engines.rewards.reward_support import prompts, rollouts
 
 pytestmark = pytest.mark.timeout(30)
@@ -176,8 +177,8 @@ def test_numbers_have_tolerances_and_shares() -> None:
 
 
 @given(st.decimals(min_value=-(10**9), max_value=10**9, places=4), st.text(max_size=20))
-def test_every_number_is_read_back_exactly(value: object, around: str) -> None:
-    assert single_number(f"{value:,f}") == Fraction(str(value))  # type: ignore[str-format]
+def test_every_number_is_read_back_exactly(value: Decimal, around: str) -> None:
+    assert single_number(f"{value:,f}") == Fraction(str(value))
     assert last_number(f"{around} is {value}") == Fraction(str(value))
 
 
@@ -344,7 +345,9 @@ def test_a_row_without_a_label_is_named(section: Source, label: str | None) -> N
 
 
 def test_rows_that_a_rule_cannot_score_are_listed_and_counted() -> None:
-    rows = [(f"q{index}", None if index % 2 else "seven", {}) for index in range(20)]
+    rows: list[tuple[str, str | None, dict[str, Json]]] = [
+        (f"q{index}", None if index % 2 else "seven", {}) for index in range(20)
+    ]
     lines = row_problems([NUMBER, JudgeSource(url="http://localhost/", model="m", mode="rubric")], rows)
     assert lines[0] == 'data: row q0 has a label without one number ("seven") (reward number).'
     assert "rubric" in lines[1]

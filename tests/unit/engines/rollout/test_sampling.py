@@ -22,7 +22,7 @@ def request(seed: int = 0, max_tokens: int = 8, temperature: float = 1.0, **samp
 
 def frequencies(logits: list[float], num_draws: int = 1000, **sampling: float) -> list[float]:
     """How often each token is drawn when the uniform numbers are spread evenly over [0, 1)."""
-    one = SamplingRows.of([request(max_tokens=1, **sampling)], CPU)
+    one = SamplingRows.of([request(max_tokens=1, **sampling)], CPU)  # type: ignore[arg-type]
     rows = one.select(torch.zeros(num_draws, dtype=torch.int64))
     rows.uniforms[:, 0] = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
     tokens, _ = rows.draw(torch.tensor([logits]).expand(num_draws, -1), 0)
@@ -47,7 +47,7 @@ LOGITS = np.log(PROBS).tolist()
     ],
 )
 def test_tokens_are_drawn_with_the_defined_probabilities(sampling: dict[str, float], expected: list[float]) -> None:
-    drawn = frequencies(LOGITS, **sampling)
+    drawn = frequencies(LOGITS, **sampling)  # type: ignore[arg-type]
     assert drawn == pytest.approx(expected, abs=1e-3)
     assert [p == 0 for p in drawn] == [p == 0 for p in expected]
 
@@ -55,7 +55,7 @@ def test_tokens_are_drawn_with_the_defined_probabilities(sampling: dict[str, flo
 @pytest.mark.parametrize("sampling", [{"top_k": 2}, {"top_p": 0.5}, {}])
 def test_log_probs_are_of_the_full_distribution_at_the_temperature(sampling: dict[str, float]) -> None:
     logits = torch.tensor([LOGITS, LOGITS[::-1]])
-    rows = SamplingRows.of([request(seed, temperature=0.7, **sampling) for seed in (1, 2)], CPU)
+    rows = SamplingRows.of([request(seed, temperature=0.7, **sampling) for seed in (1, 2)], CPU)  # type: ignore[arg-type]
     tokens, log_probs = rows.draw(logits, 0)
     expected = (logits / 0.7).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     assert log_probs.tolist() == pytest.approx(expected.tolist(), rel=1e-6)

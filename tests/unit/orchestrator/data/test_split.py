@@ -12,7 +12,7 @@ from rlhf.orchestrator.data import Order, load_preferences, load_prompts
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
 from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section, write_rows
 
-PAIRS = [
+PAIRS: list[dict[str, object]] = [
     {"id": "p1/a-b", "prompt": "p1", "chosen": "a", "rejected": "b"},
     {"id": "p1/a-c", "prompt": "p1", "chosen": "a", "rejected": "c"},
     {"id": "p2/d-e", "prompt": "p2", "chosen": "d", "rejected": "e"},
@@ -20,7 +20,7 @@ PAIRS = [
 
 
 def test_golden_split_by_prompt() -> None:
-    train, held_out = divide(PAIRS, [row["prompt"] for row in PAIRS], {"p1"})
+    train, held_out = divide(PAIRS, [str(row["prompt"]) for row in PAIRS], {"p1"})
     assert (len(held_out), len(train)) == (2, 1)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
 

@@ -211,7 +211,7 @@ def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error:
         def run(self, resume_from: ResumePoint | None) -> None:
             raise error
 
-        def clear(self) -> None:
+        def clear(self) -> Sequence[str]:
             raise AssertionError
 
     checkpoints = Checkpoints(tmp_path / "none", keep=1, warn=pytest.fail)

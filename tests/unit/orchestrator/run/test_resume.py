@@ -17,6 +17,7 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.resume import changed_keys, require_same_run
 from rlhf.types import (
     Head,
+    Json,
     Metrics,
     Role,
     Rollout,
@@ -164,20 +165,20 @@ SAVED = RunState(
 )
 
 
-def changed(**leaves: str | float) -> dict[str, dict[str, str | float]]:
-    config: dict[str, dict[str, str | float]] = {
+def changed(**leaves: str | float) -> dict[str, Json]:
+    config: dict[str, dict[str, Json]] = {
         "policy": {"lr": 1e-6}, "data": {"path": "a"}, "log": {"x": 1}, "train": {"num_steps": 5}
     }  # fmt: skip
     for key, value in leaves.items():
         section, leaf = key.split("__")
         config[section][leaf] = value
-    return config
+    return {**config}
 
 
 def test_every_harmful_change_is_listed_at_once() -> None:
     now = replace(
         SAVED, config=changed(policy__lr=2e-6, data__path="b", log__x=2, train__num_steps=9), data_fingerprint="f2"
-    )  # type: ignore[arg-type]
+    )
     with pytest.raises(ConfigError) as caught:
         require_same_run(SAVED, now, ())
     assert caught.value.problems == (
@@ -189,7 +190,7 @@ def test_every_harmful_change_is_listed_at_once() -> None:
 
 
 def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
-    require_same_run(SAVED, replace(SAVED, config=changed(log__x=5, train__num_steps=50)), ())  # type: ignore[arg-type]
+    require_same_run(SAVED, replace(SAVED, config=changed(log__x=5, train__num_steps=50)), ())
     with pytest.raises(ConfigError, match="policy was saved on 8 ranks, now 4"):
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 4}), ("policy.*",))
     with pytest.raises(ConfigError, match="does not hold the same trained models"):
@@ -212,8 +213,8 @@ def test_a_checkpoint_from_before_adapters_is_read_without_them() -> None:
 
 
 def test_a_checkpoint_with_settings_under_their_old_names_is_read() -> None:
-    old = {"rollout": {"num_samples": 8}, "algo": {"kl_stop": 0.1, "reference": "behaviour"}}
-    new = {"rollout": {"group_size": 8}, "algo": {"target_kl": 0.1, "reference": "behavior"}}
+    old: dict[str, Json] = {"rollout": {"num_samples": 8}, "algo": {"kl_stop": 0.1, "reference": "behaviour"}}
+    new: dict[str, Json] = {"rollout": {"group_size": 8}, "algo": {"target_kl": 0.1, "reference": "behavior"}}
     require_same_run(replace(SAVED, config=old), replace(SAVED, config=new), ())
     with pytest.raises(ConfigError, match=r"rollout\.group_size 8 -> 4"):
         require_same_run(replace(SAVED, config=old), replace(SAVED, config=new | {"rollout": {"group_size": 4}}), ())
