@@ -55,7 +55,7 @@ def main(num_steps: int, folder: Path) -> list[float]:
     num_updates = dict.fromkeys(algorithm.needs.trains, num_steps)
     with Cluster(config.cluster, "the-whole-loop") as cluster:
         spec = make_launch_spec(config, algorithm.needs, placement, num_updates, cluster.device)
-        launcher = Launcher(cluster, placement, spec, start_timeout_s=600, collective_timeout_s=600, replaced=None)
+        launcher = Launcher(cluster, placement, spec, start_timeout_s=600, collective_timeout_s=600, on_replaced=None)
         workers = launcher.launch(lambda rewards: None)
         models = {
             role: GroupEngine(group, role, step_timeout_s=600, sync_timeout_s=600)

@@ -1,4 +1,4 @@
-"""What every remote process of ours can do: say where it is, what it holds and what it listens on."""
+"""The base class of all workers: location, GPUs, memory, open ports, logs."""
 
 import contextlib
 import os
@@ -8,42 +8,42 @@ import ray
 
 from rlhf.actors.logs import Trace, redirect_output
 from rlhf.actors.ports import listening
-from rlhf.actors.post_mortem import leave_stacks
+from rlhf.actors.post_mortem import write_stacks_on_signal
 from rlhf.engines.process.process_memory import peak_memory
 
 
-def here() -> tuple[str, int, str]:
-    """This process: the node's address, the process id, and the node's name in Ray."""
+def process_location() -> tuple[str, int, str]:
+    """This process: its node's address, its process id, and its node's id in Ray."""
     return node_address(), os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 def node_address() -> str:
-    """This node's address in the cluster. Ray's function of that name guesses the one that leads to the world."""
+    """This node's address in the cluster. Ray's function of that name may return the address of another network."""
     own = ray.get_runtime_context().get_node_id()
     return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
 
 
 class Actor:
-    """What every actor of a run can do."""
+    """The base class of all workers of a run."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
-        """`folder` is the driver's, from which relative paths lead."""
-        # A node that does not see it stays where Ray put the process: in its copy of a job's files.
+        """`folder` is the driver's working directory, which relative paths start from."""
+        # Where a node does not have it, the process stays in Ray's copy of the job's files.
         with contextlib.suppress(OSError):
             os.chdir(folder)
         if log_file is not None:
             redirect_output(log_file)
-            leave_stacks(log_file)
+            write_stacks_on_signal(log_file)
         self._trace = Trace(log_file.with_suffix(".trace.jsonl") if log_file is not None else None)
 
-    def where(self) -> tuple[str, int, str]:
-        return here()
+    def location(self) -> tuple[str, int, str]:
+        return process_location()
 
     def reset(self) -> None:
-        """Answer where nothing stands in the way of other questions by other processes."""
+        """End what is left of earlier calls, so that another attempt can use this worker."""
 
     def gpus(self) -> list[str]:
-        """The GPUs that are this process's, as its node calls them."""
+        """The GPUs that Ray assigned to this process, by their ids on the node."""
         return list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
 
     def peak_memory(self) -> int:

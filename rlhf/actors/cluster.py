@@ -1,4 +1,4 @@
-"""The Ray cluster: joining or starting one, reserving devices on it, and seating actors there."""
+"""The Ray cluster of a run: joining or starting it, reserving bundles in placement groups, starting workers."""
 
 import logging
 import os
@@ -16,8 +16,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import Call, Worker, places, told, traffic, wait_all
+from rlhf.actors.calls import Call, Worker
 from rlhf.actors.connection import LOCAL, connect
+from rlhf.actors.waiting import CallObserver, RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
 from rlhf.errors import ConfigError, StallError
 from rlhf.planning.layout import core_share, lay_out
@@ -34,46 +35,46 @@ Device = str
 
 
 def gpus_of(resources: Mapping[str, float]) -> list[str]:
-    """The kind of each GPU among a node's resources, by the name that Ray gives it."""
+    """The model of each GPU among a node's resources, by Ray's name for it."""
     kinds = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
     return [next(kinds, "GPU")] * int(resources.get("GPU", 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """Where one actor sits: a bundle of a placement group, and its share of the bundle."""
+class WorkerSlot:
+    """Where one worker runs: its share of a bundle of a placement group."""
 
-    group: PlacementGroup
+    placement_group: PlacementGroup
     bundle: int
     num_cpus: float
     num_gpus: float
 
     def options(self) -> dict[str, object]:
-        """Where Ray puts the actor that takes this seat."""
+        """The Ray options of the worker's actor."""
         return {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=self.group, placement_group_bundle_index=self.bundle
+                placement_group=self.placement_group, placement_group_bundle_index=self.bundle
             ),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """Devices that Ray holds for one group of a placement."""
+class ReservedBundles:
+    """The placement group of one device group."""
 
     name: str
-    group: PlacementGroup
+    placement_group: PlacementGroup
     bundles: Sequence[Mapping[str, float]]
 
     @property
-    def is_held(self) -> bool:
-        """Whether all of it is there now: where a node was lost, Ray looks for others."""
-        return bool(placement_group_table(self.group).get("state") == "CREATED")
+    def is_ready(self) -> bool:
+        """Whether all bundles exist now. When a node is lost, Ray looks for another one for its bundles."""
+        return bool(placement_group_table(self.placement_group).get("state") == "CREATED")
 
     def missing(self, waited_s: float) -> StallError:
-        """What to say of devices that did not come."""
+        """The error for bundles that did not become available."""
         resources = ray.available_resources().items()
         free = ", ".join(f"{name} {amount:g}" for name, amount in resources if name in ("CPU", "GPU"))
         return StallError(
@@ -82,60 +83,68 @@ class Reservation:
         )
 
 
-def require_held(
-    reservations: Sequence[Reservation], patience_s: float, clock: Callable[[], float] = time.monotonic
+def bundle_check(
+    reserved: Sequence[ReservedBundles], timeout_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], None]:
-    """A question to ask now and then while processes start: it raises StallError once devices have been missing for
-    `patience_s`. A node may be lost without Ray's knowing yet, and others may be found for it."""
+    """A check to call repeatedly while workers start: it raises StallError once bundles have been missing for
+    `timeout_s`. Until then Ray may not have noticed a lost node, or may still find another one."""
     missing_since: float | None = None
 
-    def ask() -> None:
+    def check() -> None:
         nonlocal missing_since
-        lost = next((one for one in reservations if not one.is_held), None)
+        lost = next((bundles for bundles in reserved if not bundles.is_ready), None)
         if lost is None:
             missing_since = None
             return
         now = clock()
         missing_since = now if missing_since is None else missing_since
-        if now - missing_since >= patience_s:
-            raise lost.missing(patience_s)
+        if now - missing_since >= timeout_s:
+            raise lost.missing(timeout_s)
 
-    return ask
+    return check
 
 
 class Cluster:
-    """A connection to Ray, with the devices that this run holds. Closing it gives everything back."""
+    """A connection to Ray, with the bundles and workers of one run. Closing it releases all of them."""
 
-    def __init__(self, section: ClusterSection, namespace: str, log_folder: Path | None = None) -> None:
-        """Actors write what they print into `log_folder`, a file each; without it, Ray keeps it."""
+    def __init__(
+        self,
+        section: ClusterSection,
+        namespace: str,
+        log_folder: Path | None = None,
+        observers: Sequence[CallObserver] = (),
+    ) -> None:
+        """Each worker writes its output to a file in `log_folder`; without it, to Ray's logs. `observers` see every
+        wait for a remote call."""
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
-        self._reservations: list[Reservation] = []
+        self._reserved: list[ReservedBundles] = []
         self._actors: list[ray.actor.ActorHandle] = []
         self._workers: list[Worker] = []
         self._num_starts = 1
         self._log_folder = log_folder
         self._orphans = connect(self.address, namespace, allow_unauthenticated=section.allow_unauthenticated)
-        traffic.open()
+        self.calls = RemoteCalls(observers)
         self.node_id: str = ray.get_runtime_context().get_node_id()
-        self._count()
+        self._count_devices()
         self.device: Device = section.device
         if section.device == "auto":
             self.device = "cuda" if sum(self.gpus_per_node) else "cpu"
 
-    def _count(self) -> None:
-        """Learn what the nodes that are alive have."""
+    def _count_devices(self) -> None:
+        """Read what the nodes that are alive have."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
         self.gpu_kinds = [gpus_of(node) for node in nodes]
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
 
-    def reserve(self, placement: Placement) -> dict[Role, list[Seat]]:
-        """Hold devices for every group; one seat for each rank of a role, and for each engine.
+    def reserve(self, placement: Placement) -> dict[Role, list[WorkerSlot]]:
+        """Reserve a placement group for every device group. Returns one slot for each rank of a role, and for each
+        rollout engine.
 
         Raises:
-            ConfigError: the cluster can never hold the placement; names what is short.
+            ConfigError: the cluster is too small for the placement; names what is short.
             StallError: devices did not become free within the placement timeout.
         """
         share = 1.0
@@ -145,69 +154,70 @@ class Cluster:
             lay_out(placement, [int(free) for free in self.gpus_per_node])
         else:
             share = core_share(placement, self.cpus_per_node)
-        seats: dict[Role, list[Seat]] = {}
+        slots: dict[Role, list[WorkerSlot]] = {}
         for group in placement.groups:
             bundles = self._bundles(group, share)
-            reserved = placement_group(bundles, strategy="STRICT_SPREAD" if group.shape.num_nodes > 1 and
-                                       group.roles != (Role.ROLLOUT,) else "PACK")  # fmt: skip
-            reservation = Reservation(name=group.name, group=reserved, bundles=bundles)
-            self._reservations.append(reservation)
+            spread = group.shape.num_nodes > 1 and group.roles != (Role.ROLLOUT,)
+            reserved = placement_group(bundles, strategy="STRICT_SPREAD" if spread else "PACK")
+            self._reserved.append(ReservedBundles(name=group.name, placement_group=reserved, bundles=bundles))
             if not reserved.wait(timeout_seconds=self._placement_timeout_s):
-                raise reservation.missing(self._placement_timeout_s)
-            seats.update(self._seats(group, reserved, bundles))
-        return seats
+                raise self._reserved[-1].missing(self._placement_timeout_s)
+            slots.update(self._slots(group, reserved, bundles))
+        return slots
 
-    def seat(
+    def start_worker(
         self,
         actor: type,
-        seat: Seat | None,
+        slot: WorkerSlot | None,
         *,
         name: str,
         title: str,
         env: Mapping[str, str],
         max_concurrency: int = 1,
     ) -> Call:
-        """Start `actor` at a seat (None: anywhere, on no device), with `title` in the process list. The call ends with
-        its (node, pid)."""
+        """Start `actor` in a slot (None: on any node, without devices), with `title` in the process list. The call
+        returns the location of its process; pass it to `wait_started`."""
         titled = type(title, (actor,), {"__module__": actor.__module__})
         options: dict[str, object] = {
-            "name": f"{name}{self._again}",
+            "name": f"{name}{self._start_suffix}",
             "max_restarts": 0,
             "max_concurrency": max_concurrency,
         }
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
-        options |= {"num_cpus": 0} if seat is None else seat.options()
+        options |= {"num_cpus": 0} if slot is None else slot.options()
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
         handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
         self._actors.append(handle)
         stacks = post_mortem.stacks_file(log_file) if log_file else None
         worker = Worker(handle=handle, name=name, node="?", node_id="?", pid=0, stacks=stacks)
-        return Call(worker=worker, ref=handle.where.remote())
+        return Call(worker=worker, ref=handle.location.remote())
 
-    def seated(self, calls: Sequence[Call]) -> list[Worker]:
-        """Wait until the actors run, and learn where.
+    def wait_started(self, calls: Sequence[Call]) -> list[Worker]:
+        """Wait until the workers run. Returns them with their nodes and process ids.
 
         Raises:
-            StallError: they did not come up, or no devices were found for those whose node was lost.
+            StallError: they did not start, or Ray found no bundles for those whose node was lost.
         """
-        held = require_held(self._reservations, self._placement_timeout_s)
-        places = wait_all(calls, phase="start of processes", timeout_s=self._start_timeout_s, meanwhile=held)
+        check = bundle_check(self._reserved, self._placement_timeout_s)
+        locations = self.calls.wait_all(
+            calls, phase="start of processes", timeout_s=self._start_timeout_s, meanwhile=check
+        )
         workers = []
-        for call, place in zip(calls, places, strict=True):
-            assert isinstance(place, tuple)
-            address, pid, node_id = place
+        for call, location in zip(calls, locations, strict=True):
+            assert isinstance(location, tuple)
+            address, pid, node_id = location
             workers.append(replace(call.worker, node=address, pid=pid, node_id=node_id))
         self._workers += workers
         return workers
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """Every process that runs."""
+        """Every worker that runs."""
         return tuple(self._workers)
 
-    def dismiss(self, workers: Sequence[Worker]) -> None:
-        """End actors that are not needed any more."""
+    def remove(self, workers: Sequence[Worker]) -> None:
+        """End workers that are no longer needed."""
         for worker in workers:
             with suppress(ValueError):  # the run may be ending in another thread
                 self._actors.remove(worker.handle)
@@ -215,17 +225,18 @@ class Cluster:
                 self._workers.remove(worker)
             ray.kill(worker.handle)
 
-    def end(self, workers: Sequence[Worker]) -> None:
-        """End actors, also where they are stopped, so that others can take their seats.
+    def kill(self, workers: Sequence[Worker]) -> None:
+        """Kill workers and wait until their processes are gone, also those that are stopped, so that new workers can
+        use their slots.
 
         Raises:
-            StallError: a process did not end, whose device and memory the next one would miss.
+            StallError: a process did not end, and still holds its device and memory.
         """
-        left = post_mortem.end(places(workers))
-        self.dismiss(workers)
+        left = post_mortem.kill(processes_by_node(workers))
+        self.remove(workers)
         if left:
             stuck = [worker for worker in workers if (worker.node_id, worker.pid) in left]
-            raise StallError(f"start: no device is free before these end: {told(stuck, left)}")
+            raise StallError(f"start: no device is free before these end: {describe_late(stuck, left)}")
         self._num_starts += 1
 
     def __enter__(self) -> Self:
@@ -236,78 +247,79 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def clear(self, spared: Sequence[Worker] = ()) -> None:
-        """End the actors, and give their devices back, so that all can start again on the nodes that are left. Where
-        some are `spared`, everybody's devices stay reserved.
+    def clear(self, surviving: Sequence[Worker] = ()) -> None:
+        """End all workers except `surviving`, so that a new attempt can start on the nodes that are left. Bundles are
+        released as well, unless there are surviving workers.
 
         Raises:
-            StallError: a process did not end, whose device and memory the next one would miss.
+            StallError: a process did not end, and still holds its device and memory.
         """
-        traffic.stop()
-        self.end([worker for worker in self.workers if worker not in spared])
-        self._empty(spared)
-        self._workers[:] = spared  # without those that another thread was starting
-        self._count()
-        traffic.open()
+        self.calls.stop()
+        self.kill([worker for worker in self.workers if worker not in surviving])
+        self._empty(surviving)
+        self._workers[:] = surviving  # without those that another thread was starting
+        self._count_devices()
+        self.calls.open()
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all devices that were reserved are there."""
-        return all(reservation.is_held for reservation in self._reservations)
+    def is_complete(self) -> bool:
+        """Whether all reserved bundles exist."""
+        return all(bundles.is_ready for bundles in self._reserved)
 
     def close(self) -> None:
-        """End the actors, give the devices back and leave."""
+        """End all workers, release the bundles and disconnect from Ray."""
         self._empty()
         ray.shutdown()
         self._orphans.close()
 
     @property
-    def _again(self) -> str:
-        """What tells actors of a later start from those that Ray may still remember under the same name."""
+    def _start_suffix(self) -> str:
+        """Distinguishes the actor names of a later start: Ray may still remember the earlier ones."""
         return f" ({self._num_starts})" if self._num_starts > 1 else ""
 
-    def _empty(self, spared: Sequence[Worker] = ()) -> None:
-        """End the actors, and with them every wait for one."""
-        traffic.stop()
-        kept = [worker.handle for worker in spared]
+    def _empty(self, surviving: Sequence[Worker] = ()) -> None:
+        """End the workers, and thereby every wait for one."""
+        self.calls.stop()
+        kept = [worker.handle for worker in surviving]
         for actor in self._actors:
             if actor not in kept:
                 ray.kill(actor)
         self._actors[:] = kept
-        if not traffic.close(LEAVE_TIMEOUT_S):
+        if not self.calls.close(LEAVE_TIMEOUT_S):
             logger.warning("ray: calls were still under way after %g s", LEAVE_TIMEOUT_S)
-        while self._reservations and not spared:
-            remove_placement_group(self._reservations.pop().group)
+        while self._reserved and not surviving:
+            remove_placement_group(self._reserved.pop().placement_group)
 
     def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:
-        """One bundle a node of the group. Without GPUs a device is a `share` of a core."""
-        each = group.shape.num_devices_per_node
+        """One bundle for each node of the group. Without GPUs a device is a `share` of a CPU core."""
+        num_devices = group.shape.num_devices_per_node
         if self.device == "cuda":
-            return [{"GPU": each, "CPU": each}] * group.shape.num_nodes
-        return [{"CPU": floor(share * each * 100) / 100}] * group.shape.num_nodes
+            return [{"GPU": num_devices, "CPU": num_devices}] * group.shape.num_nodes
+        return [{"CPU": floor(share * num_devices * 100) / 100}] * group.shape.num_nodes
 
-    def _seats(
+    def _slots(
         self, group: DeviceGroup, reserved: PlacementGroup, bundles: Sequence[Mapping[str, float]]
-    ) -> dict[Role, list[Seat]]:
+    ) -> dict[Role, list[WorkerSlot]]:
+        """The slots of each role of a device group. Roles other than rollout share theirs."""
         processes = group.num_processes_per_device
-        each = group.shape.num_devices_per_node
+        per_node = group.shape.num_devices_per_node
 
-        def seat(bundle: int, num_devices: int) -> Seat:
-            share = num_devices / each / processes
-            return Seat(
-                group=reserved,
+        def slot(bundle: int, num_devices: int) -> WorkerSlot:
+            share = num_devices / per_node / processes
+            return WorkerSlot(
+                placement_group=reserved,
                 bundle=bundle,
                 num_cpus=floor(bundles[bundle]["CPU"] * share * 1000) / 1000,
                 num_gpus=num_devices if self.device == "cuda" else 0.0,
             )
 
-        ranks = [seat(rank // each, 1) for rank in range(group.shape.num_devices)]
-        seats: dict[Role, list[Seat]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
+        ranks = [slot(rank // per_node, 1) for rank in range(group.shape.num_devices)]
+        slots: dict[Role, list[WorkerSlot]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
             width = group.devices_per_engine
-            engines = [seat(group.ranks_beside(engine)[0] // each, width) for engine in range(group.num_engines)]
-            # Ray gives two halves of one GPU to two ranks before it gives one of each to a rank and an engine. So
-            # ranks have their GPUs whole, and engines are told which those are.
+            engines = [slot(group.ranks_beside(engine)[0] // per_node, width) for engine in range(group.num_engines)]
+            # Ray gives two halves of one GPU to two ranks before it gives one half each to a rank and an engine.
+            # Therefore ranks get whole GPUs, and colocated engines are told which GPUs to use.
             shared = group.is_shared_by_engines
-            seats[Role.ROLLOUT] = [replace(one, num_gpus=0.0) if shared else one for one in engines]
-        return seats
+            slots[Role.ROLLOUT] = [replace(engine, num_gpus=0.0) if shared else engine for engine in engines]
+        return slots

@@ -1,4 +1,4 @@
-"""Rollout engines and models that take turns on the devices that they share."""
+"""Sleep mode of rollout engines that are colocated with models (a hybrid engine): they compute alternately."""
 
 import threading
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest, SyncRe
 
 
 class SleepingRolloutPool:
-    """Engines that are awake only while they answer, so that models can have the memory of the shared devices.
+    """Engines that are awake only while they generate, so that models can use the memory of the shared devices.
 
-    Consumes: requests. Waits for: the engines to wake, and to fall asleep when the last of several calls at once is
-    answered. A call that fails leaves them as they are: the run ends.
+    Consumes: requests. Waits for: the engines to wake up, and to sleep after the last of several concurrent calls. A
+    call that fails leaves them awake: the attempt ends.
     """
 
     def __init__(self, engines: RolloutEngine) -> None:
@@ -21,14 +21,14 @@ class SleepingRolloutPool:
         self._num_calls = 0
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """As the engines', which are woken for it."""
+        """As the engines' method. Wakes them first."""
         self._enter()
         rollouts = self._engines.generate(requests)
         self._leave()
         return rollouts
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
-        """As the engines', which are woken for it."""
+        """As the engines' method. Wakes them first."""
         self._enter()
         log_probs = self._engines.score(sequences)
         self._leave()
@@ -57,7 +57,7 @@ class SleepingRolloutPool:
 
 
 class WakeBeforeSync(ProbedPolicy):
-    """The policy of engines that rest: it wakes them to send its weights. They stay awake, since they answer next."""
+    """The policy of engines in sleep mode: it wakes them before a weight sync. They stay awake to generate next."""
 
     def send_weights(self, version: int) -> SyncReport:
         """As `ProbedPolicy.send_weights`."""

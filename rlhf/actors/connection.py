@@ -1,4 +1,4 @@
-"""Connecting to Ray: joining a cluster that is there, or starting one of this machine alone."""
+"""Connecting to Ray: joining a running cluster, or starting one on this machine."""
 
 import ipaddress
 import os
@@ -18,19 +18,19 @@ from rlhf.errors import ConfigError, StallError
 
 LOCAL = "local"
 AUTO = "auto"
-"""For Ray: the cluster that runs on this machine."""
+"""Ray's name for the cluster that runs on this machine."""
 LOOPBACK = "127.0.0.1"
-LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+MULTI_NODE_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
-    # When the driver is killed the control store dies with it, and nobody needs to wait for its return.
+    # When the driver is killed, so is the control store: nothing should wait for it to come back.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_gcs_server_request_timeout_seconds": "10",
     # A busy laptop may need longer than Ray's 30 s to start.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Without a dashboard nobody sees the last 100,000 calls, which the control store would keep.
+    # The control store would keep the last 100,000 calls for the dashboard, which is not started.
     "RAY_task_events_report_interval_ms": "0",
-    # Of the logs of all processes that ever lived, so many are held open.
+    # The most worker logs that are kept open at a time, of all workers since the start.
     "RAY_LOG_MONITOR_MAX_OPEN_FILES": "64",
 }
 VERSION = re.compile(r"(?:Ray|Python): (\S+)")
@@ -41,12 +41,12 @@ JOIN_TIMEOUT_S = 10.0
 
 
 def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False) -> OrphanWatch:
-    """Connect this process to the cluster at `address`. Returns a watch over the processes that this started.
+    """Connect this process to the cluster at `address`, or start one. Returns the watch over the started processes.
 
     Raises:
-        ConfigError: this process is connected to a cluster already; there is no cluster to join, or one that strangers
-            could use, unless `allow_unauthenticated`.
-        StallError: none of this machine could be started.
+        ConfigError: this process is connected to a cluster already; there is no cluster at `address`; or the cluster
+            has no authentication and `allow_unauthenticated` is not set.
+        StallError: no cluster could be started on this machine.
     """
     if ray.is_initialized():
         raise ConfigError("ray: this process is connected to a cluster already. Call ray.shutdown() first.")
@@ -63,7 +63,7 @@ def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False
 
 
 def start(namespace: str) -> OrphanWatch:
-    """Start a cluster. For some of its steps Ray allows 30 s and no more, hence a second attempt."""
+    """Start a cluster on this machine. Tries twice: some steps have a fixed timeout of 30 s in Ray."""
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ[CONTROL_STORE_WAIT] = "120"
@@ -71,7 +71,7 @@ def start(namespace: str) -> OrphanWatch:
     for _ in range(START_ATTEMPTS):
         orphans = OrphanWatch()
         try:
-            with orphans, loopback_alone():
+            with orphans, loopback_only():
                 ray.init(
                     address=LOCAL,
                     namespace=namespace,
@@ -82,45 +82,45 @@ def start(namespace: str) -> OrphanWatch:
                 )
             return orphans
         except Exception as error:
-            # The boundary to Ray, which raises bare exceptions here too.
+            # Ray raises plain Exceptions here as well.
             failure = first_line(error)
             orphans.close()
-    raise StallError(f"ray: no cluster of this machine could be started (tried {START_ATTEMPTS} times): {failure}")
+    raise StallError(f"ray: no cluster could be started on this machine (tried {START_ATTEMPTS} times): {failure}")
 
 
 @contextmanager
-def loopback_alone() -> Iterator[None]:
-    """Let a cluster that starts inside listen on this machine only.
+def loopback_only() -> Iterator[None]:
+    """A cluster that is started inside listens on loopback only.
 
-    On Linux Ray puts the address that leads to the world in the place of 127.0.0.1, unless it is told that clusters of
-    several machines are not wanted. Its variable, which the started processes read, is read here at import only.
+    On Linux, Ray replaces 127.0.0.1 by the address of the external network unless multi-node clusters are disabled. The
+    started processes read the environment variable; this process has read it at import, so the constant is set too.
     """
-    before = os.environ.get(LOOPBACK_ALONE)
+    before = os.environ.get(MULTI_NODE_VARIABLE)
     constant = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[LOOPBACK_ALONE] = "0"
+    os.environ[MULTI_NODE_VARIABLE] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
-        os.environ.pop(LOOPBACK_ALONE)
+        os.environ.pop(MULTI_NODE_VARIABLE)
         if before is not None:
-            os.environ[LOOPBACK_ALONE] = before
+            os.environ[MULTI_NODE_VARIABLE] = before
 
 
 def require_token(addresses: Iterable[str], *, has_token: bool) -> None:
-    """Refuse a cluster, by its nodes' addresses, that takes jobs from whoever reaches it. Raises ConfigError."""
+    """Raise ConfigError for a cluster that can be reached from other machines and accepts jobs without a token."""
     beyond = sorted({address for address in addresses if not is_loopback(address)})
     if beyond and not has_token:
         raise ConfigError(
             f"ray: the cluster has nodes beyond loopback ({', '.join(beyond[:3])}) and no token authentication: "
-            "whoever reaches them may run code on all of them. Turn tokens on (SECURITY.md), or set "
-            "cluster.allow_unauthenticated where nobody else reaches their network."
+            "everyone who can reach them can run code on all of them. Enable tokens (SECURITY.md), or set "
+            "cluster.allow_unauthenticated if no one else can reach their network."
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by name or number."""
+    """Whether a host name or address is this machine's loopback."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -130,31 +130,31 @@ def is_loopback(host: str) -> bool:
 
 
 def join(address: str, namespace: str) -> None:
-    """Join a cluster. Ray itself would try for a quarter of an hour, so that somebody listens there is tried first."""
-    advice = "Start one with `ray start --head`, or leave cluster.address out for one of this machine alone."
+    """Join a cluster. First checks that a server listens there, since Ray itself would retry for 15 minutes."""
+    advice = "Start one with `ray start --head`, or leave out cluster.address to start one on this machine."
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    is_place = port.isdigit() and bool(host) and "//" not in address
-    if address != AUTO and not is_place:
+    is_host_port = port.isdigit() and bool(host) and "//" not in address
+    if address != AUTO and not is_host_port:
         raise ConfigError(
             f"cluster.address or RAY_ADDRESS: need HOST:PORT as `ray start --head` prints it, or auto (got {address}). "
             "To submit a job: `ray job submit --address http://HOST:8265 -- rlhf train ...`."
         )
-    if is_place and not answers(host, int(port)):
+    if is_host_port and not accepts_connections(host, int(port)):
         tried = f"tried {JOIN_ATTEMPTS} times in {JOIN_TIMEOUT_S:g} s"
         raise ConfigError(f"ray: no cluster at {address} ({tried}). {advice}")
-    os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt, which Ray lets take 40 s: somebody else may listen there
+    os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt of up to 40 s: the server may not be Ray
     try:
         ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
     except Exception as error:
-        # The boundary to Ray, which raises bare exceptions here too.
+        # Ray raises plain Exceptions here as well.
         if versions := differing_versions(str(error)):
             raise ConfigError(f"ray: {versions}") from error
         raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error
 
 
 def differing_versions(text: str) -> str | None:
-    """What Ray says about versions that differ, in a line; None where it says something else."""
+    """A line about different versions, from Ray's error message; None for other messages."""
     found = VERSION.findall(text)
     if "Version mismatch" not in text or len(found) != 4:
         return None
@@ -162,8 +162,8 @@ def differing_versions(text: str) -> str | None:
     return f"the cluster at that address has {cluster}, this process {driver}; use the same on both."
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+def accepts_connections(host: str, port: int) -> bool:
+    """Whether a server accepts connections there, in up to three attempts."""
     pause_s = JOIN_TIMEOUT_S / JOIN_ATTEMPTS
     for _ in range(JOIN_ATTEMPTS):
         start = time.monotonic()

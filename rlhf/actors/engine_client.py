@@ -1,23 +1,22 @@
-"""The trainer's stub for the control planes of all rollout engines, over Ray actor calls."""
+"""The trainer's client for the weight-sync calls of all rollout engines, over Ray."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
-
-import ray
+from typing import TYPE_CHECKING, cast
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import Call, Worker, failure_of, places, told
+from rlhf.actors.calls import Call, Worker
+from rlhf.actors.waiting import describe_late, processes_by_node, results_of, wait
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import WeightSyncError
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    import ray
 
 
 class RayEngineClient:
-    """`EngineClient` over Ray actors; lives in the process of the policy's rank 0.
+    """An `EngineClient` in the process of the policy's rank 0.
 
-    One call is one remote call for each engine, and waits for all of them, so that the error names every engine that
-    failed and not only the first.
+    Each method calls every engine and waits for all of them, so that the error names every engine that failed.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
@@ -51,16 +50,12 @@ class RayEngineClient:
 
     def _all(self, phase: str, submit: "Callable[[Worker], ray.ObjectRef[object]]", timeout_s: float) -> list[object]:
         calls = [Call(worker=worker, ref=submit(worker)) for worker in self._workers]
-        refs = [call.ref for call in calls]
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        problems = [
-            str(failure) for call in calls if call.ref not in late and (failure := failure_of(call, phase)) is not None
-        ]
-        if late:
-            workers = [call.worker for call in calls if call.ref in late]
-            silent = told(workers, post_mortem.look(places(workers)))
-            problems.append(f"no answer within {timeout_s:g} s to {phase} from {silent}")
+        outcome = wait(calls, phase=phase, timeout_s=timeout_s, stop_at_failure=False)
+        problems = [str(failure) for failure in outcome.failures]
+        if outcome.pending:
+            late = [call.worker for call in outcome.pending]
+            described = describe_late(late, post_mortem.examine(processes_by_node(late)))
+            problems.append(f"no reply within {timeout_s:g} s to {phase} from {described}")
         if problems:
             raise WeightSyncError("; ".join(problems))
-        results: list[object] = ray.get(refs)
-        return results
+        return results_of(calls, phase)

@@ -1,4 +1,4 @@
-"""What the processes of a run find in their environment. What the user has set there stays as it is."""
+"""Environment variables of the workers. Variables that the user has set are not changed."""
 
 from collections.abc import Mapping
 
@@ -6,48 +6,48 @@ from rlhf.planning.placement import Placement
 from rlhf.types import Role
 
 OPENMP_SPINS = "1000"
-"""How often an OpenMP thread looks for its mates before it sleeps. The library's own, a hundred times more, makes two
-roles that compute at once on the same cores up to four times slower than one after the other."""
-KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 * 2**30)}
-"""For glibc: what one pass frees stays for the next, up to 2 GiB. Given back to the kernel it would come again as pages
-to be zeroed: a tenth of a small model's step."""
-CHOOSES_MEMORY = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Variables by which a user decides on that."""
+"""How often a waiting OpenMP thread polls before it sleeps. With the library's default, a hundred times more, two roles
+that compute at the same time on the same cores are up to four times slower than one after the other."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 * 2**30)}
+"""For glibc: keep freed memory, up to 2 GiB, for the next pass. Pages from the kernel have to be zeroed, which takes a
+tenth of a small model's step."""
+ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Variables by which a user configures the allocator."""
 
 
-def of_all(
-    placement: Placement, device: str, num_cores: float, environ: Mapping[str, str], *, runs_ahead: bool
+def model_environment(
+    placement: Placement, device: str, num_cores: float, environ: Mapping[str, str], *, is_async: bool
 ) -> dict[str, str]:
-    """For every process that holds a model, on nodes of `num_cores`.
+    """The environment of every worker that holds a model, on nodes of `num_cores`.
 
-    Cores are shared out by what works at the same time: the ranks of the widest role, wherever they live, so that a
-    role computes the same bits on a group of its own and on a shared one. Groups that compute at once, as engines do
-    that run ahead, thus have more threads than cores; there, threads that wait for each other soon leave theirs.
+    The number of threads depends on the role with the most ranks on a node, in every placement, so that a role computes
+    the same bits on a device group of its own and on a shared one. When several groups compute at the same time, as
+    with asynchronous rollouts (`is_async`), there are more threads than cores; waiting threads then sleep early.
     """
     if device == "cuda":
         return {"DS_ACCELERATOR": "cuda"}
-    ranks = widths(placement)
+    ranks = ranks_per_node(placement)
     widest = max(*ranks, *(group.num_engines * group.devices_per_engine for group in placement.groups))
-    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": share_of(num_cores, widest, environ)}
-    if len(ranks) + runs_ahead > 1 and "GOMP_SPINCOUNT" not in environ:
+    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": num_threads(num_cores, widest, environ)}
+    if len(ranks) + is_async > 1 and "GOMP_SPINCOUNT" not in environ:
         variables["GOMP_SPINCOUNT"] = OPENMP_SPINS
     return variables
 
 
-def of_ranks(placement: Placement, device: str, num_cores: float, environ: Mapping[str, str]) -> dict[str, str]:
-    """For ranks of models that learn or score, beside what all have."""
+def rank_environment(placement: Placement, device: str, num_cores: float, environ: Mapping[str, str]) -> dict[str, str]:
+    """What ranks that train or score have in addition."""
     if device == "cuda":
-        # An optimizer on the host steps with these; Ray would allow one thread for the core that a GPU's seat books.
-        return {"OMP_NUM_THREADS": share_of(num_cores, max(widths(placement)), environ)}
-    is_chosen = any(name.startswith(CHOOSES_MEMORY) for name in environ)
-    return {} if is_chosen else dict(KEEPS_MEMORY)
+        # For an optimizer that is offloaded to the CPU: Ray would set one thread for the core of a GPU worker.
+        return {"OMP_NUM_THREADS": num_threads(num_cores, max(ranks_per_node(placement)), environ)}
+    is_chosen = any(name.startswith(ALLOCATOR_VARIABLES) for name in environ)
+    return {} if is_chosen else dict(KEEP_FREED_MEMORY)
 
 
-def widths(placement: Placement) -> list[int]:
-    """Ranks on a node, of each group that hosts models."""
+def ranks_per_node(placement: Placement) -> list[int]:
+    """The ranks on a node of each device group with models."""
     return [group.shape.num_devices_per_node for group in placement.groups if group.roles != (Role.ROLLOUT,)]
 
 
-def share_of(num_cores: float, num_processes: int, environ: Mapping[str, str]) -> str:
-    """Threads of each of some processes that work at the same time, unless the user has set them."""
+def num_threads(num_cores: float, num_processes: int, environ: Mapping[str, str]) -> str:
+    """Threads of each of `num_processes` that compute at the same time, unless the user has set them."""
     return environ.get("OMP_NUM_THREADS") or str(max(1, int(num_cores) // num_processes))

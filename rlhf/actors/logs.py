@@ -1,4 +1,4 @@
-"""What an actor leaves behind: a file with everything it printed, and a trace of when it was busy with what."""
+"""The files of a worker: its output, and a trace of its calls."""
 
 import json
 import logging
@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 def redirect_output(file: Path) -> None:
-    """Send everything that this process prints and logs, its libraries' and children's output too, to the end of
-    `file`. On a node that does not see the run's folder, the output stays in Ray's own logs."""
+    """Append everything that this process, its libraries and its children print and log to `file`. On a node without
+    the run's folder, the output goes to Ray's logs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -26,20 +26,20 @@ def redirect_output(file: Path) -> None:
 
 
 class Trace:
-    """One JSON line for each call that an actor worked on: {"call", "start", "end"}, in seconds since the epoch."""
+    """One JSON line for each call of a worker: {"call", "start", "end"}, in seconds since the epoch."""
 
     def __init__(self, file: Path | None) -> None:
-        """Without a file, or on a node that does not see its folder, nothing is recorded."""
+        """Nothing is recorded without a file, or on a node without its folder."""
         self._file = file if file is not None and file.parent.is_dir() else None
 
     @contextmanager
     def span(self, call: str) -> Iterator[None]:
-        """Record that the actor is busy with `call`."""
+        """Record the start and end of `call`."""
         start = time.time()
         try:
             yield
         finally:
             if self._file is not None:
-                # A full disk costs the record, not the call.
+                # On a full disk the record is lost, but the call succeeds.
                 with suppress(OSError), self._file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"call": call, "start": start, "end": time.time()}) + "\n")

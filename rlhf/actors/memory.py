@@ -1,4 +1,4 @@
-"""How much memory a run's processes have held at most: what a plan is compared with."""
+"""The peak memory of the workers, to compare with the planned memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from rlhf.planning.hardware import GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryGauge:
-    """Reads the peaks of all processes, for the figures of a step."""
+    """Reads the peak memory of all workers for the metrics of a step."""
 
     groups: Mapping[str, WorkerGroup]
-    """Processes by the name of what they host."""
+    """Workers by the roles that they hold, e.g. `policy+critic`."""
     timeout_s: float
 
     def __call__(self) -> dict[str, float]:
-        """The fullest process of each group, in GiB. Raises: as `wait_all`."""
-        figures = {}
+        """The highest peak in each group, in GiB. Raises: as `RemoteCalls.run`."""
+        metrics = {}
         for name, group in self.groups.items():
             peaks = group.run(
                 lambda _rank, handle: handle.peak_memory.remote(), phase="reading of memory", timeout_s=self.timeout_s
             )
-            figures[f"memory/{name}"] = max(cast(list[int], peaks)) / GIB
-        return figures
+            metrics[f"memory/{name}"] = max(cast(list[int], peaks)) / GIB
+        return metrics

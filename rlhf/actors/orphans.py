@@ -1,7 +1,7 @@
 """Ends the processes of a local cluster that would outlive a killed driver.
 
-The kernel ends most of them with the driver. Ray's agents are not its children: they notice, and then try for a minute
-to tell a control store that is gone. Run as a script, this waits for the driver in a process of its own.
+The kernel ends most of them with the driver. Ray's agents are not children of the driver, and try for a minute to reach
+a control store that is gone. Run as a script, this module waits for the end of the driver in a process of its own.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ CLOSE_TIMEOUT_S = 10.0
 
 
 class OrphanWatch:
-    """Watches over every process that this one starts inside the `with` block, from its end until `close`."""
+    """Ends every process that this one starts inside the `with` block, at `close` or when the driver dies."""
 
     def __init__(self) -> None:
         self._before: set[psutil.Process] = set()
@@ -25,9 +25,9 @@ class OrphanWatch:
 
     def __exit__(self, *_: object) -> None:
         pids = [str(process.pid) for process in descendants() - self._before]
-        if not pids:  # the cluster is somebody else's
+        if not pids:  # the cluster was started by someone else
             return
-        # A session of its own: the terminal's Ctrl-C is for the driver.
+        # In a new session, so that Ctrl-C in the terminal reaches only the driver.
         self._watcher = subprocess.Popen(
             [sys.executable, "-P", __file__, *pids],
             stdin=subprocess.PIPE,
@@ -36,7 +36,7 @@ class OrphanWatch:
         )
 
     def close(self) -> None:
-        """End what is still there."""
+        """End the processes that still run."""
         if self._watcher is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._watcher.communicate(timeout=CLOSE_TIMEOUT_S)
@@ -48,15 +48,15 @@ def descendants() -> set[psutil.Process]:
 
 
 def main() -> None:
-    """End the processes named on the command line once nobody can write to our input any more: the driver alone could,
-    and the kernel lets go for it however it ends."""
+    """End the processes given on the command line when standard input is closed: the driver holds its other end, and
+    the kernel closes it however the driver ends."""
     watched = []
     for pid in sys.argv[1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
             watched.append(psutil.Process(int(pid)))
     sys.stdin.read()
     for process in watched:
-        # psutil knows a process by its start too, and never kills another one that took the same number.
+        # psutil also compares start times, and does not kill another process that reuses the id.
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -1,12 +1,13 @@
-"""What the processes of a run listen on: said at its start, so that nobody is surprised by an open port."""
+"""The ports that the workers of a run listen on. A run shows at its start which can be reached from other machines."""
 
 from collections.abc import Sequence
 from typing import cast
 
 import psutil
 
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.calls import Call, Worker
 from rlhf.actors.connection import is_loopback
+from rlhf.actors.waiting import RemoteCalls
 
 
 def listening() -> list[tuple[str, int]]:
@@ -16,13 +17,16 @@ def listening() -> list[tuple[str, int]]:
     return sorted({(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN})
 
 
-def open_ports(workers: Sequence[Worker], timeout_s: float) -> list[str]:
-    """A line for each process that other machines can reach; one line where none can. Raises: as `wait_all`."""
-    calls = [Call(worker=worker, ref=worker.handle.listening.remote()) for worker in workers]
-    answers = wait_all(calls, phase="look at open ports", timeout_s=timeout_s)
+def open_ports(workers: Sequence[Worker], calls: RemoteCalls, timeout_s: float) -> list[str]:
+    """A line for each worker that other machines can reach, or one line if there is none.
+
+    Raises: as `RemoteCalls.run`.
+    """
+    asked = [Call(worker=worker, ref=worker.handle.listening.remote()) for worker in workers]
+    found = calls.wait_all(asked, phase="listing of open ports", timeout_s=timeout_s)
     lines = []
-    for worker, answer in zip(workers, answers, strict=True):
-        held = cast(list[tuple[str, int]], answer)
-        if beyond := [f"{host}:{port}" for host, port in held if not is_loopback(host)]:
+    for worker, ports in zip(workers, found, strict=True):
+        listening_on = cast(list[tuple[str, int]], ports)
+        if beyond := [f"{host}:{port}" for host, port in listening_on if not is_loopback(host)]:
             lines.append(f"  {worker.name} listens on {', '.join(beyond)}")
     return lines or ["  all listen on loopback only"]

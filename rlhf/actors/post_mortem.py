@@ -1,8 +1,8 @@
-"""Looking at processes that do not answer: how the kernel has them, and where their threads stand.
+"""Examining processes that do not reply: their state in the kernel, and the stacks of their threads.
 
-A process that hangs in a collective, or that somebody stopped, answers no call. A signal still reaches the first, and
-its handler, which is C code that needs no lock of the interpreter, writes every thread's stack into a file. Nothing
-reaches the second, but the kernel says that it is stopped. Both are asked from a process on the same node.
+A process that hangs in a collective or was stopped does not reply to calls. The first still gets signals, and the
+handler, C code that does not need the interpreter's lock, writes the stack of every thread to a file. The second gets
+nothing, but the kernel reports that it is stopped. Both are examined by a process on the same node.
 """
 
 import contextlib
@@ -26,108 +26,107 @@ logger = logging.getLogger(__name__)
 
 SIGNAL = signal.SIGUSR2
 SUFFIX = ".stacks.txt"
-LOOK_TIMEOUT_S = 8.0
-"""Longest wait for a node's answer. A node that is gone has none."""
-WRITING_S = 0.3
-END_TIMEOUT_S = 10.0
+EXAMINE_TIMEOUT_S = 8.0
+"""Longest wait for a node's reply. A lost node never replies."""
+WRITE_STACKS_S = 0.3
+KILL_TIMEOUT_S = 10.0
 """Longest wait for the end of processes that were killed."""
 FINDINGS: Mapping[str, str] = {
     psutil.STATUS_STOPPED: "is stopped (by SIGSTOP or a debugger)",
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
     psutil.STATUS_ZOMBIE: "is dead",
-    psutil.STATUS_DISK_SLEEP: "waits for a disk or device",
+    psutil.STATUS_DISK_SLEEP: "is waiting for a disk or device",
 }
 GONE = "is gone"
-SILENT = "is on a node that does not answer"
+UNREACHABLE = "is on a node that does not reply"
 
 Process = tuple[str, int]
-"""A node's name in Ray, and a process's id there."""
-Place = tuple[int, Path | None]
-"""A process's id, and the file for its stacks."""
+"""A node's id in Ray, and the id of a process there."""
+LocalProcess = tuple[int, Path | None]
+"""The id of a process on a node, and the file for its stacks."""
 
 
 def stacks_file(log_file: Path) -> Path:
-    """Where the process that logs into `log_file` leaves its stacks."""
+    """The file for the stacks of the process that logs to `log_file`."""
     return log_file.with_suffix(SUFFIX)
 
 
-def leave_stacks(log_file: Path) -> None:
-    """Let SIGUSR2 write the stacks of this process's threads. Not where its folder cannot be seen."""
+def write_stacks_on_signal(log_file: Path) -> None:
+    """Let SIGUSR2 write the stacks of this process's threads. Does nothing where the folder does not exist."""
     with contextlib.suppress(OSError):
-        # Open as long as the process lives: the handler writes to its descriptor.
+        # Kept open while the process lives: the handler writes to the descriptor.
         faulthandler.register(SIGNAL, stacks_file(log_file).open("a"), all_threads=True)
 
 
-def look(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
-    """Ask every node (by its name in Ray) about processes on it, and have these write their stacks.
+def examine(processes: Mapping[str, Sequence[LocalProcess]]) -> dict[Process, str]:
+    """Find out on every node, by its id in Ray, what is wrong with processes, and have these write their stacks.
 
-    Returns: process -> what is wrong with it, for those with which something is.
+    Returns: process -> what is wrong with it, without processes that are well.
     """
-    found, silent = _on_nodes(look_here, places, LOOK_TIMEOUT_S)
-    return {**found, **dict.fromkeys(silent, SILENT)}
+    found, unreachable = _on_nodes(examine_local, processes, EXAMINE_TIMEOUT_S)
+    return {**found, **dict.fromkeys(unreachable, UNREACHABLE)}
 
 
-def stopped(places: Mapping[str, Sequence[Place]]) -> set[Process]:
-    """Which processes somebody has stopped, by SIGSTOP. A debugger that looks at one stops it otherwise; what a node
-    that does not answer has stopped is not known."""
-    found, _ = _on_nodes(_stopped_here, places, LOOK_TIMEOUT_S)
+def find_stopped(processes: Mapping[str, Sequence[LocalProcess]]) -> set[Process]:
+    """The processes that were stopped by SIGSTOP, but not by a debugger, on the nodes that reply."""
+    found, _ = _on_nodes(_stopped_local, processes, EXAMINE_TIMEOUT_S)
     return set(found)
 
 
-def end(places: Mapping[str, Sequence[Place]]) -> dict[Process, str]:
-    """Kill processes and their children, also where they are stopped and obey nobody else.
+def kill(processes: Mapping[str, Sequence[LocalProcess]]) -> dict[Process, str]:
+    """Kill processes and their children, also those that are stopped, and wait for their end.
 
-    Returns: those that are still there, as `look`; a node that does not answer is taken to be gone.
+    Returns: those that did not end, as `examine`. A node that does not reply counts as lost.
     """
-    found, _ = _on_nodes(_end_here, places, END_TIMEOUT_S + LOOK_TIMEOUT_S)
+    found, _ = _on_nodes(_kill_local, processes, KILL_TIMEOUT_S + EXAMINE_TIMEOUT_S)
     return found
 
 
-def strike(node_id: str, pid: int, number: int) -> None:
-    """Send a signal to one of Ray's processes on a node; for tests of what a run does then.
+def send_signal(node_id: str, pid: int, number: int) -> None:
+    """Send a signal to a Ray process on a node, to test how a run reacts.
 
     Raises:
-        WorkerLostError: there is no such process, or its node does not answer.
+        WorkerLostError: there is no such process, or its node does not reply.
     """
-    struck, _ = _on_nodes(_strike_here, {node_id: [(pid, None)]}, LOOK_TIMEOUT_S, number)
-    if not struck:
+    signaled, _ = _on_nodes(_signal_local, {node_id: [(pid, None)]}, EXAMINE_TIMEOUT_S, number)
+    if not signaled:
         raise WorkerLostError(f"process {pid} of node {node_id} is not one of this run's, or its node is gone")
 
 
 def _on_nodes(
     task: Callable[..., dict[int, str]],
-    places: Mapping[str, Sequence[Place]],
+    processes: Mapping[str, Sequence[LocalProcess]],
     timeout_s: float,
     *arguments: int,
 ) -> tuple[dict[Process, str], list[Process]]:
-    """What `task` finds on every node, on this process's own directly; and the processes of nodes that do not answer in
-    time."""
-    here = ray.get_runtime_context().get_node_id()
+    """Run `task` on every node; directly on this one. Returns its findings, and the processes of nodes that did not
+    reply in time."""
+    this_node = ray.get_runtime_context().get_node_id()
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     remote = ray.remote(num_cpus=0, max_retries=0)(task)
     asked = {}
-    for node, processes in places.items():
-        if node != here and node in alive:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[remote.options(scheduling_strategy=there).remote(list(processes), *arguments)] = node
+    for node, local in processes.items():
+        if node != this_node and node in alive:
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[remote.options(scheduling_strategy=strategy).remote(list(local), *arguments)] = node
     found = {}
-    if here in places:
-        found = {(here, pid): text for pid, text in task(places[here], *arguments).items()}
+    if this_node in processes:
+        found = {(this_node, pid): text for pid, text in task(processes[this_node], *arguments).items()}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
-    silent = [asked[ref] for ref in late] + [node for node in places if node != here and node not in alive]
+    unreachable = [asked[ref] for ref in late] + [node for node in processes if node != this_node and node not in alive]
     for ref in ready:
         try:
             found |= {(asked[ref], pid): text for pid, text in ray.get(ref).items()}
-        except TaskUnschedulableError:  # the node has gone meanwhile
-            silent.append(asked[ref])
+        except TaskUnschedulableError:  # the node was lost meanwhile
+            unreachable.append(asked[ref])
         except RayError as error:
             logger.warning("a node could not be asked about its processes: %s", str(error).splitlines()[0])
-            silent.append(asked[ref])
-    return found, [(node, pid) for node in silent for pid, _ in places[node]]
+            unreachable.append(asked[ref])
+    return found, [(node, pid) for node in unreachable for pid, _ in processes[node]]
 
 
-def look_here(processes: Sequence[Place]) -> dict[int, str]:
-    """As `look`, at processes of this machine."""
+def examine_local(processes: Sequence[LocalProcess]) -> dict[int, str]:
+    """As `examine`, for processes of this machine."""
     found = {}
     for pid, file in processes:
         try:
@@ -141,11 +140,11 @@ def look_here(processes: Sequence[Place]) -> dict[int, str]:
                 process.send_signal(SIGNAL)
         except psutil.Error:
             found[pid] = GONE
-    time.sleep(WRITING_S)
+    time.sleep(WRITE_STACKS_S)
     return found
 
 
-def _stopped_here(processes: Sequence[Place]) -> dict[int, str]:
+def _stopped_local(processes: Sequence[LocalProcess]) -> dict[int, str]:
     found = {}
     for pid, _ in processes:
         with contextlib.suppress(psutil.Error):
@@ -155,16 +154,16 @@ def _stopped_here(processes: Sequence[Place]) -> dict[int, str]:
     return found
 
 
-def _strike_here(processes: Sequence[Place], number: int) -> dict[int, str]:
-    struck = {}
+def _signal_local(processes: Sequence[LocalProcess], number: int) -> dict[int, str]:
+    signaled = {}
     for pid, _ in processes:
         with contextlib.suppress(psutil.Error):
             _actor(pid).send_signal(number)
-            struck[pid] = "was struck"
-    return struck
+            signaled[pid] = "got the signal"
+    return signaled
 
 
-def _end_here(processes: Sequence[Place]) -> dict[int, str]:
+def _kill_local(processes: Sequence[LocalProcess]) -> dict[int, str]:
     alive: dict[psutil.Process, int] = {}
     for pid, _ in processes:
         with contextlib.suppress(psutil.Error):
@@ -173,12 +172,12 @@ def _end_here(processes: Sequence[Place]) -> dict[int, str]:
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    _, left = psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+    _, left = psutil.wait_procs(alive, timeout=KILL_TIMEOUT_S)
     return {alive[process]: "did not end when it was killed" for process in left}
 
 
 def _actor(pid: int) -> psutil.Process:
-    """The process, where it is one of Ray's: its number may have been given to another one since."""
+    """The process, if it is a Ray process: the id may have been reused by another one."""
     process = psutil.Process(pid)
     if process.status() != psutil.STATUS_ZOMBIE and not "".join(process.cmdline()[:1]).startswith("ray::"):
         raise psutil.NoSuchProcess(pid)
@@ -186,7 +185,7 @@ def _actor(pid: int) -> psutil.Process:
 
 
 def _takes_signal(pid: int) -> bool:
-    """Whether the process has a handler for the signal; without one it would die of it."""
+    """Whether the process has a handler for the signal, which would kill it otherwise."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -195,9 +194,9 @@ def _takes_signal(pid: int) -> bool:
     return bool(caught >> (SIGNAL - 1) & 1)
 
 
-def by_node(placed: Sequence[tuple[str, Place]]) -> dict[str, list[Place]]:
-    """Processes by their nodes."""
-    nodes: dict[str, list[Place]] = defaultdict(list)
-    for node, place in placed:
-        nodes[node].append(place)
+def by_node(processes: Sequence[tuple[str, LocalProcess]]) -> dict[str, list[LocalProcess]]:
+    """Group processes by their nodes."""
+    nodes: dict[str, list[LocalProcess]] = defaultdict(list)
+    for node, process in processes:
+        nodes[node].append(process)
     return nodes

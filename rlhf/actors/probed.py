@@ -1,4 +1,4 @@
-"""A policy whose first weight sync is proved: what the engines sample, the policy finds equally likely."""
+"""A policy that checks its first weight sync by comparing the log-probs of engines and policy."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,14 +13,14 @@ from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 OpenPool = Callable[[WorkerGroup], RolloutPool]
 """Makes a pool of some rollout engines."""
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats a token, by the engines' number format. Kernels round differently; stale weights differ by far more."""
+"""Nats per token, by the engines' dtype. Kernels round differently; stale weights differ by far more."""
 
 
 class ProbedPolicy(GroupEngine):
-    """The policy's `TrainEngine`. After the first sync to engines, and so after every resume, each of them answers a
-    few prompts, and its own log-probs of what it sampled must be those of the policy.
+    """The policy's `TrainEngine`. After the first weight sync to new engines, each engine samples short responses, and
+    its log-probs of them must be equal to those of the policy.
 
-    Equal digests say that the bytes arrived; only log-probs say that the engine computes with them.
+    Equal digests show that the bytes arrived; only log-probs show that the engine computes with them.
     """
 
     def __init__(
@@ -39,34 +39,38 @@ class ProbedPolicy(GroupEngine):
         self._pool = pool
         self._requests = requests
         self._tolerance = tolerance
-        self._proved: tuple[Worker, ...] = ()
+        self._probed: tuple[Worker, ...] = ()
 
     def send_weights(self, version: int) -> SyncReport:
-        """As `GroupEngine.send_weights`. Raises NumericsError where an engine computes with other weights."""
-        self._pool(self._engines).require_alive()  # or the sync would miss one in its midst
+        """As `GroupEngine.send_weights`. Raises NumericsError if an engine computes with other weights."""
+        self._pool(self._engines).require_alive()  # replaces lost engines before the sync starts
         report = super().send_weights(version)
-        if self._proved != self._engines.workers:
+        if self._probed != self._engines.workers:
             for worker in self._engines.workers:
-                self._prove(worker.name, self._pool(WorkerGroup([worker])).generate(self._requests), version)
-            self._proved = self._engines.workers
+                self._probe(worker.name, self._pool(self._engines.subset([worker])).generate(self._requests), version)
+            self._probed = self._engines.workers
         return report
 
-    def _prove(self, name: str, rollouts: Sequence[Rollout], version: int) -> None:
+    def _probe(self, name: str, rollouts: Sequence[Rollout], version: int) -> None:
         prompts = [request.prompt_token_ids for request in self._requests]
         sequences = [np.concatenate([p, rollout.token_ids]) for p, rollout in zip(prompts, rollouts, strict=True)]
         packed = PackedTokens(
             token_ids=np.concatenate(sequences),
             lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64),
         )
-        # Every rank runs the same batch: ranks always run equally many, and one answer is enough.
-        said = self.forward([packed] * self.num_ranks)[0]
+        # Every rank runs the same batch, since ranks always run equally many. One result is enough.
+        log_probs = self.forward([packed] * self.num_ranks)[0]
         by_policy = np.concatenate(
-            [part[len(p) :] for part, p in zip(np.split(said, np.cumsum(packed.lengths)[:-1]), prompts, strict=True)]
+            [
+                part[len(p) :]
+                for part, p in zip(np.split(log_probs, np.cumsum(packed.lengths)[:-1]), prompts, strict=True)
+            ]
         )
         by_engine = np.concatenate([rollout.log_probs for rollout in rollouts])
-        gap = float(np.abs(by_policy - by_engine).max())
-        if not gap <= self._tolerance:  # NaN is beyond every tolerance
+        difference = float(np.abs(by_policy - by_engine).max())
+        if not difference <= self._tolerance:  # also for NaN
             raise NumericsError(
-                f"{name}: version {version}: its log-probs of what it sampled are {gap:.3g} nats off the policy's "
-                f"(at most {self._tolerance:g}): the weights arrived, but it does not compute with them."
+                f"{name}: version {version}: its log-probs of its own samples differ from the policy's by "
+                f"{difference:.3g} nats (at most {self._tolerance:g}): the weights arrived, but "
+                "it does not compute with them."
             )

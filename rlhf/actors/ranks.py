@@ -1,4 +1,4 @@
-"""Processes that compute together: each a rank of a process group."""
+"""Workers that are ranks of a process group (torch.distributed)."""
 
 # ruff: noqa: PLC0415
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.actors.actor import Actor, node_address
-from rlhf.actors.calls import Call, Worker, wait_all
+from rlhf.actors.calls import Call, Worker
+from rlhf.actors.waiting import RemoteCalls
 from rlhf.importing import importing
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """A process's place in the group whose models it shares."""
+    """The place of a worker in its process group."""
 
     rank: int
     world_size: int
@@ -28,14 +29,14 @@ class Rank:
 
 
 class RankActor(Actor):
-    """A process that can become a rank."""
+    """A worker that can join a process group."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._listener: socket.socket | None = None
 
-    def open_meeting(self) -> tuple[str, int]:
-        """Listen for the group's other ranks on this node's address. Returns where."""
+    def open_rendezvous(self) -> tuple[str, int]:
+        """Listen for the other ranks on this node's address. Returns address and port."""
         from rlhf.engines.process.rendezvous import open_listener
 
         self._listener = open_listener(node_address())
@@ -43,7 +44,7 @@ class RankActor(Actor):
         return str(address), int(port)
 
     def join(self, rank: Rank) -> None:
-        """Enter the process group of the device group. Blocks until all ranks have."""
+        """Join the process group. Blocks until all ranks have joined."""
         with importing():
             from rlhf.engines.process.distributed import init_distributed
             from rlhf.engines.process.rendezvous import bind_collectives, open_store
@@ -55,23 +56,28 @@ class RankActor(Actor):
 
 
 def join_ranks(
-    groups: Sequence[Sequence[Worker]], *, device: str, start_timeout_s: float, collective_timeout_s: float
+    groups: Sequence[Sequence[Worker]],
+    *,
+    calls: RemoteCalls,
+    device: str,
+    start_timeout_s: float,
+    collective_timeout_s: float,
 ) -> None:
-    """Let the processes of each group meet, in the order of their ranks; no collective of theirs may take longer than
-    `collective_timeout_s`. Raises: as `wait_all`."""
-    first = [Call(worker=ranks[0], ref=ranks[0].handle.open_meeting.remote()) for ranks in groups]
-    addresses = wait_all(first, phase="meeting point of ranks", timeout_s=start_timeout_s)
-    calls: list[Call] = []
-    for ranks, place in zip(groups, addresses, strict=True):
-        assert isinstance(place, tuple)
+    """Set up a process group of each sequence of workers, in rank order. Their collectives fail after
+    `collective_timeout_s`. Raises: as `RemoteCalls.run`."""
+    first = [Call(worker=ranks[0], ref=ranks[0].handle.open_rendezvous.remote()) for ranks in groups]
+    addresses = calls.wait_all(first, phase="rendezvous of ranks", timeout_s=start_timeout_s)
+    joins: list[Call] = []
+    for ranks, address in zip(groups, addresses, strict=True):
+        assert isinstance(address, tuple)
         for rank, worker in enumerate(ranks):
-            meeting = Rank(
+            place = Rank(
                 rank=rank,
                 world_size=len(ranks),
-                master_address=place[0],
-                master_port=place[1],
+                master_address=address[0],
+                master_port=address[1],
                 device=device,
                 timeout_s=collective_timeout_s,
             )
-            calls.append(Call(worker=worker, ref=worker.handle.join.remote(meeting)))
-    wait_all(calls, phase="meeting of ranks", timeout_s=start_timeout_s)
+            joins.append(Call(worker=worker, ref=worker.handle.join.remote(place)))
+    calls.wait_all(joins, phase="setup of process groups", timeout_s=start_timeout_s)

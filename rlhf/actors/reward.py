@@ -1,4 +1,4 @@
-"""Reward functions, services, judges and verifiers behind actors of their own, away from the driver and the models."""
+"""Reward sources that run in workers of their own: functions, services, judges, verifiers."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,7 +8,7 @@ from rlhf.types import Prompt, Reward, Rollout
 
 
 class RemoteReward:
-    """A `RewardSource` that lives in an actor: the only one of its group."""
+    """A `RewardSource` in the only worker of a group."""
 
     def __init__(self, group: WorkerGroup, *, timeout_s: float) -> None:
         self._group = group

@@ -1,4 +1,4 @@
-"""The pool of rollout engines: what the loop samples from, and what shares the work among them."""
+"""The pool of rollout engines: distributes requests over the engines."""
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 class RolloutPool:
-    """Engines that act as one `RolloutEngine`. Thread-safe: it keeps no state but its groups of workers."""
+    """Engines that act as one `RolloutEngine`. Thread-safe: its only state is its groups of workers."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class RolloutPool:
         self._control_timeout_s = control_timeout_s
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout a request, in the order of the requests. Neighbors, which are answers to one prompt, go to
-        one engine, where they share the prompt's KV cache."""
+        """One rollout for each request, in the order of the requests. Neighboring requests, which are for the same
+        prompt, go to the same engine, where they share the prompt's KV cache."""
         parts = self._split(requests)
-        answers = self._all(
+        results = self._all(
             "generation", lambda index, handle: handle.generate.remote(parts[index]), self._generate_timeout_s
         )
-        by_id = {rollout.id: rollout for rollout in chain.from_iterable(cast(list[list[Rollout]], answers))}
+        by_id = {rollout.id: rollout for rollout in chain.from_iterable(cast(list[list[Rollout]], results))}
         return [by_id[request.id] for request in requests]
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
@@ -42,15 +42,15 @@ class RolloutPool:
         return self.score_each(sequences)[0]
 
     def score_each(self, sequences: Sequence[PackedTokens]) -> list[list[FloatArray]]:
-        """Log-probs of the same sequences by every engine: what the probe after a sync compares."""
-        answers = self._all(
+        """Log-probs of the same sequences by every engine: compared after a weight sync."""
+        results = self._all(
             "log-prob probe", lambda _index, handle: handle.score.remote(list(sequences)), self._control_timeout_s
         )
-        return cast(list[list[FloatArray]], answers)
+        return cast(list[list[FloatArray]], results)
 
     def require_alive(self) -> None:
         """Hear from every engine. One that died since it last answered is replaced, where engines can be."""
-        self._all("sign of life", lambda _index, handle: handle.where.remote(), self._control_timeout_s)
+        self._all("health check", lambda _index, handle: handle.location.remote(), self._control_timeout_s)
 
     def sleep(self) -> None:
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
@@ -58,8 +58,8 @@ class RolloutPool:
     def wake(self) -> None:
         for group in self._colocated:
             group.run(
-                lambda _rank, handle: handle.give_back.remote(),
-                phase="room for engines",
+                lambda _rank, handle: handle.release_memory.remote(),
+                phase="release of memory for engines",
                 timeout_s=self._control_timeout_s,
             )
         self._all("wake", lambda _index, handle: handle.wake.remote(), self._control_timeout_s)

@@ -1,6 +1,6 @@
-"""The actors: thin shells around engines. A remote method is one call into an engine.
+"""The workers: Ray actors around engines. A remote method is one call of an engine.
 
-The driver names these classes and must stay light, so the engines are imported where an actor's process needs them.
+The driver imports this module and must stay light, so each worker imports its engine when it loads it.
 """
 
 # ruff: noqa: PLC0415
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class ModelWorker(RankActor):
-    """One rank of a device group: hosts this rank's engine of every role that shares the group."""
+    """One rank of a device group, with an engine for every role that the group has."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
@@ -50,27 +50,27 @@ class ModelWorker(RankActor):
         self._sent_version: int | None = None
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
-        """Load a model that only computes."""
+        """Load a model that is not trained."""
         with importing():
             from rlhf.engines.training.scoring import ScoringEngine
 
         self._engines[role] = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
 
     def unload(self, role: Role) -> None:
-        """Forget a model that only computes, and give its memory back."""
+        """Drop a model that is not trained, and free its memory."""
         from rlhf.engines.process.device_memory import free_memory
 
         del self._engines[role]
         free_memory()
 
-    def give_back(self) -> None:
-        """Leave unused memory of the device to who shares it."""
+    def release_memory(self) -> None:
+        """Release unused GPU memory for the engine on the same GPU."""
         from rlhf.engines.process.device_memory import empty_cache
 
         empty_cache()
 
     def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> None:
-        """Load a model that is trained. The losses are rebuilt from the algorithm's config: no function travels."""
+        """Load a model that is trained. Its losses are built here from the algorithm's config."""
         with importing():
             from rlhf.algorithms import build_algorithm
             from rlhf.engines.training.engine import DeepSpeedEngine
@@ -82,7 +82,7 @@ class ModelWorker(RankActor):
         self._engines[role] = self._trained[role] = engine
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
-        """Join rollout engines, so that `send_weights` reaches them and no others. Called on every rank."""
+        """Connect to rollout engines: `send_weights` sends to these from now on. Called on every rank."""
         from rlhf.engines.weight_sync.adapter_source import AdapterSource
         from rlhf.engines.weight_sync.senders import make_sender
         from rlhf.engines.weight_sync.sources import make_source
@@ -132,7 +132,7 @@ class ModelWorker(RankActor):
             return self._trained[role].send_weights(version)
 
     def send_weights_again(self, role: Role) -> None:
-        """Send the weights to engines that came instead of those that had them; nothing where none were sent yet."""
+        """Send the last version again, to replaced engines. Does nothing before the first sync."""
         if self._sent_version is not None:
             self.send_weights(role, self._sent_version)
 
@@ -151,7 +151,7 @@ class ModelWorker(RankActor):
 
 
 class CollectivesWorker(RankActor):
-    """A rank of the collectives that a weight sync consists of, without the sync."""
+    """A rank that runs the collectives of a weight sync alone, to measure them."""
 
     def measure(self, num_bytes: int, num_buckets: int, num_trainers: int, repeats: int) -> list[tuple[float, float]]:
         from rlhf.engines.process.distributed import torch_device
@@ -161,14 +161,14 @@ class CollectivesWorker(RankActor):
 
 
 class RolloutWorker(Actor):
-    """One rollout engine. Its methods run in threads, so that it can be asked while it generates."""
+    """One rollout engine. Its methods run in threads, so that it can be called while it generates."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._engine: ServingEngine | None = None
 
     def start(self, spec: EngineSpec, name: str, gpus: Sequence[str]) -> None:
-        """Load the model, onto these GPUs; with none named, onto those that Ray gave this process."""
+        """Load the model on `gpus`; if empty, on the GPUs that Ray assigned to this process."""
         from rlhf.engines.process.rendezvous import bind_collectives
 
         if gpus:
@@ -185,7 +185,7 @@ class RolloutWorker(Actor):
     @property
     def engine(self) -> ServingEngine:
         if self._engine is None:
-            raise RlhfError("the rollout engine was asked to work before it was started")
+            raise RlhfError("the rollout engine was called before it was started")
         return self._engine
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
@@ -218,20 +218,20 @@ class RolloutWorker(Actor):
 
 
 class RewardWorker(Actor):
-    """A reward function, service, judge or verifier, in a process away from the driver and the models."""
+    """A reward source in a process of its own: a function, service, judge or verifier."""
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._source: RewardSource | None = None
 
     def start(self, source: RemoteSource) -> None:
-        """Open the source. A function's module is looked for in the user's folder."""
+        """Open the source. The module of a function may be in the driver's working directory."""
         from rlhf.engines.rewards import build_source
 
         self._source = build_source(source)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        assert self._source is not None, "start comes first"
+        assert self._source is not None, "start was not called"
         with self._trace.span("score"):
             return self._source.score(prompts, responses, rollouts)
 

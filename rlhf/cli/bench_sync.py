@@ -11,10 +11,11 @@ from typing import cast
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.actors.calls import Call, wait_all
+from rlhf.actors.calls import Call
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import GroupEngine
-from rlhf.actors.launcher import Launcher, LaunchSpec
+from rlhf.actors.launch_spec import LaunchSpec
+from rlhf.actors.launcher import Launcher
 from rlhf.actors.ranks import join_ranks
 from rlhf.actors.workers import CollectivesWorker
 from rlhf.config.algo import SftSection
@@ -123,7 +124,7 @@ def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model
         script(policy, engine),
         start_timeout_s=config.cluster.start_timeout_s,
         collective_timeout_s=config.rollout.sync_timeout_s,
-        replaced=None,
+        on_replaced=None,
     )
     workers = launcher.launch(lambda _rewards: None)
     timeout_s = 4 * config.rollout.sync_timeout_s
@@ -155,23 +156,24 @@ def script(policy: TrainedModelSection, engine: EngineSpec) -> LaunchSpec:
 
 
 def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figures: Figures) -> Figures:
-    """The collectives of as many bytes in as many buckets, by processes in the same seats."""
-    seats = cluster.reserve(placement)
-    trainers = seats[Role.POLICY]
-    receivers = seats[Role.ROLLOUT] if figures.medium != "ipc" else []
+    """The collectives of as many bytes in as many buckets, by workers in the same bundles."""
+    slots = cluster.reserve(placement)
+    trainers = slots[Role.POLICY]
+    receivers = slots[Role.ROLLOUT] if figures.medium != "ipc" else []
     calls = [
-        cluster.seat(CollectivesWorker, seat, name=f"collectives rank {rank}", title="Collectives", env={})
-        for rank, seat in enumerate([*trainers, *receivers])
+        cluster.start_worker(CollectivesWorker, slot, name=f"collectives rank {rank}", title="Collectives", env={})
+        for rank, slot in enumerate([*trainers, *receivers])
     ]
-    workers = cluster.seated(calls)
+    workers = cluster.wait_started(calls)
     join_ranks(
         [workers],
+        calls=cluster.calls,
         device=cluster.device,
         start_timeout_s=config.cluster.start_timeout_s,
         collective_timeout_s=config.rollout.sync_timeout_s,
     )
     asked = (figures.num_bytes, figures.num_buckets, len(trainers), config.repeats)
-    answers = wait_all(
+    answers = cluster.calls.wait_all(
         [Call(worker=worker, ref=worker.handle.measure.remote(*asked)) for worker in workers],
         phase="collectives",
         timeout_s=4 * config.rollout.sync_timeout_s * (config.repeats + 1),

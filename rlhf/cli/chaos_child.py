@@ -1,4 +1,4 @@
-"""`python -m rlhf.cli.chaos_child FOLDER RUN COMMAND ...`: the `rlhf` command with faults, for `rlhf chaos`.
+"""`python -m rlhf.cli.chaos_child FOLDER RUN train METHOD ...`: `rlhf train METHOD ...` with faults, for `rlhf chaos`.
 
 FOLDER/plan.json holds the faults in their order. Each that struck is in FOLDER/witness.jsonl, and is not
 repeated by a later process. FOLDER/phases.json says which phases the run has been in.
@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import traffic
-from rlhf.cli.main import main
+from rlhf.actors.calls import Worker
+from rlhf.cli.main import exit_code_of, train
 from rlhf.errors import WorkerLostError
 from rlhf.orchestrator.run.files import append_json, read_rows, write_text
 from rlhf.orchestrator.run.run_directory import newest_processes
@@ -54,7 +55,7 @@ class Fault:
 
 
 class Injector:
-    """Watches the waits of the driver's threads, and strikes in the phase that the next fault names.
+    """A `CallObserver` that watches the waits of the driver, and strikes in the phase that the next fault names.
 
     A fault is armed when the run has gone on since it last saved a step; a save in which the one before struck does not
     count. So between two faults a step is kept, and a run that needs more than its budget of restarts has a fault of
@@ -84,9 +85,12 @@ class Injector:
         self._is_armed = False
         self._striking: threading.Thread | None = None
 
-    def watch(self, text: str) -> None:
-        """A wait that is called `text` begins."""
-        name = next((name for name, pattern in PHASES.items() if pattern.search(text)), None)
+    def wait_succeeded(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
+        """Only the starts of waits matter."""
+
+    def wait_started(self, phase: str) -> None:
+        """Note the phase, and start the next fault if it is due."""
+        name = next((name for name, pattern in PHASES.items() if pattern.search(phase)), None)
         if name is None:
             return
         with self._lock:
@@ -103,7 +107,7 @@ class Injector:
                 self._is_armed, self._has_saved, self._last_s = False, False, self._clock()
                 self._has_struck_in_save = name == "checkpoint"
                 self._faults.remove(due)
-                self._striking = self._strike(due, text, self._give_back)
+                self._striking = self._strike(due, phase, self._give_back)
             elif name == "checkpoint" and not self._has_struck_in_save:
                 self._has_saved = self._striking is None or not self._striking.is_alive()
 
@@ -113,7 +117,7 @@ class Injector:
             self._is_armed = True
 
 
-class Striker:
+class FaultExecutor:
     """Carries faults out on the processes of a run of this machine, and says so in the folder of faults."""
 
     def __init__(self, folder: Path, run: Path) -> None:
@@ -152,7 +156,7 @@ class Striker:
             return
         victim = next(process for process in newest_processes(self._run) if process.name == fault.process)
         try:
-            post_mortem.strike(victim.node_id, victim.pid, SIGNALS[fault.kind])
+            post_mortem.send_signal(victim.node_id, victim.pid, SIGNALS[fault.kind])
         except WorkerLostError:
             give_back(fault)
             return
@@ -161,10 +165,10 @@ class Striker:
 
 def run(argv: list[str]) -> int:
     """Run the command with the faults of its folder. Returns its exit code."""
-    folder, run_folder, *command = argv
-    striker = Striker(Path(folder), Path(run_folder))
-    traffic.watch = Injector(striker.faults(), striker.strike, striker.see).watch
-    return main(command)
+    folder, run_folder, _train, command, *arguments = argv
+    executor = FaultExecutor(Path(folder), Path(run_folder))
+    injector = Injector(executor.faults(), executor.strike, executor.see)
+    return exit_code_of(partial(train, command, arguments, [injector]), show_traceback="--debug" in arguments)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def ask_processes(folder: Path) -> None:
     here = [process for process in newest_processes(folder) if process.host == socket.gethostname()]
     if not here:
         return
-    from rlhf.actors.post_mortem import look_here  # noqa: PLC0415  Ray's import takes a second
+    from rlhf.actors.post_mortem import examine_local  # noqa: PLC0415  Ray's import takes a second
 
-    look_here([(process.pid, Path(process.stacks)) for process in here])
+    examine_local([(process.pid, Path(process.stacks)) for process in here])
 
 
 def plain(text: str) -> str:

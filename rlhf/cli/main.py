@@ -11,14 +11,17 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rlhf import __version__
 from rlhf.config.renamed import RenamedSettingWarning
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
 from rlhf.importing import importing, missing_extra
+
+if TYPE_CHECKING:
+    from rlhf.actors.waiting import CallObserver
 
 MAX_PROBLEMS_SHOWN = 20
 SHOWN_OF_NAME = 60
@@ -33,9 +36,14 @@ VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become lines on stderr; --debug adds the traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(partial(run, arguments), show_traceback="--debug" in arguments)
+
+
+def exit_code_of(command: Callable[[], int], *, show_traceback: bool) -> int:
+    """Run `command` and return its exit code. Warnings and errors become lines on stderr."""
     try:
-        with _warnings_as_lines(), _tracebacks("--debug" in arguments):
-            code = run(arguments)
+        with _warnings_as_lines(), _tracebacks(show_traceback):
+            code = command()
             sys.stdout.flush()
         return code
     except BaseException as error:
@@ -78,13 +86,19 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         return _show(train_help(verb, command))
     from rlhf.cli.check import run_check
     from rlhf.cli.translated import show_translation
-    from rlhf.launch.check import checked_config
 
     show_translation(verb, command, rest)
 
     if verb == "check":
         return run_check(command, rest, os.environ)
-    config, advice = checked_config(command, rest, os.environ)
+    return train(command, rest)
+
+
+def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObserver]" = ()) -> int:
+    """`rlhf train COMMAND`. `observers` see every wait for a remote call. Raises: the error that ended the run."""
+    from rlhf.launch.check import checked_config
+
+    config, advice = checked_config(command, arguments, os.environ)
     sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
     with importing():
         from rlhf.launch.train import run_training
@@ -93,7 +107,7 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("rlhf").setLevel(logging.INFO)
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
-        run_training(config, partial(make_console, sys.stdout))
+        run_training(config, partial(make_console, sys.stdout), observers)
     return 0
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rlhf.actors.calls import traffic
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.launcher import Launcher, Workers
+from rlhf.actors.launch_spec import Workers
+from rlhf.actors.launcher import Launcher
 from rlhf.actors.ports import open_ports
-from rlhf.actors.stragglers import Stragglers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.algo import AlgorithmSection
@@ -71,7 +70,6 @@ class RunAttempts:
         if not self.has_started:
             for line in memory_forecast(config, needs, cluster):
                 records.say(line)
-        traffic.clock = Stragglers(records.warn).see
         workers = self._start(needs, placement)
         self._show_workers(placement)
         self._check_export(workers, algorithm.needs.exported_role)
@@ -95,9 +93,9 @@ class RunAttempts:
     def clear(self) -> list[str]:
         """End the workers of the last attempt, except those that the next one can use. Returns the names of these."""
         is_online = isinstance(self.config, OnlineConfig)  # an offline run may need fewer models by now
-        spared = self.launcher.spare() if self.launcher is not None and is_online else []
-        self.cluster.clear(spared)
-        return [worker.name for worker in spared]
+        surviving = self.launcher.find_surviving() if self.launcher is not None and is_online else []
+        self.cluster.clear(surviving)
+        return [worker.name for worker in surviving]
 
     def _start(self, needs: Needs, placement: Placement) -> Workers:
         """Start and load every worker, and connect policy and rollout engines."""
@@ -110,7 +108,7 @@ class RunAttempts:
                 make_launch_spec(config, needs, placement, updates, self.cluster.device),
                 start_timeout_s=config.cluster.start_timeout_s,
                 collective_timeout_s=config.train.step_timeout_s,
-                replaced=self._replaced if config.cluster.max_restarts else None,
+                on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
         return self.launcher.launch(partial(self._probe_rewards, needs))
 
@@ -129,7 +127,7 @@ class RunAttempts:
         cluster = self.cluster
         lines = [f"{placement.num_devices} devices ({cluster.device}) in {len(placement.groups)} groups"]
         lines += [f"  {worker}" for worker in cluster.workers]
-        for line in (*lines, *open_ports(cluster.workers, self.config.cluster.start_timeout_s)):
+        for line in (*lines, *open_ports(cluster.workers, cluster.calls, self.config.cluster.start_timeout_s)):
             self.records.say(line)
         self._write_processes()
 
@@ -137,7 +135,7 @@ class RunAttempts:
         """Export the untrained model once: a run whose model cannot be saved must not train first."""
         engine = role_engine(workers, role, self.config.train.step_timeout_s)
         with tempfile.TemporaryDirectory(dir=self.records.directory.path, prefix="trial-") as trial:
-            engine.prove_export(Path(trial))
+            engine.verify_export(Path(trial))
 
     def _assemble(
         self, algorithm: Algorithm, workers: Workers, placement: Placement, reference: TokenScorer | None
@@ -149,7 +147,7 @@ class RunAttempts:
         assert data.groups is not None
         return assemble_offline(config, self.algorithm, algorithm, data.groups, workers, reference)
 
-    def _replaced(self, text: str) -> None:
+    def _note_replaced(self, text: str) -> None:
         """Note that lost workers were replaced."""
         self.records.note("replacement", text)
         self._write_processes()

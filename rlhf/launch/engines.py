@@ -1,7 +1,7 @@
 """The started workers as engines: what the loop calls to compute and to train."""
 
 from rlhf.actors.groups import EmaReferenceEngine, GroupEngine, WorkerGroup
-from rlhf.actors.launcher import Workers
+from rlhf.actors.launch_spec import Workers
 from rlhf.actors.memory import MemoryGauge
 from rlhf.types import Role
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rlhf.actors.launcher import Workers
+from rlhf.actors.launch_spec import Workers
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import AlgorithmSection

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from rlhf.actors.colocated import SleepingRolloutPool, WakeBeforeSync
-from rlhf.actors.launcher import Workers, colocated_models
+from rlhf.actors.launch_spec import Workers, colocated_models
 from rlhf.actors.probed import TOLERANCES, OpenPool, ProbedPolicy
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rlhf.actors.launcher import LaunchSpec
+from rlhf.actors.launch_spec import LaunchSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
-from rlhf.actors.launcher import Workers, end_role
+from rlhf.actors.launch_spec import Workers, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig

@@ -1,11 +1,13 @@
 """A training run from its config to its model: check, data, run directory, attempts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
+from rlhf.actors.stragglers import Stragglers
+from rlhf.actors.waiting import CallObserver
 from rlhf.algorithms import build_algorithm
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import dump_config, short_summary
@@ -39,10 +41,15 @@ class TrainResult:
     """Those of the last step, by the names in metrics.jsonl."""
 
 
-def run_training(config: TrainConfig, open_console: Callable[[int], Console]) -> TrainResult:
+def run_training(
+    config: TrainConfig,
+    open_console: Callable[[int], Console],
+    observers: Sequence[CallObserver] = (),
+) -> TrainResult:
     """Train a model with a resolved config. Starts Ray and leaves it again.
 
-    `open_console` gets the number of steps and gives what shows the progress; it is closed at the end.
+    `open_console` takes the number of steps and returns what shows the progress, which is closed at the end.
+    `observers` see every wait for a remote call.
 
     Raises:
         RlhfError: the run failed; its class says how.
@@ -75,7 +82,12 @@ def run_training(config: TrainConfig, open_console: Callable[[int], Console]) ->
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
         with records.recording_failure():
-            cluster = Cluster(config.cluster, f"rlhf-{config.run.name}", directory.log_folder)
+            cluster = Cluster(
+                config.cluster,
+                f"rlhf-{config.run.name}",
+                directory.log_folder,
+                observers=[Stragglers(records.warn), *observers],
+            )
         with cluster, stop.listening(), records.open():
             attempts = RunAttempts(
                 config=config,

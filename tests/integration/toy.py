@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ray.exceptions import ObjectStoreFullError
 
-from rlhf.actors.actor import here
-from rlhf.actors.post_mortem import leave_stacks
+from rlhf.actors.actor import process_location
+from rlhf.actors.post_mortem import write_stacks_on_signal
 from rlhf.errors import RewardError
 from rlhf.types import FinishReason, Metrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
 
@@ -16,10 +16,10 @@ class Toy:
     """An actor with the face of a worker and nothing behind it."""
 
     def __init__(self, folder: Path, log_file: Path) -> None:
-        leave_stacks(log_file)
+        write_stacks_on_signal(log_file)
 
-    def where(self) -> tuple[str, int, str]:
-        return here()
+    def location(self) -> tuple[str, int, str]:
+        return process_location()
 
     def nap(self, seconds: float) -> int:
         time.sleep(seconds)

@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import RayActorError
 
-from rlhf.actors.calls import how_it_ended
+from rlhf.actors.calls import cause_of_death
 
 ENDED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: A\n\tpid: 25397\n"
@@ -23,16 +23,20 @@ class DiedError(RayActorError):  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("kind", "detail", "said"),
     [
-        ("NODE_OUT_OF_MEMORY", "Task was killed. Consider more.", "Ray ended it, since its node ran out of memory. "),
-        ("SYSTEM_ERROR", "Worker unexpectedly exits. Some causes are: (1) OOM.", "It was killed, as the kernel does "),
+        ("NODE_OUT_OF_MEMORY", "Task was killed. Consider more.", "Ray killed it because its node ran out of memory. "),
+        (
+            "SYSTEM_ERROR",
+            "Worker unexpectedly exits. Some causes are: (1) OOM.",
+            "It crashed, or the kernel killed it ",
+        ),
         ("INTENDED_USER_EXIT", "Worker exits by exit(3). More.", "Worker exits by exit(3)."),
     ],
 )
 def test_how_a_process_ended(kind: str, detail: str, said: str) -> None:
-    text = how_it_ended(DiedError(ENDED.format(kind=kind, detail=detail)))
+    text = cause_of_death(DiedError(ENDED.format(kind=kind, detail=detail)))
     assert text.startswith(said)
     assert ("lower train.max_tokens_per_micro_batch" in text) == (kind != "INTENDED_USER_EXIT")
 
 
 def test_an_end_of_which_nothing_is_known() -> None:
-    assert how_it_ended(DiedError("The actor is gone.\nMore.")) == "The actor is gone."
+    assert cause_of_death(DiedError("The actor is gone.\nMore.")) == "The actor is gone."

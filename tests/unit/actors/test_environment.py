@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.actors.environment import KEEPS_MEMORY, OPENMP_SPINS, of_all, of_ranks
+from rlhf.actors.environment import KEEP_FREED_MEMORY, OPENMP_SPINS, model_environment, rank_environment
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import Role
 
@@ -10,7 +10,7 @@ ONE, TWO = (Shape(num_nodes=1, num_devices_per_node=n) for n in (1, 2))
 
 
 @pytest.mark.parametrize(
-    ("shapes", "colocate", "engines", "runs_ahead", "threads", "spins"),
+    ("shapes", "colocate", "engines", "is_async", "threads", "spins"),
     [
         ({Role.POLICY: ONE}, (), 0, False, "8", False),
         ({Role.POLICY: TWO}, (), 0, False, "4", False),
@@ -23,26 +23,28 @@ ONE, TWO = (Shape(num_nodes=1, num_devices_per_node=n) for n in (1, 2))
     ],
 )
 def test_cores_are_shared_by_what_works_at_once(
-    shapes: dict[Role, Shape], colocate: tuple[str, ...], engines: int, runs_ahead: bool, threads: str, spins: bool
+    shapes: dict[Role, Shape], colocate: tuple[str, ...], engines: int, is_async: bool, threads: str, spins: bool
 ) -> None:
     placement = plan_placement(shapes, colocate, num_engines=engines)
-    variables = of_all(placement, "cpu", 8.0, {}, runs_ahead=runs_ahead)
+    variables = model_environment(placement, "cpu", 8.0, {}, is_async=is_async)
     expected = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
     assert variables == expected | ({"GOMP_SPINCOUNT": OPENMP_SPINS} if spins else {})
 
 
 def test_what_the_user_has_set_stays() -> None:
     placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
-    variables = of_all(placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}, runs_ahead=False)
+    variables = model_environment(
+        placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}, is_async=False
+    )
     assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3"}
-    assert of_ranks(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEPS_MEMORY
+    assert rank_environment(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEP_FREED_MEMORY
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
-        assert of_ranks(placement, "cpu", 8.0, {name: "1"}) == {}
-    assert of_ranks(placement, "cuda", 8.0, {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
+        assert rank_environment(placement, "cpu", 8.0, {name: "1"}) == {}
+    assert rank_environment(placement, "cuda", 8.0, {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
 
 
 def test_on_gpus_ranks_have_their_share_of_the_cores() -> None:
     """For an optimizer on the host; engines keep the one thread that they want."""
     placement = plan_placement({Role.POLICY: TWO, Role.CRITIC: ONE, Role.ROLLOUT: ONE}, (), num_engines=8)
-    assert of_all(placement, "cuda", 8.0, {}, runs_ahead=True) == {"DS_ACCELERATOR": "cuda"}
-    assert of_ranks(placement, "cuda", 8.0, {}) == {"OMP_NUM_THREADS": "4"}
+    assert model_environment(placement, "cuda", 8.0, {}, is_async=True) == {"DS_ACCELERATOR": "cuda"}
+    assert rank_environment(placement, "cuda", 8.0, {}) == {"OMP_NUM_THREADS": "4"}

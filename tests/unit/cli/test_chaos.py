@@ -30,7 +30,7 @@ def struck(faults: list[Fault], waits: list[str]) -> list[tuple[int, int, str]]:
     passed: list[str] = []
     injector = Injector(faults, lambda one, text, _: found.append((one.number, len(passed), text)), lambda _: None)
     for text in waits:
-        injector.watch(text)
+        injector.wait_started(text)
         passed.append(text)
     return found
 
@@ -71,12 +71,12 @@ def test_no_save_counts_before_the_fault_has_struck() -> None:
 
     injector = Injector([fault(0, "learn"), fault(1, "generate")], strike, lambda _: None)
     for text in (*START, *STEP, *STEP, *STEP):
-        injector.watch(text)
+        injector.wait_started(text)
     assert found == [1]
     let_strike.set()
     striking.join()
     for text in (*STEP, *STEP):
-        injector.watch(text)
+        injector.wait_started(text)
     assert found == [1, 0]
 
 
@@ -97,7 +97,7 @@ def test_faults_keep_their_distance_in_time() -> None:
     injector = Injector(faults, lambda one, *_: found.append((one.number, now[0])), lambda _: None, lambda: now[0])
     for _step in range(10):
         for text in STEP:
-            injector.watch(text)
+            injector.wait_started(text)
         now[0] += 11.0
     assert found == [(0, 33.0), (1, 66.0), (2, 99.0)]
 
@@ -114,7 +114,7 @@ def test_a_fault_that_finds_its_process_dead_comes_again() -> None:
 
     injector = Injector([fault(0, "learn"), fault(1, "score")], strike, lambda _: None)
     for text in waits:
-        injector.watch(text)
+        injector.wait_started(text)
         passed.append(text)
     assert found == ["1 after 6", "1 after 19", "0 after 36"]
 
@@ -123,7 +123,7 @@ def test_every_phase_is_seen() -> None:
     seen: list[str] = []
     injector = Injector([], lambda *_: None, seen.append)
     for text in STEP:
-        injector.watch(text)
+        injector.wait_started(text)
     assert set(seen) == {"generate", "score", "log_probs", "learn", "sync", "checkpoint"}
 
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.launcher import Workers
+from rlhf.actors.launch_spec import Workers
+from rlhf.actors.waiting import RemoteCalls
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.kto import KTO
 from rlhf.config.data import RowKind
@@ -31,7 +32,7 @@ def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.Mon
     kinds: Any = {"policy": lambda _models, algorithm, *_: seen.append(algorithm)}
     rows = replace(OFFLINE_ROWS[RowKind.LABELED], evaluators=kinds)
     monkeypatch.setitem(cast(dict[RowKind, OfflineRows], OFFLINE_ROWS), RowKind.LABELED, rows)
-    workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([])}, engines=None)
+    workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([], RemoteCalls())}, engines=None)
     assemble_offline(config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed
     assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)

@@ -13,13 +13,13 @@ def test_policy_and_reference_read_tokens_at_the_temperature_of_sampling() -> No
     """Log-probs at another one would be those of another policy: of no use as a ratio, nor as a KL."""
     config = load_config("ppo", [*GIVEN, "--rollout.temperature", "0.7"], {})
     needs = build_algorithm(config.algo).needs
-    script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
-    assert script.trained[Role.POLICY].temperature == 0.7
-    assert script.scorers[Role.REFERENCE].temperature == 0.7
+    spec = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
+    assert spec.trained[Role.POLICY].temperature == 0.7
+    assert spec.scorers[Role.REFERENCE].temperature == 0.7
 
 
 def test_given_answers_are_read_at_1() -> None:
     config = load_config("dpo", GIVEN[:4], {})
     needs = build_algorithm(config.algo).needs
-    script = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
-    assert script.trained[Role.POLICY].temperature == script.scorers[Role.REFERENCE].temperature == 1.0
+    spec = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
+    assert spec.trained[Role.POLICY].temperature == spec.scorers[Role.REFERENCE].temperature == 1.0

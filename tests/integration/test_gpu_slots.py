@@ -1,4 +1,4 @@
-"""Which GPUs ranks and engines get. Ray counts GPUs that it is told of; nothing computes here."""
+"""Which GPUs ranks and engines get. Ray counts GPUs that it is shared of; nothing computes here."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from rlhf.actors.actor import Actor
-from rlhf.actors.calls import Call, Worker, wait_all
-from rlhf.actors.cluster import Cluster, Seat
+from rlhf.actors.calls import Call, Worker
+from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.launcher import gpus_of_engines
 from rlhf.config.run import ClusterSection
 from rlhf.planning.placement import Placement, Shape, plan_placement
@@ -38,39 +38,39 @@ def placed(num_ranks: int, num_engines: int, each: int, *colocate: str) -> Place
     return plan_placement(shapes, colocate, num_engines=num_engines)
 
 
-def seated(cluster: Cluster, seats: list[Seat], role: Role) -> list[Worker]:
-    return cluster.seated(
-        [cluster.seat(Actor, seat, name=f"{role} {i}", title="Toy", env={}) for i, seat in enumerate(seats)]
+def start(cluster: Cluster, slots: list[WorkerSlot], role: Role) -> list[Worker]:
+    return cluster.wait_started(
+        [cluster.start_worker(Actor, slot, name=f"{role} {i}", title="Toy", env={}) for i, slot in enumerate(slots)]
     )
 
 
-def gpus(workers: list[Worker]) -> list[list[str]]:
+def gpus(cluster: Cluster, workers: list[Worker]) -> list[list[str]]:
     """Those that Ray gave them."""
     calls = [Call(worker=worker, ref=worker.handle.gpus.remote()) for worker in workers]
-    return cast(list[list[str]], wait_all(calls, phase="gpus", timeout_s=60.0))
+    return cast(list[list[str]], cluster.calls.wait_all(calls, phase="gpus", timeout_s=60.0))
 
 
 @pytest.mark.parametrize(("num_ranks", "num_engines", "each"), [(4, 4, 1), (4, 2, 2), (3, 1, 2)])
 def test_engines_share_the_gpus_of_ranks(cluster: Cluster, num_ranks: int, num_engines: int, each: int) -> None:
     """Every rank has a GPU that no other rank has, whatever else computes there."""
     placement = placed(num_ranks, num_engines, each, "policy,rollout")
-    seats = cluster.reserve(placement)
-    ranks = seated(cluster, seats[Role.POLICY], Role.POLICY)
-    engines = seated(cluster, seats[Role.ROLLOUT], Role.ROLLOUT)
-    own = gpus(ranks)
+    slots = cluster.reserve(placement)
+    ranks = start(cluster, slots[Role.POLICY], Role.POLICY)
+    engines = start(cluster, slots[Role.ROLLOUT], Role.ROLLOUT)
+    own = gpus(cluster, ranks)
     assert [len(one) for one in own] == [1] * num_ranks
     assert len({one[0] for one in own}) == num_ranks
-    assert gpus(engines) == [[]] * num_engines  # Ray gives them none: they are told
-    told = gpus_of_engines(placement.group_of(Role.ROLLOUT), ranks)
-    assert told == [[own[engine * each + i][0] for i in range(each)] for engine in range(num_engines)]
+    assert gpus(cluster, engines) == [[]] * num_engines  # Ray gives them none: they are told
+    shared = gpus_of_engines(placement.group_of(Role.ROLLOUT), ranks, cluster.calls)
+    assert shared == [[own[engine * each + i][0] for i in range(each)] for engine in range(num_engines)]
     cluster.clear()
 
 
 def test_engines_of_their_own_hold_their_gpus(cluster: Cluster) -> None:
-    seats = cluster.reserve(placed(4, 2, 2))
-    ranks = seated(cluster, seats[Role.POLICY], Role.POLICY)
-    engines = seated(cluster, seats[Role.ROLLOUT], Role.ROLLOUT)
-    found = gpus([*ranks, *engines])
+    slots = cluster.reserve(placed(4, 2, 2))
+    ranks = start(cluster, slots[Role.POLICY], Role.POLICY)
+    engines = start(cluster, slots[Role.ROLLOUT], Role.ROLLOUT)
+    found = gpus(cluster, [*ranks, *engines])
     assert [len(one) for one in found] == [1, 1, 1, 1, 2, 2]
     assert len({gpu for one in found for gpu in one}) == NUM_GPUS
     cluster.clear()
