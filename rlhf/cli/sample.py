@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
+from rlhf.config.models import dtype_on
 from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
@@ -117,7 +118,7 @@ def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Toke
         "model_digest": model_digest(resolve_folder(config.model, where="model")),
         "tokenizer": tokenizer.fingerprint(),
         "engine": engine_kind(RolloutSection(engine=config.engine)),
-        "dtype": dtype_of(config, device),
+        "dtype": dtype_on(config.dtype, device),
         "device": device,
         "reward": reward,
         "prompts": fingerprint([prompts], prompt_content),
@@ -139,13 +140,6 @@ def model_digest(folder: Path) -> str:
             stream.seek(max(file.stat().st_size - EDGE_BYTES, 0))
             digest.update(stream.read())
     return digest.hexdigest()
-
-
-def dtype_of(config: SampleConfig, device: str) -> str:
-    """auto is float32 on CPU and bfloat16 on GPUs."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> RewardSource | None:
@@ -180,7 +174,7 @@ def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
     spec = EngineSpec(
         section=section,
         model=config.model,
-        dtype=dtype_of(config, device),
+        dtype=dtype_on(config.dtype, device),
         device=device,
         seed=config.seed,
         sync_backend="gloo" if device == "cpu" else "nccl",

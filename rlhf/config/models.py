@@ -6,13 +6,22 @@ from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, Posit
 
 from rlhf.config.base import Section
 
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+def dtype_on(dtype: DtypeName, device: str) -> Literal["float32", "bfloat16"]:
+    """The number format on a kind of device: auto is float32 on CPU and bfloat16 on GPUs."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
 
 class ModelSection(Section):
     """A model that only computes."""
 
     model: str | None = None
     """Folder or hub name of a Hugging Face model with safetensors weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     quantization: Literal["none", "nf4"] = "none"
     """How frozen weights are held: nf4 is 4 bits a weight (QLoRA), of the linear layers but the output layer; they

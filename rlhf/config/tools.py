@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNe
 
 from rlhf.config.base import Section
 from rlhf.config.data import DataSection
-from rlhf.config.models import TrainedModelSection
+from rlhf.config.models import DtypeName, TrainedModelSection
 from rlhf.config.reward import RewardSection
 from rlhf.config.rollout import EngineName, RolloutSection
 from rlhf.config.run import ClusterSection
@@ -44,7 +44,7 @@ class SamplingConfig(Section):
     """Prompts whose answers are sampled, scored and written at once."""
     engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that the vLLM engine is spread over."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf.config.commands import GenerateConfig
 from rlhf.config.data import DataSection
+from rlhf.config.models import dtype_on
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
@@ -36,7 +37,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     spec = EngineSpec(
         section=RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
         model=config.model,
-        dtype="float32" if device == "cpu" else "bfloat16",
+        dtype=dtype_on("auto", device),
         device=device,
         seed=config.seed,
         sync_backend="gloo" if device == "cpu" else "nccl",

@@ -10,6 +10,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig
+from rlhf.config.models import dtype_on
 from rlhf.engines.base import RewardSource, Tokenizer
 from rlhf.engines.rewards import build_reward
 from rlhf.launch.data import RunData
@@ -30,7 +31,7 @@ from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.planning.placement import Placement
-from rlhf.planning.roles import dtype_of, reward_model
+from rlhf.planning.roles import reward_model
 from rlhf.types import Prompt, Role, RolloutRequest, ScoredGroup
 
 
@@ -79,7 +80,7 @@ def policy(
         engines=workers.engines,
         pool=pool,
         requests=requests,
-        tolerance=TOLERANCES[dtype_of(config.policy, workers.device)],
+        tolerance=TOLERANCES[dtype_on(config.policy.dtype, workers.device)],
         step_timeout_s=config.train.step_timeout_s,
         # Joining, sending and finishing each have their own deadline inside, whose errors say more.
         sync_timeout_s=4 * config.rollout.sync_timeout_s,

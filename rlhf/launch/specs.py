@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rlhf.actors.launch_spec import LaunchSpec
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.rules.placement import GLOO_ON_GPUS
@@ -15,7 +15,7 @@ from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Placement
-from rlhf.planning.roles import dtype_of, model_of, sections
+from rlhf.planning.roles import model_of, sections
 from rlhf.types import Head, Role
 
 
@@ -78,7 +78,7 @@ def make_engine_spec(
     return EngineSpec(
         section=rollout,
         model=model_of(policy, Role.POLICY),
-        dtype=dtype_of(policy, device),
+        dtype=dtype_on(policy.dtype, device),
         device=device,
         seed=seed,
         sync_backend=sync_backend(rollout, placement, device),

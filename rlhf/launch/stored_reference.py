@@ -8,6 +8,7 @@ from rlhf.actors.launch_spec import Workers, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig
+from rlhf.config.models import dtype_on
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.fingerprint import model_fingerprint
 from rlhf.errors import PreemptedError
@@ -17,7 +18,7 @@ from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.step.reference_store import ReferenceStore, reference_sequences
-from rlhf.planning.roles import REFERENCE_SIGNAL, dtype_of, model_of
+from rlhf.planning.roles import REFERENCE_SIGNAL, model_of
 from rlhf.types import Role, ScoredGroup
 
 FOLDER = "reference-cache"
@@ -39,7 +40,7 @@ def open_store(
     section = config.reference
     settings = {
         "tokenizer": tokenizer.fingerprint(),
-        "dtype": dtype_of(section, device),
+        "dtype": dtype_on(section.dtype, device),
         "attention": section.attention,
         "quantization": section.quantization,
         "device": device,

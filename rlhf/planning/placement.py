@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rlhf.config.colocation import colocated_roles, engines_misfit
 from rlhf.errors import ConfigError
 from rlhf.types import Role
-
-ALL = "all"
-"""`--colocate all`: every role on one group of devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,7 @@ def plan_placement(
     Raises:
         ConfigError: merged model roles ask for different shapes, or the engines do not fit on the group's devices.
     """
-    merged = [tuple(shapes) if flag == ALL else tuple(Role(name) for name in flag.split(",")) for flag in colocate]
+    merged = [tuple(Role(name) for name in names) for names in colocated_roles(colocate)]
     problems: list[str] = []
     groups: list[DeviceGroup] = []
     placed: set[Role] = set()
@@ -107,16 +105,19 @@ def plan_placement(
         ]
         engines = num_engines if Role.ROLLOUT in roles else 0
         each = shapes[Role.ROLLOUT].num_devices_per_node if engines else 1
-        room = shape.num_nodes * (shape.num_devices_per_node // each)
-        if engines and models and engines > room:
-            problems.append(
-                f"rollout.num_engines: {engines} engines of {each} devices do not fit on the {shape.num_nodes} x "
-                f"{shape.num_devices_per_node} devices shared with {', '.join(models)}. Set it to at most {room}."
-            )
+        if engines and models:
+            problems += _misfit(engines, each, shape, models[0])
         groups.append(DeviceGroup(roles=roles, shape=shape, num_engines=engines, devices_per_engine=each))
     if problems:
         raise ConfigError(problems)
     return Placement(groups=tuple(groups))
+
+
+def _misfit(engines: int, each: int, shape: Shape, role: Role) -> list[str]:
+    misfit = engines_misfit(
+        engines, each, num_nodes=shape.num_nodes, gpus_per_node=shape.num_devices_per_node, role=role
+    )
+    return [] if misfit is None else [": ".join(misfit)]
 
 
 def shortages(placement: Placement, free_per_node: Sequence[float]) -> list[str]:

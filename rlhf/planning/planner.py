@@ -5,7 +5,7 @@ from math import ceil
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.rollout import RolloutSection
 from rlhf.planning import memory, timing
 from rlhf.planning.calibration import ENGINE, MODELS, NONE, Calibration
@@ -15,7 +15,7 @@ from rlhf.planning.memory import Memory, ModelLoad
 from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.planning.plan import PHASES, GroupPlan, Plan
-from rlhf.planning.roles import dtype_of, place, sections
+from rlhf.planning.roles import place, sections
 from rlhf.planning.timing import USUAL, Efficiency, Machine
 from rlhf.planning.workload import LIMITS, Lengths, Workload, workload
 from rlhf.types import Role
@@ -95,7 +95,7 @@ class _Planner:
 
     def _load(self, section: ModelSection, shape: ModelShape, *, learns: bool) -> ModelLoad:
         trained = section if isinstance(section, TrainedModelSection) and learns else None
-        dtype = dtype_of(section, self._device)
+        dtype = dtype_on(section.dtype, self._device)
         return ModelLoad(
             shape=shape,
             num_ranks=section.num_ranks,

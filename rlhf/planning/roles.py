@@ -59,13 +59,6 @@ def place_models(
     return plan_placement(shapes, colocate, num_engines=rollout.num_engines)
 
 
-def dtype_of(section: ModelSection, device: str) -> str:
-    """auto is float32 on CPU and bfloat16 on GPUs."""
-    if section.dtype != "auto":
-        return section.dtype
-    return "float32" if device == "cpu" else "bfloat16"
-
-
 def model_of(section: ModelSection, role: Role) -> str:
     """The model that a role loads."""
     if section.model is None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from rlhf.config.algo import CriticFreeSection, critic_warmup_steps
+from rlhf.config.colocation import colocated_roles
 from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig
 from rlhf.config.methods import method_name
 from rlhf.config.problems import Problem
@@ -61,7 +62,8 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
             text=f"the {rollout.engine} engine runs on one device (got {rollout.tensor_parallel_size}). "
             f"Use engine {others}.",
         )
-    together = [flag for flag in config.cluster.colocate if flag == "all" or "rollout" in flag.split(",")]
+    flags = config.cluster.colocate
+    together = [flag for flag, roles in zip(flags, colocated_roles(flags), strict=True) if "rollout" in roles]
     if rollout.max_lag > 0 and together:
         yield Problem(
             keys=("rollout.max_lag", "cluster.colocate"),

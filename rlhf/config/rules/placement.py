@@ -2,26 +2,20 @@
 
 from collections.abc import Iterator
 
+from rlhf.config.colocation import ROLES, colocated_roles, engines_misfit
 from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem, shown
-from rlhf.config.rollout import engines_that
+from rlhf.config.rollout import RolloutSection, engines_that
 from rlhf.config.tools import BenchConfig
 
-ROLES = ("policy", "reference", "critic", "reward", "rollout")
-ALL = "all"
 GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
-
-
-def groups_of(config: TrainConfig | BenchConfig) -> list[tuple[str, ...]]:
-    """The roles of each --colocate flag, as typed."""
-    flags = [tuple(name.strip() for name in flag.split(",")) for flag in config.cluster.colocate]
-    return [ROLES if flag == (ALL,) else flag for flag in flags]
 
 
 def colocation(config: TrainConfig | BenchConfig) -> Iterator[Problem]:
     """The --colocate flags name known roles, each once."""
     keys = ("cluster.colocate",)
-    groups = groups_of(config)
+    groups = colocated_roles(config.cluster.colocate)
     names = [name for group in groups for name in group]
     for name in dict.fromkeys(names):
         if name not in ROLES:
@@ -40,7 +34,7 @@ def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
         del models["reward"]
     if not config.algo.uses_reference:
         del models["reference"]
-    for group in groups_of(config):
+    for group in colocated_roles(config.cluster.colocate):
         roles = [role for role in group if role in models]
         for role in roles[1:]:
             first, other = models[roles[0]], models[role]
@@ -52,29 +46,27 @@ def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
                         text=f"{got}, but {roles[0]}, which shares its devices, has {need}. Set both to one number.",
                     )
         if "rollout" in group and roles:
-            yield from _engines_fit(config, roles[0], models[roles[0]].num_ranks)
+            yield from _engines_fit(config.rollout, roles[0], models[roles[0]])
 
 
-def _engines_fit(config: OnlineConfig, role: str, num_devices: int) -> Iterator[Problem]:
-    rollout = config.rollout
-    need = rollout.num_engines * rollout.tensor_parallel_size
-    if need > num_devices:
-        yield Problem(
-            keys=(
-                "rollout.num_engines",
-                "rollout.tensor_parallel_size",
-                f"{role}.num_gpus_per_node",
-                f"{role}.num_nodes",
-            ),
-            text=f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} need {need} devices, the group that "
-            f"{role} shares has {num_devices}. Lower rollout.num_engines or raise {role}.num_gpus_per_node.",
-        )
+def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Iterator[Problem]:
+    misfit = engines_misfit(
+        rollout.num_engines,
+        rollout.tensor_parallel_size,
+        num_nodes=model.num_nodes,
+        gpus_per_node=model.num_gpus_per_node,
+        role=role,
+    )
+    if misfit is not None:
+        key, text = misfit
+        others = ("rollout.num_engines", "rollout.tensor_parallel_size", f"{role}.num_gpus_per_node")
+        yield Problem(keys=(key, *others, f"{role}.num_nodes"), text=text)
 
 
 def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     """The medium by which weights travel suits the devices."""
     backend, device = config.rollout.sync_backend, config.cluster.device
-    shared = any({"policy", "rollout"} <= set(group) for group in groups_of(config))
+    shared = any({"policy", "rollout"} <= set(group) for group in colocated_roles(config.cluster.colocate))
     keys = ("rollout.sync_backend", "cluster.device", "cluster.colocate")
     if backend in {"nccl", "ipc"} and device == "cpu":
         yield Problem(keys=keys, text=f"{backend} needs GPUs and cluster.device is cpu. Use gloo or auto.")

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from rlhf.config.model_files import trusted_commit, untrusted
-from rlhf.config.models import ModelSection
+from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.process.library_output import silence_libraries
@@ -200,7 +200,7 @@ def _download(name: str, revision: str | None, where: str, files: Sequence[str])
 def choose_dtype(section: ModelSection, device: torch.device, where: str) -> torch.dtype:
     """The dtype of the weights; auto is float32 on CPU and bfloat16 on GPUs. Raises ModelError for a GPU without
     bfloat16."""
-    if section.dtype == "float32" or (section.dtype == "auto" and device.type == "cpu"):
+    if dtype_on(section.dtype, device.type) == "float32":
         return torch.float32
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ModelError(

@@ -187,8 +187,18 @@ BETWEEN = [
     (["--colocate", "policy"], '--cluster.colocate: needs two roles or more (got "policy"), as policy,reference.'),
     (
         ["--colocate", "all", "--rollout.num-engines", "3"],
-        "--rollout.num-engines: 3 engines x 1 need 3 devices, the group that policy shares has 1. "
-        "Lower rollout.num_engines or raise policy.num_gpus_per_node.",
+        "--rollout.num-engines: 3 engines of 1 GPUs do not fit on the 1 x 1 devices that policy shares with them. "
+        "Set it to at most 1, or raise policy.num_gpus_per_node.",
+    ),
+    (
+        ["--colocate", "policy,rollout", "--policy.num-nodes", "2", "--policy.num-gpus-per-node", "8", "--rollout.tensor-parallel-size", "16"],
+        "--rollout.tensor-parallel-size: an engine needs 16 GPUs on one node, and policy, which shares its devices, has 8 on each. "
+        "Set it to at most 8.",
+    ),
+    (
+        ["--colocate", "policy,rollout", "--policy.num-nodes", "2", "--policy.num-gpus-per-node", "3", "--rollout.num-engines", "3", "--rollout.tensor-parallel-size", "2"],
+        "--rollout.num-engines: 3 engines of 2 GPUs do not fit on the 2 x 3 devices that policy shares with them. "
+        "Set it to at most 2, or raise policy.num_gpus_per_node.",
     ),
     (
         ["--colocate", "all", "--rollout.max-lag", "1"],

@@ -2,6 +2,8 @@
 
 import pytest
 
+from rlhf.config.colocation import ROLES
+from rlhf.config.loading.load import load_config
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Shape, plan_placement, shortages
 from rlhf.types import Role
@@ -51,8 +53,25 @@ def test_merged_roles_of_unequal_shape_are_refused() -> None:
 
 
 def test_more_engines_than_shared_devices_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"3 engines of 2 devices do not fit on the 1 x 4 devices .* at most 2"):
+    with pytest.raises(ConfigError, match=r"3 engines of 2 GPUs do not fit on the 1 x 4 devices .* at most 2"):
         plan_placement(SHAPES, ("all",), num_engines=3)
+
+
+@pytest.mark.parametrize(("each", "engines", "per_node"), [(16, 1, 8), (2, 3, 3)])
+def test_what_the_placement_refuses_a_check_refuses_before(each: int, engines: int, per_node: int) -> None:
+    policy, rollout = Shape(num_nodes=2, num_devices_per_node=per_node), Shape(num_nodes=1, num_devices_per_node=each)
+    flags = [f"--policy.num-nodes=2 --policy.num-gpus-per-node={per_node} --rollout.num-engines={engines}"]
+    flags += [f"--rollout.tensor-parallel-size={each} --colocate=policy,rollout --reward.function=r:f"]
+    with pytest.raises(ConfigError) as placed:
+        plan_placement({Role.POLICY: policy, Role.ROLLOUT: rollout}, ("policy,rollout",), num_engines=engines)
+    with pytest.raises(ConfigError) as checked:
+        load_config("grpo", [*" ".join(flags).split(), "--policy.model=m", "--data.path=d"], {})
+    (problem,) = placed.value.problems
+    assert any(line.endswith(problem.partition(": ")[2]) for line in checked.value.problems)
+
+
+def test_the_roles_of_flags_are_those_of_a_run() -> None:
+    assert tuple(Role) == ROLES
 
 
 @pytest.mark.parametrize(
