@@ -69,6 +69,10 @@ class CheckpointSection(Section):
     """Time to save in after a signal."""
 
 
+TRACKER_PACKAGES = {"wandb_project": "wandb", "mlflow_uri": "mlflow"}
+"""Setting of `log` that chooses a tracker -> the package that it needs."""
+
+
 class LogSection(Section):
     """What is shown and recorded."""
 

@@ -23,6 +23,7 @@ from rlhf.config.model_files import (
 from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
 from rlhf.config.rules.all_rules import advice_on, problems_of
+from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
@@ -86,7 +87,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     """What is wrong between a config and this machine: files, models, functions, variables, packages."""
     yield from _models(config, environ)
     yield from _parts(config)
-    yield from _logs(config, environ)
+    yield from tracker_problems(config.log, environ)
     yield from _own_algorithm(config)
     if isinstance(config, OnlineConfig):
         yield from _rewards(config, environ)
@@ -172,21 +173,6 @@ def _parts(config: TrainConfig) -> Iterator[Problem]:
         if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             text = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
             yield Problem(keys=(f"{role}.quantization",), text=text)
-
-
-def _logs(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """Trackers are installed and have their keys."""
-    asked = {
-        "wandb": ("log.wandb_project", config.log.wandb_project),
-        "mlflow": ("log.mlflow_uri", config.log.mlflow_uri),
-    }
-    for package, (key, value) in asked.items():
-        if value is not None and importlib.util.find_spec(package) is None:
-            yield Problem(keys=(key,), text=f"{package} is not installed. Run `pip install {package}`.")
-    offline = environ.get("WANDB_MODE") in {"offline", "disabled"}
-    logged_in = "WANDB_API_KEY" in environ or (Path.home() / ".netrc").is_file()
-    if config.log.wandb_project is not None and not offline and not logged_in:
-        yield Problem(keys=("log.wandb_project",), text="environment variable WANDB_API_KEY is not set.")
 
 
 def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -1,7 +1,6 @@
 """Trackers of metrics: a file, TensorBoard, and optionally Weights & Biases and MLflow."""
 
 import importlib
-import importlib.util
 import math
 import os
 import queue
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tensorboard.summary import Writer
 
+from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
 from rlhf.errors import ConfigError
@@ -140,25 +140,9 @@ class BestEffort:
             self._warn(f"{self._name}: {type(error).__name__}: {error}; metrics are only in metrics.jsonl from here on")
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return importlib.util.find_spec(package) is not None
-
-
-def require_trackers(section: LogSection, installed: Callable[[str], bool] = is_installed) -> None:
-    """Raise ConfigError where the package or the key of a configured tracker is missing."""
-    problems = []
-    for key, chosen, package in (
-        ("log.wandb_project", section.wandb_project, "wandb"),
-        ("log.mlflow_uri", section.mlflow_uri, "mlflow"),
-    ):
-        if chosen is not None and not installed(package):
-            problems.append(f"{key}: {package} is not installed. Run: pip install {package}")
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
-    logged_in = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").is_file()
-    if section.wandb_project is not None and not offline and not logged_in:
-        problems.append("log.wandb_project: no key. Run: export WANDB_API_KEY=..., or WANDB_MODE=offline")
-    if problems:
+def require_trackers(section: LogSection) -> None:
+    """Raise ConfigError where a chosen tracker's package or key is missing."""
+    if problems := [f"{problem.keys[0]}: {problem.text}" for problem in tracker_problems(section, os.environ)]:
         raise ConfigError(problems)
 
 

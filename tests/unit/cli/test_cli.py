@@ -228,7 +228,7 @@ def test_fewer_rows_than_a_batch_are_told(world: Path) -> None:
             ModelError,
             "--data.template: chat, but the tokenizer of model has no chat template. Use plain.",
         ),
-        (["--log.wandb-project", "p"], ConfigError, "--log.wandb-project: environment variable WANDB_API_KEY is not set."),
+        (["--log.wandb-project", "p"], ConfigError, "--log.wandb-project: environment variable WANDB_API_KEY is not set. Export it, or set WANDB_MODE=offline."),
         (["--data.path", "empty.jsonl"], DataError, "data: empty.jsonl has no rows."),
         (["--data.path", "bad.jsonl"], DataError, "bad.jsonl:2: "),
     ],

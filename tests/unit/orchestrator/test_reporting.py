@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection, TrainSection
 from rlhf.errors import ConfigError, NumericsError
 from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
@@ -169,16 +170,20 @@ def test_a_broken_tracker_is_warned_of_once(make: type[Breaks]) -> None:
 
 
 def test_missing_packages_and_keys_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = LogSection(wandb_project="p", mlflow_uri="http://x")
+    assert [(problem.keys[0], problem.text) for problem in tracker_problems(section, {}, lambda _: False)] == [
+        ("log.wandb_project", "wandb is not installed. Run `pip install wandb`."),
+        ("log.mlflow_uri", "mlflow is not installed. Run `pip install mlflow`."),
+        (
+            "log.wandb_project",
+            "environment variable WANDB_API_KEY is not set. Export it, or set WANDB_MODE=offline.",
+        ),
+    ]
+    assert not [*tracker_problems(LogSection(), {}, lambda _: False)]
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(ConfigError) as caught:
-        require_trackers(LogSection(wandb_project="p", mlflow_uri="http://x"), installed=lambda _: False)
-    assert caught.value.problems == (
-        "log.wandb_project: wandb is not installed. Run: pip install wandb",
-        "log.mlflow_uri: mlflow is not installed. Run: pip install mlflow",
-        "log.wandb_project: no key. Run: export WANDB_API_KEY=..., or WANDB_MODE=offline",
-    )
-    require_trackers(LogSection(), installed=lambda _: False)
+    with pytest.raises(ConfigError, match=r"log\.wandb_project: environment variable WANDB_API_KEY is not set"):
+        require_trackers(section)
 
 
 def test_the_gap_between_sampler_and_trainer_is_over_response_tokens() -> None:
