@@ -12,7 +12,7 @@ The task needs no data and no download: a tiny Llama with random weights learns 
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from rlhf.types import (
     Role,
     RolloutRequest,
     Sampling,
+    Signal,
     TokenSequence,
 )
 
@@ -95,25 +96,15 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
     advantages = whiten([advantage for advantage, _ in credit])
 
     # 5. Everything that a loss needs, aligned with the tokens.
-    experiences = [
-        Experience(
-            id=rollout.id,
-            sequences=(
-                LearnedSequence(
-                    token_ids=sequence.token_ids,
-                    loss_mask=sequence.loss_mask,
-                    old_log_probs=old,
-                    old_values=value,
-                    advantages=on_tokens(sequence, advantage),
-                    returns=on_tokens(sequence, returns),
-                ),
-            ),
-            coefficients={"kl": 0.0, "penalty": 0.0},
-        )
-        for rollout, sequence, old, value, advantage, (_, returns) in zip(
-            rollouts, sequences, old_log_probs, values, advantages, credit, strict=True
-        )
-    ]
+    experiences = []
+    for n, sequence in enumerate(sequences):
+        signals = {
+            Signal.OLD_LOG_PROBS: old_log_probs[n],
+            Signal.VALUES: values[n],
+            Signal.ADVANTAGES: on_tokens(sequence, advantages[n]),
+            Signal.RETURNS: on_tokens(sequence, credit[n][1]),
+        }
+        experiences.append(experience(sequence, signals))
 
     # 6. One optimizer step each. Denominators are those of the whole batch, however it is split over ranks.
     for role, model in ((Role.POLICY, policy), (Role.CRITIC, critic)):
@@ -127,15 +118,17 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
 
 
 def per_token(model: GroupEngine, sequences: Sequence[TokenSequence]) -> list[FloatArray]:
-    """What a model's head says about each token of each sequence."""
-    examples = [Experience(id="", sequences=(learned,)) for learned in map(without_signals, sequences)]
+    """A model's output for each token of each sequence: [n] log-probs or values."""
+    examples = [experience(sequence, {}) for sequence in sequences]
     plan = plan_batches(examples, limits(model))
     outputs = unpack_tokens(plan, examples, model.forward(pack_tokens(plan, examples)))
     return [outputs[i][0] for i in range(len(examples))]
 
 
-def without_signals(sequence: TokenSequence) -> LearnedSequence:
-    return LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask)
+def experience(sequence: TokenSequence, signals: Mapping[Signal, FloatArray]) -> Experience:
+    """One unit of learning: a single sequence with its signals. No KL or penalty in the loss."""
+    learned = LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals=signals)
+    return Experience(id="", sequences=(learned,), coefficients={"kl": 0.0, "penalty": 0.0})
 
 
 def limits(model: GroupEngine) -> MicroBatchLimits:

@@ -43,6 +43,34 @@ class Head(StrEnum):
     """[T]: the scalar head's output at token t itself."""
 
 
+class Signal(StrEnum):
+    """What a per-token array of a sequence holds. A new one is a member here and whoever produces it: a model
+    (`SCORED_BY`), or an algorithm's `credit`."""
+
+    OLD_LOG_PROBS = "old_log_probs"
+    """Log-prob of the token by the policy before the step (the behavior policy)."""
+    REF_LOG_PROBS = "ref_log_probs"
+    """Log-prob of the token by the reference."""
+    SAMPLER_LOG_PROBS = "sampler_log_probs"
+    """Log-prob of the token by the rollout engine that sampled it."""
+    VALUES = "values"
+    """Value of the state before the token, by the critic before the step (the "old values" of the value clip)."""
+    ADVANTAGES = "advantages"
+    """Advantage of the token, from `credit`."""
+    RETURNS = "returns"
+    """What the critic learns to predict, from `credit`."""
+    TOKEN_TARGETS = "token_targets"
+    """What a token-level score learns to predict: a process reward model's step labels, from 0 to 1."""
+
+
+SCORED_BY: Mapping[Signal, Role] = {
+    Signal.OLD_LOG_PROBS: Role.POLICY,
+    Signal.VALUES: Role.CRITIC,
+    Signal.REF_LOG_PROBS: Role.REFERENCE,
+}
+"""The signals that a model computes before credit, and which model."""
+
+
 class FinishReason(StrEnum):
     """Why a rollout ended."""
 
@@ -176,28 +204,18 @@ class Example:
     which on an answer is good (KTO)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What the models said about one example: a per-token array for each of its sequences, empty where the algorithm
-    did not ask. Log-probs are known where `loss_mask` is True, and 0 elsewhere."""
-
-    old_log_probs: tuple[FloatArray, ...] = ()
-    ref_log_probs: tuple[FloatArray, ...] = ()
-    values: tuple[FloatArray, ...] = ()
+Signals: TypeAlias = Mapping[Signal, tuple[FloatArray, ...]]
+"""What the models computed for one example: for each signal that the algorithm asked for, one array for each of the
+example's sequences. Log-probs and values are known where `loss_mask` is True, and 0 elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedSequence:
-    """A sequence with everything a loss needs, complete at birth. Arrays have one entry a token; None: not used."""
+    """A sequence with everything a loss needs. `signals` hold one number per token; only those that a loss reads."""
 
     token_ids: IntArray
     loss_mask: BoolArray
-    old_log_probs: FloatArray | None = None
-    ref_log_probs: FloatArray | None = None
-    sampler_log_probs: FloatArray | None = None
-    advantages: FloatArray | None = None
-    returns: FloatArray | None = None
-    old_values: FloatArray | None = None
+    signals: Mapping[Signal, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,9 +275,9 @@ class Denominators:
 class TrainBatch:
     """One micro-batch of packed experiences. It may be empty of loss tokens: ranks always run equally many.
 
-    Per-token arrays are [T]; `example_index` [S] says which experience of this micro-batch a sequence belongs to, -1
-    in padding; `targets` and `margins` are [S] (a margin sits on the later sequence of its pair). `objective` names
-    the loss among those of the algorithm.
+    `loss_mask` and each of the `signals` are [T]. `example_index` [S] says which experience of this micro-batch a
+    sequence belongs to, -1 in padding; `targets` and `margins` are [S] (a margin sits on the later sequence of its
+    pair). `objective` names the loss among those of the algorithm.
     """
 
     tokens: PackedTokens
@@ -269,12 +287,7 @@ class TrainBatch:
     margins: FloatArray
     denominators: Denominators
     objective: str
-    old_log_probs: FloatArray | None = None
-    ref_log_probs: FloatArray | None = None
-    sampler_log_probs: FloatArray | None = None
-    advantages: FloatArray | None = None
-    returns: FloatArray | None = None
-    old_values: FloatArray | None = None
+    signals: Mapping[Signal, FloatArray] = field(default_factory=dict)
     coefficients: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -10,12 +10,12 @@ from rlhf.types import (
     Denominators,
     Example,
     Experience,
-    FloatArray,
     Head,
     Json,
     Metrics,
     Role,
     ScoredGroup,
+    Signal,
     Signals,
     TrainBatch,
 )
@@ -32,8 +32,8 @@ class EmaReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head;
-    `measures` says which of old_log_probs, ref_log_probs and values are measured before credit is given.
+    """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head; `signals`
+    are the per-token arrays that models compute before credit, out of those in `rlhf.types.SCORED_BY`.
 
     `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
     reference is started. `greedy_baseline`: one more answer to each prompt is drawn greedily and scored. `mixture`: the
@@ -42,7 +42,7 @@ class Needs:
     """
 
     trains: Mapping[Role, Head]
-    measures: frozenset[str] = frozenset()
+    signals: frozenset[Signal] = frozenset()
     online: bool = True
     ema_reference: EmaReference | None = None
     greedy_baseline: bool = False
@@ -57,7 +57,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorBatch:
-    """A `TrainBatch` on its device. Same names, same shapes; absent arrays are None."""
+    """A `TrainBatch` on its device: same names, same shapes."""
 
     lengths: torch.Tensor
     loss_mask: torch.Tensor
@@ -65,21 +65,12 @@ class TensorBatch:
     targets: torch.Tensor
     margins: torch.Tensor
     denominators: Denominators
-    old_log_probs: torch.Tensor | None = None
-    ref_log_probs: torch.Tensor | None = None
-    sampler_log_probs: torch.Tensor | None = None
-    advantages: torch.Tensor | None = None
-    returns: torch.Tensor | None = None
-    old_values: torch.Tensor | None = None
+    signals: Mapping[Signal, torch.Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_numpy(cls, batch: TrainBatch, device: torch.device) -> "TensorBatch":
         """Copy a packed micro-batch to `device`."""
-
-        def tensor(array: FloatArray | None) -> torch.Tensor | None:
-            return None if array is None else torch.tensor(array, device=device)
-
         return cls(
             lengths=torch.tensor(batch.tokens.lengths, device=device),
             loss_mask=torch.tensor(batch.loss_mask, device=device),
@@ -87,12 +78,7 @@ class TensorBatch:
             targets=torch.tensor(batch.targets, device=device),
             margins=torch.tensor(batch.margins, device=device),
             denominators=batch.denominators,
-            old_log_probs=tensor(batch.old_log_probs),
-            ref_log_probs=tensor(batch.ref_log_probs),
-            sampler_log_probs=tensor(batch.sampler_log_probs),
-            advantages=tensor(batch.advantages),
-            returns=tensor(batch.returns),
-            old_values=tensor(batch.old_values),
+            signals={signal: torch.tensor(array, device=device) for signal, array in batch.signals.items()},
             coefficients=batch.coefficients,
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
 from rlhf.algorithms.base import Needs, Objective
-from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
+from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
@@ -18,7 +18,7 @@ from rlhf.algorithms.rewards import at_end, kl_penalty
 from rlhf.algorithms.sequences import join, one_by_one
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection
-from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 EPSILON = 1e-6
 """Beside a group's deviation: rewards that differ by less than this, as float32 does by chance, stay nearly equal."""
@@ -35,7 +35,8 @@ class CriticFree:
         self._sameness = ZeroAdvantageWatch()
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=measured_by_trainer(section.correction) | ({"ref_log_probs"} if section.uses_reference else set()),
+            signals=old_policy_signals(section.correction)
+            | ({Signal.REF_LOG_PROBS} if section.uses_reference else set()),
             greedy_baseline=self.greedy_baseline,
         )
 

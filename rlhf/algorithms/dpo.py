@@ -6,7 +6,7 @@ from rlhf.algorithms.base import Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import DpoSection
-from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class DPO:
@@ -20,7 +20,7 @@ class DPO:
         self._standstill = StuckLossWatch(watches=loss.type in STARTS_AT_LN_2)
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=frozenset({"ref_log_probs"} if loss.uses_reference else ()),
+            signals=frozenset({Signal.REF_LOG_PROBS} if loss.uses_reference else ()),
             online=False,
         )
 
@@ -35,7 +35,8 @@ class DPO:
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Label the two sides."""
         experiences = [
-            pair_experience(example, signal.ref_log_probs) for example, signal in zip(examples, signals, strict=True)
+            pair_experience(example, signal.get(Signal.REF_LOG_PROBS, ()))
+            for example, signal in zip(examples, signals, strict=True)
         ]
         return experiences, Metrics(sums=self._picker.dropped(), warnings=self._standstill.warnings())
 

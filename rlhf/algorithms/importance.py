@@ -8,7 +8,6 @@ Or the ratio is taken against q in the first place, and p is never measured: q i
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +17,15 @@ from rlhf.algorithms.kl import MAX_LOG_RATIO
 from rlhf.algorithms.responses import ResponseTokens
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, RatioToSampler
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Metrics, Signals
+from rlhf.types import Example, Metrics, Signal, Signals
 
 MAX_UNKNOWN = 0.001
 """Largest share of tokens whose log-probs the sampler may have failed to give."""
 
 
-def measured_by_trainer(correction: Correction) -> frozenset[str]:
-    """The signal that the old policy's log-probs come from, where it is not the sampler's own word."""
-    return frozenset() if isinstance(correction, RatioToSampler) else frozenset({"old_log_probs"})
+def old_policy_signals(correction: Correction) -> frozenset[Signal]:
+    """What the trainer computes about the old policy: its log-probs, unless the sampler's take their place."""
+    return frozenset() if isinstance(correction, RatioToSampler) else frozenset({Signal.OLD_LOG_PROBS})
 
 
 def with_old_policy(
@@ -45,7 +44,7 @@ def with_old_policy(
                 "takes them for the old policy's. Look at the sampler's dtype, or choose another correction"
             )
     return [
-        replace(signal, old_log_probs=example.sampler_log_probs)
+        {**signal, Signal.OLD_LOG_PROBS: example.sampler_log_probs}
         for example, signal in zip(examples, signals, strict=True)
     ]
 

@@ -10,7 +10,7 @@ import torch
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.losses import masked, present, sequence_totals, to_metrics, token_mean
+from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.mismatched_responses import Judged, with_mismatched
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import join
@@ -19,13 +19,13 @@ from rlhf.errors import NumericsError
 from rlhf.types import (
     Example,
     Experience,
-    FloatArray,
     Head,
     Json,
     LearnedSequence,
     Metrics,
     Role,
     ScoredGroup,
+    Signal,
     Signals,
 )
 
@@ -54,7 +54,7 @@ class KTO:
         self._limits = (section.humanline_low, section.humanline_high) if section.humanline else free
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=frozenset({"old_log_probs", "ref_log_probs"}),
+            signals=frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS}),
             online=isinstance(section, OnlineKtoSection),
         )
 
@@ -90,7 +90,7 @@ class KTO:
                     LearnedSequence(
                         token_ids=example.sequences[0].token_ids,
                         loss_mask=example.sequences[0].loss_mask,
-                        ref_log_probs=signal.ref_log_probs[0],
+                        signals={Signal.REF_LOG_PROBS: signal[Signal.REF_LOG_PROBS][0]},
                     ),
                 ),
                 targets=(float(label),),
@@ -102,7 +102,7 @@ class KTO:
             torch.tensor(log_ratios, dtype=torch.float64), torch.tensor(labels), z0=z0, beta=self._section.beta
         ).numpy()
         log_probs = [
-            float(learned_tokens(example, signal.old_log_probs, 0, "old_log_probs").sum())
+            float(learned_tokens(example, signal, Signal.OLD_LOG_PROBS, 0).sum())
             for example, signal in zip(examples, signals, strict=True)
         ]
         sums = {
@@ -117,8 +117,8 @@ class KTO:
 
     def _log_ratio(self, example: Example, signals: Signals, index: int) -> float:
         """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
-        old = learned_tokens(example, signals.old_log_probs, index, "old_log_probs")
-        ref = learned_tokens(example, signals.ref_log_probs, index, "ref_log_probs")
+        old = learned_tokens(example, signals, Signal.OLD_LOG_PROBS, index)
+        ref = learned_tokens(example, signals, Signal.REF_LOG_PROBS, index)
         return float((old - ref).clip(*self._limits).sum())
 
     def _class_weights(self, labels: Bools) -> tuple[float, float]:
@@ -133,14 +133,14 @@ class KTO:
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         """Mean over the step's answers."""
         given, mask = batch.coefficients, batch.loss_mask
-        ref_log_probs = masked(present(batch.ref_log_probs, "ref_log_probs"), mask)
+        ref_log_probs = masked(present(batch, Signal.REF_LOG_PROBS), mask)
         by_token = (masked(outputs.predictions, mask) - ref_log_probs).clamp(*self._limits)
         log_ratios = sequence_totals(by_token, batch.lengths)
         desirable = batch.targets > 0.5
         weights = torch.where(desirable, given["desirable"], given["undesirable"])
         losses = weights * kto(log_ratios, desirable, z0=given["z0"], beta=self._section.beta)
         loss = losses.sum() / max(batch.denominators.examples, 1.0)
-        entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
+        entropy = entropy_of(outputs, batch) * token_mean(batch)
         return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
 
     def after_pass(self, metrics: Metrics) -> bool:
@@ -188,12 +188,12 @@ def is_desirable(example: Example) -> bool:
     return example.baseline is not None and example.rewards[0] >= example.baseline
 
 
-def learned_tokens(example: Example, arrays: Sequence[FloatArray], index: int, name: str) -> Floats:
-    """What a model said about the tokens of one answer. Raises NumericsError where that is NaN or inf about one."""
-    numbers = arrays[index][example.sequences[index].loss_mask].astype(np.float64)
+def learned_tokens(example: Example, signals: Signals, signal: Signal, index: int) -> Floats:
+    """[n]: a signal at the n learned tokens of one response. Raises NumericsError where one is NaN or inf."""
+    numbers = signals[signal][index][example.sequences[index].loss_mask].astype(np.float64)
     wrong = len(numbers) - int(np.isfinite(numbers).sum())
     if wrong:
-        raise NumericsError(f"{example.id}: {name}: {wrong} of {len(numbers)} tokens are not finite.")
+        raise NumericsError(f"{example.id}: {signal}: {wrong} of {len(numbers)} tokens are not finite.")
     return numbers
 
 

@@ -14,9 +14,9 @@ from typing import TypeAlias
 import torch
 from torch.nn.functional import logsigmoid
 
-from rlhf.algorithms.base import TensorBatch
+from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp, kl_to_old
-from rlhf.types import Metrics
+from rlhf.types import Metrics, Signal
 
 Weights: TypeAlias = Callable[[TensorBatch], torch.Tensor]
 """A micro-batch -> [T] weights of its tokens, 0 where not learned from."""
@@ -27,11 +27,19 @@ def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, values, 0.0).to(torch.promote_types(values.dtype, torch.float32))
 
 
-def present(values: torch.Tensor | None, name: str) -> torch.Tensor:
-    """`values`, which the objective cannot do without. Raises ValueError naming what is missing."""
-    if values is None:
-        raise ValueError(f"the objective needs {name}, which the batch does not hold")
-    return values
+def present(batch: TensorBatch, signal: Signal) -> torch.Tensor:
+    """[T]: a signal that the loss needs. Raises ValueError where `credit` put none into its experiences."""
+    if signal not in batch.signals:
+        held = ", ".join(batch.signals) or "none"
+        raise ValueError(f"the objective needs {signal}, which the batch does not hold (it holds {held})")
+    return batch.signals[signal]
+
+
+def entropy_of(outputs: Outputs, batch: TensorBatch) -> torch.Tensor:
+    """[T]: the entropy at each token, 0 where not learned from. Raises ValueError where the head gives none."""
+    if outputs.entropy is None:
+        raise ValueError("the objective needs the entropy, which comes with the log_probs head only")
+    return masked(outputs.entropy, batch.loss_mask)
 
 
 def sequence_index(lengths: torch.Tensor) -> torch.Tensor:

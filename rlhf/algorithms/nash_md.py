@@ -8,11 +8,11 @@ import numpy as np
 
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
-from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
+from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import NashMdSection
-from rlhf.types import Example, Experience, FinishReason, Head, Json, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class NashMD:
@@ -24,7 +24,7 @@ class NashMD:
         self._dropped = 0
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=frozenset({"old_log_probs", "ref_log_probs"}),
+            signals=frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS}),
             mixture=section.mixture,
             opponents=1,
         )
@@ -67,11 +67,11 @@ class NashMD:
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         """-sum(ratio * advantage) a prompt: at the first update, where the ratio is 1, REINFORCE's gradient."""
         mask = batch.loss_mask
-        old = masked(present(batch.old_log_probs, "old_log_probs"), mask)
-        advantages = masked(present(batch.advantages, "advantages"), mask)
+        old = masked(present(batch, Signal.OLD_LOG_PROBS), mask)
+        advantages = masked(present(batch, Signal.ADVANTAGES), mask)
         ratio = clamped_exp(masked(outputs.predictions, mask) - old)
         loss = -(ratio * advantages).sum() / max(batch.denominators.examples, 1.0)
-        entropy = masked(present(outputs.entropy, "entropy"), mask) * token_mean(batch)
+        entropy = entropy_of(outputs, batch) * token_mean(batch)
         return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
 
     def after_pass(self, metrics: Metrics) -> bool:

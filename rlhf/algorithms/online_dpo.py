@@ -8,7 +8,7 @@ from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import OnlineDpoSection
-from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class OnlineDPO:
@@ -16,17 +16,17 @@ class OnlineDPO:
     vain: it is dropped and counted, and no other is drawn in its place."""
 
     def __init__(self, section: OnlineDpoSection) -> None:
-        self._own_reference = section.reference == "behavior"
         # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
         from_policy = not section.mixture
         self._picker = PairPicker(from_policy=from_policy)
         self._objective = PairObjective(section.loss)
         # A reference that follows the policy takes the loss back to ln 2 again and again.
         self._standstill = StuckLossWatch(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
-        asked = {"old_log_probs": from_policy or self._own_reference, "ref_log_probs": not self._own_reference}
+        own_reference = section.reference == "behavior"
+        self._reference_signal = Signal.OLD_LOG_PROBS if own_reference else Signal.REF_LOG_PROBS
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
-            measures=frozenset(name for name, is_asked in asked.items() if is_asked),
+            signals=frozenset({self._reference_signal} | ({Signal.OLD_LOG_PROBS} if from_policy else set())),
             ema_reference=ema_reference(section),
             mixture=section.mixture,
         )
@@ -40,8 +40,10 @@ class OnlineDPO:
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Label the two sides, and say what they are held against."""
-        references = [signal.old_log_probs if self._own_reference else signal.ref_log_probs for signal in signals]
-        experiences = [pair_experience(example, ref) for example, ref in zip(examples, references, strict=True)]
+        experiences = [
+            pair_experience(example, signal[self._reference_signal])
+            for example, signal in zip(examples, signals, strict=True)
+        ]
         sums = {
             **self._picker.dropped(),
             "pairs/score_gap": mean([example.rewards[0] - example.rewards[1] for example in examples]),
@@ -76,8 +78,10 @@ def distance(examples: Sequence[Example], signals: Sequence[Signals]) -> dict[st
     kls: list[FloatArray] = [
         (old - ref)[sequence.loss_mask].astype("float64")
         for example, signal in zip(examples, signals, strict=True)
-        if signal.old_log_probs and signal.ref_log_probs
-        for sequence, old, ref in zip(example.sequences, signal.old_log_probs, signal.ref_log_probs, strict=True)
+        if Signal.OLD_LOG_PROBS in signal and Signal.REF_LOG_PROBS in signal
+        for sequence, old, ref in zip(
+            example.sequences, signal[Signal.OLD_LOG_PROBS], signal[Signal.REF_LOG_PROBS], strict=True
+        )
     ]
     num_tokens = sum(len(kl) for kl in kls)
     if not num_tokens:

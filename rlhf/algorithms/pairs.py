@@ -12,7 +12,7 @@ from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
 from rlhf.algorithms.sequences import after_prompt, join
 from rlhf.config.algo import PairLossSection
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, ScoredGroup
+from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, ScoredGroup, Signal
 
 CHOSEN, REJECTED = 1.0, 0.0
 
@@ -71,20 +71,20 @@ class PairPicker:
 
 
 def pair_experience(example: Example, ref_log_probs: Sequence[FloatArray]) -> Experience:
-    """A pair with what its loss is to know: one array for each side, or none where the loss needs no reference.
+    """A pair with the reference's log-probs of each side; `ref_log_probs` is empty where the loss needs no reference.
 
-    Raises NumericsError where the reference said NaN or inf about a token that is learned from.
+    Raises NumericsError where one of them is NaN or inf at a token that is learned from.
     """
     for sequence, array in zip(example.sequences, ref_log_probs, strict=bool(ref_log_probs)):
         wrong = int((~np.isfinite(array[sequence.loss_mask])).sum())
         if wrong:
             raise NumericsError(f"{example.id}: ref_log_probs: {wrong} of {sequence.loss_mask.sum()} are not finite.")
-    arrays: Sequence[FloatArray | None] = ref_log_probs or (None, None)
+    signals = [{Signal.REF_LOG_PROBS: array} for array in ref_log_probs] or [{}, {}]
     return Experience(
         id=example.id,
         sequences=tuple(
-            LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, ref_log_probs=array)
-            for sequence, array in zip(example.sequences, arrays, strict=True)
+            LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals=known)
+            for sequence, known in zip(example.sequences, signals, strict=True)
         ),
         targets=(CHOSEN, REJECTED),
     )
@@ -117,7 +117,7 @@ class PairObjective:
         log_probs = masked(predictions, mask)
         ref_log_probs = torch.zeros_like(log_probs)
         if section.uses_reference:
-            ref_log_probs = masked(present(batch.ref_log_probs, "ref_log_probs"), mask)
+            ref_log_probs = masked(present(batch, Signal.REF_LOG_PROBS), mask)
         # Summed as differences: two sums of a thousand nats each would leave few digits for what they differ by.
         log_ratios = log_probs - ref_log_probs
         clamped = torch.zeros_like(log_ratios)

@@ -11,6 +11,7 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp, kl_estimate, kl_loss, kl_to_old
 from rlhf.algorithms.losses import (
     Weights,
+    entropy_of,
     masked,
     ppo_clip,
     ppo_penalty,
@@ -19,6 +20,7 @@ from rlhf.algorithms.losses import (
     to_metrics,
     token_mean,
 )
+from rlhf.types import Signal
 
 
 def each_token(log_ratio: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
@@ -136,12 +138,12 @@ class PolicyObjective:
     def __call__(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         only = partial(masked, mask=batch.loss_mask)
         log_probs = only(outputs.predictions)
-        old_log_probs = only(present(batch.old_log_probs, "old_log_probs"))
-        entropy = only(present(outputs.entropy, "entropy"))
+        old_log_probs = only(present(batch, Signal.OLD_LOG_PROBS))
+        entropy = entropy_of(outputs, batch)
         tokens = PolicyTokens(
             log_probs=log_probs,
             log_ratio=self._ratio(log_probs - old_log_probs, batch),
-            advantages=only(present(batch.advantages, "advantages")),
+            advantages=only(present(batch, Signal.ADVANTAGES)),
             coefficients=batch.coefficients,
         )
         surrogate = self._surrogate.loss(tokens)
@@ -157,7 +159,7 @@ class PolicyObjective:
             "policy/clipped_high": clipped_high,
         }
         if self._kl is not None:
-            ref_log_probs = only(present(batch.ref_log_probs, "ref_log_probs"))
+            ref_log_probs = only(present(batch, Signal.REF_LOG_PROBS))
             kl = kl_loss(self._kl, log_probs, old_log_probs, ref_log_probs)
             per_token = per_token + batch.coefficients["kl"] * kl
             figures["policy/kl_ref"] = kl_estimate(self._kl, log_probs, ref_log_probs)

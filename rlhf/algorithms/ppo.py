@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.importance import importance_weights, measured_by_trainer, with_old_policy
+from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
@@ -27,6 +27,7 @@ from rlhf.types import (
     Metrics,
     Role,
     ScoredGroup,
+    Signal,
     Signals,
 )
 
@@ -52,9 +53,9 @@ class PPO:
         self._worth = gae_of_section if section.token_level else whole_answer
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
-            measures=measured_by_trainer(section.correction)
-            | {"values"}
-            | ({"ref_log_probs"} if section.uses_reference else set()),
+            signals=old_policy_signals(section.correction)
+            | {Signal.VALUES}
+            | ({Signal.REF_LOG_PROBS} if section.uses_reference else set()),
         )
 
     def keep(self, group: ScoredGroup) -> bool:

@@ -7,6 +7,7 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.losses import Weights, masked, present, to_metrics, token_mean, token_weights, value_loss
 from rlhf.algorithms.policy_loss import RATIOS, Clip, Penalty, PolicyObjective, Surrogate
 from rlhf.config.algo import CriticFreeSection, PpoSection
+from rlhf.types import Signal
 
 
 def policy_objective(section: PpoSection) -> PolicyObjective:
@@ -40,7 +41,8 @@ class ValueObjective:
     def __call__(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         only = partial(masked, mask=batch.loss_mask)
         values = only(outputs.predictions)
-        old_values, returns = only(present(batch.old_values, "old_values")), only(present(batch.returns, "returns"))
+        old_values = only(present(batch, Signal.VALUES))
+        returns = only(present(batch, Signal.RETURNS))
         loss = (value_loss(values, old_values, returns, self._clip) * self._aggregate(batch)).sum()
         figures = {
             "critic/value": values,

@@ -24,6 +24,7 @@ from rlhf.types import (
     Role,
     Rollout,
     ScoredGroup,
+    Signal,
     Signals,
 )
 
@@ -61,7 +62,7 @@ class PRM:
                     LearnedSequence(
                         token_ids=sequence.token_ids,
                         loss_mask=sequence.loss_mask,
-                        returns=place(example.rewards, sequence.loss_mask),
+                        signals={Signal.TOKEN_TARGETS: place(example.rewards, sequence.loss_mask)},
                     ),
                 ),
             )
@@ -78,7 +79,7 @@ class PRM:
     def _reward_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         """Mean over all steps of all answers."""
         scores = masked(outputs.predictions, batch.loss_mask)
-        labels = masked(present(batch.returns, "returns"), batch.loss_mask).to(scores.dtype)
+        labels = masked(present(batch, Signal.TOKEN_TARGETS), batch.loss_mask).to(scores.dtype)
         weights = token_mean(batch).to(scores.dtype)
         loss = (step_loss(scores, labels) * weights).sum()
         agrees = (1.0 + scores.sign() * (labels - 0.5).sign()) / 2.0

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
 from rlhf.errors import NumericsError
-from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signals
+from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signal, Signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +31,18 @@ class ResponseTokens:
         token; the sampler's log-probs are only compared."""
         mask = example.sequences[0].loss_mask
 
-        def measured(arrays: tuple[FloatArray, ...], name: str) -> Floats:
-            numbers = arrays[0][mask].astype(np.float64)
+        def at_tokens(signal: Signal) -> Floats:
+            numbers = signals[signal][0][mask].astype(np.float64)
             wrong = len(numbers) - int(np.isfinite(numbers).sum())
             if wrong:
-                raise NumericsError(f"{example.id}: {name}: {wrong} of {len(numbers)} tokens are not finite.")
+                raise NumericsError(f"{example.id}: {signal}: {wrong} of {len(numbers)} tokens are not finite.")
             return numbers
 
         return cls(
             score=example.rewards[0],
-            old_log_probs=measured(signals.old_log_probs, "old_log_probs"),
-            values=measured(signals.values, "values") if signals.values else np.zeros(0),
-            ref_log_probs=measured(signals.ref_log_probs, "ref_log_probs") if signals.ref_log_probs else None,
+            old_log_probs=at_tokens(Signal.OLD_LOG_PROBS),
+            values=at_tokens(Signal.VALUES) if Signal.VALUES in signals else np.zeros(0),
+            ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
         )
 
@@ -78,12 +78,8 @@ def credited(
         aligned[sequence.loss_mask] = numbers
         return aligned
 
-    return LearnedSequence(
-        token_ids=sequence.token_ids,
-        loss_mask=sequence.loss_mask,
-        old_log_probs=signals.old_log_probs[0],
-        ref_log_probs=signals.ref_log_probs[0] if signals.ref_log_probs else None,
-        advantages=on_tokens(advantages),
-        returns=None if returns is None else on_tokens(returns),
-        old_values=signals.values[0] if signals.values else None,
-    )
+    of_models = {signal: arrays[0] for signal, arrays in signals.items()}
+    credit = {Signal.ADVANTAGES: on_tokens(advantages)}
+    if returns is not None:
+        credit[Signal.RETURNS] = on_tokens(returns)
+    return LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals={**of_models, **credit})

@@ -24,6 +24,7 @@ from rlhf.types import (
     Reward,
     Rollout,
     RolloutRequest,
+    Signal,
     StepReport,
     SyncReport,
     TrainBatch,
@@ -289,13 +290,13 @@ def scatter(size: int, token_ids: IntArray, numbers: Table) -> Table:
 def log_prob_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
     """-sum(weight * log-prob) / tokens; the weight is the advantage, or 1 without advantages."""
     weight = batch.loss_mask.astype(np.float64)
-    if batch.advantages is not None:
-        weight = weight * batch.advantages
+    if Signal.ADVANTAGES in batch.signals:
+        weight = weight * batch.signals[Signal.ADVANTAGES]
     weight /= max(batch.denominators.tokens, 1.0)
     gradient: Table = weight.sum() * np.exp(log_softmax(table)) - scatter(len(table), batch.tokens.token_ids, weight)
     more = {}
-    if batch.old_log_probs is not None:
-        moved = np.where(batch.loss_mask, batch.old_log_probs - outputs, 0.0)
+    if Signal.OLD_LOG_PROBS in batch.signals:
+        moved = np.where(batch.loss_mask, batch.signals[Signal.OLD_LOG_PROBS] - outputs, 0.0)
         more = {
             f"{batch.objective}/approx_kl": float(moved.sum()) / max(batch.denominators.tokens, 1.0),
             f"{batch.objective}/ratio_gap": float(np.abs(np.expm1(-moved)).max()),
@@ -305,10 +306,9 @@ def log_prob_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> G
 
 def value_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
     """sum((value - return)^2) / (2 * tokens)."""
-    if batch.returns is None:
-        raise ValueError("a critic is trained on returns")
-    error = np.where(batch.loss_mask, outputs - batch.returns, 0.0) / max(batch.denominators.tokens, 1.0)
-    loss = float((np.where(batch.loss_mask, outputs - batch.returns, 0.0) ** 2).sum()) / 2
+    distance = np.where(batch.loss_mask, outputs - batch.signals[Signal.RETURNS], 0.0)
+    error = distance / max(batch.denominators.tokens, 1.0)
+    loss = float((distance**2).sum()) / 2
     return loss / max(batch.denominators.tokens, 1.0), scatter(len(table), batch.tokens.token_ids, error), {}
 
 
@@ -329,12 +329,11 @@ def score_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Grad
 
 
 def token_score_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> Gradient:
-    """sum(cross-entropy of sigmoid(score) and return) / tokens."""
-    if batch.returns is None:
-        raise ValueError("token scores are trained on returns")
+    """sum(cross-entropy of sigmoid(score) and target) / tokens."""
+    targets = batch.signals[Signal.TOKEN_TARGETS]
     scores, tokens = outputs.astype(np.float64), max(batch.denominators.tokens, 1.0)
-    losses = np.where(batch.loss_mask, np.logaddexp(0.0, scores) - batch.returns * scores, 0.0)
-    error = np.where(batch.loss_mask, 1.0 / (1.0 + np.exp(-scores)) - batch.returns, 0.0) / tokens
+    losses = np.where(batch.loss_mask, np.logaddexp(0.0, scores) - targets * scores, 0.0)
+    error = np.where(batch.loss_mask, 1.0 / (1.0 + np.exp(-scores)) - targets, 0.0) / tokens
     return float(losses.sum()) / tokens, scatter(len(table), batch.tokens.token_ids, error), {}
 
 

@@ -18,8 +18,8 @@ from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.step.reference_store import ReferenceStore, reference_sequences
-from rlhf.planning.roles import REFERENCE_SIGNAL, model_of
-from rlhf.types import Role, ScoredGroup
+from rlhf.planning.roles import model_of
+from rlhf.types import Role, ScoredGroup, Signal
 
 FOLDER = "reference-cache"
 
@@ -62,12 +62,12 @@ def open_store(
 
 def stores(needs: Needs) -> bool:
     """Whether the log-probs of this algorithm's reference stay what they are."""
-    return REFERENCE_SIGNAL in needs.measures and needs.ema_reference is None and not needs.online
+    return Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None and not needs.online
 
 
 def without_reference(needs: Needs) -> Needs:
     """The needs of a run that starts no reference."""
-    return replace(needs, measures=needs.measures - {REFERENCE_SIGNAL})
+    return replace(needs, signals=needs.signals - {Signal.REF_LOG_PROBS})
 
 
 def fill_store(

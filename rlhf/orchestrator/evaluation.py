@@ -21,7 +21,7 @@ from rlhf.orchestrator.step.batching import (
 )
 from rlhf.orchestrator.step.sources import Sampler, request_seed
 from rlhf.orchestrator.step.token_scores import Models, token_outputs
-from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signals
+from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signal, Signals
 
 
 class Evaluator(Protocol):
@@ -85,7 +85,9 @@ class LabelEvaluator(HeldOutEvaluator):
         assert self._models.reference is not None, "KTO has a reference"
         policy = self._token_outputs(self._models.trained[Role.POLICY])
         reference = self._token_outputs(self._models.reference)
-        signals = [Signals(old_log_probs=old, ref_log_probs=ref) for old, ref in zip(policy, reference, strict=True)]
+        signals = [
+            {Signal.OLD_LOG_PROBS: old, Signal.REF_LOG_PROBS: ref} for old, ref in zip(policy, reference, strict=True)
+        ]
         _, credited = self._algorithm.credit(self._examples, signals)
         return {
             f"eval/{name.partition('/')[2]}": credited.sums[name] for name in LABEL_METRICS if name in credited.sums
@@ -122,8 +124,8 @@ class PreferenceEvaluator(HeldOutEvaluator):
     def _signals(self) -> list[Signals]:
         """The reference's log-probs, where the loss needs a reference."""
         if self._models.reference is None:
-            return [Signals()] * len(self._examples)
-        return [Signals(ref_log_probs=arrays) for arrays in self._token_outputs(self._models.reference)]
+            return [{}] * len(self._examples)
+        return [{Signal.REF_LOG_PROBS: arrays} for arrays in self._token_outputs(self._models.reference)]
 
 
 class StepEvaluator(HeldOutEvaluator):

@@ -184,7 +184,7 @@ class Loop:
         models, train = self._parts.models, self._sections.train
         with self._clock.phase("log_probs"):
             plan = plan_step(step, examples, models, train, self._seed)
-            signals = score_tokens(self._algorithm.needs.measures, examples, plan, models, train)
+            signals = score_tokens(self._algorithm.needs.signals, examples, plan, models, train)
             mismatch = mismatch_metrics(log_prob_mismatch(examples, signals), train.mismatch_band)
             self._mismatch_watch.check(step, mismatch)
         self._stop.check()

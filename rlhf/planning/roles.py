@@ -12,11 +12,10 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.model_shape import ModelShape, model_shape
 from rlhf.planning.placement import Placement, Shape, plan_placement
-from rlhf.types import Role
+from rlhf.types import Role, Signal
 
 Finder = Callable[[str, str], Mapping[str, object]]
 """The config.json of a model, for an error that begins with `where`."""
-REFERENCE_SIGNAL = "ref_log_probs"
 
 
 def reward_model(config: TrainConfig) -> StartedSource | None:
@@ -32,7 +31,7 @@ def reward_model(config: TrainConfig) -> StartedSource | None:
 def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
     """The models that this run starts, by role; those that learn come first."""
     started = {role: config.models[role.value] for role in needs.trains}
-    if REFERENCE_SIGNAL in needs.measures and needs.ema_reference is None:
+    if Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None:
         started[Role.REFERENCE] = config.models[Role.REFERENCE.value]
     if (source := reward_model(config)) is not None:
         started[Role.REWARD] = source

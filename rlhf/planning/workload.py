@@ -7,7 +7,7 @@ from rlhf.config.algo import num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.methods import method_of
 from rlhf.config.reward import StartedSource
-from rlhf.types import Role
+from rlhf.types import SCORED_BY, Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +59,9 @@ class Workload:
         return self.learned * self.sequence_tokens
 
 
-MEASURED_BY = {"old_log_probs": Role.POLICY, "ref_log_probs": Role.REFERENCE, "values": Role.CRITIC}
-
-
 def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
     """One step of a resolved config."""
-    measured = frozenset(MEASURED_BY[signal] for signal in needs.measures)
+    measured = frozenset(SCORED_BY[signal] for signal in needs.signals)
     if needs.ema_reference is not None:
         measured = measured - {Role.REFERENCE} | {Role.POLICY}
     learned = config.examples_per_step * method_of(config).sequences_per_example

@@ -22,6 +22,7 @@ from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.training.checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
+from rlhf.types import Signal
 from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
@@ -99,7 +100,7 @@ def naive_loss(model: PreTrainedModel) -> torch.Tensor:
     loss = torch.zeros(())
     for sequence in sequences:
         log_probs, entropy = naive_log_probs(model, sequence.token_ids, TEMPERATURE)
-        gain = torch.tensor(sequence.advantages) * log_probs + 0.1 * entropy
+        gain = torch.tensor(sequence.signals[Signal.ADVANTAGES]) * log_probs + 0.1 * entropy
         loss = loss - gain[torch.tensor(sequence.loss_mask)].sum()
     return loss / sum(int(sequence.loss_mask.sum()) for sequence in sequences)
 

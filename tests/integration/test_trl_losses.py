@@ -31,7 +31,7 @@ from rlhf.config.algo import (
     RlooSection,
 )
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Denominators, Example, FloatArray, Role, Signals
+from rlhf.types import Denominators, Example, FloatArray, Role, Signal, Signals
 from tests.unit.algorithms.build import group, rollout
 
 if TYPE_CHECKING:
@@ -113,9 +113,11 @@ def packed(data: Sampled, *, kl: float = 0.0, weights: torch.Tensor | None = Non
             sequences=float(data.mask.any(dim=1).sum()),
             examples=float(NUM_ANSWERS),
         ),
-        old_log_probs=data.old_log_probs.flatten(),
-        ref_log_probs=data.ref_log_probs.flatten(),
-        advantages=advantages.flatten(),
+        signals={
+            Signal.OLD_LOG_PROBS: data.old_log_probs.flatten(),
+            Signal.REF_LOG_PROBS: data.ref_log_probs.flatten(),
+            Signal.ADVANTAGES: advantages.flatten(),
+        },
         coefficients={"kl": kl},
     )
 
@@ -256,7 +258,7 @@ def judged(seed: int, labels: Sequence[bool]) -> tuple[list[Example], list[Signa
             for s in example.sequences
         )
 
-    return examples, [Signals(old_log_probs=said(e, 0.3), ref_log_probs=said(e, 0.0)) for e in examples]
+    return examples, [{Signal.OLD_LOG_PROBS: said(e, 0.3), Signal.REF_LOG_PROBS: said(e, 0.0)} for e in examples]
 
 
 def fused_outputs(log_probs: torch.Tensor) -> SimpleNamespace:
@@ -275,7 +277,9 @@ def test_kto(trl: "ModuleType", labels: tuple[bool, ...], weights: tuple[float, 
     experiences, credited = algorithm.credit(examples, signals)
     plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=1000))
     (batch,) = build_batches(plan, experiences, Role.POLICY)
-    flat = torch.tensor(np.concatenate([s.old_log_probs[0] for s in signals]), dtype=torch.float64, requires_grad=True)
+    flat = torch.tensor(
+        np.concatenate([s[Signal.OLD_LOG_PROBS][0] for s in signals]), dtype=torch.float64, requires_grad=True
+    )
     outputs = Outputs(predictions=flat, entropy=torch.zeros_like(flat))
     tensors = TensorBatch.from_numpy(batch, torch.device("cpu"))
     mine = algorithm.objectives()[Role.POLICY](outputs, tensors).loss
@@ -288,7 +292,7 @@ def test_kto(trl: "ModuleType", labels: tuple[bool, ...], weights: tuple[float, 
     def sums(arrays: Sequence[tuple[FloatArray, ...]], index: int) -> torch.Tensor:
         return torch.tensor([float(a[index].astype(np.float64).sum()) for a in arrays], dtype=torch.float64)
 
-    old, ref = [s.old_log_probs for s in signals], [s.ref_log_probs for s in signals]
+    old, ref = [s[Signal.OLD_LOG_PROBS] for s in signals], [s[Signal.REF_LOG_PROBS] for s in signals]
     bare = trl.KTOTrainer.__new__(trl.KTOTrainer)
     vars(bare).update(
         model=SimpleNamespace(training=True),

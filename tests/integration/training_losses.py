@@ -3,19 +3,19 @@
 import torch
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
-from rlhf.types import Metrics
+from rlhf.types import Metrics, Signal
 from tests.integration.training_rows import LENGTHS
 
 
 def policy_loss(outputs: Outputs, batch: TensorBatch) -> LossOutput:
     """Advantage-weighted log-probs and an entropy bonus over the step's tokens; reports how far the ratio is from 1."""
-    assert batch.advantages is not None
     assert outputs.entropy is not None
-    gain = batch.advantages * outputs.predictions + 0.1 * outputs.entropy
+    gain = batch.signals[Signal.ADVANTAGES] * outputs.predictions + 0.1 * outputs.entropy
     loss = -torch.where(batch.loss_mask, gain, 0.0).sum() / batch.denominators.tokens
     maxima = {}
-    if batch.old_log_probs is not None:
-        maxima["ratio_error"] = float(((outputs.predictions.detach() - batch.old_log_probs).exp() - 1).abs().max())
+    if Signal.OLD_LOG_PROBS in batch.signals:
+        log_ratio = outputs.predictions.detach() - batch.signals[Signal.OLD_LOG_PROBS]
+        maxima["ratio_error"] = float((log_ratio.exp() - 1).abs().max())
     return LossOutput(loss=loss, metrics=Metrics(sums={"loss": float(loss.detach())}, maxima=maxima))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlhf.types import Experience, LearnedSequence
+from rlhf.types import Experience, LearnedSequence, Signal
 
 LENGTHS = (9, 17, 30, 2, 12, 5, 22, 41, 1)
 """Tokens of the examples that the worker makes."""
@@ -18,7 +18,7 @@ def experiences(fill: float = 1.0, seed: int = 0) -> list[Experience]:
         sequence = LearnedSequence(
             token_ids=rng.integers(4, 99, size=n),
             loss_mask=np.arange(n) >= max(1, n // 3),
-            advantages=(fill * rng.normal(size=n)).astype(np.float32),
+            signals={Signal.ADVANTAGES: (fill * rng.normal(size=n)).astype(np.float32)},
         )
         made.append(Experience(id=str(i), sequences=(sequence,)))
     return made

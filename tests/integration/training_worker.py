@@ -30,7 +30,7 @@ from rlhf.orchestrator.step.batching import (
     unpack_scores,
     unpack_tokens,
 )
-from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, StepReport
+from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, Signal, StepReport
 from tests.integration.expected_errors import error_of
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
@@ -175,8 +175,7 @@ class Scenarios:
                         LearnedSequence(
                             token_ids=e.sequences[0].token_ids,
                             loss_mask=e.sequences[0].loss_mask,
-                            advantages=e.sequences[0].advantages,
-                            old_log_probs=old[i][0],
+                            signals={**e.sequences[0].signals, Signal.OLD_LOG_PROBS: old[i][0]},
                         ),
                     ),
                 )

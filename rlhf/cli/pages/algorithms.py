@@ -15,6 +15,7 @@ from rlhf.config.commands import OnlineConfig
 from rlhf.config.data import RowKind
 from rlhf.config.fields import fields_of, sections_in, variant_of
 from rlhf.config.methods import COMMANDS, METHODS
+from rlhf.types import Signal
 
 HEAD = """\
 # Algorithms
@@ -46,7 +47,7 @@ def kinds_of(command: str) -> tuple[type[AlgorithmSection], ...]:
 def models_started(command: str, needs: Needs) -> str:
     """Who is started, in the order of the data's way."""
     trained = [f"{role} (learns)" for role in needs.trains]
-    reference = ["reference"] if "ref_log_probs" in needs.measures and needs.ema_reference is None else []
+    reference = ["reference"] if Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None else []
     online = ["rollout engines", "reward source"] if issubclass(METHODS[command].config, OnlineConfig) else []
     return ", ".join([*trained, *reference, *online])
 

@@ -4,7 +4,7 @@ A plan decides which examples share a forward pass. Measuring old log-probs and 
 that the two passes do the same arithmetic on the same rows and the first ratio is exactly 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from rlhf.types import (
     IntArray,
     LearnedSequence,
     PackedTokens,
+    Signal,
     TrainBatch,
 )
 
@@ -249,21 +250,9 @@ def _train_batch(
     objective: str,
     temperature: float | None,
 ) -> TrainBatch:
-    """One micro-batch; `planned`, the step's experiences, say which optional arrays exist where `members` is empty."""
+    """One micro-batch. The first of `planned`, the step's experiences, says which signals every micro-batch holds, so
+    that one without members holds them too."""
     sequences = [sequence for experience in members for sequence in experience.sequences]
-    num_tokens = sum(len(s.token_ids) for s in sequences) or 1
-    witness = planned[0].sequences[0]
-
-    def tokens(of: Callable[[LearnedSequence], FloatArray | None]) -> FloatArray | None:
-        arrays = [array for array in map(of, sequences) if array is not None]
-        if len(arrays) != (len(sequences) if of(witness) is not None else 0):
-            raise ValueError("experiences of one step must hold the same arrays")
-        if of(witness) is None:
-            return None
-        packed = np.concatenate(arrays).astype(np.float32) if arrays else np.zeros(1, dtype=np.float32)
-        if len(packed) != num_tokens:
-            raise ValueError(f"an array has {len(packed)} entries for {num_tokens} tokens")
-        return packed
 
     return TrainBatch(
         tokens=_pack(sequences, temperature),
@@ -273,14 +262,27 @@ def _train_batch(
         margins=_per_sequence([(0.0, *(e.margins or (0.0,) * (len(e.sequences) - 1))) for e in members]),
         denominators=denominators,
         objective=objective,
-        old_log_probs=tokens(lambda s: s.old_log_probs),
-        ref_log_probs=tokens(lambda s: s.ref_log_probs),
-        sampler_log_probs=tokens(lambda s: s.sampler_log_probs),
-        advantages=tokens(lambda s: s.advantages),
-        returns=tokens(lambda s: s.returns),
-        old_values=tokens(lambda s: s.old_values),
+        signals=_pack_signals(sequences, expected=planned[0].sequences[0].signals.keys()),
         coefficients=planned[0].coefficients,
     )
+
+
+def _pack_signals(sequences: Sequence[LearnedSequence], expected: Set[Signal]) -> dict[Signal, FloatArray]:
+    """[T] for each signal; padding, a micro-batch without sequences, holds one 0."""
+    if not sequences:
+        return {signal: np.zeros(1, dtype=np.float32) for signal in expected}
+    if any(sequence.signals.keys() != expected for sequence in sequences):
+        held = sorted({", ".join(sorted(sequence.signals)) or "none" for sequence in sequences})
+        raise ValueError(f"experiences of one step must hold the same signals (got {' and '.join(held)})")
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    packed = {
+        signal: np.concatenate([sequence.signals[signal] for sequence in sequences]).astype(np.float32)
+        for signal in expected
+    }
+    for signal, array in packed.items():
+        if len(array) != num_tokens:
+            raise ValueError(f"{signal} has {len(array)} entries for {num_tokens} tokens")
+    return packed
 
 
 def _example_index(members: Sequence[Experience]) -> IntArray:

@@ -15,7 +15,7 @@ from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, mer
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
-from rlhf.types import Experience, Metrics, Role, ScoredGroup, Signals, StepReport, TrainBatch
+from rlhf.types import Experience, Metrics, Role, ScoredGroup, StepReport, TrainBatch
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_SKIPPED_RECENTLY = 10
@@ -38,7 +38,7 @@ class Pretraining:
     def take(self) -> list[Experience]:
         """The next rows as experiences."""
         examples = self._algorithm.select(self.rows.take(self._batch_size))
-        return self._algorithm.credit(examples, [Signals()] * len(examples))[0]
+        return self._algorithm.credit(examples, [{}] * len(examples))[0]
 
 
 @dataclass(slots=True)

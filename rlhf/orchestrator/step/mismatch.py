@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf.config.run import TrainSection
 from rlhf.errors import NumericsError
-from rlhf.types import Example, FloatArray, Signals
+from rlhf.types import Example, FloatArray, Signal, Signals
 
 MAX_GAP = 20.0
 """Nats at which a disagreement is cut before `exp`."""
@@ -18,11 +18,11 @@ def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -
     gaps = [
         (old - sampler)[sequence.loss_mask]
         for example, signal in zip(examples, signals, strict=True)
-        if signal.old_log_probs and example.sampler_log_probs
+        if Signal.OLD_LOG_PROBS in signal and example.sampler_log_probs
         for sequence, old, sampler in zip(
             # A sequence beyond the sampler's log-probs was not sampled (KTO's mismatched responses).
             example.sequences,
-            signal.old_log_probs,
+            signal[Signal.OLD_LOG_PROBS],
             example.sampler_log_probs,
             strict=False,
         )

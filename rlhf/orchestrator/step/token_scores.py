@@ -1,4 +1,4 @@
-"""Asking the models about examples: which pass each example goes through, and what the models said."""
+"""The forward passes before credit: log-probs and values of each example's tokens, by the models of the run."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -17,7 +17,7 @@ from rlhf.orchestrator.step.batching import (
     unpack_tokens,
 )
 from rlhf.orchestrator.step.waiting import gather, in_thread
-from rlhf.types import Example, Experience, FloatArray, Role, Signals
+from rlhf.types import SCORED_BY, Example, Experience, FloatArray, Role, Signal, Signals
 
 PerExample = Mapping[int, tuple[FloatArray, ...]]
 
@@ -70,40 +70,39 @@ def _plan(
 
 
 def score_tokens(
-    asked: frozenset[str],
+    signals: frozenset[Signal],
     examples: Sequence[Example],
     plan: StepPlan,
     models: Models,
     train: TrainSection,
 ) -> list[Signals]:
-    """What the models say about each example, all models at the same time.
+    """Compute the signals of each example, all models at the same time.
 
     The policy and the critic use the plan that training will use, so that both passes do the same arithmetic.
     Raises StallError where a model does not answer within `train.step_timeout_s`.
     """
-    jobs: dict[str, Future[PerExample]] = {}
-    if "old_log_probs" in asked:
-        merged = merge_plans(plan.by_role[Role.POLICY])
-        jobs["old_log_probs"] = in_thread(_forward, models.trained[Role.POLICY], merged, examples)
-    if "values" in asked:
-        merged = merge_plans(plan.by_role[Role.CRITIC])
-        jobs["values"] = in_thread(_forward, models.trained[Role.CRITIC], merged, examples)
-    if "ref_log_probs" in asked:
-        if models.reference is None:
-            raise ValueError("the algorithm asks for ref_log_probs, and no reference was started")
-        own = plan_batches(examples, MicroBatchLimits.of(train, models.reference.num_ranks))
-        jobs["ref_log_probs"] = in_thread(_forward, models.reference, own, examples)
-    said = gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s)
-    return [Signals(**{name: arrays[i] for name, arrays in said.items()}) for i in range(len(examples))]
+
+    def start(signal: Signal) -> Future[PerExample]:
+        role = SCORED_BY[signal]
+        if role in models.trained:
+            return in_thread(_forward, models.trained[role], merge_plans(plan.by_role[role]), examples)
+        if role is not Role.REFERENCE or models.reference is None:
+            raise ValueError(f"the algorithm needs {signal}, and no {role} was started")
+        reference_plan = plan_batches(examples, MicroBatchLimits.of(train, models.reference.num_ranks))
+        return in_thread(_forward, models.reference, reference_plan, examples)
+
+    jobs = {signal: start(signal) for signal in SCORED_BY if signal in signals}
+    outputs = gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s)
+    return [{signal: arrays[i] for signal, arrays in outputs.items()} for i in range(len(examples))]
 
 
 def token_outputs(
     engine: TokenScorer, examples: Sequence[Example], train: TrainSection
 ) -> list[tuple[FloatArray, ...]]:
-    """What one model says about each token of each example's sequences, outside of a step (evaluation)."""
+    """One model's per-token output [n] for each sequence of each example, outside of a step (evaluation)."""
     plan = plan_batches(examples, MicroBatchLimits.of(train, engine.num_ranks))
-    said = _forward(engine, plan, examples)
-    return [said[i] for i in range(len(examples))]
+    outputs = _forward(engine, plan, examples)
+    return [outputs[i] for i in range(len(examples))]
 
 
 def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) -> PerExample:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.base import TensorBatch
-from rlhf.types import Denominators, Example, FinishReason, Prompt, Reward, Rollout, ScoredGroup, Signals
+from rlhf.types import Denominators, Example, FinishReason, Prompt, Reward, Rollout, ScoredGroup, Signal, Signals
 
-COLUMNS = ("old_log_probs", "ref_log_probs", "advantages", "returns", "old_values")
+COLUMNS = ("old_log_probs", "ref_log_probs", "advantages", "returns", "values")
 
 
 def tensor_batch(
@@ -32,7 +32,7 @@ def tensor_batch(
             tokens=float(sum(loss_mask)), sequences=float(sum(m.any() for m in masks)), examples=float(len(lengths))
         ),
         coefficients=coefficients or {"kl": 0.0, "penalty": 0.0},
-        **columns,
+        signals={Signal(name): column for name, column in columns.items()},
     )
 
 
@@ -81,8 +81,5 @@ def signals(
         array[example.sequences[0].loss_mask] = numbers
         return array
 
-    return Signals(
-        old_log_probs=(aligned(old),),
-        ref_log_probs=() if ref is None else (aligned(ref),),
-        values=(aligned(values),),
-    )
+    known = {Signal.OLD_LOG_PROBS: (aligned(old),), Signal.VALUES: (aligned(values),)}
+    return known if ref is None else {**known, Signal.REF_LOG_PROBS: (aligned(ref),)}

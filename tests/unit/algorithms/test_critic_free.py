@@ -31,7 +31,19 @@ from rlhf.config.algo import (
     RlooSection,
 )
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Reward, Role, Rollout, ScoredGroup, Signals
+from rlhf.types import (
+    Example,
+    Experience,
+    FinishReason,
+    Head,
+    Metrics,
+    Reward,
+    Role,
+    Rollout,
+    ScoredGroup,
+    Signal,
+    Signals,
+)
 from tests.unit.algorithms.build import group, rollout
 
 SECTIONS: tuple[type[CriticFreeSection], ...] = (
@@ -73,7 +85,7 @@ def said(example: Example, *, old: float = -1.0, ref: float | Sequence[float] = 
         array = np.full(len(mask), np.nan, dtype=np.float32)
         array[mask] = numbers
         arrays.append((array,))
-    return Signals(old_log_probs=arrays[0], ref_log_probs=arrays[1])
+    return {Signal.OLD_LOG_PROBS: arrays[0], Signal.REF_LOG_PROBS: arrays[1]}
 
 
 def credit(
@@ -87,8 +99,7 @@ def credit(
 def column(experience: Experience) -> list[float]:
     """The advantages of the tokens that are learned from."""
     (sequence,) = experience.sequences
-    assert sequence.advantages is not None
-    numbers: list[float] = sequence.advantages[sequence.loss_mask].tolist()
+    numbers: list[float] = sequence.signals[Signal.ADVANTAGES][sequence.loss_mask].tolist()
     return numbers
 
 
@@ -107,8 +118,8 @@ def test_every_member_is_registered_and_says_what_it_needs(section: type[CriticF
     assert algorithm.needs.trains == {Role.POLICY: Head.LOG_PROBS}
     assert algorithm.needs.online
     assert algorithm.needs.greedy_baseline == (section is RemaxSection)
-    assert ("ref_log_probs" in algorithm.needs.measures) == section().uses_reference
-    assert build(section(**PLAIN)).needs.measures == {"old_log_probs"}
+    assert ("ref_log_probs" in algorithm.needs.signals) == section().uses_reference
+    assert build(section(**PLAIN)).needs.signals == {"old_log_probs"}
     assert "arXiv" in (type(algorithm).__doc__ or "")
 
 

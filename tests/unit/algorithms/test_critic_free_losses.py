@@ -23,7 +23,7 @@ from rlhf.config.algo import (
     RlooSection,
 )
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Experience, LearnedSequence, Metrics, Role
+from rlhf.types import Experience, LearnedSequence, Metrics, Role, Signal
 from tests.unit.algorithms.build import tensor_batch
 
 LENGTHS = [5, 1, 0, 3, 4]
@@ -106,17 +106,14 @@ def surrogate_by_definition(section: CriticFreeSection, ratio: float, advantage:
 def loss_by_definition(section: CriticFreeSection, x: Outputs, b: TensorBatch) -> float:
     """Plain floats, one token after another."""
     assert x.entropy is not None
-    assert b.old_log_probs is not None
-    assert b.ref_log_probs is not None
-    assert b.advantages is not None
     predictions, entropy = x.predictions.detach().tolist(), x.entropy.detach().tolist()
-    old, ref = b.old_log_probs.tolist(), b.ref_log_probs.tolist()
+    old, ref = b.signals[Signal.OLD_LOG_PROBS].tolist(), b.signals[Signal.REF_LOG_PROBS].tolist()
     total, num_tokens = 0.0, sum(MASK)
     for tokens in answers():
         gaps = [predictions[t] - old[t] for t in tokens]
         for i, t in enumerate(tokens):
             ratio = ratio_by_definition(section, gaps, i)
-            loss = surrogate_by_definition(section, ratio, float(b.advantages[t]), predictions[t])
+            loss = surrogate_by_definition(section, ratio, float(b.signals[Signal.ADVANTAGES][t]), predictions[t])
             loss -= section.entropy_coef * entropy[t]
             if section.uses_reference and section.kl_placement == "loss":
                 d = predictions[t] - ref[t]
@@ -166,10 +163,8 @@ def test_the_gradient_of_cispo_is_the_clipped_ratio_times_the_advantage(low: flo
     """On every token, also on those that PPO's clip would silence."""
     x, b = outputs(), micro_batch()
     policy(CispoSection(clip_low=low, clip_high=high), x, b).loss.backward()
-    assert b.old_log_probs is not None
-    assert b.advantages is not None
-    weight = (x.predictions.detach() - b.old_log_probs).exp().clamp(1 - low, 1 + high)
-    expected = torch.where(torch.tensor(MASK), -weight * b.advantages / sum(MASK), 0.0)
+    weight = (x.predictions.detach() - b.signals[Signal.OLD_LOG_PROBS]).exp().clamp(1 - low, 1 + high)
+    expected = torch.where(torch.tensor(MASK), -weight * b.signals[Signal.ADVANTAGES] / sum(MASK), 0.0)
     torch.testing.assert_close(x.predictions.grad, expected)
     assert (expected[torch.tensor(MASK)] != 0).all()
 
@@ -239,8 +234,7 @@ def test_masked_positions_may_hold_anything(section: CriticFreeSection, poison: 
 @section
 def test_the_first_update_has_ratio_exactly_1(section: CriticFreeSection) -> None:
     b, x = micro_batch(torch.float32), outputs(torch.float32)
-    assert b.old_log_probs is not None
-    got = policy(section, replace(x, predictions=b.old_log_probs.clone().requires_grad_()), b).metrics
+    got = policy(section, replace(x, predictions=b.signals[Signal.OLD_LOG_PROBS].clone().requires_grad_()), b).metrics
     assert got.maxima["policy/ratio_max"] == 1.0
     assert got.sums["policy/ratio"] == pytest.approx(1.0, rel=1e-6)
     assert got.sums["policy/approx_kl"] == got.sums["policy/clipped_low"] == got.sums["policy/clipped_high"] == 0.0
@@ -250,8 +244,7 @@ def test_the_first_update_has_ratio_exactly_1(section: CriticFreeSection) -> Non
 @pytest.mark.parametrize("log_ratio", [-100.0, 100.0])
 def test_far_policies_stay_finite(section: CriticFreeSection, log_ratio: float) -> None:
     b, x = micro_batch(torch.float32), outputs(torch.float32)
-    assert b.old_log_probs is not None
-    far = (b.old_log_probs + log_ratio).clone().requires_grad_()
+    far = (b.signals[Signal.OLD_LOG_PROBS] + log_ratio).clone().requires_grad_()
     got = policy(section, replace(x, predictions=far), b)
     got.loss.backward()
     assert got.loss.isfinite()
@@ -276,10 +269,10 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
     mask = rng.random(n) < 0.7
     mask[:1] = False
     columns = {
-        name: rng.normal(scale=0.3, size=n).astype(np.float32)
-        for name in ("old_log_probs", "ref_log_probs", "advantages")
+        signal: rng.normal(scale=0.3, size=n).astype(np.float32)
+        for signal in (Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS, Signal.ADVANTAGES)
     }
-    sequence = LearnedSequence(token_ids=np.arange(n), loss_mask=mask, **columns)
+    sequence = LearnedSequence(token_ids=np.arange(n), loss_mask=mask, signals=columns)
     return Experience(id=str(n), sequences=(sequence,), coefficients={"kl": KL})
 
 

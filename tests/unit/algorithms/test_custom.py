@@ -13,7 +13,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Outputs
 from rlhf.config.algo import CustomSection
 from rlhf.errors import ConfigError
-from rlhf.types import Reward, Role, ScoredGroup, Signals
+from rlhf.types import Reward, Role, ScoredGroup
 from tests.unit.algorithms.build import prompt, rollout, tensor_batch
 
 PAGE = Path(__file__).parents[3] / "docs" / "adding_an_algorithm.md"
@@ -49,7 +49,7 @@ def test_the_shown_algorithm_learns_the_best_answer(folder: Path) -> None:
     assert not algorithm.keep(group(0.0, 0.4))
     examples = algorithm.select([group(0.0, 2.0, 1.0)])
     assert [example.id for example in examples] == ["a1"]
-    (experience,), metrics = algorithm.credit(examples, [Signals()])
+    (experience,), metrics = algorithm.credit(examples, [{}])
     assert metrics.sums["reward/best"] == 2.0
     (sequence,) = experience.sequences
     assert sequence.loss_mask.tolist() == [False, False, False, True, True]

@@ -15,7 +15,7 @@ from rlhf.config.algo import DpoSection, PairLossSection
 from rlhf.config.algo.preference import DpoLoss, IpoLoss, RpoLoss, SimpoLoss
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.orchestrator.step.batching import MicroBatchLimits
-from rlhf.types import FinishReason, Head, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import FinishReason, Head, Metrics, Role, ScoredGroup, Signal
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.pair_support import experience, learn, numbers, pair
 from tests.unit.algorithms.test_pair_losses import ALL
@@ -35,7 +35,7 @@ def pick(*groups: ScoredGroup) -> tuple[list[tuple[tuple[float, ...], list[int]]
 def test_needs(section: PairLossSection) -> None:
     needs = DPO(DpoSection.model_validate({"loss": section})).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert needs.measures == ({"ref_log_probs"} if section.uses_reference else set())
+    assert needs.signals == ({"ref_log_probs"} if section.uses_reference else set())
     assert not needs.online
 
 
@@ -100,7 +100,7 @@ def test_the_counts_are_those_since_the_last_step() -> None:
     assert algorithm.keep(ties)
     assert algorithm.select([ties]) == []
     examples = algorithm.select([ties, good])
-    figures = [algorithm.credit(examples, [Signals()])[1].sums["pairs/tied"] for _ in range(2)]
+    figures = [algorithm.credit(examples, [{}])[1].sums["pairs/tied"] for _ in range(2)]
     assert figures == [2.0, 0.0]
 
 
@@ -108,9 +108,9 @@ def test_the_reference_travels_with_each_side() -> None:
     algorithm = DPO(DpoSection())
     examples = algorithm.select([group([A, B], [0.0, 1.0])])
     said = tuple(np.full(5, value, dtype=np.float32) for value in (-1.0, -2.0))
-    ((made,), metrics) = algorithm.credit(examples, [Signals(ref_log_probs=said)])
+    ((made,), metrics) = algorithm.credit(examples, [{Signal.REF_LOG_PROBS: said}])
     assert made.targets == (1.0, 0.0)
-    assert [s.ref_log_probs is said[i] for i, s in enumerate(made.sequences)] == [True, True]
+    assert [s.signals[Signal.REF_LOG_PROBS] is said[i] for i, s in enumerate(made.sequences)] == [True, True]
     assert metrics.warnings == ()
 
 
@@ -121,9 +121,9 @@ def test_a_reference_that_is_not_finite_is_named(value: float) -> None:
     said = np.full(5, -1.0, dtype=np.float32)
     outside, inside = said.copy(), said.copy()
     outside[0], inside[4] = value, value
-    algorithm.credit(examples, [Signals(ref_log_probs=(outside, said))])
+    algorithm.credit(examples, [{Signal.REF_LOG_PROBS: (outside, said)}])
     with pytest.raises(NumericsError, match=r"b: ref_log_probs: 1 of 2"):
-        algorithm.credit(examples, [Signals(ref_log_probs=(said, inside))])
+        algorithm.credit(examples, [{Signal.REF_LOG_PROBS: (said, inside)}])
 
 
 def random_step(seed: int = 0) -> tuple[list[object], list[list[torch.Tensor]]]:

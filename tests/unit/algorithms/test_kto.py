@@ -16,7 +16,7 @@ from rlhf.algorithms.mismatched_responses import mismatch
 from rlhf.config.algo import KtoSection
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Prompt, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Prompt, Role, ScoredGroup, Signal, Signals
 from tests.unit.algorithms.build import group, rollout
 
 BETA = 0.5
@@ -39,13 +39,16 @@ def signals_of(examples: Sequence[Example], seed: int = 0) -> list[Signals]:
             np.where(s.loss_mask, rng.normal(-2.0, 0.5, len(s)), np.nan).astype(np.float32) for s in example.sequences
         )
 
-    return [Signals(old_log_probs=said(example), ref_log_probs=said(example)) for example in examples]
+    return [{Signal.OLD_LOG_PROBS: said(example), Signal.REF_LOG_PROBS: said(example)} for example in examples]
 
 
 def own_ratio(example: Example, signal: Signals, index: int = 0) -> float:
     """log(policy / reference) by definition, in float64."""
     mask = example.sequences[index].loss_mask
-    old, ref = (arrays[index][mask].astype(np.float64) for arrays in (signal.old_log_probs, signal.ref_log_probs))
+    old, ref = (
+        arrays[index][mask].astype(np.float64)
+        for arrays in (signal[Signal.OLD_LOG_PROBS], signal[Signal.REF_LOG_PROBS])
+    )
     return float((old - ref).sum())
 
 
@@ -70,13 +73,13 @@ def loss_of_step(
 
 def as_before(signals: Sequence[Signals]) -> list[torch.Tensor]:
     """The policy's log-probs of the answers themselves, as it said before the step: leaves with a gradient."""
-    return [torch.tensor(s.old_log_probs[0], dtype=torch.float64, requires_grad=True) for s in signals]
+    return [torch.tensor(s[Signal.OLD_LOG_PROBS][0], dtype=torch.float64, requires_grad=True) for s in signals]
 
 
 def test_needs() -> None:
     needs = KTO(SECTION).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert needs.measures == {"old_log_probs", "ref_log_probs"}
+    assert needs.signals == {"old_log_probs", "ref_log_probs"}
     assert not needs.online
 
 
@@ -110,10 +113,13 @@ def test_a_whole_step_by_hand() -> None:
     nan = math.nan
 
     def said(own: float, other: float) -> Signals:
-        return Signals(
-            old_log_probs=(np.array([nan, nan, own - 5], np.float32), np.array([nan, nan, other - 5], np.float32)),
-            ref_log_probs=(np.array([nan, nan, -5], np.float32), np.array([nan, nan, -5], np.float32)),
-        )
+        return {
+            Signal.OLD_LOG_PROBS: (
+                np.array([nan, nan, own - 5], np.float32),
+                np.array([nan, nan, other - 5], np.float32),
+            ),
+            Signal.REF_LOG_PROBS: (np.array([nan, nan, -5], np.float32), np.array([nan, nan, -5], np.float32)),
+        }
 
     signals = [said(1.0, 3.0), said(-1.0, -1.0)]
     experiences, credited = algorithm.credit(examples, signals)
@@ -195,9 +201,11 @@ def test_every_size_has_one_z0(size: int) -> None:
 def test_z0_is_not_negative() -> None:
     algorithm = KTO(SECTION)
     examples = algorithm.select([answer(n, True) for n in range(4)])
-    signals = [replace(s, ref_log_probs=tuple(old + 1 for old in s.old_log_probs)) for s in signals_of(examples)]
+    signals = [
+        {**s, Signal.REF_LOG_PROBS: tuple(old + 1 for old in s[Signal.OLD_LOG_PROBS])} for s in signals_of(examples)
+    ]
     assert algorithm.credit(examples, signals)[1].sums["kto/z0"] == 0.0
-    signals = [replace(s, ref_log_probs=tuple(old - 1 for old in s.old_log_probs)) for s in signals]
+    signals = [{**s, Signal.REF_LOG_PROBS: tuple(old - 1 for old in s[Signal.OLD_LOG_PROBS])} for s in signals]
     assert algorithm.credit(examples, signals)[1].sums["kto/z0"] == pytest.approx(2.0)
 
 
@@ -233,7 +241,9 @@ def test_the_gradient_is_the_loss_s_own_with_z0_constant() -> None:
     """By finite differences in float64: z0 stays where it is while the policy moves."""
     algorithm = KTO(replace_weights(2.0, 0.7))
     examples = algorithm.select([answer(n, n % 2 == 0, length=1 + n) for n in range(4)])
-    signals = [replace(s, ref_log_probs=tuple(ref - 0.4 for ref in s.ref_log_probs)) for s in signals_of(examples)]
+    signals = [
+        {**s, Signal.REF_LOG_PROBS: tuple(ref - 0.4 for ref in s[Signal.REF_LOG_PROBS])} for s in signals_of(examples)
+    ]
     experiences, credited = algorithm.credit(examples, signals)
     assert credited.sums["kto/z0"] > 0.1
     leaves = [torch.nan_to_num(leaf.detach()).requires_grad_() for leaf in as_before(signals)]
@@ -250,7 +260,9 @@ def test_humanline_clamps_each_token() -> None:
     def said(gap: float) -> tuple[np.ndarray, ...]:
         return tuple(np.where(s.loss_mask, [0, 0, gap, -0.5], np.nan).astype(np.float32) for s in examples[0].sequences)
 
-    signals = [Signals(old_log_probs=said(gap), ref_log_probs=(np.zeros(4, np.float32),) * 2) for gap in (3.0, 0.5)]
+    signals = [
+        {Signal.OLD_LOG_PROBS: said(gap), Signal.REF_LOG_PROBS: (np.zeros(4, np.float32),) * 2} for gap in (3.0, 0.5)
+    ]
     experiences, credited = algorithm.credit(examples, signals)
     assert credited.sums["kto/z0"] == pytest.approx((1.0 + 0.0) / 2)
     assert credited.sums["labels/desirable_reward"] == pytest.approx(BETA * 1.0)
@@ -317,7 +329,9 @@ def test_a_mismatched_answer_never_exceeds_the_longest_sequence() -> None:
     late = replace(groups[0], rollouts=(rollout([1] * 6, name="a1", loss_mask=[False] * 5 + [True]),))
     examples = algorithm.select([late, groups[1]])
     assert not examples[1].sequences[1].loss_mask.any()
-    signals = [replace(s, ref_log_probs=tuple(old - 1 for old in s.old_log_probs)) for s in signals_of(examples)]
+    signals = [
+        {**s, Signal.REF_LOG_PROBS: tuple(old - 1 for old in s[Signal.OLD_LOG_PROBS])} for s in signals_of(examples)
+    ]
     _, credited = algorithm.credit(examples, signals)
     assert credited.sums["kto/mismatched"] == 1.0
     assert credited.sums["kto/z0"] == pytest.approx(1.0)
@@ -342,7 +356,7 @@ def test_a_number_that_is_not_finite_has_a_name() -> None:
     algorithm = KTO(SECTION)
     examples = algorithm.select([answer(1, True), answer(2, False)])
     signals = signals_of(examples)
-    signals[1].ref_log_probs[1][-1] = np.inf
+    signals[1][Signal.REF_LOG_PROBS][1][-1] = np.inf
     with pytest.raises(NumericsError, match="a2: ref_log_probs: 1 of 2 tokens"):
         algorithm.credit(examples, signals)
 

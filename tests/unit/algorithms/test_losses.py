@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from rlhf.algorithms.base import Outputs
 from rlhf.algorithms.losses import (
     bradley_terry,
     constant_length,
+    entropy_of,
     masked,
     ppo_clip,
     ppo_penalty,
@@ -19,7 +21,7 @@ from rlhf.algorithms.losses import (
     token_weights,
     value_loss,
 )
-from rlhf.types import Denominators
+from rlhf.types import Denominators, Signal
 from tests.unit.algorithms.build import tensor_batch
 
 
@@ -158,9 +160,12 @@ def test_sequence_sum() -> None:
     assert got.tolist() == [3.0, 3.0, 12.0, 12.0, 12.0]
 
 
-def test_a_missing_array_is_named() -> None:
-    with pytest.raises(ValueError, match="advantages"):
-        present(None, "advantages")
+def test_a_missing_signal_is_named() -> None:
+    batch = tensor_batch([True], [1], old_log_probs=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"needs advantages, .* \(it holds old_log_probs\)"):
+        present(batch, Signal.ADVANTAGES)
+    with pytest.raises(ValueError, match="needs the entropy"):
+        entropy_of(Outputs(predictions=torch.zeros(1)), batch)
 
 
 def test_measure() -> None:

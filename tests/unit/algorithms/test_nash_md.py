@@ -11,7 +11,7 @@ from rlhf.algorithms.nash_md import NashMD
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.algo import NashMdSection
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Example, FinishReason, Head, Role, Signals
+from rlhf.types import Example, FinishReason, Head, Role, Signal, Signals
 from tests.unit.algorithms.build import group, rollout, signals
 
 OWN, OPPONENT = rollout([1, 2, 3], name="own"), rollout([4], name="opponent")
@@ -24,13 +24,13 @@ def duel(rewards: tuple[float, float], algorithm: NashMD) -> Example:
 
 def measured(example: Example, old: list[float], ref: list[float]) -> Signals:
     made = signals(example, old=old, ref=ref, values=[0.0] * len(old))
-    return Signals(old_log_probs=made.old_log_probs, ref_log_probs=made.ref_log_probs)
+    return {signal: made[signal] for signal in (Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS)}
 
 
 def test_needs() -> None:
     needs = NashMD(NashMdSection()).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert needs.measures == {"old_log_probs", "ref_log_probs"}
+    assert needs.signals == {"old_log_probs", "ref_log_probs"}
     assert (needs.mixture, needs.opponents, needs.ema_reference) == (0.25, 1, None)
 
 
@@ -71,7 +71,7 @@ def test_advantages_by_hand() -> None:
     example = duel((1.0, 0.0), algorithm)
     ((made,), _) = algorithm.credit([example], [measured(example, [-1.0, -2.0, -1.0], [-1.5, -1.0, -1.25])])
     to_come = np.array([-0.25, -0.75, 0.25])
-    advantages = made.sequences[0].advantages
+    advantages = made.sequences[0].signals[Signal.ADVANTAGES]
     assert advantages is not None
     assert advantages[3:].tolist() == pytest.approx((0.5 - 0.4 * to_come).tolist())
     assert advantages[:3].tolist() == [0.0, 0.0, 0.0]

@@ -12,7 +12,7 @@ from rlhf.config.algo import OnlineDpoSection
 from rlhf.config.algo.preference import DpoLoss
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.orchestrator.step.mismatch import log_prob_mismatch
-from rlhf.types import Example, FinishReason, Head, Metrics, Role, Signals
+from rlhf.types import Example, FinishReason, Head, Metrics, Role, Signal, Signals
 from tests.unit.algorithms.build import group, rollout
 
 ANSWERS = [rollout([i, i + 1], name=f"a{i}", log_probs=[-1.0 * i, -2.0 * i]) for i in range(1, 5)]
@@ -25,7 +25,8 @@ def said(value: float) -> tuple[np.ndarray, ...]:
 
 
 def signals_of(*, old: float = -1.0, ref: float | None = -2.0) -> Signals:
-    return Signals(old_log_probs=said(old), ref_log_probs=() if ref is None else said(ref))
+    known = {Signal.OLD_LOG_PROBS: said(old)}
+    return known if ref is None else {**known, Signal.REF_LOG_PROBS: said(ref)}
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ def test_needs(
     section = OnlineDpoSection.model_validate(values)
     needs = OnlineDPO(section).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert (needs.measures, needs.ema_reference, needs.mixture, needs.opponents) == (
+    assert (needs.signals, needs.ema_reference, needs.mixture, needs.opponents) == (
         measures,
         ema_reference,
         mixture,
         None,
     )
     assert needs.online
-    assert section.uses_reference is ("ref_log_probs" in needs.measures and ema_reference is None)
+    assert section.uses_reference is ("ref_log_probs" in needs.signals and ema_reference is None)
 
 
 def test_best_against_worst_of_each_prompt_and_ties_dropped_and_counted() -> None:
@@ -86,7 +87,7 @@ def test_what_the_sampler_thought_is_compared_on_both_sides() -> None:
     (example,) = algorithm.select([group(ANSWERS, [0.0, 3.0, 1.0, 2.0])])
     assert [array.tolist() for array in example.sampler_log_probs] == [[0, 0, 0, -2, -4], [0, 0, 0, -1, -2]]
     assert example.weight_version == 7
-    signal = Signals(old_log_probs=tuple(array - 0.5 for array in example.sampler_log_probs))
+    signal = {Signal.OLD_LOG_PROBS: tuple(array - 0.5 for array in example.sampler_log_probs)}
     assert np.abs(log_prob_mismatch([example], [signal])).tolist() == [0.5] * 4
 
 
@@ -101,7 +102,7 @@ def test_what_the_pair_is_held_against(reference: str, held_against: float) -> N
     examples = algorithm.select([group(ANSWERS[:2], [1.0, 0.0])])
     ((made,), _) = algorithm.credit(examples, [signals_of()])
     assert made.targets == (1.0, 0.0)
-    got = [sequence.ref_log_probs for sequence in made.sequences]
+    got = [sequence.signals[Signal.REF_LOG_PROBS] for sequence in made.sequences]
     for array, wanted in zip(got, said(held_against), strict=True):
         np.testing.assert_array_equal(array, wanted)
 
@@ -115,7 +116,7 @@ def first_update(
     (experiences, _) = algorithm.credit(examples, [signal])
     plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=100))
     (batch,) = build_batches(plan, experiences, Role.POLICY)
-    predictions = torch.tensor(np.concatenate(signal.old_log_probs), dtype=torch.float64, requires_grad=True)
+    predictions = torch.tensor(np.concatenate(signal[Signal.OLD_LOG_PROBS]), dtype=torch.float64, requires_grad=True)
     tensors = TensorBatch.from_numpy(batch, torch.device("cpu"))
     got = algorithm.objectives()[Role.POLICY](Outputs(predictions=predictions), tensors)
     got.loss.backward()

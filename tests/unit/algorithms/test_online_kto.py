@@ -14,7 +14,7 @@ from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.algo import OnlineKtoSection
 from rlhf.orchestrator.step.mismatch import log_prob_mismatch
-from rlhf.types import Example, FinishReason, Head, Prompt, Role, ScoredGroup, Signals
+from rlhf.types import Example, FinishReason, Head, Prompt, Role, ScoredGroup, Signal
 from tests.unit.algorithms.build import group, rollout
 from tests.unit.algorithms.test_kto import as_before, loss_of_step, signals_of
 
@@ -41,7 +41,7 @@ GROUPS = [sampled(1, [1.0, 2.0, 3.0]), sampled(2, [0.0, 0.0, 6.0])]
 def test_needs() -> None:
     needs = OnlineKTO(OnlineKtoSection()).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert needs.measures == {"old_log_probs", "ref_log_probs"}
+    assert needs.signals == {"old_log_probs", "ref_log_probs"}
     assert needs.online
     assert OnlineKTO(OnlineKtoSection()).keep(sampled(1, [1.0, 1.0]))
 
@@ -110,7 +110,7 @@ def test_only_what_was_sampled_is_compared_with_the_sampler() -> None:
     examples = OnlineKTO(OnlineKtoSection()).select(GROUPS)
     assert [len(e.sequences) for e in examples] == [2] * 5
     exact = [(np.where(e.sequences[0].loss_mask, -1.0, 0.0), np.full(len(e.sequences[1]), 9.0)) for e in examples]
-    gap = log_prob_mismatch(examples, [Signals(old_log_probs=arrays) for arrays in exact])
+    gap = log_prob_mismatch(examples, [{Signal.OLD_LOG_PROBS: arrays} for arrays in exact])
     assert gap.tolist() == [0.0] * 10
 
 

@@ -24,16 +24,16 @@ from rlhf.config.algo import (
     TruncatedWeights,
 )
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, Signal
 from tests.unit.algorithms.build import group, rollout, signals
 
 PLAIN = PpoSection(kl=FixedKl(coef=0.0), whiten_advantages=False, correction=NoCorrection())
 
 
 def column(experience: Experience, name: str) -> list[float]:
-    """A column at the tokens that are learned from."""
+    """A signal at the tokens that are learned from."""
     (sequence,) = experience.sequences
-    values: list[float] = getattr(sequence, name)[sequence.loss_mask].tolist()
+    values: list[float] = sequence.signals[Signal(name)][sequence.loss_mask].tolist()
     return values
 
 
@@ -50,10 +50,10 @@ def test_every_section_has_its_algorithm() -> None:
 def test_needs() -> None:
     needs = PPO(PpoSection()).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES}
-    assert needs.measures == {"old_log_probs", "ref_log_probs", "values"}
+    assert needs.signals == {"old_log_probs", "ref_log_probs", "values"}
     assert needs.online
-    assert PPO(PLAIN).needs.measures == {"old_log_probs", "values"}
-    assert "ref_log_probs" in PPO(PpoSection(kl=AdaptiveKl(coef=1e-9))).needs.measures
+    assert PPO(PLAIN).needs.signals == {"old_log_probs", "values"}
+    assert "ref_log_probs" in PPO(PpoSection(kl=AdaptiveKl(coef=1e-9))).needs.signals
     assert set(PPO(PLAIN).objectives()) == {"policy", "critic", "ptx"}
 
 
@@ -93,7 +93,7 @@ def test_credit_by_hand() -> None:
     (experience,), metrics = PPO(section).credit(examples, [said])
     assert column(experience, "advantages") == pytest.approx([0.5, 0.35, 0.25])
     assert column(experience, "returns") == pytest.approx([1.0, 0.95, 0.95])
-    assert column(experience, "old_values") == pytest.approx([0.5, 0.6, 0.7])
+    assert column(experience, "values") == pytest.approx([0.5, 0.6, 0.7])
     assert column(experience, "old_log_probs") == pytest.approx([-1.5, -1.0, -1.0])
     assert experience.coefficients["kl"] == 0.1
     figures = {"reward/shaped": 1.0, "kl/ref_per_response": 0.0, "kl/coef": 0.1}
@@ -104,10 +104,12 @@ def test_tokens_outside_the_mask_get_no_credit() -> None:
     examples = select([1, 2], rewards=[1.0])
     (experience,), _ = PPO(PLAIN).credit(examples, [signals(examples[0], old=[-1, -1], values=[0, 0])])
     (sequence,) = experience.sequences
-    assert sequence.advantages is not None
-    assert sequence.returns is not None
-    assert sequence.advantages[:3].tolist() == sequence.returns[:3].tolist() == [0.0, 0.0, 0.0]
-    assert sequence.advantages.dtype == sequence.returns.dtype == np.float32
+    assert (
+        sequence.signals[Signal.ADVANTAGES][:3].tolist()
+        == sequence.signals[Signal.RETURNS][:3].tolist()
+        == [0.0, 0.0, 0.0]
+    )
+    assert sequence.signals[Signal.ADVANTAGES].dtype == sequence.signals[Signal.RETURNS].dtype == np.float32
 
 
 @given(st.lists(st.integers(0, 60), min_size=4, max_size=4))
@@ -202,7 +204,7 @@ def test_importance_weights_reach_the_advantages_alone() -> None:
     (weighed,), metrics = PPO(PLAIN.model_copy(update={"correction": TruncatedWeights()})).credit(examples, said)
     expected = [a * w for a, w in zip(column(plain, "advantages"), (math.exp(-1), 2.0), strict=True)]
     assert column(weighed, "advantages") == pytest.approx(expected)
-    for name in ("returns", "old_values", "old_log_probs"):
+    for name in ("returns", "values", "old_log_probs"):
         assert column(weighed, name) == column(plain, name)
     assert metrics.sums["importance/cut"] == 0.5
 
@@ -210,13 +212,13 @@ def test_importance_weights_reach_the_advantages_alone() -> None:
 def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> None:
     """The trainer is not asked, what it would have said is not read, and advantages have no weight beside the ratio."""
     ratio = PPO(PLAIN.model_copy(update={"correction": RatioToSampler()}))
-    assert (PPO(PLAIN).needs.measures - ratio.needs.measures, ratio.needs.measures) == ({"old_log_probs"}, {"values"})
+    assert (PPO(PLAIN).needs.signals - ratio.needs.signals, ratio.needs.signals) == ({"old_log_probs"}, {"values"})
     examples = ratio.select([group([rollout([1, 2], log_probs=[-1.0, -4.0])], [1.0])])
     measured = signals(examples[0], old=[-2.0, -1.0], values=[0.5, 0.25])
     (plain,), _ = PPO(PLAIN).credit(examples, [measured])
-    (learned,), metrics = ratio.credit(examples, [replace(measured, old_log_probs=())])
+    (learned,), metrics = ratio.credit(examples, [{Signal.VALUES: measured[Signal.VALUES]}])
     assert column(learned, "old_log_probs") == [-1.0, -4.0]
-    for name in ("advantages", "returns", "old_values"):
+    for name in ("advantages", "returns", "values"):
         assert column(learned, name) == column(plain, name)
     assert not [name for name in (*metrics.sums, *metrics.maxima) if name.startswith("importance/")]
     silent = ratio.select([group([rollout([1, 2], log_probs=[-1.0, math.nan])], [1.0])])
@@ -289,8 +291,8 @@ def test_old_log_probs_pass_through_bit_for_bit() -> None:
     examples = select([1, 2, 3], rewards=[1.0])
     old = np.array([0, 0, 0, -0.1, -1 / 3, -7e-8], dtype=np.float32)
     (experience,), _ = PPO(PLAIN).credit(
-        examples, [Signals(old_log_probs=(old,), values=(np.zeros(6, dtype=np.float32),))]
+        examples, [{Signal.OLD_LOG_PROBS: (old,), Signal.VALUES: (np.zeros(6, dtype=np.float32),)}]
     )
-    got = experience.sequences[0].old_log_probs
+    got = experience.sequences[0].signals[Signal.OLD_LOG_PROBS]
     assert got is not None
     assert got.tobytes() == old.tobytes()

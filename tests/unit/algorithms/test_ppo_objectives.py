@@ -15,8 +15,8 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import PpoSection
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, pack_tokens, plan_batches
-from rlhf.types import Experience, LearnedSequence, Metrics, Role
-from tests.unit.algorithms.build import tensor_batch
+from rlhf.types import Experience, LearnedSequence, Metrics, Role, Signal
+from tests.unit.algorithms.build import COLUMNS, tensor_batch
 
 LENGTHS = [5, 1, 0, 3, 4]
 MASK = [False, True, True, False, True] + [False] + [False, True, True] + [False] * 4
@@ -48,7 +48,7 @@ def micro_batch(dtype: torch.dtype = torch.float64, poison: float = 0.0) -> Tens
         "ref_log_probs": -1.0 + numbers(2, 0.3),
         "advantages": numbers(3),
         "returns": numbers(4),
-        "old_values": numbers(5),
+        "values": numbers(5),
     }
     poisoned = {name: column.where(mask, poison).to(dtype) for name, column in columns.items()}
     return tensor_batch(MASK, LENGTHS, coefficients=COEFFICIENTS, **poisoned)  # type: ignore[arg-type]
@@ -62,9 +62,6 @@ def outputs(dtype: torch.dtype = torch.float64) -> Outputs:
 def policy_loss_by_definition(section: PpoSection, x: Outputs, b: TensorBatch) -> float:
     """Plain floats, one token after another."""
     assert x.entropy is not None
-    assert b.old_log_probs is not None
-    assert b.ref_log_probs is not None
-    assert b.advantages is not None
     predictions, entropy = x.predictions.detach(), x.entropy.detach()
     total = 0.0
     num_tokens = sum(MASK)
@@ -73,11 +70,13 @@ def policy_loss_by_definition(section: PpoSection, x: Outputs, b: TensorBatch) -
     for start, end in spans:
         tokens = [t for t in range(start, end) if MASK[t]]
         for t in tokens:
-            new, old, ref = (float(c[t]) for c in (predictions, b.old_log_probs, b.ref_log_probs))
-            advantage = float(b.advantages[t])
+            new, old, ref = (
+                float(c[t]) for c in (predictions, b.signals[Signal.OLD_LOG_PROBS], b.signals[Signal.REF_LOG_PROBS])
+            )
+            advantage = float(b.signals[Signal.ADVANTAGES][t])
             ratio = math.exp(new - old)
             if not section.token_level:
-                ratio = math.exp(sum(float(predictions[s] - b.old_log_probs[s]) for s in tokens))
+                ratio = math.exp(sum(float(predictions[s] - b.signals[Signal.OLD_LOG_PROBS][s]) for s in tokens))
             if section.loss == "clip":
                 clipped = min(max(ratio, 1 - section.clip_low), 1 + section.clip_high)
                 loss = -min(ratio * advantage, clipped * advantage)
@@ -146,12 +145,12 @@ def test_entropy_is_pushed_up() -> None:
 @pytest.mark.parametrize("value_clip", [0.0, 0.5])
 def test_value_loss_is_the_papers(value_clip: float) -> None:
     x, b = outputs(), micro_batch()
-    assert b.returns is not None
-    assert b.old_values is not None
     total = 0.0
     for t in range(len(MASK)):
         if MASK[t]:
-            v, old, target = (float(c[t]) for c in (x.predictions.detach(), b.old_values, b.returns))
+            v, old, target = (
+                float(c[t]) for c in (x.predictions.detach(), b.signals[Signal.VALUES], b.signals[Signal.RETURNS])
+            )
             clipped = min(max(v, old - value_clip), old + value_clip) if value_clip else v
             total += max((v - target) ** 2, (clipped - target) ** 2) / 2 / sum(MASK)
     assert critic(PpoSection(value_clip=value_clip), x, b).loss.item() == pytest.approx(total, rel=1e-6)
@@ -179,8 +178,7 @@ def test_masked_positions_may_hold_anything(section: PpoSection, poison: float) 
 @section
 def test_the_first_update_has_ratio_exactly_1(section: PpoSection) -> None:
     b, x = micro_batch(torch.float32), outputs(torch.float32)
-    assert b.old_log_probs is not None
-    got = policy(section, replace_predictions(x, b.old_log_probs), b).metrics
+    got = policy(section, replace_predictions(x, b.signals[Signal.OLD_LOG_PROBS]), b).metrics
     assert got.maxima["policy/ratio_max"] == 1.0
     assert got.sums["policy/ratio"] == pytest.approx(1.0, rel=1e-6)
     assert got.sums["policy/approx_kl"] == 0.0
@@ -206,8 +204,7 @@ def test_clip_fractions_count_what_the_clip_held_back() -> None:
 @section
 def test_far_policies_stay_finite(section: PpoSection, log_ratio: float) -> None:
     b = micro_batch(torch.float32)
-    assert b.old_log_probs is not None
-    x = replace_predictions(outputs(torch.float32), b.old_log_probs + log_ratio)
+    x = replace_predictions(outputs(torch.float32), b.signals[Signal.OLD_LOG_PROBS] + log_ratio)
     got = policy(section, x, b)
     got.loss.backward()
     assert got.loss.isfinite()
@@ -240,11 +237,7 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
     sequence = LearnedSequence(
         token_ids=np.arange(n),
         loss_mask=mask,
-        old_log_probs=column(),
-        ref_log_probs=column(),
-        advantages=column(),
-        returns=column(),
-        old_values=column(),
+        signals={Signal(name): column() for name in COLUMNS},
     )
     return Experience(id=str(n), sequences=(sequence,), coefficients=COEFFICIENTS)
 

@@ -12,7 +12,7 @@ from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.prm import PRM, first_error, judge_steps, step_loss
 from rlhf.config.algo import PrmSection
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Experience, Head, Metrics, Prompt, Role, ScoredGroup
+from rlhf.types import Experience, Head, Metrics, Prompt, Role, ScoredGroup, Signal
 from tests.unit.algorithms.build import group, rollout
 
 
@@ -59,7 +59,7 @@ def scored(experiences: Sequence[Experience], seed: int = 0) -> list[torch.Tenso
 def test_needs() -> None:
     needs = PRM(PrmSection()).needs
     assert needs.trains == {Role.REWARD: Head.TOKEN_SCORES}
-    assert not needs.measures
+    assert not needs.signals
     assert not needs.online
 
 
@@ -70,8 +70,7 @@ def test_labels_stand_where_steps_end() -> None:
     experiences, metrics = algorithm.credit(examples, [])
     (first,) = experiences[0].sequences
     assert first.loss_mask.tolist() == [False] * 4 + [True, False, False, True]
-    assert first.returns is not None
-    assert first.returns.tolist() == [0.0] * 4 + [1.0, 0.0, 0.0, 0.0]
+    assert first.signals[Signal.TOKEN_TARGETS].tolist() == [0.0] * 4 + [1.0, 0.0, 0.0, 0.0]
     assert metrics.sums == pytest.approx({"steps/good": 3.25 / 6, "steps/per_response": 2.0})
 
 

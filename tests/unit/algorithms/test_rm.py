@@ -51,7 +51,7 @@ def learn(
 def test_needs() -> None:
     needs = RM(RmSection()).needs
     assert needs.trains == {Role.REWARD: Head.SCORES}
-    assert needs.measures == frozenset()
+    assert needs.signals == frozenset()
     assert not needs.online
 
 

@@ -21,7 +21,7 @@ DEMONSTRATIONS = [
 def test_needs() -> None:
     needs = SFT(SftSection()).needs
     assert needs.trains == {Role.POLICY: Head.LOG_PROBS}
-    assert not needs.measures
+    assert not needs.signals
     assert not needs.online
 
 

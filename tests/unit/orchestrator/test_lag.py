@@ -12,7 +12,7 @@ import pytest
 from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import Correction, GrpoSection, NoCorrection, RatioToSampler, TruncatedWeights
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine, Table, log_softmax
-from rlhf.types import Example, Experience, Head, Metrics, Role, Signals, SyncReport
+from rlhf.types import Example, Experience, Head, Metrics, Role, Signal, Signals, SyncReport
 from tests.unit.orchestrator.support import TOKENIZER, Run
 
 pytestmark = pytest.mark.timeout(60)
@@ -104,13 +104,12 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
             behavior = log_softmax(policy.versions[version])[tokens]
             trainer = log_softmax(policy.versions[step - 1])[tokens]
             assert np.abs(of_answer(one.example.sampler_log_probs[0], one.example) - behavior).max() < 1e-5
-            assert np.abs(of_answer(one.signals.old_log_probs[0], one.example) - trainer).max() < 1e-5
+            assert np.abs(of_answer(one.signals[Signal.OLD_LOG_PROBS][0], one.example) - trainer).max() < 1e-5
             group = [other.example.rewards[0] for other in credited if other.example.group == one.example.group]
             worth = one.example.rewards[0] - np.mean(group)
             (sequence,) = one.experience.sequences
-            assert sequence.advantages is not None
             expected = worth * np.minimum(np.exp(trainer - behavior), 2.0)
-            assert np.abs(of_answer(sequence.advantages, one.example) - expected).max() < 1e-4
+            assert np.abs(of_answer(sequence.signals[Signal.ADVANTAGES], one.example) - expected).max() < 1e-4
 
 
 def test_without_correction_the_mismatch_shows_the_lag(tmp_path: Path) -> None:
@@ -128,9 +127,8 @@ def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> N
     assert not [name for row in rows for name in row if name.startswith(("mismatch/", "importance/"))]
     assert max(row["policy/ratio_gap"] for row in rows if row["rollout/lag_max"] > 0) > 0.1
     for one in (one for credited in algorithm.steps for one in credited):
-        assert one.signals.old_log_probs == ()
+        assert Signal.OLD_LOG_PROBS not in one.signals
         (sequence,) = one.experience.sequences
-        assert sequence.old_log_probs is not None
         tokens = of_answer(sequence.token_ids, one.example)
         behavior = log_softmax(policy.versions[one.example.weight_version])[tokens]
-        assert np.abs(of_answer(sequence.old_log_probs, one.example) - behavior).max() < 1e-5
+        assert np.abs(of_answer(sequence.signals[Signal.OLD_LOG_PROBS], one.example) - behavior).max() < 1e-5

@@ -18,7 +18,7 @@ from rlhf.engines.fakes import FakeReward, FakeScorer, FakeTrainEngine, log_soft
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.evaluation import PreferenceEvaluator
 from rlhf.orchestrator.step.token_scores import Models
-from rlhf.types import Head, Metrics, Role, TrainBatch
+from rlhf.types import Head, Metrics, Role, Signal, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, ppo_run, sft_run
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,7 +113,7 @@ def test_online_pairs_are_best_and_worst_and_ties_are_counted(tmp_path: Path) ->
         assert row["pairs/score_gap"] > 0
         assert row["mismatch/log_prob"] < 1e-6
     learned = [batch for batch in run.engines[Role.POLICY].seen if not batch.is_padding]
-    assert all(batch.ref_log_probs is not None and batch.old_log_probs is None for batch in learned)
+    assert all(batch.signals.keys() == {Signal.REF_LOG_PROBS} for batch in learned)
     assert all(batch.targets.tolist() == [1.0, 0.0] * (len(batch.targets) // 2) for batch in learned)
 
 

@@ -20,7 +20,7 @@ from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_consol
 from rlhf.orchestrator.run.schedule import RunLength, count_steps
 from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
-from rlhf.types import Example, Json, Role, Signals, TokenSequence
+from rlhf.types import Example, Json, Role, Signal, TokenSequence
 from tests.unit.orchestrator.support import given_group
 
 pytestmark = pytest.mark.timeout(30)
@@ -194,9 +194,9 @@ def test_the_gap_between_sampler_and_trainer_is_over_response_tokens() -> None:
         rewards=(0.0,),
         sampler_log_probs=(np.array([9.0, -1.0, -2.0, -np.inf], dtype=np.float32),),
     )
-    signals = Signals(old_log_probs=(np.array([0.0, -1.5, -2.0, -3.0], dtype=np.float32),))
+    signals = {Signal.OLD_LOG_PROBS: (np.array([0.0, -1.5, -2.0, -3.0], dtype=np.float32),)}
     assert log_prob_mismatch([example], [signals]).tolist() == [-0.5, 0.0, np.inf]
-    assert len(log_prob_mismatch([example], [Signals()])) == 0
+    assert len(log_prob_mismatch([example], [{}])) == 0
 
 
 def test_the_mismatch_by_hand() -> None:

@@ -19,7 +19,7 @@ from rlhf.orchestrator.step.batching import (
     unpack_scores,
     unpack_tokens,
 )
-from rlhf.types import BoolArray, Example, Experience, LearnedSequence, PackedTokens, TokenSequence
+from rlhf.types import BoolArray, Example, Experience, LearnedSequence, PackedTokens, Signal, TokenSequence
 
 
 def example(*lengths: int, start: int = 0) -> Example:
@@ -34,7 +34,7 @@ def experience(*lengths: int, value: float = 0.0, margins: tuple[float, ...] = (
         LearnedSequence(
             token_ids=np.arange(n),
             loss_mask=np.arange(n) > n // 2,
-            advantages=np.full(n, value, dtype=np.float32),
+            signals={Signal.ADVANTAGES: np.full(n, value, dtype=np.float32)},
         )
         for n in lengths
     )
@@ -134,8 +134,7 @@ def test_a_tail_smaller_than_the_ranks_is_padded(num_examples: int, num_ranks: i
     for batch in padding:
         assert batch.tokens is PADDING
         assert not batch.loss_mask.any()
-        assert batch.advantages is not None
-        assert len(batch.advantages) == 1
+        assert len(batch.signals[Signal.ADVANTAGES]) == 1
         assert batch.denominators.examples == num_examples
 
 
@@ -161,16 +160,16 @@ def test_a_batch_says_which_sequences_belong_together() -> None:
     assert batch.tokens.lengths.tolist() == [3, 2, 1, 2, 2, 2]
     assert batch.tokens.position_ids.tolist() == [0, 1, 2, 0, 1, 0, 0, 1, 0, 1, 0, 1]
     assert batch.objective == "reward"
-    assert batch.old_log_probs is None
+    assert batch.signals.keys() == {Signal.ADVANTAGES}
 
 
-def test_experiences_of_one_step_hold_the_same_arrays() -> None:
+def test_experiences_of_one_step_hold_the_same_signals() -> None:
     bare = Experience(
         id="x", sequences=(LearnedSequence(token_ids=np.arange(3), loss_mask=np.ones(3, dtype=np.bool_)),)
     )
     plan = BatchPlan(num_ranks=1, micro_batches=((0, 1),))
     for order in ([bare, experience(3)], [experience(3), bare]):
-        with pytest.raises(ValueError, match="the same arrays"):
+        with pytest.raises(ValueError, match="the same signals"):
             build_batches(plan, order, "policy")
 
 
