@@ -124,27 +124,34 @@ class RolloutRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """One sampled answer: the engine's token ids and its own log-probabilities of them, never edited.
+class Response:
+    """One response to a prompt: a data set's, or a `Rollout`.
 
-    `weight_version` is the oldest policy version that took part in sampling. A stop token that was sampled is the
-    last token of the response; one that was not sampled is never appended.
+    `loss_mask` is aligned with `token_ids`: False where a token was not written by the model (what an environment or a
+    tool returned, a user's turn inside a demonstration). None: the model wrote every token.
 
-    `loss_mask` is aligned with the response: False where a token was not written by the model (what an environment
-    or a tool returned, a user's turn inside a demonstration). None: the model wrote every token.
-
-    `step_labels`, of a data set's answers in steps: how good each step is, from 0 to 1. `loss_mask` is then True at
-    the last token of each step, and nowhere else.
+    `step_labels`, in a data set of labeled steps: how good each step is, from 0 to 1. `loss_mask` is then True at the
+    last token of each step, and nowhere else.
     """
 
     id: str
     prompt_id: str
     token_ids: IntArray
-    log_probs: FloatArray
     finish_reason: FinishReason
-    weight_version: int
     loss_mask: BoolArray | None = None
     step_labels: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(Response):
+    """A sampled response: the engine's token ids and its own log-probs of them [n], never edited.
+
+    `weight_version` is the oldest policy version that took part in sampling. A stop token that was sampled is the
+    last token of the response; one that was not sampled is never appended.
+    """
+
+    log_probs: FloatArray
+    weight_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,19 +164,24 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """All answers to one prompt with their rewards, sampled now or read from a preference data set.
-
-    For offline data `rollouts` hold the data set's answers (log_probs all 0, weight_version -1) and `rewards` order
-    them; `margins` are the data set's own margins of the first answer over each later one, where it has them.
-    """
+    """All responses to one prompt with their texts and rewards: sampled and scored in this step, or read from a data
+    set, whose rewards only order them."""
 
     prompt: Prompt
-    rollouts: tuple[Rollout, ...]
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
+    texts: tuple[str, ...]
     rewards: tuple[Reward, ...]
     margins: tuple[float, ...] = ()
+    """A data set's margins of the first response over each later one, where it has them."""
+    labels: tuple[bool, ...] = ()
+    """A data set's label of each response, desirable or not, where it has labels."""
     baseline: Reward | None = None
-    """Reward of the greedy answer to the prompt, where the algorithm asked for one."""
+    """Reward of the greedy response to the prompt, where the algorithm needs one."""
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """The responses that were sampled; none of a data set's."""
+        return tuple(response for response in self.responses if isinstance(response, Rollout))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,10 +198,12 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """What an algorithm chose to learn from, before any model has measured it: one answer (PPO), a pair (DPO), a
-    ranking of K (reward model). Its sequences always share a micro-batch. `sampler_log_probs` are aligned with each
-    sequence's tokens (0 outside the response); a sequence beyond them was not sampled. Examples of one prompt's group
-    share `group`."""
+    """What an algorithm selected to learn from, before any model has scored its tokens: one response (PPO), a pair
+    (DPO), a ranking of K (reward model). Its sequences always share a micro-batch.
+
+    `sampler_log_probs` and `token_targets` are aligned with each sequence's tokens, 0 outside the response; a sequence
+    beyond the former was not sampled. Examples of one prompt's group share `group`.
+    """
 
     id: str
     sequences: tuple[TokenSequence, ...]
@@ -197,11 +211,15 @@ class Example:
     sampler_log_probs: tuple[FloatArray, ...] = ()
     margins: tuple[float, ...] = ()
     truncated: tuple[bool, ...] = ()
-    weight_version: int = -1
+    weight_version: int | None = None
+    """Policy version that sampled it; None where a data set gave it."""
     group: str = ""
     baseline: float | None = None
-    """Score that the answer's own is held against: the greedy answer's to the same prompt (ReMax), or the one from
-    which on an answer is good (KTO)."""
+    """Score of the greedy response to the same prompt (ReMax)."""
+    label: bool | None = None
+    """Whether the response is desirable (KTO)."""
+    token_targets: tuple[FloatArray, ...] = ()
+    """Step labels at the last token of each step, from 0 to 1 (process reward model)."""
 
 
 Signals: TypeAlias = Mapping[Signal, tuple[FloatArray, ...]]

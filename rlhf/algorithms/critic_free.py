@@ -15,7 +15,7 @@ from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Su
 from rlhf.algorithms.ppo_objectives import kl_in_loss
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.rewards import at_end, kl_penalty
-from rlhf.algorithms.sequences import join, one_by_one
+from rlhf.algorithms.sequences import is_empty, one_by_one
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection
 from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
@@ -47,8 +47,11 @@ class CriticFree:
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether anything tells the answers apart, where that matters; answers without tokens tell nothing."""
-        spoken = [bool(join(group.prompt, rollout).loss_mask.any()) for rollout in group.rollouts]
-        scores = [reward.total for reward, has_tokens in zip(group.rewards, spoken, strict=True) if has_tokens]
+        scores = [
+            reward.total
+            for response, reward in zip(group.responses, group.rewards, strict=True)
+            if not is_empty(group.prompt, response)
+        ]
         return not (self._section.dynamic_sampling and are_equal(np.array(scores)))
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:

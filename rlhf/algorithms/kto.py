@@ -11,9 +11,9 @@ import torch
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals, to_metrics, token_mean
-from rlhf.algorithms.mismatched_responses import Judged, with_mismatched
+from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import KtoSection, OnlineKtoSection
 from rlhf.errors import NumericsError
 from rlhf.types import (
@@ -60,20 +60,20 @@ class KTO:
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to learn from."""
-        return any(join(group.prompt, rollout).loss_mask.any() for rollout in group.rollouts)
+        return any(not is_empty(group.prompt, response) for response in group.responses)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One example an answer; a given one has reward 1 or 0."""
-        judged = [
-            Judged(prompt=group.prompt, rollout=rollout, score=reward.total, threshold=0.5)
+        """One example per response, with the data set's label."""
+        labeled = [
+            LabeledResponse(prompt=group.prompt, response=response, score=reward.total, label=label)
             for group in groups
-            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+            for response, reward, label in zip(group.responses, group.rewards, group.labels, strict=True)
         ]
-        return with_mismatched(judged)
+        return with_mismatched(labeled)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Estimate z0 and the class weights; label each answer."""
-        labels = np.array([is_desirable(example) for example in examples], dtype=np.bool_)
+        labels = np.array([label_of(example) for example in examples], dtype=np.bool_)
         log_ratios = [self._log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
         mismatched = [
             self._log_ratio(example, signal, 1)
@@ -183,9 +183,11 @@ def imbalance(section: KtoSection | OnlineKtoSection, good: int, bad: int) -> st
     )
 
 
-def is_desirable(example: Example) -> bool:
-    """Whether the answer's score reaches the threshold."""
-    return example.baseline is not None and example.rewards[0] >= example.baseline
+def label_of(example: Example) -> bool:
+    """Whether the response is desirable. Raises ValueError where `select` gave no label."""
+    if example.label is None:
+        raise ValueError(f"{example.id}: KTO learns from labeled responses, and this one has no label")
+    return example.label
 
 
 def learned_tokens(example: Example, signals: Signals, signal: Signal, index: int) -> Floats:

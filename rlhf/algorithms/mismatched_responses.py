@@ -1,29 +1,28 @@
-"""Answers beside prompts that they do not answer: what KTO measures the policy's distance from the reference by."""
+"""Responses paired with prompts that they do not answer, from which KTO estimates how far the policy is from the
+reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.algorithms.sequences import after_prompt, join
-from rlhf.types import Example, FinishReason, FloatArray, Prompt, Rollout, TokenSequence
+from rlhf.algorithms.sequences import join, sampler_log_probs, version_of
+from rlhf.types import Example, FinishReason, Prompt, Response, TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """An answer, its score, and the threshold from which on it is good. `sampler_log_probs` are one number a token,
-    by what sampled it; None where the answer was given."""
+class LabeledResponse:
+    """A response to a prompt, its score, and whether it is desirable."""
 
     prompt: Prompt
-    rollout: Rollout
+    response: Response
     score: float
-    threshold: float
-    sampler_log_probs: FloatArray | None = None
+    label: bool
 
 
 def mismatch(prompts: Sequence[bytes]) -> list[int | None]:
-    """For each answer, by its prompt, the index of an answer to another prompt; None where all prompts are one.
+    """For each response, by its prompt, the index of a response to another prompt; None where all prompts are one.
 
-    Answers stand in a ring, sorted by prompt; the k-th answer to a prompt gets the k-th after the prompt's own. So
-    every answer serves once where all prompts have equally many, and about equally often otherwise.
+    Responses stand in a ring, sorted by prompt; the k-th response to a prompt gets the k-th after the prompt's own. So
+    every response is used once where all prompts have equally many, and about equally often otherwise.
     """
     by_prompt: dict[bytes, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -39,29 +38,28 @@ def mismatch(prompts: Sequence[bytes]) -> list[int | None]:
     return partners
 
 
-def with_mismatched(judged: Sequence[Judged]) -> list[Example]:
-    """One example an answer that holds a token to learn from: prompt and answer, then the same prompt with an answer
-    to another prompt, where there is one.
+def with_mismatched(labeled: Sequence[LabeledResponse]) -> list[Example]:
+    """One example for each response that holds a token to learn from: prompt and response, then, where there is one,
+    the same prompt with a response to another prompt.
 
-    The second sequence is cut to the length of the longest first one, which the model is known to take.
+    The second sequence is cut to the length of the longest first one, which is known to fit the model.
     """
-    whole = [(join(one.prompt, one.rollout), one) for one in judged]
-    spoken = [(sequence, one) for sequence, one in whole if sequence.loss_mask.any()]
-    longest = max((len(sequence) for sequence, _ in spoken), default=0)
-    partners = mismatch([one.prompt.token_ids.tobytes() for _, one in spoken])
+    joined = [(join(one.prompt, one.response), one) for one in labeled]
+    non_empty = [(sequence, one) for sequence, one in joined if sequence.loss_mask.any()]
+    longest = max((len(sequence) for sequence, _ in non_empty), default=0)
+    partners = mismatch([one.prompt.token_ids.tobytes() for _, one in non_empty])
     examples = []
-    for (sequence, one), partner in zip(spoken, partners, strict=True):
-        others = [] if partner is None else [cut(join(one.prompt, spoken[partner][1].rollout), longest)]
-        sampled = one.sampler_log_probs
+    for (sequence, one), partner in zip(non_empty, partners, strict=True):
+        others = [] if partner is None else [cut(join(one.prompt, non_empty[partner][1].response), longest)]
         examples.append(
             Example(
-                id=one.rollout.id,
+                id=one.response.id,
                 sequences=(sequence, *others),
                 rewards=(one.score,),
-                sampler_log_probs=() if sampled is None else (after_prompt(one.prompt, sampled),),
-                truncated=(one.rollout.finish_reason is FinishReason.LENGTH,),
-                weight_version=one.rollout.weight_version,
-                baseline=one.threshold,
+                sampler_log_probs=sampler_log_probs(one.prompt, one.response),
+                truncated=(one.response.finish_reason is FinishReason.LENGTH,),
+                weight_version=version_of(one.response),
+                label=one.label,
             )
         )
     return examples

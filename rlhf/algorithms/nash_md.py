@@ -10,7 +10,7 @@ from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBa
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
-from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs, version_of
 from rlhf.config.algo import NashMdSection
 from rlhf.types import Example, Experience, FinishReason, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
@@ -86,16 +86,16 @@ class NashMD:
 
 def duel(group: ScoredGroup) -> Example | None:
     """The group's first answer, with its reward and the last answer's."""
-    sides = (group.rollouts[0], group.rollouts[-1])
-    if not all(join(group.prompt, rollout).loss_mask.any() for rollout in sides):
+    sides = (group.responses[0], group.responses[-1])
+    if any(is_empty(group.prompt, response) for response in sides):
         return None
-    answer = sides[0]
+    response = sides[0]
     return Example(
-        id=answer.id,
-        sequences=(join(group.prompt, answer),),
+        id=response.id,
+        sequences=(join(group.prompt, response),),
         rewards=(group.rewards[0].total, group.rewards[-1].total),
-        sampler_log_probs=(after_prompt(group.prompt, answer.log_probs),),
-        truncated=(answer.finish_reason is FinishReason.LENGTH,),
-        weight_version=answer.weight_version,
-        group=answer.id,
+        sampler_log_probs=sampler_log_probs(group.prompt, response),
+        truncated=(response.finish_reason is FinishReason.LENGTH,),
+        weight_version=version_of(response),
+        group=response.id,
     )

@@ -1,22 +1,24 @@
-"""KTO on the policy's own answers: each is labeled by its score against a threshold (Ethayarajh et al. 2024)."""
+"""KTO on the policy's own responses, each labeled by its score against a threshold (Ethayarajh et al. 2024)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import chain
 from statistics import mean
 
 from rlhf.algorithms.kto import KTO, imbalance
-from rlhf.algorithms.mismatched_responses import Judged, with_mismatched
+from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
 from rlhf.algorithms.responses import ResponseTokens, describe
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import OnlineKtoSection
-from rlhf.types import Example, Experience, Metrics, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Metrics, Prompt, Response, ScoredGroup, Signals
 
-JUDGED_STEPS = 10
+WEIGHT_CHECK_STEPS = 10
+
+Scored = tuple[Prompt, Response, float]
 
 
 class OnlineKTO(KTO):
-    """As kto, with labels made here: an answer is good where its score is above the threshold. An answer without a
-    token (empty or aborted) has no label and counts in no mean; one exactly at a mean is left out, and counted.
+    """As kto, with labels made here: a response is desirable where its score is above the threshold. A response without
+    a token (empty or aborted) has no label and counts in no mean; one exactly at a mean is left out, and counted.
 
     Ethayarajh et al. 2024, arXiv:2402.01306; labels from scores: as online DPO, with a threshold in place of a pair.
     """
@@ -27,66 +29,62 @@ class OnlineKTO(KTO):
         self._score = section.threshold_score
         self._num_empty = 0
         self._num_at_mean = 0
-        self._labels: list[tuple[int, int]] = []
-        """Good and bad answers of each step, until they are judged."""
-        self._has_judged_weights = section.class_weights == "auto"
+        self._label_counts: list[tuple[int, int]] = []
+        """Desirable and undesirable responses of each step, until the weights were checked."""
+        self._has_checked_weights = section.class_weights == "auto"
 
     def keep(self, group: ScoredGroup) -> bool:
         return True
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One example an answer that is good or bad."""
-        spoken = [with_tokens(group) for group in groups]
-        self._num_empty += sum(len(group.rollouts) for group in groups) - sum(map(len, spoken))
-        judged = self._judge(spoken)
-        labeled = [one for one in judged if self._threshold == "fixed" or one.score != one.threshold]
-        self._num_at_mean += len(judged) - len(labeled)
-        if not self._has_judged_weights:
-            good = sum(one.score >= one.threshold for one in labeled)
-            self._labels.append((good, len(labeled) - good))
+        """One example per labeled response."""
+        non_empty = [scored_responses(group) for group in groups]
+        scored = list(chain.from_iterable(non_empty))
+        self._num_empty += sum(len(group.responses) for group in groups) - len(scored)
+        labeled = [
+            LabeledResponse(prompt=prompt, response=response, score=score, label=score >= threshold)
+            for (prompt, response, score), threshold in zip(scored, self._thresholds(non_empty), strict=True)
+            if self._threshold == "fixed" or score != threshold
+        ]
+        self._num_at_mean += len(scored) - len(labeled)
+        if not self._has_checked_weights:
+            num_desirable = sum(one.label for one in labeled)
+            self._label_counts.append((num_desirable, len(labeled) - num_desirable))
         return with_mismatched(labeled)
 
-    def _judge(self, groups: Sequence[Sequence[Judged]]) -> list[Judged]:
-        """All answers of all groups, each with its threshold."""
+    def _thresholds(self, groups: Sequence[Sequence[Scored]]) -> list[float]:
+        """The threshold of each response, in order: its group's mean score, the batch's, or the fixed score."""
         if self._threshold == "group-mean":
-            return [one for group in groups for one in held_against_mean(group)]
-        everything = [one for group in groups for one in group]
-        if self._threshold == "batch-mean":
-            return held_against_mean(everything)
-        return [replace(one, threshold=self._score) for one in everything]
+            return [threshold for group in groups for threshold in [mean_score(group)] * len(group)]
+        everything = list(chain.from_iterable(groups))
+        threshold = mean_score(everything) if self._threshold == "batch-mean" else self._score
+        return [threshold] * len(everything)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences, metrics = super().credit(examples, signals)
-        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
         self._num_empty = self._num_at_mean = 0
-        return experiences, metrics + describe(answers) + Metrics(sums=left_out, warnings=self._judge_weights())
+        return experiences, metrics + describe(responses) + Metrics(sums=left_out, warnings=self._check_weights())
 
-    def _judge_weights(self) -> tuple[str, ...]:
-        """What there is to say, once, of given weights after the first steps' labels."""
-        if self._has_judged_weights or len(self._labels) < JUDGED_STEPS:
+    def _check_weights(self) -> tuple[str, ...]:
+        """A warning, once, where after the first steps the given weights do not balance the two labels."""
+        if self._has_checked_weights or len(self._label_counts) < WEIGHT_CHECK_STEPS:
             return ()
-        self._has_judged_weights = True
-        text = imbalance(self._section, *map(sum, zip(*self._labels, strict=True)))
+        self._has_checked_weights = True
+        text = imbalance(self._section, *map(sum, zip(*self._label_counts, strict=True)))
         return () if text is None else (text,)
 
 
-def with_tokens(group: ScoredGroup) -> list[Judged]:
-    """The group's answers that hold a token to learn from."""
+def scored_responses(group: ScoredGroup) -> list[Scored]:
+    """The group's responses that hold a token to learn from, with their prompt and score."""
     return [
-        Judged(
-            prompt=group.prompt,
-            rollout=rollout,
-            score=reward.total,
-            threshold=0.0,
-            sampler_log_probs=rollout.log_probs,
-        )
-        for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
-        if join(group.prompt, rollout).loss_mask.any()
+        (group.prompt, response, reward.total)
+        for response, reward in zip(group.responses, group.rewards, strict=True)
+        if not is_empty(group.prompt, response)
     ]
 
 
-def held_against_mean(answers: Sequence[Judged]) -> list[Judged]:
-    """Answers whose threshold is the mean of their scores, which is exact: equal scores are all at it."""
-    threshold = mean(one.score for one in answers) if answers else 0.0
-    return [replace(one, threshold=threshold) for one in answers]
+def mean_score(scored: Sequence[Scored]) -> float:
+    """The mean of the scores, computed exactly, so that equal scores are all at it; 0 for none."""
+    return mean(score for _, _, score in scored) if scored else 0.0

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,10 +10,10 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
-from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs
 from rlhf.config.algo import PairLossSection
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, ScoredGroup, Signal
+from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, Rollout, ScoredGroup, Signal
 
 CHOSEN, REJECTED = 1.0, 0.0
 
@@ -38,29 +39,30 @@ class PairPicker:
 
     def _best_and_worst(self, group: ScoredGroup) -> tuple[int, int] | None:
         rewards = [reward.total for reward in group.rewards]
-        spoken = [i for i, rollout in enumerate(group.rollouts) if join(group.prompt, rollout).loss_mask.any()]
-        if len(spoken) < 2:
+        non_empty = [i for i, response in enumerate(group.responses) if not is_empty(group.prompt, response)]
+        if len(non_empty) < 2:
             self._dropped["empty"] += 1
             return None
-        best = max(spoken, key=lambda i: rewards[i])
-        others = [i for i in spoken if not np.array_equal(group.rollouts[i].token_ids, group.rollouts[best].token_ids)]
+        best = max(non_empty, key=lambda i: rewards[i])
+        token_ids = [response.token_ids for response in group.responses]
+        others = [i for i in non_empty if not np.array_equal(token_ids[i], token_ids[best])]
         worst = min(others, key=lambda i: rewards[i], default=best)
         if rewards[worst] < rewards[best]:
             return best, worst
-        only_same = not others and min(rewards[i] for i in spoken) < rewards[best]
+        only_same = not others and min(rewards[i] for i in non_empty) < rewards[best]
         self._dropped["identical" if only_same else "tied"] += 1
         return None
 
     def _example(self, group: ScoredGroup, *pair: int) -> Example:
-        rollouts = [group.rollouts[i] for i in pair]
-        sampled = tuple(after_prompt(group.prompt, rollout.log_probs) for rollout in rollouts)
+        responses = [group.responses[i] for i in pair]
+        log_probs = chain.from_iterable(sampler_log_probs(group.prompt, response) for response in responses)
         return Example(
-            id=rollouts[0].id,
-            sequences=tuple(join(group.prompt, rollout) for rollout in rollouts),
+            id=responses[0].id,
+            sequences=tuple(join(group.prompt, response) for response in responses),
             rewards=tuple(group.rewards[i].total for i in pair),
-            sampler_log_probs=sampled if self._from_policy else (),
-            truncated=tuple(rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts),
-            weight_version=min(rollout.weight_version for rollout in rollouts),
+            sampler_log_probs=tuple(log_probs) if self._from_policy else (),
+            truncated=tuple(response.finish_reason is FinishReason.LENGTH for response in responses),
+            weight_version=min((one.weight_version for one in responses if isinstance(one, Rollout)), default=None),
             group=group.prompt.id,
         )
 

@@ -10,7 +10,7 @@ from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import after_prompt, join
+from rlhf.algorithms.sequences import after_prompt, is_empty, join
 from rlhf.config.algo import PrmSection
 from rlhf.types import (
     Example,
@@ -21,8 +21,8 @@ from rlhf.types import (
     LearnedSequence,
     Metrics,
     Prompt,
+    Response,
     Role,
-    Rollout,
     ScoredGroup,
     Signal,
     Signals,
@@ -42,19 +42,24 @@ class PRM:
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether any step is labeled."""
-        return any(step_labels(group.prompt, rollout) for rollout in group.rollouts)
+        return any(has_labeled_step(group.prompt, response) for response in group.responses)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One example an answer; its rewards are the labels of its steps."""
+        """One example per response with labeled steps."""
         return [
-            Example(id=rollout.id, sequences=(join(group.prompt, rollout),), rewards=labels)
+            Example(
+                id=response.id,
+                sequences=(join(group.prompt, response),),
+                rewards=(reward.total,),
+                token_targets=(step_targets(group.prompt, response),),
+            )
             for group in groups
-            for rollout in group.rollouts
-            if (labels := step_labels(group.prompt, rollout))
+            for response, reward in zip(group.responses, group.rewards, strict=True)
+            if has_labeled_step(group.prompt, response)
         ]
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Put each label where its step ends."""
+        """The labels are the targets; nothing is computed from the batch."""
         experiences = [
             Experience(
                 id=example.id,
@@ -62,14 +67,16 @@ class PRM:
                     LearnedSequence(
                         token_ids=sequence.token_ids,
                         loss_mask=sequence.loss_mask,
-                        signals={Signal.TOKEN_TARGETS: place(example.rewards, sequence.loss_mask)},
+                        signals={Signal.TOKEN_TARGETS: targets},
                     ),
                 ),
             )
             for example in examples
-            for sequence in example.sequences
+            for sequence, targets in zip(example.sequences, example.token_targets, strict=True)
         ]
-        labels = [label for example in examples for label in example.rewards]
+        masks = [example.sequences[0].loss_mask for example in examples]
+        targets = [example.token_targets[0][mask] for example, mask in zip(examples, masks, strict=True)]
+        labels = np.concatenate([*targets, np.zeros(0)])
         sums = {"steps/good": mean(labels), "steps/per_response": len(labels) / max(len(examples), 1)}
         return experiences, Metrics(sums=sums)
 
@@ -102,19 +109,17 @@ def step_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return binary_cross_entropy_with_logits(scores, labels, reduction="none")
 
 
-def step_labels(prompt: Prompt, rollout: Rollout) -> tuple[float, ...]:
-    """Labels of the steps that are learned from, in order. Empty where the answer has none."""
-    if rollout.step_labels is None or rollout.loss_mask is None:
-        return ()
-    labels = after_prompt(prompt, place(rollout.step_labels, rollout.loss_mask))
-    return tuple(labels[join(prompt, rollout).loss_mask].tolist())
+def has_labeled_step(prompt: Prompt, response: Response) -> bool:
+    """Whether any step is labeled."""
+    return response.step_labels is not None and not is_empty(prompt, response)
 
 
-def place(numbers: Sequence[float], mask: np.ndarray) -> FloatArray:
-    """One number at each True of `mask`, in order; 0 elsewhere."""
-    placed = np.zeros(len(mask), dtype=np.float32)
-    placed[mask] = numbers
-    return placed
+def step_targets(prompt: Prompt, response: Response) -> FloatArray:
+    """[n], aligned with prompt and response: each step's label at the step's last token, 0 elsewhere."""
+    targets = np.zeros(len(response.token_ids), dtype=np.float32)
+    if response.step_labels is not None:
+        targets[response.loss_mask] = response.step_labels
+    return after_prompt(prompt, targets)
 
 
 def judge_steps(scores: Sequence[Floats], labels: Sequence[Floats]) -> dict[str, float]:

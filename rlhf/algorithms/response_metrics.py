@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import is_empty
 from rlhf.types import Example, ScoredGroup
 
 
@@ -49,5 +49,5 @@ def response_metrics(examples: Sequence[Example]) -> dict[str, float]:
 
 def empty_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """`response/empty`: share of all responses of `groups` without a token to learn from."""
-    is_empty = [not join(group.prompt, rollout).loss_mask.any() for group in groups for rollout in group.rollouts]
-    return {"response/empty": mean(is_empty)}
+    empty = [is_empty(group.prompt, response) for group in groups for response in group.responses]
+    return {"response/empty": mean(empty)}

@@ -32,7 +32,7 @@ class RM:
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One example a prompt that has an ordered pair; the pairs that have no order are counted."""
         examples = [rank(group) for group in groups]
-        num_pairs = sum(len(group.rollouts) * (len(group.rollouts) - 1) // 2 for group in groups)
+        num_pairs = sum(len(group.responses) * (len(group.responses) - 1) // 2 for group in groups)
         self._dropped_pairs += num_pairs - sum(count_ordered_pairs(example.rewards) for example in examples)
         return [example for example in examples if count_ordered_pairs(example.rewards)]
 
@@ -98,10 +98,10 @@ def rank(group: ScoredGroup) -> Example:
     rewards = [reward.total for reward in group.rewards]
     against_first = (0.0, *(group.margins or (0.0,) * (len(rewards) - 1)))
     best_first = sorted(range(len(rewards)), key=lambda i: -rewards[i])
-    kept = list({group.rollouts[i].token_ids.tobytes(): i for i in reversed(best_first)}.values())[::-1]
+    kept = list({group.responses[i].token_ids.tobytes(): i for i in reversed(best_first)}.values())[::-1]
     return Example(
         id=group.prompt.id,
-        sequences=tuple(join(group.prompt, group.rollouts[i]) for i in kept),
+        sequences=tuple(join(group.prompt, group.responses[i]) for i in kept),
         rewards=tuple(rewards[i] for i in kept),
         margins=tuple(against_first[i] - against_first[kept[0]] for i in kept[1:]) if group.margins else (),
     )

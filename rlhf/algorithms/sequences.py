@@ -1,47 +1,62 @@
-"""A prompt and its answer as one run of tokens, with everything that is known aligned to it."""
+"""A prompt and a response as one sequence of tokens, with per-token arrays aligned to it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.types import Example, FinishReason, FloatArray, Prompt, Rollout, ScoredGroup, TokenSequence
+from rlhf.types import Example, FinishReason, FloatArray, Prompt, Response, Rollout, ScoredGroup, TokenSequence
 
 
-def join(prompt: Prompt, rollout: Rollout) -> TokenSequence:
-    """Prompt tokens, then exactly the answer's tokens: none edited, none appended.
+def join(prompt: Prompt, response: Response) -> TokenSequence:
+    """Prompt tokens, then exactly the response's tokens: none edited, none appended.
 
-    Learned from are the tokens that the model wrote. An aborted answer teaches nothing, and a sequence's first token,
-    which nothing predicts, neither.
+    Learned from are the tokens that the model wrote: none of an aborted response, and never a sequence's first token,
+    which nothing predicts.
     """
-    token_ids = np.concatenate([prompt.token_ids, rollout.token_ids]).astype(np.int64, copy=False)
+    token_ids = np.concatenate([prompt.token_ids, response.token_ids]).astype(np.int64, copy=False)
     loss_mask = np.zeros(len(token_ids), dtype=np.bool_)
-    if rollout.finish_reason is not FinishReason.ABORTED:
-        loss_mask[len(prompt.token_ids) :] = True if rollout.loss_mask is None else rollout.loss_mask
+    if response.finish_reason is not FinishReason.ABORTED:
+        loss_mask[len(prompt.token_ids) :] = True if response.loss_mask is None else response.loss_mask
         loss_mask[:1] = False
     return TokenSequence(token_ids=token_ids, loss_mask=loss_mask)
 
 
-def after_prompt(prompt: Prompt, of_answer: FloatArray) -> FloatArray:
-    """Align one number a token of the answer with prompt and answer: 0 on the prompt."""
-    aligned = np.zeros(len(prompt.token_ids) + len(of_answer), dtype=np.float32)
-    aligned[len(prompt.token_ids) :] = of_answer
+def is_empty(prompt: Prompt, response: Response) -> bool:
+    """Whether the response holds no token to learn from: it has none, was aborted, or others wrote all of it."""
+    return not join(prompt, response).loss_mask.any()
+
+
+def after_prompt(prompt: Prompt, of_response: FloatArray) -> FloatArray:
+    """[r] -> [n]: one number for each response token, aligned with prompt and response; 0 on the prompt."""
+    aligned = np.zeros(len(prompt.token_ids) + len(of_response), dtype=np.float32)
+    aligned[len(prompt.token_ids) :] = of_response
     return aligned
 
 
+def sampler_log_probs(prompt: Prompt, response: Response) -> tuple[FloatArray, ...]:
+    """The sampler's log-probs [n] aligned with prompt and response; empty where the response was not sampled."""
+    return (after_prompt(prompt, response.log_probs),) if isinstance(response, Rollout) else ()
+
+
+def version_of(response: Response) -> int | None:
+    """The policy version that sampled the response; None where a data set gave it."""
+    return response.weight_version if isinstance(response, Rollout) else None
+
+
 def one_by_one(groups: Sequence[ScoredGroup]) -> list[Example]:
-    """One example an answer, in the groups' order."""
+    """One example per response, in the groups' order."""
     return [
         Example(
-            id=rollout.id,
-            sequences=(join(group.prompt, rollout),),
+            id=response.id,
+            sequences=(join(group.prompt, response),),
             rewards=(reward.total,),
-            sampler_log_probs=(after_prompt(group.prompt, rollout.log_probs),),
-            truncated=(rollout.finish_reason is FinishReason.LENGTH,),
-            weight_version=rollout.weight_version,
-            # A step may draw a prompt twice: the first answer's id names its group, the prompt's would join two.
-            group=group.rollouts[0].id,
+            sampler_log_probs=sampler_log_probs(group.prompt, response),
+            truncated=(response.finish_reason is FinishReason.LENGTH,),
+            weight_version=version_of(response),
+            # A step may draw a prompt twice: the first response's id names its group, the prompt's would join two.
+            group=group.responses[0].id,
             baseline=None if group.baseline is None else group.baseline.total,
         )
         for group in groups
-        for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+        for response, reward in zip(group.responses, group.rewards, strict=True)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.response_metrics import length_metrics
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import is_empty, join
 from rlhf.config.algo import SftSection
 from rlhf.types import (
     Example,
@@ -29,14 +29,14 @@ class SFT:
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to imitate."""
-        return any(join(group.prompt, rollout).loss_mask.any() for rollout in group.rollouts)
+        return any(not is_empty(group.prompt, response) for response in group.responses)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One example a demonstration."""
         return [
-            Example(id=rollout.id, sequences=(join(group.prompt, rollout),), rewards=())
+            Example(id=response.id, sequences=(join(group.prompt, response),), rewards=())
             for group in groups
-            for rollout in group.rollouts
+            for response in group.responses
         ]
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:

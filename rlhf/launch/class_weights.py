@@ -15,7 +15,7 @@ def weigh_classes(section: AlgorithmSection, groups: Sequence[ScoredGroup]) -> A
     where they are off. Other algorithms' settings as they are."""
     if not isinstance(section, KtoSection):
         return section
-    labels = [reward.total > 0.5 for group in groups for reward in group.rewards]
+    labels = [label for group in groups for label in group.labels]
     good, bad = sum(labels), len(labels) - sum(labels)
     if section.class_weights == "auto":
         desirable, undesirable = balance(good, bad)

@@ -133,11 +133,12 @@ class StepEvaluator(HeldOutEvaluator):
 
     def evaluate(self, version: int) -> dict[str, float]:
         outputs = self._token_outputs(self._models.trained[Role.REWARD])
-        scores = [
-            scores[example.sequences[0].loss_mask].astype(np.float64)
-            for example, (scores,) in zip(self._examples, outputs, strict=True)
+        masks = [example.sequences[0].loss_mask for example in self._examples]
+        scores = [array[mask].astype(np.float64) for mask, (array,) in zip(masks, outputs, strict=True)]
+        labels = [
+            example.token_targets[0][mask].astype(np.float64)
+            for mask, example in zip(masks, self._examples, strict=True)
         ]
-        labels = [np.array(example.rewards, dtype=np.float64) for example in self._examples]
         return {f"eval/{name}": value for name, value in judge_steps(scores, labels).items()}
 
 

@@ -32,7 +32,7 @@ def test_gsm8k_test_set_gives_demonstrations_that_end() -> None:
     path = FOLDER / "gsm8k" / "test.jsonl"
     split = load_demonstrations(section(path, prompt_format="Q: {prompt}\nA: ", max_tokens=3000), PLAIN)
     assert len(split.train) == 1319
-    assert {group.rollouts[0].token_ids[-1] for group in split.train} == {PLAIN.eos_token_id}
+    assert {group.responses[0].token_ids[-1] for group in split.train} == {PLAIN.eos_token_id}
     assert all(group.prompt.text.endswith("\nA: ") for group in split.train)
 
 
@@ -47,9 +47,9 @@ def test_hh_rlhf_gives_pairs_with_a_shared_prompt_and_names_its_warts() -> None:
     for group in split.train:
         assert group.prompt.text.startswith("\n\nHuman:")
         assert group.prompt.text.endswith("\n\nAssistant:")
-        assert group.responses[0] != group.responses[1]
-        assert max(len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.rollouts) <= 2000
-    ends = {rollout.finish_reason for group in split.train for rollout in group.rollouts}
+        assert group.texts[0] != group.texts[1]
+        assert max(len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.responses) <= 2000
+    ends = {rollout.finish_reason for group in split.train for rollout in group.responses}
     assert ends == {FinishReason.STOP, FinishReason.LENGTH}
 
 

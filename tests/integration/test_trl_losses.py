@@ -243,7 +243,7 @@ def judged(seed: int, labels: Sequence[bool]) -> tuple[list[Example], list[Signa
     log-probs by policy and reference."""
     rng = np.random.default_rng(seed)
     groups = [
-        group([rollout([n + 1] * (1 + n % 5), name=f"a{n}")], [float(good)], name=f"p{n}")
+        group([rollout([n + 1] * (1 + n % 5), name=f"a{n}")], [float(good)], labels=[good], name=f"p{n}")
         for n, good in enumerate(labels)
     ]
     groups = [

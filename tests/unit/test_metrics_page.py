@@ -47,7 +47,16 @@ from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Metrics, Role, Sampling, ScoredGroup, TrainBatch
-from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, make_prompt, ppo_run, rm_run, sft_run
+from tests.unit.orchestrator.support import (
+    TOKENIZER,
+    Run,
+    given_group,
+    labeled_group,
+    make_prompt,
+    ppo_run,
+    rm_run,
+    sft_run,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -127,8 +136,8 @@ def logged_by_dpo(folder: Path) -> set[str]:
 
 def logged_by_kto(folder: Path) -> set[str]:
     algorithm = KTO(KtoSection())
-    run, held_out = sft_run(folder, algorithm=algorithm), [given_group(i, ["ab"], [i % 2]) for i in range(2)]
-    run.rows = [given_group(i, ["ab"], [i % 2]) for i in range(7)]
+    run, held_out = sft_run(folder, algorithm=algorithm), [labeled_group(i, ["ab"], [i % 2 == 1]) for i in range(2)]
+    run.rows = [labeled_group(i, ["ab"], [i % 2 == 1]) for i in range(7)]
     models = Models(trained=dict(run.engines), reference=run.reference)
     return logged_by(replace(run, evaluator=LabelEvaluator(models, algorithm, held_out, run.train)))
 
@@ -145,8 +154,8 @@ def given_steps(number: int, response: str, right: Sequence[bool]) -> ScoredGrou
     """A response whose first tokens each end a step."""
     group = given_group(number, [response], [0.0])
     mask = np.arange(len(response) + 1) < len(right)
-    rollout = replace(group.rollouts[0], loss_mask=mask, step_labels=tuple(map(float, right)))
-    return replace(group, rollouts=(rollout,))
+    rollout = replace(group.responses[0], loss_mask=mask, step_labels=tuple(map(float, right)))
+    return replace(group, responses=(rollout,))
 
 
 def logged_by_online(folder: Path, algorithm: Algorithm) -> set[str]:

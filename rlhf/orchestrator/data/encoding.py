@@ -12,7 +12,7 @@ from rlhf.errors import DataError
 from rlhf.orchestrator.data.dialogue import response_parts
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, Text, as_chat, as_messages, as_plain
-from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt, Reward, Rollout, ScoredGroup
+from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt, Response, Reward, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,22 +198,20 @@ def cut_steps(response: EncodedResponse, max_tokens: int) -> EncodedResponse:
     return cut(response, int(ends[ends <= max_tokens].max(initial=0)))
 
 
-def as_steps(prompt: Prompt, response: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
-    """Labeled steps as a scored group of one rollout: its `loss_mask` is True at the end of each step, `step_labels`
+def as_steps(prompt: Prompt, encoded: EncodedResponse, is_whole: bool, record: Record) -> ScoredGroup:
+    """Labeled steps as a scored group of one response: its `loss_mask` is True at the end of each step, `step_labels`
     say how good these are, and the reward is their mean."""
-    labels = record.step_labels[: int(response.written.sum())]
-    rollout = Rollout(
+    labels = record.step_labels[: int(encoded.written.sum())]
+    response = Response(
         id=f"{prompt.id}/0",
         prompt_id=prompt.id,
-        token_ids=response.token_ids,
-        log_probs=np.zeros(len(response.token_ids), dtype=np.float32),
+        token_ids=encoded.token_ids,
         finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
-        weight_version=-1,
-        loss_mask=response.written,
+        loss_mask=encoded.written,
         step_labels=labels,
     )
     mean = sum(labels) / len(labels)
-    return ScoredGroup(prompt=prompt, rollouts=(rollout,), responses=(response.text,), rewards=(Reward(total=mean),))
+    return ScoredGroup(prompt=prompt, responses=(response,), texts=(encoded.text,), rewards=(Reward(total=mean),))
 
 
 def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
@@ -221,40 +219,38 @@ def as_labels(group: ScoredGroup) -> list[ScoredGroup]:
     return [
         ScoredGroup(
             prompt=replace(group.prompt, id=f"{group.prompt.id}#{name}"),
-            rollouts=(replace(rollout, id=f"{group.prompt.id}#{name}/0", prompt_id=f"{group.prompt.id}#{name}"),),
-            responses=(response,),
-            rewards=(Reward(total=total),),
+            responses=(replace(response, id=f"{group.prompt.id}#{name}/0", prompt_id=f"{group.prompt.id}#{name}"),),
+            texts=(text,),
+            rewards=(Reward(total=float(label)),),
+            labels=(label,),
         )
-        for name, total, rollout, response in zip(
-            ("chosen", "rejected"), (1.0, 0.0), group.rollouts, group.responses, strict=True
+        for name, label, response, text in zip(
+            ("chosen", "rejected"), (True, False), group.responses, group.texts, strict=True
         )
     ]
 
 
-def as_group(
-    prompt: Prompt, responses: Sequence[EncodedResponse], whole: Sequence[bool], record: Record
-) -> ScoredGroup:
+def as_group(prompt: Prompt, encoded: Sequence[EncodedResponse], whole: Sequence[bool], record: Record) -> ScoredGroup:
     """A data set's responses as a scored group: K responses get rewards K-1 ... 0, a labeled one 1 or 0.
 
     `whole[i]` is False where response i was cut.
     """
-    best = len(responses) - 1 if record.desirable is None else int(record.desirable)
-    rollouts = tuple(
-        Rollout(
+    best = len(encoded) - 1 if record.desirable is None else int(record.desirable)
+    responses = tuple(
+        Response(
             id=f"{prompt.id}/{index}",
             prompt_id=prompt.id,
-            token_ids=response.token_ids,
-            log_probs=np.zeros(len(response.token_ids), dtype=np.float32),
+            token_ids=one.token_ids,
             finish_reason=FinishReason.STOP if is_whole else FinishReason.LENGTH,
-            weight_version=-1,
-            loss_mask=None if response.written.all() else response.written,
+            loss_mask=None if one.written.all() else one.written,
         )
-        for index, (response, is_whole) in enumerate(zip(responses, whole, strict=True))
+        for index, (one, is_whole) in enumerate(zip(encoded, whole, strict=True))
     )
     return ScoredGroup(
         prompt=prompt,
-        rollouts=rollouts,
-        responses=tuple(response.text for response in responses),
-        rewards=tuple(Reward(total=float(best - index)) for index in range(len(responses))),
+        responses=responses,
+        texts=tuple(one.text for one in encoded),
+        rewards=tuple(Reward(total=float(best - index)) for index in range(len(encoded))),
         margins=record.margins,
+        labels=() if record.desirable is None else (record.desirable,),
     )

@@ -118,7 +118,7 @@ def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGr
             for index, block in enumerate(blocks)
         ]
 
-    return _load(section, RowKind.TEXTS, make, _row_limit(section), lambda group: group.responses[0], group_content)
+    return _load(section, RowKind.TEXTS, make, _row_limit(section), lambda group: group.texts[0], group_content)
 
 
 def check_rows(section: DataSection, kind: RowKind) -> list[Record]:

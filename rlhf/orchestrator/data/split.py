@@ -77,7 +77,7 @@ def prompt_content(prompt: Prompt) -> bytes:
 def group_content(group: ScoredGroup) -> bytes:
     """Everything that a run can learn from a data set's responses, as bytes."""
     rewards = json.dumps([[reward.total for reward in group.rewards], group.margins])
-    responses = b"".join(_token_bytes(rollout.token_ids) for rollout in group.rollouts)
+    responses = b"".join(_token_bytes(response.token_ids) for response in group.responses)
     return prompt_content(group.prompt) + rewards.encode() + responses
 
 

@@ -169,7 +169,7 @@ def visible(text: str) -> str:
 
 def _sample(group: ScoredGroup) -> str:
     shown = []
-    for text in (group.prompt.text, group.responses[0]):
+    for text in (group.prompt.text, group.texts[0]):
         escaped = visible(text)
         shown.append(escaped if len(escaped) <= SAMPLE_CHARACTERS else escaped[:SAMPLE_CHARACTERS] + " ...")
     return f"[{shown[0]}] -> [{shown[1]}] reward {group.rewards[0].total:.4g}"

@@ -185,7 +185,7 @@ class RunDirectory:
                     "step": step,
                     "prompt_id": group.prompt.id,
                     "prompt": group.prompt.text,
-                    "response": response,
+                    "response": text,
                     "reward": reward.total,
                     "parts": dict(reward.parts),
                     "finish_reason": rollout.finish_reason,
@@ -194,7 +194,7 @@ class RunDirectory:
                 }
             )
             for group in groups
-            for response, reward, rollout in zip(group.responses, group.rewards, group.rollouts, strict=True)
+            for text, reward, rollout in zip(group.texts, group.rewards, group.rollouts, strict=True)
         ]
         write_text(self.rollouts / f"step_{step:06d}.jsonl", "".join(line + "\n" for line in lines))
 

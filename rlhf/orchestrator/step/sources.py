@@ -246,8 +246,8 @@ class RolloutSource:
             _Sampled(
                 group=ScoredGroup(
                     prompt=prompt,
-                    rollouts=tuple(rollouts[first : first + n]),
-                    responses=tuple(responses[first : first + n]),
+                    responses=tuple(rollouts[first : first + n]),
+                    texts=tuple(responses[first : first + n]),
                     rewards=tuple(rewards[first : first + n]),
                     baseline=rewards[first + n] if width > n else None,
                 ),

@@ -60,14 +60,20 @@ def rollout(
 
 
 def group(
-    rollouts: Sequence[Rollout], rewards: Sequence[float], *, margins: Sequence[float] = (), name: str = "p"
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[float],
+    *,
+    margins: Sequence[float] = (),
+    labels: Sequence[bool] = (),
+    name: str = "p",
 ) -> ScoredGroup:
     return ScoredGroup(
         prompt=prompt(name=name),
-        rollouts=tuple(rollouts),
-        responses=("",) * len(rollouts),
+        responses=tuple(rollouts),
+        texts=("",) * len(rollouts),
         rewards=tuple(Reward(total=reward) for reward in rewards),
         margins=tuple(margins),
+        labels=tuple(labels),
     )
 
 

@@ -167,8 +167,8 @@ def test_the_batch_is_whitened_over_its_tokens() -> None:
 
 def test_groups_do_not_mix_even_where_a_step_draws_a_prompt_twice() -> None:
     first, second = grouped([1.0, 0.0]), grouped([7.0, 5.0])
-    renamed = tuple(replace(r, id=f"again{i}") for i, r in enumerate(second.rollouts))
-    got = advantages(GrpoSection(scale="none", **PLAIN), first, replace(second, rollouts=renamed))
+    renamed = tuple(replace(r, id=f"again{i}") for i, r in enumerate(second.responses))
+    got = advantages(GrpoSection(scale="none", **PLAIN), first, replace(second, responses=renamed))
     assert got == close([0.5], [-0.5], [1.0], [-1.0])
 
 
@@ -246,8 +246,8 @@ def test_answers_without_tokens_are_in_no_baseline(section: type[CriticFreeSecti
     silent = [rollout([], name="e"), rollout([1, 2], name="x", finish_reason=FinishReason.ABORTED)]
     with_silent = replace(
         plain,
-        rollouts=(plain.rollouts[0], *silent, plain.rollouts[1]),
-        responses=("",) * 4,
+        responses=(plain.responses[0], *silent, plain.responses[1]),
+        texts=("",) * 4,
         rewards=(plain.rewards[0], Reward(total=100.0), Reward(total=-50.0), plain.rewards[1]),
     )
     experiences, _ = credit(section(**PLAIN), with_silent)

@@ -36,8 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def group(*scores: float) -> ScoredGroup:
     return ScoredGroup(
         prompt=prompt(),
-        rollouts=tuple(rollout([7] * (i + 1), name=f"a{i}") for i in range(len(scores))),
-        responses=("",) * len(scores),
+        responses=tuple(rollout([7] * (i + 1), name=f"a{i}") for i in range(len(scores))),
+        texts=("",) * len(scores),
         rewards=tuple(Reward(total=score) for score in scores),
     )
 

@@ -25,7 +25,7 @@ SECTION = KtoSection(beta=BETA, class_weights="given")
 
 def answer(number: int, good: bool, *, length: int = 2, prompt: Sequence[int] | None = None) -> ScoredGroup:
     """Answer `number`, to a prompt of its own or a given one."""
-    made = group([rollout([number] * length, name=f"a{number}")], [float(good)], name=f"p{number}")
+    made = group([rollout([number] * length, name=f"a{number}")], [float(good)], labels=[good], name=f"p{number}")
     token_ids = np.array([100 + number, 1] if prompt is None else prompt, dtype=np.int64)
     return replace(made, prompt=Prompt(id=f"p{number}", token_ids=token_ids, text="?"))
 
@@ -309,7 +309,9 @@ def test_answers_without_tokens_are_left_out() -> None:
     """Neither learned from, nor anybody's mismatched answer."""
     algorithm = KTO(SECTION)
     empty, aborted = answer(1, True, length=0), answer(2, True)
-    aborted = replace(aborted, rollouts=tuple(replace(r, finish_reason=FinishReason.ABORTED) for r in aborted.rollouts))
+    aborted = replace(
+        aborted, responses=tuple(replace(r, finish_reason=FinishReason.ABORTED) for r in aborted.responses)
+    )
     groups = [empty, aborted, answer(3, False), answer(4, True)]
     assert [algorithm.keep(g) for g in groups] == [False, False, True, True]
     examples = algorithm.select(groups)
@@ -326,7 +328,7 @@ def test_a_mismatched_answer_never_exceeds_the_longest_sequence() -> None:
     assert len(first.sequences[1]) == 3
     assert second.sequences[1].token_ids.tolist() == [9] * 7 + [1]
     assert second.sequences[1].loss_mask.tolist() == [False] * 7 + [True]
-    late = replace(groups[0], rollouts=(rollout([1] * 6, name="a1", loss_mask=[False] * 5 + [True]),))
+    late = replace(groups[0], responses=(rollout([1] * 6, name="a1", loss_mask=[False] * 5 + [True]),))
     examples = algorithm.select([late, groups[1]])
     assert not examples[1].sequences[1].loss_mask.any()
     signals = [

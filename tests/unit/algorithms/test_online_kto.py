@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.kto import is_desirable
+from rlhf.algorithms.kto import label_of
 from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.algo import OnlineKtoSection
@@ -32,7 +32,7 @@ def sampled(number: int, scores: Sequence[float], lengths: Sequence[int] | None 
 
 def labels(threshold: Threshold, groups: Sequence[ScoredGroup], score: float = 0.0) -> dict[str, bool]:
     algorithm = OnlineKTO(OnlineKtoSection(threshold=threshold, threshold_score=score))
-    return {example.id: is_desirable(example) for example in algorithm.select(groups)}
+    return {example.id: label_of(example) for example in algorithm.select(groups)}
 
 
 GROUPS = [sampled(1, [1.0, 2.0, 3.0]), sampled(2, [0.0, 0.0, 6.0])]
@@ -77,9 +77,9 @@ def test_what_is_left_out_is_counted() -> None:
     """An empty and an aborted answer have no label, and their scores are in no mean."""
     algorithm = OnlineKTO(OnlineKtoSection())
     one = sampled(1, [1.0, 2.0, 900.0, 900.0], lengths=[2, 2, 0, 2])
-    one = replace(one, rollouts=(*one.rollouts[:3], replace(one.rollouts[3], finish_reason=FinishReason.ABORTED)))
+    one = replace(one, responses=(*one.responses[:3], replace(one.responses[3], finish_reason=FinishReason.ABORTED)))
     examples = algorithm.select([one, sampled(2, [4.0, 4.0])])
-    assert [(e.id, is_desirable(e)) for e in examples] == [("1/p1/0", False), ("1/p1/1", True)]
+    assert [(e.id, label_of(e)) for e in examples] == [("1/p1/0", False), ("1/p1/1", True)]
     _, metrics = algorithm.credit(examples, signals_of(examples))
     assert (metrics.sums["labels/empty"], metrics.sums["labels/at_mean"]) == (2.0, 2.0)
     _, metrics = algorithm.credit(examples, signals_of(examples))

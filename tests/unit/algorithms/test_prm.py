@@ -12,7 +12,7 @@ from rlhf.algorithms.base import Outputs, TensorBatch
 from rlhf.algorithms.prm import PRM, first_error, judge_steps, step_loss
 from rlhf.config.algo import PrmSection
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
-from rlhf.types import Experience, Head, Metrics, Prompt, Role, ScoredGroup, Signal
+from rlhf.types import Example, Experience, Head, Metrics, Prompt, Role, ScoredGroup, Signal
 from tests.unit.algorithms.build import group, rollout
 
 
@@ -63,10 +63,16 @@ def test_needs() -> None:
     assert not needs.online
 
 
+def labels_of(example: Example) -> list[float]:
+    """Labels of the steps that are learned from, in order."""
+    labels: list[float] = example.token_targets[0][example.sequences[0].loss_mask].tolist()
+    return labels
+
+
 def test_labels_stand_where_steps_end() -> None:
     algorithm = PRM(PrmSection())
     examples = algorithm.select(GROUPS)
-    assert [e.rewards for e in examples] == [(1.0, 0.0), (1.0,), (0.0, 1.0, 0.25)]
+    assert [labels_of(e) for e in examples] == [[1.0, 0.0], [1.0], [0.0, 1.0, 0.25]]
     experiences, metrics = algorithm.credit(examples, [])
     (first,) = experiences[0].sequences
     assert first.loss_mask.tolist() == [False] * 4 + [True, False, False, True]
@@ -88,7 +94,7 @@ def test_labels_stay_with_their_steps_where_the_first_token_is_not_learned_from(
     bare = answer([0.0, 1.0], [0, 2], 3)
     bare = replace(bare, prompt=Prompt(id="p", token_ids=np.zeros(0, dtype=np.int64), text=""))
     (example,) = PRM(PrmSection()).select([bare])
-    assert example.rewards == (1.0,)
+    assert labels_of(example) == [1.0]
     assert example.sequences[0].loss_mask.tolist() == [False, False, True]
 
 

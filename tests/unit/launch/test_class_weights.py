@@ -11,7 +11,7 @@ from tests.unit.algorithms.build import group, rollout
 
 
 def labeled(good: int, bad: int) -> list[ScoredGroup]:
-    return [group([rollout([1])], [float(n < good)]) for n in range(good + bad)]
+    return [group([rollout([1])], [float(n < good)], labels=[n < good]) for n in range(good + bad)]
 
 
 def test_auto_weights_make_both_labels_count_the_same() -> None:

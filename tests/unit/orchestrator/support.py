@@ -44,6 +44,7 @@ from rlhf.types import (
     FinishReason,
     Head,
     Prompt,
+    Response,
     Reward,
     Role,
     Rollout,
@@ -67,20 +68,39 @@ def given_group(number: int, answers: Sequence[str], rewards: Sequence[float]) -
     """A row of a data set: a demonstration, or a preference."""
     return ScoredGroup(
         prompt=make_prompt(number),
-        rollouts=tuple(
-            Rollout(
+        responses=tuple(
+            Response(
                 id=f"r{number}-{i}",
                 prompt_id=f"p{number}",
                 token_ids=np.array([*TOKENIZER.encode(answer), 1], dtype=np.int64),
-                log_probs=np.zeros(len(answer) + 1, dtype=np.float32),
                 finish_reason=FinishReason.STOP,
-                weight_version=-1,
             )
             for i, answer in enumerate(answers)
         ),
-        responses=tuple(answers),
+        texts=tuple(answers),
         rewards=tuple(Reward(total=reward) for reward in rewards),
     )
+
+
+def as_sampled(group: ScoredGroup) -> ScoredGroup:
+    """The same responses, as if sampled from version 0."""
+    rollouts = tuple(
+        Rollout(
+            id=response.id,
+            prompt_id=response.prompt_id,
+            token_ids=response.token_ids,
+            finish_reason=response.finish_reason,
+            log_probs=np.zeros(len(response.token_ids), dtype=np.float32),
+            weight_version=0,
+        )
+        for response in group.responses
+    )
+    return replace(group, responses=rollouts)
+
+
+def labeled_group(number: int, answers: Sequence[str], labels: Sequence[bool]) -> ScoredGroup:
+    """A row whose answers are labeled desirable or not."""
+    return replace(given_group(number, answers, [float(label) for label in labels]), labels=tuple(labels))
 
 
 @dataclass
@@ -237,8 +257,8 @@ def rm_run(path: Path, **changes: object) -> Run:
     rows = []
     for i in range(7):
         group = given_group(i, ["ba", "ab", "ac"], [2.0, 1.0, 0.0])
-        cut = tuple(replace(r, token_ids=r.token_ids[:-1], log_probs=r.log_probs[:-1]) for r in group.rollouts)
-        rows.append(replace(group, rollouts=cut))
+        cut = tuple(replace(r, token_ids=r.token_ids[:-1]) for r in group.responses)
+        rows.append(replace(group, responses=cut))
     return replace(Run(path, RM(RmSection()), engines, rows=rows), **changes)  # type: ignore[arg-type]
 
 

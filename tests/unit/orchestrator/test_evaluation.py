@@ -26,7 +26,7 @@ from rlhf.orchestrator.evaluation import (
 from rlhf.orchestrator.step.sources import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
-from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
+from tests.unit.orchestrator.support import TOKENIZER, given_group, labeled_group, make_prompt
 
 TABLE = np.linspace(-1.0, 1.0, TOKENIZER.num_tokens)
 
@@ -106,8 +106,8 @@ def test_sampled_responses_are_averaged_over_every_prompt() -> None:
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 9)])
 def test_label_metrics_by_hand(num_ranks: int, max_tokens: int) -> None:
     """The policy likes late letters, the reference none: good responses of late letters have the higher log-ratio."""
-    labels = {"h": 1.0, "g": 0.0, "b": 1.0}
-    groups = [given_group(i, [answer], [label]) for i, (answer, label) in enumerate(labels.items())]
+    labels = {"h": True, "g": False, "b": True}
+    groups = [labeled_group(i, [answer], [label]) for i, (answer, label) in enumerate(labels.items())]
     flat = FakeScorer(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks)
     models = replace(model(Role.POLICY, Head.LOG_PROBS, num_ranks), reference=flat)
     evaluator = LabelEvaluator(
@@ -147,4 +147,4 @@ def steps(number: int, answer: str, labels: Sequence[float]) -> ScoredGroup:
     """A response whose every letter ends a step."""
     group = given_group(number, [answer], [0.0])
     mask = np.arange(len(answer) + 1) < len(answer)
-    return replace(group, rollouts=(replace(group.rollouts[0], loss_mask=mask, step_labels=tuple(labels)),))
+    return replace(group, responses=(replace(group.responses[0], loss_mask=mask, step_labels=tuple(labels)),))

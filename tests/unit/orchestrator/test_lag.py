@@ -99,6 +99,7 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
     for step, credited in enumerate(algorithm.steps, start=1):
         for one in credited:
             version = one.example.weight_version
+            assert version is not None
             assert 0 <= step - 1 - version <= max_lag
             tokens = of_answer(one.example.sequences[0].token_ids, one.example)
             behavior = log_softmax(policy.versions[version])[tokens]
@@ -130,5 +131,6 @@ def test_against_the_sampler_the_ratio_itself_shows_the_lag(tmp_path: Path) -> N
         assert Signal.OLD_LOG_PROBS not in one.signals
         (sequence,) = one.experience.sequences
         tokens = of_answer(sequence.token_ids, one.example)
+        assert one.example.weight_version is not None
         behavior = log_softmax(policy.versions[one.example.weight_version])[tokens]
         assert np.abs(of_answer(sequence.signals[Signal.OLD_LOG_PROBS], one.example) - behavior).max() < 1e-5

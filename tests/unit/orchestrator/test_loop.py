@@ -32,7 +32,9 @@ from rlhf.types import (
 from tests.unit.orchestrator.support import (
     TOKENIZER,
     Run,
+    as_sampled,
     given_group,
+    labeled_group,
     make_prompt,
     metrics_of,
     ppo_run,
@@ -100,8 +102,8 @@ def test_old_log_probs_are_measured_in_the_packing_of_training(tmp_path: Path) -
 
 
 def test_micro_batches_are_filled_with_what_is_learned_from(tmp_path: Path) -> None:
-    """KTO measures each response beside another prompt too, and does not learn from that."""
-    rows = [given_group(i, ["abcd"[i % 4]], [i % 2]) for i in range(8)]
+    """KTO scores each response beside another prompt too, and does not learn from that."""
+    rows = [labeled_group(i, ["abcd"[i % 4]], [i % 2 == 1]) for i in range(8)]
     run = sft_run(tmp_path / "a", algorithm=KTO(KtoSection()), rows=rows, batch_size=8, num_steps=1)
     engine = Packing(run.rollout)
     run.engines[Role.POLICY] = engine
@@ -192,8 +194,7 @@ class StaleSource:
     """Gives what was sampled from version 0, for ever."""
 
     def __init__(self) -> None:
-        group = given_group(1, ["a", "b"], [1.0, 0.0])
-        self.group = replace(group, rollouts=tuple(replace(r, weight_version=0) for r in group.rollouts))
+        self.group = as_sampled(given_group(1, ["a", "b"], [1.0, 0.0]))
         self.baselines: tuple[Rollout, ...] = ()
 
     def start(self, first_step: int, last_step: int, position: int) -> None: ...
@@ -231,7 +232,7 @@ class LateVersion:
     def take(self, step: int) -> GroupBatch:
         batch = self._source.take(step)
         fresh = tuple(replace(r, weight_version=step - 1) for r in batch.groups[0].rollouts)
-        return replace(batch, groups=(replace(batch.groups[0], rollouts=fresh),))
+        return replace(batch, groups=(replace(batch.groups[0], responses=fresh),))
 
     def release(self) -> None: ...
 

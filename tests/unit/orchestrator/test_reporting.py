@@ -64,7 +64,7 @@ def test_the_live_panel_shows_the_same_and_closes() -> None:
 
 def test_a_response_cannot_act_on_the_terminal() -> None:
     nasty = "a\x1b[2Jb\r\nrlhf: error\x07 \u202eabc\x9b31m \ud800 é漢"
-    group = replace(given_group(1, ["ab"], [0.5]), responses=(nasty,))
+    group = replace(given_group(1, ["ab"], [0.5]), texts=(nasty,))
     for make in (PlainConsole, LiveConsole):
         out = io.StringIO()
         console = make(out, 4)
@@ -78,7 +78,7 @@ def test_a_response_cannot_act_on_the_terminal() -> None:
 
 def test_a_long_sample_is_cut() -> None:
     out = io.StringIO()
-    PlainConsole(out, 4).sample(1, replace(given_group(1, ["ab"], [0.5]), responses=("x" * 10_000,)))
+    PlainConsole(out, 4).sample(1, replace(given_group(1, ["ab"], [0.5]), texts=("x" * 10_000,)))
     assert len(out.getvalue()) < 1000
 
 

@@ -107,7 +107,7 @@ def test_eos_is_trained_where_it_also_pads(tmp_path: Path) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "a", "response": "b"}])
     (group,) = load_demonstrations(DataSection(path=str(path)), tokenizer).train
-    (rollout,) = group.rollouts
+    (rollout,) = group.responses
     assert rollout.token_ids.tolist()[-1] == tokenizer.eos_token_id
     assert rollout.loss_mask is None
 

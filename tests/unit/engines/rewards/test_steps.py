@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import ModelReward, StepReward, build_scored, head_of
 from rlhf.errors import RewardError
 from rlhf.orchestrator.data.load import load_steps
-from rlhf.types import FloatArray, Head, Json, PackedTokens
+from rlhf.types import FloatArray, Head, Json, PackedTokens, Rollout
 from tests.unit.engines.rewards.reward_support import prompts, rollouts
 from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer
 
@@ -111,12 +111,12 @@ def test_steps_are_tokenized_as_they_were_for_training(tokenizer: Tokenizer, tmp
     file = tmp_path / "steps.jsonl"
     file.write_text(json.dumps(rows[0]) + "\n")
     (group,) = load_steps(DataSection(path=str(file)), tokenizer).train
-    (rollout,) = group.rollouts
+    (rollout,) = group.responses
     assert rollout.loss_mask is not None
     positions = np.flatnonzero(rollout.loss_mask) + len(group.prompt.token_ids)
     scorer = ByPosition({int(position): odds for position, odds in zip(positions, (1.0, 2.0, 3.0), strict=True)})
     source = reward(scorer, aggregate="mean", tokenizer=tokenizer)
-    (one,) = source.score([group.prompt], [group.responses[0]], group.rollouts)
+    (one,) = source.score([group.prompt], [group.texts[0]], cast("Sequence[Rollout]", group.responses))
     assert one.total == pytest.approx(np.mean([sigmoid(1), sigmoid(2), sigmoid(3)]))
     assert scorer.seen[0].token_ids.tolist() == [*group.prompt.token_ids.tolist(), *rollout.token_ids.tolist()]
 

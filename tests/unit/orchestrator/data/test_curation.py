@@ -173,7 +173,7 @@ def test_chosen_pairs_are_preferences_also_of_messages(tmp_path: Path, capsys: p
     out = tmp_path / "d.jsonl"
     assert main(["curate", "pairs", str(written(tmp_path / "s.jsonl", samples)), "--out", str(out)]) == 0
     split = load_preferences(DataSection(path=str(out)), CHAT)
-    assert [group.responses for group in split.train] == [("good", "bad"), ("fair", "poor"), ("b", "a")]
+    assert [group.texts for group in split.train] == [("good", "bad"), ("fair", "poor"), ("b", "a")]
     assert capsys.readouterr().out.splitlines() == [
         "9 answers to 4 prompts, mean reward 0.7222, mean of the best 0.875",
         "  dropped 1: prompts with one response only",

@@ -23,19 +23,19 @@ def steps(tmp_path: Path, *rows: Json, **keys: object) -> DataSplit[ScoredGroup]
 
 def test_a_pair_is_a_good_response_and_a_bad_one_to_the_same_prompt(tmp_path: Path) -> None:
     good, bad = labeled(tmp_path, {"id": "q", "prompt": "p", "chosen": "a", "rejected": "b"}).train
-    assert (good.responses, good.rewards[0].total) == (("a",), 1.0)
-    assert (bad.responses, bad.rewards[0].total) == (("b",), 0.0)
+    assert (good.texts, good.rewards[0].total, good.labels) == (("a",), 1.0, (True,))
+    assert (bad.texts, bad.rewards[0].total, bad.labels) == (("b",), 0.0, (False,))
     assert good.prompt.text == bad.prompt.text == "p"
-    ids = [group.rollouts[0].id for group in (good, bad)]
+    ids = [group.responses[0].id for group in (good, bad)]
     assert ids == ["q#chosen/0", "q#rejected/0"]
-    assert [group.prompt.id for group in (good, bad)] == [group.rollouts[0].prompt_id for group in (good, bad)]
+    assert [group.prompt.id for group in (good, bad)] == [group.responses[0].prompt_id for group in (good, bad)]
 
 
 def test_a_pair_without_a_prompt_column_is_two_labels_too(tmp_path: Path) -> None:
     row: Json = {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b", "margin": 2}
     good, bad = labeled(tmp_path, row).train
     assert good.prompt.text == bad.prompt.text == "\n\nHuman: hi\n\nAssistant:"
-    assert (good.responses, bad.responses) == ((" a",), (" b",))
+    assert (good.texts, bad.texts) == ((" a",), (" b",))
     assert good.margins == bad.margins == ()
 
 
@@ -54,7 +54,7 @@ def test_pairs_that_are_the_same_after_truncation_are_no_labels(tmp_path: Path) 
         {"prompt": "p", "chosen": "a", "rejected": "b"},
     ]
     split = labeled(tmp_path, *rows, max_tokens=5, overlong="truncate")
-    assert [group.responses for group in split.train] == [("a",), ("b",)]
+    assert [group.texts for group in split.train] == [("a",), ("b",)]
     assert split.dropped == {"responses the same once tokenized and cut": 1}
 
 
@@ -63,15 +63,15 @@ def test_a_response_column_that_is_named_is_read_beside_pairs(tmp_path: Path) ->
         {"prompt": "p", "chosen": "a", "rejected": "b", "said": f"c{n}", "label": bool(n)} for n in range(2)
     ]
     split = labeled(tmp_path, *rows, response_key="said")
-    assert [(group.responses, group.rewards[0].total) for group in split.train] == [(("c0",), 0.0), (("c1",), 1.0)]
+    assert [(group.texts, group.rewards[0].total) for group in split.train] == [(("c0",), 0.0), (("c1",), 1.0)]
 
 
 @pytest.mark.parametrize("labels", [[True, False, True], [1, 0, 1.0], ["+", "-", "+"]])
 def test_steps_end_in_the_separator_and_the_mask_marks_their_ends(tmp_path: Path, labels: list[Json]) -> None:
     row: Json = {"prompt": "p", "completions": ["ab", "c\n", "de"], "labels": labels}
     (group,) = steps(tmp_path, row).train
-    (rollout,) = group.rollouts
-    assert group.responses == ("ab\nc\nde\n",)
+    (rollout,) = group.responses
+    assert group.texts == ("ab\nc\nde\n",)
     assert PLAIN.decode(rollout.token_ids.tolist()) == "ab\nc\nde\n"
     assert rollout.loss_mask is not None
     assert np.flatnonzero(rollout.loss_mask).tolist() == [2, 4, 7]
@@ -84,29 +84,29 @@ def test_steps_take_another_separator_shares_and_messages(tmp_path: Path) -> Non
     row: Json = {"prompt": [USER], "steps": ["ab", "c"], "step_labels": [0.25, 1]}
     (group,) = steps(tmp_path, row, step_separator=" ## ").train
     assert group.prompt.text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert group.responses == ("ab ## c ## ",)
-    assert group.rollouts[0].step_labels == (0.25, 1.0)
+    assert group.texts == ("ab ## c ## ",)
+    assert group.responses[0].step_labels == (0.25, 1.0)
 
 
 def test_the_tokens_of_a_step_do_not_depend_on_the_next_one(tmp_path: Path) -> None:
     tokenizer = LetterTokenizer(merges=("\nb", "a\n"))
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}])
     (group,) = load_steps(section(path), tokenizer).train
-    assert [tokenizer.decode([token]) for token in group.rollouts[0].token_ids.tolist()] == ["a\n", "b", "\n"]
-    assert group.rollouts[0].loss_mask is not None
-    assert group.rollouts[0].loss_mask.tolist() == [True, False, True]
+    assert [tokenizer.decode([token]) for token in group.responses[0].token_ids.tolist()] == ["a\n", "b", "\n"]
+    assert group.responses[0].loss_mask is not None
+    assert group.responses[0].loss_mask.tolist() == [True, False, True]
 
 
 def test_too_many_steps_are_cut_between_steps(tmp_path: Path) -> None:
     row: Json = {"prompt": "p", "completions": ["ab", "cd", "ef"], "labels": [True, True, False]}
     (group,) = steps(tmp_path, row, max_tokens=2 + 8, overlong="truncate").train
-    (rollout,) = group.rollouts
+    (rollout,) = group.responses
     assert PLAIN.decode(rollout.token_ids.tolist()) == "ab\ncd\n"
     assert (rollout.step_labels, rollout.finish_reason) == ((1.0, 1.0), FinishReason.LENGTH)
     (exact,) = steps(tmp_path, row, max_tokens=2 + 6, overlong="truncate").train
-    assert exact.rollouts[0].step_labels == (1.0, 1.0)
+    assert exact.responses[0].step_labels == (1.0, 1.0)
     (whole,) = steps(tmp_path, row, max_tokens=2 + 9).train
-    assert whole.rollouts[0].step_labels == (1.0, 1.0, 0.0)
+    assert whole.responses[0].step_labels == (1.0, 1.0, 0.0)
     with pytest.raises(DataError) as error:
         steps(tmp_path, row, max_tokens=10)
     assert complaints(error)[0].startswith("data: 1 of 1 rows exceed 10 tokens (data.max_tokens)")

@@ -119,7 +119,7 @@ def test_published_rows_are_read_as_they_are(
 ) -> None:
     (group,) = load(section(write_rows(tmp_path / "t.jsonl", [row])), CHAT).train
     assert group.prompt.text == prompt
-    assert list(group.responses) == answers
+    assert list(group.texts) == answers
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_unpaired_preferences_and_pairs_are_labels(rows: list[Json], tmp_path: P
     good, bad = load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), CHAT).train
     assert (good.rewards[0].total, bad.rewards[0].total) == (1.0, 0.0)
     assert good.prompt.text == bad.prompt.text
-    assert good.responses != bad.responses
+    assert good.texts != bad.texts
 
 
 @pytest.mark.parametrize(

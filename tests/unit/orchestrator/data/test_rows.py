@@ -100,7 +100,7 @@ def test_label_and_other_columns_travel_with_the_prompt(tmp_path: Path) -> None:
 )
 def test_a_demonstration_is_found_under_every_convention(tmp_path: Path, row: Json, prompt: str, response: str) -> None:
     (group,) = demonstrations(tmp_path, row).train
-    assert (group.prompt.text, group.responses) == (prompt, (response,))
+    assert (group.prompt.text, group.texts) == (prompt, (response,))
     assert [reward.total for reward in group.rewards] == [0.0]
 
 
@@ -123,7 +123,7 @@ def test_a_preference_is_found_under_every_convention(
     tmp_path: Path, row: Json, prompt: str, responses: tuple[str, ...], margins: tuple[float, ...]
 ) -> None:
     (group,) = preferences(tmp_path, row).train
-    assert (group.prompt.text, group.responses, group.margins) == (prompt, responses, margins)
+    assert (group.prompt.text, group.texts, group.margins) == (prompt, responses, margins)
     best_first = [float(rank) for rank in reversed(range(len(responses)))]
     assert [reward.total for reward in group.rewards] == best_first
 
@@ -133,7 +133,7 @@ def test_dialogues_that_part_early_keep_the_users_turns_inside_the_responses(tmp
     rejected = "\n\nHuman: hi\n\nAssistant: x\n\nHuman: y\n\nAssistant: z"
     (group,) = preferences(tmp_path, {"chosen": chosen, "rejected": rejected}).train
     assert group.prompt.text == "\n\nHuman: hi\n\nAssistant:"
-    for rollout, letters in zip(group.rollouts, (" a c", " x z"), strict=True):
+    for rollout, letters in zip(group.responses, (" a c", " x z"), strict=True):
         assert rollout.loss_mask is not None
         assert CHAT.decode(rollout.token_ids[rollout.loss_mask].tolist()) == letters
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.errors import DataError
 from rlhf.orchestrator.data import load_demonstrations, load_preferences, load_prompts, load_texts
-from rlhf.types import FinishReason, Json, Rollout
+from rlhf.types import FinishReason, Json, Response
 from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer, complaints, section, write_rows
 
 CONVERSATION: list[Json] = [
@@ -21,7 +21,7 @@ CONVERSATION: list[Json] = [
 ]
 
 
-def learned(rollout: Rollout) -> str:
+def learned(rollout: Response) -> str:
     """The text of the tokens that are learned."""
     mask = np.ones(len(rollout.token_ids), dtype=bool) if rollout.loss_mask is None else rollout.loss_mask
     return CHAT.decode(rollout.token_ids[mask].tolist(), skip_special_tokens=False)
@@ -30,29 +30,29 @@ def learned(rollout: Rollout) -> str:
 def test_a_plain_response_ends_with_eos_which_is_learned(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
     (group,) = load_demonstrations(section(path), PLAIN).train
-    (rollout,) = group.rollouts
+    (rollout,) = group.responses
     assert group.prompt.token_ids.tolist() == PLAIN.encode("hi", add_special_tokens=True)
     assert rollout.token_ids.tolist() == [*PLAIN.encode("yo"), PLAIN.eos_token_id]
     assert (rollout.loss_mask, rollout.finish_reason) == (None, FinishReason.STOP)
-    assert (rollout.weight_version, rollout.log_probs.tolist()) == (-1, [0.0, 0.0, 0.0])
+    assert group.rollouts == ()
 
 
 def test_a_chat_response_ends_with_the_turns_own_end(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"messages": CONVERSATION[:3]}])
     (group,) = load_demonstrations(section(path), CHAT).train
-    text = CHAT.decode([*group.prompt.token_ids, *group.rollouts[0].token_ids], skip_special_tokens=False)
+    text = CHAT.decode([*group.prompt.token_ids, *group.responses[0].token_ids], skip_special_tokens=False)
     assert text == (
         "<|im_start|>system\nbe nice<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
     )
-    assert learned(group.rollouts[0]) == "yo<|im_end|>"
+    assert learned(group.responses[0]) == "yo<|im_end|>"
 
 
 def test_of_several_turns_only_the_assistants_are_learned(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"messages": CONVERSATION}])
     (group,) = load_demonstrations(section(path), CHAT).train
-    (rollout,) = group.rollouts
+    (rollout,) = group.responses
     assert learned(rollout) == "yo<|im_end|>twelve<|im_end|>bye<|im_end|>"
-    assert group.responses == ("bye",)
+    assert group.texts == ("bye",)
     whole = CHAT.decode([*group.prompt.token_ids, *rollout.token_ids], skip_special_tokens=False)
     messages = [turn for turn in group.prompt.metadata["messages"]]  # type: ignore[union-attr]
     assert messages == CONVERSATION[:2]
@@ -68,7 +68,7 @@ def test_a_template_without_an_end_of_turn_gets_eos(tmp_path: Path) -> None:
 
     path = write_rows(tmp_path / "t.jsonl", [{"messages": [CONVERSATION[1], CONVERSATION[2]]}])
     (group,) = load_demonstrations(section(path), Bare(chat=True)).train
-    assert learned(group.rollouts[0]) == "yo</s>"
+    assert learned(group.responses[0]) == "yo</s>"
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_by_line(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_tokens_that_merge_inside_a_response_do_and_across_its_border_do_not(tmp
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "xa", "response": "bab"}, {"prompt": "x", "response": "ab"}])
     first, second = load_demonstrations(section(path), merging).train
     assert first.prompt.token_ids.tolist() == merging.encode("xa", add_special_tokens=True)
-    assert first.rollouts[0].token_ids.tolist() == [100 + ord("b"), 4, 1]
-    assert second.rollouts[0].token_ids.tolist() == [4, 1]
+    assert first.responses[0].token_ids.tolist() == [100 + ord("b"), 4, 1]
+    assert second.responses[0].token_ids.tolist() == [4, 1]
 
 
 def test_a_tokenizer_that_begins_each_text_with_a_space_does_so_once(tmp_path: Path) -> None:
@@ -94,15 +94,15 @@ def test_a_tokenizer_that_begins_each_text_with_a_space_does_so_once(tmp_path: P
 
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
     (group,) = load_demonstrations(section(path), Spacing()).train
-    whole = [*group.prompt.token_ids, *group.rollouts[0].token_ids]
+    whole = [*group.prompt.token_ids, *group.responses[0].token_ids]
     assert PLAIN.decode(whole, skip_special_tokens=False) == "<s>_hiyo</s>"
 
 
 def test_chosen_and_rejected_share_one_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": "hi", "chosen": "a", "rejected": "b"}]
     (group,) = load_preferences(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN).train
-    assert [rollout.id for rollout in group.rollouts] == ["t.jsonl:1/0", "t.jsonl:1/1"]
-    assert {rollout.prompt_id for rollout in group.rollouts} == {group.prompt.id}
+    assert [rollout.id for rollout in group.responses] == ["t.jsonl:1/0", "t.jsonl:1/1"]
+    assert {rollout.prompt_id for rollout in group.responses} == {group.prompt.id}
 
 
 def test_overlong_prompts_are_one_problem_with_the_first_places(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_overlong_responses_are_refused_dropped_or_cut(tmp_path: Path) -> None:
     dropped = load_demonstrations(section(path, max_tokens=6, overlong="drop"), PLAIN)
     assert [group.prompt.text for group in dropped.train] == ["q"]
     cut = load_demonstrations(section(path, max_tokens=6, overlong="truncate"), PLAIN)
-    rollouts = [group.rollouts[0] for group in cut.train]
+    rollouts = [group.responses[0] for group in cut.train]
     assert [PLAIN.decode(rollout.token_ids.tolist(), skip_special_tokens=False) for rollout in rollouts] == [
         "abcd",
         "ab</s>",
@@ -157,15 +157,15 @@ def test_pairs_that_are_the_same_once_cut_are_dropped_and_counted(tmp_path: Path
 def test_texts_are_cut_into_blocks_that_lose_nothing(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"text": "abcdefgh"}, {"text": "xy"}])
     split = load_texts(section(path, max_tokens=5), PLAIN)
-    texts = [PLAIN.decode(group.rollouts[0].token_ids.tolist(), skip_special_tokens=False) for group in split.train]
+    texts = [PLAIN.decode(group.responses[0].token_ids.tolist(), skip_special_tokens=False) for group in split.train]
     assert texts == ["abcd", "efgh", "</s>", "xy</s>"]
     assert {tuple(group.prompt.token_ids.tolist()) for group in split.train} == {(0,)}
     assert len({group.prompt.id for group in split.train}) == 4
-    reasons = [group.rollouts[0].finish_reason for group in split.train]
+    reasons = [group.responses[0].finish_reason for group in split.train]
     assert reasons == [FinishReason.LENGTH, FinishReason.LENGTH, FinishReason.STOP, FinishReason.STOP]
 
 
 def test_demonstrations_serve_as_texts(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
     (group,) = load_texts(section(path), PLAIN).train
-    assert (group.prompt.text, group.responses) == ("hi", ("yo",))
+    assert (group.prompt.text, group.texts) == ("hi", ("yo",))

@@ -17,7 +17,7 @@ from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
 from rlhf.orchestrator.run.trackers import JsonLines
-from tests.unit.orchestrator.support import given_group
+from tests.unit.orchestrator.support import as_sampled, given_group
 
 RACE = """
 import sys
@@ -49,7 +49,7 @@ def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
         run.write_config("x: 1\n")
         run.note("resume", "from step 3", step=3)
         run.write_status(Status.RUNNING, step=3, num_steps=9)
-        run.write_rollouts(3, [given_group(1, ["ab\x1b[31m"[:2], "a"], [1.0, 0.0])])
+        run.write_rollouts(3, [as_sampled(given_group(1, ["ab\x1b[31m"[:2], "a"], [1.0, 0.0]))])
         assert run.read_status() is Status.RUNNING
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     names = {path.name for path in (tmp_path / "a").iterdir()}

@@ -25,7 +25,7 @@ from rlhf.orchestrator.step.reference_store import (
 from rlhf.orchestrator.step.sources import OfflineSource
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import FloatArray, Head, PackedTokens, Role, ScoredGroup
-from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, sft_run, tables
+from tests.unit.orchestrator.support import TOKENIZER, Run, given_group, labeled_group, sft_run, tables
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -210,7 +210,7 @@ def test_a_sequence_that_nobody_announced_is_an_error(setup: Setup) -> None:
 def kto_run(path: Path, **changes: object) -> Run:
     """KTO on responses to several prompts: each is also scored beside another prompt, which depends on the step."""
     engines = {Role.POLICY: FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2)}
-    rows = [given_group(i, ["abcd"[i % 4] * (1 + i % 3), "e" * (1 + i % 2)], [1.0, 0.0]) for i in range(7)]
+    rows = [labeled_group(i, ["abcd"[i % 4] * (1 + i % 3), "e" * (1 + i % 2)], [True, False]) for i in range(7)]
     return replace(sft_run(path), algorithm=KTO(KtoSection()), engines=engines, rows=rows, **changes)  # type: ignore[arg-type]
 
 
@@ -222,7 +222,7 @@ def announced(run: Run, held_out: Sequence[ScoredGroup]) -> list[ReferenceSequen
 
 def test_a_whole_run_asks_for_nothing_that_was_not_announced(setup: Setup, tmp_path: Path) -> None:
     """The second run reads what the first one's reference said; both are the same run."""
-    held_out = [given_group(20 + i, ["ab"[i]], [float(i)]) for i in range(2)]
+    held_out = [labeled_group(20 + i, ["ab"[i]], [i == 1]) for i in range(2)]
     trained = []
     for name in ("cold", "warm"):
         run = kto_run(tmp_path / name, evaluate_every=2)

@@ -97,7 +97,7 @@ def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
     plain = first_batch(source(engine=engine))
     assert [g.baseline.total for g in batch.groups if g.baseline is not None] == [10.0] * 4
     assert [len(g.rollouts) for g in batch.groups] == [2] * 4
-    assert [g.responses for g in batch.groups] == [g.responses for g in plain.groups]
+    assert [g.texts for g in batch.groups] == [g.texts for g in plain.groups]
     assert [rollout.token_ids.tolist() for rollout in batch.baselines] == [[9] * 5] * 4
     assert [rollout.prompt_id for rollout in batch.baselines] == [g.prompt.id for g in batch.groups]
     assert batch.metrics["rollout/baseline"] == 10.0
@@ -121,7 +121,7 @@ class Shuffled(FakeRollout):
 
 def test_responses_are_matched_by_id_and_not_by_order() -> None:
     straight, shuffled = first_batch(source()), first_batch(source(engine=Shuffled(TOKENIZER.num_tokens)))
-    assert [g.responses for g in straight.groups] == [g.responses for g in shuffled.groups]
+    assert [g.texts for g in straight.groups] == [g.texts for g in shuffled.groups]
     for group in shuffled.groups:
         assert {rollout.prompt_id for rollout in group.rollouts} == {group.prompt.id}
 
@@ -155,7 +155,7 @@ def test_a_missing_reward_is_an_error_and_never_invented() -> None:
 
 def test_a_response_is_the_decoded_tokens_and_the_tokens_are_kept() -> None:
     for group in first_batch(source()).groups:
-        for rollout, response in zip(group.rollouts, group.responses, strict=True):
+        for rollout, response in zip(group.rollouts, group.texts, strict=True):
             assert response == TOKENIZER.decode(rollout.token_ids.tolist())
 
 
