@@ -95,6 +95,7 @@ class Loop:
             parts.algorithm,
             self._engines,
             checkpoints,
+            pretraining_rows=None if parts.pretraining is None else parts.pretraining.rows,
             every_steps=sections.checkpoint.every_steps,
             num_steps=length.num_steps,
         )
@@ -164,7 +165,7 @@ class Loop:
         if self._weights.is_ema_due(step):
             with self._clock.phase("ema_reference"):
                 metrics["reference"] = self._weights.update_ema_reference(step)
-        self._advance(step, batch, learned)
+        self._progress.advance(step, position=batch.position, num_updates=learned.num_updates)
         metrics["evaluation"] = self._evaluate(step)
         merged = merge({**metrics, **self._describe(step, batch, examples, learned)})
         self._clock = PhaseClock()
@@ -215,8 +216,7 @@ class Loop:
         """The metrics of a step that the loop computes itself, by their producer."""
         metrics: dict[str, Mapping[str, float]] = {"source": batch.metrics, "workers": self._parts.gauge()}
         if self._online:
-            metrics["responses"] = response_metrics(examples)
-            metrics["empty responses"] = empty_metrics(batch.groups)
+            metrics["responses"] = {**response_metrics(examples), **empty_metrics(batch.groups)}
             metrics["lag"] = lag_metrics(batch.groups, step - 1)
         metrics["loop"] = {
             "data/position": float(batch.position),
@@ -229,19 +229,8 @@ class Loop:
         metrics["throughput"] = throughput_metrics(step_s, batch, examples, self._parts.gpus)
         return metrics
 
-    def _advance(self, step: int, batch: GroupBatch, learned: LearnResult) -> None:
-        pretraining = self._parts.pretraining
-        self._progress.advance(
-            step,
-            position=batch.position,
-            pretraining_position=pretraining.rows.position if pretraining else 0,
-            num_updates=learned.num_updates,
-        )
-
     def _resume(self, point: ResumePoint) -> None:
         self._progress.restore(point)
-        if self._parts.pretraining is not None:
-            self._parts.pretraining.rows.position = point.state.pretraining_position
         self._records.directory.rewind(point.state.step)
         self._records.note("resume", f"continuing after step {point.state.step} from {point.path}")
 

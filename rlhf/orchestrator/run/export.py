@@ -16,7 +16,7 @@ LOADING_CLASSES = {
 
 
 def export_model(engine: TrainEngine, directory: Path) -> None:
-    """Write the model into a temporary folder, then rename it to `directory`: nobody sees half a model.
+    """Write the model into a temporary folder, then rename it to `directory`. No reader ever sees half a model.
 
     Raises:
         CheckpointError: the disk refuses. Checkpoints are not touched.

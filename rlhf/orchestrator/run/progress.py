@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.engines.base import TrainEngine
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.types import Role
+
+
+class HasPosition(Protocol):
+    """Rows that are read in order, and can be read again from a position."""
+
+    position: int
 
 
 class RunProgress:
@@ -20,6 +27,7 @@ class RunProgress:
         engines: Mapping[Role, TrainEngine],
         checkpoints: Checkpoints,
         *,
+        pretraining_rows: HasPosition | None,
         every_steps: int,
         num_steps: int,
     ) -> None:
@@ -29,17 +37,20 @@ class RunProgress:
         self._algorithm = algorithm
         self._engines = engines
         self._checkpoints = checkpoints
+        self._pretraining_rows = pretraining_rows
         self._every_steps = every_steps
         self._num_steps = num_steps
         self._saved_step = -1
 
-    def advance(self, step: int, *, position: int, pretraining_position: int, num_updates: int) -> None:
-        """Step `step` is finished. It made `num_updates` optimizer steps; the positions are those after it."""
+    def advance(self, step: int, *, position: int, num_updates: int) -> None:
+        """Step `step` is finished. It made `num_updates` optimizer steps, and the next one reads the data set from
+        `position`."""
+        rows = self._pretraining_rows
         self.state = replace(
             self.state,
             step=step,
             position=position,
-            pretraining_position=pretraining_position,
+            pretraining_position=0 if rows is None else rows.position,
             num_updates=self.state.num_updates + num_updates,
             algorithm=self._algorithm.state(),
         )
@@ -73,4 +84,6 @@ class RunProgress:
             ranks=self.state.ranks,
             data_fingerprint=self.state.data_fingerprint,
         )
+        if self._pretraining_rows is not None:
+            self._pretraining_rows.position = point.state.pretraining_position
         self._saved_step = point.state.step
