@@ -21,11 +21,11 @@ from rlhf.types import Role
 from tests.unit.algorithms.build import group, rollout
 
 
-def test_held_out_answers_weigh_what_those_trained_on_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_responses_weigh_what_those_trained_on_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though labels are in another proportion there."""
     config = load_config("kto", ["--policy.model", "m", "--data.path", "x.jsonl"], {})
-    train = [group([rollout([1])], [float(n < 2)], name=f"t{n}") for n in range(8)]
-    held_out = [group([rollout([1])], [float(n < 2)], name=f"h{n}") for n in range(4)]
+    train = [replace(group([rollout([1])], [0.0], name=f"t{n}"), labels=(n < 2,)) for n in range(8)]
+    held_out = [replace(group([rollout([1])], [0.0], name=f"h{n}"), labels=(n < 2,)) for n in range(4)]
     given = DataSplit(train=tuple(train), held_out=tuple(held_out), fingerprint="", dropped={})
     weighed = weigh_classes(config.algo, train)
     seen: list[KTO] = []

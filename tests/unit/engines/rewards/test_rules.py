@@ -345,9 +345,8 @@ def test_a_row_without_a_label_is_named(section: Source, label: str | None) -> N
 
 
 def test_rows_that_a_rule_cannot_score_are_listed_and_counted() -> None:
-    rows: list[tuple[str, str | None, dict[str, Json]]] = [
-        (f"q{index}", None if index % 2 else "seven", {}) for index in range(20)
-    ]
+    no_columns: dict[str, Json] = {}
+    rows = [(f"q{index}", None if index % 2 else "seven", no_columns) for index in range(20)]
     lines = row_problems([NUMBER, JudgeSource(url="http://localhost/", model="m", mode="rubric")], rows)
     assert lines[0] == 'data: row q0 has a label without one number ("seven") (reward number).'
     assert "rubric" in lines[1]
@@ -397,6 +396,5 @@ def test_gsm8k_scores_its_own_answers(section: PureSource | MathSource) -> None:
 
 
 def test_responses_are_scored_in_their_order() -> None:
-    reward = build_reward([NUMBER], {})
-    scores = reward.score(prompts(3), ["0", "1", "3"], rollouts(3))
+    scores = build_reward([NUMBER], {}).score(prompts(3), ["0", "1", "3"], rollouts(3))
     assert [one.total for one in scores] == [1.0, 1.0, 0.0]
