@@ -230,7 +230,7 @@ class Cluster:
         use their slots.
 
         Raises:
-            StallError: a process did not end, and still holds its device and memory.
+            StallError: a process did not end, and still uses its device and memory.
         """
         left = post_mortem.kill(processes_by_node(workers))
         self.remove(workers)
@@ -252,7 +252,7 @@ class Cluster:
         released as well, unless there are surviving workers.
 
         Raises:
-            StallError: a process did not end, and still holds its device and memory.
+            StallError: a process did not end, and still uses its device and memory.
         """
         self.calls.stop()
         self.kill([worker for worker in self.workers if worker not in surviving])
@@ -317,9 +317,9 @@ class Cluster:
         slots: dict[Role, list[WorkerSlot]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
             width = group.devices_per_engine
-            engines = [slot(group.ranks_beside(engine)[0] // per_node, width) for engine in range(group.num_engines)]
+            engines = [slot(group.ranks_of_engine(engine)[0] // per_node, width) for engine in range(group.num_engines)]
             # Ray gives two halves of one GPU to two ranks before it gives one half each to a rank and an engine.
-            # Therefore ranks get whole GPUs, and colocated engines are told which GPUs to use.
+            # Therefore ranks get whole GPUs from Ray, and colocated engines get the ids of these GPUs at their start.
             shared = group.is_shared_by_engines
             slots[Role.ROLLOUT] = [replace(engine, num_gpus=0.0) if shared else engine for engine in engines]
         return slots

@@ -82,7 +82,7 @@ def start(namespace: str) -> OrphanWatch:
                 )
             return orphans
         except Exception as error:
-            # Ray raises plain Exceptions here as well.
+            # Ray also raises plain Exceptions.
             failure = first_line(error)
             orphans.close()
     raise StallError(f"ray: no cluster could be started on this machine (tried {START_ATTEMPTS} times): {failure}")
@@ -110,11 +110,11 @@ def loopback_only() -> Iterator[None]:
 
 def require_token(addresses: Iterable[str], *, has_token: bool) -> None:
     """Raise ConfigError for a cluster that can be reached from other machines and accepts jobs without a token."""
-    beyond = sorted({address for address in addresses if not is_loopback(address)})
-    if beyond and not has_token:
+    exposed = sorted({address for address in addresses if not is_loopback(address)})
+    if exposed and not has_token:
         raise ConfigError(
-            f"ray: the cluster has nodes beyond loopback ({', '.join(beyond[:3])}) and no token authentication: "
-            "everyone who can reach them can run code on all of them. Enable tokens (SECURITY.md), or set "
+            f"ray: the cluster has nodes beyond loopback ({', '.join(exposed[:3])}) and no token authentication: "
+            "anyone who can reach them can run code on all of them. Enable tokens (SECURITY.md), or set "
             "cluster.allow_unauthenticated if no one else can reach their network."
         )
 
@@ -147,7 +147,7 @@ def join(address: str, namespace: str) -> None:
     try:
         ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
     except Exception as error:
-        # Ray raises plain Exceptions here as well.
+        # Ray also raises plain Exceptions.
         if versions := differing_versions(str(error)):
             raise ConfigError(f"ray: {versions}") from error
         raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error

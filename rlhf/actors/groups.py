@@ -54,8 +54,8 @@ class WorkerGroup:
 
 
 class ReplaceableGroup(WorkerGroup):
-    """Workers without state of the run: what they hold can be loaded or sent again. When one of them is lost, new
-    workers replace all of them and repeat the call, with the same results.
+    """Workers without state of the run: everything in them can be loaded or sent again. When one of them is lost,
+    new workers replace all of them and repeat the call, with the same results.
 
     A call is repeated once: when the new workers are lost too, the error is raised.
     """
@@ -128,7 +128,7 @@ class GroupEngine:
 
     def verify_export(self, directory: Path) -> None:
         """Export into `directory` and compare the files with the weights in memory, bit for bit. Raises
-        CheckpointError where they differ or cannot be written."""
+        CheckpointError if they differ or cannot be written."""
         self.export(directory)
         self._run("trial of export", lambda _rank, handle: handle.check_export.remote(self.role, directory))
 
@@ -144,7 +144,7 @@ class GroupEngine:
 
 
 class EmaReferenceEngine(GroupEngine):
-    """The reference that the policy's own workers hold as a copy of the policy (an `EmaReferenceScorer`)."""
+    """The EMA reference: a copy of the policy in the policy's own workers (an `EmaReferenceScorer`)."""
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         parts = self._split(batches)
@@ -154,5 +154,5 @@ class EmaReferenceEngine(GroupEngine):
         return [array for part in results for array in cast(list[FloatArray], part)]
 
     def update_ema(self) -> float:
-        results = self._run("follow", lambda _rank, handle: handle.update_ema.remote(self.role))
+        results = self._run("update_ema", lambda _rank, handle: handle.update_ema.remote(self.role))
         return cast(float, results[0])

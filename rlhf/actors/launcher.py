@@ -30,7 +30,7 @@ def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker], calls: RemoteCa
     """The GPUs that each engine of a device group shares with the group's ranks. Raises: as `RemoteCalls.run`."""
     asked = [Call(worker=rank, ref=rank.handle.gpus.remote()) for rank in ranks]
     gpus = cast(list[list[str]], calls.wait_all(asked, phase="listing of GPUs", timeout_s=LIST_GPUS_TIMEOUT_S))
-    return [[gpus[rank][0] for rank in group.ranks_beside(engine)] for engine in range(group.num_engines)]
+    return [[gpus[rank][0] for rank in group.ranks_of_engine(engine)] for engine in range(group.num_engines)]
 
 
 class Launcher:

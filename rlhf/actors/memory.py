@@ -13,7 +13,7 @@ class MemoryGauge:
     """Reads the peak memory of all workers for the metrics of a step."""
 
     groups: Mapping[str, WorkerGroup]
-    """Workers by the roles that they hold, e.g. `policy+critic`."""
+    """Workers by their roles, e.g. `policy+critic`."""
     timeout_s: float
 
     def __call__(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Ends the processes of a local cluster that would outlive a killed driver.
 
 The kernel ends most of them with the driver. Ray's agents are not children of the driver, and try for a minute to reach
-a control store that is gone. Run as a script, this module waits for the end of the driver in a process of its own.
+a control store that is gone. Run as a program, this module waits for the end of the driver in a process of its own.
 """
 
 import contextlib
@@ -48,8 +48,8 @@ def descendants() -> set[psutil.Process]:
 
 
 def main() -> None:
-    """End the processes given on the command line when standard input is closed: the driver holds its other end, and
-    the kernel closes it however the driver ends."""
+    """End the processes given on the command line when standard input is closed: the driver has its other end, which
+    the kernel closes in whatever way the driver ends."""
     watched = []
     for pid in sys.argv[1:]:
         with contextlib.suppress(psutil.NoSuchProcess):

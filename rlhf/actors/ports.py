@@ -27,6 +27,6 @@ def open_ports(workers: Sequence[Worker], calls: RemoteCalls, timeout_s: float) 
     lines = []
     for worker, ports in zip(workers, found, strict=True):
         listening_on = cast(list[tuple[str, int]], ports)
-        if beyond := [f"{host}:{port}" for host, port in listening_on if not is_loopback(host)]:
-            lines.append(f"  {worker.name} listens on {', '.join(beyond)}")
+        if exposed := [f"{host}:{port}" for host, port in listening_on if not is_loopback(host)]:
+            lines.append(f"  {worker.name} listens on {', '.join(exposed)}")
     return lines or ["  all listen on loopback only"]

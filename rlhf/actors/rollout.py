@@ -49,7 +49,7 @@ class RolloutPool:
         return cast(list[list[FloatArray]], results)
 
     def require_alive(self) -> None:
-        """Hear from every engine. One that died since it last answered is replaced, where engines can be."""
+        """Check that every engine replies. Lost ones are replaced if engines are replaceable."""
         self._all("health check", lambda _index, handle: handle.location.remote(), self._control_timeout_s)
 
     def sleep(self) -> None:

@@ -159,7 +159,7 @@ def wait(
 
 
 def results_of(calls: Sequence[Call], phase: str) -> list[object]:
-    """The results of calls that have ended well. Raises WorkerLostError where one was lost with its node since."""
+    """The results of calls that have succeeded. Raises WorkerLostError if a result was lost with its node."""
     try:
         results: list[object] = ray.get([call.ref for call in calls])
     except RayError as error:

@@ -70,7 +70,7 @@ class ModelWorker(RankActor):
         empty_cache()
 
     def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> None:
-        """Load a model that is trained. Its losses are built here from the algorithm's config."""
+        """Load a model that is trained, with the losses of the algorithm that its config describes."""
         with importing():
             from rlhf.algorithms import build_algorithm
             from rlhf.engines.training.engine import DeepSpeedEngine
@@ -115,7 +115,7 @@ class ModelWorker(RankActor):
             return self._trained[role].forward_ema_reference(batches)
 
     def update_ema(self, role: Role) -> float:
-        with self._trace.span(f"{role} follow"):
+        with self._trace.span(f"{role} update_ema"):
             return self._trained[role].update_ema()
 
     def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:

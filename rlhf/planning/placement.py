@@ -37,7 +37,7 @@ class DeviceGroup:
     def name(self) -> str:
         return "+".join(self.roles)
 
-    def ranks_beside(self, engine: int) -> range:
+    def ranks_of_engine(self, engine: int) -> range:
         """The ranks of the group's models whose devices an engine shares: those of one node."""
         per_node = max(1, self.shape.num_devices_per_node // self.devices_per_engine)
         node, place = divmod(engine, per_node)

@@ -83,7 +83,7 @@ def test_engines_stay_on_one_node() -> None:
         Role.ROLLOUT: Shape(num_nodes=6, num_devices_per_node=2),
     }
     (pairs,) = plan_placement(shapes, ["all"], num_engines=6).groups
-    assert [list(pairs.ranks_beside(engine)) for engine in range(6)] == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert [list(pairs.ranks_of_engine(engine)) for engine in range(6)] == [[2 * i, 2 * i + 1] for i in range(6)]
     shapes[Role.ROLLOUT] = Shape(num_nodes=3, num_devices_per_node=3)
     (triples,) = plan_placement(shapes, ["all"], num_engines=3).groups
-    assert [list(triples.ranks_beside(engine)) for engine in range(3)] == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
+    assert [list(triples.ranks_of_engine(engine)) for engine in range(3)] == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

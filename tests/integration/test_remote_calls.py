@@ -173,9 +173,9 @@ def test_an_error_is_not_blamed_on_a_peer_that_waits_for_its_mates(cluster: Clus
 
 def test_one_that_never_came_up_is_named() -> None:
     """It has said neither where it is nor who."""
-    unseated = Worker(handle=None, name="critic rank 3", node="?", node_id="?", pid=0)
-    assert processes_by_node([unseated]) == {}
-    assert describe_late([unseated], {}) == "critic rank 3 (node ?, pid 0)."
+    unstarted = Worker(handle=None, name="critic rank 3", node="?", node_id="?", pid=0)
+    assert processes_by_node([unstarted]) == {}
+    assert describe_late([unstarted], {}) == "critic rank 3 (node ?, pid 0)."
 
 
 def test_the_dead_one_is_named_at_once(cluster: Cluster, mortals: list[Worker]) -> None:
