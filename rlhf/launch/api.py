@@ -26,9 +26,9 @@ Reward: TypeAlias = Callable[..., Sequence[float]]
 """A reward function of your own, `(prompts, responses, **columns) -> numbers`: a callable of a module, named by
 `reward.function` as `module:name`.
 
-It is called with every response of a step at once and returns one finite number a response. Beside `prompts` and
-`responses`, lists of text, it gets the rows' columns that it names as keyword arguments (`labels`, or a column's own
-name), each a list with one entry a response. It runs in a process of its own.
+It is called once per step with all responses and returns one finite number per response. In addition to `prompts` and
+`responses`, lists of text, it gets the columns that it names as keyword arguments (`labels`, or a column's own name),
+each a list with one entry per response. It runs in its own process.
 """
 
 
@@ -37,7 +37,7 @@ class Generation:
     """Responses sampled to one prompt."""
 
     prompt: str
-    """The prompt as the model saw it, through its chat template where it has one."""
+    """The prompt as the model saw it, through its chat template if it has one."""
     responses: tuple[str, ...]
 
 
@@ -68,7 +68,7 @@ def check(config: TrainConfig) -> list[str]:
     Returns warnings, one line each.
 
     Raises:
-        ConfigError: with every problem, one line each; DataError or ModelError where all are of that kind.
+        ConfigError: with every problem, one line each; DataError or ModelError if all are of that kind.
     """
     return check_config(config, os.environ)
 
@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> "TrainResult":
 
     Args:
         config: from `load_config`.
-        progress: print warnings and progress to stdout: a live panel in a terminal, one line a step elsewhere (a
+        progress: print warnings and progress to stdout: a live panel in a terminal, one line per step elsewhere (a
             notebook, a file).
 
     Raises:

@@ -75,7 +75,7 @@ class RunAttempts:
         self._check_export(workers, algorithm.needs.exported_role)
         self.has_started = True
         if store is not None and not store.is_complete:
-            workers = fill_store(store, config, cluster, workers, records, self.stop)
+            workers = fill_store(store, config.train, cluster, workers, records, self.stop)
         gpus = gpu_budget(
             config, needs, placement, cluster.gpu_kinds if cluster.device == "cuda" else [], self.length.num_epochs
         )

@@ -1,4 +1,4 @@
-"""Everything that can be known about a run before anything is started. Imports no torch and no ray."""
+"""Finds what is wrong with a run before anything is started. Imports no torch and no ray."""
 
 import importlib.util
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rlhf.config.algo import CustomSection
+from rlhf.config.algo import AlgorithmSection, CustomSection
 from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
 from rlhf.config.loading.load import read_config, resolve
 from rlhf.config.methods import method_of
@@ -20,8 +20,9 @@ from rlhf.config.model_files import (
     trusted_commit,
     untrusted,
 )
+from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem
-from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource
+from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource, RewardSection
 from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.user_function import find_module, problem_of
@@ -35,14 +36,14 @@ from rlhf.orchestrator.data.split import too_few_rows
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 2 * 1024 * 1024
-"""Rows of plain files up to this size are read by a check; of larger ones by the run, before it starts anything."""
+"""A check reads the rows of plain files up to this size. The run reads larger files, before it starts anything."""
 
 
 def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
-    """The resolved config of a run that can start as far as anybody can tell, and advice on it, one line each.
+    """The resolved config of a run, checked as far as possible without starting anything, and warnings, one line each.
 
     Raises:
-        ConfigError: with every problem. Its subclass DataError or ModelError where all problems are of that class.
+        ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
     """
     read = read_config(command, argv, environ)
     problems = list(read.problems)
@@ -64,7 +65,7 @@ def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     """Check a resolved config. Returns warnings, one line each.
 
     Raises:
-        ConfigError: with every problem. Its subclass DataError or ModelError where all problems are of that class.
+        ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
     """
     found = [*problems_of(config), *surroundings(config, environ)]
     problems = [f"{problem.keys[0]}: {problem.text}" for problem in found]
@@ -78,23 +79,23 @@ def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
 
 
 def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:
-    """The error of problems of these classes: of theirs where there is one alone."""
+    """The error for these problems: of their class if they have the same one, else a ConfigError."""
     kind, *others = classes
     return (ConfigError if others else kind)(problems)
 
 
 def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """What is wrong between a config and this machine: files, models, functions, variables, packages."""
+    """What a config needs that this machine lacks: files, models, functions, variables, packages."""
     yield from _models(config, environ)
-    yield from _parts(config)
+    yield from _packages(config.models)
     yield from tracker_problems(config.log, environ)
-    yield from _own_algorithm(config)
+    yield from _own_algorithm(config.algo)
     if isinstance(config, OnlineConfig):
-        yield from _rewards(config, environ)
+        yield from _rewards(config.reward, environ)
 
 
 def data_problems(config: TrainConfig) -> list[str]:
-    """What is wrong with the files of rows: that they are there, and the rows themselves where there are few."""
+    """Data files that are missing, and wrong rows of small files."""
     paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
     texts = [config.algo.ptx_path] if isinstance(config, PpoConfig) and config.algo.ptx_path is not None else []
     files: list[Path] = []
@@ -115,16 +116,16 @@ def data_problems(config: TrainConfig) -> list[str]:
     key, size = ("rollout.batch_size", config.rollout.batch_size) if isinstance(config, OnlineConfig) else by_step
     if len(records) < size and config.data.eval_path is None:
         return [too_few_rows(len(records), key, size)]
-    return unfit_rows(config, records) if isinstance(config, OnlineConfig) else []
+    return unfit_rows(config.reward, records) if isinstance(config, OnlineConfig) else []
 
 
-def unfit_rows(config: OnlineConfig, records: Sequence[Record]) -> list[str]:
-    """Rows that lack what a reward source needs of them."""
-    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward.all_sources):
+def unfit_rows(section: RewardSection, records: Sequence[Record]) -> list[str]:
+    """Rows that lack a column that a reward source needs."""
+    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in section.all_sources):
         return []
-    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  opens clients' libraries, for which help cannot wait
+    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  imports HTTP libraries: slow
 
-    return row_problems(config.reward.all_sources, ((record.id, record.label, record.metadata) for record in records))
+    return row_problems(section.all_sources, ((record.id, record.label, record.metadata) for record in records))
 
 
 def is_hub_data(path: str) -> bool:
@@ -137,7 +138,7 @@ def is_hub_data(path: str) -> bool:
 
 
 def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """Every model's folder by itself, each once; then what lies between them."""
+    """Every model's folder, each once; then whether the models work together."""
     facts: dict[str, ModelFacts | None] = {}
     for role, section in config.models.items():
         if section.model is None or section.model in facts:
@@ -157,35 +158,35 @@ def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem
     yield from misfits(config, facts)
 
 
-def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
+def _own_algorithm(section: AlgorithmSection) -> Iterator[Problem]:
     """The module of the user's own algorithm can be found."""
-    if not isinstance(config.algo, CustomSection):
+    if not isinstance(section, CustomSection):
         return
-    module = config.algo.algorithm.partition(":")[0]
+    module = section.algorithm.partition(":")[0]
     if find_module(module, [str(Path.cwd()), *sys.path]) is None:
         text = f"no module {module} in {Path.cwd()} or on the Python path."
         yield Problem(keys=("algo.algorithm",), text=text)
 
 
-def _parts(config: TrainConfig) -> Iterator[Problem]:
-    """What the models need beside what every run does is installed."""
-    for role, model in config.models.items():
+def _packages(models: Mapping[str, ModelSection]) -> Iterator[Problem]:
+    """Packages that only some models need are installed."""
+    for role, model in models.items():
         if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             text = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
             yield Problem(keys=(f"{role}.quantization",), text=text)
 
 
-def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """The user's function can be found and called; a sandbox's command, a service's token and certificate are there."""
-    listed = bool(config.reward.sources)
-    for n, source in enumerate(config.reward.all_sources):
+def _rewards(section: RewardSection, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """The user's function can be found and called; a sandbox's command, a service's token and certificate exist."""
+    listed = bool(section.sources)
+    for n, source in enumerate(section.all_sources):
         where = f"reward.sources.{n}" if listed else "reward"
         if isinstance(source, FunctionSource | CodeSource) and source.function is not None:
             text = problem_of(source.function, [str(Path.cwd()), *sys.path])
             if text is not None:
                 yield Problem(keys=(f"{where}.function",), text=text)
         if isinstance(source, CodeSource) and source.command and shutil.which(source.command[0]) is None:
-            yield Problem(keys=(f"{where}.command",), text=f'no program "{source.command[0]}" here.')
+            yield Problem(keys=(f"{where}.command",), text=f'no program "{source.command[0]}" on this machine.')
         if isinstance(source, EndpointSource):
             if text := _address_problem(source):
                 yield Problem(keys=(f"{where}.url",), text=text)
@@ -197,14 +198,14 @@ def _rewards(config: OnlineConfig, environ: Mapping[str, str]) -> Iterator[Probl
 
 
 def _address_problem(source: EndpointSource) -> str | None:
-    """Why a service's address is refused, as far as names are known on this machine."""
+    """Why a service's address is refused. A name that this machine cannot resolve is accepted."""
     if urlsplit(source.url).scheme != "http":
-        return None  # and no name is looked up
-    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package opens clients' libraries
+        return None  # without a name lookup
+    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package imports HTTP libraries: slow
 
     try:
         check_address(source.url, allow_plain_http=source.allow_plain_http)
     except ConfigError as error:
-        if not isinstance(error.__cause__, OSError):  # a name that is unknown here may be known where it is asked
+        if not isinstance(error.__cause__, OSError):  # the node that calls the service may resolve the name
             return error.problems[0].removeprefix("reward.url: ")
     return None

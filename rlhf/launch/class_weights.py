@@ -1,4 +1,4 @@
-"""What only the data can tell KTO: how many answers are good, hence how much a good and a bad one weigh."""
+"""What only the data can tell KTO: how many responses are good, and therefore the weights of good and bad ones."""
 
 import logging
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 def weigh_classes(section: AlgorithmSection, groups: Sequence[ScoredGroup]) -> AlgorithmSection:
-    """KTO's settings with weights that make both labels of `groups` count the same; given weights stay, with a warning
-    where they are off. Other algorithms' settings as they are."""
+    """KTO's settings with weights that make both labels of `groups` count the same. Weights that the config gives are
+    kept, with a warning if they do not. Other algorithms' settings are returned unchanged."""
     if not isinstance(section, KtoSection):
         return section
     labels = [label for group in groups for label in group.labels]

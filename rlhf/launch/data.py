@@ -14,7 +14,7 @@ from rlhf.types import Prompt, ScoredGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """The data of a run: prompts for online methods, groups of given responses for offline ones."""
+    """The data of a run: prompts for online methods, groups of responses for offline ones."""
 
     prompts: DataSplit[Prompt] | None = None
     groups: DataSplit[ScoredGroup] | None = None
@@ -35,7 +35,7 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
     """Read, check and tokenize every row.
 
     Raises:
-        DataError: rows are wrong, lack what a reward source needs, or are fewer than one step reads.
+        DataError: rows are wrong, lack a column that a reward source needs, or are fewer than one step uses.
     """
     if isinstance(config, OnlineConfig):
         return _online_data(config, tokenizer)

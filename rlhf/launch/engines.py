@@ -12,13 +12,13 @@ def role_engine(workers: Workers, role: Role, timeout_s: float) -> GroupEngine:
 
 
 def ema_reference_engine(workers: Workers, timeout_s: float) -> EmaReferenceEngine:
-    """The copy of the policy that the policy's own workers hold. `timeout_s` is the deadline of each call."""
+    """The EMA reference: a copy of the policy in the policy's own workers. `timeout_s` is the deadline of each call."""
     policy = workers.groups[Role.POLICY]
     return EmaReferenceEngine(policy, Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
 
 
 def memory_gauge(workers: Workers, timeout_s: float) -> MemoryGauge:
-    """Reads the peak memory of all workers, by the roles that they hold. `timeout_s` is the deadline of a reading."""
+    """Reads the peak memory of all workers, by their roles. `timeout_s` is the deadline of a reading."""
     groups: dict[str, WorkerGroup] = {}
     for group in dict.fromkeys(workers.groups.values()):
         groups["+".join(role for role, other in workers.groups.items() if other is group)] = group

@@ -53,7 +53,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
 
 
 def make_requests(config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[RolloutRequest]:
-    """`num_samples` requests a prompt; each has a seed of its own."""
+    """`num_samples` requests for each prompt, each with its own seed."""
     sampling = Sampling(
         max_tokens=config.max_tokens, temperature=config.temperature, stop_token_ids=tokenizer.stop_token_ids
     )
@@ -71,7 +71,7 @@ def make_requests(config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: 
 
 
 def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
-    """From the command line, from a file with one a line, or from the rows of a data set."""
+    """Prompts from the command line, from a text file with one per line, or from the rows of a data set."""
     if config.prompts is None:
         return [as_prompt(index, text, tokenizer) for index, text in enumerate(config.prompt)]
     path = Path(config.prompts)
@@ -82,12 +82,12 @@ def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if not lines:
-        raise ConfigError(f"--prompts: {path} holds no prompt.")
+        raise ConfigError(f"--prompts: {path} contains no prompt.")
     return [as_prompt(index, line, tokenizer) for index, line in enumerate(lines)]
 
 
 def as_prompt(index: int, text: str, tokenizer: Tokenizer) -> Prompt:
-    """A prompt as the model knows it: through its chat template where it has one, else as it stands."""
+    """A prompt through the model's chat template if it has one, else unchanged."""
     try:
         rendered = tokenizer.render([Message(role="user", content=text)], add_generation_prompt=True)
         token_ids = tokenizer.encode(rendered)

@@ -1,4 +1,4 @@
-"""The GPUs of a run and what training costs on them, as far as its models and its GPUs are known."""
+"""The GPUs of a run and the FLOPs of training on them, as far as its models and its GPUs are known."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,7 +19,7 @@ from rlhf.types import Head, Role
 def gpu_budget(
     config: TrainConfig, needs: Needs, placement: Placement, gpu_kinds: Sequence[Sequence[str]], num_epochs: int
 ) -> GpuBudget | None:
-    """The budget of a run; None on CPUs. `gpu_kinds` are the GPUs of each node, by the names that drivers give them;
+    """The budget of a run; None on CPUs. `gpu_kinds` are the GPUs of each node, by the names that Ray gives them;
     `num_epochs` are the passes over each step's examples."""
     kinds = {kind for node in gpu_kinds for kind in node}
     if not kinds:
@@ -32,7 +32,7 @@ def gpu_budget(
 
 
 def _peak_flops(kind: str) -> float | None:
-    """Floating-point operations a second of one GPU, in bfloat16; None where there is no data sheet."""
+    """Floating-point operations a second of one GPU, in bfloat16; None for an unknown kind."""
     try:
         return sheet_of(kind).tflops * TERA
     except ConfigError:
@@ -40,7 +40,7 @@ def _peak_flops(kind: str) -> float | None:
 
 
 def _training_flops(config: TrainConfig, needs: Needs, num_epochs: int) -> Callable[[float], float] | None:
-    """See `GpuBudget.training_flops`; None where a model's sizes are unknown."""
+    """See `GpuBudget.training_flops`; None if a model's sizes are unknown."""
     try:
         shapes = shapes_of(config, needs, local_config_json)
     except ModelError:
@@ -55,8 +55,8 @@ def training_flops(
     num_epochs: int,
 ) -> Callable[[float], float]:
     """Tokens of context -> operations of the passes that learn from one token: forward and backward of each trained
-    model, the backward pass at twice the forward one, or as much where only adapters learn. What gradient checkpointing
-    computes again does not count: utilization is of the model's own operations (Chowdhery et al. 2022, MFU)."""
+    model, the backward pass at twice the forward one, or at the same cost if only adapters are trained. What gradient
+    checkpointing recomputes does not count (MFU, Chowdhery et al. 2022)."""
     trained = []
     for role, head in trains.items():
         section = sections[role.value]

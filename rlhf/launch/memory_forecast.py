@@ -1,4 +1,4 @@
-"""What a run is expected to hold, said before its models are loaded."""
+"""How much memory a run is expected to need, shown before its models are loaded."""
 
 import shutil
 from pathlib import Path
@@ -18,30 +18,30 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def memory_forecast(config: TrainConfig, needs: Needs, cluster: Cluster) -> list[str]:
-    """A line for each group of devices, and what will probably not fit. Of what no plan can be made (a device or a
-    model of an unknown kind), nothing is said but for this machine's shared memory."""
+    """A line for each group of devices, and warnings about what will probably not fit. Without a plan (a device or
+    model of an unknown kind), only warnings about this machine's shared memory."""
     try:
         placement = place(config, needs)
         shape = shape_of(cluster.gpu_kinds if cluster.device == "cuda" else [], placement)
         plan = plan_run(config, needs, shapes_of(config, needs, local_config_json), shape)
     except (ConfigError, ModelError):
         return scarce_shared_memory()
-    short = (f"warning: {line} Ask `rlhf plan` for what would fit." for line in shortages(plan))
-    return [*_holdings(plan), *short, *scarce_shared_memory()]
+    short = (f"warning: {line} Run `rlhf plan` to see what would fit." for line in shortages(plan))
+    return [*_expected(plan), *short, *scarce_shared_memory()]
 
 
 def scarce_shared_memory() -> list[str]:
-    """A line where Ray's objects have so little room on this machine that they will go through the disk."""
+    """A warning if this machine has so little shared memory that Ray's objects will be spilled to disk."""
     if not SHARED_MEMORY.is_dir():
         return []
     free = shutil.disk_usage(SHARED_MEMORY).free / GIB
     if free >= LEAST_SHARED_MEMORY_GIB:
         return []
     return [
-        f"warning: {free:.2f} GiB free in {SHARED_MEMORY}: what passes between processes will go through the disk. "
-        "Remove what lies there, or give a container more with --shm-size."
+        f"warning: {free:.2f} GiB free in {SHARED_MEMORY}: Ray will spill objects to disk. "
+        "Delete files there, or start the container with a larger --shm-size."
     ]
 
 
-def _holdings(plan: Plan) -> list[str]:
+def _expected(plan: Plan) -> list[str]:
     return [f"memory: {name} up to about {size / GIB:.1f} GiB a process" for name, size in plan.processes.items()]

@@ -1,4 +1,4 @@
-"""How a run without rollouts loads its rows and evaluates on them: one entry for each kind of rows."""
+"""How an offline run loads its rows and evaluates on them: one entry for each kind of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ OfflineEvaluator = Callable[[Models, Algorithm, Sequence[ScoredGroup], TrainSect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineRows:
-    """What is done with rows of one kind."""
+    """How rows of one kind are loaded and evaluated."""
 
     load: Loader
     evaluators: Mapping[str, OfflineEvaluator]
-    """Model that the run is about (policy, reward) -> what measures it on held-out rows."""
+    """The model that the run trains (policy or reward) -> its evaluator."""
 
 
 OFFLINE_ROWS: Mapping[RowKind, OfflineRows] = {
@@ -56,6 +56,6 @@ def load_offline(config: TrainConfig, tokenizer: Tokenizer) -> DataSplit[ScoredG
 
 
 def offline_evaluator(config: TrainConfig) -> OfflineEvaluator:
-    """What measures an offline run's model on held-out rows."""
+    """The class that evaluates an offline run's model on held-out rows."""
     method = method_of(config)
     return OFFLINE_ROWS[method.rows].evaluators[method.model]

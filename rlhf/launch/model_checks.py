@@ -1,4 +1,4 @@
-"""What is wrong between models, and between them and the config, as far as their small files say."""
+"""Checks that the models of a run work together and with the config, as far as their small files show."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,11 +16,12 @@ from rlhf.config.problems import Problem
 from rlhf.errors import ModelError
 
 RENAMED_TOKENS = 0.01
-"""Share of the token ids that two models may read otherwise: another tokenizer differs in nearly all."""
+"""Largest share of token ids with different tokens in two models: a few may be renamed; another tokenizer differs in
+nearly all."""
 
 
 def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iterator[Problem]:
-    """What is wrong between models, and between them and the config. `facts` by model, where they are known."""
+    """What does not work between models, and between them and the config. `facts` are by model, if known."""
     known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
     yield from _context(config, known)
     yield from _vocabulary(known)
@@ -36,23 +37,23 @@ def _context(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[P
             continue
         if not isinstance(config, OnlineConfig):
             keys: tuple[str, ...] = ("data.max_tokens",)
-            total, said = config.data.max_tokens, f"{config.data.max_tokens}"
-            room, name = fact.context, "data.max_tokens"
+            total, shown = config.data.max_tokens, f"{config.data.max_tokens}"
+            limit, name = fact.context, "data.max_tokens"
         else:
             keys = ("rollout.max_response_tokens", "rollout.max_prompt_tokens")
             prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
-            total, said = prompt + response, f"{prompt} + {response}"
-            room, name = fact.context - prompt, "rollout.max_response_tokens"
+            total, shown = prompt + response, f"{prompt} + {response}"
+            limit, name = fact.context - prompt, "rollout.max_response_tokens"
         if total > fact.context:
-            advice = f"Lower {name} to {room}." if room > 0 else "Lower rollout.max_prompt_tokens too."
+            advice = f"Lower {name} to {limit}." if limit > 0 else "Lower rollout.max_prompt_tokens too."
             model = config.models[role].model
-            text = f"{said} tokens > context {fact.context} of {model}. {advice}"
+            text = f"{shown} tokens > context {fact.context} of {model}. {advice}"
             yield Problem(keys=(*keys, f"{role}.model"), text=text)
             return
 
 
 def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
-    """Models that read the policy's token ids have its vocabulary."""
+    """Models that get the policy's token ids have its vocabulary."""
     policy = known.get("policy")
     for role, why in (("reference", "KL is undefined"), ("critic", "it cannot read the policy's tokens")):
         other = known.get(role)
@@ -63,18 +64,18 @@ def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
 
 
 def _difference(policy: ModelFacts, other: ModelFacts) -> str | None:
-    """Why token ids of the policy mean something else to another model. A few that were renamed are passed over."""
+    """Why token ids of the policy have another meaning in another model. A few renamed tokens are accepted."""
     if policy.vocab_size != other.vocab_size:
         return f"vocab differs from policy ({other.vocab_size} vs {policy.vocab_size})"
-    with suppress(ModelFileError):  # the policy's is loaded, and what is wrong with it said then
+    with suppress(ModelFileError):  # an unreadable tokenizer is reported when it is loaded
         different, shared = different_tokens(policy.folder, other.folder)
         if different > RENAMED_TOKENS * shared:
-            return f"as many tokens as the policy, but {different} of {shared} stand for other text"
+            return f"as many tokens as the policy, but {different} of {shared} differ"
     return None
 
 
 def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
-    """Who renders prompts has a template. An online run's reward model reads text."""
+    """The model whose tokenizer renders the rows has a chat template. An online run's reward model gets text."""
     for role in ("policy",) if isinstance(config, OnlineConfig) else ("policy", "reward"):
         fact = known.get(role)
         if fact and config.data.template == "chat" and not fact.has_chat_template:

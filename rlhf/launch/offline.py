@@ -1,4 +1,4 @@
-"""The parts of a loop that trains on given responses (SFT, reward models, DPO, KTO)."""
+"""The parts of a loop that trains on a data set of responses (SFT, reward models, DPO, KTO)."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import TrainConfig
+from rlhf.config.run import EvalSection
 from rlhf.engines.base import TokenScorer
 from rlhf.launch.engines import memory_gauge, role_engine
 from rlhf.launch.methods import offline_evaluator
@@ -31,8 +32,8 @@ def assemble_offline(
     models = Models(
         trained={role: role_engine(workers, role, timeout_s) for role in algorithm.needs.trains}, reference=reference
     )
-    evaluated = held_out(config, groups)
-    # An algorithm of its own: held-out rows must not enter the statistics of training.
+    evaluated = held_out(config.eval, groups)
+    # A separate algorithm: held-out rows must not enter the statistics of training.
     evaluator = (
         offline_evaluator(config)(models, build_algorithm(section), evaluated, config.train) if evaluated else None
     )
@@ -45,12 +46,12 @@ def assemble_offline(
     )
 
 
-def held_out(config: TrainConfig, groups: DataSplit[ScoredGroup]) -> Sequence[ScoredGroup]:
-    """The groups of an evaluation."""
-    return groups.held_out[: config.eval.max_prompts]
+def held_out(section: EvalSection, groups: DataSplit[ScoredGroup]) -> Sequence[ScoredGroup]:
+    """The groups that an evaluation uses."""
+    return groups.held_out[: section.max_prompts]
 
 
 def offline_source(config: TrainConfig, groups: Sequence[ScoredGroup], algorithm: Algorithm) -> GroupSource:
-    """Given responses in the run's order."""
+    """The data set's groups in the order of the run."""
     order = Order(groups, seed=config.run.seed, shuffle=config.data.shuffle)
     return OfflineSource(order, config.train.batch_size, algorithm.keep)

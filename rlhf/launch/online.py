@@ -11,6 +11,7 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.models import dtype_on
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import RewardSource, Tokenizer
 from rlhf.engines.rewards import build_reward
 from rlhf.launch.data import RunData
@@ -61,7 +62,7 @@ def assemble_online(
     probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
     return Parts(
         algorithm=algorithm,
-        models=models(config, algorithm, workers, policy(config, workers, pool, requests, sleeps)),
+        models=models(config.train, algorithm, workers, policy(config, workers, pool, requests, sleeps)),
         source=rollout_source(config, prompts, sampler, algorithm, tokenizer, stop),
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
@@ -72,7 +73,7 @@ def assemble_online(
 def policy(
     config: OnlineConfig, workers: Workers, pool: OpenPool, requests: Sequence[RolloutRequest], sleeps: bool
 ) -> ProbedPolicy:
-    """The policy, whose first weight sync is checked by `requests`. Engines that are in sleep mode are woken for it."""
+    """The policy. Its first weight sync is checked with `requests`; sleeping engines are woken before each sync."""
     assert workers.engines is not None
     kind = WakeBeforeSync if sleeps else ProbedPolicy
     return kind(
@@ -82,14 +83,14 @@ def policy(
         requests=requests,
         tolerance=TOLERANCES[dtype_on(config.policy.dtype, workers.device)],
         step_timeout_s=config.train.step_timeout_s,
-        # Joining, sending and finishing each have their own deadline inside, whose errors say more.
+        # Joining, sending and finishing each have a shorter deadline of their own, with more precise errors.
         sync_timeout_s=4 * config.rollout.sync_timeout_s,
     )
 
 
-def models(config: OnlineConfig, algorithm: Algorithm, workers: Workers, policy: ProbedPolicy) -> Models:
-    """The models that the loop trains and those that it asks for log-probs."""
-    timeout_s = config.train.step_timeout_s
+def models(train: TrainSection, algorithm: Algorithm, workers: Workers, policy: ProbedPolicy) -> Models:
+    """The models that the loop trains, and the reference that it gets log-probs from."""
+    timeout_s = train.step_timeout_s
     trained = {role: role_engine(workers, role, timeout_s) for role in algorithm.needs.trains}
     if algorithm.needs.ema_reference is not None:
         ema_reference = ema_reference_engine(workers, timeout_s)
@@ -113,7 +114,7 @@ def reward_sources(config: OnlineConfig, workers: Workers, tokenizer: Tokenizer)
 def sample_evaluator(
     config: OnlineConfig, sampler: Sampler, held_out: Sequence[Prompt], tokenizer: Tokenizer
 ) -> Evaluator | None:
-    """Scores responses to held-out prompts; None where there are none."""
+    """Scores responses to held-out prompts; None if there are no held-out prompts."""
     prompts = held_out[: config.eval.max_prompts]
     if not prompts:
         return None
@@ -122,7 +123,7 @@ def sample_evaluator(
 
 
 def pretraining(texts: DataSplit[ScoredGroup] | None, seed: int, batch_size: int) -> Pretraining | None:
-    """Text for the ptx loss, where the run has it."""
+    """Text for the ptx loss; None if the run has none."""
     if texts is None:
         return None
     return Pretraining(Order(texts.train, seed=seed), build_algorithm(SftSection()), batch_size)

@@ -20,7 +20,7 @@ def remote_rewards(groups: Mapping[str, WorkerGroup], timeout_s: float) -> dict[
 def model_reward(
     source: StartedSource, scorer: TokenScorer, policy_tokenizer: Tokenizer, max_tokens_per_batch: int
 ) -> RewardSource:
-    """The reward model, which `scorer` computes, as a reward source."""
+    """The reward model, computed by `scorer`, as a reward source."""
     return build_scored(
         source,
         scorer,
@@ -37,13 +37,13 @@ def probe_local_rewards(
     tokenizer: Tokenizer,
     num_responses: int,
 ) -> None:
-    """Score made-up responses by every source that is computed in the driver."""
+    """Score made-up responses by every source that runs in the driver."""
     if sources := [source for source in section.all_sources if not isinstance(source, RemoteSource)]:
         probe(build_reward(sources, opened), prompt, tokenizer, group_size=num_responses)
 
 
 def scoring_timeout_s(section: RewardSection, step_timeout_s: float) -> float:
-    """Longest wait for the rewards of a step. It is longer than the outage that a service may have, so that the error
-    of that deadline, which says more, comes first."""
+    """Longest wait for the rewards of a step. It is longer than the allowed outage of a service, whose error is more
+    precise and therefore must come first."""
     outages = (source.outage_timeout_s for source in section.all_sources if isinstance(source, EndpointSource))
     return step_timeout_s + sum(outages)

@@ -1,4 +1,4 @@
-"""Rollouts of an online run: the engines that sample, what they are asked, and for how long the loop waits."""
+"""Rollouts of an online run: the engines that sample, their requests, and the deadlines."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from rlhf.types import Prompt, Role, RolloutRequest, Sampling
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 8
 START_MARGIN_S = 60.0
-"""What a wait for rollouts allows beyond generation and scoring themselves."""
+"""Added to the time for generation and scoring in the deadline of a wait for rollouts."""
 
 
 def engines_sleep_during_training(placement: Placement, max_lag: int) -> bool:
@@ -51,7 +51,7 @@ def sampling(section: RolloutSection, tokenizer: Tokenizer, temperature: float) 
 
 
 def probe_requests(section: RolloutSection, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[RolloutRequest]:
-    """The short responses by which an engine shows, after its first weight sync, that it has the policy's weights."""
+    """Requests for short responses, which show after the first weight sync that an engine has the policy's weights."""
     short = replace(sampling(section, tokenizer, section.temperature or 1.0), max_tokens=PROBE_TOKENS)
     return [
         RolloutRequest(
@@ -91,8 +91,8 @@ def rollout_source(
 
 
 def sampling_timeout_s(config: OnlineConfig) -> float:
-    """Longest wait for the scored responses of a step. The deadlines of generation and of scoring pass first, since
-    their errors say more."""
+    """Longest wait for the scored responses of a step. The deadlines of generation and scoring are shorter, since
+    their errors are more precise."""
     scoring_s = scoring_timeout_s(config.reward, config.train.step_timeout_s)
     return config.algo.sampling_rounds * (config.rollout.generate_timeout_s + scoring_s) + START_MARGIN_S
 

@@ -1,4 +1,4 @@
-"""From a config to what every actor loads."""
+"""From a config to what every worker loads."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ def make_launch_spec(
     num_updates: Mapping[Role, int],
     device: str,
 ) -> LaunchSpec:
-    """What every actor loads. `num_updates` are the optimizer steps that each trained role will make."""
+    """What every worker loads. `num_updates` are the optimizer steps that each trained role will make."""
     online = isinstance(config, OnlineConfig)
     temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
     started = sections(config, needs)
@@ -74,7 +74,7 @@ def make_engine_spec(
     seed: int,
     reference: str | None = None,
 ) -> EngineSpec:
-    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError where they cannot."""
+    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError if they cannot."""
     return EngineSpec(
         section=rollout,
         model=model_of(policy, Role.POLICY),
@@ -88,7 +88,8 @@ def make_engine_spec(
 
 
 def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
-    """The model that the rollout engines hold beside the policy; None where they sample from the policy alone."""
+    """The reference model that the rollout engines load in addition to the policy; None if they sample from the policy
+    only."""
     if not needs.mixture:
         return None
     require_engine(config.rollout, mixture=True)
@@ -96,7 +97,7 @@ def mixed_reference(config: OnlineConfig, needs: Needs) -> str | None:
 
 
 def synced_adapters(policy: TrainedModelSection, rollout: RolloutSection) -> int:
-    """Rank of the adapters that the engines are sent in the weights' stead; 0 where they are sent weights."""
+    """Rank of the LoRA adapters that are sent to the engines instead of merged weights; 0 if weights are sent."""
     if not rollout.sync_adapters:
         return 0
     require_engine(rollout, adapters=True)
@@ -104,7 +105,7 @@ def synced_adapters(policy: TrainedModelSection, rollout: RolloutSection) -> int
 
 
 def sync_backend(section: RolloutSection, placement: Placement, device: str) -> str:
-    """auto is gloo on CPU, CUDA IPC where engines share the policy's GPUs, else NCCL."""
+    """auto is gloo on CPU, CUDA IPC if engines are colocated with the policy, else NCCL."""
     if device != "cpu":
         require_engine(section, on_gpu=True)
     if device != "cpu" and section.sync_backend == "gloo":
@@ -117,6 +118,6 @@ def sync_backend(section: RolloutSection, placement: Placement, device: str) -> 
 
 
 def trained_section(section: ModelSection) -> TrainedModelSection:
-    """The section of a role that learns."""
+    """The section of a trained role."""
     assert isinstance(section, TrainedModelSection), section
     return section

@@ -1,4 +1,4 @@
-"""The reference of given answers: started only where its log-probs are not on disk, and ended once they are."""
+"""The reference of an offline run: started only if its log-probs are not on disk yet, and ended once they are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig
 from rlhf.config.models import dtype_on
+from rlhf.config.run import TrainSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.fingerprint import model_fingerprint
 from rlhf.errors import PreemptedError
@@ -26,16 +27,16 @@ FOLDER = "reference-cache"
 
 def open_store(
     config: TrainConfig,
-    given: DataSplit[ScoredGroup] | None,
+    groups: DataSplit[ScoredGroup] | None,
     tokenizer: Tokenizer,
     num_steps: int,
     device: str,
     records: Records,
 ) -> ReferenceStore | None:
-    """What is known of the run's reference; None where the run has none that could be stored."""
-    # An algorithm of its own: reading ahead must leave no trace in the one that trains.
+    """The stored log-probs of the run's reference; None if the run has no reference whose log-probs can be stored."""
+    # A separate algorithm: reading ahead must not change the state of the one that trains.
     algorithm = build_algorithm(config.algo)
-    if given is None or not isinstance(config, ReferencedConfig) or not stores(algorithm.needs):
+    if groups is None or not isinstance(config, ReferencedConfig) or not stores(algorithm.needs):
         return None
     section = config.reference
     settings = {
@@ -52,16 +53,16 @@ def open_store(
         trust_remote_code=section.trust_remote_code,
     )
     root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
-    source = offline_source(config, given.train, algorithm)
-    asked = reference_sequences(source, num_steps, algorithm, held_out(config, given))
-    store = ReferenceStore(root.absolute() / fingerprint[:32], asked, config.train, warn=records.warn)
+    source = offline_source(config, groups.train, algorithm)
+    sequences = reference_sequences(source, num_steps, algorithm, held_out(config.eval, groups))
+    store = ReferenceStore(root.absolute() / fingerprint[:32], sequences, config.train, warn=records.warn)
     if store.is_complete:
-        records.say(f"reference: read from {store.folder}; none is started")
+        records.say(f"reference: read from {store.folder}; no reference is started")
     return store
 
 
 def stores(needs: Needs) -> bool:
-    """Whether the log-probs of this algorithm's reference stay what they are."""
+    """Whether this algorithm's reference and its inputs never change, so that its log-probs can be stored."""
     return Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None and not needs.online
 
 
@@ -71,10 +72,14 @@ def without_reference(needs: Needs) -> Needs:
 
 
 def fill_store(
-    store: ReferenceStore, config: TrainConfig, cluster: Cluster, workers: Workers, records: Records, stop: StopRequest
+    store: ReferenceStore, train: TrainSection, cluster: Cluster, workers: Workers, records: Records, stop: StopRequest
 ) -> Workers:
-    """Ask the reference for what is missing, and end it. Returns the crew without it."""
-    reference = role_engine(workers, Role.REFERENCE, config.train.step_timeout_s)
+    """Compute and store the missing log-probs, then end the reference. Returns the workers without it.
+
+    Raises:
+        PreemptedError: the run was asked to stop. What was computed is kept.
+    """
+    reference = role_engine(workers, Role.REFERENCE, train.step_timeout_s)
     try:
         with stop.safe_points():
             store.fill(reference, say=records.say, check=stop.check)

@@ -12,6 +12,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import dump_config, short_summary
 from rlhf.config.methods import method_name
+from rlhf.config.run import CheckpointSection
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
@@ -38,7 +39,7 @@ class TrainResult:
     step: int
     """The last optimizer step."""
     metrics: Mapping[str, float]
-    """Those of the last step, by the names in metrics.jsonl."""
+    """The metrics of the last step, by their names in metrics.jsonl."""
 
 
 def run_training(
@@ -61,7 +62,7 @@ def run_training(
     tokenizer = load_run_tokenizer(config, algorithm)
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
-    # Absolute: the actors that write here may run in another folder.
+    # Absolute: workers write to it too, and may have another working directory.
     folder = Path(config.run.dir, config.run.name).absolute()
     with (
         RunDirectory.open(folder, resume=config.checkpoint.resume) as directory,
@@ -77,7 +78,7 @@ def run_training(
             data_fingerprint=data.fingerprint,
         )
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
-        resume_from = resume_point(config, directory, checkpoints, fresh, length.num_steps)
+        resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
@@ -118,21 +119,21 @@ def run_training(
 
 
 def last_metrics(path: Path) -> dict[str, float]:
-    """The metrics of the last step in a metrics.jsonl; empty where a full disk left none."""
+    """The metrics of the last step in a metrics.jsonl; empty if a full disk prevented writing it."""
     rows = read_rows(path)
     return {name: value for name, value in numbers(rows[-1] if rows else {}).items() if name not in ("step", "time")}
 
 
 def resume_point(
-    config: TrainConfig, directory: RunDirectory, checkpoints: Checkpoints, fresh: RunState, num_steps: int
+    section: CheckpointSection, directory: RunDirectory, checkpoints: Checkpoints, fresh: RunState, num_steps: int
 ) -> ResumePoint | None:
     """The checkpoint to continue from, checked before anything starts; None for a new run."""
-    if not config.checkpoint.resume:
+    if not section.resume:
         return None
     return find_resume_point(
         checkpoints,
         fresh,
         num_steps=num_steps,
         status=directory.read_status(),
-        accepted=config.checkpoint.accept_change,
+        accepted=section.accept_change,
     )

@@ -221,7 +221,7 @@ def test_fewer_rows_than_a_batch_are_told(world: Path) -> None:
         (
             ["--reference.model", "stranger"],
             ModelError,
-            "--reference.model: as many tokens as the policy, but 2 of 3 stand for other text; KL is undefined.",
+            "--reference.model: as many tokens as the policy, but 2 of 3 differ; KL is undefined.",
         ),
         (
             ["--data.template", "chat"],
