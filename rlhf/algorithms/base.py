@@ -1,12 +1,16 @@
 """What an algorithm is: which models it needs, how it turns scored groups into experiences, and its losses."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 
+from rlhf.algorithms.sequences import one_by_one
+from rlhf.errors import ConfigError
 from rlhf.types import (
+    SCORED_BY,
     Denominators,
     Example,
     Experience,
@@ -48,6 +52,16 @@ class Needs:
     greedy_baseline: bool = False
     mixture: float = 0.0
     opponents: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no model of the run could compute a signal."""
+        for signal in self.signals:
+            role = SCORED_BY.get(signal)
+            if role is None:
+                choices = ", ".join(SCORED_BY)
+                raise ConfigError(f"needs.signals: no model computes {signal}; choose from {choices}.")
+            if role is not Role.REFERENCE and role not in self.trains:
+                raise ConfigError(f"needs.signals: {signal} comes from the {role}; add it to needs.trains.")
 
     @property
     def exported_role(self) -> Role:
@@ -105,39 +119,43 @@ class LossOutput:
 Objective: TypeAlias = Callable[[Outputs, TensorBatch], LossOutput]
 
 
-class Algorithm(Protocol):
-    """An algorithm. `keep`, `select` and `credit` run on the driver; `objectives` on the workers, which rebuild the
-    algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward statistics)
-    is JSON, so that a checkpoint can hold it; a worker never sees it: what a loss needs of it travels as an
-    experience's `coefficients`."""
+class Algorithm(ABC):
+    """An algorithm: which models it needs, how scored groups become experiences, and its losses.
+
+    `keep`, `select`, `credit` and `after_pass` run on the driver; `objectives` on the workers, which rebuild the
+    algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward statistics) is
+    JSON, so that a checkpoint can hold it. A worker never sees that state: what a loss needs of it travels as an
+    experience's `coefficients`.
+    """
 
     needs: Needs
 
     def keep(self, group: ScoredGroup) -> bool:
-        """Whether a sampled group is worth training on (dynamic sampling)."""
-        ...
+        """Whether a group is worth training on. Online, groups that are not are replaced by others (dynamic
+        sampling); offline, they are left out."""
+        return True
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """Choose what to learn from. Examples are in the groups' order."""
-        ...
+        """Choose what to learn from, in the groups' order. Here: one example per response."""
+        return one_by_one(groups)
 
+    @abstractmethod
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Give each example its advantages, pairs or labels: exactly one experience an example, in order."""
-        ...
+        """Give each example its advantages, pairs or labels: exactly one experience per example, in order."""
 
+    @abstractmethod
     def objectives(self) -> Mapping[str, Objective]:
         """The losses by name. A trained role's loss has the role's name; others (ptx) are named by their batches."""
-        ...
 
     def after_pass(self, metrics: Metrics) -> bool:
-        """Hear the figures of one pass over the batch: its objectives' metrics, averaged over the pass's optimizer
-        steps. Returns whether another pass over the same batch may follow (PPO's early stop by KL)."""
-        ...
+        """Whether another pass over the same batch may follow (PPO's early stop by KL). `metrics` are those of the
+        losses, averaged over the optimizer steps of the pass that just ended."""
+        return True
 
     def state(self) -> dict[str, Json]:
         """What must survive a restart."""
-        ...
+        return {}
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        """Continue from `state`."""
-        ...
+        """Continue from what `state` returned."""
+        del state

@@ -1,5 +1,6 @@
 """What the critic-free methods share: an answer's advantage is its reward against a baseline made of rewards."""
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -7,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
-from rlhf.algorithms.base import Needs, Objective
+from rlhf.algorithms.base import Algorithm, Needs, Objective
 from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
@@ -15,7 +16,7 @@ from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Su
 from rlhf.algorithms.ppo_objectives import kl_in_loss
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.rewards import at_end, kl_penalty
-from rlhf.algorithms.sequences import is_empty, one_by_one
+from rlhf.algorithms.sequences import is_empty
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection
 from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
@@ -24,7 +25,7 @@ EPSILON = 1e-6
 """Beside a group's deviation: rewards that differ by less than this, as float32 does by chance, stay nearly equal."""
 
 
-class CriticFree:
+class CriticFree(Algorithm):
     """A member says what an answer is worth against the others (`advantages`); all else is settings."""
 
     greedy_baseline: ClassVar[bool] = False
@@ -40,10 +41,10 @@ class CriticFree:
             greedy_baseline=self.greedy_baseline,
         )
 
+    @abstractmethod
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
-        """Advantages of the answers to one prompt, one number a token: `rewards[i]` are those of answer i's tokens,
-        at least one; `greedy` is the score of the greedy answer, where `greedy_baseline` asks for it."""
-        raise NotImplementedError
+        """Advantages of the responses to one prompt, one number per token: `rewards[i]` are those of response i's
+        tokens, at least one; `greedy` is the score of the greedy response, where `greedy_baseline` asks for it."""
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether anything tells the answers apart, where that matters; answers without tokens tell nothing."""
@@ -53,10 +54,6 @@ class CriticFree:
             if not is_empty(group.prompt, response)
         ]
         return not (self._section.dynamic_sampling and are_equal(np.array(scores)))
-
-    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One example an answer."""
-        return one_by_one(groups)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Rewards, then advantages within each prompt's answers, then over the batch. Answers without tokens are in

@@ -2,20 +2,20 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import CustomSection
 from rlhf.errors import ConfigError
 
-METHODS = ("keep", "select", "credit", "objectives", "after_pass", "state", "restore")
-
 
 def custom(section: CustomSection) -> Algorithm:
     """Import `module:Class`, also from the folder that the run was started in, and make it from its section.
 
-    Raises ConfigError where it cannot be imported or is no `Algorithm`. What the class's own constructor raises is its
-    own business and passes.
+    Raises ConfigError where it cannot be imported or is not a complete `Algorithm`. What the class's own constructor
+    raises passes through.
     """
     module, _, name = section.algorithm.partition(":")
     here = str(Path.cwd())
@@ -27,13 +27,14 @@ def custom(section: CustomSection) -> Algorithm:
         raise ConfigError(f"algo.algorithm: {module} cannot be imported: {error}.") from error
     if not isinstance(found, type):
         raise ConfigError(f"algo.algorithm: {module} has no class {name}.")
-    missing = [method for method in METHODS if not callable(dict(_members(found)).get(method))]
-    if missing:
-        raise ConfigError(f"algo.algorithm: {section.algorithm} has no {', '.join(missing)}; see Algorithm.")
-    algorithm: Algorithm = found(section)
+    if not issubclass(found, Algorithm):
+        raise ConfigError(
+            f"algo.algorithm: {section.algorithm} is not an Algorithm; derive it from rlhf.algorithms.base.Algorithm."
+        )
+    if found.__abstractmethods__:
+        raise ConfigError(f"algo.algorithm: {section.algorithm} has no {', '.join(sorted(found.__abstractmethods__))}.")
+    make = cast(Callable[[CustomSection], Algorithm], found)
+    algorithm = make(section)
+    if "needs" not in vars(algorithm) and "needs" not in vars(found):
+        raise ConfigError(f"algo.algorithm: {section.algorithm} does not set `needs` in its constructor.")
     return algorithm
-
-
-def _members(found: type) -> list[tuple[str, object]]:
-    """What the class and its bases define; the nearest definition comes last."""
-    return [item for base in reversed(found.__mro__) for item in vars(base).items()]

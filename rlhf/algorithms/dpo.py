@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import Needs, Objective
+from rlhf.algorithms.base import Algorithm, Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import DpoSection
 from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
-class DPO:
+class DPO(Algorithm):
     """The policy learns to prefer chosen over rejected more than the reference does. Of a ranking of several answers,
     the best and the worst are the pair."""
 
@@ -23,10 +23,6 @@ class DPO:
             signals=frozenset({Signal.REF_LOG_PROBS} if loss.uses_reference else ()),
             online=False,
         )
-
-    def keep(self, group: ScoredGroup) -> bool:
-        """Every row: what is no pair is dropped by `select`, and counted by its reason."""
-        return True
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair a prompt."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
 from rlhf.algorithms.responses import mean
@@ -20,7 +20,6 @@ from rlhf.types import (
     Example,
     Experience,
     Head,
-    Json,
     LearnedSequence,
     Metrics,
     Role,
@@ -36,7 +35,7 @@ ROUNDING = 1e-9
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
-class KTO:
+class KTO(Algorithm):
     """1 - sigmoid(beta * (LR - z0)) for a good answer, 1 - sigmoid(beta * (z0 - LR)) for a bad one, each times the
     weight of its label; the mean over the answers of the step. LR = log(policy / reference) of the whole answer; z0 =
     max(0, mean LR of answers beside prompts that they do not answer): how far the policy has moved in general.
@@ -142,15 +141,6 @@ class KTO:
         loss = losses.sum() / max(batch.denominators.examples, 1.0)
         entropy = entropy_of(outputs, batch) * token_mean(batch)
         return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
-
-    def state(self) -> dict[str, Json]:
-        return {}
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        pass
 
 
 def kto(log_ratios: torch.Tensor, desirable: torch.Tensor, *, z0: float, beta: float) -> torch.Tensor:

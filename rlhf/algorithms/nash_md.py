@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs, version_of
 from rlhf.config.algo import NashMdSection
-from rlhf.types import Example, Experience, FinishReason, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
+from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, ScoredGroup, Signal, Signals
 
 
-class NashMD:
+class NashMD(Algorithm):
     """The first answer of each group is the policy's; the last, its opponent, is drawn from the mixture of policy and
     reference and is not learned from. Both were scored, or judged against each other."""
 
@@ -28,9 +28,6 @@ class NashMD:
             mixture=section.mixture,
             opponents=1,
         )
-
-    def keep(self, group: ScoredGroup) -> bool:
-        return True
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One answer a prompt, with its reward and its opponent's. A group where either of the two holds no token is
@@ -73,15 +70,6 @@ class NashMD:
         loss = -(ratio * advantages).sum() / max(batch.denominators.examples, 1.0)
         entropy = entropy_of(outputs, batch) * token_mean(batch)
         return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss, "policy/entropy": entropy.sum()}))
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
-
-    def state(self) -> dict[str, Json]:
-        return {}
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        pass
 
 
 def duel(group: ScoredGroup) -> Example | None:

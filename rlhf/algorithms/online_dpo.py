@@ -3,7 +3,7 @@ BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import EmaReference, Needs, Objective
+from rlhf.algorithms.base import Algorithm, EmaReference, Needs, Objective
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
@@ -11,7 +11,7 @@ from rlhf.config.algo import OnlineDpoSection
 from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
-class OnlineDPO:
+class OnlineDPO(Algorithm):
     """The best answer of each group against its worst. A group whose answers all got the same reward is sampled in
     vain: it is dropped and counted, and no other is drawn in its place."""
 
@@ -30,9 +30,6 @@ class OnlineDPO:
             ema_reference=ema_reference(section),
             mixture=section.mixture,
         )
-
-    def keep(self, group: ScoredGroup) -> bool:
-        return True
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair a prompt."""

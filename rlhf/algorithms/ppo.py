@@ -9,14 +9,13 @@ from functools import partial
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
 from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
 from rlhf.algorithms.rewards import RewardShaper
-from rlhf.algorithms.sequences import one_by_one
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
 from rlhf.types import (
@@ -26,13 +25,12 @@ from rlhf.types import (
     Json,
     Metrics,
     Role,
-    ScoredGroup,
     Signal,
     Signals,
 )
 
 
-class PPO:
+class PPO(Algorithm):
     """Policy and critic learn from answers that the policy sampled and something scored.
 
     r_t = -beta * (lp_t - lp_ref_t) + [t is the last token] * score; delta_t = r_t + gamma * V_{t+1} - V_t;
@@ -57,13 +55,6 @@ class PPO:
             | {Signal.VALUES}
             | ({Signal.REF_LOG_PROBS} if section.uses_reference else set()),
         )
-
-    def keep(self, group: ScoredGroup) -> bool:
-        return True
-
-    def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One example an answer."""
-        return one_by_one(groups)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Shape the scores into token rewards, then estimate what each action was worth."""

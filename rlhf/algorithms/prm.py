@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import after_prompt, is_empty, join
@@ -17,7 +17,6 @@ from rlhf.types import (
     Experience,
     FloatArray,
     Head,
-    Json,
     LearnedSequence,
     Metrics,
     Prompt,
@@ -29,7 +28,7 @@ from rlhf.types import (
 )
 
 
-class PRM:
+class PRM(Algorithm):
     """-(label * log sigmoid(s) + (1 - label) * log(1 - sigmoid(s))) at the last token of each step, the mean over all
     steps of the optimizer step: the score s is the log-odds that the step is right. As a source of rewards
     (`type: prm`), an answer's steps are made one number by their minimum, mean, product, or the last.
@@ -93,15 +92,6 @@ class PRM:
         return LossOutput(
             loss=loss, metrics=to_metrics({"reward/loss": loss, "reward/accuracy": (agrees * weights).sum()})
         )
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
-
-    def state(self) -> dict[str, Json]:
-        return {}
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        pass
 
 
 def step_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import bradley_terry, to_metrics
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import RmSection
-from rlhf.types import Example, Experience, Head, Json, LearnedSequence, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Head, LearnedSequence, Metrics, Role, ScoredGroup, Signals
 
 
-class RM:
+class RM(Algorithm):
     """-log sigmoid(R(better) - R(worse) - margin), the mean over all pairs of a prompt, then over prompts. All answers
     to a prompt are one example: a ranking of K costs K forward passes, not K * (K - 1).
 
@@ -77,15 +77,6 @@ class RM:
             "reward/rejected": over_pairs(scores[worse]),
         }
         return LossOutput(loss=total, metrics=to_metrics(metrics))
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
-
-    def state(self) -> dict[str, Json]:
-        return {}
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        pass
 
 
 def rank(group: ScoredGroup) -> Example:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.algorithms.sequences import is_empty, join
@@ -11,7 +11,6 @@ from rlhf.types import (
     Example,
     Experience,
     Head,
-    Json,
     LearnedSequence,
     Metrics,
     Role,
@@ -20,7 +19,7 @@ from rlhf.types import (
 )
 
 
-class SFT:
+class SFT(Algorithm):
     """-sum_t lp_t over the tokens of the answer, over all answer tokens of the step: the policy imitates; in a
     conversation, the assistant's turns only."""
 
@@ -59,12 +58,3 @@ class SFT:
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         loss = negative_log_likelihood(outputs.predictions, batch)
         return LossOutput(loss=loss, metrics=to_metrics({"policy/loss": loss}))
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
-
-    def state(self) -> dict[str, Json]:
-        return {}
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        pass

@@ -19,6 +19,31 @@ from tests.unit.algorithms.build import prompt, rollout, tensor_batch
 PAGE = Path(__file__).parents[3] / "docs" / "adding_an_algorithm.md"
 
 
+UNFINISHED = """
+from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.types import Head, Role, Signal
+
+class Alike:
+    def keep(self, group): return True
+
+class Half(Algorithm):
+    def keep(self, group): return True
+
+class Needless(Algorithm):
+    def __init__(self, section): pass
+    def credit(self, examples, signals): ...
+    def objectives(self): ...
+
+class Asking(Needless):
+    def __init__(self, section):
+        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS}, signals=frozenset({Signal.VALUES}))
+
+class Dreaming(Needless):
+    def __init__(self, section):
+        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS}, signals=frozenset({Signal.RETURNS}))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder that holds the page's file."""
@@ -69,10 +94,14 @@ def test_the_shown_algorithm_learns_the_best_answer(folder: Path) -> None:
         ("absent:Thing", "absent cannot be imported"),
         ("best_of_group:Absent", "best_of_group has no class Absent"),
         ("best_of_group:join", "best_of_group has no class join"),
-        ("unfinished:Half", "unfinished:Half has no select, credit, objectives, after_pass, state, restore"),
+        ("unfinished:Half", "unfinished:Half has no credit, objectives"),
+        ("unfinished:Alike", "unfinished:Alike is not an Algorithm; derive it from"),
+        ("unfinished:Needless", "unfinished:Needless does not set `needs`"),
+        ("unfinished:Asking", "needs.signals: values comes from the critic; add it to needs.trains"),
+        ("unfinished:Dreaming", "needs.signals: no model computes returns; choose from old_log_probs, values, "),
     ],
 )
 def test_what_is_no_algorithm_is_refused(folder: Path, name: str, message: str) -> None:
-    (folder / "unfinished.py").write_text("class Half:\n    def keep(self, group): return True\n")
+    (folder / "unfinished.py").write_text(UNFINISHED)
     with pytest.raises(ConfigError, match=message):
         build_algorithm(CustomSection(algorithm=name))
