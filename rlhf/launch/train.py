@@ -9,6 +9,7 @@ from rlhf.actors.cluster import Cluster
 from rlhf.actors.stragglers import Stragglers
 from rlhf.actors.waiting import CallObserver
 from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.base import Needs
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import dump_config, short_summary
 from rlhf.config.methods import method_name
@@ -23,6 +24,7 @@ from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import Console
 from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.preemption import StopRequest
+from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
@@ -62,6 +64,7 @@ def run_training(
     tokenizer = load_run_tokenizer(config, algorithm)
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
+    fresh = initial_state(config, algorithm.needs, data.fingerprint)
     # Absolute: workers write to it too, and may have another working directory.
     folder = Path(config.run.dir, config.run.name).absolute()
     with (
@@ -70,26 +73,12 @@ def run_training(
     ):
         console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder}")
         console.say(short_summary(config))
-        fresh = RunState(
-            step=0,
-            seed=config.run.seed,
-            ranks={role: config.models[role.value].num_ranks for role in algorithm.needs.trains},
-            config=config.model_dump(mode="json"),
-            data_fingerprint=data.fingerprint,
-        )
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
-        with records.recording_failure():
-            cluster = Cluster(
-                config.cluster,
-                f"rlhf-{config.run.name}",
-                directory.log_folder,
-                observers=[Stragglers(records.warn), *observers],
-            )
-        with cluster, stop.listening(), records.open():
+        with open_cluster(config, records, observers) as cluster, stop.listening(), records.open():
             attempts = RunAttempts(
                 config=config,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
@@ -110,11 +99,29 @@ def run_training(
                 stop=stop,
                 note=records.note,
             )
-        return TrainResult(
-            run_dir=directory.path,
-            model=directory.model,
-            step=length.num_steps,
-            metrics=last_metrics(directory.metrics),
+        metrics = last_metrics(directory.metrics)
+        return TrainResult(run_dir=directory.path, model=directory.model, step=length.num_steps, metrics=metrics)
+
+
+def initial_state(config: TrainConfig, needs: Needs, data_fingerprint: str) -> RunState:
+    """The state of a run before its first step."""
+    return RunState(
+        step=0,
+        seed=config.run.seed,
+        ranks={role: config.models[role.value].num_ranks for role in needs.trains},
+        config=config.model_dump(mode="json"),
+        data_fingerprint=data_fingerprint,
+    )
+
+
+def open_cluster(config: TrainConfig, records: Records, observers: Sequence[CallObserver]) -> Cluster:
+    """Join or start Ray. A failure is recorded in the run directory."""
+    with records.recording_failure():
+        return Cluster(
+            config.cluster,
+            f"rlhf-{config.run.name}",
+            records.directory.log_folder,
+            observers=[Stragglers(records.warn), *observers],
         )
 
 

@@ -156,6 +156,16 @@ def test_a_file_is_one_noun(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert {f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 60} == set()
+
+
 def test_the_process_of_a_reward_function_imports_no_torch() -> None:
     """It would take seconds at each start, and half a gigabyte."""
     script = "import sys, rlhf.actors.workers, rlhf.engines.rewards; sys.exit('torch' in sys.modules)"
