@@ -44,8 +44,8 @@ class Head(StrEnum):
 
 
 class Signal(StrEnum):
-    """What a per-token array of a sequence holds. A new one is a member here and whoever produces it: a model
-    (`SCORED_BY`), or an algorithm's `credit`."""
+    """What a per-token array of a sequence holds. Computed by a model (`SCORED_BY`) or by an algorithm's
+    `credit`; a new one is one more member and the code that computes it."""
 
     OLD_LOG_PROBS = "old_log_probs"
     """Log-prob of the token by the policy before the step (the behavior policy)."""
@@ -89,7 +89,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the policy answers. `text` is the rendered prompt whose tokens are `token_ids`."""
+    """A prompt. `text` is the rendered prompt whose tokens are `token_ids`."""
 
     id: str
     token_ids: IntArray
@@ -114,7 +114,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRequest:
-    """One answer asked of a rollout engine. The seed alone decides its tokens, whatever else is in the batch."""
+    """A request for one response. Its seed alone decides the tokens, whatever else is in the batch."""
 
     id: str
     prompt_id: str
@@ -146,7 +146,7 @@ class Response:
 class Rollout(Response):
     """A sampled response: the engine's token ids and its own log-probs of them [n], never edited.
 
-    `weight_version` is the oldest policy version that took part in sampling. A stop token that was sampled is the
+    `weight_version` is the oldest policy version that sampled one of its tokens. A stop token that was sampled is the
     last token of the response; one that was not sampled is never appended.
     """
 
@@ -223,8 +223,7 @@ class Example:
 
 
 Signals: TypeAlias = Mapping[Signal, tuple[FloatArray, ...]]
-"""What the models computed for one example: for each signal that the algorithm asked for, one array for each of the
-example's sequences. Log-probs and values are known where `loss_mask` is True, and 0 elsewhere."""
+"""Model outputs for one example: per signal in `needs.signals`, one array [n] per sequence; 0 outside `loss_mask`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,11 +255,8 @@ class Experience:
 class PackedTokens:
     """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T.
 
-    `wanted` [T] says of which tokens the log-probs are wanted: the output layer, whose rows are as wide as the
-    vocabulary, leaves the others out, and what it says of them is 0. None: of all.
-
-    `temperature` divides the logits; None: the one that the model's answers are sampled at. Text that nobody sampled is
-    read at 1.
+    `wanted` [T]: the tokens whose log-probs are computed, 0 elsewhere, which saves rows of the output layer (each as
+    wide as the vocabulary). None: all. `temperature` divides the logits; None: the sampling temperature of the run.
     """
 
     token_ids: IntArray
@@ -316,9 +312,8 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Figures of a step. `sums` were divided by global denominators already, so adding them over micro-batches and
-    ranks gives the mean of the step; `maxima` combine by max. `warnings` are what credit has to tell the user; the loop
-    tells them."""
+    """Metrics of a step. `sums` were divided by global denominators already, so adding them over micro-batches and
+    ranks gives the mean of the step; `maxima` combine by max. `warnings` are shown to the user."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
     maxima: Mapping[str, float] = field(default_factory=dict)

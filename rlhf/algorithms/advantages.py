@@ -1,7 +1,7 @@
-"""Credit: what each action was worth. Numpy in float64, on the driver, over the model's own tokens only.
+"""Advantage estimators, in numpy float64, on the driver.
 
-Arrays hold one entry a *model* token: what an environment or a user wrote into an answer was taken out before, so
-that no recursion steps through it.
+Arrays hold one entry per token that the model wrote: tokens of an environment or a user were removed before, so
+recursions over time (GAE, reward-to-go) skip them.
 """
 
 from collections.abc import Sequence
@@ -26,34 +26,34 @@ def gae(rewards: Floats, values: Floats, *, gamma: float, gae_lambda: float) -> 
     return advantages, advantages + values
 
 
-def whole_answer(rewards: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """The whole answer is one action, taken in the prompt's state: [n], [n] -> advantage [1], return [1].
+def whole_response(rewards: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """The whole response is one action, taken in the prompt's state: [n], [n] -> advantage [1], return [1].
 
-    An answer without tokens is no action: both are empty.
+    For a response without tokens both are empty.
     """
     returns = rewards.sum(keepdims=True) if len(rewards) else rewards
     return returns - values[:1], returns
 
 
-def to_go(rewards: Floats) -> Floats:
-    """[n] -> [n]: what each token has still to come, its own reward included."""
-    reward_to_go: Floats = np.cumsum(rewards[::-1])[::-1]
-    return reward_to_go
+def reward_to_go(rewards: Floats) -> Floats:
+    """[n] -> [n]: the sum of the rewards from each token on, its own included (no discount)."""
+    total: Floats = np.cumsum(rewards[::-1])[::-1]
+    return total
 
 
 def are_equal(rewards: Floats) -> bool:
-    """Whether nothing tells the rewards apart, tested exactly: rounding around a mean would invent a difference, and
-    a small epsilon beside a deviation of 0 would make it large."""
+    """Whether all rewards are equal, compared exactly. Subtracting a mean would leave a rounding error, which division
+    by a deviation near 0 would make large."""
     return not len(rewards) or bool(rewards.max() == rewards.min())
 
 
 def group_mean_baseline(rewards: Floats) -> Floats:
-    """r_i - mean(r), of one prompt's answers (Shao et al. 2024); exactly 0 where they are equal."""
+    """r_i - mean(r), of one prompt's responses (Shao et al. 2024); exactly 0 where they are equal."""
     return np.zeros_like(rewards) if are_equal(rewards) else rewards - float(rewards.mean())
 
 
 def leave_one_out(rewards: Floats) -> Floats:
-    """r_i - mean of the others, of one prompt's answers (Kool et al. 2019); exactly 0 where they are equal."""
+    """r_i - mean of the others, of one prompt's responses (Kool et al. 2019); exactly 0 where they are equal."""
     if are_equal(rewards):
         return np.zeros_like(rewards)
     return rewards - (float(rewards.sum()) - rewards) / (len(rewards) - 1)
@@ -65,7 +65,7 @@ def deviation(numbers: Floats, *, sample: bool) -> float:
 
 
 def whiten(advantages: Sequence[Floats], *, sample: bool = False) -> list[Floats]:
-    """Shift and scale to mean 0 and variance 1 over all actions of all answers.
+    """Shift and scale to mean 0 and variance 1 over all actions of all responses.
 
     Equal advantages become exactly 0.
     """
@@ -77,7 +77,7 @@ def whiten(advantages: Sequence[Floats], *, sample: bool = False) -> list[Floats
 
 
 def explained_variance(advantages: Floats, returns: Floats) -> float:
-    """Share of the returns' variance that the critic foresaw: 1 - Var(return - V) / Var(return), where A = return - V.
+    """Share of the returns' variance that the critic explains: 1 - Var(return - V) / Var(return), where A = return - V.
 
     0 where the returns do not vary.
     """

@@ -40,9 +40,9 @@ class Needs:
     are the per-token arrays that models compute before credit, out of those in `rlhf.types.SCORED_BY`.
 
     `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
-    reference is started. `greedy_baseline`: one more answer to each prompt is drawn greedily and scored. `mixture`: the
-    share of the reference in the geometric mixture that answers are drawn from; `opponents`, how many of the last
-    answers of each group are: None for all.
+    reference is started. `greedy_baseline`: one more response per prompt is sampled greedily and scored. `mixture`: the
+    share of the reference in the geometric mixture that responses are sampled from; `opponents`: how many of the last
+    responses of each group are sampled from it, None for all.
     """
 
     trains: Mapping[Role, Head]

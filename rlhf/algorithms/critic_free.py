@@ -1,4 +1,4 @@
-"""What the critic-free methods share: an answer's advantage is its reward against a baseline made of rewards."""
+"""What the critic-free methods share: a response's advantage is its reward minus a baseline made of rewards."""
 
 from abc import abstractmethod
 from collections import defaultdict
@@ -14,7 +14,7 @@ from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
-from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
+from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import at_end, kl_penalty
 from rlhf.algorithms.sequences import is_empty
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
@@ -26,14 +26,14 @@ EPSILON = 1e-6
 
 
 class CriticFree(Algorithm):
-    """A member says what an answer is worth against the others (`advantages`); all else is settings."""
+    """Each method computes its `advantages`; everything else follows from its settings."""
 
     greedy_baseline: ClassVar[bool] = False
 
     def __init__(self, section: CriticFreeSection) -> None:
         self._section = section
         self._kl = kl_controller(section.kl)
-        self._sameness = ZeroAdvantageWatch()
+        self._zero_advantage = ZeroAdvantageWatch()
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS},
             signals=old_policy_signals(section.correction)
@@ -47,7 +47,7 @@ class CriticFree(Algorithm):
         tokens, at least one; `greedy` is the score of the greedy response, where `greedy_baseline` asks for it."""
 
     def keep(self, group: ScoredGroup) -> bool:
-        """Whether anything tells the answers apart, where that matters; answers without tokens tell nothing."""
+        """With dynamic sampling: whether the rewards of the group differ. Responses without tokens do not count."""
         scores = [
             reward.total
             for response, reward in zip(group.responses, group.rewards, strict=True)
@@ -56,47 +56,49 @@ class CriticFree(Algorithm):
         return not (self._section.dynamic_sampling and are_equal(np.array(scores)))
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Rewards, then advantages within each prompt's answers, then over the batch. Answers without tokens are in
-        no baseline."""
+        """Rewards, then advantages within each prompt's responses, then over the batch. Responses without tokens are
+        left out of baselines."""
         signals = with_old_policy(self._section.correction, examples, signals)
-        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         groups: dict[str, list[int]] = defaultdict(list)
-        for i, answer in enumerate(answers):
-            if len(answer):
+        for i, response in enumerate(responses):
+            if len(response):
                 groups[examples[i].group].append(i)
-        rewards = [self._rewards(answer) for answer in answers]
-        advantages = [np.zeros(0) for _ in answers]
+        rewards = [self._rewards(response) for response in responses]
+        advantages = [np.zeros(0) for _ in responses]
         for members in groups.values():
-            worth = self._worth([rewards[i] for i in members], examples[members[0]].baseline)
-            for i, one in zip(members, worth, strict=True):
+            of_group = self._advantages([rewards[i] for i in members], examples[members[0]].baseline)
+            for i, one in zip(members, of_group, strict=True):
                 advantages[i] = one
         if self._section.scale == "batch":
             advantages = whiten(advantages, sample=self._section.std == "sample")
-        weights, weight_metrics = importance_weights(self._section.correction, answers)
+        weights, weight_metrics = importance_weights(self._section.correction, responses)
         experiences = [
-            Experience(id=example.id, sequences=(credited(example, signal, a * w),), coefficients={"kl": self._kl.coef})
+            Experience(
+                id=example.id, sequences=(with_credit(example, signal, a * w),), coefficients={"kl": self._kl.coef}
+            )
             for example, signal, a, w in zip(examples, signals, advantages, weights, strict=True)
         ]
-        in_groups = [[answers[i] for i in members] for members in groups.values()]
-        metrics = describe(answers) + weight_metrics + self._figures(in_groups, rewards, advantages)
-        spoken = [answer.kl for answer in answers if len(answer)]
-        self._kl.update(mean(spoken), len(spoken))
+        in_groups = [[responses[i] for i in members] for members in groups.values()]
+        metrics = ref_kl_metrics(responses) + weight_metrics + self._metrics(in_groups, rewards, advantages)
+        non_empty = [response.kl for response in responses if len(response)]
+        self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
 
-    def _rewards(self, answer: ResponseTokens) -> Floats:
-        """Of each token: the score and the punishment of length on the last, the KL on all where it acts here."""
+    def _rewards(self, response: ResponseTokens) -> Floats:
+        """Of each token: the score and the length penalty on the last, the KL on all where it acts here."""
         coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
-        score = answer.score + self._overlong(answer)
-        return at_end(score, len(answer)) + kl_penalty(answer, self._section.estimator, coef)
+        score = response.score + self._overlong(response)
+        return at_end(score, len(response)) + kl_penalty(response, self._section.estimator, coef)
 
-    def _overlong(self, answer: ResponseTokens) -> float:
-        """Soft punishment of length (Yu et al. 2025, eq. 13): 0 up to limit - buffer tokens, then falling to -1."""
+    def _overlong(self, response: ResponseTokens) -> float:
+        """Soft penalty on length (Yu et al. 2025, eq. 13): 0 up to limit - buffer tokens, then falling to -1."""
         limit, buffer = self._section.overlong_limit, self._section.overlong_buffer
         if not buffer or limit is None:
             return 0.0
-        return -min(max(len(answer) - (limit - buffer), 0) / buffer, 1.0)
+        return -min(max(len(response) - (limit - buffer), 0) / buffer, 1.0)
 
-    def _worth(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+    def _advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         advantages = self.advantages(rewards, greedy)
         if self._section.scale != "group":
             return advantages
@@ -119,12 +121,12 @@ class CriticFree(Algorithm):
         )
         return {Role.POLICY: policy}
 
-    def _figures(
+    def _metrics(
         self, groups: Sequence[Sequence[ResponseTokens]], rewards: Sequence[Floats], advantages: Sequence[Floats]
     ) -> Metrics:
-        """How credit turned out, before importance weights."""
+        """Metrics of rewards and advantages, before importance weights."""
         joined = np.concatenate([*advantages, np.zeros(0)])
-        several = [np.array([answer.score for answer in group]) for group in groups if len(group) > 1]
+        several = [np.array([response.score for response in group]) for group in groups if len(group) > 1]
         sums = {
             "kl/coef": self._kl.coef,
             "advantages/mean": mean(joined),
@@ -132,17 +134,14 @@ class CriticFree(Algorithm):
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
             "groups/zero_std": mean([are_equal(scores) for scores in several]),
         }
-        self._sameness.observe(joined)
+        self._zero_advantage.observe(joined)
         if self._section.overlong_buffer:
-            sums["reward/overlong"] = mean([self._overlong(answer) for group in groups for answer in group])
-        return Metrics(sums=sums, warnings=self._sameness.warnings())
-
-    def after_pass(self, metrics: Metrics) -> bool:
-        return True
+            sums["reward/overlong"] = mean([self._overlong(response) for group in groups for response in group])
+        return Metrics(sums=sums, warnings=self._zero_advantage.warnings())
 
     def state(self) -> dict[str, Json]:
-        return {**self._kl.state(), **self._sameness.state()}
+        return {**self._kl.state(), **self._zero_advantage.state()}
 
     def restore(self, state: Mapping[str, Json]) -> None:
         self._kl.restore(state)
-        self._sameness.restore(state)
+        self._zero_advantage.restore(state)

@@ -10,7 +10,7 @@ from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGro
 
 
 class DPO(Algorithm):
-    """The policy learns to prefer chosen over rejected more than the reference does. Of a ranking of several answers,
+    """The policy learns to prefer chosen over rejected more than the reference does. Of a ranking of several responses,
     the best and the worst are the pair."""
 
     def __init__(self, section: DpoSection) -> None:

@@ -9,22 +9,22 @@ from rlhf.algorithms.critic_free import CriticFree
 
 
 class GRPO(CriticFree):
-    """A_i = (r_i - mean(r)) / std(r) over the answers to one prompt, the same for every token of answer i; the loss is
+    """A_i = (r_i - mean(r)) / std(r) over the responses to one prompt, the same at each token of a response. The loss:
     -min(rho_t * A, clip(rho_t) * A) + beta * rho_t * k3 (the ratio: the old policy sampled). `ratio: sequence` with
-    `aggregation: seq-mean-token-mean` clips the whole answer's ratio instead, as R1 does (DeepSeek-AI 2025,
+    `aggregation: seq-mean-token-mean` clips the whole response's ratio instead, as R1 does (DeepSeek-AI 2025,
     arXiv:2501.12948).
 
     Shao et al. 2024, arXiv:2402.03300.
     """
 
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
-        worth = group_mean_baseline(np.array([reward.sum() for reward in rewards]))
-        return [np.full(len(reward), one) for reward, one in zip(rewards, worth, strict=True)]
+        advantages = group_mean_baseline(np.array([reward.sum() for reward in rewards]))
+        return [np.full(len(reward), one) for reward, one in zip(rewards, advantages, strict=True)]
 
 
 class DrGRPO(GRPO):
-    """A_i = r_i - mean(r), and an answer's token losses are summed over a constant instead of its length: neither easy
-    prompts nor short answers weigh more.
+    """A_i = r_i - mean(r), and a response's token losses are summed over a constant instead of its length: neither easy
+    prompts nor short responses weigh more.
 
     Liu et al. 2025, arXiv:2503.20783.
     """
@@ -39,7 +39,7 @@ class DAPO(GRPO):
 
 
 class GSPO(GRPO):
-    """GRPO with s_i = exp(mean_t(lp_t - lp_old_t)) in place of the token's ratio: one ratio, one clip for each answer,
+    """GRPO with s_i = exp(mean_t(lp_t - lp_old_t)) in place of the token's ratio: one ratio and one clip per response,
     -min(s_i * A_i, clip(s_i) * A_i).
 
     Zheng et al. 2025, arXiv:2507.18071.

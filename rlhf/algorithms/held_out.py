@@ -1,4 +1,4 @@
-"""An algorithm's own figures on rows that it does not learn from."""
+"""The metrics of an algorithm's losses on held-out rows."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from rlhf.algorithms.base import Algorithm, Outputs, TensorBatch
 from rlhf.types import FloatArray, Metrics, TrainBatch
 
 
-def held_out_metrics(algorithm: Algorithm, batches: Sequence[TrainBatch], said: Sequence[FloatArray]) -> Metrics:
-    """What the algorithm's losses report about micro-batches, given what the model's head said about each: [T] or [S].
-    Entropy is not known here, so figures of it are left out. Nothing has a gradient."""
+def held_out_metrics(algorithm: Algorithm, batches: Sequence[TrainBatch], outputs: Sequence[FloatArray]) -> Metrics:
+    """Metrics of the algorithm's losses on micro-batches, from the model's outputs for each, [T] or [S]. There is no
+    gradient. Entropy is not computed here, so its metrics are left out."""
     objectives, cpu = algorithm.objectives(), torch.device("cpu")
-    figures = [
+    metrics = [
         objectives[batch.objective](Outputs(predictions=torch.tensor(array)), TensorBatch.from_numpy(batch, cpu))
-        for batch, array in zip(batches, said, strict=True)
+        for batch, array in zip(batches, outputs, strict=True)
         if not batch.is_padding
     ]
-    return sum((output.metrics for output in figures), Metrics())
+    return sum((output.metrics for output in metrics), Metrics())

@@ -1,10 +1,11 @@
-"""Importance weights: what was sampled by other weights, or by other arithmetic, than the trainer's.
+"""Importance weights for responses that were sampled with other weights, or other arithmetic, than the trainer's.
 
 The sampler drew from q, the trainer's ratio is taken against its own p of the same tokens; p / q is the missing factor
 of an unbiased gradient. It is never negative and has no gradient, so multiplying the advantages by it is the same as
 multiplying the loss: w * min(ratio * A, clip(ratio) * A) = min(ratio * w * A, clip(ratio) * w * A).
 
-Or the ratio is taken against q in the first place, and p is never measured: q is then the old policy.
+`truncate` caps the weight: truncated importance sampling (TIS, Yao et al. 2025). `mask` sets weights outside a band to
+0: IcePop (Ling Team 2025). `ratio` computes no p: the policy's ratio is taken against q, which is then the old policy.
 """
 
 from collections.abc import Sequence
@@ -36,12 +37,12 @@ def with_old_policy(
     if not isinstance(correction, RatioToSampler):
         return signals
     for example in examples:
-        said = example.sampler_log_probs[0][example.sequences[0].loss_mask]
-        if not np.isfinite(said).all():
-            wrong = len(said) - int(np.isfinite(said).sum())
+        log_probs = example.sampler_log_probs[0][example.sequences[0].loss_mask]
+        if not np.isfinite(log_probs).all():
+            wrong = len(log_probs) - int(np.isfinite(log_probs).sum())
             raise NumericsError(
-                f"sampler: {example.id}: {wrong} of {len(said)} log-probs are not finite, and algo.correction ratio "
-                "takes them for the old policy's. Look at the sampler's dtype, or choose another correction"
+                f"sampler: {example.id}: {wrong} of {len(log_probs)} log-probs are not finite, and algo.correction "
+                "ratio takes them for the old policy's. Look at the sampler's dtype, or choose another correction"
             )
     return [
         {**signal, Signal.OLD_LOG_PROBS: example.sampler_log_probs}
@@ -49,17 +50,17 @@ def with_old_policy(
     ]
 
 
-def importance_weights(correction: Correction, answers: Sequence[ResponseTokens]) -> tuple[list[Floats], Metrics]:
-    """The weight of each token of each answer (Yao et al. 2025), all 1 without a correction beside the ratio.
+def importance_weights(correction: Correction, responses: Sequence[ResponseTokens]) -> tuple[list[Floats], Metrics]:
+    """The weight of each token of each response: TIS or IcePop (see above), all 1 for the other corrections.
 
-    A token whose log-prob the sampler gave as NaN or inf has a weight that nobody knows: it gets 0, with its whole
-    answer where weights are those of answers. Raises NumericsError where that happens to more than a few tokens.
+    A token whose sampler log-prob is NaN or inf has weight 0, and so has its whole response where weights are per
+    sequence. Raises NumericsError where the share of such tokens exceeds MAX_UNKNOWN.
     """
     if isinstance(correction, NoCorrection | RatioToSampler):
-        return [np.ones(len(answer)) for answer in answers], Metrics()
-    ratios = [_ratios(answer, correction.level) for answer in answers]
+        return [np.ones(len(response)) for response in responses], Metrics()
+    ratios = [_ratios(response, correction.level) for response in responses]
     joined = np.concatenate([*ratios, np.zeros(0)])
-    unknown = sum(int((~np.isfinite(_sampled(answer))).sum()) for answer in answers)
+    unknown = sum(int((~np.isfinite(_sampled(response))).sum()) for response in responses)
     if unknown > MAX_UNKNOWN * len(joined):
         raise NumericsError(
             f"sampler: {unknown} of {len(joined)} log-probs are not finite, so their importance weights are unknown. "
@@ -70,28 +71,28 @@ def importance_weights(correction: Correction, answers: Sequence[ResponseTokens]
         weights = [np.where(kept, ratio, 0.0) for kept, ratio in zip(inside, ratios, strict=True)]
     else:
         weights = [np.minimum(ratio, correction.cap) for ratio in ratios]
-    return weights, _figures(np.concatenate([*weights, np.zeros(0)]), joined)
+    return weights, _metrics(np.concatenate([*weights, np.zeros(0)]), joined)
 
 
-def _sampled(answer: ResponseTokens) -> npt.NDArray[np.float32]:
-    if answer.sampler_log_probs is None:
+def _sampled(response: ResponseTokens) -> npt.NDArray[np.float32]:
+    if response.sampler_log_probs is None:
         raise ValueError("importance weights need sampler_log_probs, which the example does not hold")
-    return answer.sampler_log_probs
+    return response.sampler_log_probs
 
 
-def _ratios(answer: ResponseTokens, level: str) -> Floats:
-    """p / q of each token, or of the whole answer at each token; 0 where q is unknown."""
-    gap: Floats = answer.old_log_probs - _sampled(answer).astype(np.float64)
+def _ratios(response: ResponseTokens, level: str) -> Floats:
+    """p / q of each token, or of the whole response at each token; 0 where q is unknown."""
+    gap: Floats = response.old_log_probs - _sampled(response).astype(np.float64)
     if level == "sequence":
-        gap = np.full(len(answer), gap.sum())
+        gap = np.full(len(response), gap.sum())
     known = np.isfinite(gap)
     clamped = np.clip(np.where(known, gap, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return np.where(known, np.exp(clamped), 0.0)
 
 
-def _figures(weights: Floats, ratios: Floats) -> Metrics:
-    """Over tokens: the mean weight, the share of weights that were cut, and how many equally weighted tokens the
-    weighted ones are worth (Kish 1965), as a share."""
+def _metrics(weights: Floats, ratios: Floats) -> Metrics:
+    """Over tokens: the mean weight, the share of weights that were cut, and the effective sample size (Kish 1965)
+    as a share of the tokens."""
     if not len(weights):
         return Metrics()
     squares = float(np.square(weights).sum())

@@ -43,7 +43,7 @@ def kl_loss(
 
     Differentiating an estimator alone is not enough: k1's gradient is 0 in expectation, k3's is that of
     KL(ref || policy), and every one forgets that the samples come from the old policy. The ratio to the old policy
-    mends both: k3 carries it inside the gradient (as DeepSeek-V3.2 does), k2 outside.
+    corrects both: k3 carries it inside the gradient (as DeepSeek-V3.2 does), k2 outside.
     """
     ratio = clamped_exp(log_probs - old_log_probs)
     if estimator == "k2":
@@ -63,7 +63,7 @@ class KlController(Protocol):
     coef: float
 
     def update(self, kl: float, num_responses: int) -> None:
-        """Hear the mean KL a response, in nats, of `num_responses` responses."""
+        """Adapt to the mean KL per response, in nats, over `num_responses` responses."""
         ...
 
     def state(self) -> dict[str, Json]: ...

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization: answers that are good or bad, each by itself (Ethayarajh et al. 2024,
+"""Kahneman-Tversky optimization: responses that are good or bad, each by itself (Ethayarajh et al. 2024,
 arXiv:2402.01306)."""
 
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,20 @@ from rlhf.types import (
 )
 
 ADVISED = (1.0, 4 / 3)
-"""Between these lies the total weight of good answers over that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
+"""Between these lies the total weight of good responses over that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
 ROUNDING = 1e-9
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 class KTO(Algorithm):
-    """1 - sigmoid(beta * (LR - z0)) for a good answer, 1 - sigmoid(beta * (z0 - LR)) for a bad one, each times the
-    weight of its label; the mean over the answers of the step. LR = log(policy / reference) of the whole answer; z0 =
-    max(0, mean LR of answers beside prompts that they do not answer): how far the policy has moved in general.
+    """1 - sigmoid(beta * (LR - z0)) for a good response, 1 - sigmoid(beta * (z0 - LR)) for a bad one, each times the
+    weight of its label; the mean over the responses of the step. LR = log(policy / reference) of the whole response;
+    z0 = max(0, mean LR of responses beside prompts that they do not answer): how far the policy has moved in general.
 
     z0 is estimated on the driver, over the whole optimizer step, by the policy as it was before it. It is one number
     for every micro-batch and rank, and has no gradient. Where a step knows one prompt only, it is 0. A step whose
-    answers are all of one label is learned from like any other: each answer has a loss of its own.
+    responses are all of one label is learned from like any other: each response has a loss of its own.
 
     Ethayarajh et al. 2024, arXiv:2402.01306.
     """
@@ -71,7 +71,7 @@ class KTO(Algorithm):
         return with_mismatched(labeled)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Estimate z0 and the class weights; label each answer."""
+        """Estimate z0 and the class weights; label each response."""
         labels = np.array([label_of(example) for example in examples], dtype=np.bool_)
         log_ratios = [self._log_ratio(example, signal, 0) for example, signal in zip(examples, signals, strict=True)]
         mismatched = [
@@ -115,7 +115,7 @@ class KTO(Algorithm):
         return experiences, Metrics(sums=sums)
 
     def _log_ratio(self, example: Example, signals: Signals, index: int) -> float:
-        """log(policy / reference) of one of the example's answers, in nats, by the policy before the step."""
+        """log(policy / reference) of one of the example's responses, in nats, by the policy before the step."""
         old = learned_tokens(example, signals, Signal.OLD_LOG_PROBS, index)
         ref = learned_tokens(example, signals, Signal.REF_LOG_PROBS, index)
         return float((old - ref).clip(*self._limits).sum())
@@ -130,7 +130,7 @@ class KTO(Algorithm):
         return {Role.POLICY: self._policy_loss}
 
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        """Mean over the step's answers."""
+        """Mean over the step's responses."""
         given, mask = batch.coefficients, batch.loss_mask
         ref_log_probs = masked(present(batch, Signal.REF_LOG_PROBS), mask)
         by_token = (masked(outputs.predictions, mask) - ref_log_probs).clamp(*self._limits)
@@ -144,16 +144,16 @@ class KTO(Algorithm):
 
 
 def kto(log_ratios: torch.Tensor, desirable: torch.Tensor, *, z0: float, beta: float) -> torch.Tensor:
-    """[S] log(policy / reference) of whole answers, [S] labels -> [S] losses in (0, 1): equation 8 of the paper.
+    """[S] log(policy / reference) of whole responses, [S] labels -> [S] losses in (0, 1): equation 8 of the paper.
 
-    1 - sigmoid(beta * (log_ratio - z0)) for a good answer, 1 - sigmoid(beta * (z0 - log_ratio)) for a bad one.
+    1 - sigmoid(beta * (log_ratio - z0)) for a good response, 1 - sigmoid(beta * (z0 - log_ratio)) for a bad one.
     """
     ahead = beta * (log_ratios - z0)
     return torch.sigmoid(torch.where(desirable, -ahead, ahead))
 
 
 def balance(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
-    """Weights of good and of bad answers that make both labels count the same: the rarer one is weighed up. Where one
+    """Weights of good and of bad responses that make both labels count the same: the rarer one is weighed up. Where one
     label is missing, both weights are 1."""
     if not num_desirable or not num_undesirable:
         return 1.0, 1.0
@@ -162,14 +162,14 @@ def balance(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
 
 
 def imbalance(section: KtoSection | OnlineKtoSection, good: int, bad: int) -> str | None:
-    """What to say of given weights under which so many good and bad answers do not count as they should."""
+    """A warning where given weights do not balance this many good and bad responses."""
     low, high = ADVISED
     share = section.desirable_weight * good / max(section.undesirable_weight * bad, ROUNDING)
     if low - ROUNDING <= share <= high + ROUNDING:
         return None
     return (
-        f"algo.desirable_weight, algo.undesirable_weight: {good} good answers weigh {share:.3g} times as much as {bad} "
-        "bad ones; 1 to 1.33 is advised. Use algo.class_weights=auto."
+        f"algo.desirable_weight, algo.undesirable_weight: {good} good responses weigh {share:.3g} times as much "
+        f"as {bad} bad ones; 1 to 1.33 is advised. Use algo.class_weights=auto."
     )
 
 
@@ -190,7 +190,7 @@ def learned_tokens(example: Example, signals: Signals, signal: Signal, index: in
 
 
 def describe_labels(labels: Bools, rewards: Floats, log_probs: Floats) -> dict[str, float]:
-    """Figures of good and bad answers, each by itself where there are any: implicit rewards, log-probs, and how well
+    """Metrics of good and bad responses, each by itself where there are any: implicit rewards, log-probs, and how well
     the implicit reward tells one from the other (area under the curve; equal rewards count half)."""
     sums = {"labels/desirable": mean(labels), "labels/one_sided": float(labels.all() or not labels.any())}
     for name, of_label in (("desirable", labels), ("undesirable", ~labels)):

@@ -117,7 +117,7 @@ def negative_log_likelihood(log_probs: torch.Tensor, batch: TensorBatch) -> torc
 
 
 def to_metrics(sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor] | None = None) -> Metrics:
-    """Scalars on the device -> figures, in one transfer."""
+    """Scalars on the device -> metrics, in one transfer."""
     maxima = maxima or {}
     numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
     return Metrics(

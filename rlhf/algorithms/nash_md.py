@@ -9,14 +9,14 @@ import numpy as np
 from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
-from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
+from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
 from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs, version_of
 from rlhf.config.algo import NashMdSection
 from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class NashMD(Algorithm):
-    """The first answer of each group is the policy's; the last, its opponent, is drawn from the mixture of policy and
+    """The first response of each group is the policy's; the last, its opponent, is drawn from the mixture of policy and
     reference and is not learned from. Both were scored, or judged against each other."""
 
     def __init__(self, section: NashMdSection) -> None:
@@ -30,27 +30,27 @@ class NashMD(Algorithm):
         )
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One answer a prompt, with its reward and its opponent's. A group where either of the two holds no token is
+        """One response per prompt, with its reward and its opponent's. A group where one of the two holds no token is
         dropped and counted."""
         examples = [duel(group) for group in groups]
-        fought = [example for example in examples if example is not None]
-        self._dropped += len(examples) - len(fought)
-        return fought
+        kept = [example for example in examples if example is not None]
+        self._dropped += len(examples) - len(kept)
+        return kept
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """P(y beats y') - 1/2, less beta times the KL that is still to come: what was spent before a token, the token
-        did not cause. In expectation the gradient is that of the whole answer's KL, at less variance."""
-        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        """P(y beats y') - 1/2 - beta * (the KL from this token on, since earlier tokens do not depend on it). The
+        expected gradient is that of the whole response's KL, with less variance."""
+        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         preferences = [self._preference(*example.rewards) for example in examples]
         experiences = []
-        for example, signal, answer, preference in zip(examples, signals, answers, preferences, strict=True):
-            assert answer.ref_log_probs is not None
-            to_come = np.cumsum((answer.old_log_probs - answer.ref_log_probs)[::-1])[::-1]
-            advantages = preference - 0.5 - self._section.beta * to_come
-            experiences.append(Experience(id=example.id, sequences=(credited(example, signal, advantages),)))
+        for example, signal, response, preference in zip(examples, signals, responses, preferences, strict=True):
+            assert response.ref_log_probs is not None
+            kl_to_go = np.cumsum((response.old_log_probs - response.ref_log_probs)[::-1])[::-1]
+            advantages = preference - 0.5 - self._section.beta * kl_to_go
+            experiences.append(Experience(id=example.id, sequences=(with_credit(example, signal, advantages),)))
         dropped, self._dropped = self._dropped, 0
         sums = {"nash/preference": mean(preferences), "pairs/empty": float(dropped)}
-        return experiences, describe(answers) + Metrics(sums=sums)
+        return experiences, ref_kl_metrics(responses) + Metrics(sums=sums)
 
     def _preference(self, reward: float, opponents: float) -> float:
         """P(y beats y'). Of two that only met each other, the shares of wins are P and 1 - P."""
@@ -73,7 +73,7 @@ class NashMD(Algorithm):
 
 
 def duel(group: ScoredGroup) -> Example | None:
-    """The group's first answer, with its reward and the last answer's."""
+    """The group's first response, with its reward and the last response's."""
     sides = (group.responses[0], group.responses[-1])
     if any(is_empty(group.prompt, response) for response in sides):
         return None

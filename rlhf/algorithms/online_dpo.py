@@ -1,5 +1,5 @@
-"""Online DPO: preferences between the policy's own answers (Guo et al. 2024, arXiv:2402.04792), with the references of
-BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
+"""Online DPO: preferences between the policy's own responses (Guo et al. 2024, arXiv:2402.04792), with the references
+of BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,8 @@ from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Rol
 
 
 class OnlineDPO(Algorithm):
-    """The best answer of each group against its worst. A group whose answers all got the same reward is sampled in
-    vain: it is dropped and counted, and no other is drawn in its place."""
+    """The best response of each group against its worst. A group whose responses all have the same reward is dropped
+    and counted; none is sampled in its place."""
 
     def __init__(self, section: OnlineDpoSection) -> None:
         # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
@@ -71,7 +71,7 @@ def ema_reference(section: OnlineDpoSection) -> EmaReference | None:
 
 
 def distance(examples: Sequence[Example], signals: Sequence[Signals]) -> dict[str, float]:
-    """KL of the policy to the reference (k1) over the paired answers, where both were measured."""
+    """KL of the policy to the reference (k1) over the paired responses, where both were computed."""
     kls: list[FloatArray] = [
         (old - ref)[sequence.loss_mask].astype("float64")
         for example, signal in zip(examples, signals, strict=True)

@@ -6,7 +6,7 @@ from statistics import mean
 
 from rlhf.algorithms.kto import KTO, imbalance
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
-from rlhf.algorithms.responses import ResponseTokens, describe
+from rlhf.algorithms.responses import ResponseTokens, ref_kl_metrics
 from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import OnlineKtoSection
 from rlhf.types import Example, Experience, Metrics, Prompt, Response, ScoredGroup, Signals
@@ -65,7 +65,7 @@ class OnlineKTO(KTO):
         responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
         self._num_empty = self._num_at_mean = 0
-        return experiences, metrics + describe(responses) + Metrics(sums=left_out, warnings=self._check_weights())
+        return experiences, metrics + ref_kl_metrics(responses) + Metrics(sums=left_out, warnings=self._check_weights())
 
     def _check_weights(self) -> tuple[str, ...]:
         """A warning, once, where after the first steps the given weights do not balance the two labels."""

@@ -1,6 +1,6 @@
-"""Losses on pairs of answers as pure functions, one for each `type` of `rlhf.config.algo.PairLoss`.
+"""Losses on pairs of responses as pure functions, one for each `type` of `rlhf.config.algo.PairLoss`.
 
-Each takes P pairs and its settings, and returns a loss [P]. With lp the policy's log-prob of an answer, LR its
+Each takes P pairs and its settings, and returns a loss [P]. With lp the policy's log-prob of a response, LR its
 log-ratio to the reference and h = LR(chosen) - LR(rejected), the formulas stand in the settings' docstrings.
 """
 
@@ -31,10 +31,10 @@ from rlhf.config.algo.preference import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side of P pairs: [P] numbers of whole answers, in nats.
+    """One side of P pairs: [P] numbers of whole responses, in nats.
 
     `log_probs` and `log_ratios` (to the reference; the log-probs themselves where there is none) are sums over an
-    answer's tokens, or means over them for a loss that `averages_tokens`. `lengths` count its tokens.
+    response's tokens, or means over them for a loss that `averages_tokens`. `lengths` count its tokens.
     """
 
     log_probs: torch.Tensor
@@ -44,7 +44,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """P pairs of answers to the same prompts."""
+    """P pairs of responses to the same prompts."""
 
     chosen: Side
     rejected: Side
@@ -134,7 +134,7 @@ def discopop(pairs: Pairs, loss: DiscopopLoss) -> torch.Tensor:
 
 
 def likelihood(side: Side, *, average: bool) -> torch.Tensor:
-    """[P]: log-prob of a whole answer given as sums, or its mean a token."""
+    """[P]: log-prob of a whole response given as sums, or its mean per token."""
     return side.log_probs / side.lengths.clamp(min=1) if average else side.log_probs
 
 

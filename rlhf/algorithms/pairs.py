@@ -1,4 +1,4 @@
-"""Pairs of answers: chosen from groups, measured, and read again from packed micro-batches."""
+"""Pairs of responses: selected from groups, with their log-probs, and read back from packed micro-batches."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ CHOSEN, REJECTED = 1.0, 0.0
 
 
 class PairPicker:
-    """The best answer of each group against its worst: one pair a group, whatever the group's size, so that a step has
-    as many examples as prompts. A group without such a pair is dropped and counted, by its reason:
+    """The best response of each group against its worst: one pair per group of any size, so a step has as many
+    examples as prompts. A group without such a pair is dropped and counted, by its reason:
 
-    - empty: fewer than two answers hold a token to learn from. Aborted answers hold none.
-    - tied: no two different answers have different rewards. Compared exactly: close is not equal.
+    - empty: fewer than two responses hold a token to learn from. Aborted responses hold none.
+    - tied: no two different responses have different rewards. Compared exactly: close is not equal.
     - identical: their rewards differ and their tokens do not (after truncation, say), which no policy can tell apart.
     """
 
     def __init__(self, *, from_policy: bool) -> None:
-        """`from_policy`: the answers' log-probs are those by which the policy sampled them, to compare its own with."""
+        """`from_policy`: the policy sampled the responses, so their sampler log-probs are kept for comparison."""
         self._from_policy = from_policy
         self._dropped: Counter[str] = Counter()
 
@@ -103,15 +103,15 @@ class PairObjective:
         pairs, clamped = self.read(outputs.predictions, batch)
         num_pairs = max(batch.denominators.examples, 1.0)
         loss = self._loss(pairs, self._section).sum() / num_pairs
-        figures = {
+        metrics = {
             "policy/loss": loss,
             **{name: each.sum() / num_pairs for name, each in self._describe(pairs).items()},
         }
         if outputs.entropy is not None:
-            figures["policy/entropy"] = (masked(outputs.entropy, batch.loss_mask) * token_mean(batch)).sum()
+            metrics["policy/entropy"] = (masked(outputs.entropy, batch.loss_mask) * token_mean(batch)).sum()
         if self._section.humanline:
-            figures["pairs/clamped"] = (clamped * token_mean(batch)).sum()
-        return LossOutput(loss=loss, metrics=to_metrics(figures))
+            metrics["pairs/clamped"] = (clamped * token_mean(batch)).sum()
+        return LossOutput(loss=loss, metrics=to_metrics(metrics))
 
     def read(self, predictions: torch.Tensor, batch: TensorBatch) -> tuple[Pairs, torch.Tensor]:
         """The micro-batch's pairs from the policy's log-probs [T]; and [T], 1 where humanline clamped a log-ratio."""
@@ -138,7 +138,7 @@ class PairObjective:
         return Pairs(chosen=side(is_chosen), rejected=side(~is_chosen)), clamped
 
     def _describe(self, pairs: Pairs) -> Mapping[str, torch.Tensor]:
-        """[P] figures. Chosen and rejected apart: a margin may grow while both become less likely."""
+        """[P] metrics. Chosen and rejected apart: a margin may grow while both become less likely."""
         beta = self._section.beta
         return {
             "pairs/accuracy": (1.0 + pairs.h.sign()) / 2.0,

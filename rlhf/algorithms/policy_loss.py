@@ -29,12 +29,12 @@ def each_token(log_ratio: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
 
 
 def whole_sequence(log_ratio: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
-    """The answer is one action: each of its tokens gets log(policy(answer) / old(answer)) (DeepSeek-AI 2025, R1)."""
+    """The response is one action: its tokens get log(policy(response) / old(response)) (DeepSeek-AI 2025, R1)."""
     return masked(sequence_sum(log_ratio, batch.lengths), batch.loss_mask)
 
 
 def sequence_mean_ratio(log_ratio: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
-    """The same over the answer's length: the log of a geometric mean (GSPO, Zheng et al. 2025)."""
+    """The same divided by the response's length: the log of a geometric mean (GSPO, Zheng et al. 2025)."""
     num_tokens = sequence_sum(batch.loss_mask.to(log_ratio.dtype), batch.lengths)
     return whole_sequence(log_ratio, batch) / num_tokens.clamp(min=1.0)
 
@@ -51,7 +51,7 @@ RATIOS: Mapping[Literal["token", "sequence", "sequence-mean"], Ratio] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyTokens:
     """What a surrogate sees. Tensors are [T], 0 where not learned from; `log_ratio` is log(policy / old) of the
-    token, or of its whole answer."""
+    token, or of its whole response."""
 
     log_probs: torch.Tensor
     log_ratio: torch.Tensor
@@ -149,7 +149,7 @@ class PolicyObjective:
         surrogate = self._surrogate.loss(tokens)
         per_token = surrogate - self._entropy_coef * entropy
         clipped_low, clipped_high = self._surrogate.clipped(tokens)
-        figures = {
+        metrics = {
             "policy/surrogate": surrogate,
             "policy/entropy": entropy,
             "policy/ratio": tokens.ratio,
@@ -162,8 +162,8 @@ class PolicyObjective:
             ref_log_probs = only(present(batch, Signal.REF_LOG_PROBS))
             kl = kl_loss(self._kl, log_probs, old_log_probs, ref_log_probs)
             per_token = per_token + batch.coefficients["kl"] * kl
-            figures["policy/kl_ref"] = kl_estimate(self._kl, log_probs, ref_log_probs)
+            metrics["policy/kl_ref"] = kl_estimate(self._kl, log_probs, ref_log_probs)
         loss = (per_token * self._weights(batch)).sum()
         mean = token_mean(batch)
-        sums = {"policy/loss": loss} | {name: (numbers * mean).sum() for name, numbers in figures.items()}
+        sums = {"policy/loss": loss} | {name: (numbers * mean).sum() for name, numbers in metrics.items()}
         return LossOutput(loss=loss, metrics=to_metrics(sums, {"policy/ratio_max": tokens.ratio.max()}))

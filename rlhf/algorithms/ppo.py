@@ -8,13 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
+from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_response
 from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
-from rlhf.algorithms.responses import ResponseTokens, credited, describe, mean
+from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
@@ -31,7 +31,7 @@ from rlhf.types import (
 
 
 class PPO(Algorithm):
-    """Policy and critic learn from answers that the policy sampled and something scored.
+    """Policy and critic learn from sampled responses and their rewards.
 
     r_t = -beta * (lp_t - lp_ref_t) + [t is the last token] * score; delta_t = r_t + gamma * V_{t+1} - V_t;
     A_t = sum_l (gamma * lambda)^l * delta_{t+l}. The policy's loss is -min(rho_t * A_t, clip(rho_t) * A_t), that of
@@ -48,7 +48,7 @@ class PPO(Algorithm):
         self._shaper = RewardShaper(section)
         self._num_credited = 0
         gae_of_section = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
-        self._worth = gae_of_section if section.token_level else whole_answer
+        self._estimator = gae_of_section if section.token_level else whole_response
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
             signals=old_policy_signals(section.correction)
@@ -57,26 +57,30 @@ class PPO(Algorithm):
         )
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Shape the scores into token rewards, then estimate what each action was worth."""
+        """Shape the scores into token rewards, then estimate advantages and returns."""
         coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
         signals = with_old_policy(self._section.correction, examples, signals)
-        answers = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
-        rewards, reward_metrics = self._shaper.shape(answers, self._kl.coef)
-        worth = [self._worth(reward, answer.values) for reward, answer in zip(rewards, answers, strict=True)]
-        advantages, returns = [a for a, _ in worth], [r for _, r in worth]
+        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        rewards, reward_metrics = self._shaper.shape(responses, self._kl.coef)
+        estimates = [
+            self._estimator(reward, response.values) for reward, response in zip(rewards, responses, strict=True)
+        ]
+        advantages, returns = [a for a, _ in estimates], [r for _, r in estimates]
         whitened = whiten(advantages) if self._section.whiten_advantages else advantages
-        weights, weight_metrics = importance_weights(self._section.correction, answers)
+        weights, weight_metrics = importance_weights(self._section.correction, responses)
         weighed = [a * w for a, w in zip(whitened, weights, strict=True)]
         experiences = [
-            Experience(id=example.id, sequences=(credited(example, signal, a, returns=r),), coefficients=coefficients)
+            Experience(
+                id=example.id, sequences=(with_credit(example, signal, a, returns=r),), coefficients=coefficients
+            )
             for example, signal, a, r in zip(examples, signals, weighed, returns, strict=True)
         ]
-        metrics = describe(answers) + reward_metrics + weight_metrics + self._figures(advantages, returns)
-        spoken = [answer.kl for answer in answers if len(answer)]
+        metrics = ref_kl_metrics(responses) + reward_metrics + weight_metrics + self._metrics(advantages, returns)
+        non_empty = [response.kl for response in responses if len(response)]
         self._num_credited += 1
-        # A policy that is frozen is still the reference, whatever the coefficient: its KL says nothing.
+        # During critic warm-up the policy is still the reference: its KL of 0 says nothing about the coefficient.
         if self._num_credited > self._section.critic_warmup_steps:
-            self._kl.update(mean(spoken), len(spoken))
+            self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
 
     def objectives(self) -> Mapping[str, Objective]:
@@ -87,8 +91,8 @@ class PPO(Algorithm):
         loss = negative_log_likelihood(outputs.predictions, batch)
         return LossOutput(loss=self._section.ptx_coef * loss, metrics=to_metrics({"ptx/loss": loss}))
 
-    def _figures(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> Metrics:
-        """How credit turned out, before whitening."""
+    def _metrics(self, advantages: Sequence[Floats], returns: Sequence[Floats]) -> Metrics:
+        """Metrics of advantages and returns, before whitening."""
         joined, total = np.concatenate([*advantages, np.zeros(0)]), np.concatenate([*returns, np.zeros(0)])
         sums = {
             "kl/coef": self._kl.coef,

@@ -44,17 +44,17 @@ class ValueObjective:
         old_values = only(present(batch, Signal.VALUES))
         returns = only(present(batch, Signal.RETURNS))
         loss = (value_loss(values, old_values, returns, self._clip) * self._aggregate(batch)).sum()
-        figures = {
+        metrics = {
             "critic/value": values,
             "critic/clipped": ((values - old_values).abs() > self._clip) & (self._clip > 0.0),
         }
         mean = token_mean(batch)
-        sums = {"critic/loss": loss} | {name: (numbers * mean).sum() for name, numbers in figures.items()}
+        sums = {"critic/loss": loss} | {name: (numbers * mean).sum() for name, numbers in metrics.items()}
         return LossOutput(loss=loss, metrics=to_metrics(sums))
 
 
 def aggregation_of(section: PpoSection) -> Weights:
-    """Token weights of the section. Where a whole answer is one action, all answers weigh the same."""
+    """Token weights of the section. Where a whole response is one action, all responses weigh the same."""
     if not section.token_level:
         return token_weights("seq-mean-token-mean", 1.0)
     return token_weights(section.aggregation, section.aggregation_tokens)

@@ -1,4 +1,4 @@
-"""Process reward model: whether each step of an answer is right (Lightman et al. 2023, arXiv:2305.20050)."""
+"""Process reward model: whether each step of a response is right (Lightman et al. 2023, arXiv:2305.20050)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ from rlhf.types import (
 class PRM(Algorithm):
     """-(label * log sigmoid(s) + (1 - label) * log(1 - sigmoid(s))) at the last token of each step, the mean over all
     steps of the optimizer step: the score s is the log-odds that the step is right. As a source of rewards
-    (`type: prm`), an answer's steps are made one number by their minimum, mean, product, or the last.
+    (`type: prm`), a response's steps are made one number by their minimum, mean, product, or the last.
 
     Lightman et al. 2023, arXiv:2305.20050; soft labels: Wang et al. 2024, arXiv:2312.08935.
     """
@@ -83,7 +83,7 @@ class PRM(Algorithm):
         return {Role.REWARD: self._reward_loss}
 
     def _reward_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        """Mean over all steps of all answers."""
+        """Mean over all steps of all responses."""
         scores = masked(outputs.predictions, batch.loss_mask)
         labels = masked(present(batch, Signal.TOKEN_TARGETS), batch.loss_mask).to(scores.dtype)
         weights = token_mean(batch).to(scores.dtype)
@@ -113,17 +113,17 @@ def step_targets(prompt: Prompt, response: Response) -> FloatArray:
 
 
 def judge_steps(scores: Sequence[Floats], labels: Sequence[Floats]) -> dict[str, float]:
-    """How well scores of held-out answers' steps agree with their labels. Each step counts once in accuracy and loss,
-    a score of 0 half; each answer once in `first_error`: whether the first wrong step, or that there is none, was
+    """How well scores of held-out responses' steps agree with their labels. Each step counts once in accuracy and loss,
+    a score of 0 half; each response once in `first_error`: whether the first wrong step, or that there is none, was
     found."""
-    said, known = np.concatenate(scores), np.concatenate(labels)
-    agrees = (1.0 + np.sign(said) * np.sign(known - 0.5)) / 2.0
+    all_scores, known = np.concatenate(scores), np.concatenate(labels)
+    agrees = (1.0 + np.sign(all_scores) * np.sign(known - 0.5)) / 2.0
     found = [first_error(s > 0) == first_error(k > 0.5) for s, k in zip(scores, labels, strict=True)]
     return {
         "accuracy": mean(agrees),
-        "loss": mean(np.logaddexp(0.0, said) - known * said),
+        "loss": mean(np.logaddexp(0.0, all_scores) - known * all_scores),
         "first_error": mean(found),
-        "num_steps": float(len(said)),
+        "num_steps": float(len(all_scores)),
     }
 
 

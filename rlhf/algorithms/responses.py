@@ -1,4 +1,4 @@
-"""What credit sees of a rollout: the model's own tokens only; and the KL of a batch of them to the reference."""
+"""The tokens of a response that the model wrote, as credit reads them; and their KL to the reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signal, Si
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseTokens:
-    """One example's answer. Arrays have one entry a model token, in float64; None: not measured. `values` is empty
+    """One example's response. Arrays have one entry per model token, in float64; None: not computed. `values` is empty
     where there is no critic."""
 
     score: float
@@ -27,8 +27,8 @@ class ResponseTokens:
 
     @classmethod
     def of(cls, example: Example, signals: Signals) -> "ResponseTokens":
-        """The answer of a one-sequence example. Raises NumericsError where a trainer's model said NaN or inf about a
-        token; the sampler's log-probs are only compared."""
+        """The response of a one-sequence example. Raises NumericsError where a model's output is NaN or inf at a
+        token; the sampler's log-probs are not checked here."""
         mask = example.sequences[0].loss_mask
 
         def at_tokens(signal: Signal) -> Floats:
@@ -48,7 +48,7 @@ class ResponseTokens:
 
     @property
     def kl(self) -> float:
-        """KL to the reference over the answer, in nats: the unbiased estimate."""
+        """KL to the reference over the response, in nats: the unbiased estimate."""
         return 0.0 if self.ref_log_probs is None else float((self.old_log_probs - self.ref_log_probs).sum())
 
 
@@ -57,20 +57,20 @@ def mean(numbers: Sequence[float] | npt.NDArray[np.generic]) -> float:
     return float(np.mean(np.asarray(numbers, dtype=np.float64))) if len(numbers) else 0.0
 
 
-def describe(answers: Sequence[ResponseTokens]) -> Metrics:
+def ref_kl_metrics(responses: Sequence[ResponseTokens]) -> Metrics:
     """KL to the reference, where there is one, over the responses that hold a token."""
-    responses = [answer for answer in answers if len(answer)]
-    if any(response.ref_log_probs is None for response in responses):
+    non_empty = [response for response in responses if len(response)]
+    if any(response.ref_log_probs is None for response in non_empty):
         return Metrics()
-    kls = [response.kl for response in responses]
-    num_tokens = sum(len(response) for response in responses)
+    kls = [response.kl for response in non_empty]
+    num_tokens = sum(len(response) for response in non_empty)
     return Metrics(sums={"kl/ref_per_response": mean(kls), "kl/ref_per_token": sum(kls) / max(num_tokens, 1)})
 
 
-def credited(
+def with_credit(
     example: Example, signals: Signals, advantages: Floats, *, returns: Floats | None = None
 ) -> LearnedSequence:
-    """The sequence of a one-sequence example with its credit: one number a model token, or one for all of them."""
+    """A one-sequence example's sequence with advantages and returns: one number per model token, or one for all."""
     (sequence,) = example.sequences
 
     def on_tokens(numbers: Floats) -> FloatArray:

@@ -54,23 +54,23 @@ def clip(rewards: Floats, limit: float) -> Floats:
 
 
 def at_end(score: float, num_tokens: int) -> Floats:
-    """The score on the last of an answer's own tokens, whatever that token is: a truncated answer has no EOS, and none
-    is put there. An answer without tokens has nowhere to put it."""
+    """The score on the last of a response's own tokens, which need not be an EOS: a truncated response has none,
+    and none is added. For a response without tokens the result is empty."""
     rewards = np.zeros(num_tokens)
     rewards[-1:] = score
     return rewards
 
 
 def spread(score: float, num_tokens: int) -> Floats:
-    """The score in equal parts on all of an answer's own tokens."""
+    """The score in equal parts on all of a response's own tokens."""
     return np.full(num_tokens, score / max(num_tokens, 1))
 
 
-def kl_penalty(answer: ResponseTokens, estimator: Estimator, coef: float) -> Floats:
-    """-coef times the estimated KL to the reference, at each of an answer's own tokens."""
-    if answer.ref_log_probs is None:
-        return np.zeros(len(answer))
-    old, ref = torch.from_numpy(answer.old_log_probs), torch.from_numpy(answer.ref_log_probs)
+def kl_penalty(response: ResponseTokens, estimator: Estimator, coef: float) -> Floats:
+    """-coef times the estimated KL to the reference, at each of a response's own tokens."""
+    if response.ref_log_probs is None:
+        return np.zeros(len(response))
+    old, ref = torch.from_numpy(response.old_log_probs), torch.from_numpy(response.ref_log_probs)
     penalty: Floats = -coef * kl_estimate(estimator, old, ref).numpy()
     return penalty
 
@@ -86,22 +86,22 @@ class RewardShaper:
         self._place = at_end if section.reward_at_end else spread
         self._statistics = RunningStatistics()
 
-    def shape(self, answers: Sequence[ResponseTokens], kl_coef: float) -> tuple[list[Floats], Metrics]:
-        """The rewards of each answer's own tokens. Answers without tokens stay out of the statistics."""
+    def shape(self, responses: Sequence[ResponseTokens], kl_coef: float) -> tuple[list[Floats], Metrics]:
+        """The rewards of each response's own tokens. Responses without tokens stay out of the statistics."""
         coef = kl_coef if self._section.kl_placement == "reward" else 0.0
-        scores = np.array([answer.score for answer in answers], dtype=np.float64)
-        spoken = np.array([len(answer) > 0 for answer in answers], dtype=np.bool_)
+        scores = np.array([response.score for response in responses], dtype=np.float64)
+        non_empty = np.array([len(response) > 0 for response in responses], dtype=np.bool_)
         if self._section.normalize_rewards:
-            self._statistics.add(scores[spoken])
+            self._statistics.add(scores[non_empty])
             scores = self._statistics.normalize(scores)
         clipped = clip(scores, self._section.clip_rewards)
         rewards = [
-            self._place(score, len(answer)) + kl_penalty(answer, self._section.estimator, coef)
-            for score, answer in zip(clipped.tolist(), answers, strict=True)
+            self._place(score, len(response)) + kl_penalty(response, self._section.estimator, coef)
+            for score, response in zip(clipped.tolist(), responses, strict=True)
         ]
         sums = {
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
-            "reward/clipped": mean((clipped != scores)[spoken]),
+            "reward/clipped": mean((clipped != scores)[non_empty]),
         }
         if self._section.normalize_rewards:
             sums |= {"reward/running_mean": self._statistics.mean, "reward/running_std": self._statistics.deviation}

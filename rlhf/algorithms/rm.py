@@ -14,8 +14,8 @@ from rlhf.types import Example, Experience, Head, LearnedSequence, Metrics, Role
 
 
 class RM(Algorithm):
-    """-log sigmoid(R(better) - R(worse) - margin), the mean over all pairs of a prompt, then over prompts. All answers
-    to a prompt are one example: a ranking of K costs K forward passes, not K * (K - 1).
+    """-log sigmoid(R(better) - R(worse) - margin), the mean over all pairs of a prompt, then over prompts. All
+    responses to a prompt are one example: a ranking of K costs K forward passes, not K * (K - 1).
 
     Ouyang et al. 2022, arXiv:2203.02155, section 3.5; margins: Touvron et al. 2023, arXiv:2307.09288, section 3.2.2.
     """
@@ -26,7 +26,7 @@ class RM(Algorithm):
         self.needs = Needs(trains={Role.REWARD: Head.SCORES}, online=False)
 
     def keep(self, group: ScoredGroup) -> bool:
-        """Whether any two different answers are ordered."""
+        """Whether any two different responses are ordered."""
         return count_ordered_pairs(rank(group).rewards) > 0
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
@@ -80,10 +80,10 @@ class RM(Algorithm):
 
 
 def rank(group: ScoredGroup) -> Example:
-    """The group's different answers, best first; of equal token ids only the best stays, since a pair of them would
+    """The group's different responses, best first; of equal token ids only the best stays, since a pair of them would
     ask for a difference that cannot be.
 
-    Margins, given against the group's first answer, are turned to stand against the best: that of any pair is then
+    Margins, given against the group's first response, are turned to stand against the best: that of any pair is then
     the difference of its two.
     """
     rewards = [reward.total for reward in group.rewards]
@@ -111,8 +111,8 @@ def pair_accuracy(examples: Sequence[Example], scores: Sequence[Sequence[float]]
     """
     correct, num_pairs = 0.0, 0
     for example, given in zip(examples, scores, strict=True):
-        rewards, said = np.array(example.rewards), np.array(given)
+        rewards, scores = np.array(example.rewards), np.array(given)
         better, worse = np.nonzero(rewards[:, None] > rewards[None, :])
-        correct += float(((1.0 + np.sign(said[better] - said[worse])) / 2.0).sum())
+        correct += float(((1.0 + np.sign(scores[better] - scores[worse])) / 2.0).sum())
         num_pairs += len(better)
     return correct / max(num_pairs, 1), num_pairs

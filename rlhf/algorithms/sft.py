@@ -20,7 +20,7 @@ from rlhf.types import (
 
 
 class SFT(Algorithm):
-    """-sum_t lp_t over the tokens of the answer, over all answer tokens of the step: the policy imitates; in a
+    """-sum_t lp_t over the tokens of the response, over all response tokens of the step: the policy imitates; in a
     conversation, the assistant's turns only."""
 
     def __init__(self, section: SftSection) -> None:

@@ -13,7 +13,7 @@ TOLERANCE = 0.005
 TEXT = (
     "the loss is still {loss:.4f} after {steps} steps, and ln 2 = 0.6931 is where it starts: the policy does not tell "
     "chosen from rejected. Check in this order: that updates are applied and large enough (updates/applied, "
-    "policy/grad_norm, policy.lr); labels that contradict each other; ties (pairs/tied); the same answers on both "
+    "policy/grad_norm, policy.lr); labels that contradict each other; ties (pairs/tied); the same responses on both "
     "sides; algo.loss.beta last"
 )
 
@@ -37,7 +37,7 @@ class StuckLossWatch:
         """What there is to say now."""
         if not self._watches or self._steps != PATIENCE_STEPS:
             return ()
-        self._steps += 1  # said, or found to be no standstill: never asked again
+        self._steps += 1  # warned, or the loss moved: not checked again
         loss = self._sum / WINDOW_STEPS
         return (TEXT.format(loss=loss, steps=PATIENCE_STEPS),) if abs(loss - math.log(2)) < TOLERANCE else ()
 

@@ -1,4 +1,4 @@
-"""Answers that nothing tells apart, step after step."""
+"""Warns where all advantages are 0 for many steps: the responses of each group got equal rewards."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from rlhf.types import Json
 
 PATIENCE_STEPS = 10
 TEXT = (
-    "for {steps} steps all advantages were 0: every answer got the same reward as those that it is compared with, and "
-    "nothing is learned. Check in this order: the reward (rollouts/*.jsonl shows each answer with its own); prompts "
-    "that are all too hard or all too easy; rollout.temperature and rollout.group_size, where answers are alike"
+    "for {steps} steps all advantages were 0: every response got the same reward as those it is compared with, and "
+    "nothing is learned. Check in this order: the reward (rollouts/*.jsonl shows each response with its own); prompts "
+    "that are all too hard or all too easy; rollout.temperature and rollout.group_size, where responses are alike"
 )
 
 
@@ -29,7 +29,7 @@ class ZeroAdvantageWatch:
         """What there is to say now."""
         if self._steps != PATIENCE_STEPS:
             return ()
-        self._steps += 1  # said
+        self._steps += 1  # warned
         return (TEXT.format(steps=PATIENCE_STEPS),)
 
     def state(self) -> dict[str, Json]:

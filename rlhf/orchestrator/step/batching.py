@@ -27,7 +27,7 @@ from rlhf.types import (
 T = TypeVar("T")
 
 PADDING = PackedTokens(token_ids=np.zeros(1, dtype=np.int64), lengths=np.ones(1, dtype=np.int64))
-"""What a rank runs when it has no example left: one token that nobody looks at."""
+"""What a rank runs when it has no example left: one token that no loss reads."""
 
 
 class Tokens(Protocol):

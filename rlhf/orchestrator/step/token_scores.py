@@ -50,8 +50,8 @@ def plan_step(step: int, examples: Sequence[Example], models: Models, train: Tra
 
 
 def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Models, train: TrainSection) -> StepPlan:
-    """The minibatches of `plan`, packed for what is learned from: an experience may hold fewer sequences than its
-    example, of which some were only to be measured (KTO's). Where it holds the same, this is the same plan."""
+    """The minibatches of `plan`, packed for learning. An experience may hold fewer sequences than its example
+    (KTO's mismatched responses are scored, not learned from); otherwise this is the same plan."""
     minibatches = [part.indices for part in next(iter(plan.by_role.values()))]
     return _plan(minibatches, experiences, models, train)
 
@@ -79,7 +79,7 @@ def score_tokens(
     """Compute the signals of each example, all models at the same time.
 
     The policy and the critic use the plan that training will use, so that both passes do the same arithmetic.
-    Raises StallError where a model does not answer within `train.step_timeout_s`.
+    Raises StallError where a model takes longer than `train.step_timeout_s`.
     """
 
     def start(signal: Signal) -> Future[PerExample]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_answer
+from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_response
 
 numbers = st.floats(-100.0, 100.0, allow_nan=False, width=32)
 unit = st.floats(0.0, 1.0)
@@ -53,10 +53,10 @@ def test_lambda_1_telescopes_to_the_return_minus_the_value() -> None:
 
 
 def test_whole_answer_is_one_action() -> None:
-    advantage, returns = whole_answer(np.array([-0.1, 0.2, 1.0]), np.array([0.4, 9.0, -9.0]))
+    advantage, returns = whole_response(np.array([-0.1, 0.2, 1.0]), np.array([0.4, 9.0, -9.0]))
     np.testing.assert_allclose(advantage, [0.7])
     np.testing.assert_allclose(returns, [1.1])
-    empty, _ = whole_answer(np.zeros(0), np.zeros(0))
+    empty, _ = whole_response(np.zeros(0), np.zeros(0))
     assert empty.shape == (0,)
 
 

@@ -235,7 +235,7 @@ def test_a_score_of_0_is_a_score() -> None:
 
 
 def test_remax_without_a_greedy_answer_is_an_error() -> None:
-    with pytest.raises(ValueError, match="greedy answer"):
+    with pytest.raises(ValueError, match="greedy response"):
         credit(RemaxSection(**PLAIN), grouped([1.0]))
 
 

@@ -125,7 +125,7 @@ def test_group_answers_meet_answers_to_another_prompt() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"class_weights": "given"}, "10 good answers weigh 0.333 times as much as 30 bad ones"),
+        ({"class_weights": "given"}, "10 good responses weigh 0.333 times as much as 30 bad ones"),
         ({"class_weights": "given", "desirable_weight": 3.0}, None),
         ({}, None),
     ],

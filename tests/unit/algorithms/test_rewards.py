@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.responses import ResponseTokens, describe
+from rlhf.algorithms.responses import ResponseTokens, ref_kl_metrics
 from rlhf.algorithms.rewards import RewardShaper, RunningStatistics, at_end, clip, spread
 from rlhf.config.algo import FixedKl, PpoSection
 
@@ -117,7 +117,7 @@ def test_spread_scores_sum_to_the_score() -> None:
 
 
 def test_the_kl_is_over_responses_with_tokens() -> None:
-    metrics = describe(
+    metrics = ref_kl_metrics(
         [
             answer(1.0, [-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0]),
             answer(0.0, [-1.0], [-1.0]),
@@ -128,4 +128,4 @@ def test_the_kl_is_over_responses_with_tokens() -> None:
         "kl/ref_per_response": 0.5,
         "kl/ref_per_token": 0.25,
     }
-    assert all(np.isfinite(list(describe([]).sums.values())))
+    assert all(np.isfinite(list(ref_kl_metrics([]).sums.values())))

@@ -39,7 +39,7 @@ def test_given_weights_stay_with_a_warning_outside_1_to_4_thirds(
         assert weigh_classes(section, labeled(good, bad)) == section
     assert len(caplog.messages) == (share is not None)
     if share is not None:
-        expected = f"{good} good answers weigh {share} times as much as {bad} bad ones; 1 to 1.33 is advised."
+        expected = f"{good} good responses weigh {share} times as much as {bad} bad ones; 1 to 1.33 is advised."
         assert expected in caplog.messages[0]
 
 
