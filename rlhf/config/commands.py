@@ -179,7 +179,7 @@ class PpoConfig(OnlineConfig):
     """PPO with GAE: policy, reference, critic and reward on Ray, rollouts by vLLM."""
 
     critic: CriticSection = CriticSection()
-    algo: PpoSection = PpoSection()
+    algo: Annotated[PpoSection | CustomSection, Field(discriminator="type")] = PpoSection()
 
     @property
     def models(self) -> dict[str, ModelSection]:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rlhf.config.algo import AlgorithmSection, CustomSection
-from rlhf.config.commands import OnlineConfig, PpoConfig, TrainConfig
+from rlhf.config.algo import CustomSection, PpoSection
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.loading.load import read_config, resolve
 from rlhf.config.methods import method_of
 from rlhf.config.model_files import (
@@ -89,7 +89,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     yield from _models(config, environ)
     yield from _packages(config.models)
     yield from tracker_problems(config.log, environ)
-    yield from _own_algorithm(config.algo)
+    yield from _own_algorithm(config)
     if isinstance(config, OnlineConfig):
         yield from _rewards(config.reward, environ)
 
@@ -97,7 +97,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
 def data_problems(config: TrainConfig) -> list[str]:
     """Data files that are missing, and wrong rows of small files."""
     paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
-    texts = [config.algo.ptx_path] if isinstance(config, PpoConfig) and config.algo.ptx_path is not None else []
+    texts = [config.algo.ptx_path] if isinstance(config.algo, PpoSection) and config.algo.ptx_path is not None else []
     files: list[Path] = []
     problems: list[str] = []
     for path in (*paths, *texts):
@@ -158,14 +158,24 @@ def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem
     yield from misfits(config, facts)
 
 
-def _own_algorithm(section: AlgorithmSection) -> Iterator[Problem]:
-    """The module of the user's own algorithm can be found."""
-    if not isinstance(section, CustomSection):
+def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
+    """The module of the user's own algorithm can be found, and the config has a section for each model it needs."""
+    if not isinstance(config.algo, CustomSection):
         return
-    module = section.algorithm.partition(":")[0]
+    module = config.algo.algorithm.partition(":")[0]
     if find_module(module, [str(Path.cwd()), *sys.path]) is None:
         text = f"no module {module} in {Path.cwd()} or on the Python path."
         yield Problem(keys=("algo.algorithm",), text=text)
+        return
+    from rlhf.algorithms import build_algorithm  # noqa: PLC0415  imports torch, which only a custom algorithm costs
+    from rlhf.planning.roles import require_sections  # noqa: PLC0415  as above
+
+    try:
+        require_sections(config, build_algorithm(config.algo).needs)
+    except ConfigError as error:
+        for text in error.problems:
+            key, _, rest = text.partition(": ")
+            yield Problem(keys=(key,), text=rest)
 
 
 def _packages(models: Mapping[str, ModelSection]) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.trackers import numbers, require_trackers
+from rlhf.planning.roles import require_sections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     algorithm = build_algorithm(config.algo)
+    require_sections(config, algorithm.needs)
     require_trackers(config.log)
     require_models(config)
     tokenizer = load_run_tokenizer(config, algorithm)

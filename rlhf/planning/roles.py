@@ -4,9 +4,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from rlhf.algorithms.base import Needs
+from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.fields import sections_in
+from rlhf.config.methods import METHODS, method_name
 from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
-from rlhf.config.models import ModelSection
+from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.errors import ConfigError, ModelError
@@ -28,8 +31,34 @@ def reward_model(config: TrainConfig) -> StartedSource | None:
     return models[0] if models else None
 
 
+def require_sections(config: TrainConfig, needs: Needs) -> None:
+    """Raises ConfigError where an algorithm needs a model that its method's config has no section for."""
+    name = method_name(config)
+    for role in needs.trains:
+        if not isinstance(config.models.get(role.value), TrainedModelSection):
+            others = [f"`rlhf train {other} --algo custom`" for other in _custom_methods(role) if other != name]
+            advice = f"Run it as {' or '.join(others)}." if others else "Train the policy, or policy and critic."
+            raise ConfigError(f"algo.algorithm: it trains the {role}, which `rlhf train {name}` cannot. {advice}")
+    if Signal.REF_LOG_PROBS in needs.signals and Role.REFERENCE.value not in config.models:
+        raise ConfigError("algo.reference: the algorithm needs ref_log_probs. Set it to true.")
+
+
+def _custom_methods(role: Role) -> list[str]:
+    """The methods that can train `role` by an algorithm of the user's own."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if CustomSection in sections_in(method.config.model_fields["algo"].annotation)
+        and isinstance(method.config().models.get(role.value), TrainedModelSection)
+    ]
+
+
 def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
-    """The models that this run starts, by role; those that learn come first."""
+    """The models that this run starts, by role; those that learn come first.
+
+    Raises ConfigError where the config has no section for one.
+    """
+    require_sections(config, needs)
     started = {role: config.models[role.value] for role in needs.trains}
     if Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None:
         started[Role.REFERENCE] = config.models[Role.REFERENCE.value]

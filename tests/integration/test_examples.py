@@ -86,3 +86,10 @@ def test_dpo_on_dialogues(tmp_path: Path) -> None:
     arguments = ["--num-steps", "2", "--batch-size", "4", "--max-tokens", "64"]
     printed = run(tmp_path, [str(EXAMPLES / "dpo_hh.py"), "--model", "policy", "--data", "pairs.jsonl", *arguments])
     assert "held-out accuracy" in printed
+
+
+def test_a_custom_algorithm_with_a_critic(tmp_path: Path) -> None:
+    make_policy(tmp_path / "policy")
+    printed = run(tmp_path, [str(EXAMPLES / "custom_algorithm.py"), "--model", "policy", "--num-steps", "2"])
+    assert "after 2 steps" in printed.splitlines()[-1]
+    assert len(rewards_of(tmp_path, "custom_algorithm")) == 2

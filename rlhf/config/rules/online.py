@@ -4,9 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from rlhf.config.algo import CriticFreeSection, critic_warmup_steps
+from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
 from rlhf.config.colocation import colocated_roles
-from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig, PpoConfig
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig
 from rlhf.config.methods import method_name
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
@@ -98,9 +98,9 @@ def punished_once(config: OnlineConfig) -> Iterator[Problem]:
 
 def pretraining_text(config: OnlineConfig) -> Iterator[Problem]:
     """The ptx loss has text, and text has a weight."""
-    if not isinstance(config, PpoConfig):
-        return
     algo = config.algo
+    if not isinstance(algo, PpoSection):
+        return
     if algo.ptx_coef > 0.0 and algo.ptx_path is None:
         text = f"missing; algo.ptx_coef {algo.ptx_coef:g} needs rows of text."
         yield Problem(keys=("algo.ptx_path", "algo.ptx_coef"), text=text)
