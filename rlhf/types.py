@@ -1,9 +1,8 @@
 """The values that flow through a run: Prompt -> Rollout -> ScoredGroup -> Experience -> TrainBatch -> metrics.
 
-Each is frozen; a stage returns a new value and nothing is filled in later. Token arrays are one-dimensional numpy
-arrays, which Ray shares between processes without copying. Every per-token array is aligned with its tokens: index t
-holds what is known about token t (its log-probability given the tokens before it, the value of the state before it),
-so the first token of a sequence, which nothing predicts, always holds 0.
+Each is frozen: a stage returns a new value. Token arrays are one-dimensional numpy arrays, which Ray shares between
+processes without copying. Every per-token array is aligned with its tokens: entry t is about token t (its log-prob
+given the tokens before it, the value of the state before it). The first entry, which nothing predicts, is always 0.
 """
 
 from collections.abc import Mapping
@@ -51,8 +50,6 @@ class Signal(StrEnum):
     """Log-prob of the token by the policy before the step (the behavior policy)."""
     REF_LOG_PROBS = "ref_log_probs"
     """Log-prob of the token by the reference."""
-    SAMPLER_LOG_PROBS = "sampler_log_probs"
-    """Log-prob of the token by the rollout engine that sampled it."""
     VALUES = "values"
     """Value of the state before the token, by the critic before the step (the "old values" of the value clip)."""
     ADVANTAGES = "advantages"
@@ -126,12 +123,9 @@ class RolloutRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """One response to a prompt: a data set's, or a `Rollout`.
-
     `loss_mask` is aligned with `token_ids`: False where a token was not written by the model (what an environment or a
-    tool returned, a user's turn inside a demonstration). None: the model wrote every token.
-
-    `step_labels`, in a data set of labeled steps: how good each step is, from 0 to 1. `loss_mask` is then True at the
-    last token of each step, and nowhere else.
+    tool returned, a user's turn inside a demonstration). None: the model wrote every token. `step_labels`, in a data
+    set of labeled steps: how good each step is, from 0 to 1; `loss_mask` is then True at the last token of each step.
     """
 
     id: str
@@ -144,11 +138,8 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Response):
-    """A sampled response: the engine's token ids and its own log-probs of them [n], never edited.
-
-    `weight_version` is the oldest policy version that sampled one of its tokens. A stop token that was sampled is the
-    last token of the response; one that was not sampled is never appended.
-    """
+    """A sampled response: the engine's token ids and its own log-probs of them [n], never edited: a stop token is part
+    of it only if it was sampled. `weight_version` is the oldest policy version that sampled one of its tokens."""
 
     log_probs: FloatArray
     weight_version: int
@@ -200,7 +191,6 @@ class TokenSequence:
 class Example:
     """What an algorithm selected to learn from, before any model has scored its tokens: one response (PPO), a pair
     (DPO), a ranking of K (reward model). Its sequences always share a micro-batch.
-
     `sampler_log_probs` and `token_targets` are aligned with each sequence's tokens, 0 outside the response; a sequence
     beyond the former was not sampled. Examples of one prompt's group share `group`.
     """
@@ -228,7 +218,15 @@ Signals: TypeAlias = Mapping[Signal, tuple[FloatArray, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedSequence:
-    """A sequence with everything a loss needs. `signals` hold one number per token; only those that a loss reads."""
+    """A sequence with the signals that a loss reads, each [n]. For a prompt of 3 tokens and a response of 2 with reward
+    1 at its end, and gamma = lambda = 1, the returns are V_t + A_t:
+
+    >>> loss_mask = np.array([False, False, False, True, True])
+    >>> values = np.array([0, 0, 0, 0.5, 0.75], dtype=np.float32)
+    >>> advantages = np.array([0, 0, 0, 0.5, 0.25], dtype=np.float32)
+    >>> (values + advantages)[loss_mask].tolist()
+    [1.0, 1.0]
+    """
 
     token_ids: IntArray
     loss_mask: BoolArray
@@ -239,9 +237,8 @@ class LearnedSequence:
 class Experience:
     """One unit of learning. What must stay together in a micro-batch (a pair, a ranking) is one experience.
 
-    `targets` holds one number a sequence (rank score, label or reward); `margins` one number for each later
-    sequence against the first. `coefficients` are numbers that the driver fixed for the whole step (an adaptive KL
-    coefficient): the same in every experience of one credit.
+    `targets` holds one number per sequence (rank score, label or reward); `margins` one for each later sequence against
+    the first. `coefficients` (an adaptive KL coefficient) are fixed by the driver and equal in all of a step.
     """
 
     id: str
@@ -254,7 +251,6 @@ class Experience:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTokens:
     """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T.
-
     `wanted` [T]: the tokens whose log-probs are computed, 0 elsewhere, which saves rows of the output layer (each as
     wide as the vocabulary). None: all. `temperature` divides the logits; None: the sampling temperature of the run.
     """
@@ -266,19 +262,15 @@ class PackedTokens:
 
     @property
     def position_ids(self) -> IntArray:
-        """[T]: positions that restart at 0 with each sequence, which is how attention knows the borders."""
-        if not len(self.lengths):
-            return np.zeros(0, dtype=np.int64)
+        """[T]: positions restart at 0 with each sequence, which tells attention where sequences begin."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.arange(len(self.token_ids), dtype=np.int64) - np.repeat(starts, self.lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denominators:
-    """Sums over the whole batch of one optimizer step: every rank, every micro-batch; fixed before any split.
-
-    `tokens` counts loss tokens, `sequences` sequences with at least one loss token, `examples` experiences.
-    """
+    """Counts over the whole batch of one optimizer step, all ranks and micro-batches: of loss tokens, of sequences with
+    at least one loss token, of experiences."""
 
     tokens: float
     sequences: float
@@ -287,7 +279,7 @@ class Denominators:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """One micro-batch of packed experiences. It may be empty of loss tokens: ranks always run equally many.
+    """One micro-batch of packed experiences. Ranks always run equally many, so it may hold no loss token.
 
     `loss_mask` and each of the `signals` are [T]. `example_index` [S] says which experience of this micro-batch a
     sequence belongs to, -1 in padding; `targets` and `margins` are [S] (a margin sits on the later sequence of its
@@ -306,7 +298,7 @@ class TrainBatch:
 
     @property
     def is_padding(self) -> bool:
-        """Whether it only keeps a rank in step with the others: one token, no loss; no objective sees it."""
+        """Whether it only keeps a rank in step with the others: one token, which no loss reads."""
         return bool((self.example_index < 0).all())
 
 
@@ -321,9 +313,7 @@ class Metrics:
 
     def __add__(self, other: "Metrics") -> "Metrics":
         sums = {k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in (*self.sums, *other.sums)}
-        maxima = {
-            k: max(self.maxima.get(k, -np.inf), other.maxima.get(k, -np.inf)) for k in (*self.maxima, *other.maxima)
-        }
+        maxima = {k: max(m.get(k, -np.inf) for m in (self.maxima, other.maxima)) for k in (*self.maxima, *other.maxima)}
         return Metrics(sums=sums, maxima=maxima, warnings=self.warnings + other.warnings)
 
 

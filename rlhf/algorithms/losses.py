@@ -1,10 +1,10 @@
 """Losses as pure functions on tensors.
 
-Per-token losses are [T], a packed micro-batch end to end. What they sum to is divided by *global* denominators, those
-of the whole optimizer step, so that the gradient does not depend on how the step was split.
+Per-token losses are [T], a packed micro-batch end to end. Their sum is divided by *global* denominators, those of the
+whole optimizer step, so the gradient does not depend on how the step was split.
 
-Arithmetic is float32 or better. Inputs pass through `masked` first: positions that are not learned from may hold NaN
-or inf, and reach neither the loss nor the gradient.
+Arithmetic is float32 or better. Inputs pass through `masked` first: positions outside the loss mask may hold NaN or
+inf, which then reach neither the loss nor the gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,8 +84,12 @@ def token_weights(aggregation: str, constant: float) -> Weights:
 
 
 def ppo_clip(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
-    """-min(ratio * A, clip(ratio) * A) (Schulman et al. 2017, section 3). A stays inside both arms: a bad action with
-    a large ratio keeps its gradient."""
+    """-min(ratio * A, clip(ratio) * A), any shape (Schulman et al. 2017, section 3). A bad action (A < 0) with a large
+    ratio keeps its gradient. With ratios 1.5, 1.5, 0.5 and a clip to [0.8, 1.2]:
+
+    >>> ppo_clip(torch.tensor([1.5, 1.5, 0.5]).log(), torch.tensor([2.0, -2.0, 2.0]), 0.2, 0.2)
+    tensor([-2.4000,  3.0000, -1.0000])
+    """
     ratio = clamped_exp(log_ratio)
     return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
 

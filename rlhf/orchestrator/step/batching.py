@@ -1,7 +1,7 @@
 """From examples to packed micro-batches and back: split, plan, pack, unpack. Pure functions on numpy.
 
-A plan decides which examples share a forward pass. Measuring old log-probs and learning from them use one plan, so
-that the two passes do the same arithmetic on the same rows and the first ratio is exactly 1.
+A plan decides which examples share a forward pass. Old log-probs are computed with the plan that training uses: both
+passes do the same arithmetic on the same rows, and the first ratio is exactly 1.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -96,7 +96,7 @@ def plan_batches(
     """Plan the forward passes over `examples`, or over those at `indices`.
 
     Examples go, longest first, to the rank with the fewest tokens, and there into micro-batches as few and as equal as
-    the limits let them be: the largest decides the memory. A rank's fullest micro-batches come first, so that passes
+    the limits allow: the largest decides the memory. A rank's fullest micro-batches come first, so that passes
     that run at the same time are of similar size. The plan depends on the lengths and the set of indices alone.
     """
     chosen = range(len(examples)) if indices is None else indices
@@ -142,7 +142,7 @@ def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatc
 def _equal(
     share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLimits, num: int
 ) -> list[list[int]] | None:
-    """Each example in the emptiest of `num` micro-batches; None where one finds no room there."""
+    """Each example in the emptiest of `num` micro-batches; None where one does not fit."""
     bins: list[list[int]] = [[] for _ in range(num)]
     loads = [0] * num
     for i in share:
@@ -173,7 +173,7 @@ def merge_plans(plans: Sequence[BatchPlan]) -> BatchPlan:
 
 
 def pack_tokens(plan: BatchPlan, examples: Sequence[HasSequences]) -> list[PackedTokens]:
-    """Each micro-batch: its examples' sequences laid end to end. Wanted are the tokens that are learned from."""
+    """Each micro-batch: its examples' sequences laid end to end. `wanted` are the tokens that are learned from."""
     return [_pack([s for i in members for s in examples[i].sequences]) for members in plan.micro_batches]
 
 
@@ -233,38 +233,40 @@ def count_denominators(experiences: Sequence[Experience]) -> Denominators:
 def build_batches(
     plan: BatchPlan, experiences: Sequence[Experience], objective: str, *, temperature: float | None = None
 ) -> list[TrainBatch]:
-    """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks.
-    `temperature`: see `PackedTokens`."""
+    """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks, and every
+    micro-batch, padding too, holds the signals of the first of them. `temperature`: see `PackedTokens`.
+
+    Prompts of 3, 1 and 1 tokens with responses of 2, 2 and 1, at most 6 tokens per micro-batch:
+
+    >>> masks = [np.arange(n) >= start for n, start in ((5, 3), (3, 1), (2, 1))]
+    >>> learned = [LearnedSequence(token_ids=np.arange(len(mask)), loss_mask=mask) for mask in masks]
+    >>> experiences = [Experience(id="", sequences=(sequence,)) for sequence in learned]
+    >>> plan = plan_batches(experiences, MicroBatchLimits(num_ranks=1, max_tokens_per_micro_batch=6))
+    >>> for batch in build_batches(plan, experiences, "policy"):
+    ...     print(batch.tokens.position_ids, batch.loss_mask.sum(), batch.denominators)
+    [0 1 2 3 4] 2 Denominators(tokens=5.0, sequences=3.0, examples=3.0)
+    [0 1 2 0 1] 3 Denominators(tokens=5.0, sequences=3.0, examples=3.0)
+    """
     planned = [experiences[i] for i in plan.indices]
     denominators = count_denominators(planned)
-    return [
-        _train_batch([experiences[i] for i in members], planned, denominators, objective, temperature)
-        for members in plan.micro_batches
-    ]
-
-
-def _train_batch(
-    members: Sequence[Experience],
-    planned: Sequence[Experience],
-    denominators: Denominators,
-    objective: str,
-    temperature: float | None,
-) -> TrainBatch:
-    """One micro-batch. The first of `planned`, the step's experiences, says which signals every micro-batch holds, so
-    that one without members holds them too."""
-    sequences = [sequence for experience in members for sequence in experience.sequences]
-
-    return TrainBatch(
-        tokens=_pack(sequences, temperature),
-        loss_mask=np.concatenate([s.loss_mask for s in sequences]) if sequences else np.zeros(1, dtype=np.bool_),
-        example_index=_example_index(members),
-        targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),
-        margins=_per_sequence([(0.0, *(e.margins or (0.0,) * (len(e.sequences) - 1))) for e in members]),
-        denominators=denominators,
-        objective=objective,
-        signals=_pack_signals(sequences, expected=planned[0].sequences[0].signals.keys()),
-        coefficients=planned[0].coefficients,
-    )
+    batches = []
+    for indices in plan.micro_batches:
+        members = [experiences[i] for i in indices]
+        sequences = [sequence for experience in members for sequence in experience.sequences]
+        batches.append(
+            TrainBatch(
+                tokens=_pack(sequences, temperature),
+                loss_mask=np.concatenate([s.loss_mask for s in sequences] or [np.zeros(1, dtype=np.bool_)]),
+                example_index=_example_index(members),
+                targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),
+                margins=_per_sequence([(0.0, *(e.margins or (0.0,) * (len(e.sequences) - 1))) for e in members]),
+                denominators=denominators,
+                objective=objective,
+                signals=_pack_signals(sequences, expected=planned[0].sequences[0].signals.keys()),
+                coefficients=planned[0].coefficients,
+            )
+        )
+    return batches
 
 
 def _pack_signals(sequences: Sequence[LearnedSequence], expected: Set[Signal]) -> dict[Signal, FloatArray]:
@@ -286,12 +288,12 @@ def _pack_signals(sequences: Sequence[LearnedSequence], expected: Set[Signal]) -
 
 
 def _example_index(members: Sequence[Experience]) -> IntArray:
-    """[S]: which experience a sequence belongs to; -1 is padding's."""
+    """[S]: which experience a sequence belongs to; -1 in padding."""
     if not members:
         return np.full(1, -1, dtype=np.int64)
     return np.repeat(np.arange(len(members)), [len(e.sequences) for e in members])
 
 
 def _per_sequence(rows: Sequence[Sequence[float]]) -> FloatArray:
-    """[S] from one row of numbers an experience; padding holds 0."""
+    """[S] from one row of numbers per experience; padding holds 0."""
     return np.array(list(chain.from_iterable(rows)) or [0.0], dtype=np.float32)
