@@ -60,6 +60,11 @@ class Field:
         return self.kind is str or (bool(self.choices) and all(isinstance(choice, str) for choice in self.choices))
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether it takes a mapping with keys of the user's own."""
+        return typing.get_origin(self.kind) is dict
+
+    @property
     def is_list(self) -> bool:
         return typing.get_origin(self.kind) is tuple
 

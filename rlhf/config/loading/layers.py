@@ -172,11 +172,14 @@ def value_of(text: str, known: Field | None) -> Value:
     return Document(text).value
 
 
-def flattened(value: Value, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Value]]:
-    """The settings in nested mappings; a list is one value."""
-    if isinstance(value, dict) and (value or not path):
+def flattened(
+    value: Value, path: KeyPath = (), fields: Mapping[str, Field] | None = None
+) -> Iterator[tuple[KeyPath, Value]]:
+    """The settings in nested mappings. A list is one value, and so is the mapping of one of `fields` that takes one."""
+    known = fields.get(dotted(path)) if fields else None
+    if isinstance(value, dict) and (value or not path) and not (known and known.is_mapping):
         for key, inner in value.items():
-            yield from flattened(inner, (*path, *split_key(key)))
+            yield from flattened(inner, (*path, *split_key(key)), fields)
     else:
         yield path, value
 
@@ -193,11 +196,11 @@ def environment_layer(environ: Mapping[str, str], fields: Mapping[str, Field]) -
     return layer
 
 
-def python_layer(settings: Mapping[str, object]) -> Layer:
+def python_layer(settings: Mapping[str, object], fields: Mapping[str, Field]) -> Layer:
     """Values given from Python, by dotted key or nested. Paths become text, functions and classes their import
     names, tuples lists."""
     layer, origin = Layer(), InPython()
-    for path, value in flattened(_plain(settings, layer, ())):
+    for path, value in flattened(_plain(settings, layer, ()), fields=fields):
         layer.settings.append(Setting(path, value, origin))
     return layer
 
@@ -244,7 +247,7 @@ def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Fiel
     for path, line in document.repeated:
         first = document.lines[path]
         layer.problems.append(f'{file}:{line}: key "{dotted(path)}" given twice (first at line {first}).')
-    for given_path, value in flattened(document.value):
+    for given_path, value in flattened(document.value, fields=fields):
         path = layer.current(given_path, given, fields)
         substituted, missing = substitute(value, environ)
         if missing:

@@ -65,7 +65,12 @@ def read_config(
         file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
         for name in flags.positionals[:1]
     ]
-    layers = [*files, environment_layer(environ, schema.fields), flags.layer, python_layer(settings or {})]
+    layers = [
+        *files,
+        environment_layer(environ, schema.fields),
+        flags.layer,
+        python_layer(settings or {}, schema.fields),
+    ]
     merged = Merged(schema, [*_member_layer(COMMANDS[command], layers), *layers], _sections_elsewhere(command))
     merged.problems += [unexpected(name) for name in flags.positionals[1:]]
     # Without the settings of its file, what a run lacks is not known.

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+import rlhf
 from rlhf.algorithms import build_algorithm
 from rlhf.config.algo import CustomSection, critic_warmup_steps, num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig
@@ -57,6 +59,16 @@ def test_ppo_runs_it_from_its_own_file() -> None:
     assert [problem.text for problem in surroundings(custom, {}) if problem.keys[0].startswith("algo")] == []
     assert (num_epochs(custom.algo), critic_warmup_steps(custom.algo)) == (1, 0)
     assert all("ptx" not in text for text in data_problems(custom))
+
+
+def test_its_settings_are_one_value_in_files_and_from_python(tmp_path: Path) -> None:
+    algo = {"type": "custom", "algorithm": "a:B", "settings": {"my-clip": 0.2, "nested": {"a": [1]}}}
+    given = {"policy": {"model": "m"}, "data": {"path": "rows.jsonl"}, "algo": algo}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(given))
+    from_file = load_config("dpo", [str(tmp_path / "config.yaml")], {})
+    assert isinstance(from_file.algo, CustomSection)
+    assert from_file.algo.settings == algo["settings"]
+    assert rlhf.load_config("dpo", settings=given).algo == from_file.algo
 
 
 @pytest.mark.parametrize(("command", "more"), [("grpo", ("--reward.function", "custom_algorithm:brief")), ("dpo", ())])
