@@ -39,8 +39,8 @@ class RemoteCalls:
     Leaving Ray while a thread is inside a wait crashes the process, and a wait that begins later would start a new
     cluster. Therefore every wait of the driver goes through this object.
         `run` begins and ends a wait. Waits for: results.
-        `stop` lets no more waits begin.
-        `close` waits for the end of those under way, with a deadline. Unblocked by: the ends of the calls.
+        `stop` prevents new waits.
+        `close` waits until current waits have ended, with a deadline. Unblocked by: the ends of the calls.
     """
 
     def __init__(self, observers: Sequence[CallObserver] = ()) -> None:
@@ -61,7 +61,7 @@ class RemoteCalls:
         raises ends the wait.
 
         Raises:
-            StallError: some had not returned after `timeout_s`, or are stopped and stay so; names them.
+            StallError: some calls had not returned after `timeout_s`, or their workers stay stopped; names these.
             WorkerLostError: a worker died, or `stop` was called before; names it.
             RlhfError: what a worker raised; errors of other classes are wrapped with worker and phase.
         """
@@ -79,7 +79,7 @@ class RemoteCalls:
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Count as one wait what happens inside. Raises WorkerLostError after `stop`."""
+        """Count everything inside as one wait. Raises WorkerLostError after `stop`."""
         for observer in self._observers:
             observer.wait_started(phase)
         with self._changed:
@@ -94,16 +94,16 @@ class RemoteCalls:
                 self._changed.notify_all()
 
     def open(self) -> None:
-        """Let waits begin again after `stop`."""
+        """Allow waits again after `stop`."""
         self._is_closed = False
 
     def stop(self) -> None:
-        """Let no more waits begin."""
+        """Prevent new waits."""
         with self._changed:
             self._is_closed = True
 
     def close(self, timeout_s: float) -> bool:
-        """Let no more waits begin, and wait for the end of those under way. Returns whether all have ended."""
+        """Prevent new waits, and wait until current ones have ended. Returns whether all have ended."""
         self.stop()
         with self._changed:
             return self._changed.wait_for(lambda: not self._num_waits, timeout_s)
