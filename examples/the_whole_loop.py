@@ -25,6 +25,7 @@ from rlhf.actors.rollout import RolloutPool
 from rlhf.algorithms.advantages import gae, whiten
 from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.sequences import join
+from rlhf.config.algo import PpoSection
 from rlhf.config.commands import PpoConfig
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
@@ -51,6 +52,7 @@ KL_COEF = 0.01
 def main(num_steps: int, folder: Path) -> list[float]:
     """Train for `num_steps` steps. Returns the mean reward of each."""
     config = make_config(make_model(folder / "model"), num_steps)
+    assert isinstance(config.algo, PpoSection)
     algorithm = PPO(config.algo)  # says which models it needs; its losses run on the workers
     placement = place(config, algorithm.needs)
     num_updates = dict.fromkeys(algorithm.needs.trains, num_steps)

@@ -110,9 +110,9 @@ def pair_accuracy(examples: Sequence[Example], scores: Sequence[Sequence[float]]
     scores count half, so that a model that knows nothing gets 0.5. Without pairs the share is 0.
     """
     correct, num_pairs = 0.0, 0
-    for example, given in zip(examples, scores, strict=True):
-        rewards, scores = np.array(example.rewards), np.array(given)
+    for example, predicted in zip(examples, map(np.array, scores), strict=True):
+        rewards = np.array(example.rewards)
         better, worse = np.nonzero(rewards[:, None] > rewards[None, :])
-        correct += float(((1.0 + np.sign(scores[better] - scores[worse])) / 2.0).sum())
+        correct += float(((1.0 + np.sign(predicted[better] - predicted[worse])) / 2.0).sum())
         num_pairs += len(better)
     return correct / max(num_pairs, 1), num_pairs

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.algo import PpoSection
 from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.loading.load import dump_config, load_config, load_generate, resolve, short_summary
 from rlhf.errors import ConfigError
@@ -52,6 +53,7 @@ def test_keys_may_be_dotted_and_in_kebab_case_and_sections_empty(file: Path) -> 
     file.write_text("policy.num-nodes: 2\nrun:\ntrain: {}\nalgo.kl: {type: adaptive}\n")
     config = ppo(str(file))
     assert config.policy.num_nodes == 2
+    assert isinstance(config.algo, PpoSection)
     assert config.algo.kl.type == "adaptive"
 
 
@@ -75,6 +77,7 @@ def test_flags_in_every_spelling() -> None:
     )  # fmt: skip
     assert (config.policy.num_nodes, config.policy.num_gpus_per_node, config.policy.zero_stage) == (2, 3, 2)
     assert (config.checkpoint.resume, config.log.tensorboard, config.log.rollouts) == (True, False, False)
+    assert isinstance(config.algo, PpoSection)
     assert (config.algo.token_level, config.cluster.debug, config.run.name) == (False, True, "a")
     assert config.algo.kl.model_dump() == {"type": "adaptive", "coef": 0.01, "target": 3.0, "horizon": 10_000}
     assert config.cluster.colocate == ("policy,reference", "critic,reward")

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.algo import DpoSection
+from rlhf.config.algo import DpoSection, PpoSection
 from rlhf.config.commands import DpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import translate
@@ -42,6 +42,7 @@ def test_a_familiar_launch_is_read_as_it_stands() -> None:
     assert (config.rollout.max_prompt_tokens, config.rollout.max_response_tokens) == (1024, 512)
     assert config.cluster.colocate == ("policy,reference", "critic,reward")
     assert (config.data.path, config.data.prompt_key, config.data.template) == ("org/prompts", "question", "chat")
+    assert isinstance(config.algo, PpoSection)
     assert config.algo.kl.coef == 0.01
     assert config.algo.normalize_rewards
     assert config.run.dir == "out"
@@ -100,6 +101,7 @@ def test_a_preference_run_and_a_hybrid_one() -> None:
     config = load_config("ppo", hybrid, {})
     assert isinstance(config, PpoConfig)
     assert config.rollout.sync_backend == "auto"
+    assert isinstance(config.algo, PpoSection)
     assert (config.algo.kl_placement, config.algo.kl_estimator) == ("loss", "k3")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.config.algo import DpoSection, GrpoSection
+from rlhf.config.algo import DpoSection, GrpoSection, PpoSection
 from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import load_config
@@ -105,6 +105,7 @@ def test_a_hybrid_ppo_launch() -> None:
     assert config.train.max_tokens_per_micro_batch == 16384
     assert (config.data.path, config.data.split) == ("org/prompts", "train[:100000]")
     assert (config.data.prompt_key, config.data.template) == ("context_messages", "chat")
+    assert isinstance(config.algo, PpoSection)
     assert (config.algo.kl.coef, config.algo.normalize_rewards) == (0.01, True)
     assert config.algo.correction.type == "truncate"
 
@@ -158,6 +159,7 @@ def test_a_key_of_ours_can_be_set_beside_theirs() -> None:
     ours = ("--set", "algo.kl.type=adaptive", "--set", "algo.kl.target=6", "--policy.lr", "1e-5")
     config = config_of("ppo", *PPO, *ours)
     assert isinstance(config, PpoConfig)
+    assert isinstance(config.algo, PpoSection)
     assert (config.algo.kl.model_dump()["target"], config.policy.lr) == (6.0, 1e-5)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.config.algo import DapoSection, OnlineDpoSection
+from rlhf.config.algo import DapoSection, OnlineDpoSection, PpoSection
 from rlhf.config.commands import GrpoConfig, OnlineDpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.load_tools import load_data_report, load_sample
@@ -58,6 +58,7 @@ def test_an_old_variable_of_the_environment_is_read() -> None:
     with pytest.warns(RenamedSettingWarning, match="RLHF__ALGO__CRITIC_WARMUP_STEPS"):
         config = load_config("ppo", ppo, {"RLHF__ALGO__FREEZE_POLICY_STEPS": "3"})
     assert isinstance(config, PpoConfig)
+    assert isinstance(config.algo, PpoSection)
     assert config.algo.critic_warmup_steps == 3
 
 
