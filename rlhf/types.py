@@ -238,7 +238,7 @@ class Experience:
     """One unit of learning. What must stay together in a micro-batch (a pair, a ranking) is one experience.
 
     `targets` holds one number per sequence (rank score, label or reward); `margins` one for each later sequence against
-    the first. `coefficients` (an adaptive KL coefficient) are fixed by the driver and equal in all of a step.
+    the first. `coefficients` (an adaptive KL coefficient) are fixed by the driver, the same in a step's experiences.
     """
 
     id: str

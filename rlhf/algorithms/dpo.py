@@ -25,7 +25,7 @@ class DPO(Algorithm):
         )
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One pair a prompt."""
+        """One pair per prompt."""
         return self._picker.pick(groups)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:

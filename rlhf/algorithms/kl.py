@@ -73,7 +73,7 @@ class KlController(Protocol):
 
 @dataclass
 class FixedKlController:
-    """The coefficient stays; the config alone says what it is."""
+    """The coefficient of the config, which never changes."""
 
     coef: float
 
@@ -118,7 +118,7 @@ def kl_controller(section: FixedKl | AdaptiveKl) -> KlController:
 @dataclass
 class PenaltyController:
     """The coefficient of PPO-penalty (Schulman et al. 2017, section 4): after an update whose KL to the old policy,
-    in nats a token, is below target / 1.5 it is halved, above 1.5 * target doubled."""
+    in nats per token, is below target / 1.5 it is halved, above 1.5 * target doubled."""
 
     coef: float
     target: float

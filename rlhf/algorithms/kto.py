@@ -1,5 +1,5 @@
-"""Kahneman-Tversky optimization: responses that are good or bad, each by itself (Ethayarajh et al. 2024,
-arXiv:2402.01306)."""
+"""Kahneman-Tversky optimization: each response is labeled good or bad, without pairs (Ethayarajh et al.
+2024, arXiv:2402.01306)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -29,7 +29,7 @@ from rlhf.types import (
 )
 
 ADVISED = (1.0, 4 / 3)
-"""Between these lies the total weight of good responses over that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
+"""Advised range of total weight of good responses / that of bad ones (Ethayarajh et al. 2024, section 4.2)."""
 ROUNDING = 1e-9
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -38,11 +38,11 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 class KTO(Algorithm):
     """1 - sigmoid(beta * (LR - z0)) for a good response, 1 - sigmoid(beta * (z0 - LR)) for a bad one, each times the
     weight of its label; the mean over the responses of the step. LR = log(policy / reference) of the whole response;
-    z0 = max(0, mean LR of responses beside prompts that they do not answer): how far the policy has moved in general.
+    z0 = max(0, mean LR of mismatched prompts and responses): how far the policy has moved in general.
 
-    z0 is estimated on the driver, over the whole optimizer step, by the policy as it was before it. It is one number
-    for every micro-batch and rank, and has no gradient. Where a step knows one prompt only, it is 0. A step whose
-    responses are all of one label is learned from like any other: each response has a loss of its own.
+    z0 is estimated on the driver, over the whole optimizer step, with the policy before it. It is one number for every
+    micro-batch and rank, and has no gradient. It is 0 where a step has only one prompt. A step whose responses all have
+    the same label is trained on like any other: each response has its own loss.
 
     Ethayarajh et al. 2024, arXiv:2402.01306.
     """
@@ -190,8 +190,8 @@ def learned_tokens(example: Example, signals: Signals, signal: Signal, index: in
 
 
 def describe_labels(labels: Bools, rewards: Floats, log_probs: Floats) -> dict[str, float]:
-    """Metrics of good and bad responses, each by itself where there are any: implicit rewards, log-probs, and how well
-    the implicit reward tells one from the other (area under the curve; equal rewards count half)."""
+    """Metrics of good and of bad responses, where there are any: implicit rewards, log-probs, and how well the implicit
+    reward separates the two (area under the ROC curve; equal rewards count half)."""
     sums = {"labels/desirable": mean(labels), "labels/one_sided": float(labels.all() or not labels.any())}
     for name, of_label in (("desirable", labels), ("undesirable", ~labels)):
         if of_label.any():

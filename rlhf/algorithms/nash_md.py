@@ -62,7 +62,7 @@ class NashMD(Algorithm):
         return {Role.POLICY: self._policy_loss}
 
     def _policy_loss(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
-        """-sum(ratio * advantage) a prompt: at the first update, where the ratio is 1, REINFORCE's gradient."""
+        """-sum(ratio * advantage) per prompt; REINFORCE's gradient at the first update, where the ratio is 1."""
         mask = batch.loss_mask
         old = masked(present(batch, Signal.OLD_LOG_PROBS), mask)
         advantages = masked(present(batch, Signal.ADVANTAGES), mask)

@@ -32,11 +32,11 @@ class OnlineDPO(Algorithm):
         )
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """One pair a prompt."""
+        """One pair per prompt."""
         return self._picker.pick(groups)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Label the two sides, and say what they are held against."""
+        """Label the two sides, with the reference's log-probs."""
         experiences = [
             pair_experience(example, signal[self._reference_signal])
             for example, signal in zip(examples, signals, strict=True)

@@ -107,7 +107,7 @@ def cpo(pairs: Pairs, loss: CpoLoss) -> torch.Tensor:
 
 
 def apo_zero(pairs: Pairs, loss: ApoZeroLoss) -> torch.Tensor:
-    """Each side against the reference by itself."""
+    """Each side is compared with the reference separately."""
     return 1 - (loss.beta * pairs.chosen.log_ratios).sigmoid() + (loss.beta * pairs.rejected.log_ratios).sigmoid()
 
 
@@ -117,12 +117,12 @@ def apo_down(pairs: Pairs, loss: ApoDownLoss) -> torch.Tensor:
 
 
 def rpo(pairs: Pairs, loss: RpoLoss) -> torch.Tensor:
-    """DPO, and likelihood of chosen a token."""
+    """DPO plus the chosen response's negative log-likelihood per token."""
     return -logsigmoid(loss.beta * pairs.h) - loss.nll_coef * likelihood(pairs.chosen, average=True)
 
 
 def r_dpo(pairs: Pairs, loss: LengthPenalizedLoss) -> torch.Tensor:
-    """The reward is taken to be beta * LR + length_coef * len, of which the policy learns the first part."""
+    """The reward is modeled as beta * LR + length_coef * len; the policy learns only the first term."""
     longer = pairs.chosen.lengths - pairs.rejected.lengths
     return -logsigmoid(loss.beta * pairs.h + loss.length_coef * longer)
 

@@ -24,7 +24,7 @@ class PairPicker:
 
     - empty: fewer than two responses hold a token to learn from. Aborted responses hold none.
     - tied: no two different responses have different rewards. Compared exactly: close is not equal.
-    - identical: their rewards differ and their tokens do not (after truncation, say), which no policy can tell apart.
+    - identical: their rewards differ and their tokens do not (after truncation, say), so no policy could prefer one.
     """
 
     def __init__(self, *, from_policy: bool) -> None:

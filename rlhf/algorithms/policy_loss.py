@@ -94,7 +94,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Penalty(Clip):
-    """PPO-penalty; the bounds only say what PPO-clip would have clipped."""
+    """PPO-penalty; the bounds are only used for the metrics: what PPO-clip would have clipped."""
 
     def loss(self, tokens: PolicyTokens) -> torch.Tensor:
         return ppo_penalty(tokens.log_ratio, tokens.advantages, tokens.coefficients["penalty"])

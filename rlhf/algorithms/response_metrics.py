@@ -1,4 +1,4 @@
-"""What `reward/*` and `response/*` say about the responses of a step. No other file computes these metrics.
+"""The metrics `reward/*` and `response/*` of the responses of a step. No other file computes them.
 
 A response counts by its own tokens: those that the model wrote and that can be learned from. Responses without such a
 token (empty or aborted ones) are counted in `response/empty` and in no other metric.

@@ -80,11 +80,11 @@ class RM(Algorithm):
 
 
 def rank(group: ScoredGroup) -> Example:
-    """The group's different responses, best first; of equal token ids only the best stays, since a pair of them would
-    ask for a difference that cannot be.
+    """The group's different responses, best first; of responses with equal token ids only the best is kept,
+    since the model gives both the same score.
 
-    Margins, given against the group's first response, are turned to stand against the best: that of any pair is then
-    the difference of its two.
+    Margins, given relative to the group's first response, are made relative to the best: the margin of any pair is
+    then the difference of its two.
     """
     rewards = [reward.total for reward in group.rewards]
     against_first = (0.0, *(group.margins or (0.0,) * (len(rewards) - 1)))

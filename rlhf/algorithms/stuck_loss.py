@@ -19,8 +19,8 @@ TEXT = (
 
 
 class StuckLossWatch:
-    """Says once when a loss that starts at ln 2 is still there: within 0.005, in the mean of the last ten of fifty
-    steps. At the start ln 2 is right: policy and reference are equal."""
+    """Warns once when a loss that starts at ln 2 (policy and reference are equal) is still there after fifty steps:
+    within 0.005, in the mean of the last ten."""
 
     def __init__(self, *, watches: bool) -> None:
         self._watches = watches
@@ -34,7 +34,7 @@ class StuckLossWatch:
             self._sum += loss if self._steps > PATIENCE_STEPS - WINDOW_STEPS else 0.0
 
     def warnings(self) -> tuple[str, ...]:
-        """What there is to say now."""
+        """The warnings of this step."""
         if not self._watches or self._steps != PATIENCE_STEPS:
             return ()
         self._steps += 1  # warned, or the loss moved: not checked again

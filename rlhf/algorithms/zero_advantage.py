@@ -26,7 +26,7 @@ class ZeroAdvantageWatch:
             self._steps = 0 if advantages.any() else self._steps + 1
 
     def warnings(self) -> tuple[str, ...]:
-        """What there is to say now."""
+        """The warnings of this step."""
         if self._steps != PATIENCE_STEPS:
             return ()
         self._steps += 1  # warned

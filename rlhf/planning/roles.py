@@ -49,7 +49,8 @@ def _custom_methods(role: Role) -> list[str]:
         name
         for name, method in METHODS.items()
         if CustomSection in sections_in(method.config.model_fields["algo"].annotation)
-        and isinstance(method.config().models.get(role.value), TrainedModelSection)  # type: ignore[call-arg]
+        and role.value in method.config.model_fields
+        and isinstance(method.config.model_fields[role.value].default, TrainedModelSection)
     ]
 
 

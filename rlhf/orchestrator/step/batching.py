@@ -31,7 +31,7 @@ PADDING = PackedTokens(token_ids=np.zeros(1, dtype=np.int64), lengths=np.ones(1,
 
 
 class Tokens(Protocol):
-    """One run of tokens, some of which are learned from: a `TokenSequence` or a `LearnedSequence`."""
+    """A token sequence with a loss mask: a `TokenSequence` or a `LearnedSequence`."""
 
     @property
     def token_ids(self) -> IntArray: ...

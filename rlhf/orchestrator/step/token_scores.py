@@ -34,7 +34,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Each trained role's passes over one rollout batch: one plan a minibatch, the same minibatches for every role."""
+    """Each trained role's passes over one rollout batch: one plan per minibatch, equal minibatches for every role."""
 
     by_role: Mapping[Role, tuple[BatchPlan, ...]]
 

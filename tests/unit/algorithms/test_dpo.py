@@ -269,7 +269,7 @@ def steps(algorithm: DPO, losses: Sequence[float]) -> list[str]:
 
 def test_a_loss_that_stays_at_ln_2_is_told_once_with_the_checks_in_order() -> None:
     (text,) = steps(DPO(DpoSection()), [0.6931] * 200)
-    checks = ["updates are applied", "contradict", "ties", "same answers", "beta"]
+    checks = ["updates are applied", "contradict", "ties", "same responses", "beta"]
     assert [text.index(check) for check in checks] == sorted(text.index(check) for check in checks)
     assert "0.6931" in text
     assert str(PATIENCE_STEPS) in text
