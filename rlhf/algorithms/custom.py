@@ -28,9 +28,7 @@ def custom(section: CustomSection) -> Algorithm:
     if not isinstance(found, type):
         raise ConfigError(f"algo.algorithm: {module} has no class {name}.")
     if not issubclass(found, Algorithm):
-        raise ConfigError(
-            f"algo.algorithm: {section.algorithm} is not an Algorithm; derive it from rlhf.algorithms.base.Algorithm."
-        )
+        raise ConfigError(f"algo.algorithm: {section.algorithm} is not an Algorithm; derive it from rlhf.Algorithm.")
     if found.__abstractmethods__:
         raise ConfigError(f"algo.algorithm: {section.algorithm} has no {', '.join(sorted(found.__abstractmethods__))}.")
     make = cast(Callable[[CustomSection], Algorithm], found)

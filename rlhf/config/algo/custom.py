@@ -8,16 +8,16 @@ from rlhf.config.algo.common import AlgorithmSection
 
 
 class CustomSection(AlgorithmSection):
-    """An algorithm of the user's own: a class that follows rlhf.algorithms.base.Algorithm."""
+    """An algorithm of the user's own: a class derived from rlhf.Algorithm."""
 
     type: Literal["custom"] = "custom"
     """An algorithm of your own."""
     algorithm: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """module:Class, imported on the driver and on every worker and called with this section."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the class wants to know."""
+    """Settings of the class, under keys of its own."""
     reference: bool = False
-    """Whether a reference model is started; the class then may ask for ref_log_probs."""
+    """Whether a reference model is started, for an algorithm that needs ref_log_probs."""
 
     @property
     def uses_reference(self) -> bool:
