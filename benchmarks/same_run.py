@@ -12,10 +12,10 @@ same, bit for bit, and where they are not, how many differ and which one is the 
 - metrics: every value in metrics.jsonl as it is written there, under its new name, but for those of wall-clock time and
   memory.
 
-The exit code is 1 if anything differs or a run fails. Names that changed between the revisions are those that the code
-still reads under their old names. With `--keep` the results of the base revision are stored and used again by later
-calls. Those of the working tree are used again with `--again` only: after a change of the tables alone nothing needs to
-run.
+The exit code is 1 if anything differs or a run fails. Config keys and metrics that were renamed are known by the tables
+with which their old names are still read; metrics that were dropped or added are at the top of this file. With `--keep`
+the results of the base revision are stored and used again by later calls. Those of the working tree are used again with
+`--again` only: after a change of the tables alone nothing needs to run.
 
 The runs use vLLM with one engine, strictly on-policy, and DeepSpeed ZeRO-3 on two ranks where a case says so. On one
 machine such runs are deterministic without any further setting: each request has its own seed, and collectives add in a
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ from rlhf.orchestrator.run.metrics_file import RENAMED_METRICS
 ROOT = Path(__file__).parents[1]
 DROPPED_METRICS: tuple[str, ...] = ("tricks/",)
 """Metrics of the base revision that are no longer written. "NAME/" stands for all that begin with it."""
+ADDED_METRICS: tuple[str, ...] = ("policy/clip_frac",)
+"""Metrics that the base revision does not write, as above."""
 TIMED_METRICS = ("time", "throughput/", "memory/", "sync/seconds")
 """Prefixes of metrics that depend on the machine's speed and memory, under their old and new names."""
 
@@ -290,8 +292,8 @@ def compare(before: Path, after: Path) -> list[str]:
         difference(dict(tensors_under(before / "model")), dict(tensors_under(after / "model"))),
         difference(dict(tensors_under(before / last)), dict(tensors_under(after / last))),
         difference(
-            {renamed(name): text for name, text in metrics_of(before).items() if not is_dropped(name)},
-            metrics_of(after),
+            {renamed(name): text for name, text in without(DROPPED_METRICS, metrics_of(before)).items()},
+            without(ADDED_METRICS, metrics_of(after)),
         ),
     ]
 
@@ -364,20 +366,15 @@ def metrics_of(run: Path) -> dict[str, str]:
 
 
 def renamed(name: str) -> str:
-    """The present name of a metric of the base revision."""
-    for old, new in RENAMED_METRICS.items():
-        if is_named(name, old):
-            return new + name[len(old) :]
-    return name
+    """The present name of `METRIC at step N` of the base revision."""
+    metric, at, step = name.partition(" at ")
+    return RENAMED_METRICS.get(metric, metric) + at + step
 
 
-def is_dropped(name: str) -> bool:
-    return any(is_named(name, dropped) for dropped in DROPPED_METRICS)
-
-
-def is_named(name: str, known: str) -> bool:
-    """Whether `NAME at step N` is of a metric, or of one under it if that ends in "/"."""
-    return name.startswith(known if known.endswith("/") else f"{known} at ")
+def without(names: Iterable[str], metrics: Mapping[str, str]) -> dict[str, str]:
+    """`METRIC at step N` -> value, but for the named metrics."""
+    prefixes = tuple(name if name.endswith("/") else f"{name} at " for name in names)
+    return {name: text for name, text in metrics.items() if not name.startswith(prefixes)}
 
 
 if __name__ == "__main__":
