@@ -58,6 +58,9 @@ draws from and which starts at a random seed."""
 REFERENCE_CACHE = "reference-cache"
 """Log-probs of the reference that runs in one folder share. Each run here measures its own."""
 
+MOST_NAMED = 3
+"""Other metrics or tensors that differ which a cell of the table names."""
+
 NUM_STEPS = 6
 RUN_TIMEOUT_S = 1200.0
 CHANGES_RUNS = ("OMP_NUM_THREADS", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -307,7 +310,10 @@ def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str
     if not differing:
         return f"same ({len(before)})"
     first = differing[0]
-    return f"differs: {len(differing)} of {len(before)}, first {first}: {how(before.get(first), after.get(first))}"
+    others = sorted({name.partition(" at ")[0] for name in differing} - {first.partition(" at ")[0]})
+    more = f"; also {', '.join(others[:MOST_NAMED])}{', ...' * (len(others) > MOST_NAMED)}" if others else ""
+    changed = how(before.get(first), after.get(first))
+    return f"differs: {len(differing)} of {len(before)}, first {first}: {changed}{more}"
 
 
 def how(old: object, new: object) -> str:
