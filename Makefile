@@ -8,10 +8,10 @@ setup: .venv/.ready
 .venv/.ready: requirements/cpu.lock pyproject.toml scripts/setup.sh
 	bash scripts/setup.sh
 
-quickstart: .venv/.ready  ## SFT, reward model and PPO on a tiny model of its own, with a table of what it learned
+quickstart: .venv/.ready  ## SFT, reward model and PPO on a tiny model, with a table of what it learned
 	$(BIN)/rlhf quickstart
 
-check: .venv/.ready  ## ruff, mypy --strict and the unit tests, side by side: about a minute
+check: .venv/.ready  ## ruff, mypy --strict and the unit tests, in parallel: about a minute
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types unit
 
 lint: .venv/.ready
@@ -27,60 +27,60 @@ unit: .venv/.ready
 integration: .venv/.ready
 	$(BIN)/pytest -q --durations=15 tests/integration
 
-test: unit integration  ## every test, with the real Ray, vLLM and DeepSpeed
+test: unit integration  ## all tests, with the real Ray, vLLM and DeepSpeed
 
-torture: .venv/.ready  ## 200 kills and full disks while saving, 12,000 configs and 36,000 data files: ten minutes
+torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
 		tests/unit/orchestrator/run/test_checkpoint.py tests/unit/config/loading/test_fuzz.py tests/unit/orchestrator/data/test_fuzz.py
 
-chaos: .venv/.ready  ## PPO with every process killed in every phase, 48 faults for each of three seeds: three hours
+chaos: .venv/.ready  ## PPO with every kind of process killed in every phase, 48 faults for each of three seeds: three hours
 	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \
 		--run.name chaos-$$seed --chaos-seed $$seed --num-faults 48 --kinds kill,tear || exit 1; done
 
-soak: .venv/.ready  ## 1,000 steps of PPO in peace and under kills 30 s apart: whether anything grows or is left: an hour
+soak: .venv/.ready  ## leaks in 1,000 steps of PPO, without faults and with a process killed every 30 s: an hour
 	$(BIN)/python -m benchmarks.soak
 
-bench: .venv/.ready  ## the benchmarks, each of which prints a table
+bench: .venv/.ready  ## benchmarks of memory, weight sync and time per step; each prints a table
 	$(BIN)/python -m benchmarks.run
 
-bench-learning: .venv/.ready  ## whether each online method learns on real parts: half an hour
+bench-learning: .venv/.ready  ## does each online method learn, with the real Ray, vLLM and DeepSpeed: half an hour
 	$(BIN)/python -m benchmarks.learning
 
-bench-lag: .venv/.ready  ## GRPO with rollouts of older weights, with importance correction and without
+bench-lag: .venv/.ready  ## off-policy GRPO (rollout.max_lag), with truncated importance sampling and without
 	$(BIN)/python -m benchmarks.learning --lag
 
-bench-preferences: .venv/.ready  ## what each loss on pairs, and KTO, learns from pairs, and DPO from real dialogues
+bench-preferences: .venv/.ready  ## each preference loss and KTO on pairs, and DPO on real dialogues: an hour
 	$(BIN)/python -m benchmarks.preferences
 	$(BIN)/python -m benchmarks.preferences --hh
 
-bench-addition: .venv/.ready  ## a model made on the spot learns addition by SFT, then GRPO: ten minutes
+bench-addition: .venv/.ready  ## a small model learns addition with SFT, then GRPO: ten minutes
 	$(BIN)/python -m benchmarks.addition
 
-bench-planning: .venv/.ready  ## what `rlhf plan` says of three sizes on CPU beside what was measured: eight minutes
+bench-planning: .venv/.ready  ## `rlhf plan` for three model sizes on CPU, compared with measurements: eight minutes
 	$(BIN)/python -m benchmarks.planning
 
-bench-trl: .venv/.ready  ## side by side with TRL
+bench-trl: .venv/.ready  ## compared with TRL: two hours
 	$(BIN)/python -m benchmarks.beside_trl
 
 BASE ?= HEAD
 
-same: .venv/.ready  ## whether six steps of every method give the same numbers as with the code of BASE: 15 minutes
+same: .venv/.ready  ## compare six steps of every method with the code of revision BASE, bit for bit: 15 minutes
 	$(BIN)/python -m benchmarks.same_run --base $(BASE)
 
-lock: .venv/.ready  ## pin the CPU, GPU and documentation environments again after a change of pyproject.toml
+lock: .venv/.ready  ## update the locks of the CPU, GPU and documentation environments after a change of pyproject.toml
 	bash scripts/lock.sh
 
-wheel:  ## build the wheel, install it alone and run the command line from there; needs only Python
+wheel:  ## build the wheel, install it without extras and run the command line; needs only Python
 	bash scripts/wheel.sh
 
-docs:  ## build the documentation site into site/, with links checked; needs only Python
+docs:  ## build the documentation site into site/ and check its links; needs only Python
 	bash scripts/docs.sh
 
 image-cpu image-gpu: image-%:  ## build docker/Dockerfile.cpu or .gpu, and run the command line in it
 	docker build --file docker/Dockerfile.$* --tag rlhf:$* .
 	docker run --rm rlhf:$* rlhf --version
 
-release-notes:  ## notes of this version; with TAG=v1.2.3 they are refused for any other version
+release-notes:  ## release notes of this version; TAG=v1.2.3 fails for any other version
 	@python3 -m scripts.release_notes $(TAG)
 
 clean:

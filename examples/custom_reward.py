@@ -2,8 +2,8 @@
 
     python examples/custom_reward.py --model MODEL
 
-The function runs in a process of its own, which may import, allocate and crash as it likes: it imports this file by its
-name, so that training sits behind `if __name__ == "__main__"`.
+The function runs in its own process, so a crash or a memory leak in it cannot harm the run. That process imports this
+file by its name; therefore the code that trains is behind `if __name__ == "__main__"`.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import rlhf
 def brief_and_on_topic(
     prompts: list[str], responses: list[str], topic: list[str], **columns: list[object]
 ) -> list[float]:
-    """1 for a response that names its row's `topic`, less a tenth for each ten words.
+    """1 for a response that contains its row's `topic`, else 0, minus 0.01 for each word.
 
-    Arguments are lists with one entry a response; `topic` is a column of the rows, found by its name.
+    Arguments are lists with one entry per response; `topic` is the column of that name in the rows.
     """
     return [
         float(wanted.lower() in response.lower()) - 0.01 * len(response.split())
@@ -27,7 +27,7 @@ def brief_and_on_topic(
     ]
 
 
-reward: rlhf.Reward = brief_and_on_topic  # a type checker sees whether it is one
+reward: rlhf.Reward = brief_and_on_topic  # a type checker verifies the signature
 
 
 def main(model: str, num_steps: int) -> None:

@@ -1,9 +1,9 @@
-"""DPO on Anthropic's HH dialogues: learning from pairs of a chosen and a rejected response, without sampling.
+"""DPO on Anthropic's HH dialogues: training on pairs of a chosen and a rejected response, without sampling.
 
     python examples/dpo_hh.py --model MODEL --data harmless-base-train.jsonl.gz
 
-Rows hold whole dialogues as `chosen` and `rejected`; what they share is the prompt. The reference's log-probs are
-computed once, before the first step, and kept on disk for later runs.
+Rows contain whole dialogues as `chosen` and `rejected`; their common beginning is the prompt. The reference's log-probs
+are computed once, before the first step, and stored on disk for later runs.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""GRPO on GSM8K, with a rule that compares the final number with the label (verifiable rewards).
+"""GRPO on GSM8K with verifiable rewards: a rule compares the final number of a response with the label.
 
     python examples/grpo_gsm8k.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k_train.jsonl
 
 `--data` is a file of rows with `question` and `answer` (GSM8K's own format: the label follows `####`). On a machine
-without GPUs use a very small model: the same run then works with smaller numbers.
+without GPUs use a very small model, and smaller values for the options.
 """
 
 import argparse
@@ -18,10 +18,10 @@ def main(model: str, data: str, num_steps: int, group_size: int, max_response_to
             "run.name": "grpo_gsm8k",
             "policy.model": model,
             "data": {"path": data, "eval_fraction": 0.01, "prompt_key": "question", "label_key": "answer"},
-            "reward.rules": ["number"],  # 1 where the response's final number is the label's, else 0
+            "reward.rules": ["number"],  # 1 if the final number of the response equals the label, else 0
             "rollout": {
-                "batch_size": 16,  # prompts a step
-                "group_size": group_size,  # responses to each: the group that the baseline is made of
+                "batch_size": 16,  # prompts per step
+                "group_size": group_size,  # responses to each prompt; their mean reward is the baseline
                 "max_prompt_tokens": 256,
                 "max_response_tokens": max_response_tokens,
             },

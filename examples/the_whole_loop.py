@@ -1,10 +1,10 @@
-"""PPO, written out: everything that `rlhf train ppo` does in a step, in one file, on the same parts.
+"""PPO, written out: everything that `rlhf train ppo` does in a step, in one file, with the same workers and engines.
 
     python examples/the_whole_loop.py
 
-Ray actors host a policy, a reference and a critic (DeepSpeed ZeRO-3) and a rollout engine (vLLM where it is installed,
-else transformers). Each step samples responses, scores them, computes log-probs and values, estimates advantages by
-GAE, lets policy and critic learn, and sends the new weights to the engine. `rlhf/orchestrator/loop.py` is the same
+Ray actors host a policy, a reference and a critic (DeepSpeed ZeRO-3) and a rollout engine (vLLM if it is installed,
+else transformers). Each step samples responses, scores them, computes log-probs and values, estimates advantages with
+GAE, trains policy and critic, and sends the new weights to the engine. `rlhf/orchestrator/loop.py` is the same
 loop for every algorithm, with checkpoints, resume, evaluation, restarts and asynchronous rollouts around it.
 
 The task needs no data and no download: a tiny Llama with random weights learns to answer in lowercase letters.
@@ -73,16 +73,16 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
     """One step of PPO (Schulman et al. 2017; for language models Ouyang et al. 2022). Returns the mean reward."""
     policy, critic, reference = models[Role.POLICY], models[Role.CRITIC], models[Role.REFERENCE]
 
-    # 1. The engine samples with the weights that the last step made: strictly on-policy.
+    # 1. Sample with the weights of the previous step: strictly on-policy.
     policy.send_weights(version=step - 1)
     tokenizer = load_tokenizer(config.policy.model or "")
     prompts = [make_prompt(text, tokenizer.encode(text)) for text in PROMPTS for _ in range(GROUP_SIZE)]
     rollouts = engine.generate([make_request(step, n, prompt) for n, prompt in enumerate(prompts)])
 
-    # 2. Score each response: here by a rule; a reward model or a service would do the same.
+    # 2. Score each response, here by a rule. A reward model or an HTTP service is also possible.
     scores = [score(tokenizer.decode(rollout.token_ids.tolist())) for rollout in rollouts]
 
-    # 3. Log-probs under policy and reference, and values: one number a token, of packed micro-batches.
+    # 3. Log-probs under policy and reference, and values: one number per token, in packed micro-batches.
     sequences = [join(prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
     old_log_probs = per_token(policy, sequences)
     ref_log_probs = per_token(reference, sequences)
@@ -97,7 +97,7 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
         credit.append(gae(rewards, value[mask].astype(np.float64), gamma=1.0, gae_lambda=0.95))
     advantages = whiten([advantage for advantage, _ in credit])
 
-    # 5. Everything that a loss needs, aligned with the tokens.
+    # 5. Collect all signals that the losses need, aligned with the tokens.
     experiences = []
     for n, sequence in enumerate(sequences):
         signals = {
@@ -108,7 +108,7 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
         }
         experiences.append(experience(sequence, signals))
 
-    # 6. One optimizer step each. Denominators are those of the whole batch, however it is split over ranks.
+    # 6. One optimizer step each. Denominators are those of the whole batch, independent of the split over ranks.
     for role, model in ((Role.POLICY, policy), (Role.CRITIC, critic)):
         plan = plan_batches(experiences, limits(model))
         metrics = model.forward_backward(build_batches(plan, experiences, objective=role))
@@ -128,7 +128,7 @@ def per_token(model: GroupEngine, sequences: Sequence[TokenSequence]) -> list[Fl
 
 
 def experience(sequence: TokenSequence, signals: Mapping[Signal, FloatArray]) -> Experience:
-    """One unit of learning: a single sequence with its signals. No KL or penalty in the loss."""
+    """A training example: a single sequence with its signals. No KL or penalty in the loss."""
     learned = LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals=signals)
     return Experience(id="", sequences=(learned,), coefficients={"kl": 0.0, "penalty": 0.0})
 
@@ -138,7 +138,7 @@ def limits(model: GroupEngine) -> MicroBatchLimits:
 
 
 def on_tokens(sequence: TokenSequence, numbers: np.ndarray) -> FloatArray:
-    """Numbers of the response's tokens, 0 on the prompt."""
+    """Values for the response's tokens, 0 on the prompt."""
     aligned = np.zeros(len(sequence), dtype=np.float32)
     aligned[sequence.loss_mask] = numbers
     return aligned
@@ -154,7 +154,7 @@ def make_prompt(text: str, token_ids: Sequence[int]) -> Prompt:
 
 
 def make_request(step: int, n: int, prompt: Prompt) -> RolloutRequest:
-    """A request has a seed of its own: its response does not depend on what else is in the batch."""
+    """A request with its own seed, so its response does not depend on the other requests in the batch."""
     sampling = Sampling(max_tokens=16, temperature=1.0)
     return RolloutRequest(
         id=f"{step}/{n}",
@@ -166,7 +166,7 @@ def make_request(step: int, n: int, prompt: Prompt) -> RolloutRequest:
 
 
 def make_model(folder: Path) -> Path:
-    """A Llama of 0.2 million random weights, and a tokenizer of bytes."""
+    """A Llama with 0.2 million random weights, and a byte-level tokenizer."""
     folder.mkdir(parents=True)
     tokenizer = train_tokenizer(PROMPTS, 300, folder)
     make_llama(folder, vocab_size=len(tokenizer), hidden_size=64, num_layers=2)
@@ -179,7 +179,7 @@ def make_config(model: Path, num_steps: int) -> PpoConfig:
         settings={
             "policy": {"model": model, "lr": 2e-2, "warmup_ratio": 0.0},
             "critic": {"lr": 2e-2, "warmup_ratio": 0.0},
-            "reward.rules": ["number"],  # not used: this file scores by itself
+            "reward.rules": ["number"],  # not used: this file computes its own scores
             "data.path": "none",
             "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 16, "kv_cache_gib": 0.1},
             "train.num_steps": num_steps,

@@ -9,7 +9,7 @@ WORDS_PER_JOY = 10
 
 
 def joy(prompts: list[str], responses: list[str]) -> list[float]:
-    """How joyful a story is, from 0 to 1: one joyful word in every ten is all the joy that counts."""
+    """How joyful a story is, from 0 to 1: 1 if at least one word in ten is a joyful one."""
     return [min(1.0, WORDS_PER_JOY * _share_of_joy(response)) for response in responses]
 
 
@@ -19,7 +19,7 @@ def _share_of_joy(text: str) -> float:
 
 
 def lipogram(prompts: list[str], responses: list[str]) -> list[float]:
-    """How nearly a story does without the letter e: the share of its letters that are others. Every word
-    counts, so that a few hundred pairs are enough to learn it from."""
+    """The share of a story's letters that are not the letter e. Every word matters, so a few hundred pairs are enough
+    to learn it."""
     letters = [re.sub(r"[^a-z]", "", response.lower()) for response in responses]
     return [1.0 - text.count("e") / max(len(text), 1) for text in letters]
