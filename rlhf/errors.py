@@ -12,7 +12,7 @@ class RlhfError(Exception):
     """Base of every error that this package raises on purpose."""
 
     exit_code: ClassVar[int] = 70
-    meaning: ClassVar[str] = "a bug of ours"
+    meaning: ClassVar[str] = "a bug in rlhf"
     advice: ClassVar[str] = "Report it with the traceback's file, which the message names."
 
 
@@ -39,7 +39,7 @@ class DataError(ConfigError):
 
     exit_code = 3
     meaning = "data cannot be used"
-    advice = "Mend the rows or files that are named; `rlhf data` shows everything that is wrong with them."
+    advice = "Fix the rows or files that are named; `rlhf data` shows everything that is wrong with them."
 
 
 class ModelError(ConfigError):
@@ -47,15 +47,15 @@ class ModelError(ConfigError):
 
     exit_code = 3
     meaning = "a model or tokenizer cannot be used as asked"
-    advice = "Mend the files that are named, or name another model."
+    advice = "Fix the files that are named, or name another model."
 
 
 class RewardError(RlhfError, RuntimeError):
-    """A reward source failed, or returned something that is not a finite number for every answer."""
+    """A reward source failed, or returned something that is not a finite number for every response."""
 
     exit_code = 4
-    meaning = "a reward source failed, or gave something that is no finite number; no reward was made up"
-    advice = "Mend the source, then continue with --resume: the last finished step is saved."
+    meaning = "a reward source failed, or returned something that is not a finite number; no reward was invented"
+    advice = "Fix the source, then continue with --resume: the last finished step is saved."
 
 
 class CheckpointError(RlhfError, OSError):
@@ -63,14 +63,14 @@ class CheckpointError(RlhfError, OSError):
 
     exit_code = 5
     meaning = "a checkpoint or the disk failed"
-    advice = "Free space or mend the path, then continue with --resume: older checkpoints stand."
+    advice = "Free space or fix the path, then continue with --resume: older checkpoints are intact."
 
 
 class NumericsError(RlhfError, ArithmeticError):
     """Numbers stopped being finite, or weights did not move."""
 
     exit_code = 6
-    meaning = "numbers stopped being finite, sampler and trainer disagree too much, or nothing was learned"
+    meaning = "numbers stopped being finite, rollout engine and trainer disagree too much, or nothing was learned"
     advice = (
         "See events.jsonl and the metrics mismatch/*; lower the learning rate or set dtype to float32, then continue "
         "with --resume."
@@ -94,8 +94,8 @@ class StallError(RlhfError, TimeoutError):
     exit_code = 8
     meaning = "a wait passed its deadline, and starting again did not help"
     advice = (
-        "See who is named, and what it was doing in the .stacks files; if it was only slow, raise the deadline of that "
-        "phase; then continue with --resume."
+        "The message names the worker; its .stacks file shows what it was doing. If it was only slow, raise the "
+        "deadline of that phase; then continue with --resume."
     )
 
 
@@ -106,7 +106,7 @@ INFRASTRUCTURE = (WorkerLostError, StallError)
 class WeightSyncError(StallError):
     """A rollout engine does not hold the weights that the policy sent. Names engine, version and bucket."""
 
-    meaning = "a weight sync failed, and starting again did not help; no engine answered with half-updated weights"
+    meaning = "a weight sync failed, and starting again did not help; no engine sampled from half-updated weights"
     advice = "See which engine is named; if it was only slow, raise rollout.sync_timeout_s; continue with --resume."
 
 

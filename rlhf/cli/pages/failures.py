@@ -15,7 +15,7 @@ def table() -> str:
     rows = [("0", "", "done", "")]
     rows += [(str(kind.exit_code), f"`{kind.__name__}`", kind.meaning, kind.advice) for kind in error_classes()]
     rows.append((str(EXIT_INTERRUPTED), "", "Ctrl-C before the run began", ""))
-    rows.append((str(EXIT_CLOSED_PIPE), "", "whoever read the output has gone", ""))
+    rows.append((str(EXIT_CLOSED_PIPE), "", "the reader of the output closed the pipe", ""))
     rows.sort(key=lambda row: int(row[0]))
     head = "| code | error in status.json | what it means | what to do |\n|---|---|---|---|\n"
     return head + "".join("| " + " | ".join(row) + " |\n" for row in rows)

@@ -76,7 +76,7 @@ def test_a_run_of_another_machine(tmp_path: Path) -> None:
     [
         ("WorkerLostError: policy rank 0 died", "mostly memory"),
         ("StallError: waited 300 s", "raise the deadline"),
-        ("RewardError: refused", "Mend the source"),
+        ("RewardError: refused", "Fix the source"),
         ("KeyError: 'x'", "Report it"),
     ],
 )
