@@ -67,7 +67,7 @@ class PairPicker:
         )
 
     def dropped(self) -> dict[str, float]:
-        """Figures of what was dropped since this was last asked."""
+        """Counts of the pairs that were dropped since the last call."""
         counts, self._dropped = self._dropped, Counter()
         return {f"pairs/{reason}": float(counts[reason]) for reason in ("tied", "identical", "empty")}
 

@@ -118,10 +118,10 @@ def run_with_restarts(
             assert saved is not None, decision
             failure = str(error)
         try:
-            spared = ", ".join(attempts.clear())
+            surviving = ", ".join(attempts.clear())
         except INFRASTRUCTURE as worse:
             raise type(worse)(f"{failure} {worse}") from worse
-        who = f"All but {spared} start again" if spared else "Everything starts again"
+        who = f"All but {surviving} start again" if surviving else "Everything starts again"
         note("restart", f"{failure} {who} after step {saved.state.step} ({decision.reason})")
         if stop.wait(decision.pause_s):
             raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")

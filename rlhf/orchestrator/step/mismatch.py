@@ -61,9 +61,9 @@ class MismatchWatch:
         self._warn = warn
         self._warned: set[str] = set()
 
-    def check(self, step: int, figures: Mapping[str, float]) -> None:
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Check the result of `mismatch_metrics`. Raises NumericsError above `train.mismatch_stop`."""
-        mean = figures.get("mismatch/log_prob", 0.0)
+        mean = metrics.get("mismatch/log_prob", 0.0)
         text = f"step {step}: log-probs of sampler and trainer differ by {mean:.3g} nats a token on average"
         if 0 < self._mismatch_stop < mean:
             raise NumericsError(
@@ -72,7 +72,7 @@ class MismatchWatch:
             )
         if 0 < self._mismatch_warn < mean:
             self._warn_once("gap", f"{text} (train.mismatch_warn is {self._mismatch_warn:g}); shown once")
-        unknown = figures.get("mismatch/not_finite", 0.0)
+        unknown = metrics.get("mismatch/not_finite", 0.0)
         if unknown > 0:
             # These tokens are in no mean: a sampler that returns nothing finite would seem to agree.
             text = f"step {step}: {unknown:.2%} of the sampler's log-probs are not finite; shown once"
