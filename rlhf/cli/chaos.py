@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.cli.chaos_child import DRIVER, WITNESSES, Fault
-from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import dump_config
 from rlhf.config.tools import ChaosConfig
 from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, WorkerLostError
@@ -164,7 +164,7 @@ def phases_of(work: Path, clean: Path) -> list[str]:
 
 def is_exact(config: TrainConfig, devices: set[str]) -> bool:
     """Whether two runs of one seed are the same, bit for bit."""
-    return devices == {"cpu"} and (not isinstance(config, OnlineConfig) or config.rollout.max_lag == 0)
+    return devices == {"cpu"} and config.max_lag == 0
 
 
 def weights_of(folder: Path) -> dict[str, str]:

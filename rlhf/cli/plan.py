@@ -77,7 +77,7 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     def planner(candidate: TrainConfig) -> Plan:
         return plan_run(candidate, needs, shapes, cluster, lengths=lengths, calibration=calibration)
 
-    if options.suggest and not isinstance(config, OnlineConfig):
+    if options.suggest and not config.is_online:
         raise ConfigError(f"--suggest: {command} has no placements to search, since it does not sample. Leave it out.")
     try:
         plan = planner(config)

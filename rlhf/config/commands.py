@@ -1,6 +1,6 @@
 """The whole config of each training method. Only the composition root sees these; a class gets its own section."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, PositiveInt
 
@@ -30,13 +30,14 @@ from rlhf.config.models import (
     TrainedModelSection,
     TrainedRewardSection,
 )
-from rlhf.config.reward import RewardSection, StartedSource
+from rlhf.config.reward import ModelSource, RewardSection, Source, StartedSource
 from rlhf.config.rollout import (
     EngineName,
     GroupRolloutSection,
     LabeledRolloutSection,
     PairRolloutSection,
     RolloutSection,
+    engines_that,
 )
 from rlhf.config.run import (
     CheckpointSection,
@@ -66,6 +67,15 @@ class TrainConfig(Section):
         """The sections of the run's models by their names in the config."""
         return {}
 
+    def resolved(self) -> Self:
+        """The config with everything filled in that follows from other values, so that the saved config is complete.
+        Resolving twice changes nothing."""
+        colocate = tuple(flag.replace(" ", "") for flag in self.cluster.colocate)
+        return self._with(cluster=self.cluster.model_copy(update={"colocate": colocate}))
+
+    def _with(self, **sections: Section) -> Self:
+        return self.model_copy(update=sections)
+
     @property
     def is_online(self) -> bool:
         """Whether the policy learns from its own responses."""
@@ -77,9 +87,19 @@ class TrainConfig(Section):
         return self.train.batch_size
 
     @property
+    def rows_per_step(self) -> tuple[str, int]:
+        """Rows of the data set that a step reads, after the name of the setting that says so."""
+        return "train.batch_size", self.train.batch_size
+
+    @property
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt with its response."""
         return self.data.max_tokens
+
+    @property
+    def reward_sources(self) -> tuple[Source, ...]:
+        """What scores responses; nothing in a run without rollouts."""
+        return ()
 
     @property
     def max_lag(self) -> int:
@@ -131,6 +151,10 @@ class ReferencedConfig(TrainConfig):
         models: dict[str, ModelSection] = {"policy": self.policy}
         return models | {"reference": self.reference} if self.algo.uses_reference else models
 
+    def resolved(self) -> Self:
+        """The reference starts as the policy."""
+        return super().resolved()._with(reference=self.reference.beside(self.policy))
+
 
 class DpoConfig(ReferencedConfig):
     """DPO and its variants on given pairs."""
@@ -158,6 +182,19 @@ class OnlineConfig(TrainConfig):
         sources = {f"reward.sources.{n}": source for n, source in enumerate(self.reward.sources)}
         return models | {name: source for name, source in sources.items() if isinstance(source, StartedSource)}
 
+    def resolved(self) -> Self:
+        """The reference starts as the policy; limits on the length of responses are those of rollouts."""
+        longest = self.rollout.max_response_tokens
+        return (
+            super()
+            .resolved()
+            ._with(
+                reference=self.reference.beside(self.policy),
+                reward=self.reward.for_answers_of(longest),
+                algo=self.algo.with_lengths(longest),
+            )
+        )
+
     @property
     def is_online(self) -> bool:
         return True
@@ -165,6 +202,14 @@ class OnlineConfig(TrainConfig):
     @property
     def longest_sequence(self) -> int:
         return self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+
+    @property
+    def reward_sources(self) -> tuple[Source, ...]:
+        return self.reward.all_sources
+
+    @property
+    def rows_per_step(self) -> tuple[str, int]:
+        return "rollout.batch_size", self.rollout.batch_size
 
     @property
     def max_lag(self) -> int:
@@ -185,6 +230,14 @@ class PpoConfig(OnlineConfig):
     def models(self) -> dict[str, ModelSection]:
         return {**super().models, "critic": self.critic}
 
+    def resolved(self) -> Self:
+        """The critic starts as the reward model where there is one, else as the policy."""
+        if self.critic.model is not None:
+            return super().resolved()
+        rewards = (source.model for source in self.reward.all_sources if isinstance(source, ModelSource))
+        model = next(rewards, self.policy.model)
+        return super().resolved()._with(critic=self.critic.model_copy(update={"model": model}))
+
 
 class GrpoConfig(OnlineConfig):
     """GRPO and the other methods without a critic, chosen by algo.type."""
@@ -199,6 +252,13 @@ class OnlineDpoConfig(OnlineConfig):
     policy: PreferencePolicySection = PreferencePolicySection()
     rollout: PairRolloutSection = PairRolloutSection()
     algo: OnlinePreference = OnlineDpoSection()
+
+    def resolved(self) -> Self:
+        """A mixture of two models is sampled by the engine that can mix them."""
+        if not self.algo.mixture or self.rollout.engine != "auto":
+            return super().resolved()
+        engine = engines_that(lambda traits: traits.mixes)[0]
+        return super().resolved()._with(rollout=self.rollout.model_copy(update={"engine": engine}))
 
     @property
     def examples_per_step(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from rlhf.config.commands import GenerateConfig, TrainConfig
-from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.loading.load import read_config
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
 from rlhf.launch.check import check_config
@@ -59,7 +59,7 @@ def load_config(
     merged = read_config(method, [] if file is None else [str(file)], os.environ, settings or {})
     if merged.problems or merged.config is None:
         raise ConfigError(merged.problems)
-    return resolve(merged.config)
+    return merged.config.resolved()
 
 
 def check(config: TrainConfig) -> list[str]:

@@ -92,7 +92,7 @@ class RunAttempts:
 
     def clear(self) -> list[str]:
         """End the workers of the last attempt, except those that the next one can use. Returns the names of these."""
-        is_online = isinstance(self.config, OnlineConfig)  # an offline run may need fewer models by now
+        is_online = self.config.is_online  # an offline run may need fewer models by now
         surviving = self.launcher.find_surviving() if self.launcher is not None and is_online else []
         self.cluster.clear(surviving)
         return [worker.name for worker in surviving]
@@ -100,7 +100,7 @@ class RunAttempts:
     def _start(self, needs: Needs, placement: Placement) -> Workers:
         """Start and load every worker, and connect policy and rollout engines."""
         config = self.config
-        if self.launcher is None or not isinstance(config, OnlineConfig):
+        if self.launcher is None or not config.is_online:
             updates = {role: self.length.num_updates(role) for role in needs.trains}
             self.launcher = Launcher(
                 self.cluster,

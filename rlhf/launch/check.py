@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rlhf.config.algo import CustomSection, PpoSection
+from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.loading.load import read_config
 from rlhf.config.methods import method_of
 from rlhf.config.model_files import (
     ModelFacts,
@@ -48,7 +48,7 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
     read = read_config(command, argv, environ)
     problems = list(read.problems)
     classes: set[type[ConfigError]] = {ConfigError} if problems else set()
-    config = None if read.config is None else resolve(read.config)
+    config = None if read.config is None else read.config.resolved()
     for problem in surroundings(config, environ) if config is not None else ():
         lines = read.report([problem])
         problems += lines
@@ -97,7 +97,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
 def data_problems(config: TrainConfig) -> list[str]:
     """Data files that are missing, and wrong rows of small files."""
     paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
-    texts = [config.algo.ptx_path] if isinstance(config.algo, PpoSection) and config.algo.ptx_path is not None else []
+    texts = [] if config.algo.pretraining_path is None else [config.algo.pretraining_path]
     files: list[Path] = []
     problems: list[str] = []
     for path in (*paths, *texts):
@@ -112,20 +112,19 @@ def data_problems(config: TrainConfig) -> list[str]:
         records = check_rows(config.data, method_of(config).rows)
     except DataError as error:
         return list(error.problems)
-    by_step = ("train.batch_size", config.train.batch_size)
-    key, size = ("rollout.batch_size", config.rollout.batch_size) if isinstance(config, OnlineConfig) else by_step
+    key, size = config.rows_per_step
     if len(records) < size and config.data.eval_path is None:
         return [too_few_rows(len(records), key, size)]
-    return unfit_rows(config.reward, records) if isinstance(config, OnlineConfig) else []
+    return unfit_rows(config, records)
 
 
-def unfit_rows(section: RewardSection, records: Sequence[Record]) -> list[str]:
+def unfit_rows(config: TrainConfig, records: Sequence[Record]) -> list[str]:
     """Rows that lack a column that a reward source needs."""
-    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in section.all_sources):
+    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward_sources):
         return []
     from rlhf.engines.rewards import row_problems  # noqa: PLC0415  imports HTTP libraries: slow
 
-    return row_problems(section.all_sources, ((record.id, record.label, record.metadata) for record in records))
+    return row_problems(config.reward_sources, ((record.id, record.label, record.metadata) for record in records))
 
 
 def is_hub_data(path: str) -> bool:

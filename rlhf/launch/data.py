@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from rlhf.config.algo import PpoSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
@@ -51,8 +50,8 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
     if unfit := row_problems(config.reward.all_sources, rows):
         raise DataError(unfit)
     texts = None
-    if isinstance(config.algo, PpoSection) and config.algo.ptx_path is not None and config.algo.ptx_coef > 0:
-        section = DataSection(path=config.algo.ptx_path, max_tokens=config.data.max_tokens, overlong="truncate")
+    if config.algo.pretraining_path is not None:
+        section = DataSection(path=config.algo.pretraining_path, max_tokens=config.data.max_tokens, overlong="truncate")
         texts = load_texts(section, tokenizer)
     prompts.require(config.rollout.batch_size, "rollout.batch_size")
     return RunData(prompts=prompts, texts=texts)

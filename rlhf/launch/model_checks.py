@@ -26,7 +26,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     yield from _context(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
-    if isinstance(config, OnlineConfig):
+    if config.is_online:
         yield from _scorers(known)
 
 
@@ -76,7 +76,7 @@ def _difference(policy: ModelFacts, other: ModelFacts) -> str | None:
 
 def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
     """The model whose tokenizer renders the rows has a chat template. An online run's reward model gets text."""
-    for role in ("policy",) if isinstance(config, OnlineConfig) else ("policy", "reward"):
+    for role in ("policy",) if config.is_online else ("policy", "reward"):
         fact = known.get(role)
         if fact and config.data.template == "chat" and not fact.has_chat_template:
             text = f"chat, but the tokenizer of {config.models[role].model} has no chat template. Use plain."

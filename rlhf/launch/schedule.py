@@ -1,7 +1,7 @@
 """How long a run is, and what happens at which step."""
 
 from rlhf.config.algo import critic_warmup_steps, num_epochs
-from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.commands import TrainConfig
 from rlhf.orchestrator.loop import LoopSections
 from rlhf.orchestrator.run.schedule import RunLength, count_steps
 
@@ -9,11 +9,8 @@ from rlhf.orchestrator.run.schedule import RunLength, count_steps
 def run_length(config: TrainConfig, num_rows: int) -> RunLength:
     """The number of steps and of optimizer steps in each, for `num_rows` rows an epoch."""
     train = config.train
-    if not isinstance(config, OnlineConfig):
-        steps = count_steps(train.num_steps, train.num_epochs, num_rows, train.batch_size)
-        return RunLength(num_steps=steps, examples_per_step=train.batch_size, batch_size=train.batch_size)
     return RunLength(
-        num_steps=count_steps(train.num_steps, train.num_epochs, num_rows, config.rollout.batch_size),
+        num_steps=count_steps(train.num_steps, train.num_epochs, num_rows, config.rows_per_step[1]),
         examples_per_step=config.examples_per_step,
         batch_size=train.batch_size,
         num_epochs=num_epochs(config.algo),
@@ -27,5 +24,5 @@ def loop_sections(config: TrainConfig) -> LoopSections:
         train=config.train,
         eval=config.eval,
         checkpoint=config.checkpoint,
-        max_lag=config.rollout.max_lag if isinstance(config, OnlineConfig) else 0,
+        max_lag=config.max_lag,
     )

@@ -27,7 +27,6 @@ def make_launch_spec(
     device: str,
 ) -> LaunchSpec:
     """What every worker loads. `num_updates` are the optimizer steps that each trained role will make."""
-    online = isinstance(config, OnlineConfig)
     temperature = config.rollout.temperature if isinstance(config, OnlineConfig) else 1.0
     started = sections(config, needs)
     trained = {
@@ -53,9 +52,8 @@ def make_launch_spec(
         for role, section in started.items()
         if role not in needs.trains
     }
-    if not online:
+    if not isinstance(config, OnlineConfig):
         return LaunchSpec(trained=trained, scorers=scorers)
-    assert isinstance(config, OnlineConfig)
     return LaunchSpec(
         trained=trained,
         scorers=scorers,

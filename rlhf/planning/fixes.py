@@ -49,7 +49,7 @@ def savings(config: TrainConfig) -> dict[str, object]:
     trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
     values: dict[str, object] = {f"{name}.gradient_checkpointing": True for name in trained}
     values |= {f"{name}.zero_stage": 3 for name in config.models}
-    values["train.max_tokens_per_micro_batch"] = min(config.train.max_tokens_per_micro_batch, _longest(config))
+    values["train.max_tokens_per_micro_batch"] = min(config.train.max_tokens_per_micro_batch, config.longest_sequence)
     return changes(config, values)
 
 
@@ -66,9 +66,9 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
     trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
     if swapped := changes(config, {f"{name}.swap_optimizer": True for name in trained}):
         yield swapped | changes(config, {f"{name}.zero_stage": 3 for name in trained})
-    for factor in (2, 4, 8) if isinstance(config, OnlineConfig) else ():
-        assert isinstance(config, OnlineConfig)
-        yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
+    if isinstance(config, OnlineConfig):
+        for factor in (2, 4, 8):
+            yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
     for key in ("num_gpus_per_node", "num_nodes"):
         for doubling in range(1, MAX_DOUBLINGS):
             sizes = {name: dict(model)[key] * 2**doubling for name, model in config.models.items()}
@@ -79,13 +79,6 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
             | {f"{name}.swap_optimizer": False for name in trained}
             | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
         )
-
-
-def _longest(config: TrainConfig) -> int:
-    """Tokens of the longest sequence."""
-    if isinstance(config, OnlineConfig):
-        return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    return config.data.max_tokens
 
 
 def fitting(config: TrainConfig, edits: Edits, planner: Planner) -> Plan | None:
@@ -108,8 +101,7 @@ def _can_be_placed(config: TrainConfig, edit: Edits, planner: Planner) -> bool:
 def suggest_placement_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
     """The nearest settings that find room on the nodes, whether or not the memory suffices: merged roles first, then
     fewer devices; None where nothing does."""
-    online = isinstance(config, OnlineConfig)
-    merged: list[dict[str, object]] = [{"cluster.colocate": groups} for groups in MERGES if online]
+    merged: list[dict[str, object]] = [{"cluster.colocate": groups} for groups in MERGES if config.is_online]
     for edit in merged:
         if _can_be_placed(config, edit, planner):
             return edit

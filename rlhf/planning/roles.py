@@ -23,9 +23,7 @@ Finder = Callable[[str, str], Mapping[str, object]]
 
 def reward_model(config: TrainConfig) -> StartedSource | None:
     """The reward model among an online run's sources."""
-    if not isinstance(config, OnlineConfig):
-        return None
-    models = [source for source in config.reward.all_sources if isinstance(source, StartedSource)]
+    models = [source for source in config.reward_sources if isinstance(source, StartedSource)]
     if len(models) > 1:
         raise ConfigError(f"reward.sources: one reward model at most (got {len(models)}); serve the others over HTTP.")
     return models[0] if models else None

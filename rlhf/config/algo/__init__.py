@@ -12,6 +12,7 @@ from rlhf.config.algo.common import (
     KlControl,
     MaskedWeights,
     NoCorrection,
+    PolicyGradientSection,
     RatioToSampler,
     TruncatedWeights,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "OnlinePreference",
     "PairLoss",
     "PairLossSection",
+    "PolicyGradientSection",
     "PpoSection",
     "PrmSection",
     "RatioToSampler",

@@ -1,6 +1,6 @@
 """What the algorithms' settings share: the base class, bounds, the KL coefficient, and importance correction."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -23,6 +23,20 @@ class AlgorithmSection(Section):
     def uses_reference(self) -> bool:
         """Whether a frozen reference model is started."""
         return False
+
+    @property
+    def is_one_update(self) -> bool:
+        """Whether all responses of a step must be learned from in one optimizer step."""
+        return False
+
+    @property
+    def pretraining_path(self) -> str | None:
+        """Rows of text whose likelihood is learned beside the task."""
+        return None
+
+    def with_lengths(self, _max_response_tokens: int) -> Self:
+        """The same settings with every default filled in that depends on the longest response."""
+        return self
 
     @property
     def sampling_rounds(self) -> int:
@@ -96,3 +110,28 @@ class RatioToSampler(Section):
 
 
 Correction = Annotated[NoCorrection | TruncatedWeights | MaskedWeights | RatioToSampler, Field(discriminator="type")]
+
+
+class PolicyGradientSection(AlgorithmSection):
+    """What PPO and the critic-free methods share: the KL to the reference, and importance correction."""
+
+    kl: KlControl = FixedKl(coef=0.0)
+    """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
+    kl_placement: Literal["reward", "loss"] = "loss"
+    """Where the KL to the reference acts; never in both."""
+    kl_estimator: Estimator = "auto"
+    """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
+    correction: Correction = TruncatedWeights()
+    """How the policy's loss accounts for responses that were sampled by older weights (off-policy), or by an engine
+    whose arithmetic differs from the trainer's."""
+
+    @property
+    def estimator(self) -> Literal["k1", "k2", "k3"]:
+        """The KL estimator, auto resolved."""
+        if self.kl_estimator != "auto":
+            return self.kl_estimator
+        return "k1" if self.kl_placement == "reward" else "k3"
+
+    @property
+    def uses_reference(self) -> bool:
+        return not (isinstance(self.kl, FixedKl) and self.kl.coef == 0.0)

@@ -4,27 +4,25 @@ Every option of the family is a field of the base class; a member fixes its base
 its paper vetted as defaults.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt
 
 from rlhf.config.algo.common import (
     Aggregation,
-    AlgorithmSection,
-    Correction,
     Estimator,
     FixedKl,
     KlControl,
     NonNegative,
+    PolicyGradientSection,
     Positive,
-    TruncatedWeights,
 )
 
 Scale = Literal["none", "group", "batch"]
 Ratio = Literal["token", "sequence", "sequence-mean"]
 
 
-class CriticFreeSection(AlgorithmSection):
+class CriticFreeSection(PolicyGradientSection):
     """What the critic-free methods share."""
 
     scale: Scale = "none"
@@ -46,12 +44,6 @@ class CriticFreeSection(AlgorithmSection):
     """How token losses become one number, always over the whole optimizer step."""
     aggregation_tokens: PositiveInt | None = None
     """Constant length that seq-mean-token-sum-norm divides by; by default rollout.max_response_tokens."""
-    kl: KlControl = FixedKl(coef=0.0)
-    """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
-    kl_placement: Literal["reward", "loss"] = "loss"
-    """Where the KL to the reference acts; never in both."""
-    kl_estimator: Estimator = "auto"
-    """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
     num_epochs: PositiveInt = 1
@@ -65,19 +57,16 @@ class CriticFreeSection(AlgorithmSection):
     fifth of rollout.max_response_tokens."""
     overlong_limit: PositiveInt | None = None
     """Length at which that penalty is whole; by default rollout.max_response_tokens."""
-    correction: Correction = TruncatedWeights()
-    """How the loss accounts for answers that were sampled by other weights or other arithmetic."""
 
-    @property
-    def estimator(self) -> Literal["k1", "k2", "k3"]:
-        """The KL estimator, auto resolved."""
-        if self.kl_estimator != "auto":
-            return self.kl_estimator
-        return "k1" if self.kl_placement == "reward" else "k3"
-
-    @property
-    def uses_reference(self) -> bool:
-        return not (isinstance(self.kl, FixedKl) and self.kl.coef == 0.0)
+    def with_lengths(self, max_response_tokens: int) -> Self:
+        buffer = max_response_tokens // 5 if self.overlong_buffer is None else self.overlong_buffer
+        return self.model_copy(
+            update={
+                "aggregation_tokens": self.aggregation_tokens or max_response_tokens,
+                "overlong_limit": self.overlong_limit or max_response_tokens,
+                "overlong_buffer": buffer,
+            }
+        )
 
     @property
     def sampling_rounds(self) -> int:

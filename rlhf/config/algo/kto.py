@@ -51,3 +51,7 @@ class OnlineKtoSection(LabelLossSection):
     class_weights: Literal["auto", "given"] = "auto"
     """auto weighs the rarer label up until both count the same over the batch; given takes desirable_weight and
     undesirable_weight."""
+
+    @property
+    def is_one_update(self) -> bool:
+        return True

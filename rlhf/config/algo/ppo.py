@@ -6,19 +6,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 
 from rlhf.config.algo.common import (
     Aggregation,
-    AlgorithmSection,
-    Correction,
-    Estimator,
     FixedKl,
     Fraction,
     KlControl,
     NonNegative,
+    PolicyGradientSection,
     Positive,
-    TruncatedWeights,
 )
 
 
-class PpoSection(AlgorithmSection):
+class PpoSection(PolicyGradientSection):
     """Proximal policy optimization with GAE."""
 
     type: Literal["ppo"] = "ppo"
@@ -49,8 +46,6 @@ class PpoSection(AlgorithmSection):
     """How the KL coefficient moves."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Where the KL to the reference acts; never in both."""
-    kl_estimator: Estimator = "auto"
-    """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     num_epochs: PositiveInt = 1
     """Passes over each rollout batch."""
     target_kl: NonNegative = 0.0
@@ -65,8 +60,6 @@ class PpoSection(AlgorithmSection):
     """Divide rewards by their running deviation after subtracting the running mean."""
     clip_rewards: NonNegative = 10.0
     """Clip rewards, after normalization, to this magnitude; 0 does not clip. The clipped share is logged."""
-    correction: Correction = TruncatedWeights()
-    """How the policy's loss accounts for answers that were sampled by other weights or other arithmetic."""
     critic_warmup_steps: NonNegativeInt = 0
     """First steps in which only the critic learns."""
     aggregation: Aggregation = "token-mean"
@@ -75,16 +68,8 @@ class PpoSection(AlgorithmSection):
     """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
 
     @property
-    def estimator(self) -> Literal["k1", "k2", "k3"]:
-        """The KL estimator, auto resolved."""
-        if self.kl_estimator != "auto":
-            return self.kl_estimator
-        return "k1" if self.kl_placement == "reward" else "k3"
-
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the KL to a reference acts at all: not where its coefficient stays exactly 0."""
-        return not (isinstance(self.kl, FixedKl) and self.kl.coef == 0.0)
+    def pretraining_path(self) -> str | None:
+        return self.ptx_path if self.ptx_coef > 0.0 else None
 
     @field_validator("kl_estimator")
     @classmethod

@@ -8,16 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from rlhf.config.algo import CriticFreeSection
 from rlhf.config.base import Section
 from rlhf.config.commands import (
     GenerateConfig,
-    GrpoConfig,
-    OnlineConfig,
-    OnlineDpoConfig,
-    PpoConfig,
     QuickstartConfig,
-    ReferencedConfig,
     TrainConfig,
 )
 from rlhf.config.loading.flags import Flags
@@ -38,8 +32,6 @@ from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.methods import COMMANDS, METHODS, Command
 from rlhf.config.problems import shown
-from rlhf.config.reward import ModelSource
-from rlhf.config.rollout import engines_that
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError
 
@@ -134,7 +126,7 @@ def load_config(command: str, argv: Sequence[str] = (), environ: Mapping[str, st
     merged = read_config(command, argv, os.environ if environ is None else environ)
     if merged.problems or merged.config is None:
         raise ConfigError(merged.problems)
-    return resolve(merged.config)
+    return merged.config.resolved()
 
 
 def load_generate(argv: Sequence[str]) -> GenerateConfig:
@@ -172,41 +164,6 @@ def load_quickstart(argv: Sequence[str]) -> QuickstartConfig:
     if problems or merged.config is None:
         raise ConfigError(problems)
     return merged.config
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill in what follows from other values, so that the saved config says it all. Resolving twice changes nothing.
-
-    A reference starts as the policy; a critic as the reward model where there is one, else as the policy; limits on the
-    length of answers are those of rollouts; what mixes two models is sampled by the engine that can.
-    """
-    colocate = tuple(flag.replace(" ", "") for flag in config.cluster.colocate)
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocate": colocate})})
-    if isinstance(config, OnlineConfig | ReferencedConfig):
-        config = config.model_copy(update={"reference": config.reference.beside(config.policy)})
-    if isinstance(config, PpoConfig) and config.critic.model is None:
-        rewards = (source.model for source in config.reward.all_sources if isinstance(source, ModelSource))
-        critic = config.critic.model_copy(update={"model": next(rewards, config.policy.model)})
-        config = config.model_copy(update={"critic": critic})
-    if isinstance(config, OnlineConfig):
-        config = config.model_copy(update={"reward": config.reward.for_answers_of(config.rollout.max_response_tokens)})
-    if isinstance(config, OnlineDpoConfig) and config.algo.mixture and config.rollout.engine == "auto":
-        rollout = config.rollout.model_copy(update={"engine": engines_that(lambda engine: engine.mixes)[0]})
-        config = config.model_copy(update={"rollout": rollout})
-    if isinstance(config, GrpoConfig) and isinstance(config.algo, CriticFreeSection):
-        config = config.model_copy(update={"algo": with_lengths(config.algo, config.rollout.max_response_tokens)})
-    return config
-
-
-def with_lengths(section: CriticFreeSection, max_response_tokens: int) -> CriticFreeSection:
-    """The section with the constants that stand for the longest answer."""
-    return section.model_copy(
-        update={
-            "aggregation_tokens": section.aggregation_tokens or max_response_tokens,
-            "overlong_limit": section.overlong_limit or max_response_tokens,
-            "overlong_buffer": max_response_tokens // 5 if section.overlong_buffer is None else section.overlong_buffer,
-        }
-    )
 
 
 class _Dumper(yaml.SafeDumper):

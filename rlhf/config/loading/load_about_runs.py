@@ -6,7 +6,7 @@ from typing import TypeVar
 from rlhf.config.base import Section
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.flags import ALIASES, Flags
-from rlhf.config.loading.load import read_config, resolve
+from rlhf.config.loading.load import read_config
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.tools import CalibrateConfig, ChaosConfig, PlanConfig
 from rlhf.errors import ConfigError
@@ -65,7 +65,7 @@ def _load(
     problems = [*merged.problems, *run.problems]
     if problems or merged.config is None or run.config is None:
         raise ConfigError(problems)
-    return merged.config, resolve(run.config)
+    return merged.config, run.config.resolved()
 
 
 def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str]]:

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator
 
-from rlhf.config.commands import DpoConfig, KtoConfig, OnlineConfig, PrmConfig, RmConfig, TrainConfig
-from rlhf.config.methods import method_name
+from rlhf.config.commands import TrainConfig
+from rlhf.config.data import RowKind
+from rlhf.config.methods import method_name, method_of
 from rlhf.config.models import LoraSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules.kto import KTO_RULES
 from rlhf.config.rules.mixture import MIXTURE_RULES
+from rlhf.config.rules.narrow import Rule
 from rlhf.config.rules.online import ONLINE_ADVICE, ONLINE_RULES
 from rlhf.config.rules.placement import PLACEMENT_RULES, colocation
 from rlhf.config.rules.preference import PREFERENCE_RULES
@@ -20,16 +22,11 @@ PREFERENCE_KEYS = ("chosen_key", "rejected_key", "ranking_key", "margin_key")
 
 def problems_of(config: TrainConfig) -> list[Problem]:
     """Every problem between the values of a config."""
-    problems = [problem for rule in RULES for problem in rule(config)]
-    if isinstance(config, OnlineConfig):
-        problems += [problem for rule in (*ONLINE_RULES, *GRPO_RULES, *PLACEMENT_RULES) for problem in rule(config)]
-    return problems
+    return [problem for rule in RULES for problem in rule(config)]
 
 
 def advice_on(config: TrainConfig) -> list[Problem]:
     """What is allowed and probably not meant."""
-    if not isinstance(config, OnlineConfig):
-        return []
     return [advice for rule in (*ONLINE_ADVICE, *GRPO_ADVICE) for advice in rule(config)]
 
 
@@ -37,7 +34,7 @@ def required(config: TrainConfig) -> Iterator[Problem]:
     """What no run can do without."""
     if config.data.path is None:
         yield Problem(keys=("data.path",), text="missing; name a file, a folder or a hub data set.")
-    trained = "reward" if isinstance(config, RmConfig | PrmConfig) else "policy"
+    trained = method_of(config).model
     if config.models[trained].model is None:
         yield Problem(keys=(f"{trained}.model",), text="missing; name the model to train, a folder or a hub name.")
 
@@ -128,11 +125,24 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
             keys=("data.ranking_key", "data.chosen_key", "data.rejected_key"),
             text="a ranking already says which answers are better. Give it, or chosen_key and rejected_key.",
         )
-    unread = set() if isinstance(config, RmConfig | DpoConfig | KtoConfig) else set(PREFERENCE_KEYS)
-    if isinstance(config, OnlineConfig | RmConfig | DpoConfig | PrmConfig):
+    rows = method_of(config).rows
+    unread = set() if rows in {RowKind.PREFERENCES, RowKind.LABELED} else set(PREFERENCE_KEYS)
+    if rows in {RowKind.PROMPTS, RowKind.PREFERENCES}:
         unread.add("response_key")
     for key in data.model_dump(include=unread, exclude_none=True):
         yield Problem(keys=(f"data.{key}",), text=f"not read by {method_name(config)}. Remove it.")
 
 
-RULES = (required, models, held_out, columns, colocation, *KTO_RULES, *PREFERENCE_RULES, *MIXTURE_RULES)
+RULES: tuple[Rule, ...] = (
+    required,
+    models,
+    held_out,
+    columns,
+    colocation,
+    *KTO_RULES,
+    *PREFERENCE_RULES,
+    *MIXTURE_RULES,
+    *ONLINE_RULES,
+    *GRPO_RULES,
+    *PLACEMENT_RULES,
+)

@@ -7,12 +7,13 @@ from rlhf.config.algo import (
     CriticFreeSection,
     MaskedWeights,
     NoCorrection,
-    PpoSection,
+    PolicyGradientSection,
     RatioToSampler,
     TruncatedWeights,
 )
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.problems import Problem
+from rlhf.config.rules.narrow import for_algorithm
 
 WITHOUT_GROUPS = {"reinforce++", "remax"}
 """Members whose baseline is not made of the other answers to the prompt; tokens have advantages of their own."""
@@ -24,11 +25,9 @@ FIXED = {
 """Type -> the setting that makes it what it is, its value, and what it is otherwise."""
 
 
-def group_size(config: OnlineConfig) -> Iterator[Problem]:
+def group_size(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """There are enough answers for a baseline."""
-    algo, group_size = config.algo, config.rollout.group_size
-    if not isinstance(algo, CriticFreeSection):
-        return
+    group_size = config.rollout.group_size
     keys = ("rollout.group_size", "algo.type")
     if algo.type not in WITHOUT_GROUPS and group_size < 2:
         text = f"{algo.type.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
@@ -41,11 +40,8 @@ def group_size(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("rollout.batch_size", "rollout.group_size", "algo.scale"), text=text)
 
 
-def members(config: OnlineConfig) -> Iterator[Problem]:
+def members(_config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """A member keeps what makes it that member."""
-    algo = config.algo
-    if not isinstance(algo, CriticFreeSection):
-        return
     if algo.type in FIXED:
         name, value, reason = FIXED[algo.type]
         got = algo.model_dump()[name]
@@ -59,11 +55,8 @@ def members(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("algo.std", "algo.scale"), text="scale none divides by no deviation. Remove it.")
 
 
-def surrogates(config: OnlineConfig) -> Iterator[Problem]:
+def surrogates(_config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """Ratio, clip and aggregation go together."""
-    algo = config.algo
-    if not isinstance(algo, CriticFreeSection):
-        return
     if algo.loss == "cispo" and algo.ratio != "token":
         text = f"cispo weighs each token by its own ratio (got {algo.ratio}). Use token, or loss clip."
         yield Problem(keys=("algo.ratio", "algo.loss"), text=text)
@@ -87,11 +80,9 @@ def surrogates(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("algo.kl_estimator", "algo.kl_placement"), text=text)
 
 
-def lengths(config: OnlineConfig) -> Iterator[Problem]:
+def lengths(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """Lengths that are given act."""
-    algo, longest = config.algo, config.rollout.max_response_tokens
-    if not isinstance(algo, CriticFreeSection):
-        return
+    longest = config.rollout.max_response_tokens
     limit, buffer = algo.overlong_limit or longest, algo.overlong_buffer
     if buffer is not None and buffer >= limit:
         text = f"{buffer} >= {limit} tokens, so that every answer would be punished. Lower it."
@@ -111,12 +102,11 @@ def lengths(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("algo.max_sampling_rounds", "algo.dynamic_sampling"), text=text)
 
 
-def corrections(config: OnlineConfig) -> Iterator[Problem]:
+def corrections(config: OnlineConfig, algo: PolicyGradientSection) -> Iterator[Problem]:
     """Importance weights are ratios of the distributions that were sampled from and trained."""
-    algo, rollout = config.algo, config.rollout
-    if not isinstance(algo, CriticFreeSection | PpoSection) or isinstance(algo.correction, NoCorrection):
+    correction, rollout = algo.correction, config.rollout
+    if isinstance(correction, NoCorrection):
         return
-    correction = algo.correction
     if isinstance(correction, TruncatedWeights) and correction.cap < 1.0:
         text = f"must be >= 1 (got {correction.cap:g}): below, the weights of equal policies would be cut too."
         yield Problem(keys=("algo.correction.cap",), text=text)
@@ -132,10 +122,9 @@ def corrections(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"rollout.{key}", "algo.correction.type"), text=text)
 
 
-def mismatch_limits(config: OnlineConfig) -> Iterator[Problem]:
+def mismatch_limits(config: OnlineConfig, algo: PolicyGradientSection) -> Iterator[Problem]:
     """Limits on what is compared."""
-    algo = config.algo
-    if not isinstance(algo, CriticFreeSection | PpoSection) or not isinstance(algo.correction, RatioToSampler):
+    if not isinstance(algo.correction, RatioToSampler):
         return
     for name in ("mismatch_warn", "mismatch_stop", "mismatch_band"):
         given, default = getattr(config.train, name), type(config.train).model_fields[name].default
@@ -147,15 +136,18 @@ def mismatch_limits(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"train.{name}", "algo.correction.type"), text=text)
 
 
-def uncorrected_lag(config: OnlineConfig) -> Iterator[Problem]:
+def uncorrected_lag(config: OnlineConfig, algo: PolicyGradientSection) -> Iterator[Problem]:
     """Advice: answers of older weights that are learned from as if the policy had just given them."""
-    algo, lag = config.algo, config.rollout.max_lag
-    if isinstance(algo, CriticFreeSection | PpoSection) and isinstance(algo.correction, NoCorrection) and lag > 0:
+    lag = config.rollout.max_lag
+    if isinstance(algo.correction, NoCorrection) and lag > 0:
         text = (
             f"{lag} lets answers be {lag} versions old, and algo.correction none learns from them as if they were new."
         )
         yield Problem(keys=("rollout.max_lag", "algo.correction.type"), text=text)
 
 
-GRPO_RULES = (group_size, members, surrogates, lengths, corrections, mismatch_limits)
-GRPO_ADVICE = (uncorrected_lag,)
+GRPO_RULES = (
+    for_algorithm(CriticFreeSection, group_size, members, surrogates, lengths),
+    for_algorithm(PolicyGradientSection, corrections, mismatch_limits),
+)
+GRPO_ADVICE = (for_algorithm(PolicyGradientSection, uncorrected_lag),)

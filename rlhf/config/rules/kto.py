@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from rlhf.config.algo import KtoSection, OnlineKtoSection
 from rlhf.config.commands import OnlineKtoConfig, TrainConfig
 from rlhf.config.problems import Problem
+from rlhf.config.rules.narrow import for_config
 
 
-def one_update(config: TrainConfig) -> Iterator[Problem]:
+def one_update(config: OnlineKtoConfig) -> Iterator[Problem]:
     """z0 is estimated over one optimizer step, by the policy as it is before that step."""
-    if not isinstance(config, OnlineKtoConfig):
-        return
     size, total = config.train.batch_size, config.examples_per_step
     if size != total:
         text = (
@@ -19,10 +18,8 @@ def one_update(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(keys=("train.batch_size", "rollout.batch_size", "rollout.group_size"), text=text)
 
 
-def answers_to_compare(config: TrainConfig) -> Iterator[Problem]:
+def answers_to_compare(config: OnlineKtoConfig) -> Iterator[Problem]:
     """A group's mean tells its answers apart."""
-    if not isinstance(config, OnlineKtoConfig):
-        return
     if config.algo.threshold == "group-mean" and config.rollout.group_size < 2:
         text = "1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold batch-mean or fixed."
         yield Problem(keys=("rollout.group_size", "algo.threshold"), text=text)
@@ -48,4 +45,4 @@ def weights_used(config: TrainConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"algo.{name}", "algo.class_weights"), text=text)
 
 
-KTO_RULES = (one_update, answers_to_compare, weights_used)
+KTO_RULES = (for_config(OnlineKtoConfig, one_update, answers_to_compare), weights_used)

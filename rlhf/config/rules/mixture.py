@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 
 from rlhf.config.algo import OnlineDpoSection
-from rlhf.config.commands import OnlineDpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig
 from rlhf.config.problems import Problem
 from rlhf.config.rollout import engines_that
+from rlhf.config.rules.narrow import for_algorithm, for_config
 
 
-def mixture_is_sampled(config: TrainConfig) -> Iterator[Problem]:
+def mixture_is_sampled(config: OnlineDpoConfig) -> Iterator[Problem]:
     """An engine that can mix two models samples."""
-    if not isinstance(config, OnlineDpoConfig) or not config.algo.mixture:
+    if not config.algo.mixture:
         return
     others = engines_that(lambda engine: engine.mixes)
     if config.rollout.engine != "auto" and not config.rollout.expected_traits.mixes:
@@ -21,17 +22,15 @@ def mixture_is_sampled(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-def mixed_reference_stays(config: TrainConfig) -> Iterator[Problem]:
+def mixed_reference_stays(config: OnlineConfig, algo: OnlineDpoSection) -> Iterator[Problem]:
     """The reference in the mixture is the one that the engines loaded."""
-    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, OnlineDpoSection):
-        return
-    if config.algo.mixture and config.algo.reference in {"refresh", "ema"}:
+    if algo.mixture and algo.reference in {"refresh", "ema"}:
         yield Problem(
             keys=("algo.mixture", "algo.reference"),
-            text=f"{config.algo.mixture:g} mixes the frozen reference into the sampling, and {config.algo.reference} "
+            text=f"{algo.mixture:g} mixes the frozen reference into the sampling, and {algo.reference} "
             "follows the policy. Set it to 0, or algo.reference to frozen.",
         )
-    if config.algo.mixture and config.reference.beside(config.policy).quantization != "none":
+    if algo.mixture and config.reference.beside(config.policy).quantization != "none":
         yield Problem(
             keys=("reference.quantization", "policy.quantization", "algo.mixture"),
             text="the engines mix in the reference as its model says, and hold nothing in 4 bits. Set "
@@ -39,4 +38,7 @@ def mixed_reference_stays(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-MIXTURE_RULES = (mixture_is_sampled, mixed_reference_stays)
+MIXTURE_RULES = (
+    for_config(OnlineDpoConfig, mixture_is_sampled),
+    for_algorithm(OnlineDpoSection, mixed_reference_stays),
+)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
 from rlhf.config.colocation import colocated_roles
-from rlhf.config.commands import OnlineConfig, OnlineDpoConfig, OnlineKtoConfig
-from rlhf.config.methods import method_name
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.methods import method_name, method_of
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
 from rlhf.config.rollout import engines_that
+from rlhf.config.rules.narrow import for_algorithm, for_config
 
 LEAST_TEMPERATURE = 0.01
 """vLLM takes this one in the place of any lower one but 0."""
@@ -18,11 +19,12 @@ LEAST_TEMPERATURE = 0.01
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
     """A step's answers make whole optimizer steps."""
-    if isinstance(config, OnlineKtoConfig):
-        return  # makes one optimizer step: a rule of its own
+    if config.algo.is_one_update:
+        return  # a rule of its own
     size, total = config.train.batch_size, config.examples_per_step
     keys = ("train.batch_size", "rollout.batch_size", "rollout.group_size")
-    counted = "rollout.batch_size" if isinstance(config, OnlineDpoConfig) else "rollout.batch_size*group_size"
+    pairs = method_of(config).sequences_per_example == 2
+    counted = "rollout.batch_size" if pairs else "rollout.batch_size*group_size"
     if total < size:
         text = f"{size} > {counted} = {total}: no step could ever run. Lower it to {total}."
         yield Problem(keys=keys, text=text)
@@ -87,20 +89,15 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
 
 
-def punished_once(config: OnlineConfig) -> Iterator[Problem]:
+def punished_once(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """Length is punished by the algorithm or by a source, not by both."""
-    algo = config.algo
-    punishes = isinstance(algo, CriticFreeSection) and algo.overlong_buffer != 0
-    if punishes and any(isinstance(source, OverlongSource) for source in config.reward.all_sources):
+    if algo.overlong_buffer != 0 and any(isinstance(source, OverlongSource) for source in config.reward.all_sources):
         text = "this reward punishes overlong answers already. Set it to 0, or leave the source overlong out."
         yield Problem(keys=("algo.overlong_buffer", "reward.sources", "reward.rules"), text=text)
 
 
-def pretraining_text(config: OnlineConfig) -> Iterator[Problem]:
+def pretraining_text(_config: OnlineConfig, algo: PpoSection) -> Iterator[Problem]:
     """The ptx loss has text, and text has a weight."""
-    algo = config.algo
-    if not isinstance(algo, PpoSection):
-        return
     if algo.ptx_coef > 0.0 and algo.ptx_path is None:
         text = f"missing; algo.ptx_coef {algo.ptx_coef:g} needs rows of text."
         yield Problem(keys=("algo.ptx_path", "algo.ptx_coef"), text=text)
@@ -126,5 +123,9 @@ def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"rollout.{key}",), text=text)
 
 
-ONLINE_RULES = (batches, sampling, reward_given, punished_once, pretraining_text, policy_learns)
-ONLINE_ADVICE = (truncated_sampling,)
+ONLINE_RULES = (
+    for_config(OnlineConfig, batches, sampling, reward_given, policy_learns),
+    for_algorithm(CriticFreeSection, punished_once),
+    for_algorithm(PpoSection, pretraining_text),
+)
+ONLINE_ADVICE = (for_config(OnlineConfig, truncated_sampling),)

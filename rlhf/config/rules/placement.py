@@ -7,6 +7,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rollout import RolloutSection, engines_that
+from rlhf.config.rules.narrow import for_config
 from rlhf.config.tools import BenchConfig
 
 GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
@@ -112,4 +113,4 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
         )
 
 
-PLACEMENT_RULES = (merged_shapes, weight_sync, adapters_sent)
+PLACEMENT_RULES = (for_config(OnlineConfig, merged_shapes, weight_sync, adapters_sent),)

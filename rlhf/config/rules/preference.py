@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 
 from rlhf.config.algo import NashMdSection, OnlineDpoSection
-from rlhf.config.commands import OnlineDpoConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, OnlineDpoConfig
 from rlhf.config.problems import Problem
+from rlhf.config.rules.narrow import for_algorithm, for_config
 
 
-def pairs_exist(config: TrainConfig) -> Iterator[Problem]:
+def pairs_exist(config: OnlineDpoConfig) -> Iterator[Problem]:
     """There are two answers to compare."""
-    if not isinstance(config, OnlineDpoConfig):
-        return
     group_size = config.rollout.group_size
     if group_size < 2:
         yield Problem(
@@ -23,11 +22,8 @@ def pairs_exist(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-def behavior_is_known(config: TrainConfig) -> Iterator[Problem]:
+def behavior_is_known(config: OnlineConfig, algo: OnlineDpoSection) -> Iterator[Problem]:
     """What the behavior policy thought of its answers is measured by the policy of the same version."""
-    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, OnlineDpoSection):
-        return
-    algo = config.algo
     if algo.reference != "behavior":
         return
     if config.rollout.max_lag > 0:
@@ -44,10 +40,8 @@ def behavior_is_known(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-def nash_is_on_policy(config: TrainConfig) -> Iterator[Problem]:
+def nash_is_on_policy(config: OnlineConfig, _algo: NashMdSection) -> Iterator[Problem]:
     """Nash-MD's gradient is that of answers which the policy itself sampled."""
-    if not isinstance(config, OnlineDpoConfig) or not isinstance(config.algo, NashMdSection):
-        return
     if config.rollout.max_lag > 0:
         yield Problem(
             keys=("rollout.max_lag", "algo.type"),
@@ -56,4 +50,8 @@ def nash_is_on_policy(config: TrainConfig) -> Iterator[Problem]:
         )
 
 
-PREFERENCE_RULES = (pairs_exist, behavior_is_known, nash_is_on_policy)
+PREFERENCE_RULES = (
+    for_config(OnlineDpoConfig, pairs_exist),
+    for_algorithm(OnlineDpoSection, behavior_is_known),
+    for_algorithm(NashMdSection, nash_is_on_policy),
+)

@@ -11,7 +11,7 @@ import rlhf
 from rlhf.algorithms import build_algorithm
 from rlhf.config.algo import CustomSection, critic_warmup_steps, num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.loading.load import load_config, resolve
+from rlhf.config.loading.load import load_config
 from rlhf.errors import ConfigError
 from rlhf.launch.check import data_problems, surroundings
 from rlhf.planning.roles import require_sections, sections
@@ -44,7 +44,7 @@ def in_examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def config(command: str, *more: str) -> TrainConfig:
     words = [*ALGORITHM, "--policy.model", "m", "--data.path", "rows.jsonl", *more]
-    return resolve(load_config(command, words, {}))
+    return load_config(command, words, {})
 
 
 def test_ppo_runs_it_from_its_own_file() -> None:
@@ -85,8 +85,8 @@ def test_a_reference_must_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "referenced.py").write_text(REFERENCED)
     given = ["--algo", "custom", "--algo.algorithm", "referenced:Referenced", "--policy.model", "m"]
-    custom = resolve(load_config("dpo", [*given, "--data.path", "rows.jsonl"], {}))
+    custom = load_config("dpo", [*given, "--data.path", "rows.jsonl"], {})
     with pytest.raises(ConfigError, match=r"algo.reference: the algorithm needs ref_log_probs. Set it to true."):
         require_sections(custom, build_algorithm(custom.algo).needs)
-    required = resolve(load_config("dpo", [*given, "--data.path", "rows.jsonl", "--algo.reference"], {}))
+    required = load_config("dpo", [*given, "--data.path", "rows.jsonl", "--algo.reference"], {})
     require_sections(required, build_algorithm(required.algo).needs)

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.algo import PpoSection
 from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
-from rlhf.config.loading.load import dump_config, load_config, load_generate, resolve, short_summary
+from rlhf.config.loading.load import dump_config, load_config, load_generate, short_summary
 from rlhf.errors import ConfigError
 
 RIGHT = ("--data.path", "x.jsonl", "--policy.model", "m", "--reward.function", "rewards:score")
@@ -122,7 +122,7 @@ def test_what_follows_from_other_values_is_filled_in() -> None:
     own = load_config("ppo", [*RIGHT, "--reference.model", "f", "--critic.model", "c"], {})
     assert isinstance(own, PpoConfig)
     assert (own.reference.model, own.critic.model) == ("f", "c")
-    assert resolve(config) == config
+    assert config.resolved() == config
 
 
 @pytest.mark.parametrize(("command", "kind"), [("sft", SftConfig), ("rm", RmConfig), ("ppo", PpoConfig)])
