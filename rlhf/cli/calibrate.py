@@ -8,9 +8,8 @@ from rich.table import Table
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan import CALIBRATION, config_json
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import METHODS, TrainConfig, method_name
 from rlhf.config.loading.load import load_config
-from rlhf.config.methods import METHODS, method_name
 from rlhf.config.tools import CalibrateConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.run.metrics_file import read_metrics

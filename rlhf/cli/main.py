@@ -113,7 +113,7 @@ def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObser
 
 def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
     """The method that a command line names, and its other words. A help flag may stand in its place."""
-    from rlhf.config.methods import COMMANDS, METHODS
+    from rlhf.config.commands import COMMANDS, METHODS
 
     command, *rest = arguments or ["--help"]
     for name, method in METHODS.items():

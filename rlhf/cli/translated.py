@@ -4,9 +4,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from rlhf.config.commands import COMMANDS
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.openrlhf import translate
-from rlhf.config.methods import COMMANDS
 
 
 def show_translation(verb: str, command: str, argv: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlhf.config.algo import CustomSection
-from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.loading.load import read_config
-from rlhf.config.methods import method_of
+from rlhf.config.loading.user_function import find_module, problem_of
 from rlhf.config.model_files import (
     ModelFacts,
     ModelFileError,
@@ -25,7 +25,6 @@ from rlhf.config.problems import Problem
 from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource, RewardSection
 from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
-from rlhf.config.user_function import find_module, problem_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
 from rlhf.orchestrator.data.files import READERS, find_files

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import TrainConfig, method_of
 from rlhf.config.data import DataSection, RowKind
-from rlhf.config.methods import method_of
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import Tokenizer
 from rlhf.orchestrator.data import (

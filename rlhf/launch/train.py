@@ -10,9 +10,8 @@ from rlhf.actors.stragglers import Stragglers
 from rlhf.actors.waiting import CallObserver
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import TrainConfig, method_name
 from rlhf.config.loading.load import dump_config, short_summary
-from rlhf.config.methods import method_name
 from rlhf.config.run import CheckpointSection
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf.config.colocation import colocated_roles, engines_misfit
+from rlhf.config.rules.colocation import colocated_roles, engines_misfit
 from rlhf.errors import ConfigError
 from rlhf.types import Role
 

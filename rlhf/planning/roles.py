@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.algo import CustomSection
-from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.commands import METHODS, OnlineConfig, TrainConfig, method_name
 from rlhf.config.fields import sections_in
-from rlhf.config.methods import METHODS, method_name
 from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import StartedSource

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.algo import num_epochs
-from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.methods import method_of
+from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.reward import StartedSource
 from rlhf.types import SCORED_BY, Role
 

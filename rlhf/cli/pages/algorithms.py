@@ -11,10 +11,9 @@ from rlhf.cli.help import bounds_and_variant, kind_of
 from rlhf.cli.pages.configuration import default_cell
 from rlhf.config.algo import AlgorithmSection, CustomSection
 from rlhf.config.base import Section
-from rlhf.config.commands import OnlineConfig
+from rlhf.config.commands import COMMANDS, METHODS, OnlineConfig
 from rlhf.config.data import RowKind
 from rlhf.config.fields import fields_of, sections_in, variant_of
-from rlhf.config.methods import COMMANDS, METHODS
 from rlhf.types import Signal
 
 HEAD = """\

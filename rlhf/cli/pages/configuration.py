@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rlhf.cli.help import bounds_and_variant, default_of, kind_of
 from rlhf.config.base import Section
+from rlhf.config.commands import METHODS
 from rlhf.config.fields import Field, fields_of, first_paragraph, list_items, sections_in, variant_of
-from rlhf.config.methods import METHODS
 
 HEAD = """\
 # Configuration

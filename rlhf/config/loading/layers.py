@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from rlhf.config.fields import Field
+from rlhf.config.loading.user_function import import_name
 from rlhf.config.loading.yaml_text import Document, KeyPath, Value, YamlError
 from rlhf.config.renamed import current_key
-from rlhf.config.user_function import import_name
 
 MAX_FILE_BYTES = 1024 * 1024
 ENVIRONMENT_PREFIX = "RLHF__"

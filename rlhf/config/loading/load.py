@@ -10,6 +10,9 @@ import yaml
 
 from rlhf.config.base import Section
 from rlhf.config.commands import (
+    COMMANDS,
+    METHODS,
+    Command,
     GenerateConfig,
     QuickstartConfig,
     TrainConfig,
@@ -30,7 +33,6 @@ from rlhf.config.loading.layers import (
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
-from rlhf.config.methods import COMMANDS, METHODS, Command
 from rlhf.config.problems import shown
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError

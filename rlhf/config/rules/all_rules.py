@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import TrainConfig, method_name, method_of
 from rlhf.config.data import RowKind
-from rlhf.config.methods import method_name, method_of
 from rlhf.config.models import LoraSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES

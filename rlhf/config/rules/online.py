@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
-from rlhf.config.colocation import colocated_roles
-from rlhf.config.commands import OnlineConfig
-from rlhf.config.methods import method_name, method_of
+from rlhf.config.commands import OnlineConfig, method_name, method_of
 from rlhf.config.problems import Problem
 from rlhf.config.reward import OverlongSource, StartedSource
 from rlhf.config.rollout import engines_that
+from rlhf.config.rules.colocation import colocated_roles
 from rlhf.config.rules.narrow import for_algorithm, for_config
 
 LEAST_TEMPERATURE = 0.01

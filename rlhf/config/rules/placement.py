@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from rlhf.config.colocation import ROLES, colocated_roles, engines_misfit
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rollout import RolloutSection, engines_that
+from rlhf.config.rules.colocation import ROLES, colocated_roles, engines_misfit
 from rlhf.config.rules.narrow import for_config
 from rlhf.config.tools import BenchConfig
 

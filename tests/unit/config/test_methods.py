@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.algo import DpoSection, NashMdSection, RlooSection
-from rlhf.config.commands import DpoConfig, GrpoConfig, OnlineDpoConfig, TrainConfig
+from rlhf.config.commands import COMMANDS, METHODS, DpoConfig, GrpoConfig, OnlineDpoConfig, TrainConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.load_about_runs import load_chaos, load_plan
-from rlhf.config.methods import COMMANDS, METHODS
 from rlhf.errors import ConfigError
 
 BASE = ("--policy.model", "m", "--data.path", "d.jsonl")

@@ -3,8 +3,7 @@
 import pytest
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.config.commands import OnlineConfig
-from rlhf.config.methods import METHODS
+from rlhf.config.commands import METHODS, OnlineConfig
 from rlhf.launch.methods import OFFLINE_ROWS
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf.config.colocation import ROLES
 from rlhf.config.loading.load import load_config
+from rlhf.config.rules.colocation import ROLES
 from rlhf.errors import ConfigError
 from rlhf.planning.placement import Shape, plan_placement, shortages
 from rlhf.types import Role

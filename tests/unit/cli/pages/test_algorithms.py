@@ -7,8 +7,8 @@ import pytest
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.cli.pages.algorithms import kinds_of, page
+from rlhf.config.commands import METHODS
 from rlhf.config.fields import sections_in, variant_of
-from rlhf.config.methods import METHODS
 
 ROOT = Path(__file__).parents[4]
 

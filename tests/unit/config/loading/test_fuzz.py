@@ -9,11 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf.config.commands import PpoConfig, SftConfig
+from rlhf.config.commands import METHODS, PpoConfig, SftConfig
 from rlhf.config.fields import fields_of
 from rlhf.config.loading.load import dump_config, load_config
 from rlhf.config.loading.yaml_text import Document, YamlError
-from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
 
 NAMES = [field.name for field in fields_of(PpoConfig)]

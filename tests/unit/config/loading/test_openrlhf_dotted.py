@@ -10,11 +10,10 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.config.algo import DpoSection, GrpoSection, PpoSection
-from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
+from rlhf.config.commands import METHODS, DpoConfig, GrpoConfig, PpoConfig, RmConfig, SftConfig, TrainConfig
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import Translation, translate
-from rlhf.config.methods import METHODS
 from tests.unit.config.conftest import Problems
 from tests.unit.planning.support import LLAMA_3_8B
 

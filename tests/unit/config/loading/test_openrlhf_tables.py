@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.commands import METHODS
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.flags import ALIASES
 from rlhf.config.loading.openrlhf.dotted import ALIKE, DOTTED
 from rlhf.config.loading.openrlhf.entries import Entry, Own
 from rlhf.config.loading.openrlhf.flat import FLAT
-from rlhf.config.methods import METHODS
 
 THEIRS: dict[str, dict[str, int | str]] = json.loads(
     Path(__file__).with_name("openrlhf_flags.json").read_text(encoding="utf-8")

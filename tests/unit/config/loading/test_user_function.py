@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.user_function import problem_of
+from rlhf.config.loading.user_function import problem_of
 
 MODULE = """
 import sys
