@@ -5,13 +5,12 @@ token (empty or aborted ones) are counted in `response/empty` and in no other me
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 
 import numpy as np
 
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import is_empty
-from rlhf.types import Example, ScoredGroup
+from rlhf.algorithms.sequences import join
+from rlhf.types import FinishReason, ScoredGroup
 
 
 def length_metrics(lengths: Sequence[int]) -> dict[str, float]:
@@ -19,35 +18,23 @@ def length_metrics(lengths: Sequence[int]) -> dict[str, float]:
     return {"response/length": mean([length for length in lengths if length])}
 
 
-def response_metrics(examples: Sequence[Example]) -> dict[str, float]:
-    """Rewards, lengths and truncation of the sampled responses that `examples` train on.
-
-    An example may hold more sequences than rewards (KTO's mismatched responses, which were not sampled for their
-    prompt), or more rewards than sequences (Nash-MD's opponents, which are not trained on): neither count. Empty
-    where there are no examples.
-    """
+def response_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rewards, lengths and truncation of the responses of a step's groups. Empty where there is no response."""
     responses = [
-        (int(sequence.loss_mask.sum()), reward, is_truncated)
-        for example in examples
-        for sequence, reward, is_truncated in zip(
-            example.sequences, example.rewards, example.truncated or repeat(False), strict=False
-        )
+        (int(join(group.prompt, response).loss_mask.sum()), reward.total, response.finish_reason)
+        for group in groups
+        for response, reward in zip(group.responses, group.rewards, strict=True)
     ]
     if not responses:
         return {}
-    trained = [response for response in responses if response[0]]
-    lengths = [length for length, _, _ in trained]
-    rewards = np.array([reward for _, reward, _ in trained], dtype=np.float64)
+    counted = [response for response in responses if response[0]]
+    lengths = [length for length, _, _ in counted]
+    rewards = np.array([reward for _, reward, _ in counted], dtype=np.float64)
     return {
         "reward/mean": mean(rewards),
         "reward/std": float(rewards.std()) if len(rewards) else 0.0,
         **length_metrics(lengths),
         "response/length_max": float(max(lengths, default=0)),
-        "response/truncated": mean([is_truncated for _, _, is_truncated in trained]),
+        "response/truncated": mean([reason is FinishReason.LENGTH for _, _, reason in counted]),
+        "response/empty": mean([not length for length, _, _ in responses]),
     }
-
-
-def empty_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """`response/empty`: share of all responses of `groups` without a token to learn from."""
-    empty = [is_empty(group.prompt, response) for group in groups for response in group.responses]
-    return {"response/empty": mean(empty)}

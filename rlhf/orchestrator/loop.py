@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.algorithms.base import Algorithm
-from rlhf.algorithms.response_metrics import empty_metrics, response_metrics
+from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.run import CheckpointSection, EvalSection, TrainSection
 from rlhf.errors import NumericsError, PreemptedError, RewardError
 from rlhf.orchestrator.evaluation import Evaluator
@@ -216,7 +216,7 @@ class Loop:
         """The metrics of a step that the loop computes itself, by their producer."""
         metrics: dict[str, Mapping[str, float]] = {"source": batch.metrics, "workers": self._parts.gauge()}
         if self._online:
-            metrics["responses"] = {**response_metrics(examples), **empty_metrics(batch.groups)}
+            metrics["responses"] = response_metrics(batch.groups)
             metrics["lag"] = lag_metrics(batch.groups, step - 1)
         metrics["loop"] = {
             "data/position": float(batch.position),

@@ -101,7 +101,7 @@ def test_weights_are_of_the_batch_and_the_loss_is_kto_s() -> None:
     loss, _ = loss_of_step(algorithm, experiences, as_before(signals))
     assert loss.item() == pytest.approx(metrics.sums["kto/loss"], rel=1e-5)
     assert metrics.sums["kto/mismatched"] == 5.0
-    responses = response_metrics(examples)
+    responses = response_metrics(GROUPS)
     assert responses["reward/mean"] == pytest.approx((1 + 3 + 0 + 0 + 6) / 5)
     assert responses["response/length"] == 2.0
 

@@ -136,11 +136,12 @@ def test_the_published_trap_of_multi_turn_credit() -> None:
     section = PLAIN.model_copy(update={"gae_lambda": 0.95})
     for num_tool_tokens in (0, 50):
         mask = [True] + [False] * num_tool_tokens + [True]
-        examples = PPO(section).select([group([rollout([1] * len(mask), loss_mask=mask)], [1.0])])
+        groups = [group([rollout([1] * len(mask), loss_mask=mask)], [1.0])]
+        examples = PPO(section).select(groups)
         said = signals(examples[0], old=[-1, -1], values=[0.5, 0.5])
         (experience,), _ = PPO(section).credit(examples, [said])
         assert column(experience, "advantages") == pytest.approx([0.475, 0.5])
-        assert response_metrics(examples)["response/length"] == 2.0
+        assert response_metrics(groups)["response/length"] == 2.0
 
 
 def test_whitening_spans_all_answers_and_ignores_empty_ones() -> None:
@@ -184,7 +185,6 @@ def test_a_score_of_0_is_a_score() -> None:
     (zero, one), _ = PPO(PpoSection(kl=FixedKl(coef=0.0))).credit(examples, said)
     assert column(zero, "advantages") == pytest.approx([-1.0])
     assert column(one, "advantages") == pytest.approx([1.0])
-    assert response_metrics(examples)["reward/mean"] == 0.5
 
 
 @pytest.mark.parametrize("bad", ["old", "ref", "values"])
