@@ -173,12 +173,12 @@ def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figure
         collective_timeout_s=config.rollout.sync_timeout_s,
     )
     asked = (figures.num_bytes, figures.num_buckets, len(trainers), config.repeats)
-    answers = cluster.calls.wait_all(
+    results = cluster.calls.wait_all(
         [Call(worker=worker, ref=worker.handle.measure.remote(*asked)) for worker in workers],
         phase="collectives",
         timeout_s=4 * config.rollout.sync_timeout_s * (config.repeats + 1),
     )
-    seconds = cast(list[tuple[float, float]], answers[0])
+    seconds = cast(list[tuple[float, float]], results[0])
     gather_s, send_s = (median(column) for column in zip(*seconds, strict=True))
     return replace(figures, gather_s=gather_s, send_s=send_s)
 

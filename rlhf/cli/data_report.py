@@ -164,7 +164,7 @@ def lines_of(facts: Mapping[str, Json], prefix: str = "") -> list[tuple[str, str
 
 
 def length_table(sides: Mapping[str, Mapping[str, Json]], unit: str) -> Table:
-    """Percentiles of how long prompts and answers are."""
+    """Percentiles of how long prompts and responses are."""
     table = Table(title=f"Lengths in {unit}")
     headings = [*(f"p{percent}" for percent in PERCENTILES), "max", "mean"]
     for heading in ("", *headings):

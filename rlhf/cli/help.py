@@ -174,8 +174,8 @@ Trains language models from feedback on a Ray cluster.
   rlhf train METHOD [CONFIG.yaml] [--section.key value ...]   train a model
   rlhf check METHOD [CONFIG.yaml] [--section.key value ...]   find what can be known to be wrong, starting nothing
   rlhf plan METHOD [CONFIG.yaml] [--cluster 16x8xH100]        where models would live, what they hold, how long it takes
-  rlhf generate MODEL [--prompt TEXT ...]                     sample answers from a trained model
-  rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score answers to every prompt
+  rlhf generate MODEL [--prompt TEXT ...]                     sample responses from a trained model
+  rlhf sample MODEL --data.path ROWS --out SAMPLES.jsonl      sample and score responses to every prompt
   rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
   rlhf rounds {{sft,dpo}} --model MODEL --data.path ROWS        sample, choose and train in rounds
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
@@ -227,7 +227,7 @@ train.step_timeout_s and rollout.generate_timeout_s.
 GENERATE_HEAD = """\
 Usage: rlhf generate MODEL [--prompt TEXT ... | --prompts FILE] [options]
 
-Samples answers from a trained model, a folder or hub name.
+Samples responses from a trained model, a folder or hub name.
 
 """
 QUICKSTART_HEAD = """\

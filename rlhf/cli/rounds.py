@@ -212,7 +212,7 @@ def summary(one: Round) -> dict[str, Json]:
 def table(figures: Sequence[dict[str, Json]]) -> Table:
     """One line a policy."""
     shown = Table(title="Samples of each round's policy")
-    for heading in ("round", "mean reward", "mean of the best", "truncated", "answers", "rows trained on"):
+    for heading in ("round", "mean reward", "mean of the best", "truncated", "responses", "rows trained on"):
         shown.add_column(heading, justify="right")
     for row in figures:
         last = row is figures[-1]

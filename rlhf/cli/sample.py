@@ -1,4 +1,4 @@
-"""`rlhf sample`: answers to every prompt of a data set, scored, as rows; in one process, continued where it stopped."""
+"""`rlhf sample`: responses to every prompt of a data set, scored, as rows; in one process, continued where it stopped."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ HARMLESS = {"out", "model", "data", "debug", "gpu_memory_utilization", "kv_cache
 
 
 def run_sample(config: SampleConfig) -> int:
-    """Sample, score and write every answer that is not there yet. Returns the exit code.
+    """Sample, score and write every response that is not there yet. Returns the exit code.
 
     Raises:
         ConfigError: the file of samples was made with other settings, or the lengths do not fit the model.
@@ -109,7 +109,7 @@ def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ..
 
 
 def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, device: str) -> dict[str, Json]:
-    """Everything that decides the answers: what a file of samples must agree on with the command that continues it."""
+    """Everything that decides the responses: what a file of samples must agree on with the command that continues it."""
     assert config.model is not None, "the config's loader asked for it"
     given: dict[str, Json] = config.model_dump(mode="json", exclude=HARMLESS | {"reward"})
     reward: dict[str, Json] = config.reward.model_dump(mode="json", exclude_defaults=True)

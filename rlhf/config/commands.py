@@ -58,7 +58,7 @@ from rlhf.config.run import (
 
 
 class TrainConfig(Section):
-    """What every training command has."""
+    """What every training method has."""
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -76,7 +76,7 @@ class TrainConfig(Section):
         return {}
 
     def resolved(self) -> Self:
-        """The config with everything filled in that follows from other values, so that the saved config is complete.
+        """The config with every default that depends on other values filled in, so that the saved config is complete.
         Resolving twice changes nothing."""
         colocate = tuple(flag.replace(" ", "") for flag in self.cluster.colocate)
         return self._with(cluster=self.cluster.model_copy(update={"colocate": colocate}))
@@ -91,27 +91,27 @@ class TrainConfig(Section):
 
     @property
     def examples_per_step(self) -> int:
-        """Examples that a step learns from, at most."""
+        """Most examples that a step learns from."""
         return self.train.batch_size
 
     @property
     def rows_per_step(self) -> tuple[str, int]:
-        """Rows of the data set that a step reads, after the name of the setting that says so."""
+        """The setting that says how many rows of the data set a step reads, and its value."""
         return "train.batch_size", self.train.batch_size
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the longest prompt with its response."""
+        """Tokens of the longest prompt and response."""
         return self.data.max_tokens
 
     @property
     def reward_sources(self) -> tuple[Source, ...]:
-        """What scores responses; nothing in a run without rollouts."""
+        """What scores responses; empty in an offline run."""
         return ()
 
     @property
     def max_lag(self) -> int:
-        """Versions of the policy that rollouts may run ahead; 0 where they do not, or where there are none."""
+        """The greatest staleness of the weights that sample; 0 in an offline run."""
         return 0
 
 
@@ -149,7 +149,7 @@ class PrmConfig(TrainConfig):
 
 
 class ReferencedConfig(TrainConfig):
-    """A policy that learns from given answers, held to a reference."""
+    """A policy that learns from a data set of responses, and stays close to a reference model."""
 
     policy: PreferencePolicySection = PreferencePolicySection()
     reference: StoredReferenceSection = StoredReferenceSection()
@@ -165,19 +165,19 @@ class ReferencedConfig(TrainConfig):
 
 
 class DpoConfig(ReferencedConfig):
-    """DPO and its variants on given pairs."""
+    """DPO and its variants, on a data set of pairs."""
 
     algo: Annotated[DpoSection | CustomSection, Field(discriminator="type")] = DpoSection()
 
 
 class KtoConfig(ReferencedConfig):
-    """KTO on given answers that are labeled good or bad."""
+    """KTO, on a data set of responses that are labeled good or bad."""
 
     algo: KtoSection = KtoSection()
 
 
 class OnlineConfig(TrainConfig):
-    """What every command has whose policy learns from its own answers: rollouts by vLLM, scored now."""
+    """What all online methods have: rollouts by vLLM, scored by reward sources."""
 
     policy: TrainedModelSection = TrainedModelSection()
     reference: ModelSection = ModelSection()
@@ -239,7 +239,7 @@ class PpoConfig(OnlineConfig):
         return {**super().models, "critic": self.critic}
 
     def resolved(self) -> Self:
-        """The critic starts as the reward model where there is one, else as the policy."""
+        """The critic starts as the reward model if there is one, else as the policy."""
         if self.critic.model is not None:
             return super().resolved()
         rewards = (source.model for source in self.reward.all_sources if isinstance(source, ModelSource))
@@ -248,21 +248,21 @@ class PpoConfig(OnlineConfig):
 
 
 class GrpoConfig(OnlineConfig):
-    """GRPO and the other methods without a critic, chosen by algo.type."""
+    """GRPO and the other methods without a critic (RLOO, REINFORCE++, DAPO, ...), chosen by algo.type."""
 
     rollout: GroupRolloutSection = GroupRolloutSection()
     algo: CriticFree = GrpoSection()
 
 
 class OnlineDpoConfig(OnlineConfig):
-    """Online DPO: best against worst of each prompt's own answers."""
+    """Online DPO: best against worst of the policy's own responses to each prompt."""
 
     policy: PreferencePolicySection = PreferencePolicySection()
     rollout: PairRolloutSection = PairRolloutSection()
     algo: OnlinePreference = OnlineDpoSection()
 
     def resolved(self) -> Self:
-        """A mixture of two models is sampled by the engine that can mix them."""
+        """A mixture of two models is sampled by an engine that can mix them."""
         if not self.algo.mixture or self.rollout.engine != "auto":
             return super().resolved()
         engine = engines_that(lambda traits: traits.mixes)[0]
@@ -274,7 +274,7 @@ class OnlineDpoConfig(OnlineConfig):
 
 
 class OnlineKtoConfig(OnlineConfig):
-    """KTO on the policy's own answers, labeled by their scores."""
+    """KTO on the policy's own responses, labeled by their scores."""
 
     policy: PreferencePolicySection = PreferencePolicySection()
     rollout: LabeledRolloutSection = LabeledRolloutSection()
@@ -359,22 +359,22 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _command
 
 
 class GenerateConfig(Section):
-    """Samples from a trained model."""
+    """Sampling responses from a trained model."""
 
     model: str | None = None
     """Folder or hub name of the model; usually the first argument."""
     prompt: tuple[str, ...] = ()
     """A prompt. Repeatable."""
     prompts: str | None = None
-    """File of prompts: one a line, or the rows of a data set."""
+    """File of prompts: one on each line, or the rows of a data set."""
     max_tokens: PositiveInt = 256
-    """Longest answer."""
+    """Longest response, in tokens."""
     temperature: float = Field(1.0, ge=0.0, le=2.0)
-    """Divides the logits; 0 is greedy."""
+    """The logits are divided by it; 0 is greedy."""
     num_samples: PositiveInt = 1
-    """Answers to each prompt."""
+    """Responses to each prompt."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides the samples."""
+    """Seed of sampling."""
     engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers."""
     debug: bool = False
@@ -382,11 +382,11 @@ class GenerateConfig(Section):
 
 
 class QuickstartConfig(Section):
-    """The three steps of RLHF on a tiny model of its own."""
+    """The three steps of RLHF on a tiny model that is made for it."""
 
     folder: str = "runs/quickstart"
-    """Folder for everything that is made; an earlier quickstart there is replaced."""
+    """Folder for everything that is made; an earlier quickstart in it is replaced."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides everything."""
+    """Seed of every random choice."""
     debug: bool = False
     """Show tracebacks."""

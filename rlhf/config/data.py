@@ -9,59 +9,61 @@ from rlhf.config.base import Section
 
 
 class RowKind(StrEnum):
-    """What rows are read as."""
+    """What the rows of a data set are read as."""
 
     PROMPTS = "prompts"
     DEMONSTRATIONS = "demonstrations"
     PREFERENCES = "preferences"
-    LABELED = "labeled answers"
+    LABELED = "labeled responses"
     STEPS = "labeled steps"
     TEXTS = "texts"
 
 
 class DataSection(Section):
-    """Which rows are read. Columns are recognized by the usual names; a key overrides."""
+    """Which rows are read. Columns are recognized by their usual names; the *_key settings name others."""
 
     path: str | None = None
     """File or glob (.jsonl, .json, .csv, .parquet, also .gz), `datasets` folder, or hub name."""
     eval_path: str | None = None
-    """Rows held out for evaluation; without it, eval_fraction of the prompts."""
+    """Rows held out for evaluation; if not given, eval_fraction of the prompts."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the prompts that is held out; a prompt is never on both sides."""
+    """Share of the prompts that is held out. Rows with the same prompt are never split between training and
+    evaluation."""
     split_seed: NonNegativeInt = 0
-    """Decides which prompts are held out. Apart from run.seed, so that sft, rm and ppo hold out the same ones."""
+    """Seed that chooses the held-out prompts. It is separate from run.seed, so that sft, rm and ppo hold out the same
+    ones."""
     split: str = "train"
     """Split of a `datasets` folder or hub name."""
     prompt_key: str | None = None
     """Column of the prompt, text or messages (prompt, input, question, messages, ...)."""
     response_key: str | None = None
-    """Column of the answer (response, completion, output, answer, ...), or of its steps (completions)."""
+    """Column of the response (response, completion, output, answer, ...), or of its steps (completions)."""
     label_key: str | None = None
-    """Column of the reference answer, given to reward functions (label, answer, ...); for binary feedback, the column
-    that says whether the answer is good."""
+    """Column of the reference answer, which reward functions get (label, answer, ...); for kto, the column that says
+    whether the response is good; for prm, the labels of the steps."""
     chosen_key: str | None = None
-    """Column of the better answer."""
+    """Column of the better response."""
     rejected_key: str | None = None
-    """Column of the worse answer."""
+    """Column of the worse response."""
     step_separator: str = Field("\n", min_length=1)
-    """Text that ends each step of an answer in labeled steps, for process reward models."""
+    """Text that ends each step of a response, for process reward models."""
     ranking_key: str | None = None
-    """Column with a list of answers, best first."""
+    """Column with a list of responses, best first."""
     margin_key: str | None = None
     """Column with the margin of chosen over rejected."""
     template: Literal["auto", "chat", "plain"] = "auto"
-    """chat renders messages through the chat template; plain joins text as it stands; auto chooses by the column."""
+    """chat renders messages through the chat template; plain joins text as it is; auto decides by the column."""
     prompt_format: str = "{prompt}"
     """Text around a prompt that is text, e.g. "Question: {prompt}\\nAnswer:"."""
     overlong: Literal["error", "drop", "truncate"] = "error"
-    """What to do with rows over the token limits; each counts them. truncate cuts given answers, never prompts: a row
-    whose prompt alone is too long is dropped."""
+    """What to do with rows that exceed the token limits; they are counted in each case. truncate cuts responses, never
+    prompts: a row whose prompt alone is too long is dropped."""
     max_bad_rows: int = Field(0, ge=0)
-    """Rows that may be wrong before the run refuses; each is dropped, named and counted."""
+    """Rows that may be invalid before the run is refused. Each is dropped, named and counted."""
     allow_control_tokens: bool = False
     """Allow special tokens inside text."""
     max_tokens: PositiveInt = 1024
-    """Longest prompt plus answer when training on given answers."""
+    """Longest prompt plus response, in tokens, in offline training."""
     shuffle: bool = True
     """Visit the rows in a new seeded order each epoch."""
 

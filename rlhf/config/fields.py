@@ -1,4 +1,4 @@
-"""The fields of a config by their dotted names: what may be set, of which kind, within which bounds."""
+"""The fields of a config by their dotted names: which settings there are, of which kind, within which bounds."""
 
 import difflib
 import types
@@ -17,16 +17,16 @@ from rlhf.config.base import Section
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value that can be set.
+    """A setting.
 
-    `owners` are the `type`s that have it, where only some kinds of a section do; `variants` are the values of a `type`
-    that tells kinds of a section apart, each with what it stands for.
+    `owners` are the values of a `type` that have this field, if only some kinds of a section have it. `variants` are
+    the values of a `type` that chooses the kind of a section, each with its meaning.
     """
 
     name: str
     info: FieldInfo
     default: object
-    """The value where nobody sets one."""
+    """The value if it is not set."""
     owners: tuple[str, ...] = ()
     variants: Mapping[str, str] = dataclass_field(default_factory=dict)
 
@@ -42,21 +42,21 @@ class Field:
 
     @property
     def choices(self) -> tuple[object, ...]:
-        """The values of a field that takes one of several."""
+        """The values of a field with a fixed set of values."""
         if self.variants:
             return tuple(self.variants)
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property
     def meaning(self) -> str:
-        """What it stands for; of a `type`, what each kind stands for."""
+        """The help text; for a `type`, the help text of each kind."""
         if len(self.variants) > 1:
             return " ".join(f"{kind}: {text}" for kind, text in self.variants.items())
         return one_line(self.info.description)
 
     @property
     def is_text(self) -> bool:
-        """Whether text from outside is the value as it stands."""
+        """Whether text from a flag or a variable is the value itself."""
         return self.kind is str or (bool(self.choices) and all(isinstance(choice, str) for choice in self.choices))
 
     @property
@@ -80,7 +80,7 @@ class Field:
 
     @property
     def bounds(self) -> str:
-        """The numbers that are allowed: `> 0`, `in [0, 1)`; empty where all are."""
+        """The numbers that are allowed: `> 0`, `in [0, 1)`; empty if all are."""
         attached = [*self.info.metadata]
         for kind in alternatives(self.info.annotation):
             attached += typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
@@ -105,7 +105,7 @@ def first_paragraph(section: type[Section]) -> str:
 
 
 def short(limit: object) -> str:
-    """A bound as a person writes it."""
+    """A bound as a person would write it."""
     return "2^63" if limit == 2**63 else str(limit).removesuffix(".0")
 
 
@@ -116,18 +116,18 @@ def alternatives(kind: object) -> tuple[object, ...]:
 
 
 def bare(kind: object) -> object:
-    """`Annotated[X, ...]` without what is attached."""
+    """`Annotated[X, ...]` without its annotations."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def sections_in(kind: object) -> tuple[type[Section], ...]:
-    """The sections that a field's value may be: one, several told apart by `type`, or none."""
+    """The sections that a field's value can be: one, several that are told apart by `type`, or none."""
     members = alternatives(bare(kind))
     return tuple(member for member in members if isinstance(member, type) and issubclass(member, Section))
 
 
 def list_items(field: Field) -> tuple[type[Section], ...]:
-    """The sections that a list's items may be."""
+    """The sections that a list's items can be."""
     return sections_in(typing.get_args(field.kind)[0]) if field.is_list else ()
 
 
@@ -137,14 +137,15 @@ def variant_of(section: type[Section]) -> str:
 
 
 def meaning_of(section: type[Section]) -> str:
-    """What that `type` stands for."""
+    """The help text of that `type`."""
     return one_line(section.model_fields["type"].description)
 
 
 def fields_of(section: type[Section], prefix: str = "", values: Section | None = None) -> Iterator[Field]:
-    """Every field under a section, depth first, in the order of the source. Fields of several kinds come once.
+    """Every field under a section, depth first, in the order of the source. A field that several kinds of a section
+    have comes once.
 
-    `values` holds the defaults where they are others than the section's own.
+    `values` are the defaults, if they differ from those of the section.
     """
     for key, info in section.model_fields.items():
         name = f"{prefix}{key}"
@@ -160,7 +161,7 @@ def fields_of(section: type[Section], prefix: str = "", values: Section | None =
 
 
 def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str, values: Section | None) -> Iterator[Field]:
-    """The fields of all kinds of a section, each once; those of the kind that is the default come first."""
+    """The fields of all kinds of a section, each once; those of the default kind come first."""
     seen: set[str] = set()
     for kind in sorted(kinds, key=lambda kind: not isinstance(values, kind)):
         for field in fields_of(kind, prefix, values if isinstance(values, kind) else None):
@@ -181,7 +182,7 @@ def fields_by_name(section: type[Section]) -> Mapping[str, Field]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known dotted name that was probably meant: alike as a whole, or alike in its last part."""
+    """The known dotted name that was probably meant: similar as a whole, or in its last part."""
     names = list(known)
     if alike := difflib.get_close_matches(word, names, n=1, cutoff=0.75):
         return alike[0]

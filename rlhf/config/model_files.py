@@ -1,4 +1,4 @@
-"""What a model's folder says about it, read without any library that could run it."""
+"""What a model's files say about it, read without a library that could run the model."""
 
 import json
 import math
@@ -25,24 +25,24 @@ class ModelFileError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What config.json and the tokenizer's files say. None: they do not say."""
+    """What config.json and the tokenizer's files say. None: they do not say it."""
 
     folder: Path
     model_type: str
     vocab_size: int | None
     context: int | None
     num_labels: int | None
-    """Outputs of the head, where the model is a classifier; None for a language model."""
+    """Outputs of the head of a classifier; None for a language model."""
     has_chat_template: bool
     has_own_code: bool
-    """It comes with Python code that would have to be run."""
+    """The model comes with Python code that would have to be run."""
 
 
 def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
-    """The folder that a model's name means on this machine; None for a hub model that is not here yet, or in part.
+    """The folder of a model on this machine; None for a hub model that is not downloaded, or only in part.
 
     Raises:
-        ModelFileError: there is no such folder, and the name is not one of the hub.
+        ModelFileError: there is no such folder, and the name is not that of a hub model.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -62,24 +62,24 @@ def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def described_folder(model: str, environ: Mapping[str, str]) -> Path | None:
-    """As `local_folder`, but of a hub model config.json is enough: `rlhf plan` fetches no more."""
+    """Like `local_folder`, but for a hub model config.json is enough: `rlhf plan` downloads no more."""
     cached = None if Path(model).expanduser().exists() else _cached(model, environ)
     return cached or local_folder(model, environ)
 
 
 def trusted_commit(trust_remote_code: str | None, model: str) -> str | None:
-    """The commit of repo@commit, if it speaks of this very model."""
+    """The commit of repo@commit, if repo is this model."""
     repo, _, commit = (trust_remote_code or "").partition("@")
     return commit if commit and repo == model else None
 
 
 def untrusted(model: str) -> str:
-    """What to say of a model whose own code nobody has allowed."""
+    """The message about a model whose own code was not allowed."""
     return f"needs remote code; review it, then set trust_remote_code to {model}@<commit>."
 
 
 def _cached(model: str, environ: Mapping[str, str]) -> Path | None:
-    """The newest snapshot of a hub model in the cache of huggingface_hub, which may lack files."""
+    """The newest snapshot of a hub model in huggingface_hub's cache, which may be incomplete."""
     home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{model.replace('/', '--')}"
     try:
@@ -134,8 +134,8 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def different_tokens(ours: Path, theirs: Path) -> tuple[int, int]:
-    """How many of the token ids that both folders' tokenizers know stand for something else, and how many those are.
-    Special tokens, which people rename, are left out.
+    """How many of the token ids that both folders' tokenizers know stand for different text, and how many ids both
+    know. Special tokens, which are often renamed, do not count.
 
     Raises:
         ModelFileError: there is no tokenizer.json, or it cannot be read.
@@ -146,7 +146,8 @@ def different_tokens(ours: Path, theirs: Path) -> tuple[int, int]:
 
 
 def _tokens(file: Path) -> dict[int, str]:
-    """Id -> text of a tokenizer.json, without the special tokens. A unigram model's list is in the order of its ids."""
+    """Id -> text of a tokenizer.json, without the special tokens. The list of a unigram model is in the order of its
+    ids."""
     content = _json(file)
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -209,7 +210,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that should hold the weights; none where nothing says which. Raises ModelFileError."""
+    """The files that should hold the weights; empty if no file says which. Raises ModelFileError."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -226,7 +227,7 @@ def _pickles(folder: Path) -> list[str]:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a snapshot of the hub holds weights, of whatever kind, and none of their files is missing."""
+    """Whether a hub snapshot has weights of any kind, and none of their files is missing."""
     files = _weight_files(folder)
     return all(file.is_file() for file in files) if files else bool(_pickles(folder))
 

@@ -17,32 +17,35 @@ def dtype_on(dtype: DtypeName, device: str) -> Literal["float32", "bfloat16"]:
 
 
 class ModelSection(Section):
-    """A model that only computes."""
+    """A model that does not learn."""
 
     model: str | None = None
     """Folder or hub name of a Hugging Face model with safetensors weights."""
     dtype: DtypeName = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     quantization: Literal["none", "nf4"] = "none"
-    """How frozen weights are held: nf4 is 4 bits a weight (QLoRA), of the linear layers but the output layer; they
-    compute in dtype. What learns beside them needs lora.rank above 0. A reference that is the policy is held as that
-    is, unless it says otherwise."""
+    """How frozen weights are held. nf4 (QLoRA) holds all linear layers except the output layer in 4 bits a weight; they
+    compute in dtype. A model that learns then needs lora.rank above 0. A reference that is the same model as the policy
+    is quantized like the policy, unless it is set."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; auto takes flash_attention_2 where installed on a GPU (not for float32), else sdpa."""
+    """Attention implementation; auto takes flash_attention_2 if it is installed and the model is on a GPU and not in
+    float32, else sdpa."""
     trust_remote_code: str | None = None
     """Allow the model's own Python code, only as repo@commit. Off by default."""
     num_nodes: PositiveInt = 1
     """Nodes that the model is spread over."""
     num_gpus_per_node: PositiveInt = 1
-    """Processes on each node, one GPU each (one CPU core each where there is no GPU)."""
+    """Processes on each node, with one GPU each (without GPUs, one CPU core each)."""
     zero_stage: Literal[0, 1, 2, 3] = 3
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too (not on a single process)."""
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters (not on a single
+    process)."""
     offload_parameters: bool = False
     """Keep ZeRO-3 parameter shards in host memory."""
 
     def beside(self, policy: "ModelSection") -> Self:
-        """This reference, filled in from its policy: without a model of its own it is the policy's. That is held as the
-        policy holds it, unless it says otherwise: rounded another way it would not be what the policy started as."""
+        """This reference model with what the policy decides: without a model of its own it is the policy's, and the
+        policy's model is quantized as in the policy unless set otherwise, because it would otherwise differ from what
+        the policy starts as."""
         filled = self if self.model is not None else self.model_copy(update={"model": policy.model})
         if filled.model != policy.model or "quantization" in self.model_fields_set:
             return filled
@@ -54,12 +57,12 @@ class ModelSection(Section):
         return self.num_nodes * self.num_gpus_per_node
 
     def stage_on(self, num_ranks: int, *, is_float32: bool) -> int:
-        """The ZeRO stage that so many ranks really run. One alone has nobody to share with: ZeRO-3 would gather
-        parameters from itself, and its hooks take up to half of a small model's step."""
+        """The ZeRO stage that this many ranks really use. A single rank has nothing to shard, and ZeRO-3's hooks would
+        take up to half of a small model's step."""
         return self.zero_stage if self._shares(num_ranks) else 0
 
     def _shares(self, num_ranks: int) -> bool:
-        """Whether ranks run the stage as it is given: what offloads relies on ZeRO-3's parts."""
+        """Whether ranks use the stage that is set. Offloading relies on ZeRO-3's partitioning."""
         return self.zero_stage < 3 or num_ranks > 1 or self.offload_parameters
 
 
@@ -67,12 +70,13 @@ class LoraSection(Section):
     """Low-rank adapters that learn in the model's stead (Hu et al. 2021)."""
 
     rank: NonNegativeInt = 0
-    """Rank of the adapters beside each linear layer; 0 trains the model itself. Adapters want about ten times its
-    learning rate."""
+    """Rank of the adapters beside each linear layer; 0 trains the model itself. Adapters need about ten times the
+    learning rate of full training."""
     alpha: PositiveFloat = Field(32.0, allow_inf_nan=False)
-    """The adapters' part is scaled by alpha / rank."""
+    """The adapters' output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters (q_proj, v_proj, ...); none: all linear layers but the output layer."""
+    """Names of the layers that get adapters (q_proj, v_proj, ...); if empty, all linear layers except the output
+    layer."""
 
 
 class TrainedModelSection(ModelSection):
@@ -83,7 +87,7 @@ class TrainedModelSection(ModelSection):
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
-    """Share of the run's optimizer steps over which the learning rate rises from 0."""
+    """Share of the run's optimizer steps in which the learning rate rises from 0 to its peak."""
     min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0)
     """Learning rate at the end of the run, as a share of the peak."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -96,21 +100,22 @@ class TrainedModelSection(ModelSection):
     """Clip the gradient's norm to this; 0 does not clip."""
     lora: LoraSection = LoraSection()
     offload_optimizer: bool = False
-    """Keep optimizer states in host memory, and step there."""
+    """Keep optimizer states in host memory, and take the optimizer step on the CPU."""
     swap_optimizer: bool = False
-    """Keep optimizer states in host memory, but on the GPU while it steps: engines and other models that share the GPU
-    have the room in between, for 24 bytes a parameter over the bus each step."""
+    """Keep optimizer states in host memory between steps, and move them to the GPU for the optimizer step. Engines and
+    other models on the same GPU can use the memory in between; it costs 24 bytes a parameter over PCIe each step."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_probs_chunk_tokens: PositiveInt = 1024
-    """Tokens whose logits are held at once."""
+    """Tokens whose logits are in memory at once."""
     log_probs_kept_mib: NonNegativeFloat = Field(128.0, allow_inf_nan=False)
-    """A forward pass's log-probs [tokens learned from, vocabulary] up to this size are kept for the backward pass;
-    larger ones are computed again there, chunk by chunk, at the price of a fourth matrix product beside three."""
+    """Keep a forward pass's log-probs [tokens learned from, vocabulary] for the backward pass if they are at most this
+    large. Larger ones are recomputed there chunk by chunk, which adds a fourth matrix product to three."""
 
     def stage_on(self, num_ranks: int, *, is_float32: bool) -> int:
-        """One rank alone: in float32 the weights are their own master copy, and ZeRO-2 would copy each gradient twice,
-        a twentieth of a step; in bfloat16 it keeps the float32 weights."""
+        """As for a model that does not learn; but a single rank uses ZeRO-2 in bfloat16, which keeps float32 master
+        weights. In float32 the weights are their own master copy, and ZeRO-2 would copy each gradient twice, a
+        twentieth of a step."""
         if self._shares(num_ranks) or self.offload_optimizer or self.swap_optimizer:
             return self.zero_stage
         return 0 if is_float32 else 2
@@ -131,22 +136,22 @@ class TrainedRewardSection(TrainedModelSection):
 
 
 class CriticSection(TrainedModelSection):
-    """The critic; without a model of its own it starts from the reward model, else from the policy."""
+    """The critic. Without a model of its own it starts as the reward model if there is one, else as the policy."""
 
     lr: PositiveFloat = Field(9e-6, allow_inf_nan=False)
-    """Peak learning rate of AdamW; above the policy's."""
+    """Peak learning rate of AdamW; higher than the policy's."""
 
 
 class PreferencePolicySection(TrainedModelSection):
-    """The policy that learns from good and bad answers."""
+    """The policy that learns from better and worse responses."""
 
     lr: PositiveFloat = Field(5e-7, allow_inf_nan=False)
     """Peak learning rate of AdamW."""
 
 
 class StoredReferenceSection(ModelSection):
-    """The reference of given answers; without a model of its own it is the policy before training. Its log-probs are
-    computed once, before the first step, and kept on disk."""
+    """The reference model of an offline method; without a model of its own, the policy before training. Its log-probs
+    are computed once, before the first step, and kept on disk."""
 
     cache_dir: str | None = None
     """Folder of the stored log-probs, shared by runs; by default reference-cache in run.dir."""

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words."""
+"""Error messages about a config."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError
 SECRET = re.compile(
     r"(^|_)((api|access|secret|auth|private)_?(key|token)|(hf|hub)_token|password|secret|credentials?)$|^token$"
 )
-"""Last part of an unknown key that was meant to hold a secret."""
+"""Last part of an unknown key that looks like it holds a secret."""
 SECRET_VARIABLES = {"wandb": "WANDB_API_KEY", "log": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN"}
 
 PATTERNS = {
@@ -26,7 +26,7 @@ LONGEST_SHOWN = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something wrong with a value that is right by itself. `keys` are the values at fault, the main one first;
+    """Something wrong with values that are each valid alone. `keys` are the values involved, the main one first;
     `error` decides the exit code."""
 
     keys: tuple[str, ...]
@@ -35,7 +35,7 @@ class Problem:
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: text in quotes, cut where it is long."""
+    """A value as it is quoted in a message: text in quotes, shortened if it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}.get(text, text)
     if isinstance(value, str) and value.lower() in {"nan", "inf", "-inf"}:
@@ -44,7 +44,7 @@ def shown(value: object) -> str:
 
 
 def secret_advice(key: str) -> str | None:
-    """What to do about an unknown key that was meant to hold a secret; None where it was not."""
+    """What to do about an unknown key that looks like it holds a secret; None for other keys."""
     section, _, last = key.rpartition(".")
     if not SECRET.search(last):
         return None
@@ -80,12 +80,12 @@ KINDS = {
     "finite_number": "must be finite",
     "union_tag_invalid": "type must be one of {expected_tags}",
 }
-"""pydantic's kinds of error in our words; braces are filled from the error's own context."""
+"""pydantic's kinds of errors in our words; braces are filled from the error's context."""
 OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
 def wording(error: ErrorDetails, field: Field | None) -> str:
-    """One of pydantic's errors as a sentence; `field` is where it happened, where that is a field by itself."""
+    """One of pydantic's errors as a sentence. `field` is the field where it happened, if it is a single field."""
     context, kind, value = error.get("ctx", {}), error["type"], error["input"]
     bounds = field.bounds if field is not None else ""
     got = f" (got {shown(context.get('tag', value))})"

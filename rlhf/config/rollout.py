@@ -1,4 +1,4 @@
-"""How answers are sampled."""
+"""How responses are sampled."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,51 +56,55 @@ def engines_that(can: Callable[[EngineTraits], object]) -> list[str]:
 
 
 class RolloutSection(Section):
-    """How answers are sampled."""
+    """How responses are sampled."""
 
     engine: EngineName = "auto"
-    """auto is vllm where it is installed, else transformers; transformers alone can mix two models (algo.mixture)."""
+    """Rollout engine. auto is vllm where it is installed, else transformers. Only transformers can mix two models
+    (algo.mixture)."""
     num_engines: PositiveInt = 1
-    """Engines that share the work."""
+    """Engines, which share the prompts of a step."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs that one vLLM engine is spread over."""
+    """Tensor parallelism: GPUs that one vLLM engine is spread over."""
     batch_size: PositiveInt = 64
-    """Prompts sampled for one step."""
+    """Prompts sampled in one step."""
     group_size: PositiveInt = 1
-    """Answers to each prompt."""
+    """Group size: responses sampled to each prompt."""
     max_prompt_tokens: PositiveInt = 512
-    """Longest prompt."""
+    """Longest prompt, in tokens."""
     max_response_tokens: PositiveInt = 512
-    """Longest answer; one that reaches it is truncated, and counted as such."""
+    """Longest response, in tokens. A response that reaches it is truncated, and counted as truncated."""
     temperature: float = Field(1.0, ge=0.0, le=2.0, allow_inf_nan=False)
-    """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
+    """Sampling temperature. The logits are divided by it when sampling and when log-probs and entropy are computed;
+    vLLM takes at most 2."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample from the smallest set of tokens with this probability."""
+    """Nucleus sampling: sample from the smallest set of tokens with at least this probability."""
     top_k: NonNegativeInt = 0
-    """Sample from the k likeliest tokens; 0 from all."""
+    """Sample from the k most likely tokens; 0 samples from all."""
     max_lag: NonNegativeInt = 0
-    """Policy versions that rollouts may run ahead of training; 0 is strictly on-policy."""
+    """Asynchronous (off-policy) rollouts: the greatest staleness, in policy versions, of the weights that sample while
+    training goes on. 0 is strictly on-policy: sampling and training alternate."""
     max_num_seqs: PositiveInt = 64
-    """Answers that one engine works on at once."""
+    """Responses that one engine decodes at the same time."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
-    """Share of a GPU's memory that a vLLM engine may take."""
+    """Share of a GPU's memory that a vLLM engine may use."""
     kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a vLLM engine on CPU, in GiB."""
     enforce_eager: bool = False
-    """Do not compile the model or capture CUDA graphs."""
+    """Do not compile the model and do not capture CUDA graphs."""
     sync_backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
-    """How weights travel: auto is gloo on CPU, ipc on a shared GPU, nccl between GPUs."""
+    """How weights reach the engines: auto is gloo on CPU, CUDA IPC (ipc) on GPUs that policy and engines share, nccl
+    between GPUs."""
     sync_bucket_mib: PositiveFloat = 64.0
-    """Weights travel in buckets of at least one layer and about this size."""
+    """Size of the buckets that weights are sent in, in MiB; a bucket holds at least one layer."""
     sync_adapters: bool = False
-    """Send a policy's adapters alone, which vLLM then adds at every token, instead of weights with adapters merged: far
-    less to send, and slower to sample with."""
+    """Send only the LoRA adapters, which vLLM then applies at every token, instead of weights with the adapters merged
+    in: far less to send, but slower sampling."""
     stall_timeout_s: PositiveFloat = 300.0
-    """Longest time in which an engine that has work may finish no token."""
+    """Longest time in which an engine with unfinished requests may produce no token."""
     generate_timeout_s: PositiveFloat = 3600.0
-    """Longest time that sampling one step's answers may take."""
+    """Longest time for sampling one step's responses."""
     sync_timeout_s: PositiveFloat = 120.0
-    """Longest weight sync."""
+    """Longest time for one weight sync."""
 
     @property
     def expected_traits(self) -> EngineTraits:
@@ -109,25 +113,26 @@ class RolloutSection(Section):
 
 
 class GroupRolloutSection(RolloutSection):
-    """How groups of answers are sampled."""
+    """How groups of responses are sampled."""
 
     group_size: PositiveInt = 8
-    """Answers to each prompt."""
+    """Group size: responses sampled to each prompt."""
 
 
 class PairRolloutSection(RolloutSection):
-    """How answers that are paired are sampled."""
+    """How responses are sampled that become pairs."""
 
     group_size: PositiveInt = 2
-    """Answers to each prompt; the best and the worst become a pair."""
+    """Group size: responses sampled to each prompt; the best and the worst of them become a pair."""
     temperature: float = Field(0.9, ge=0.0, le=2.0, allow_inf_nan=False)
-    """Divides the logits, when sampling and when log-probs and entropy are computed; vLLM takes at most 2."""
+    """Sampling temperature. The logits are divided by it when sampling and when log-probs and entropy are computed;
+    vLLM takes at most 2."""
 
 
 class LabeledRolloutSection(RolloutSection):
-    """How answers that are labeled are sampled. One step's answers are one optimizer step's."""
+    """How responses are sampled that are then labeled. The responses of one step make one optimizer step."""
 
     batch_size: PositiveInt = 16
-    """Prompts sampled for one step."""
+    """Prompts sampled in one step."""
     group_size: PositiveInt = 4
-    """Answers to each prompt."""
+    """Group size: responses sampled to each prompt."""

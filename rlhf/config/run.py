@@ -9,83 +9,84 @@ from rlhf.config.base import Section
 
 
 class RunSection(Section):
-    """Name, place and seed of the run."""
+    """Name, folder and seed of the run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder."""
     dir: str = "runs"
     """Folder that holds runs."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides every random choice: the same seed is the same run."""
+    """Seed of every random choice: the same seed repeats the run."""
 
 
 class TrainSection(Section):
-    """How long and in which portions to learn."""
+    """How long to train, and in which batches."""
 
     num_steps: PositiveInt | None = None
-    """Steps of the loop; without it, num_epochs over the data."""
+    """Steps of the training loop; if not given, num_epochs over the data."""
     num_epochs: PositiveInt = 1
-    """Passes over the data, when num_steps is not given."""
+    """Epochs over the data, if num_steps is not given."""
     batch_size: PositiveInt = 64
-    """Examples in one optimizer step, over all ranks."""
+    """Mini-batch: examples in one optimizer step, over all ranks."""
     micro_batch_size: PositiveInt | None = None
-    """Most examples in one forward pass; without it, only tokens count."""
+    """Micro-batch: most examples in one forward pass; if not given, only tokens are limited."""
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Most tokens packed into one forward pass; a longer example goes alone."""
+    """Sequence packing: most tokens packed into one forward pass. A longer example is a micro-batch by itself."""
     step_timeout_s: PositiveFloat = 1800.0
-    """Longest wait for any one phase of training."""
+    """Longest time for any one phase of training."""
     mismatch_warn: NonNegativeFloat = Field(0.1, allow_inf_nan=False)
-    """Warn when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
+    """Warn when the log-probs of the rollout engine and the trainer differ by more than this, in mean nats a response
+    token (train-inference mismatch); 0 never warns."""
     mismatch_stop: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
-    """End the run when sampler and trainer disagree by more than this, in mean nats a response token; 0 never."""
+    """End the run when they differ by more than this, in mean nats a response token; 0 never ends it."""
     mismatch_band: float = Field(2.0, gt=1.0, allow_inf_nan=False)
-    """Ratio of the trainer's and the sampler's probability of a token above which the token counts as outside the
-    band, whichever of the two is larger."""
+    """A token counts as outside the band if the trainer's and the engine's probabilities of it differ by more than this
+    factor."""
 
 
 class EvalSection(Section):
-    """Measuring on held-out rows."""
+    """Evaluation on held-out rows."""
 
     every_steps: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates only at the end, and only where there are held-out rows."""
+    """Steps between evaluations; 0 evaluates only at the end, and only if there are held-out rows."""
     max_prompts: PositiveInt = 256
-    """Held-out prompts or rows measured each time."""
+    """Most held-out prompts or rows in one evaluation."""
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     """Sampling temperature of evaluation; 0 is greedy."""
 
 
 class CheckpointSection(Section):
-    """Saving and continuing."""
+    """Saving and resuming."""
 
     every_steps: PositiveInt = 50
     """Steps between checkpoints; the last step is always saved."""
     keep: PositiveInt = 2
-    """Whole checkpoints kept; older ones go only after a newer one is verified."""
+    """Complete checkpoints kept. An old one is deleted only after a newer one has been verified."""
     resume: bool = False
-    """Continue the run from its newest whole checkpoint."""
+    """Resume the run from its newest complete checkpoint."""
     accept_change: tuple[str, ...] = ()
-    """Config keys that may differ from the checkpoint's when a run is continued; `data` accepts changed files."""
+    """Config keys that may differ from those of the checkpoint that is resumed; `data` accepts changed data files."""
     grace_s: PositiveFloat = 25.0
-    """Time to save in after a signal."""
+    """Time for saving after SIGTERM or SIGINT."""
 
 
 TRACKER_PACKAGES = {"wandb_project": "wandb", "mlflow_uri": "mlflow"}
-"""Setting of `log` that chooses a tracker -> the package that it needs."""
+"""Setting of `log` that chooses a tracker -> the package that the tracker needs."""
 
 
 class LogSection(Section):
     """What is shown and recorded."""
 
     tensorboard: bool = True
-    """Write TensorBoard files into the run's folder."""
+    """Write TensorBoard files to the run's folder."""
     wandb_project: str | None = None
     """Weights & Biases project; needs the package wandb, and WANDB_API_KEY in the environment."""
     mlflow_uri: str | None = None
     """MLflow tracking address; needs the package mlflow."""
     sample_every_steps: NonNegativeInt = 10
-    """Steps between prints of a step's first sample; 0 never."""
+    """Steps between prints of a step's first sample; 0 prints none."""
     rollouts: bool = True
-    """Write every sampled answer with its reward to rollouts/."""
+    """Write every sampled response with its reward to rollouts/."""
 
     @field_validator("mlflow_uri")
     @classmethod
@@ -96,23 +97,24 @@ class LogSection(Section):
 
 
 class ClusterSection(Section):
-    """The Ray cluster and where roles live on it."""
+    """The Ray cluster, and where models and engines are placed on it."""
 
     address: str | None = None
-    """Ray address; without it RAY_ADDRESS, else a cluster of this machine alone is started."""
+    """Ray address; if not given, RAY_ADDRESS, else a new cluster on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Kind of device that models run on; auto takes GPUs where the cluster has them."""
+    """Device that models run on; auto takes GPUs if the cluster has some."""
     colocate: tuple[str, ...] = ()
-    """Roles that share one group of devices: policy,reference; critic,reward; or all. Repeatable."""
+    """Roles that are colocated on one group of devices: policy,reference; critic,reward; or all. With rollout among
+    them (hybrid engine), vLLM goes into sleep mode while models compute. Repeatable."""
     placement_timeout_s: PositiveFloat = 300.0
-    """Longest wait for devices."""
+    """Longest time to wait for devices."""
     start_timeout_s: PositiveFloat = 600.0
-    """Longest wait for processes to start and models to load."""
+    """Longest time for workers to start and models to load."""
     allow_unauthenticated: bool = False
-    """Join a cluster beyond this machine without token authentication (RAY_AUTH_MODE=token): only where nobody else
-    reaches its network."""
+    """Join a cluster on other machines without token authentication (RAY_AUTH_MODE=token). Only for a network that
+    nobody else can reach."""
     max_restarts: NonNegativeInt = 5
-    """Times in a row, without a step saved in between, that a run whose workers died or stalled starts them again from
-    its newest checkpoint; 0 ends the run instead, also where the lost ones only compute and could be replaced."""
+    """How many times in a row, without a checkpoint in between, a run whose workers died or stalled starts them again
+    from its newest checkpoint. 0 ends the run instead, even if the lost workers hold no state and could be replaced."""
     debug: bool = False
     """Show tracebacks."""

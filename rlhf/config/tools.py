@@ -1,4 +1,4 @@
-"""The settings of the commands around training: sampling, curating samples, rounds, and looking at data."""
+"""The settings of the commands around training: sampling, curating samples, rounds, data reports and planning."""
 
 import string
 from typing import Annotated, Literal
@@ -20,38 +20,38 @@ def _rows_file(name: str | None) -> str | None:
 
 
 class SamplingConfig(Section):
-    """How answers are sampled and scored."""
+    """How responses are sampled and scored."""
 
     data: DataSection = DataSection()
     reward: RewardSection = RewardSection()
     num_samples: PositiveInt = 4
-    """Answers to each prompt."""
+    """Responses to each prompt."""
     max_prompts: PositiveInt | None = None
-    """Use the first prompts only."""
+    """Use only the first prompts."""
     max_prompt_tokens: PositiveInt = 512
-    """Longest prompt."""
+    """Longest prompt, in tokens."""
     max_tokens: PositiveInt = 512
-    """Longest answer; one that reaches it is truncated, and marked as such."""
+    """Longest response, in tokens. A response that reaches it is truncated, and marked as truncated."""
     temperature: float = Field(1.0, ge=0.0, le=2.0)
-    """Divides the logits; 0 is greedy."""
+    """The logits are divided by it; 0 is greedy."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample from the smallest set of tokens with this probability."""
+    """Nucleus sampling: sample from the smallest set of tokens with at least this probability."""
     top_k: NonNegativeInt = 0
-    """Sample from the k likeliest tokens; 0 from all."""
+    """Sample from the k most likely tokens; 0 samples from all."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides the samples."""
+    """Seed of sampling."""
     chunk_size: PositiveInt = 64
-    """Prompts whose answers are sampled, scored and written at once."""
+    """Prompts whose responses are sampled, scored and written together."""
     engine: EngineName = "auto"
     """auto is vllm where it is installed, else transformers."""
     dtype: DtypeName = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs that the vLLM engine is spread over."""
+    """Tensor parallelism: GPUs that the vLLM engine is spread over."""
     max_num_seqs: PositiveInt = 64
-    """Answers that the engine works on at once."""
+    """Responses that the engine decodes at the same time."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
-    """Share of a GPU's memory that the vLLM engine may take."""
+    """Share of a GPU's memory that the vLLM engine may use."""
     kv_cache_gib: float = Field(1.0, gt=0.0)
     """KV cache of a vLLM engine on CPU, in GiB."""
     debug: bool = False
@@ -59,12 +59,12 @@ class SamplingConfig(Section):
 
 
 class SampleConfig(SamplingConfig):
-    """Answers of a model to every prompt of a data set, scored, as rows."""
+    """A model's scored responses to every prompt of a data set, as rows."""
 
     model: str | None = None
     """Folder or hub name of the model; usually the first argument."""
     out: Annotated[str | None, AfterValidator(_rows_file)] = None
-    """File of samples (.jsonl). One that the same command left unfinished is continued."""
+    """File of samples (.jsonl). A file that the same command left unfinished is continued."""
 
 
 def _checked_format(text: str) -> str:
@@ -82,11 +82,11 @@ class SelectionConfig(Section):
     """Which samples become training data."""
 
     max_per_prompt: PositiveInt | None = None
-    """Most answers kept of one prompt, best first; by default 1 for best-of-n, all for rejection."""
+    """Most responses kept for one prompt, best first; by default 1 for best-of-n, all for rejection."""
     min_margin: NonNegativeFloat = 0.0
-    """Least difference in reward between the two answers of a pair (pairs)."""
+    """Least difference in reward between the two responses of a pair (pairs)."""
     keep_truncated: bool = False
-    """Keep answers that reached the length limit; trained on, they teach to stop in the middle."""
+    """Keep responses that reached the length limit. A model trained on them learns to stop in the middle."""
 
 
 class CurateConfig(SelectionConfig):
@@ -99,39 +99,41 @@ class CurateConfig(SelectionConfig):
     out: Annotated[str | None, AfterValidator(_rows_file)] = None
     """File of rows to train on (.jsonl)."""
     threshold: FiniteFloat | None = None
-    """Least reward of an answer that is kept (best-of-n, rejection)."""
+    """Least reward of a response that is kept (best-of-n, rejection)."""
     quantile: float | None = Field(None, ge=0.0, le=1.0)
-    """Instead of threshold: keep answers at or above this quantile of all rewards."""
+    """Instead of threshold: keep responses at or above this quantile of all rewards."""
     overwrite: bool = False
     """Replace the file if it exists."""
     prompt_format: Annotated[str, AfterValidator(_checked_format)] = "[reward {reward:.1f}] {prompt}"
-    """Prompt that says the reward, from 0 (worst) to 1 (best); of messages, the last one's text (conditional)."""
+    """Prompt that states the reward, from 0 (worst) to 1 (best). Of messages, it is the text of the last one
+    (conditional)."""
     debug: bool = False
     """Show tracebacks."""
 
 
 class RoundsConfig(SamplingConfig, SelectionConfig):
-    """Sample, choose and train in rounds; each round's model is the next one's policy."""
+    """Sample, choose and train in rounds (expert iteration, iterative DPO): each round's model is the policy of the
+    next."""
 
     method: Literal["sft", "dpo"] | None = None
-    """sft is expert iteration (ReST), dpo is iterative DPO; usually the first argument."""
+    """sft is expert iteration (ReST, RAFT), dpo is iterative DPO; usually the first argument."""
     model: str | None = None
     """Folder or hub name of the first policy."""
     folder: str = "runs/rounds"
-    """Folder with a folder for each round. Rounds that are finished there are not done again."""
+    """Folder with one folder for each round. Rounds that are finished in it are not repeated."""
     num_rounds: PositiveInt = 3
     """Rounds of sampling and training."""
     train: str | None = None
-    """Config file for `rlhf train`; policy.model, reference.model, data.path, run.dir and run.name are set by the
-    round."""
+    """Config file for `rlhf train`. The round sets policy.model, reference.model, data.path, run.dir and run.name."""
     thresholds: tuple[FiniteFloat, ...] = ()
-    """sft: least reward of an answer that is kept, one a round; fewer than rounds: the last one stays."""
+    """sft: least reward of a response that is kept, one for each round. If there are fewer than rounds, the last one
+    stays."""
     quantiles: tuple[float, ...] = ()
     """sft: instead of thresholds, the quantile of a round's rewards; 0.5 keeps the better half."""
     start_from: Literal["previous", "first"] = "previous"
-    """Model that a round's training starts from: the previous round's, or the first one again."""
+    """Model that a round's training starts from: that of the previous round, or the first one again."""
     reference: Literal["previous", "first"] = "previous"
-    """dpo: the reference is the round's own policy, or the first one."""
+    """dpo: the reference model is the round's own policy before training (previous), or the first policy."""
 
 
 class DataConfig(Section):
@@ -141,9 +143,9 @@ class DataConfig(Section):
     """What the rows are read as; usually the first argument."""
     data: DataSection = DataSection()
     tokenizer: str | None = None
-    """Folder or hub name of a model: lengths are counted in its tokens, else in characters."""
+    """Folder or hub name of a model whose tokenizer counts lengths; if not given, lengths are in characters."""
     max_prompt_tokens: PositiveInt = 512
-    """Longest prompt that a run would sample answers to (prompts)."""
+    """Longest prompt that a run would sample responses to (prompts)."""
     as_json: bool = False
     """Print the report as JSON (short: --json)."""
     debug: bool = False
@@ -151,48 +153,48 @@ class DataConfig(Section):
 
 
 class BenchConfig(Section):
-    """How fast a policy's weights reach the rollout engines of this cluster, beside the collectives that a sync cannot
-    do without: gathering the shards, and sending what was gathered."""
+    """How fast weights reach the rollout engines of this cluster, compared with the collectives that a sync consists
+    of: gathering the shards, and sending what was gathered."""
 
     what: Literal["sync"] | None = None
     """What to measure; usually the first argument."""
     sizes: tuple[PositiveInt, ...] = (25, 200)
-    """Millions of parameters of the models that are made for it, where policy.model names none."""
+    """Millions of parameters of the models that are made for the measurement, if policy.model names none."""
     repeats: PositiveInt = 5
-    """Syncs of each model, after one to warm up; figures are medians."""
+    """Syncs of each model, after one for warm-up; the results are medians."""
     folder: str = "runs/bench"
-    """Folder for the models that are made, and for the processes' logs. All nodes must see it."""
+    """Folder for the models that are made, and for the workers' logs. All nodes must see it."""
     policy: TrainedModelSection = TrainedModelSection()
     rollout: RolloutSection = RolloutSection()
     cluster: ClusterSection = ClusterSection()
     as_json: bool = False
-    """Print the figures as JSON (short: --json)."""
+    """Print the results as JSON (short: --json)."""
 
 
 class PlanConfig(Section):
-    """Where a run's models would live, what they would hold and how long a step would take. Starts nothing."""
+    """Where a run's models are placed, how much memory they need and how long a step takes. Starts nothing."""
 
     cluster: str | None = None
-    """Cluster to plan for, as 16x8xH100 (nodes x devices x kind) or 8xA100; by default the one at hand."""
+    """Cluster to plan for, as 16x8xH100 (nodes x GPUs x kind) or 8xA100; by default the current one."""
     prompt_tokens: PositiveInt | None = None
-    """Mean prompt, for times; by default the longest that the config admits."""
+    """Mean prompt length, for time estimates; by default the longest that the config allows."""
     response_tokens: PositiveInt | None = None
-    """Mean answer, for times; by default the longest that the config admits."""
+    """Mean response length, for time estimates; by default the longest that the config allows."""
     suggest: bool = False
-    """Search the cluster for faster placements of the same run, and name the best three."""
+    """Search the cluster for faster placements of the same run, and show the best three."""
     calibration: str | None = None
-    """Folder of a run that `rlhf plan --calibrate` was given: its factors correct this plan."""
+    """Folder of a run that was calibrated with `rlhf plan --calibrate`: its factors correct this plan."""
     as_json: bool = False
     """Print the plan as JSON (short: --json)."""
 
 
 class CalibrateConfig(Section):
-    """What a finished run measured beside what was planned for it; the factors are kept in its folder."""
+    """What a finished run measured, next to what was planned for it. The factors are kept in the run's folder."""
 
     calibrate: str | None = None
     """Folder of the run."""
     cluster: str | None = None
-    """Cluster that it ran on, as 2x8xH100; by default the one at hand."""
+    """Cluster that the run used, as 2x8xH100; by default the current one."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -207,20 +209,19 @@ class DoctorConfig(Section):
 
 
 class ChaosConfig(Section):
-    """A run under faults beside the same run without: whether it ends, and with the same weights. The run saves every
-    step; faults come one at a time, with a saved step in between."""
+    """A run with injected faults, compared with the same run without: whether it ends, and with the same weights. The
+    run saves every step. Faults come one at a time, with a saved step in between."""
 
     num_faults: PositiveInt = 6
-    """Faults, each for another process and phase until all have met."""
+    """Number of faults. Each hits another process in another phase, until all combinations are done."""
     kinds: tuple[Literal["kill", "stop", "tear"], ...] = ("kill",)
-    """kill is SIGKILL; stop is SIGSTOP, which its victim cannot even notice; tear kills the driver and damages its
-    newest checkpoint."""
+    """kill is SIGKILL; stop is SIGSTOP, which the process cannot notice; tear kills the driver and damages its newest
+    checkpoint."""
     chaos_seed: NonNegativeInt = 0
-    """Decides which faults come."""
+    """Seed of the choice of faults."""
     apart_s: NonNegativeFloat = 0.0
-    """Least seconds between the start of the run, or a fault, and the next fault."""
+    """Least time between the start of the run, or a fault, and the next fault."""
     delay_s: NonNegativeFloat = 0.1
-    """Most seconds between the beginning of the phase that a fault comes in, and the fault; 0: before anybody is asked
-    in it."""
+    """Most time between the beginning of the phase and the fault in it; 0: before the phase calls any worker."""
     against: str | None = None
-    """Folder of a run that the same command finished without faults; by default it runs first."""
+    """Folder of a run that the same command finished without faults; by default that run is made first."""

@@ -56,7 +56,7 @@ def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
     if isinstance(config, OnlineConfig) and plan.cache_tokens < plan.cache_wanted:
         yield (
             f"rollout: the cache has room for {plan.cache_tokens:,.0f} tokens of the {plan.cache_wanted:,.0f} that "
-            f"{config.rollout.max_num_seqs} answers may need; some will wait. Lower --rollout.max-num-seqs or raise "
+            f"{config.rollout.max_num_seqs} responses may need; some will wait. Lower --rollout.max-num-seqs or raise "
             f"--rollout.tensor-parallel-size."
         )
     if plan.idle_share > MOSTLY_IDLE and len(plan.groups) > 1 and not plan.cluster.device.is_cpu:

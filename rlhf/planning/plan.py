@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def tokens_per_s(self) -> float:
-        """Prompt and answer tokens that a second's learning sees."""
+        """Prompt and response tokens that a second's learning sees."""
         return self.work.learned_tokens / self.step_s
 
     @property

@@ -73,21 +73,21 @@ def generation(
 ) -> float:
     """Seconds in which the engines answer a step's prompts.
 
-    An engine decodes up to `max_seqs` answers side by side; each of its steps reads the weights once and every answer's
+    An engine decodes up to `max_seqs` responses side by side; each of its steps reads the weights once and every response's
     cache, or is bound by arithmetic.
     """
-    answers = ceil(work.sampled / num_engines)
-    if not answers:
+    responses = ceil(work.sampled / num_engines)
+    if not responses:
         return 0.0
-    side_by_side = min(answers, max_seqs)
+    side_by_side = min(responses, max_seqs)
     context = work.prompt_tokens + work.response_tokens / 2
     peak = sheet.tflops * TERA * tensor_parallel
     read = float(shape.num_parameters * dtype_bytes)
     read += side_by_side * context * shape.kv_numbers_per_token * dtype_bytes
     reading = read / (sheet.memory_gb_s * GB * tensor_parallel * rates.reading)
     computing = side_by_side * shape.flops_per_token(context) / (peak * rates.prefill)
-    steps = answers * work.response_tokens / side_by_side
-    prompts = answers * work.prompt_tokens * shape.flops_per_token(work.prompt_tokens / 2) / (peak * rates.prefill)
+    steps = responses * work.response_tokens / side_by_side
+    prompts = responses * work.prompt_tokens * shape.flops_per_token(work.prompt_tokens / 2) / (peak * rates.prefill)
     return steps * (max(reading, computing) + rates.decode_step_s) + prompts
 
 

@@ -11,7 +11,7 @@ from rlhf.types import SCORED_BY, Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens of a mean prompt and a mean answer; None takes the limit that the config sets."""
+    """Tokens of a mean prompt and a mean response; None takes the limit that the config sets."""
 
     prompt: float | None = None
     response: float | None = None
@@ -26,7 +26,7 @@ class Workload:
     """One step of the loop."""
 
     sampled: int
-    """Answers drawn from the engines; 0 in an offline run."""
+    """Responses drawn from the engines; 0 in an offline run."""
     learned: int
     """Sequences that are learned from in one pass."""
     prompt_tokens: float
@@ -49,7 +49,7 @@ class Workload:
 
     @property
     def sampled_tokens(self) -> float:
-        """Prompts and answers of one step."""
+        """Prompts and responses of one step."""
         return self.sampled * self.sequence_tokens
 
     @property
@@ -80,11 +80,11 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
             scored=False,
         )
     rollout = config.rollout
-    answers = rollout.batch_size * rollout.group_size
+    responses = rollout.batch_size * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     passes = num_epochs(config.algo)
     return Workload(
-        sampled=answers + rollout.batch_size * needs.greedy_baseline,
+        sampled=responses + rollout.batch_size * needs.greedy_baseline,
         learned=learned,
         prompt_tokens=rollout.max_prompt_tokens if lengths.prompt is None else lengths.prompt,
         response_tokens=rollout.max_response_tokens if lengths.response is None else lengths.response,

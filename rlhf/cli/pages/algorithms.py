@@ -27,13 +27,13 @@ settings of a run are in [configuration](configuration.md).
 """
 DATA: dict[RowKind, tuple[str, str]] = {
     RowKind.PROMPTS: ("prompts, with a reference answer where the reward wants one", "prompts.jsonl"),
-    RowKind.DEMONSTRATIONS: ("prompts with a good answer", "demonstrations.jsonl"),
-    RowKind.PREFERENCES: ("prompts with a better and a worse answer, or a ranking", "preferences.jsonl"),
+    RowKind.DEMONSTRATIONS: ("prompts with a good response", "demonstrations.jsonl"),
+    RowKind.PREFERENCES: ("prompts with a better and a worse response, or a ranking", "preferences.jsonl"),
     RowKind.LABELED: (
-        "prompts with an answer that is labeled good or bad; pairs are read as two labels",
+        "prompts with a response that is labeled good or bad; pairs are read as two labels",
         "labeled.jsonl",
     ),
-    RowKind.STEPS: ("prompts with an answer whose steps are labeled right or wrong", "steps.jsonl"),
+    RowKind.STEPS: ("prompts with a response whose steps are labeled right or wrong", "steps.jsonl"),
 }
 
 

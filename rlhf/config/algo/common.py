@@ -14,7 +14,7 @@ Estimator = Literal["auto", "k1", "k2", "k3"]
 
 
 class AlgorithmSection(Section):
-    """What the rest of a run asks of any algorithm's settings."""
+    """Settings of an algorithm, and what the rest of a run asks of any algorithm's settings."""
 
     type: str = ""
     """Kind of the algorithm."""
@@ -40,28 +40,28 @@ class AlgorithmSection(Section):
 
     @property
     def sampling_rounds(self) -> int:
-        """Most times that a step samples for groups that are kept."""
+        """Most rounds of sampling in one step, until enough groups are kept."""
         return 10
 
 
 class FixedKl(Section):
-    """A KL coefficient that stays."""
+    """A constant KL coefficient."""
 
     type: Literal["fixed"] = "fixed"
-    """The coefficient stays."""
+    """A constant coefficient."""
     coef: NonNegative = 0.01
     """Weight of the KL penalty; 0 trains without a reference model."""
 
 
 class AdaptiveKl(Section):
-    """A KL coefficient that moves in proportion to the distance from a target (Ziegler et al. 2019)."""
+    """A KL coefficient that changes in proportion to the distance from a target (Ziegler et al. 2019)."""
 
     type: Literal["adaptive"] = "adaptive"
     """The coefficient follows a target."""
     coef: Positive = 0.01
     """Weight of the KL penalty at the start."""
     target: Positive = 6.0
-    """KL a response, in nats, to hold."""
+    """Target of the KL of a response, in nats."""
     horizon: PositiveInt = 10_000
     """Responses over which the coefficient may change by a fifth."""
 
@@ -70,31 +70,32 @@ KlControl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
 class NoCorrection(Section):
-    """Sampler and trainer are taken for the same policy."""
+    """The rollout engine and the trainer are treated as the same policy."""
 
     type: Literal["none"] = "none"
     """No correction."""
 
 
 class TruncatedWeights(Section):
-    """Weights min(p_trainer / p_sampler, cap) on what was sampled (Yao et al. 2025)."""
+    """Truncated importance sampling (TIS): weights min(p_trainer / p_sampler, cap) on what was sampled (Yao et al.
+    2025)."""
 
     type: Literal["truncate"] = "truncate"
-    """Weigh by the truncated importance ratio."""
+    """TIS: weight by the truncated importance ratio."""
     level: Literal["token", "sequence"] = "token"
-    """Ratio of each token, or of the whole answer."""
+    """Ratio of each token, or of the whole response."""
     cap: Positive = 2.0
     """Largest weight."""
 
 
 class MaskedWeights(Section):
-    """Nothing is learned from what the trainer finds much more or less likely than the sampler did; the rest is
-    weighed by its ratio."""
+    """Masked importance sampling (IcePop): tokens or responses whose ratio p_trainer / p_sampler is outside a band are
+    left out of the loss; the others are weighted by the ratio."""
 
     type: Literal["mask"] = "mask"
-    """Weigh by the importance ratio inside a band, and leave out what lies outside."""
+    """Weight by the importance ratio inside a band, and leave out what is outside (IcePop)."""
     level: Literal["token", "sequence"] = "token"
-    """Ratio of each token, or of the whole answer."""
+    """Ratio of each token, or of the whole response."""
     low: Positive = 0.5
     """Smallest ratio that is learned from."""
     high: Positive = 2.0
@@ -102,11 +103,12 @@ class MaskedWeights(Section):
 
 
 class RatioToSampler(Section):
-    """The sampler stands for the old policy: what is clipped is p_policy / p_sampler, which needs no weight beside it,
-    and no pass of the trainer over the answers before it learns from them. Nothing then compares the two beforehand."""
+    """The sampler's log-probs are the old log-probs: the clipped ratio is p_policy / p_sampler. It needs no importance
+    weight, and no pass of the trainer over the responses before training. Nothing then compares sampler and trainer
+    before they are learned from."""
 
     type: Literal["ratio"] = "ratio"
-    """Take the clipped ratio against the sampler; the trainer makes no pass over the answers before it learns."""
+    """Use the sampler's log-probs as the old log-probs; the trainer computes none."""
 
 
 Correction = Annotated[NoCorrection | TruncatedWeights | MaskedWeights | RatioToSampler, Field(discriminator="type")]
@@ -116,14 +118,14 @@ class PolicyGradientSection(AlgorithmSection):
     """What PPO and the critic-free methods share: the KL to the reference, and importance correction."""
 
     kl: KlControl = FixedKl(coef=0.0)
-    """How the KL coefficient moves; a coefficient that stays 0 starts no reference model."""
+    """KL coefficient: fixed, or adaptive to a target. A fixed coefficient of 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "loss"
-    """Where the KL to the reference acts; never in both."""
+    """Where the KL to the reference model acts: subtracted from the reward of each token, or as a term of the loss."""
     kl_estimator: Estimator = "auto"
     """Estimator of the KL (Schulman 2020); auto is k1 in the reward and k3 in the loss."""
     correction: Correction = TruncatedWeights()
-    """How the policy's loss accounts for responses that were sampled by older weights (off-policy), or by an engine
-    whose arithmetic differs from the trainer's."""
+    """Importance correction: how the loss accounts for responses that were sampled off-policy (by older weights), or by
+    an engine whose arithmetic differs from the trainer's."""
 
     @property
     def estimator(self) -> Literal["k1", "k2", "k3"]:

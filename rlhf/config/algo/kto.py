@@ -1,4 +1,4 @@
-"""Settings of KTO, on given labels and on sampled answers."""
+"""Settings of KTO, on given labels and on sampled responses."""
 
 from typing import Literal
 
@@ -8,20 +8,20 @@ from rlhf.config.algo.common import AlgorithmSection, Positive
 
 
 class LabelLossSection(AlgorithmSection):
-    """What KTO on given and on made labels share."""
+    """What offline and online KTO share."""
 
     beta: Positive = 0.1
-    """Weight of the distance from the reference: larger stays nearer."""
+    """Strength of the pull to the reference: a larger beta stays closer to it."""
     desirable_weight: Positive = 1.0
-    """Weight of good answers, for class_weights given."""
+    """Weight of good responses, with class_weights given."""
     undesirable_weight: Positive = 1.0
-    """Weight of bad answers, for class_weights given."""
+    """Weight of bad responses, with class_weights given."""
     humanline: bool = False
-    """Clamp each token's log-ratio to the reference before it is summed (Liu et al. 2025, humanline)."""
+    """Clamp each token's log-ratio to the reference before summing (Liu et al. 2025, humanline)."""
     humanline_low: float = Field(-1.0, le=0.0, allow_inf_nan=False)
-    """Lower end of that clamp."""
+    """Lower bound of that clamp."""
     humanline_high: float = Field(1.5, ge=0.0, allow_inf_nan=False)
-    """Upper end of that clamp."""
+    """Upper bound of that clamp."""
 
     @property
     def uses_reference(self) -> bool:
@@ -29,28 +29,28 @@ class LabelLossSection(AlgorithmSection):
 
 
 class KtoSection(LabelLossSection):
-    """Kahneman-Tversky optimization: answers that are good or bad, each by itself (Ethayarajh et al. 2024)."""
+    """Kahneman-Tversky optimization: single responses that are good or bad (Ethayarajh et al. 2024)."""
 
     type: Literal["kto"] = "kto"
     """KTO on given labels."""
     class_weights: Literal["auto", "given"] = "auto"
-    """auto weighs the rarer label up until both count the same over the data set; given takes desirable_weight and
-    undesirable_weight."""
+    """auto increases the weight of the rarer label until both count the same over the data set; given takes
+    desirable_weight and undesirable_weight."""
 
 
 class OnlineKtoSection(LabelLossSection):
-    """KTO on the policy's own answers, each labeled by its score against a threshold."""
+    """KTO on the policy's own responses, each labeled by comparing its score with a threshold."""
 
     type: Literal["online-kto"] = "online-kto"
-    """KTO on sampled answers."""
+    """KTO on sampled responses."""
     threshold: Literal["group-mean", "batch-mean", "fixed"] = "group-mean"
-    """Score above which an answer is good: the mean of the prompt's answers, that of the whole batch, or a number. An
-    answer exactly at a mean is left out, and counted."""
+    """Score above which a response is good: the mean of the prompt's responses, the mean of the whole batch, or a
+    number. A response exactly at a mean is left out, and counted."""
     threshold_score: FiniteFloat = 0.0
-    """That number, for threshold fixed; an answer at it is good."""
+    """That number, for threshold fixed; a response exactly at it is good."""
     class_weights: Literal["auto", "given"] = "auto"
-    """auto weighs the rarer label up until both count the same over the batch; given takes desirable_weight and
-    undesirable_weight."""
+    """auto increases the weight of the rarer label until both count the same over the batch; given takes
+    desirable_weight and undesirable_weight."""
 
     @property
     def is_one_update(self) -> bool:

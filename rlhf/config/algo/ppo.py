@@ -23,49 +23,52 @@ class PpoSection(PolicyGradientSection):
     gamma: Fraction = 1.0
     """Discount."""
     gae_lambda: Fraction = 0.95
-    """Decay of GAE's sum of temporal differences; 1 takes the whole return, 0 one step."""
+    """GAE's lambda: 1 uses the whole return, 0 one step."""
     clip_low: float = Field(0.2, gt=0.0, lt=1.0)
-    """The ratio is clipped at 1 - clip_low."""
+    """The ratio is clipped below at 1 - clip_low."""
     clip_high: Positive = 0.2
-    """The ratio is clipped at 1 + clip_high."""
+    """The ratio is clipped above at 1 + clip_high."""
     loss: Literal["clip", "penalty"] = "clip"
     """clip is PPO-clip; penalty subtracts an adaptive KL to the old policy instead (Schulman et al. 2017)."""
     penalty_coef: Positive = 1.0
     """Weight of the KL to the old policy at the start, for loss=penalty."""
     penalty_target: Positive = 0.01
-    """KL to the old policy, in nats a token, that loss=penalty holds."""
+    """Target of the KL to the old policy, in nats a token, for loss=penalty."""
     value_clip: NonNegative = 0.5
-    """Largest move of the value from the old one inside the critic's loss; 0 does not clip."""
+    """Value clipping: largest change of a value from the old one in the critic's loss; 0 does not clip."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
     ptx_coef: NonNegative = 0.0
-    """Weight of the likelihood of pretraining text (ptx_path)."""
+    """Weight of the likelihood of pretraining text (ptx_path), the ptx loss of InstructGPT."""
     ptx_path: str | None = None
     """Rows of text for the ptx loss, read as demonstrations."""
     kl: KlControl = FixedKl()
-    """How the KL coefficient moves."""
+    """KL coefficient: fixed, or adaptive to a target. A fixed coefficient of 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Where the KL to the reference acts; never in both."""
+    """Where the KL to the reference model acts: subtracted from the reward of each token, or as a term of the loss."""
     num_epochs: PositiveInt = 1
-    """Passes over each rollout batch."""
+    """PPO epochs: passes over each rollout batch."""
     target_kl: NonNegative = 0.0
-    """Stop the passes over a rollout batch once the KL to the old policy, in nats a token, passes this; 0 never."""
+    """Target KL (early stopping): stop the epochs over a rollout batch once the KL to the old policy, in nats a token,
+    exceeds this; 0 never stops."""
     token_level: bool = True
-    """Act on tokens (an action is a token); off, an action is a whole answer, and all answers weigh the same."""
+    """An action is a token; if false, an action is a whole response, and all responses have the same weight."""
     reward_at_end: bool = True
-    """Put the whole score on the answer's last token; off, spread it evenly over the answer's tokens."""
+    """Give the whole score to the response's last token; if false, spread it evenly over the response's tokens."""
     whiten_advantages: bool = True
-    """Shift and scale advantages to mean 0 and variance 1 over the whole rollout batch."""
+    """Normalize advantages to mean 0 and variance 1 over the whole rollout batch."""
     normalize_rewards: bool = False
-    """Divide rewards by their running deviation after subtracting the running mean."""
+    """Subtract the running mean of rewards, and divide by their running standard deviation."""
     clip_rewards: NonNegative = 10.0
     """Clip rewards, after normalization, to this magnitude; 0 does not clip. The clipped share is logged."""
     critic_warmup_steps: NonNegativeInt = 0
-    """First steps in which only the critic learns."""
+    """Critic warm-up: first steps in which only the critic learns."""
     aggregation: Aggregation = "token-mean"
-    """How token losses become one number, always over the whole optimizer step."""
+    """How token losses become one number, always over the whole optimizer step: the mean over all tokens; the mean over
+    sequences of each one's token mean; or the mean over sequences of each one's token sum divided by a constant
+    (aggregation_tokens)."""
     aggregation_tokens: PositiveInt = 512
-    """Constant length that seq-mean-token-sum-norm divides by; as a rule rollout.max_response_tokens."""
+    """Constant length that seq-mean-token-sum-norm divides by; usually rollout.max_response_tokens."""
 
     @property
     def pretraining_path(self) -> str | None:

@@ -9,20 +9,20 @@ from rlhf.config.base import Section
 
 
 class PairLossSection(Section):
-    """What every loss on a pair has. lp(y) is the sum of an answer's log-probs, LR(y) that sum less the reference's,
-    h = LR(chosen) - LR(rejected), len(y) the answer's tokens."""
+    """What every pair loss has. In the losses, lp(y) is the sum of a response's log-probs, LR(y) that sum minus the
+    reference model's, h = LR(chosen) - LR(rejected), and len(y) the number of the response's tokens."""
 
     type: str
     """Kind of the loss."""
     beta: Positive = 0.1
-    """Weight of the distance from the reference: larger stays nearer."""
+    """Strength of the pull to the reference: a larger beta stays closer to it."""
     humanline: bool = False
-    """Clamp each token's log-ratio to the reference before it is summed (Liu et al. 2025, humanline). A loss that needs
-    no reference otherwise starts one for this."""
+    """Clamp each token's log-ratio to the reference before summing (Liu et al. 2025, humanline). A loss that otherwise
+    needs no reference starts one for this."""
     humanline_low: float = Field(-1.0, le=0.0, allow_inf_nan=False)
-    """Lower end of that clamp."""
+    """Lower bound of that clamp."""
     humanline_high: float = Field(1.5, ge=0.0, allow_inf_nan=False)
-    """Upper end of that clamp."""
+    """Upper bound of that clamp."""
 
     @property
     def uses_reference(self) -> bool:
@@ -31,7 +31,7 @@ class PairLossSection(Section):
 
     @property
     def averages_tokens(self) -> bool:
-        """Whether an answer's log-probs are averaged over its tokens instead of summed."""
+        """Whether a response's log-probs are averaged over its tokens instead of summed."""
         return False
 
 
@@ -49,7 +49,7 @@ class CdpoLoss(PairLossSection):
     type: Literal["cdpo"] = "cdpo"
     """Conservative DPO."""
     label_noise: float = Field(0.1, ge=0.0, lt=0.5)
-    """Share of the pairs that are labeled the wrong way round."""
+    """Share of the pairs whose label is wrong."""
 
 
 class RdpoLoss(PairLossSection):
@@ -59,7 +59,7 @@ class RdpoLoss(PairLossSection):
     type: Literal["rdpo"] = "rdpo"
     """Robust DPO."""
     label_noise: float = Field(0.1, ge=0.0, lt=0.5)
-    """Share of the pairs that are labeled the wrong way round."""
+    """Share of the pairs whose label is wrong."""
 
 
 class IpoLoss(PairLossSection):
@@ -81,10 +81,10 @@ class HingeLoss(PairLossSection):
 
 
 class ReferenceFree(PairLossSection):
-    """A loss that starts no reference."""
+    """A loss that needs no reference model."""
 
     beta: Positive = 0.1
-    """Factor of the log-probs: larger learns less from pairs that are told apart already."""
+    """Scale of the log-probs: with a larger beta, pairs that are already ranked correctly teach less."""
 
     @property
     def uses_reference(self) -> bool:
@@ -100,7 +100,7 @@ class SimpoLoss(ReferenceFree):
     beta: Positive = 2.0
     """Factor of the length-averaged log-probs."""
     gamma: NonNegative = 0.5
-    """Margin that chosen is to win by."""
+    """Margin by which chosen should win."""
 
     @property
     def averages_tokens(self) -> bool:
@@ -108,13 +108,13 @@ class SimpoLoss(ReferenceFree):
 
 
 class WithLikelihood(ReferenceFree):
-    """A loss that adds the likelihood of chosen to a preference between whole answers."""
+    """A loss that adds the likelihood of chosen to a preference between whole responses."""
 
     nll_coef: NonNegative = 1.0
     """Weight of the likelihood of chosen."""
     nll_average: bool = True
-    """Average that likelihood over chosen's tokens, as implementations do; false sums it, as the papers' formulas read,
-    where it outweighs the preference by the length of an answer."""
+    """Average that likelihood over chosen's tokens, as implementations do. false sums it, as in the papers' formulas;
+    it then outweighs the preference by the length of a response."""
 
 
 class SlicLoss(WithLikelihood):
@@ -124,7 +124,7 @@ class SlicLoss(WithLikelihood):
     type: Literal["slic"] = "slic"
     """SLiC-HF."""
     beta: Positive = 1.0
-    """Not in this loss, whose margin is delta; scales the logged implicit rewards only."""
+    """Not part of this loss, whose margin is delta; it scales the logged implicit rewards only."""
     delta: Positive = 1.0
     """Margin in nats."""
     nll_coef: NonNegative = 0.1
@@ -138,7 +138,7 @@ class OrpoLoss(ReferenceFree):
     type: Literal["orpo"] = "orpo"
     """ORPO; beta is the paper's lambda."""
     beta: Positive = 0.1
-    """Weight of the odds ratio beside the likelihood."""
+    """Weight of the odds ratio, next to the likelihood."""
 
     @property
     def averages_tokens(self) -> bool:
@@ -162,8 +162,8 @@ class ApoZeroLoss(PairLossSection):
 
 
 class ApoDownLoss(PairLossSection):
-    """sigmoid(beta * LR(chosen)) + 1 - sigmoid(beta * h): both down, rejected more, for chosen answers that are worse
-    than the policy's own (D'Oosterlinck et al. 2024, arXiv:2408.06266)."""
+    """sigmoid(beta * LR(chosen)) + 1 - sigmoid(beta * h): both down, rejected further, for chosen responses that are
+    worse than the policy's own (D'Oosterlinck et al. 2024, arXiv:2408.06266)."""
 
     type: Literal["apo-down"] = "apo-down"
     """APO-down."""
@@ -179,13 +179,13 @@ class RpoLoss(PairLossSection):
 
 
 class LengthPenalizedLoss(PairLossSection):
-    """-log sigmoid(beta * h + length_coef * (len(chosen) - len(rejected))): what a longer answer wins by its length is
-    not learned (Park et al. 2024, arXiv:2403.19159)."""
+    """-log sigmoid(beta * h + length_coef * (len(chosen) - len(rejected))): the part of a preference that is explained
+    by length is not learned (Park et al. 2024, arXiv:2403.19159)."""
 
     type: Literal["r-dpo"] = "r-dpo"
     """R-DPO, length-regularized."""
     length_coef: NonNegative = 0.01
-    """Nats of the preference that each token of a longer chosen answer explains by itself."""
+    """Nats of the preference that one more token of the chosen response explains."""
 
 
 class LengthNormalizedLoss(PairLossSection):
@@ -194,7 +194,7 @@ class LengthNormalizedLoss(PairLossSection):
     type: Literal["ln-dpo"] = "ln-dpo"
     """LN-DPO, length-normalized."""
     beta: Positive = 5.0
-    """Weight of the distance from the reference, per token."""
+    """Strength of the pull to the reference, per token."""
 
     @property
     def averages_tokens(self) -> bool:
@@ -202,9 +202,9 @@ class LengthNormalizedLoss(PairLossSection):
 
 
 class DiscopopLoss(PairLossSection):
-    """(1 - m) * -log sigmoid(z) + m * exp(-z), z = beta * h, m = sigmoid(z / tau): the loss that a language model found
-    (Lu et al. 2024, arXiv:2406.08414). It is not monotone: with tau 0.05 it rises from z = -0.12 to 0.07, so that a
-    pair near the start, where z = 0, is pushed the wrong way until others carry it over."""
+    """(1 - m) * -log sigmoid(z) + m * exp(-z), z = beta * h, m = sigmoid(z / tau): a loss found by a language model (Lu
+    et al. 2024, arXiv:2406.08414). It is not monotone: with tau 0.05 it rises from z = -0.12 to 0.07, so a pair near
+    the start (z = 0) gets a gradient in the wrong direction until other pairs move it out of this range."""
 
     type: Literal["discopop"] = "discopop"
     """DiscoPOP."""
@@ -237,14 +237,14 @@ class DpoSection(AlgorithmSection):
     """Direct preference optimization on given pairs (Rafailov et al. 2023, arXiv:2305.18290) and its variants, by
     algo.loss: a mean over the pairs of a step.
 
-    In the losses lp(y) is the sum of the policy's log-probs over an answer, LR(y) = lp(y) - the reference's sum,
-    h = LR(chosen) - LR(rejected), and len the answer's tokens.
+    In the losses, lp(y) is the sum of the policy's log-probs over a response, LR(y) = lp(y) minus the reference model's
+    sum, h = LR(chosen) - LR(rejected), and len the number of the response's tokens.
     """
 
     type: Literal["dpo"] = "dpo"
     """Learning from given pairs."""
     loss: PairLoss = DpoLoss()
-    """What a pair is worth."""
+    """Loss on a pair."""
 
     @property
     def uses_reference(self) -> bool:
@@ -252,22 +252,23 @@ class DpoSection(AlgorithmSection):
 
 
 class OnlineDpoSection(AlgorithmSection):
-    """Online DPO: best against worst of each prompt's own answers (Guo et al. 2024, arXiv:2402.04792), by the losses of
-    [dpo](algorithms.md#dpo): -log sigmoid(beta * h), h = LR(best) - LR(worst), LR(y) = log(policy / reference) of an
-    answer."""
+    """Online DPO: best against worst of each prompt's own responses (Guo et al. 2024, arXiv:2402.04792), with the
+    losses of [dpo](#dpo): -log sigmoid(beta * h), h = LR(best) - LR(worst), LR(y) = log(policy / reference) of a
+    response."""
 
     type: Literal["online-dpo"] = "online-dpo"
-    """Learning from pairs of the policy's own answers."""
+    """Learning from pairs of the policy's own responses."""
     loss: OnlinePairLoss = DpoLoss()
-    """What a pair is worth."""
+    """Loss on a pair."""
     reference: Literal["frozen", "refresh", "ema", "behavior"] = "frozen"
-    """What the policy is held to: the model it started as; itself of some steps ago, copied every reference_every_steps
-    (refresh); a running mean of itself (ema); or the weights that sampled the answers (behavior; BPO, Xu et al. 2024,
-    arXiv:2406.12168), which needs no model and holds only within a step."""
+    """Reference model: the policy before training (frozen); a copy of the policy that is refreshed every
+    reference_every_steps (refresh); an exponential moving average of the policy (ema); or the weights that sampled the
+    responses (behavior; BPO, Xu et al. 2024, arXiv:2406.12168), which needs no model and is constant only within a
+    step."""
     reference_every_steps: PositiveInt = 50
     """Steps between refreshes."""
     reference_decay: Fraction = 0.99
-    """Share of the running mean that one step keeps."""
+    """Decay of the moving average in one step."""
     mixture: Fraction = 0.0
     """Share of the reference in the policy that samples, a geometric mixture (with the ipo loss: IPO-MD, Calandriello
     et al. 2024, arXiv:2403.08635)."""
@@ -278,9 +279,9 @@ class OnlineDpoSection(AlgorithmSection):
 
 
 class NashMdSection(AlgorithmSection):
-    """Nash-MD: each answer y of the policy against one, y', of a geometric mixture of itself and the reference (Munos
-    et al. 2023, arXiv:2312.00886). The gradient is that of (P(y beats y') - 1/2) * log policy(y) - beta * KL(policy,
-    reference)."""
+    """Nash-MD: each response y of the policy is compared with a response y' of a geometric mixture of policy and
+    reference (Munos et al. 2023, arXiv:2312.00886). The gradient is that of (P(y beats y') - 1/2) * log policy(y) -
+    beta * KL(policy, reference)."""
 
     type: Literal["nash-md"] = "nash-md"
     """Nash-MD."""
@@ -289,8 +290,8 @@ class NashMdSection(AlgorithmSection):
     mixture: Fraction = 0.25
     """Share of the reference in the geometric mixture that the opponent is sampled from."""
     preference: Literal["bradley-terry", "win-rate"] = "bradley-terry"
-    """How the two rewards become P(y beats y'): the sigmoid of their difference, for a reward model or a rule; or, for
-    a pairwise judge, whose rewards are the shares of comparisons that each of the two won, that share."""
+    """How two rewards become P(y beats y'). bradley-terry: the sigmoid of their difference, for a reward model or a
+    rule. win-rate: for a pairwise judge, whose rewards are the shares of comparisons that each response won."""
 
     @property
     def uses_reference(self) -> bool:

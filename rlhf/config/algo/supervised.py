@@ -1,4 +1,4 @@
-"""Settings of learning from given answers: demonstrations, rankings, labeled steps."""
+"""Settings of supervised methods: demonstrations, preferences, labeled steps."""
 
 from typing import Literal
 
@@ -18,11 +18,11 @@ class RmSection(AlgorithmSection):
     type: Literal["rm"] = "rm"
     """Reward model."""
     use_margins: bool = True
-    """Subtract the data's margins inside the loss, where rows have them."""
+    """Subtract the rows' margins inside the loss, if they have margins."""
 
 
 class PrmSection(AlgorithmSection):
-    """Process reward model: whether each step of an answer is right, judged at the step's last token."""
+    """Process reward model: predicts whether each step of a response is right, at the step's last token."""
 
     type: Literal["prm"] = "prm"
     """Process reward model."""

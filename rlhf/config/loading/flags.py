@@ -15,11 +15,11 @@ ALIASES = {
     "debug": "cluster.debug",
     "json": "as_json",
 }
-"""Short flags for what is typed most."""
+"""Short names of frequently used flags."""
 
 
 class Flags:
-    """What a command line says: a layer of settings, and the arguments that belong to no flag."""
+    """A parsed command line: a layer of settings, and the arguments that belong to no flag."""
 
     def __init__(self, argv: Sequence[str], fields: Mapping[str, Field]) -> None:
         self.layer = Layer()
@@ -44,7 +44,7 @@ class Flags:
             self.layer.problems.append(f'--set: need key=value (got "{text}").')
 
     def _flag(self, word: str, waiting: list[str]) -> None:
-        """Read one flag, taking its value from `waiting` where it has one there."""
+        """Read one flag, and its value from `waiting` if it has one there."""
         name, equals, text = word.removeprefix("--").partition("=")
         known = self._field(name)
         negated = self._field(name.removeprefix("no-")) if name.startswith("no-") and not equals else None
@@ -73,7 +73,7 @@ class Flags:
         self.layer.set_text(self._path(name), text, InFlag(), self._field(name))
 
     def _joined_lists(self) -> list[Setting]:
-        """The settings, with the items of a list's repeated flags in one list."""
+        """The settings, with the values of a list's repeated flags in one list."""
         joined: dict[KeyPath, Setting] = {}
         for setting in self.layer.settings:
             before = joined[setting.path].value if setting.path in joined else None

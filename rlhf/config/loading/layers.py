@@ -1,4 +1,4 @@
-"""What was set from outside, and by whom: a file, the environment, flags. Each layer overrides those before it."""
+"""Settings and where they come from: a file, the environment, flags. Each layer overrides those before it."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -14,18 +14,18 @@ from rlhf.config.renamed import current_key
 MAX_FILE_BYTES = 1024 * 1024
 ENVIRONMENT_PREFIX = "RLHF__"
 VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-"""`${NAME}` in a file's text stands for the environment variable, `$${NAME}` for itself."""
+"""`${NAME}` in a file's text stands for the environment variable, `$${NAME}` for the text itself."""
 
 
 class Origin(Protocol):
-    """Who set a value, and how that one spells keys."""
+    """Where a value was set, and how keys are written there."""
 
     def where(self, path: KeyPath) -> str:
         """The place to name in a message about `path`."""
         ...
 
     def spell(self, key: str) -> str:
-        """Any key in the same spelling."""
+        """A key as it is written there."""
         ...
 
 
@@ -106,17 +106,17 @@ class Setting:
 
 @dataclass(slots=True)
 class Layer:
-    """All that one origin set, and what was wrong with it already."""
+    """All settings of one origin, and what is wrong with them."""
 
     settings: list[Setting] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
-    """Keys of values that were given and could not be read."""
+    """Keys whose values were given and could not be read."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Places where an old name was given, each with the present name in the same spelling."""
 
     def set_text(self, path: KeyPath, text: str, origin: Origin, known: Field | None) -> None:
-        """Set a value that came as text."""
+        """Set a value that is given as text."""
         try:
             self.settings.append(Setting(path, value_of(text, known), origin))
         except YamlError as error:
@@ -154,9 +154,9 @@ def split_key(key: str) -> tuple[str, ...]:
 
 
 def value_of(text: str, known: Field | None) -> Value:
-    """What text from a flag or the environment means for its field: itself where the field is text, else YAML.
+    """The value of a text from a flag or the environment: the text itself for a text field, else parsed as YAML.
 
-    A list may come without brackets.
+    A list may be written without brackets.
 
     Raises:
         YamlError: the text is not YAML.
@@ -175,7 +175,7 @@ def value_of(text: str, known: Field | None) -> Value:
 def flattened(
     value: Value, path: KeyPath = (), fields: Mapping[str, Field] | None = None
 ) -> Iterator[tuple[KeyPath, Value]]:
-    """The settings in nested mappings. A list is one value, and so is the mapping of one of `fields` that takes one."""
+    """The settings in nested mappings; a list is one value."""
     known = fields.get(dotted(path)) if fields else None
     if isinstance(value, dict) and (value or not path) and not (known and known.is_mapping):
         for key, inner in value.items():
@@ -279,12 +279,12 @@ def text_of(file: Path) -> str:
 
 
 def normal_path(path: KeyPath) -> KeyPath:
-    """A path as the file spells it, in the spelling of the fields."""
+    """A path of the file in the spelling of the fields."""
     return tuple(part for key in path for part in (split_key(key) if isinstance(key, str) else (key,)))
 
 
 def substitute(value: Value, environ: Mapping[str, str]) -> tuple[Value, list[str]]:
-    """`value` with environment variables in place of `${NAME}`, and the names of those that are not set."""
+    """`value` with environment variables in place of `${NAME}`, and the names of variables that are not set."""
     missing: list[str] = []
 
     def in_text(match: re.Match[str]) -> str:

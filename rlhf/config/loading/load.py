@@ -1,4 +1,4 @@
-"""From file, environment and flags to one frozen config, or to every problem that stands in the way."""
+"""From file, environment and flags to one frozen config, or to a list of every problem."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def is_file_name(word: str) -> bool:
 
 
 def unexpected(word: str) -> str:
-    """What to do about an argument that is no flag, no flag's value and no config file."""
+    """The message for an argument that is no flag, no value of a flag and no config file."""
     key, equals, value = word.partition("=")
     if equals:
         return f"{word}: unexpected argument. Write --{key} {value}."
@@ -91,7 +91,8 @@ def unexpected(word: str) -> str:
 
 
 def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:
-    """What the name of a member sets: its type. Settings of `layers` that name another member are refused."""
+    """The setting that the name of a member stands for: its type. Settings of `layers` that name another member are
+    refused."""
     if command.key is None:
         return []
     for layer in layers:
@@ -106,7 +107,7 @@ def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _sections_elsewhere(command: str) -> dict[str, str]:
-    """The sections that other methods have, with what to do about each."""
+    """The sections that only other methods have, each with the message for a setting in it."""
     own = COMMANDS[command].config.model_fields
     owners: dict[str, list[str]] = {}
     for other, method in METHODS.items():
@@ -190,7 +191,7 @@ def dump_config(config: Section) -> str:
 
 
 def short_summary(config: Section) -> str:
-    """What differs from the defaults, one line a section."""
+    """What differs from the defaults, one line for each section."""
     defaults = dict(flattened(type(config)().model_dump(mode="json")))
     changed: dict[str, list[str]] = {}
     for path, value in flattened(config.model_dump(mode="json")):

@@ -1,4 +1,4 @@
-"""The settings of commands about a run, `rlhf plan` and `rlhf chaos`: their own, and those of the run."""
+"""Settings of `rlhf plan` and `rlhf chaos`: the command's own, and those of the run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -14,9 +14,9 @@ from rlhf.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 ANY_DATA = ("--data.path", "any")
-"""A plan does not read rows, so a run without them can be planned."""
+"""A plan does not read rows, so a run without data can be planned."""
 EVERY_STEP = ("--checkpoint.every_steps", "1")
-"""What a fault costs is then a step, and every phase of a step is met."""
+"""A fault then loses one step at most, and every phase of a step is reached."""
 
 
 def load_plan(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanConfig, TrainConfig]:
@@ -57,7 +57,7 @@ def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
 def _load(
     section: type[S], argv: Sequence[str], read: Callable[[Sequence[str]], Merged[TrainConfig]]
 ) -> tuple[S, TrainConfig]:
-    """The command's own options, and the run's, which `read` makes of all other words."""
+    """The command's own options, and the run's config, which `read` makes of all other words."""
     schema = Schema(section)
     own, rest = divided(argv, schema)
     merged = Merged(schema, [Flags(own, schema.fields).layer])
@@ -69,7 +69,7 @@ def _load(
 
 
 def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str]]:
-    """The words that set a command's own options, and all others, which are the run's."""
+    """The words that set a command's own options, and all others, which belong to the run."""
     own: list[str] = []
     rest: list[str] = []
     waiting = list(reversed(argv))

@@ -1,4 +1,4 @@
-"""The settings of the commands around training, from their arguments and an optional file."""
+"""Settings of the commands around training, from their arguments and an optional file."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ def _load(
     names: Sequence[str],
     rule: Callable[[S], Iterator[Problem]],
 ) -> S:
-    """Arguments that are no flags set `names` in order; the first that ends in .yaml is a config file."""
+    """Arguments that are not flags set `names` in order; the first one that ends in .yaml is a config file."""
     schema = Schema(section)
     flags = Flags(argv, schema.fields)
     files = [word for word in flags.positionals if word.endswith((".yaml", ".yml"))]
@@ -86,7 +86,7 @@ def _missing(key: str, value: object, need: str) -> Iterator[Problem]:
 def _sampling_problems(config: SamplingConfig) -> Iterator[Problem]:
     yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
     if config.temperature == 0.0 and config.num_samples > 1:
-        text = f"0 makes all {config.num_samples} answers to a prompt equal; need > 0, or num_samples 1."
+        text = f"0 makes all {config.num_samples} responses to a prompt equal; need > 0, or num_samples 1."
         yield Problem(keys=("temperature", "num_samples"), text=text)
 
 
@@ -103,7 +103,7 @@ def _curate_problems(config: CurateConfig) -> Iterator[Problem]:
     if config.threshold is not None and config.quantile is not None:
         yield Problem(keys=("quantile", "threshold"), text="threshold is given too. Use one of them.")
     if config.method in ("rejection", "rft") and config.threshold is None and config.quantile is None:
-        text = "missing; say from which reward on an answer is good (or give --quantile)."
+        text = "missing; give the least reward of a good response (or --quantile)."
         yield Problem(keys=("threshold", "quantile", "method"), text=text)
     unread = {
         "conditional": ("threshold", "quantile", "max_per_prompt", "min_margin"),
@@ -127,11 +127,11 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
             text = f"{len(given)} for {config.num_rounds} rounds."
             yield Problem(keys=(key, "num_rounds"), text=text)
         if list(given) != sorted(given):
-            yield Problem(keys=(key,), text=f"must not fall from round to round (got {list(given)}).")
+            yield Problem(keys=(key,), text=f"must not decrease from round to round (got {list(given)}).")
     if not all(0.0 <= quantile <= 1.0 for quantile in config.quantiles):
         yield Problem(keys=("quantiles",), text=f"must be in [0, 1] (got {list(config.quantiles)}).")
     if config.method == "dpo" and config.num_samples < 2:
-        yield Problem(keys=("num_samples",), text=f"a pair needs 2 answers (got {config.num_samples}).")
+        yield Problem(keys=("num_samples",), text=f"a pair needs 2 responses (got {config.num_samples}).")
     unread = ("min_margin", "reference") if config.method == "sft" else ("thresholds", "quantiles", "max_per_prompt")
     yield from _unread(config, unread, f"rounds {config.method}")
 

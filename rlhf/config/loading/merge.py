@@ -1,4 +1,4 @@
-"""Layers of settings laid over each other, and what pydantic says about the result, in words and with places."""
+"""Layers of settings merged into one config, and pydantic's errors as messages that name the place."""
 
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
@@ -18,8 +18,8 @@ MAX_ROUNDS = 20
 
 
 class Schema(Generic[S]):
-    """What may be set: `fields` by dotted name, the names of `sections`, and for a section of several types the
-    default one (`types`)."""
+    """Which settings there are: `fields` by dotted name, the names of `sections`, and the default type of each section
+    with several types (`types`)."""
 
     def __init__(self, section: type[S]) -> None:
         self.section = section
@@ -43,12 +43,12 @@ def _default_types(section: type[Section], prefix: str) -> dict[str, str]:
 class Merged(Generic[S]):
     """All layers as one config, and every problem.
 
-    `problems` are finished lines. `config` is None only where values are so wrong that no config could be made of the
-    others; else it holds the right ones, with defaults in place of the wrong, which `spoiled` names.
+    `problems` are complete lines. `config` has the valid values, with defaults in place of invalid ones, whose keys are
+    in `spoiled`; it is None only if no config could be made.
     """
 
     def __init__(self, schema: Schema[S], layers: Sequence[Layer], elsewhere: Mapping[str, str] | None = None) -> None:
-        """`elsewhere` are sections that this schema does not have and others do, with what to say about each."""
+        """`elsewhere` are sections that other schemas have, each with the message for a setting in it."""
         self.schema = schema
         self._elsewhere = dict(elsewhere or {})
         self.problems: list[str] = [problem for layer in layers for problem in layer.problems]
@@ -67,7 +67,7 @@ class Merged(Generic[S]):
         self.config = self._validated()
 
     def report(self, problems: Sequence[Problem]) -> list[str]:
-        """Lines for problems between values, leaving out those that a wrong value may have caused."""
+        """Lines for problems between values, without those that an invalid value may have caused."""
         return [
             f"{self.where(tuple(problem.keys[0].split('.')))}: {problem.text}"
             for problem in problems
@@ -75,17 +75,17 @@ class Merged(Generic[S]):
         ]
 
     def where(self, path: KeyPath) -> str:
-        """The place that set a value, or its name where nobody did."""
+        """The place that set a value, or its name if it was not set."""
         candidates = ((*path, "type"), *(path[:n] for n in range(len(path), 0, -1)))
         known = next((candidate for candidate in candidates if candidate in self._origins), None)
         return self._origins[known].where(path) if known else dotted(path)
 
     def is_spoiled(self, key: str) -> bool:
-        """Whether a wrong value stands at, under or around a key."""
+        """Whether there is an invalid value at, below or above a key."""
         return any(f"{key}.".startswith(f"{bad}.") or f"{bad}.".startswith(f"{key}.") for bad in self.spoiled)
 
     def _apply(self, setting: Setting) -> None:
-        """Lay one setting over the tree, or say why not."""
+        """Put one setting into the tree, or note what is wrong with it."""
         key = setting.key
         known = self.schema.fields.get(key)
         if known is None:
@@ -111,7 +111,7 @@ class Merged(Generic[S]):
         self._origins[setting.path] = setting.origin
 
     def _reject(self, setting: Setting) -> None:
-        """Say what is wrong with a key that is not there; of a section that is not there, once."""
+        """Note what is wrong with an unknown key; for an unknown section, once."""
         section = str(setting.path[0])
         if section not in self._elsewhere:
             self.problems.append(self._unknown(setting))
@@ -132,7 +132,7 @@ class Merged(Generic[S]):
         return f"{where}: unknown key. Did you mean {setting.origin.spell(meant)}?"
 
     def _validated(self) -> S | None:
-        """Validate; where values are wrong, say so and go on without them."""
+        """Validate; note invalid values and go on without them."""
         before: list[tuple[KeyPath, str]] = []
         for _ in range(MAX_ROUNDS):
             try:
@@ -148,7 +148,7 @@ class Merged(Generic[S]):
         return None
 
     def _located(self, error: ErrorDetails) -> tuple[KeyPath, str]:
-        """Path and words of one of pydantic's errors."""
+        """Path and message of one of pydantic's errors."""
         path = self._path_of(error["loc"])
         field = self.schema.fields.get(dotted(path))
         text = wording(error, field)
@@ -165,7 +165,7 @@ class Merged(Generic[S]):
         return path, text
 
     def _misplaced(self, path: KeyPath, field: Field | None) -> str:
-        """A key that its section has only with another type, or that no item of a list has."""
+        """The message for a key that its section has only with another type, or that no item of a list has."""
         if field is not None:
             owners = " or ".join(field.owners)
             return f"only with type {owners}. Set {dotted(path[:-1])}.type {owners}, or remove it."
@@ -173,14 +173,14 @@ class Merged(Generic[S]):
         return f"unknown key. Did you mean {meant}?" if meant else "unknown key."
 
     def _keys_at(self, path: KeyPath) -> list[str]:
-        """The keys of a section, or of a list's items, at or around a path."""
+        """The keys of a section, or of a list's items, at or above a path."""
         around = (self.schema.fields.get(dotted(path[: n + 1])) for n in range(len(path)))
         inside = [key for known in around if known is not None for key in known.item_keys]
         prefix = f"{dotted(path)}."
         return inside + [name.removeprefix(prefix) for name in self.schema.fields if name.startswith(prefix)]
 
     def _path_of(self, location: Sequence[str | int]) -> KeyPath:
-        """pydantic's location without the types that it puts between the parts of a union."""
+        """pydantic's location without the types that it inserts for unions."""
         node: Value = self._tree
         path: list[str | int] = []
         tag_read = False
@@ -206,7 +206,8 @@ class Merged(Generic[S]):
         return node
 
     def _remove(self, path: KeyPath) -> bool:
-        """Take a wrong value out of the tree, or the nearest section around a default that others made wrong."""
+        """Remove an invalid value from the tree, or the nearest section around a default that other values made
+        invalid."""
         for n in range(len(path), 0, -1):
             parent, last = self._at(path[: n - 1]), str(path[n - 1])
             if isinstance(parent, dict) and last in parent:

@@ -1,4 +1,4 @@
-"""The user's reward function, looked at without running any code."""
+"""The user's reward function, checked without running its code."""
 
 import ast
 import sys
@@ -32,11 +32,11 @@ def import_name(target: object) -> str:
 
 
 def problem_of(name: str, folders: Sequence[str]) -> str | None:
-    """What is wrong with `module:name` as a reward function; None if nothing is. It takes prompts and
-    responses, and those columns of the rows that it names.
+    """What is wrong with `module:name` as a reward function; None if nothing is. It takes prompts and responses, and
+    the columns of the rows that it names.
 
-    Modules are looked for in `folders`. Only Python source can be looked into, and only a `def` at the top of its
-    module has a signature to check; what else a name may be is known once it is called.
+    Modules are searched in `folders`. Only Python source can be inspected, and only a `def` at the top level of its
+    module has a signature to check; other names are checked when they are called.
     """
     module, _, function = name.partition(":")
     spec = find_module(module, folders)
@@ -91,7 +91,7 @@ def _problem_in(tree: ast.Module, source: Path, function: str) -> str | None:
 
 
 def _may_bind(tree: ast.Module, name: str) -> bool:
-    """Whether code at the top of a module could give `name` a value other than by a plain `def` there."""
+    """Whether top-level code of a module could bind `name` other than by a plain `def`."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=known, ctx=ast.Store()) if known == name:

@@ -1,7 +1,7 @@
-"""YAML as a config needs it: a safe subset, read by plain rules, that remembers the line of every key.
+"""YAML for configs: a safe subset with plain rules, which remembers the line of every key.
 
 Numbers and booleans are those of YAML 1.2: 1e-6 is a number, `no` and `on` are words, 010 is ten, and dates are text.
-Tags, anchors and aliases are refused: a config says what it says where it says it.
+Tags, anchors and aliases are refused.
 """
 
 import re
@@ -25,18 +25,18 @@ PLAINER = {
     "<stream end>": "a bracket or quote is not closed",
     "end of stream": "a bracket or quote is not closed",
 }
-"""Words of the parser, and what a person calls it."""
+"""The parser's words, and plain ones for them."""
 
 
 class Mark(Protocol):
-    """A place in a text, counted from 0."""
+    """A position in a text, counted from 0."""
 
     line: int
     column: int
 
 
 class YamlError(ValueError):
-    """The text is not YAML, or not the part of it that is read here. `line` and `column` count from 1."""
+    """The text is not YAML, or not in the subset that is read here. `line` and `column` count from 1."""
 
     def __init__(self, what: str, mark: "Mark | None" = None) -> None:
         self.what = what
@@ -46,11 +46,11 @@ class YamlError(ValueError):
 
 
 class Document:
-    """What a text says (`value`), the line of each key (`lines`), and the keys that were given twice (`repeated`:
-    path and line of the second time; `lines` has the first)."""
+    """A text's content (`value`), the line of each key (`lines`), and the keys that were given twice (`repeated`: path
+    and line of the second time; `lines` has the first)."""
 
     def __init__(self, text: str) -> None:
-        """Raises YamlError where the text cannot be read."""
+        """Raises YamlError if the text cannot be read."""
         self.lines: dict[KeyPath, int] = {}
         self.repeated: list[tuple[KeyPath, int]] = []
         try:
@@ -128,7 +128,7 @@ def line_of(event: yaml.Event) -> int:
 
 
 def scalar(text: str) -> Value:
-    """What an unquoted word means."""
+    """The value of an unquoted word."""
     lowered = text.lower()
     if lowered in WORDS:
         return WORDS[lowered]

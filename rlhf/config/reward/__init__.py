@@ -69,16 +69,16 @@ class PrmSource(SourceSection, ModelSection):
     type: Literal["prm"] = "prm"
     """A process reward model."""
     step_separator: str = Field("\n", min_length=1)
-    """Text that ends each step of an answer; as data.step_separator when the model was trained."""
+    """Text that ends each step of a response, as data.step_separator when the model was trained."""
     aggregate: Literal["min", "mean", "product", "last"] = "min"
-    """How the steps' probabilities of being right become the reward; an answer without a step gets 0."""
+    """How the probabilities that the steps are right become one reward. A response without a step gets 0."""
 
 
 StartedSource: TypeAlias = ModelSource | PrmSource
 """Sources whose model the run starts."""
 
 RemoteSource: TypeAlias = FunctionSource | HttpSource | JudgeSource | MathSource | CodeSource
-"""Sources that wait for other processes: each in an actor of its own, away from the loop."""
+"""Sources that wait for other processes. Each runs in an actor of its own."""
 
 Source: TypeAlias = StartedSource | RemoteSource | PureSource
 
@@ -109,7 +109,8 @@ class RewardSection(ModelSection):
     url: Url | None = None
     """Address of a reward service."""
     rules: tuple[RuleName, ...] = ()
-    """Rules with their default settings and weights: exact-match, choice, number, math, format, length, overlong."""
+    """Rule-based rewards with their default settings and weights: exact-match, choice, number, math, format, length,
+    overlong."""
     sources: tuple[Annotated[Source, Field(discriminator="type")], ...] = ()
     """Several named sources with weights; the reward is their weighted sum."""
 
@@ -131,7 +132,7 @@ class RewardSection(ModelSection):
 
     @property
     def all_sources(self) -> tuple[Source, ...]:
-        """The sources, however they were given."""
+        """The sources, in whichever way they were given."""
         if self.model is not None:
             return (ModelSource(**self.model_dump(include=set(ModelSection.model_fields))),)
         if self.function is not None:
@@ -143,7 +144,7 @@ class RewardSection(ModelSection):
         return self.sources
 
     def for_answers_of(self, max_tokens: int) -> Self:
-        """The same rewards with every default that depends on the longest answer filled in."""
+        """The same rewards with every default filled in that depends on the longest response."""
         if not (self.rules or self.sources):
             return self
         sources = tuple(_sized(source, max_tokens) for source in self.all_sources)

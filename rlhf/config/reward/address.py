@@ -1,4 +1,4 @@
-"""Addresses of services, as far as they can be judged by their text alone."""
+"""Addresses of services: what can be checked in their text alone."""
 
 import ipaddress
 import re
@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 
 def is_link_local(address: str) -> bool:
-    """Whether an IP address is one of the link-local ones, which serve a cloud machine's own secrets."""
+    """Whether an IP address is link-local. Such addresses serve the credentials of cloud machines."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return (mapped or parsed).is_link_local
@@ -21,7 +21,7 @@ def is_private(address: str) -> bool:
 
 
 def literal_address(url: str) -> str | None:
-    """The URL's host, where it is an IP address rather than a name."""
+    """The URL's host, if it is an IP address."""
     host = urlsplit(url).hostname or ""
     try:
         return str(ipaddress.ip_address(host))

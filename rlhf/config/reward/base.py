@@ -1,4 +1,4 @@
-"""What every source of rewards has."""
+"""What every reward source has."""
 
 from pydantic import FiniteFloat
 
@@ -17,5 +17,5 @@ class SourceSection(Section):
 
     @property
     def label(self) -> str:
-        """What the source is called in logs and metrics."""
+        """The name of the source in logs and metrics."""
         return self.name or self.type

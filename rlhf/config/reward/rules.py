@@ -1,4 +1,4 @@
-"""Rewards by rule: what an answer must be, judged without any model."""
+"""Rule-based rewards: computed from the response, without a model."""
 
 from typing import Literal, Self, TypeAlias
 
@@ -20,94 +20,96 @@ Extraction: TypeAlias = Literal["auto", "hash", "boxed", "tag", "last-number", "
 
 
 class AnswerSource(SourceSection):
-    """A source that compares the final answer with the row's label."""
+    """A source that compares the response's final answer with the row's label."""
 
     extract: Extraction = "auto"
-    """Where the final answer stands: after the last ####, in the last \\boxed{}, in the last <answer> tag, as the last
-    number, or as the whole text; auto takes what is there. It holds for the label too, where the label has it."""
+    """Where the final answer is: after the last ####, in the last \\boxed{}, in the last <answer> tag, the last number,
+    or the whole text; auto takes the first of these that it finds. The label is read in the same way if it has such a
+    mark."""
 
 
 class ExactMatchSource(AnswerSource):
-    """1 where the final answer is the label, letter for letter but for space around it."""
+    """1 if the final answer equals the label, ignoring surrounding white space."""
 
     type: Literal["exact-match"] = "exact-match"
-    """Equal texts."""
+    """Equal text."""
     casefold: bool = False
-    """Take small and capital letters as the same."""
+    """Ignore upper and lower case."""
     whitespace: bool = True
-    """Take any run of white space as one space."""
+    """Treat any run of white space as one space."""
     punctuation: bool = False
-    """Leave out full stops and commas at the end."""
+    """Ignore periods and commas at the end."""
 
 
 class ChoiceSource(AnswerSource):
-    """1 where the answer chooses the letter that is the label."""
+    """1 if the response chooses the letter that is the label."""
 
     type: Literal["choice"] = "choice"
     """Multiple choice."""
     num_choices: int = Field(10, ge=2, le=26)
-    """How many letters there are to choose from, A first."""
+    """Number of choices; the first is A."""
     first_label: Literal["A", "0", "1"] = "A"
-    """The label of the first choice: labels may be numbers."""
+    """Label of the first choice: labels may be numbers."""
 
 
 class NumberSource(AnswerSource):
-    """1 where the final answer is the label's number; thousands separators and currency signs do not matter."""
+    """1 if the final answer is the label's number. Thousands separators and currency signs are ignored."""
 
     type: Literal["number"] = "number"
     """Equal numbers."""
     tolerance: NonNegativeFloat = 1e-6
-    """Largest difference that still counts as equal."""
+    """Largest absolute difference that counts as equal."""
     relative_tolerance: NonNegativeFloat = 0.0
-    """The same, as a share of the label."""
+    """Largest difference that counts as equal, as a share of the label."""
     percent: Literal["ignore", "divide"] = "ignore"
     """Whether 50% is 50 or 0.5."""
 
 
 class MathSource(AnswerSource):
-    """1 where the final answer is mathematically the label, by a verifier for LaTeX in child processes."""
+    """1 if the final answer is mathematically equal to the label, checked by a verifier for LaTeX in child
+    processes."""
 
     type: Literal["math"] = "math"
     """Equal expressions."""
     timeout_s: PositiveFloat = 5.0
-    """Longest time for one answer; one that takes longer counts as wrong."""
+    """Longest time for one response; one that takes longer counts as wrong."""
     memory_gib: PositiveFloat = 2.0
-    """Most memory that a verifying process may allocate."""
+    """Most memory that a verifier process may allocate."""
     num_processes: PositiveInt = 2
-    """Processes that verify at once."""
+    """Verifier processes in parallel."""
 
 
 class FormatSource(SourceSection):
-    """1 where the answer thinks first, between <think> and </think>, and then answers."""
+    """1 if the response first thinks, between <think> and </think>, and then answers."""
 
     type: Literal["format"] = "format"
     """Thinking, then an answer."""
     weight: FiniteFloat = 0.1
     """Factor in the total reward."""
     answer_tag: bool = False
-    """Ask for <answer> and </answer> around what follows the thinking."""
+    """Require <answer> and </answer> around what follows the thinking."""
 
 
 class LengthSource(SourceSection):
-    """A penalty that falls by a constant for each of the model's own tokens beyond a number of them."""
+    """A penalty that grows by a constant for each response token beyond a limit."""
 
     type: Literal["length"] = "length"
     """Linear length penalty."""
     limit: NonNegativeInt | None = None
-    """Tokens that cost nothing; by default half of rollout.max_response_tokens."""
+    """Response tokens without penalty; by default half of rollout.max_response_tokens."""
     per_token: PositiveFloat = 0.001
-    """What each further token costs."""
+    """Penalty of each further token."""
 
 
 class OverlongSource(SourceSection):
     """DAPO's soft overlong punishment (Yu et al. 2025): 0 up to limit - buffer tokens, then linearly to -1 at limit."""
 
     type: Literal["overlong"] = "overlong"
-    """Soft punishment of overlong answers."""
+    """Soft overlong punishment."""
     limit: PositiveInt | None = None
-    """Tokens of the longest answer; by default rollout.max_response_tokens."""
+    """Length of the longest response, in tokens; by default rollout.max_response_tokens."""
     buffer: PositiveInt | None = None
-    """Tokens over which the punishment grows; by default a fifth of the limit."""
+    """Tokens over which the penalty grows; by default a fifth of the limit."""
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> Self:
@@ -117,16 +119,16 @@ class OverlongSource(SourceSection):
 
 
 class RegexSource(SourceSection):
-    """1 where a regular expression matches the answer."""
+    """1 if a regular expression matches the response."""
 
     type: Literal["regex"] = "regex"
     """Regular expression."""
     pattern: str
     """In the syntax of the Python package regex."""
     match: Literal["search", "full"] = "search"
-    """Whether it may match anywhere, or must match the whole answer."""
+    """Whether it may match anywhere (search), or must match the whole response (full)."""
     timeout_s: PositiveFloat = 0.5
-    """Longest time for one answer; one that takes longer counts as no match."""
+    """Longest time for one response; one that takes longer counts as no match."""
 
     @field_validator("pattern")
     @classmethod
@@ -141,4 +143,4 @@ class RegexSource(SourceSection):
 PureSource: TypeAlias = (
     ExactMatchSource | ChoiceSource | NumberSource | FormatSource | LengthSource | OverlongSource | RegexSource
 )
-"""Rules that are quick and run nothing: judged where the loop runs."""
+"""Rules that are fast and start nothing. They are computed in the driver."""

@@ -1,4 +1,4 @@
-"""Sources that ask somebody else: the user's function, a service, a judge, a sandbox that runs code."""
+"""Reward sources outside this process: a user's function, a service, a judge, a sandbox that runs code."""
 
 from typing import Annotated, Literal, Self
 
@@ -16,30 +16,30 @@ class FunctionSource(SourceSection):
     function: FunctionName
     """module:name of a function (prompts, responses, **columns) -> list of floats."""
     timeout_s: PositiveFloat = 60.0
-    """Longest time one batch may take."""
+    """Longest time for one batch."""
     memory_gib: PositiveFloat | None = None
     """Most memory that the function's process may allocate."""
 
 
 class EndpointSource(SourceSection):
-    """A source that is asked over HTTP."""
+    """A source that is called over HTTP."""
 
     url: Url
     """http(s) address of the service."""
     auth_env: str | None = None
-    """Environment variable that holds the bearer token; the token itself never stands in a config."""
+    """Environment variable that holds the bearer token. The token itself is never part of a config."""
     allow_plain_http: bool = False
     """Allow http:// to a public host."""
     ca_file: str | None = None
-    """Certificate authority to trust, as a PEM file."""
+    """PEM file of a certificate authority to trust."""
     max_concurrency: PositiveInt = 4
-    """Requests in flight at once."""
+    """Requests in flight at the same time."""
     connect_timeout_s: PositiveFloat = 5.0
-    """Longest wait for a connection."""
+    """Longest time to connect."""
     read_timeout_s: PositiveFloat = 60.0
-    """Longest wait for a reply."""
+    """Longest time to wait for a reply."""
     outage_timeout_s: PositiveFloat = 600.0
-    """Longest time over which a request that failed in transport or with 408, 429 or 5xx is retried."""
+    """How long a request that failed in transport or with 408, 429 or 5xx is retried."""
 
     @model_validator(mode="after")
     def _plain_http_stays_inside(self) -> Self:
@@ -54,13 +54,13 @@ class HttpSource(EndpointSource):
     type: Literal["http"] = "http"
     """An HTTP endpoint."""
     url: Url
-    """http(s) address that takes POST {ids, prompts, responses} and answers {ids, scores}."""
+    """http(s) address that takes POST {ids, prompts, responses} and replies {ids, scores}."""
     batch_size: PositiveInt = 32
-    """Answers in one request."""
+    """Responses in one request."""
 
 
 class JudgeSource(EndpointSource):
-    """A language model that judges answers, behind an OpenAI-compatible chat-completions endpoint."""
+    """A language model as a judge, behind an OpenAI-compatible chat-completions endpoint."""
 
     type: Literal["judge"] = "judge"
     """A judge."""
@@ -69,23 +69,24 @@ class JudgeSource(EndpointSource):
     model: str
     """Name of the judging model, as the endpoint knows it."""
     mode: Literal["pairwise", "rubric"] = "pairwise"
-    """pairwise compares the answers to a prompt with each other, in both orders; rubric scores each by itself."""
-    criterion: str = "which answer is more helpful, correct and harmless"
+    """pairwise compares the responses to a prompt with each other, in both orders; rubric scores each response
+    alone."""
+    criterion: str = "which response is more helpful, correct and harmless"
     """What the pairwise judge is asked to decide."""
     opponents: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-    """Answers that each one is compared with, an even number; without it all others of its group."""
+    """Responses that each response is compared with, an even number; if not given, all others of its group."""
     rubric: str | None = None
-    """What earns how many points, where the row does not say it."""
+    """What earns how many points, for rows without a rubric of their own."""
     rubric_key: str = "rubric"
-    """Column of the row's own rubric."""
+    """Column of a row's own rubric."""
     scale: tuple[int, int] = (1, 10)
-    """Lowest and highest score of the rubric; the reward is where a score lies between them, from 0 to 1."""
+    """Lowest and highest score of the rubric; the reward is the position of a score between them, from 0 to 1."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature of the judge."""
     max_tokens: PositiveInt = 512
     """Longest reply of the judge."""
     max_tries: PositiveInt = 3
-    """Times that the judge is asked until its reply holds a verdict."""
+    """How often the judge is asked until its reply contains a verdict."""
 
     @field_validator("scale")
     @classmethod
@@ -96,24 +97,24 @@ class JudgeSource(EndpointSource):
 
 
 class CodeSource(SourceSection):
-    """Unit tests: the program in the answer is run with the row's tests in a sandbox of the user's choice."""
+    """Unit tests: the program in the response is run with the row's tests, in a sandbox that you choose."""
 
     type: Literal["code"] = "code"
     """Unit tests."""
     sandbox: Literal["subprocess", "command", "function"] | None = None
-    """Where programs run; none is chosen for you, because what a model writes may do anything."""
+    """Where programs run. There is no default, because a program written by a model may do anything."""
     command: tuple[str, ...] = ()
-    """With sandbox command: the program and arguments that run the Python program on their standard input."""
+    """With sandbox command: program and arguments. It gets the Python program on its standard input."""
     function: FunctionName | None = None
     """With sandbox function: module:name of a function (programs, markers) -> list of scores."""
     tests_key: str | None = None
-    """Column of the tests: Python text, or a list of such. Without it the label."""
+    """Column of the tests: Python code, or a list of code. If not given, the label."""
     timeout_s: PositiveFloat = 10.0
-    """Longest time that one program may run."""
+    """Longest time for one program."""
     memory_gib: PositiveFloat = 1.0
     """Most memory that one program may allocate (sandbox subprocess)."""
     num_processes: PositiveInt = 2
-    """Programs that run at once."""
+    """Programs that run in parallel."""
 
     @model_validator(mode="after")
     def _sandbox_is_named(self) -> Self:

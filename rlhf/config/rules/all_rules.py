@@ -1,4 +1,4 @@
-"""Rules between values that are each right by themselves. Pure functions of the config; all of them run."""
+"""Rules between values that are each valid alone. Pure functions of the config; all of them run."""
 
 import re
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ def problems_of(config: TrainConfig) -> list[Problem]:
 
 
 def advice_on(config: TrainConfig) -> list[Problem]:
-    """What is allowed and probably not meant."""
+    """What is allowed and probably not intended."""
     return [advice for rule in (*ONLINE_ADVICE, *GRPO_ADVICE) for advice in rule(config)]
 
 
 def required(config: TrainConfig) -> Iterator[Problem]:
-    """What no run can do without."""
+    """Settings that every run needs."""
     if config.data.path is None:
         yield Problem(keys=("data.path",), text="missing; name a file, a folder or a hub data set.")
     trained = method_of(config).model
@@ -107,7 +107,7 @@ def held_out(config: TrainConfig) -> Iterator[Problem]:
     if data.eval_path is not None and data.eval_fraction > 0.0:
         yield Problem(
             keys=("data.eval_fraction", "data.eval_path"),
-            text=f"{data.eval_fraction:g} is not used beside data.eval_path. Give one of them.",
+            text=f"{data.eval_fraction:g} is not used together with data.eval_path. Give one of them.",
         )
     if config.eval.every_steps > 0 and data.eval_path is None and data.eval_fraction == 0.0:
         yield Problem(
@@ -117,12 +117,12 @@ def held_out(config: TrainConfig) -> Iterator[Problem]:
 
 
 def columns(config: TrainConfig) -> Iterator[Problem]:
-    """Columns that the command does not read, or that say the same twice."""
+    """Column settings that the method does not read, or that contradict each other."""
     data = config.data
     if data.ranking_key is not None and (data.chosen_key is not None or data.rejected_key is not None):
         yield Problem(
             keys=("data.ranking_key", "data.chosen_key", "data.rejected_key"),
-            text="a ranking already says which answers are better. Give it, or chosen_key and rejected_key.",
+            text="a ranking already says which responses are better. Give it, or chosen_key and rejected_key.",
         )
     rows = method_of(config).rows
     unread = set() if rows in {RowKind.PREFERENCES, RowKind.LABELED} else set(PREFERENCE_KEYS)

@@ -10,7 +10,7 @@ from rlhf.config.rules.narrow import for_algorithm, for_config
 
 
 def mixture_is_sampled(config: OnlineDpoConfig) -> Iterator[Problem]:
-    """An engine that can mix two models samples."""
+    """The engine can mix two models."""
     if not config.algo.mixture:
         return
     others = engines_that(lambda engine: engine.mixes)
@@ -27,13 +27,13 @@ def mixed_reference_stays(config: OnlineConfig, algo: OnlineDpoSection) -> Itera
     if algo.mixture and algo.reference in {"refresh", "ema"}:
         yield Problem(
             keys=("algo.mixture", "algo.reference"),
-            text=f"{algo.mixture:g} mixes the frozen reference into the sampling, and {algo.reference} "
+            text=f"{algo.mixture:g} mixes the frozen reference into sampling, but {algo.reference} "
             "follows the policy. Set it to 0, or algo.reference to frozen.",
         )
     if algo.mixture and config.reference.beside(config.policy).quantization != "none":
         yield Problem(
             keys=("reference.quantization", "policy.quantization", "algo.mixture"),
-            text="the engines mix in the reference as its model says, and hold nothing in 4 bits. Set "
+            text="the engines load the reference that they mix in without quantization. Set "
             "reference.quantization to none, or algo.mixture to 0.",
         )
 

@@ -1,4 +1,4 @@
-"""Rules of a run that samples, scores and updates."""
+"""Rules of online methods."""
 
 import math
 from collections import Counter
@@ -13,11 +13,11 @@ from rlhf.config.rules.colocation import colocated_roles
 from rlhf.config.rules.narrow import for_algorithm, for_config
 
 LEAST_TEMPERATURE = 0.01
-"""vLLM takes this one in the place of any lower one but 0."""
+"""vLLM replaces any lower temperature except 0 by this one."""
 
 
 def batches(config: OnlineConfig) -> Iterator[Problem]:
-    """A step's answers make whole optimizer steps."""
+    """A step's responses are a whole number of optimizer steps."""
     if config.algo.is_one_update:
         return  # a rule of its own
     size, total = config.train.batch_size, config.examples_per_step
@@ -41,19 +41,19 @@ def nearest_divisors(total: int, size: int) -> tuple[int, int]:
 
 
 def sampling(config: OnlineConfig) -> Iterator[Problem]:
-    """Sampling explores, and engines can do what they are asked."""
+    """Sampling explores, and the engine supports the settings."""
     rollout = config.rollout
     if rollout.temperature == 0.0:
-        equal = f" and makes all {rollout.group_size} answers to a prompt equal" if rollout.group_size > 1 else ""
+        equal = f" and makes all {rollout.group_size} responses to a prompt equal" if rollout.group_size > 1 else ""
         yield Problem(
             keys=("rollout.temperature",),
-            text=f"0 is greedy{equal}: {method_name(config).upper()} learns from sampled answers, "
+            text=f"0 is greedy{equal}: {method_name(config).upper()} learns from sampled responses, "
             "and needs > 0 (got 0).",
         )
     elif rollout.temperature < LEAST_TEMPERATURE:
         yield Problem(
             keys=("rollout.temperature",),
-            text=f"vLLM samples at {LEAST_TEMPERATURE} where less is asked for, and ratios would be taken between two "
+            text=f"vLLM samples at {LEAST_TEMPERATURE} for any lower temperature, and ratios would compare two "
             f"policies; needs >= {LEAST_TEMPERATURE} (got {rollout.temperature:g}).",
         )
     if rollout.tensor_parallel_size > 1 and not rollout.expected_traits.tensor_parallel:
@@ -74,14 +74,14 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
 
 
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:
-    """There is a reward, and every source has a name of its own and a model."""
+    """There is a reward, and every source has a unique name and a model if it needs one."""
     sources = config.reward.all_sources
     if not sources:
         text = "none given; set one of reward.model, reward.function, reward.url, reward.rules, reward.sources."
         yield Problem(keys=("reward",), text=text)
     for label, count in Counter(source.label for source in sources).items():
         if count > 1:
-            text = f'{count} sources are called "{label}". Give each a name of its own.'
+            text = f'{count} sources are called "{label}". Give each source its own name.'
             yield Problem(keys=("reward.sources",), text=text)
     for n, source in enumerate(sources):
         if isinstance(source, StartedSource) and source.model is None:
@@ -89,14 +89,14 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
 
 
 def punished_once(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
-    """Length is punished by the algorithm or by a source, not by both."""
+    """Length is penalized by the algorithm or by a reward source, not by both."""
     if algo.overlong_buffer != 0 and any(isinstance(source, OverlongSource) for source in config.reward.all_sources):
-        text = "this reward punishes overlong answers already. Set it to 0, or leave the source overlong out."
+        text = "a reward source already penalizes overlong responses. Set it to 0, or remove the source overlong."
         yield Problem(keys=("algo.overlong_buffer", "reward.sources", "reward.rules"), text=text)
 
 
 def pretraining_text(_config: OnlineConfig, algo: PpoSection) -> Iterator[Problem]:
-    """The ptx loss has text, and text has a weight."""
+    """The ptx loss has text, and the text has a weight."""
     if algo.ptx_coef > 0.0 and algo.ptx_path is None:
         text = f"missing; algo.ptx_coef {algo.ptx_coef:g} needs rows of text."
         yield Problem(keys=("algo.ptx_path", "algo.ptx_coef"), text=text)
@@ -106,7 +106,7 @@ def pretraining_text(_config: OnlineConfig, algo: PpoSection) -> Iterator[Proble
 
 
 def policy_learns(config: OnlineConfig) -> Iterator[Problem]:
-    """The critic's head start ends before the run does."""
+    """Critic warm-up ends before the run does."""
     num_steps, warmup_steps = config.train.num_steps, critic_warmup_steps(config.algo)
     if num_steps is not None and warmup_steps >= num_steps:
         text = f"{warmup_steps} of {num_steps} steps: the policy would never learn. Lower it, or raise train.num_steps."
@@ -114,7 +114,7 @@ def policy_learns(config: OnlineConfig) -> Iterator[Problem]:
 
 
 def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
-    """Advice: sampling from a part of the vocabulary."""
+    """Advice on sampling from a part of the vocabulary."""
     rollout = config.rollout
     for key, value, whole in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, 0)):
         if value != whole:

@@ -1,4 +1,4 @@
-"""Rules on where roles live. What depends on the cluster's size is checked once there is one."""
+"""Rules on placement that do not depend on the cluster's size."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def colocation(config: TrainConfig | BenchConfig) -> Iterator[Problem]:
 
 
 def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
-    """Roles that share devices ask for the same ones, and engines fit on them."""
+    """Roles that share devices ask for the same devices, and engines fit on them."""
     models = dict(config.models)
     if config.reward.model is None:
         del models["reward"]
@@ -44,7 +44,8 @@ def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
                 if need != got:
                     yield Problem(
                         keys=(f"{role}.{name}", f"{roles[0]}.{name}", "cluster.colocate"),
-                        text=f"{got}, but {roles[0]}, which shares its devices, has {need}. Set both to one number.",
+                        text=f"{got}, but {roles[0]}, which shares its devices, has {need}. Set both to the same "
+                        "number.",
                     )
         if "rollout" in group and roles:
             yield from _engines_fit(config.rollout, roles[0], models[roles[0]])
@@ -65,7 +66,7 @@ def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Ite
 
 
 def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
-    """The medium by which weights travel suits the devices."""
+    """The way that weights are sent suits the devices."""
     backend, device = config.rollout.sync_backend, config.cluster.device
     shared = any({"policy", "rollout"} <= set(group) for group in colocated_roles(config.cluster.colocate))
     keys = ("rollout.sync_backend", "cluster.device", "cluster.colocate")
@@ -82,7 +83,7 @@ def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
 
 
 def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
-    """Where adapters travel alone there are some, and the engine can add them."""
+    """If only adapters are sent, the policy has some, and the engine can apply them."""
     rollout, rank = config.rollout, config.policy.lora.rank
     if not rollout.sync_adapters:
         return
@@ -102,7 +103,8 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
     if config.policy.quantization != "none":
         yield Problem(
             keys=("rollout.sync_adapters", "policy.quantization"),
-            text=f"the engines would add adapters to weights that are not rounded to {config.policy.quantization}. "
+            text="the engines would add the adapters to weights that are not quantized to "
+            f"{config.policy.quantization}. "
             "Set this to false.",
         )
     if not highest:

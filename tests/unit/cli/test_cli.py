@@ -133,7 +133,7 @@ def test_twenty_problems_are_shown_and_the_rest_counted(capsys: pytest.CaptureFi
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "rlhf: interrupted.\n"),
-        (RewardError("no answer"), 4, "rlhf: error: no answer\n"),
+        (RewardError("no response"), 4, "rlhf: error: no response\n"),
         (CheckpointError("no room"), 5, "rlhf: error: no room\n"),
         (NumericsError("loss is nan\nat step 3"), 6, "rlhf: error: loss is nan at step 3\n"),
         (WorkerLostError("a died"), 7, "rlhf: error: a died\n"),

@@ -200,14 +200,14 @@ def test_a_command_runs_in_a_process_of_its_own() -> None:
             ["sft", "--thresholds", "[2, 1]", "--num-rounds", "1", "--min-margin", "1"],
             [
                 "--thresholds: 2 for 1 rounds.",
-                "--thresholds: must not fall from round to round (got [2.0, 1.0]).",
+                "--thresholds: must not decrease from round to round (got [2.0, 1.0]).",
                 "--min-margin: not read by rounds sft. Remove it.",
             ],
         ),
         (
             ["dpo", "--num-samples", "1", "--quantiles", "[0.5]"],
             [
-                "--num-samples: a pair needs 2 answers (got 1).",
+                "--num-samples: a pair needs 2 responses (got 1).",
                 "--quantiles: not read by rounds dpo. Remove it.",
             ],
         ),

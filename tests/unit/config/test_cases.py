@@ -160,12 +160,12 @@ BETWEEN = [
     ),
     (
         ["--rollout.temperature", "0.005"],
-        "--rollout.temperature: vLLM samples at 0.01 where less is asked for, and ratios would be taken between two "
+        "--rollout.temperature: vLLM samples at 0.01 for any lower temperature, and ratios would compare two "
         "policies; needs >= 0.01 (got 0.005).",
     ),
     (
         ["--rollout.group-size", "8", "--rollout.temperature", "0"],
-        "--rollout.temperature: 0 is greedy and makes all 8 answers to a prompt equal: PPO learns from sampled answers, "
+        "--rollout.temperature: 0 is greedy and makes all 8 responses to a prompt equal: PPO learns from sampled responses, "
         "and needs > 0 (got 0).",
     ),
     (["--algo.ptx-coef", "0.1"], "algo.ptx_path: missing; algo.ptx_coef 0.1 needs rows of text."),
@@ -180,7 +180,7 @@ BETWEEN = [
     ),
     (
         ["--colocate", "policy,reference", "--policy.num-gpus-per-node", "2"],
-        "reference.num_gpus_per_node: 1, but policy, which shares its devices, has 2. Set both to one number.",
+        "reference.num_gpus_per_node: 1, but policy, which shares its devices, has 2. Set both to the same number.",
     ),
     (["--colocate", "policy,critic", "--colocate", "critic,reward"], "--cluster.colocate: critic is named 2 times. Name each role once."),
     (["--colocate", "all", "--colocate", "critic,reward"], "--cluster.colocate: critic is named 2 times. Name each role once."),
@@ -218,8 +218,8 @@ BETWEEN = [
     (["--policy.attention", "flash_attention_2", "--policy.dtype", "float32"], "--policy.attention: flash_attention_2 cannot compute in float32. Use sdpa, or dtype bfloat16."),
     (["--policy.attention", "flash_attention_2", "--cluster.device", "cpu"], "--policy.attention: flash_attention_2 needs a GPU. Use sdpa or auto."),
     (["--eval.every-steps", "5"], "--eval.every-steps: there are no held-out rows. Set data.eval_path or data.eval_fraction."),
-    (["--data.eval-path", "x", "--data.eval-fraction", "0.1"], "--data.eval-fraction: 0.1 is not used beside data.eval_path. Give one of them."),
-    (["--data.ranking-key", "r", "--data.chosen-key", "c"], "--data.ranking-key: a ranking already says which answers are better. Give it, or chosen_key and rejected_key."),
+    (["--data.eval-path", "x", "--data.eval-fraction", "0.1"], "--data.eval-fraction: 0.1 is not used together with data.eval_path. Give one of them."),
+    (["--data.ranking-key", "r", "--data.chosen-key", "c"], "--data.ranking-key: a ranking already says which responses are better. Give it, or chosen_key and rejected_key."),
     (["--data.response-key", "r"], "--data.response-key: not read by ppo. Remove it."),
 ]  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_colocation_is_checked_for_every_command(problems: Problems) -> None:
 SOURCES = [
     ("[{type: http, url: 'ftp://x'}]", '--reward.sources.0.url: scheme must be http or https (got "ftp").'),
     ("[{type: function, function: 'a:b'}, {type: function, function: 'a:c'}]",
-     '--reward.sources: 2 sources are called "function". Give each a name of its own.'),
+     '--reward.sources: 2 sources are called "function". Give each source its own name.'),
     ("[{type: model}]", "--reward.sources.0.model: missing; name a folder or a hub name."),
     ("[{type: model, model: m, num_nodes: 0}]", "--reward.sources.0.num-nodes: must be > 0 (got 0)."),
     ("[{type: function, fnction: 'a:b'}]", "--reward.sources.0.fnction: unknown key. Did you mean function?"),

@@ -1,4 +1,4 @@
-"""Whatever is typed, the answer is a config or lines about it, never a traceback."""
+"""Whatever is typed, the response is a config or lines about it, never a traceback."""
 
 import contextlib
 import os

@@ -24,7 +24,10 @@ PACKED = ("--policy.quantization", "nf4")
             "--rollout.sync-adapters: the transformers engine takes merged weights only",
         ),
         (PACKED, "--policy.quantization: nf4 holds weights that do not learn. Set policy.lora.rank above 0"),
-        ((*ALONE, *LORA, *PACKED), "--rollout.sync-adapters: the engines would add adapters to weights that are not"),
+        (
+            (*ALONE, *LORA, *PACKED),
+            "--rollout.sync-adapters: the engines would add the adapters to weights that are not",
+        ),
         (("--policy.quantization", "int3"), "--policy.quantization: "),
     ],
 )
@@ -33,10 +36,10 @@ def test_refused(argv: tuple[str, ...], starts: str, problems: Problems) -> None
     assert problem.startswith(starts)
 
 
-def test_engines_mix_in_no_rounded_reference(problems: Problems) -> None:
+def test_engines_mix_in_no_quantized_reference(problems: Problems) -> None:
     mixture = ("--algo.mixture", "0.5", "--rollout.engine", "transformers")
     (problem,) = problems(*RIGHT, *LORA, *PACKED, *mixture, command="online-dpo")
-    assert problem.startswith("reference.quantization: the engines mix in the reference as its model says")
+    assert problem.startswith("reference.quantization: the engines load the reference that they mix in")
     assert problems(*RIGHT, *LORA, *PACKED, *mixture, "--reference.quantization", "none", command="online-dpo") == []
 
 

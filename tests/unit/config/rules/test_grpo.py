@@ -45,18 +45,18 @@ def test_the_defaults_of_every_member_are_right_and_stay_right(member: str, prob
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_group_of_one_is_refused_where_the_group_is_the_baseline(member: str, problems: Problems) -> None:
     found = problems(*RIGHT, "--algo", member, *ONE, command="grpo")
-    need = f"--rollout.group-size: {member.upper()} needs >= 2 (got 1): the baseline is made of the answers to the same prompt."
+    need = f"--rollout.group-size: {member.upper()} needs >= 2 (got 1): the baseline is made of the responses to the same prompt."
     assert found == ([] if member in WITHOUT_GROUPS else [need])
 
 
 REFUSED = [
     (
         ["--algo", "reinforce++", *ONE, "--rollout.batch-size", "1", "--train.batch-size", "1"],
-        "--rollout.batch-size: 1 answer a step is its own mean over the batch, and would teach nothing. Raise it, or set scale none.",
+        "--rollout.batch-size: 1 response in a step is its own mean over the batch: its advantage is always 0. Raise it, or set scale none.",
     ),
     (
         ["--algo", "remax", *ONE, "--algo.dynamic-sampling"],
-        "--rollout.group-size: 1 answer is a group without spread, and algo.dynamic_sampling would leave out every prompt.",
+        "--rollout.group-size: a group of 1 response has zero standard deviation, and algo.dynamic_sampling would leave out every prompt.",
     ),
     (
         ["--algo", "dr-grpo", "--algo.scale", "group"],
@@ -72,32 +72,32 @@ REFUSED = [
     ),
     (
         ["--algo", "remax", "--algo.scale", "group"],
-        "--algo.scale: remax compares no answers to one prompt, whose deviation group is. Use batch or none.",
+        "--algo.scale: remax does not compare the responses to one prompt, and group is their standard deviation. Use batch or none.",
     ),
-    (["--algo", "rloo", "--algo.std", "sample"], "--algo.std: scale none divides by no deviation. Remove it."),
+    (["--algo", "rloo", "--algo.std", "sample"], "--algo.std: not used: scale none does not divide by a standard deviation. Remove it."),
     (
         ["--algo.ratio", "sequence"],
-        "algo.aggregation: an answer that has one ratio (sequence) is one action, which token-mean would weigh by its length. Use seq-mean-token-mean.",
+        "algo.aggregation: a response that has one ratio (sequence) is one action, which token-mean would weight by its length. Use seq-mean-token-mean.",
     ),
     (
         ["--algo", "gspo", "--algo.aggregation", "seq-mean-token-sum-norm"],
-        "--algo.aggregation: an answer that has one ratio (sequence-mean) is one action, which seq-mean-token-sum-norm would weigh by its length. Use seq-mean-token-mean.",
+        "--algo.aggregation: a response that has one ratio (sequence-mean) is one action, which seq-mean-token-sum-norm would weight by its length. Use seq-mean-token-mean.",
     ),
     (
         ["--algo", "reinforce++", "--algo.ratio", "sequence", *SEQUENCE_MEAN],
-        "--algo.ratio: reinforce++ gives each token an advantage of its own; one ratio for all does not fit. Use token.",
+        "--algo.ratio: reinforce++ gives each token an advantage of its own, and needs a ratio for each token. Use token.",
     ),
     (
         ["--algo", "cispo", "--algo.ratio", "sequence", *SEQUENCE_MEAN],
-        "--algo.ratio: cispo weighs each token by its own ratio (got sequence). Use token, or loss clip.",
+        "--algo.ratio: cispo weights each token by its own ratio (got sequence). Use token, or loss clip.",
     ),
     (
         ["--algo", "cispo", "--algo.dual-clip", "3"],
-        "--algo.dual-clip: cispo takes no minimum that a second clip could bound. Set it to 0.",
+        "--algo.dual-clip: cispo has no minimum that a dual clip could bound. Set it to 0.",
     ),
     (
         ["--algo.dual-clip", "1"],
-        "--algo.dual-clip: must be > 1, or 0 for none (got 1): at 1 and below, bad tokens would teach nothing.",
+        "--algo.dual-clip: must be > 1, or 0 for none (got 1): at 1 or less, tokens with negative advantage would have no gradient.",
     ),
     (
         ["--algo.kl-estimator", "k1"],
@@ -105,15 +105,15 @@ REFUSED = [
     ),
     (
         ["--algo.overlong-buffer", "512"],
-        "--algo.overlong-buffer: 512 >= 512 tokens, so that every answer would be punished. Lower it.",
+        "--algo.overlong-buffer: 512 >= 512 tokens: every response would be penalized. Lower it.",
     ),
     (
         ["--algo.overlong-buffer", "100", "--algo.overlong-limit", "700"],
-        "--algo.overlong-limit: punishes answers above 600 tokens, and none has more than 512. Lower it.",
+        "--algo.overlong-limit: penalizes responses above 600 tokens, and none has more than 512. Lower it.",
     ),
     (
         ["--algo.overlong-limit", "400"],
-        "--algo.overlong-limit: not used: algo.overlong_buffer 0 punishes no length. Remove it, or set that.",
+        "--algo.overlong-limit: not used: algo.overlong_buffer 0 does not penalize length. Remove it, or set that.",
     ),
     (
         ["--algo.aggregation-tokens", "100"],
@@ -121,15 +121,15 @@ REFUSED = [
     ),
     (
         ["--algo.max-sampling-rounds", "3"],
-        "--algo.max-sampling-rounds: nothing is sampled again without algo.dynamic_sampling. Remove it, or set that.",
+        "--algo.max-sampling-rounds: not used without algo.dynamic_sampling, which alone samples again. Remove it, or set that.",
     ),
     (
         ["--rollout.temperature", "0"],
-        "--rollout.temperature: 0 is greedy and makes all 8 answers to a prompt equal: GRPO learns from sampled answers, and needs > 0 (got 0).",
+        "--rollout.temperature: 0 is greedy and makes all 8 responses to a prompt equal: GRPO learns from sampled responses, and needs > 0 (got 0).",
     ),
     (
         ["--algo.correction.cap", "0.5"],
-        "--algo.correction.cap: must be >= 1 (got 0.5): below, the weights of equal policies would be cut too.",
+        "--algo.correction.cap: must be >= 1 (got 0.5): below 1, even the weights of equal policies would be truncated.",
     ),
     (
         ["--algo.correction.type", "mask", "--algo.correction.low", "1.5"],
@@ -137,15 +137,15 @@ REFUSED = [
     ),
     (
         ["--rollout.top-p", "0.9"],
-        "--rollout.top-p: 0.9 samples from a part of the vocabulary, and the log-probs that the sampler reports are over all of it: importance weights would be wrong. Set it to 1, or algo.correction.type to none.",
+        "--rollout.top-p: 0.9 samples from a part of the vocabulary, but the engine's log-probs are over all of it: importance weights would be wrong. Set it to 1, or algo.correction.type to none.",
     ),
     (
         ["--rollout.top-k", "40"],
-        "--rollout.top-k: 40 samples from a part of the vocabulary, and the log-probs that the sampler reports are over all of it: importance weights would be wrong. Set it to 0, or algo.correction.type to none.",
+        "--rollout.top-k: 40 samples from a part of the vocabulary, but the engine's log-probs are over all of it: importance weights would be wrong. Set it to 0, or algo.correction.type to none.",
     ),
     (
         ["--algo.correction.type", "ratio", "--train.mismatch-stop", "0.5"],
-        "--train.mismatch-stop: 0.5 has nothing to judge: algo.correction ratio takes the sampler's word for the old policy, and the trainer measures nothing before it learns. Remove it, or choose another correction.",
+        "--train.mismatch-stop: 0.5 has no effect: algo.correction ratio uses the sampler's log-probs as the old log-probs, and the trainer computes none to compare them with. Remove it, or choose another correction.",
     ),
 ]  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_lag_without_correction_is_advised_against() -> None:
     assert advice_on(grpo(*lagging)) == []
     (advice,) = advice_on(grpo(*lagging, "--algo.correction.type", "none"))
     assert advice.keys == ("rollout.max_lag", "algo.correction.type")
-    assert advice.text.startswith("2 lets answers be 2 versions old, and algo.correction none")
+    assert advice.text.startswith("2 lets responses be 2 versions old (off-policy), and algo.correction none")
     assert advice_on(grpo("--algo.correction.type", "none")) == []
 
 

@@ -13,22 +13,22 @@ OFFLINE = ("--data.path", "x.jsonl", "--policy.model", "m")
     [
         (
             ("--train.batch_size", "32"),
-            "--train.batch-size: online KTO learns from a step's answers at once (got 32). Set it to 64 = "
+            "--train.batch-size: online KTO learns from a step's responses at once (got 32). Set it to 64 = "
             "batch_size*group_size.",
         ),
         (
             ("--train.batch_size", "100"),
-            "--train.batch-size: online KTO learns from a step's answers at once (got 100). Set it to 64 = "
+            "--train.batch-size: online KTO learns from a step's responses at once (got 100). Set it to 64 = "
             "batch_size*group_size.",
         ),
         (
             ("--rollout.group_size", "1", "--train.batch_size", "16"),
-            "--rollout.group-size: 1 answer is its own mean, and group-mean leaves it out. Raise it, or use threshold "
-            "batch-mean or fixed.",
+            "--rollout.group-size: 1 response is its own mean, and group-mean leaves it out. Raise it, or use "
+            "threshold batch-mean or fixed.",
         ),
         (
             ("--algo.threshold_score", "0.5"),
-            "--algo.threshold-score: 0.5 is used by threshold fixed alone (got group-mean).",
+            "--algo.threshold-score: 0.5 is only used by threshold fixed (got group-mean).",
         ),
         (
             ("--algo.desirable_weight", "2"),
