@@ -1,4 +1,4 @@
-"""`rlhf bench sync`: the weight sync of real actors on the cluster at hand, beside the collectives alone."""
+"""`rlhf bench sync`: the weight sync of real actors on the current cluster, compared with the collectives alone."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ from rlhf.planning.roles import model_of, place_models
 from rlhf.types import Head, Role, SyncReport
 
 LAYER_WIDTHS = 13
-"""Parameters of one layer of a fresh model, in squares of its hidden size."""
+"""Parameters of one layer of a new model, in squares of its hidden size."""
 LEAST_LAYERS = 6
 HIDDEN_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
 MEGA = 10**6
@@ -38,7 +38,7 @@ GIGA = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class SyncTimes:
     """The sync of one model, in medians."""
 
     model: str
@@ -75,18 +75,18 @@ def run_bench_sync(config: BenchConfig) -> int:
     for model in models:
         sys.stderr.write(f"rlhf: {name_of(model)}: syncs, then the collectives alone\n")
         with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
-            figures = time_sync(config, cluster, placement, model)
+            times = time_sync(config, cluster, placement, model)
         with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
-            measured.append(time_raw(config, cluster, placement, figures))
+            measured.append(time_raw(config, cluster, placement, times))
     if config.as_json:
-        sys.stdout.write(json.dumps([asdict(figures) | {"share": figures.share} for figures in measured]) + "\n")
+        sys.stdout.write(json.dumps([asdict(times) | {"share": times.share} for times in measured]) + "\n")
     else:
         Console(highlight=False).print(table(config, measured))
     return 0
 
 
 def make_models(config: BenchConfig, folder: Path) -> list[str]:
-    """Llamas of about the asked sizes, with random weights, made where they are not there yet."""
+    """Llamas of about the given sizes, with random weights. Existing ones are used again."""
     context = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     models = []
     for millions in config.sizes:
@@ -101,7 +101,8 @@ def make_models(config: BenchConfig, folder: Path) -> list[str]:
 
 
 def shape_of(millions: int) -> tuple[int, int, int]:
-    """Hidden size, layers and vocabulary of a Llama with about so many parameters: as wide as leaves it some depth."""
+    """Hidden size, number of layers and vocabulary of a Llama with about this many parameters: as wide as possible with
+    at least six layers."""
     size = millions * MEGA
     widest = sqrt(size / (LAYER_WIDTHS * LEAST_LAYERS))
     hidden = max((width for width in HIDDEN_SIZES if width <= widest), default=HIDDEN_SIZES[0])
@@ -114,8 +115,8 @@ def name_of(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2]
 
 
-def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model: str) -> Figures:
-    """Start the policy and the engines as a run does, and send the weights again and again."""
+def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model: str) -> SyncTimes:
+    """Start the policy and the engines as a run does, and send the weights several times."""
     policy: TrainedModelSection = config.policy.model_copy(update={"model": model})
     engine = make_engine_spec(policy, config.rollout, placement, cluster.device, seed=0)
     launcher = Launcher(
@@ -130,7 +131,7 @@ def time_sync(config: BenchConfig, cluster: Cluster, placement: Placement, model
     timeout_s = 4 * config.rollout.sync_timeout_s
     trainer = GroupEngine(workers.groups[Role.POLICY], Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
     reports: list[SyncReport] = [trainer.send_weights(version) for version in range(config.repeats + 1)][1:]
-    return Figures(
+    return SyncTimes(
         model=name_of(model),
         dtype=engine.dtype,
         medium=engine.sync_backend,
@@ -155,11 +156,11 @@ def script(policy: TrainedModelSection, engine: EngineSpec) -> LaunchSpec:
     return LaunchSpec(trained={Role.POLICY: trained}, engine=engine)
 
 
-def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figures: Figures) -> Figures:
-    """The collectives of as many bytes in as many buckets, by workers in the same bundles."""
+def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, times: SyncTimes) -> SyncTimes:
+    """The collectives alone, with the same bytes in the same number of buckets, by workers in the same bundles."""
     slots = cluster.reserve(placement)
     trainers = slots[Role.POLICY]
-    receivers = slots[Role.ROLLOUT] if figures.medium != "ipc" else []
+    receivers = slots[Role.ROLLOUT] if times.medium != "ipc" else []
     calls = [
         cluster.start_worker(CollectivesWorker, slot, name=f"collectives rank {rank}", title="Collectives", env={})
         for rank, slot in enumerate([*trainers, *receivers])
@@ -172,19 +173,19 @@ def time_raw(config: BenchConfig, cluster: Cluster, placement: Placement, figure
         start_timeout_s=config.cluster.start_timeout_s,
         collective_timeout_s=config.rollout.sync_timeout_s,
     )
-    asked = (figures.num_bytes, figures.num_buckets, len(trainers), config.repeats)
+    sizes = (times.num_bytes, times.num_buckets, len(trainers), config.repeats)
     results = cluster.calls.wait_all(
-        [Call(worker=worker, ref=worker.handle.measure.remote(*asked)) for worker in workers],
+        [Call(worker=worker, ref=worker.handle.measure.remote(*sizes)) for worker in workers],
         phase="collectives",
         timeout_s=4 * config.rollout.sync_timeout_s * (config.repeats + 1),
     )
     seconds = cast(list[tuple[float, float]], results[0])
     gather_s, send_s = (median(column) for column in zip(*seconds, strict=True))
-    return replace(figures, gather_s=gather_s, send_s=send_s)
+    return replace(times, gather_s=gather_s, send_s=send_s)
 
 
-def table(config: BenchConfig, measured: list[Figures]) -> Table:
-    """A line a model."""
+def table(config: BenchConfig, measured: list[SyncTimes]) -> Table:
+    """One row for each model."""
     of_all = f"policy ranks: {config.policy.num_ranks}, engines: {config.rollout.num_engines}"
     title = f"{of_all}, medium: {measured[0].medium}, {measured[0].dtype}"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -1,4 +1,4 @@
-"""`rlhf plan --calibrate RUN`: planned beside measured, and the factors between them."""
+"""`rlhf plan --calibrate RUN`: what was planned next to what was measured, and the factors between them."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from rlhf.types import Json
 
 
 def run_calibrate(options: CalibrateConfig) -> int:
-    """Print the comparison and keep the factors in the run's folder. Returns the exit code.
+    """Print the comparison and write the factors to the run's folder. Returns the exit code.
 
     Raises:
         ConfigError: there is no such run, or its config is of another version.
-        DataError: its metrics say too little.
+        DataError: it has too few steps.
     """
     if options.calibrate is None:
         raise ConfigError("calibrate: name the folder of a run.")
@@ -58,7 +58,7 @@ def run_config(folder: Path) -> TrainConfig:
 
 
 def compared(config: TrainConfig, folder: Path, cluster: str | None) -> tuple[Plan, Measured]:
-    """The plan of a run for the lengths that it met, and what it measured. Raises DataError."""
+    """The plan of a run for the lengths that it had, and what it measured. Raises DataError."""
     algorithm = build_algorithm(config.algo)
     placement = place(config, algorithm.needs)
     shape = detect_cluster(config, placement) if cluster is None else parse_cluster(cluster)

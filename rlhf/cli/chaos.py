@@ -1,4 +1,4 @@
-"""`rlhf chaos`: a run under faults beside the same run without.
+"""`rlhf chaos`: a run with injected faults, compared with the same run without.
 
 RUNS/NAME-clean/  RUNS/NAME-chaos/ (the two runs)
 RUNS/NAME-chaos-faults/  plan.json  phases.json  witness.jsonl  NAME-chaos_K.log (what its K-th driver printed)
@@ -27,9 +27,9 @@ from rlhf.orchestrator.run.run_directory import PRIVATE, newest_processes
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
-"""Codes of runs that spent their restarts and can be continued."""
+"""Exit codes of runs that used up their restarts and can be resumed."""
 TIMED = ("time", "throughput/", "sync/seconds", "memory/")
-"""Metrics that no two runs share."""
+"""Metrics that differ between any two runs."""
 
 
 def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
@@ -54,7 +54,7 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
         run_to_end(command, config, clean, work, console, most_drivers=1)
     processes = newest_processes(clean)
     if not processes:
-        raise ConfigError(f"chaos: {clean} is not a run that ended: its logs do not say who ran where.")
+        raise ConfigError(f"chaos: {clean} is not a finished run: its logs do not say which process ran where.")
     # By name: those that were replaced come last in the run's own list.
     faults = draw(options, sorted(process.name for process in processes), phases_of(work, clean))
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
@@ -69,8 +69,8 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     )
     if len(witnesses) < len(faults):
         raise ConfigError(
-            f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had struck. Give it more "
-            "train.num_steps, or fewer --num-faults."
+            f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had been injected. Give it "
+            "more train.num_steps, or fewer --num-faults."
         )
     if not is_exact(config, {process.device for process in processes}):
         console.print("the run is over; on GPUs, and where rollouts run ahead, no two learn the same weights")
@@ -89,7 +89,7 @@ def folder_of(config: TrainConfig, which: str) -> Path:
 def run_to_end(
     command: str, config: TrainConfig, folder: Path, work: Path, console: Console, *, most_drivers: int
 ) -> list[int]:
-    """Run and resume until the run is done. Returns the drivers' exit codes; a killed one's is negative."""
+    """Run and resume until the run is done. Returns the drivers' exit codes; that of a killed driver is negative."""
     settings = work / f"{folder.name}.yaml"
     write_text(settings, dump_config(config))
     codes: list[int] = []
@@ -118,7 +118,7 @@ def run_to_end(
 
 
 def tear(folder: Path, witnesses: Sequence[Mapping[str, Json]]) -> str:
-    """Damage the newest checkpoint, where the last fault was of this kind and an older one is there."""
+    """Damage the newest checkpoint, if the last fault was of this kind and there is an older checkpoint."""
     found = sorted(folder.glob("checkpoints/step_*"), key=lambda path: int(path.name[5:]))
     if not witnesses or witnesses[-1]["kind"] != "tear" or len(found) < 2:
         return ""
@@ -130,11 +130,11 @@ def tear(folder: Path, witnesses: Sequence[Mapping[str, Json]]) -> str:
 
 
 def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) -> list[Fault]:
-    """Each process in each phase in an order of chance, again and again; kinds take turns where they make sense."""
+    """Each process in each phase, in random order, repeatedly; kinds alternate where they apply."""
     chance, moments = random.Random(options.chaos_seed), random.Random(f"moments-{options.chaos_seed}")
     cells = list(product([*processes, DRIVER], phases))
     chance.shuffle(cells)
-    for_driver = [str(kind) for kind in options.kinds if kind != "stop"]  # nobody would wake it
+    for_driver = [str(kind) for kind in options.kinds if kind != "stop"]  # no process would continue it
     for_others = [str(kind) for kind in options.kinds if kind != "tear"]
     faults = []
     for number, (process, phase) in enumerate(islice(cycle(cells), options.num_faults)):
@@ -154,7 +154,7 @@ def draw(options: ChaosConfig, processes: Sequence[str], phases: Sequence[str]) 
 
 
 def phases_of(work: Path, clean: Path) -> list[str]:
-    """The phases that a run is in, where they were watched; else all that its kind of run has."""
+    """The phases of a run, if they were recorded; else all phases of its kind of run."""
     watched = work / "phases.json"
     if watched.exists():
         return list(json.loads(watched.read_text(encoding="utf-8")))
@@ -163,7 +163,7 @@ def phases_of(work: Path, clean: Path) -> list[str]:
 
 
 def is_exact(config: TrainConfig, devices: set[str]) -> bool:
-    """Whether two runs of one seed are the same, bit for bit."""
+    """Whether two runs with one seed are equal bit for bit."""
     return devices == {"cpu"} and config.max_lag == 0
 
 
@@ -173,19 +173,19 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 
 def first_difference(clean: Path, disturbed: Path) -> str:
-    """Where the figures of two runs part."""
+    """Where the metrics of two runs first differ."""
     ours, theirs = (read_rows(folder / "metrics.jsonl") for folder in (disturbed, clean))
     for one, other in zip(ours, theirs, strict=False):
         for name in sorted(one.keys() & other.keys()):
             if not name.startswith(TIMED) and one[name] != other[name]:
                 return f"first at step {one.get('step')}: {name} {one[name]}, not {other[name]}"
-    return f"{len(ours)} steps recorded, not {len(theirs)}" if len(ours) != len(theirs) else "all figures agree"
+    return f"{len(ours)} steps recorded, not {len(theirs)}" if len(ours) != len(theirs) else "all metrics agree"
 
 
 def table(faults: Sequence[Fault], witnesses: Sequence[Mapping[str, Json]]) -> Table:
-    """What struck whom, and where it was seen."""
+    """Which fault hit which process, and where it was noticed."""
     seen = {row["number"]: row for row in witnesses}
-    shown = Table("fault", "process", "phase", "struck in")
+    shown = Table("fault", "process", "phase", "noticed in")
     for fault in faults:
         row = seen.get(fault.number)
         shown.add_row(fault.kind, fault.process, fault.phase, f"{row['wait']} (pid {row['pid']})" if row else "not met")

@@ -1,7 +1,7 @@
 """`python -m rlhf.cli.chaos_child FOLDER RUN train METHOD ...`: `rlhf train METHOD ...` with faults, for `rlhf chaos`.
 
-FOLDER/plan.json holds the faults in their order. Each that struck is in FOLDER/witness.jsonl, and is not
-repeated by a later process. FOLDER/phases.json says which phases the run has been in.
+FOLDER/plan.json holds the faults in order. Those that were carried out are in FOLDER/witness.jsonl and are not
+repeated by a later process. FOLDER/phases.json lists the phases that the run has been in.
 """
 
 import json
@@ -34,7 +34,7 @@ PHASES: Mapping[str, re.Pattern[str]] = {
         "checkpoint": r" save$",
     }.items()
 }
-"""Phase of a step -> what the waits for remote calls are called in it."""
+"""Phase of a step -> the names of the waits for remote calls in it."""
 DRIVER = "driver"
 WITNESSES = "witness.jsonl"
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "tear": signal.SIGKILL}
@@ -42,16 +42,16 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "tear": signal.SIGKIL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What happens to whom, and when."""
+    """A fault: which process, when, and of what kind."""
 
     number: int
     kind: str
     process: str
     phase: str
     apart_s: float = 0.0
-    """Least seconds since the one before, or since the driver began."""
+    """Least seconds since the fault before, or since the driver started."""
     delay_s: float = 0.0
-    """Seconds between the beginning of the wait that it comes in, and the fault."""
+    """Seconds between the start of the wait and the fault in it."""
 
 
 class Injector:
@@ -118,7 +118,7 @@ class Injector:
 
 
 class FaultExecutor:
-    """Carries faults out on the processes of a run of this machine, and says so in the folder of faults."""
+    """Carries faults out on the processes of a run of this machine, and records them in the folder of faults."""
 
     def __init__(self, folder: Path, run: Path) -> None:
         self._folder = folder
@@ -127,19 +127,19 @@ class FaultExecutor:
         self._seen: list[str] = json.loads(phases.read_text(encoding="utf-8")) if phases.exists() else []
 
     def faults(self) -> list[Fault]:
-        """Those of the plan that have not struck yet."""
+        """The faults of the plan that have not been carried out yet."""
         plan = json.loads((self._folder / "plan.json").read_text(encoding="utf-8"))
         done = {row["number"] for row in read_rows(self._folder / WITNESSES)}
         return [fault for fault in (Fault(**row) for row in plan) if fault.number not in done]
 
     def see(self, phase: str) -> None:
-        """Remember that the run is in a phase."""
+        """Record that the run is in a phase."""
         if phase not in self._seen:
             self._seen.append(phase)
             write_text(self._folder / "phases.json", json.dumps(self._seen))
 
     def strike(self, fault: Fault, text: str, give_back: Callable[[Fault], None]) -> threading.Thread | None:
-        """Carry a fault out in the wait that is called `text`: at once, before anybody is asked, or in a thread."""
+        """Carry a fault out in the wait that is called `text`: at once, before a worker is called, or in a thread."""
         if not fault.delay_s:
             self._send(fault, text, give_back)
             return None

@@ -1,4 +1,4 @@
-"""`rlhf check`: says whether a run can start, as far as that can be known without starting it."""
+"""`rlhf check`: whether a run can start, as far as that can be checked without starting it."""
 
 import sys
 from collections.abc import Mapping, Sequence

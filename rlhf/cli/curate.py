@@ -12,14 +12,14 @@ BEST = ("best-of-n", "raft")
 
 
 def run_curate(config: CurateConfig) -> int:
-    """Choose, write, and say what was kept and what not. Returns the exit code.
+    """Choose, write, and print what was kept and what was not. Returns the exit code.
 
     Raises:
         ConfigError: the file exists.
         DataError: rows that are no scored samples, or none of them is kept.
     """
-    assert config.samples is not None, "the config's loader asked for it"
-    assert config.out is not None, "the config's loader asked for it"
+    assert config.samples is not None, "checked by the config's loader"
+    assert config.out is not None, "checked by the config's loader"
     path = Path(config.out)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"--out: {path} exists. Choose another, or --overwrite.")
@@ -50,7 +50,7 @@ def curate(config: CurateConfig, samples: list[Sample]) -> Curated:
 
 
 def report(samples: list[Sample], curated: Curated) -> list[str]:
-    """What was there, and what was left out and why."""
+    """How many samples there were, and which were left out and why."""
     facts = describe(samples)
     lines = [
         f"{facts['answers']:.0f} answers to {facts['prompts']:.0f} prompts, mean reward {facts['reward']:.4g}, "

@@ -37,9 +37,9 @@ KINDS = {
 
 
 def run_data_report(config: DataConfig) -> int:
-    """Print the report; then raise DataError where training would refuse the rows. Returns the exit code."""
-    assert config.kind is not None, "the config's loader asked for it"
-    assert config.data.path is not None, "the config's loader asked for it"
+    """Print the report; then raise DataError if training would refuse the rows. Returns the exit code."""
+    assert config.kind is not None, "checked by the config's loader"
+    assert config.data.path is not None, "checked by the config's loader"
     problems = Problems(config.data.max_bad_rows)
     kind = KINDS[config.kind]
     records = read_records(config.data, config.data.path, kind, problems)
@@ -90,7 +90,7 @@ def make_report(
 def tokenized(
     section: DataSection, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
 ) -> tuple[list[Record], list[Record], Measure]:
-    """The records that a tokenizer takes, and their lengths in its tokens, prompts as a run would render them."""
+    """The records that the tokenizer accepts, and their lengths in tokens, with prompts as a run would render them."""
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
 
     encoder = Encoder(section, load_tokenizer(model, key="tokenizer"))
@@ -111,7 +111,7 @@ def tokenized(
 
 
 def measured(section: DataSection, encoder: Encoder, record: Record) -> Lengths:
-    """Lengths in tokens, stop tokens included."""
+    """Lengths in tokens, including stop tokens."""
     prompt = encoder.prompt(record)
     if record.steps:
         return Lengths(prompt=len(prompt.token_ids), responses=(len(encoder.steps(record, prompt).token_ids),))
@@ -126,7 +126,7 @@ def measured(section: DataSection, encoder: Encoder, record: Record) -> Lengths:
 
 
 def show(report: Mapping[str, Json], console: Console) -> None:
-    """The report for people: a table of facts and one of lengths, then what is wrong and what to think about."""
+    """The report for people: a table of facts, a table of lengths, then errors and warnings."""
     sides = {
         name.replace("_", " "): side for name in ("train", "held_out") if isinstance(side := report.get(name), dict)
     }
@@ -152,19 +152,19 @@ def show(report: Mapping[str, Json], console: Console) -> None:
 
 
 def lines_of(facts: Mapping[str, Json], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as names and values, but for the percentiles."""
+    """Nested facts as names and values, without the percentiles."""
     lines: list[tuple[str, str]] = []
     for name, value in facts.items():
-        said = f"{prefix}{name.replace('_', ' ')}"
+        label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, dict):
-            lines += [] if "max" in value else lines_of(value, f"{said}: ")
+            lines += [] if "max" in value else lines_of(value, f"{label}: ")
         else:
-            lines.append((said, f"{value:.4g}" if isinstance(value, float) else str(value)))
+            lines.append((label, f"{value:.4g}" if isinstance(value, float) else str(value)))
     return lines
 
 
 def length_table(sides: Mapping[str, Mapping[str, Json]], unit: str) -> Table:
-    """Percentiles of how long prompts and responses are."""
+    """Percentiles of the lengths of prompts and responses."""
     table = Table(title=f"Lengths in {unit}")
     headings = [*(f"p{percent}" for percent in PERCENTILES), "max", "mean"]
     for heading in ("", *headings):

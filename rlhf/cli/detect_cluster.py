@@ -1,4 +1,4 @@
-"""What a run would find here: the nodes of the Ray cluster that it would join, or this machine."""
+"""The cluster that a run would use: the nodes of the Ray cluster that it would join, or this machine."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from rlhf.planning.placement import Placement
 
 
 def detect_cluster(config: TrainConfig, placement: Placement) -> ClusterShape:
-    """The nodes that a run of this config would have: the Ray cluster's that it would join, or this machine's.
+    """The nodes for a run of this config: those of the Ray cluster that it would join, or this machine.
 
     Raises:
         ConfigError: as `shape_of`; or there is no such cluster.
@@ -26,9 +26,9 @@ def local_gpus() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    asked = [program, "--query-gpu=name", "--format=csv,noheader"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
-    return [line.strip() for line in told.stdout.splitlines() if line.strip()] if told.returncode == 0 else []
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()] if result.returncode == 0 else []
 
 
 def _ray_nodes(address: str) -> list[list[str]]:

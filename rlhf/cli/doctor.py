@@ -27,7 +27,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def run_doctor(options: DoctorConfig, environ: Mapping[str, str]) -> int:
-    """Print the page. Returns 2 where a part is missing or of a wrong version.
+    """Print the page. Returns 2 if a part is missing or has the wrong version.
 
     Raises:
         ConfigError: the folder is not a run's.
@@ -55,7 +55,7 @@ def show_run(console: Console, folder: Path) -> None:
     for line in page.warnings:
         console.print(f"  {plain(line)}")
     for process, lines in page.troubles.items():
-        console.print(f"  {process} last said:")
+        console.print(f"  {process} wrote last:")
         for line in lines:
             console.print(f"    {plain(line)}")
     for process, place in page.stack_tops.items():
@@ -65,7 +65,7 @@ def show_run(console: Console, folder: Path) -> None:
 
 
 def ask_processes(folder: Path) -> None:
-    """Let the processes of a run on this machine write down where they stand. Those elsewhere do not."""
+    """Have the processes of a run on this machine write down what they are doing. Those on other machines cannot."""
     here = [process for process in newest_processes(folder) if process.host == socket.gethostname()]
     if not here:
         return
@@ -75,12 +75,12 @@ def ask_processes(folder: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
+    """Text without terminal control characters."""
     return escape(CONTROL.sub("?", text))
 
 
 def wrong_parts(version: Callable[[str], str | None]) -> Iterator[str]:
-    """What training needs and is missing, or of a version that rlhf was not made for; `version` says which is
+    """What training needs and is missing, or has a version that rlhf does not support; `version` says which is
     installed."""
     missing = False
     for wanted in map(Requirement, metadata.requires("rlhf") or []):
@@ -97,7 +97,7 @@ def wrong_parts(version: Callable[[str], str | None]) -> Iterator[str]:
 
 
 def surroundings(environ: Mapping[str, str]) -> Iterator[str]:
-    """Devices, memory, and what else runs meet here."""
+    """Devices, memory, and other facts about this machine."""
     engines = [f"{name} {version}" for name in ENGINES if (version := version_of(name))]
     yield f"rollouts by {engines[0]}" if engines else "vLLM is not installed: rollouts by transformers, which is slower"
     gpus = local_gpus()

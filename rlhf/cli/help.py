@@ -1,4 +1,4 @@
-"""Help texts, made from the config's own docstrings."""
+"""Help texts, generated from the config's docstrings."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ MAIN_WIDTH = 118
 
 
 def member_defaults(command: Command) -> TrainConfig:
-    """The config of a command where nothing is set but the type of its member."""
+    """The config of a command with only the type of its member set."""
     layer = Layer()
     if command.key is not None:
         layer.settings.append(Setting(split_key(command.key), command.name, InFlag()))
@@ -30,7 +30,7 @@ def member_defaults(command: Command) -> TrainConfig:
 
 
 def member_section(command: Command, defaults: TrainConfig) -> str:
-    """The first paragraph about a member."""
+    """The first paragraph of a member's docstring."""
     section: Section = defaults
     for part in split_key(command.key or "")[:-1]:
         section = dict(section)[part]
@@ -38,7 +38,7 @@ def member_section(command: Command, defaults: TrainConfig) -> str:
 
 
 def groups(command: Command, defaults: TrainConfig) -> Iterator[tuple[str, str, list[Field]]]:
-    """Name, description and fields of every section of a config; of a member those that it has."""
+    """Name, description and fields of every section of a config; of a member, only the fields that it has."""
     config = command.config
     fields = [field for field in fields_of(config, values=defaults) if _has(command, field)]
     for name in config.model_fields:
@@ -47,15 +47,16 @@ def groups(command: Command, defaults: TrainConfig) -> Iterator[tuple[str, str, 
 
 
 def _has(command: Command, field: Field) -> bool:
-    """Whether a field can be set in a command: not what its name decides, nor what only other members have."""
+    """Whether a field can be set in a command: not the one that its name decides, nor those that only other members
+    have."""
     if command.key is None or field.name == command.key:
         return command.key is None
-    beside = field.name.startswith(f"{command.key.rpartition('.')[0]}.")
-    return not beside or not field.owners or command.name in field.owners
+    is_sibling = field.name.startswith(f"{command.key.rpartition('.')[0]}.")
+    return not is_sibling or not field.owners or command.name in field.owners
 
 
 def kind_of(field: Field) -> str:
-    """What a field takes, for people."""
+    """The values that a field takes, as shown in help."""
     if field.choices:
         return "|".join(str(choice) for choice in field.choices)
     if field.is_list:
@@ -65,7 +66,7 @@ def kind_of(field: Field) -> str:
 
 
 def default_of(field: Field) -> str:
-    """A field's default as YAML would have it; empty where there is none."""
+    """A field's default as YAML; empty if there is none."""
     default = field.default
     if default is None or default is PydanticUndefined or default in ((), "", {}):
         return ""
@@ -73,7 +74,7 @@ def default_of(field: Field) -> str:
 
 
 def bounds_and_variant(field: Field) -> str:
-    """The numbers that are allowed, and the types that alone have the field."""
+    """The numbers that are allowed, and the types that have the field if not all do."""
     facts = [field.bounds, f"only with type {' or '.join(field.owners)}" if len(field.owners) in range(1, 4) else ""]
     return "; ".join(fact for fact in facts if fact)
 
@@ -89,7 +90,7 @@ def flag_of(name: str) -> str:
 
 
 def field_help(field: Field, width: int) -> str:
-    """A flag and its sentence."""
+    """A flag and its help text."""
     short = next((alias for alias, name in ALIASES.items() if name == field.name), None)
     names = ", ".join(flag_of(name) for name in (field.name, short) if name)
     text = field.meaning + facts_of(field)
@@ -130,14 +131,14 @@ def train_help(verb: str, name: str) -> str:
 
 
 def plan_help() -> str:
-    """Help of `rlhf plan`: its own flags; a run's are those of `rlhf train`."""
+    """Help of `rlhf plan`: its own flags; the flags of a run are in `rlhf train METHOD --help`."""
     return PLAN_HEAD.format(names=",".join(METHODS)) + "\n".join(
         field_help(field, screen_width()) for field in fields_of(PlanConfig)
     )
 
 
 def chaos_help() -> str:
-    """Help of `rlhf chaos`: its own flags; a run's are those of `rlhf train`."""
+    """Help of `rlhf chaos`: its own flags; the flags of a run are in `rlhf train METHOD --help`."""
     return CHAOS_HEAD.format(names=",".join(METHODS)) + "\n".join(
         field_help(field, screen_width()) for field in fields_of(ChaosConfig)
     )
@@ -155,7 +156,7 @@ def quickstart_help() -> str:
 
 
 def commands_help(verb: str) -> str:
-    """Help of `rlhf train` or `rlhf check` without an algorithm."""
+    """Help of `rlhf train` or `rlhf check` without a method."""
     lines = [f"  {name:11} {method.summary}" for name, method in METHODS.items()]
     lines += [
         "",
@@ -181,7 +182,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
   rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
-  rlhf chaos METHOD [CONFIG.yaml]                             a run under kills and stops, beside the same run in peace
+  rlhf chaos METHOD [CONFIG.yaml]                             a run with killed and stopped processes, and one without
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
   rlhf --version                                              print the version
 
@@ -209,16 +210,16 @@ Usage: rlhf plan {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]
 
 Shows where a run's models would live, what each device would hold phase by phase and how long a step would take,
 before anything starts; of models it reads config.json alone. Takes every flag of `rlhf train METHOD` too. Exits with
-2 where the run does not fit, and says with which settings it would.
+2 if the run does not fit, and shows with which settings it would.
 
-`rlhf plan --calibrate RUN [--cluster 2x8xH100]` shows what a finished run measured beside what was planned for it, and
+`rlhf plan --calibrate RUN [--cluster 2x8xH100]` shows what a finished run measured next to what was planned for it, and
 keeps the factors for --calibration.
 
 """
 CHAOS_HEAD = """\
 Usage: rlhf chaos {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]
 
-Runs a config twice, in peace and under faults: processes of one kind after another are killed or stopped, each in
+Runs a config twice, without and with faults: processes of one kind after another are killed or stopped, each in
 another phase of a step, and the newest checkpoint is damaged. Both runs must end with the same weights (on CPU, where
 rollouts do not run ahead). Takes every flag of `rlhf train METHOD` too. For --kinds stop, lower the deadlines first:
 train.step_timeout_s and rollout.generate_timeout_s.

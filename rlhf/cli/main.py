@@ -112,7 +112,7 @@ def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObser
 
 
 def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """The method that a command line names, and its other words. A help flag may stand in its place."""
+    """The method that a command line names, and its other words. A help flag may be in the method's place."""
     from rlhf.config.commands import COMMANDS, METHODS
 
     command, *rest = arguments or ["--help"]
@@ -199,7 +199,7 @@ def _tool(verb: str, arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show warnings about renamed settings as lines like all others."""
+    """Show warnings about renamed settings in the format of other warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", RenamedSettingWarning)
         others = warnings.showwarning
@@ -223,7 +223,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tracebacks(shown: bool) -> Iterator[None]:
-    """Print the traceback of what fails inside, and let it pass."""
+    """Print the traceback of an exception inside, and raise it again."""
     try:
         yield
     except BaseException:
@@ -233,7 +233,7 @@ def _tracebacks(shown: bool) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean X?`, or nothing where no known word is near."""
+    """` Did you mean X?`, or nothing if no known word is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]}?" if near else ""
 
@@ -244,8 +244,8 @@ def _show(text: str) -> int:
 
 
 def _understood(error: BaseException) -> BaseException:
-    """Errors that are a user's to mend as such, wherever they were met: a name that no file can have, a library that an
-    extra would have installed. Other errors as they are."""
+    """Errors that a user can fix as ConfigError: a name that no file can have, a library that an extra would have
+    installed. Other errors as they are."""
     if (advice := missing_extra(error)) is not None:
         return ConfigError(advice)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -255,7 +255,7 @@ def _understood(error: BaseException) -> BaseException:
 
 
 def _exit_code(error: BaseException) -> int:
-    """Tell the user what ended the command; the exit code says it to machines."""
+    """Print what ended the command; the exit code says it to programs."""
     match error:
         case SystemExit():
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -278,7 +278,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def lines_of(error: RlhfError) -> list[str]:
-    """One line a problem, the first twenty."""
+    """One line for each problem, at most twenty."""
     problems = error.problems if isinstance(error, ConfigError) else (" ".join(str(error).split()),)
     lines = [" ".join(problem.split()) for problem in problems[:MAX_PROBLEMS_SHOWN]]
     hidden = len(problems) - len(lines)
@@ -301,7 +301,7 @@ def _saved_traceback(error: BaseException) -> str:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of our output is gone. Then nothing more is written there, at exit neither."""
+    """Whether the reader of our output is gone. Then nothing more is written to it, not even at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""`rlhf plan`: what a run would look like on a cluster, from its config and its models' config.json alone."""
+"""`rlhf plan`: what a run would look like on a cluster, from its config and its models' config.json files alone."""
 
 import json
 import logging
@@ -31,15 +31,15 @@ from rlhf.planning.workload import Lengths
 
 HUB_TIMEOUT_S = 10.0
 CALIBRATION = "calibration.json"
-"""What `--calibrate` leaves in a run's folder."""
+"""File that `--calibrate` writes to a run's folder."""
 
 
 def config_json(model: str, where: str) -> Mapping[str, object]:
-    """As `local_config_json`, or a few kilobytes from the hub. Raises ModelError."""
+    """Like `local_config_json`; a hub model downloads its config.json alone. Raises ModelError."""
     try:
         if described_folder(model, os.environ) is None:
             sys.stderr.write(f"rlhf: {model} is not here; asking the hub for its config.json.\n")
-            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
             return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
     except (OSError, HfHubHTTPError) as error:
         text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
@@ -50,7 +50,7 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
 
 
 def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> ConfigError:
-    """What is short of what, and the nearest settings that can be placed."""
+    """What does not fit where, and the nearest settings that can be placed."""
     edits = suggest_placement_fixes(config, planner)
     advice = (
         f"This can be placed: {as_flags(edits)}" if edits else "Ask for fewer devices, or merge roles with --colocate."
@@ -59,7 +59,7 @@ def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> Confi
 
 
 def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
-    """Print the plan of a resolved config; the exit code is that of a wrong config where it does not fit.
+    """Print the plan of a resolved config. The exit code is that of a wrong config if the run does not fit.
 
     Raises:
         ConfigError: the placement finds no room on the cluster.

@@ -93,7 +93,7 @@ def _letter(plan: Plan, group: GroupPlan) -> str:
 
 
 def _drawing(plan: Plan) -> Table:
-    """A row for each node, or run of nodes that look the same; a letter for each device."""
+    """A row for each node, or for several equal nodes; a letter for each device."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     rows: list[tuple[int, int, str]] = []
     for node in range(plan.cluster.num_nodes):
@@ -133,7 +133,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _parts(group: GroupPlan) -> str:
-    """What fills a device at the group's peak, largest first."""
+    """What uses a device's memory at the group's peak, largest first."""
     sums: dict[str, float] = {}
     for role, held in group.memory[group.peak_phase].items():
         for name, amount in _named(held).items():
@@ -159,7 +159,7 @@ def _times(plan: Plan) -> Table:
 
 
 def _reason(plan: Plan) -> str:
-    """What the groups are, and what takes longest."""
+    """The groups, and the phase that takes longest."""
     groups = ", ".join(f"{group.group.name} {group.group.shape.num_devices}" for group in plan.groups)
     slowest = max(plan.seconds, key=lambda phase: plan.seconds[phase])
     return f"{groups}; {slowest} takes {plan.seconds[slowest] / plan.step_s:.0%}"

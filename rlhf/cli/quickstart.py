@@ -30,7 +30,7 @@ from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling
 FORMAT = "Visitor: {prompt}\nKeeper:"
 NUM_HELD_OUT = 16
 NUM_JUDGED = 8
-"""Sampled answers to each held-out question."""
+"""Sampled responses to each held-out question."""
 MAX_ANSWER_TOKENS = 48
 MARKER = "zoo.json"
 STAGES = ("sft", "rm", "ppo")
@@ -77,19 +77,19 @@ def stage_configs(folder: Path, seed: int) -> dict[str, dict[str, Json]]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a model does with the held-out questions."""
+    """A model's responses to the held-out questions, measured."""
 
     greedy: list[str]
-    """Its likeliest answer to each, for people to read."""
+    """Its greedy response to each question."""
     true_score: float
     length: float
     kl: float
-    """Nats a response from the model after SFT."""
+    """KL to the model after SFT, in nats a response."""
 
 
 def run_quickstart(config: QuickstartConfig) -> int:
-    """Make the zoo, run the three steps, show what they changed. Returns the exit code: that of a step that failed,
-    whose own error was shown already.
+    """Make the data, run the three steps, show what they changed. Returns the exit code: that of the step that failed,
+    which has printed its error.
 
     Raises:
         ConfigError: the folder exists and holds something else.
@@ -114,7 +114,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
 
 
 def make_zoo(folder: Path, seed: int) -> list[Question]:
-    """Write the data and the untrained model; returns the questions that no training data holds."""
+    """Write the data and the untrained model; returns the questions that are not in the training data."""
     from rlhf.engines.models.fresh_model import make_llama, train_tokenizer  # noqa: PLC0415  torch is slow to import
 
     if folder.exists():
@@ -128,8 +128,8 @@ def make_zoo(folder: Path, seed: int) -> list[Question]:
     held_out, known = questions[:NUM_HELD_OUT], questions[NUM_HELD_OUT:]
     (folder / MARKER).write_text(json.dumps({"seed": seed, "held_out": [question.text for question in held_out]}))
     shown = demonstrations(known, 24, rng)
-    write_rows(folder / "demonstrations.jsonl", [spoken(row) for row in shown])
-    write_rows(folder / "preferences.jsonl", [spoken(row) for row in preferences(known, 16, rng)])
+    write_rows(folder / "demonstrations.jsonl", [with_space(row) for row in shown])
+    write_rows(folder / "preferences.jsonl", [with_space(row) for row in preferences(known, 16, rng)])
     write_rows(folder / "prompts.jsonl", [{"prompt": question.text} for question in known])
     texts = [FORMAT.format(prompt=row["prompt"]) + " " + row["response"] for row in shown]
     texts += [FORMAT.format(prompt=question.text) for question in held_out]
@@ -139,18 +139,18 @@ def make_zoo(folder: Path, seed: int) -> list[Question]:
     return held_out
 
 
-def spoken(row: Mapping[str, str]) -> dict[str, str]:
+def with_space(row: Mapping[str, str]) -> dict[str, str]:
     """A row whose answers start with the space that follows "Keeper:"."""
     return {key: value if key == "prompt" else f" {value}" for key, value in row.items()}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """One JSON object a line."""
+    """One JSON object on each line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def report(folder: Path, held_out: Sequence[Question], seed: int, console: Console) -> None:
-    """The closing table, three answers before and after, and where the model is."""
+    """The final table, three responses before and after, and where the model is."""
     models = {stage: folder / "runs" / stage / "model" for stage in ("sft", "ppo")}
     before, after = (judge(models[stage], models["sft"], held_out, seed) for stage in ("sft", "ppo"))
     rewards = [
@@ -160,13 +160,13 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
     table = Table(title="Held-out questions: what PPO changed")
     for heading in ("", "after SFT", "after PPO"):
         table.add_column(heading, justify="left" if not heading else "right")
-    figures = {
+    measures = {
         "true score, 0 to 1 (no model saw this rule)": (before.true_score, after.true_score),
         "reward (by the reward model; first and last step)": (rewards[0], rewards[-1]),
         "KL to the SFT model, nats a response": (before.kl, after.kl),
         "length, tokens": (before.length, after.length),
     }
-    for name, values in figures.items():
+    for name, values in measures.items():
         table.add_row(name, *(f"{value + 0.0:.2f}" for value in values))
     console.print(table)
     for question, old, new in list(zip(held_out, before.greedy, after.greedy, strict=True))[:3]:
@@ -179,7 +179,7 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
 
 
 def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -> Verdict:
-    """Let `model` answer each question once greedily and several times by chance, and measure what it sampled."""
+    """Let `model` respond to each question once greedily and several times by sampling, and measure the samples."""
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415
     from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415  torch is slow to import
 
@@ -208,7 +208,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
 
     sampled = answers(1.0, NUM_JUDGED)
     texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in sampled]
-    asked = [question for question in questions for _ in range(NUM_JUDGED)]
+    repeated = [question for question in questions for _ in range(NUM_JUDGED)]
     reference = TransformersRolloutEngine(EngineSpec(section=section, model=str(origin), dtype="float32", device="cpu"))
     sequences = [
         np.concatenate([prompts[int(rollout.prompt_id)], rollout.token_ids]).astype(np.int64) for rollout in sampled
@@ -220,7 +220,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
     ]
     return Verdict(
         greedy=[tokenizer.decode(rollout.token_ids.tolist()) for rollout in answers(0.0, 1)],
-        true_score=float(np.mean([true_score(q, text) for q, text in zip(asked, texts, strict=True)])),
+        true_score=float(np.mean([true_score(q, text) for q, text in zip(repeated, texts, strict=True)])),
         length=float(np.mean([len(rollout.token_ids) for rollout in sampled])),
         kl=round(float(np.mean(gaps)), 3),
     )

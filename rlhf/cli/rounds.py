@@ -39,7 +39,7 @@ FREE = {"num_rounds", "debug"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One round's place and its two models: the policy that samples, and what its training starts from."""
+    """A round's folder and its two models: the policy that samples, and the model that its training starts from."""
 
     number: int
     folder: Path
@@ -61,7 +61,7 @@ class Round:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the round's training came to its end."""
+        """Whether the round's training is finished."""
         try:
             status = json.loads((self.run / "status.json").read_text(encoding="utf-8"))["status"]
         except (OSError, ValueError, KeyError):
@@ -70,7 +70,7 @@ class Round:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run `rlhf ARGUMENTS` in a process of its own and return its exit code. It hears of a request to stop."""
+    """Run `rlhf ARGUMENTS` in a process of its own and return its exit code. SIGTERM is passed on."""
     process = subprocess.Popen([sys.executable, "-m", "rlhf.cli.main", *arguments])
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -89,6 +89,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def run_rounds(config: RoundsConfig, run: Callable[[Sequence[str]], int] = run_command) -> int:
     """Do every stage that is not done yet, and show the mean reward of each round. `run` runs one `rlhf` command.
+
     Returns the exit code: that of the stage that failed, or 0.
 
     Raises:
@@ -108,15 +109,15 @@ def run_rounds(config: RoundsConfig, run: Callable[[Sequence[str]], int] = run_c
                     "The same command continues from there.\n"
                 )
                 return code
-    figures = [summary(one) for one in rounds(config)]
-    write_json(folder / "rounds.json", {"rounds": list(figures)})
-    console.print(table(figures))
+    rows = [summary(one) for one in rounds(config)]
+    write_json(folder / "rounds.json", {"rounds": list(rows)})
+    console.print(table(rows))
     console.print(f"The last model is in {list(rounds(config))[-1].policy}", soft_wrap=True)
     return 0
 
 
 def claim(folder: Path, config: RoundsConfig) -> None:
-    """Write the settings into the folder, or see that they are those that lie there."""
+    """Write the settings to the folder, or check that they are the ones in it."""
     file = folder / "config.yaml"
     if file.exists():
         before = dict(flattened(yaml.safe_load(file.read_text(encoding="utf-8"))))
@@ -139,7 +140,7 @@ def claim(folder: Path, config: RoundsConfig) -> None:
 
 def rounds(config: RoundsConfig) -> Iterator[Round]:
     """The rounds in order, and the one after the last, which only samples."""
-    assert config.model is not None, "the config's loader asked for it"
+    assert config.model is not None, "checked by the config's loader"
     policy = config.model
     for number in range(1, config.num_rounds + 2):
         one = Round(
@@ -154,7 +155,7 @@ def rounds(config: RoundsConfig) -> Iterator[Round]:
 
 
 def stages(config: RoundsConfig, one: Round) -> Iterator[tuple[str, list[str]]]:
-    """The commands that this round still needs; each is asked for when the one before it is done."""
+    """The commands that this round still needs; the next one is generated when the one before it is done."""
     if not is_finished(one.samples):
         yield "sample", ["sample", str(sample_file(config, one))]
     if one.number > config.num_rounds:
@@ -166,7 +167,7 @@ def stages(config: RoundsConfig, one: Round) -> Iterator[tuple[str, list[str]]]:
 
 
 def sample_file(config: RoundsConfig, one: Round) -> Path:
-    """Write the round's settings for `rlhf sample`. Each round has seeds of its own."""
+    """Write the round's settings for `rlhf sample`. Each round has its own seeds."""
     sampling = config.model_dump(include=set(SamplingConfig.model_fields))
     seed = (config.seed + one.number - 1) % SEEDS
     settings = SampleConfig(**sampling | {"seed": seed}, model=one.policy, out=str(one.samples))
@@ -178,7 +179,8 @@ def sample_file(config: RoundsConfig, one: Round) -> Path:
 
 
 def curation(config: RoundsConfig, number: int) -> list[str]:
-    """How the round chooses: pairs for DPO; for SFT what reaches the round's bound, else the best of each prompt."""
+    """How the round chooses: pairs for DPO; for SFT, responses above the round's threshold, else the best of each
+    prompt."""
     kept = ["--keep-truncated"] if config.keep_truncated else []
     if config.method == "dpo":
         return ["pairs", "--min-margin", str(config.min_margin), *kept]
@@ -190,8 +192,8 @@ def curation(config: RoundsConfig, number: int) -> list[str]:
 
 
 def training(config: RoundsConfig, one: Round) -> list[str]:
-    """The round's `rlhf train`. Prompts were written as the model saw them, so nothing is put around them again."""
-    assert config.method is not None, "the config's loader asked for it"
+    """The round's `rlhf train`. Prompts were written as the model saw them, so no template is applied again."""
+    assert config.method is not None, "checked by the config's loader"
     arguments = ["train", config.method, *([config.train] if config.train is not None else [])]
     arguments += ["--policy.model", one.start]
     if config.method == "dpo":
@@ -203,19 +205,19 @@ def training(config: RoundsConfig, one: Round) -> list[str]:
 
 
 def summary(one: Round) -> dict[str, Json]:
-    """What the round's policy made, and how many rows came of it."""
+    """Statistics of the policy's samples, and the number of rows made of them."""
     facts: dict[str, Json] = dict(describe(read_samples(str(one.samples))))
     rows = one.data.read_bytes().count(b"\n") if one.data.exists() else None
     return {"round": one.number, "policy": one.policy, "rows": rows, **facts}
 
 
-def table(figures: Sequence[dict[str, Json]]) -> Table:
-    """One line a policy."""
+def table(rows: Sequence[dict[str, Json]]) -> Table:
+    """One row for each policy."""
     shown = Table(title="Samples of each round's policy")
     for heading in ("round", "mean reward", "mean of the best", "truncated", "responses", "rows trained on"):
         shown.add_column(heading, justify="right")
-    for row in figures:
-        last = row is figures[-1]
+    for row in rows:
+        last = row is rows[-1]
         shown.add_row(
             "after the last" if last else str(row["round"]),
             f"{_number(row['reward']):.4g}",

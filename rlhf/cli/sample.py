@@ -1,4 +1,5 @@
-"""`rlhf sample`: responses to every prompt of a data set, scored, as rows; in one process, continued where it stopped."""
+"""`rlhf sample`: scored responses to every prompt of a data set, as rows, in one process. An unfinished file is
+continued."""
 
 import hashlib
 import logging
@@ -33,19 +34,19 @@ from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 EDGE_BYTES = 2**20
 HARMLESS = {"out", "model", "data", "debug", "gpu_memory_utilization", "kv_cache_gib", "engine", "dtype", "max_prompts"}
-"""Settings that decide nothing about a sample, or that are written down by what they come to."""
+"""Settings that do not change samples, or whose result is recorded instead."""
 
 
 def run_sample(config: SampleConfig) -> int:
-    """Sample, score and write every response that is not there yet. Returns the exit code.
+    """Sample, score and write every response that is missing. Returns the exit code.
 
     Raises:
         ConfigError: the file of samples was made with other settings, or the lengths do not fit the model.
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    assert config.model is not None, "the config's loader asked for it"
-    assert config.out is not None, "the config's loader asked for it"
+    assert config.model is not None, "checked by the config's loader"
+    assert config.out is not None, "checked by the config's loader"
     require_fit(config, config.model)
     tokenizer = load_tokenizer(config.model, key="model")
     prompts = read_prompts(config, tokenizer)
@@ -82,7 +83,7 @@ def run_sample(config: SampleConfig) -> int:
 
 
 def require_fit(config: SampleConfig, model: str) -> None:
-    """Raise ModelError or ConfigError where the model's files say already that it cannot answer."""
+    """Raise ModelError or ConfigError if the model's files show that it cannot be used."""
     try:
         folder = local_folder(model, os.environ)
         facts = None if folder is None else read_model(folder)
@@ -94,13 +95,13 @@ def require_fit(config: SampleConfig, model: str) -> None:
     if facts is not None and facts.context is not None and total > facts.context:
         room = facts.context - config.max_prompt_tokens
         advice = f"Lower --max-tokens to {room}." if room > 0 else "Lower --max-prompt-tokens too."
-        said = f"{config.max_prompt_tokens} + {config.max_tokens}"
-        raise ConfigError(f"--max-tokens: {said} tokens > context {facts.context} of {model}. {advice}")
+        sizes = f"{config.max_prompt_tokens} + {config.max_tokens}"
+        raise ConfigError(f"--max-tokens: {sizes} tokens > context {facts.context} of {model}. {advice}")
 
 
 def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ...]:
-    """The prompts to answer, never those that are held out. Raises DataError, also where a reward source needs what a
-    row does not have."""
+    """The prompts to sample responses to, without held-out ones. Raises DataError, also if rows lack a column that a
+    reward source needs."""
     prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in prompts)
     if unfit := row_problems(config.reward.all_sources, rows):
@@ -109,8 +110,8 @@ def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ..
 
 
 def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, device: str) -> dict[str, Json]:
-    """Everything that decides the responses: what a file of samples must agree on with the command that continues it."""
-    assert config.model is not None, "the config's loader asked for it"
+    """Everything that decides the responses. A file of samples can only be continued with the same values."""
+    assert config.model is not None, "checked by the config's loader"
     given: dict[str, Json] = config.model_dump(mode="json", exclude=HARMLESS | {"reward"})
     reward: dict[str, Json] = config.reward.model_dump(mode="json", exclude_defaults=True)
     return given | {
@@ -143,7 +144,7 @@ def model_digest(folder: Path) -> str:
 
 
 def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> RewardSource | None:
-    """The weighted sum of the sources, reward models in this process; None where there is no source."""
+    """The weighted sum of the sources, with reward models in this process; None if there is no source."""
     models = [source for source in section.all_sources if isinstance(source, StartedSource)]
     opened: dict[str, RewardSource] = {}
     for source in models:
@@ -161,7 +162,7 @@ def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> R
 
 def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
     """Load the model."""
-    assert config.model is not None, "the config's loader asked for it"
+    assert config.model is not None, "checked by the config's loader"
     section = RolloutSection(
         engine=config.engine,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -191,14 +192,14 @@ def write_chunks(
     rewards: RewardSource | None,
     tokenizer: Tokenizer,
 ) -> None:
-    """Sample, score and append every chunk that the file does not hold yet."""
+    """Sample, score and append every chunk that is missing in the file."""
     console = make_console(sys.stdout, len(chunks))
     try:
         for number in range(file.num_chunks, len(chunks)):
             start = time.monotonic()
             rows = answer(model, chunks[number], requests[number], engine, rewards, tokenizer)
             file.append(rows)
-            console.log(number + 1, figures(rows, time.monotonic() - start))
+            console.log(number + 1, chunk_metrics(rows, time.monotonic() - start))
     finally:
         console.close()
 
@@ -213,18 +214,24 @@ def answer(
 ) -> list[Row]:
     """The rows of one chunk."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    asked = [by_id[request.prompt_id] for request in requests]
+    prompts_of_requests = [by_id[request.prompt_id] for request in requests]
     if rewards is None:
         rollouts = engine.generate(requests)
         responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
-        return [sample_row(*item, None, model) for item in zip(asked, requests, rollouts, responses, strict=True)]
+        return [
+            sample_row(*item, None, model)
+            for item in zip(prompts_of_requests, requests, rollouts, responses, strict=True)
+        ]
     sampler = Sampler(engine, rewards, tokenizer)
     rollouts = sampler.generate(requests)
-    responses, scores = sampler.score(asked, rollouts)
-    return [sample_row(*item, model) for item in zip(asked, requests, rollouts, responses, scores, strict=True)]
+    responses, scores = sampler.score(prompts_of_requests, rollouts)
+    return [
+        sample_row(*item, model)
+        for item in zip(prompts_of_requests, requests, rollouts, responses, scores, strict=True)
+    ]
 
 
-def figures(rows: Sequence[Row], seconds: float) -> Mapping[str, Json]:
+def chunk_metrics(rows: Sequence[Row], seconds: float) -> Mapping[str, Json]:
     """What the console shows of a chunk."""
     lengths = [length for row in rows if isinstance(length := row["num_tokens"], int)]
     rewards = [row["reward"] for row in rows]

@@ -1,5 +1,5 @@
-"""The commands around training: which arguments each takes, and what runs it. A command's own code is imported when it
-runs: help is instant."""
+"""The commands around training: the arguments of each, and what runs it. A command's code is imported when it runs, so
+help is instant."""
 
 # ruff: noqa: PLC0415
 
@@ -31,7 +31,7 @@ class Tool:
     config: type[Section]
     run: Callable[[Sequence[str], Environ], int]
     is_bare: bool = False
-    """Runs without arguments, with which the others show their help."""
+    """Whether it runs without arguments, instead of showing its help."""
 
 
 def _sample(argv: Sequence[str], environ: Environ) -> int:

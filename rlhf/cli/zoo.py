@@ -50,7 +50,7 @@ def all_questions() -> list[Question]:
 
 
 def answer(question: Question, rng: random.Random) -> str:
-    """One answer of the zoo keeper, in a mood of the moment."""
+    """One answer of the zoo keeper, in a random mood."""
     opener = rng.choice(rng.choice((KIND_OPENERS, GRUMPY_OPENERS)))
     closer = rng.choice(rng.choice((KIND_CLOSERS, GRUMPY_CLOSERS)))
     news = f"The {question.animal} {rng.choice(DEEDS)} {rng.choice(PLACES)}."
@@ -65,7 +65,7 @@ def demonstrations(questions: Sequence[Question], num_each: int, rng: random.Ran
 
 
 def preferences(questions: Sequence[Question], num_each: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for the reward model: two answers to a question, of which a person likes one better."""
+    """Pairs for the reward model: two answers to a question, of which a person prefers one."""
     rows: list[dict[str, str]] = []
     for question in questions:
         pairs: list[dict[str, str]] = []
@@ -78,8 +78,8 @@ def preferences(questions: Sequence[Question], num_each: int, rng: random.Random
 
 
 def true_score(question: Question, text: str) -> float:
-    """How good an answer is, from 0 to 1: half for telling of the animal in question and no other; a quarter for a
-    kind opening and a quarter for a kind close, unless there is a grumpy word anywhere."""
+    """How good an answer is, from 0 to 1: half for telling about the animal in question and no other; a quarter for a
+    kind opening and a quarter for a kind closing, unless there is a grumpy word anywhere."""
     words = set(re.findall(r"[a-z]+", text.lower()))
     helpful = 0.5 * (words & set(ANIMALS) == {question.animal})
     if words & GRUMPY_WORDS:

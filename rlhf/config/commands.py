@@ -287,15 +287,15 @@ class Method:
 
     config: type[TrainConfig]
     rows: RowKind
-    """What the data set's rows are read as."""
+    """What the rows of the data set are read as."""
     model: str = "policy"
-    """The config's name of the model that the run is about."""
+    """Config name of the model that the method trains and exports."""
     sequences_per_example: int = 1
-    """2 where an example is a pair of responses."""
+    """2 if an example is a pair of responses."""
     member_key: str | None = None
     """The setting that chooses the member."""
     also_typed: tuple[str, str] | None = None
-    """A command and a flag that mean this method too."""
+    """A command and a flag that mean the same method."""
 
     @property
     def summary(self) -> str:
@@ -304,7 +304,7 @@ class Method:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The values of `member_key`; of an algorithm of the user's own there is no name to type."""
+        """The values of `member_key`, except custom: an algorithm of the user's own has no name here."""
         if self.member_key is None:
             return ()
         return tuple(name for name in fields_by_name(self.config)[self.member_key].variants if name != "custom")

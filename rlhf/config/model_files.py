@@ -98,8 +98,8 @@ def read_model(folder: Path) -> ModelFacts:
     facts = describe_model(folder)
     for name, shape in _shapes(folder):
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, shape[0]):
-            said = f"config.json says a vocabulary of {facts.vocab_size}"
-            raise ModelFileError(f"{name}: shape {list(shape)}, {said}.")
+            expected = f"config.json has a vocabulary of {facts.vocab_size}"
+            raise ModelFileError(f"{name}: shape {list(shape)}, {expected}.")
     return facts
 
 
@@ -128,7 +128,7 @@ def read_config_json(folder: Path) -> dict[str, object]:
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raises ModelFileError where there is no tokenizer beside the model."""
+    """Raises ModelFileError if there is no tokenizer in the folder."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelFileError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}).")
 

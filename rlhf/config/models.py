@@ -67,10 +67,10 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters that learn in the model's stead (Hu et al. 2021)."""
+    """LoRA: low-rank adapters that learn instead of the model (Hu et al. 2021)."""
 
     rank: NonNegativeInt = 0
-    """Rank of the adapters beside each linear layer; 0 trains the model itself. Adapters need about ten times the
+    """Rank of the adapters on each linear layer; 0 trains the model itself. Adapters need about ten times the
     learning rate of full training."""
     alpha: PositiveFloat = Field(32.0, allow_inf_nan=False)
     """The adapters' output is scaled by alpha / rank."""

@@ -1,4 +1,4 @@
-"""Settings that got a new name. For one more version the old name is read too, with a warning that says the new one."""
+"""Renamed settings. For one more version the old name is read too, with a warning that names the new one."""
 
 import warnings
 from collections.abc import Collection, Mapping

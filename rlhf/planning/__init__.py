@@ -1,1 +1,1 @@
-"""Where a run's models live and what that costs, as pure functions of config and cluster. Starts nothing."""
+"""Where a run's models are placed and what that costs, as pure functions of config and cluster. Starts nothing."""

@@ -1,4 +1,4 @@
-"""What a person should know about a plan, with the knob that mends it."""
+"""Advice on a plan, each with the setting to change."""
 
 from collections.abc import Iterator
 
@@ -13,16 +13,16 @@ MOSTLY_IDLE = 0.5
 
 
 def advice_on(plan: Plan, config: TrainConfig, edits: Edits | None) -> list[str]:
-    """One line a fact. `edits` are settings with which a plan that does not fit would."""
+    """One line for each fact. `edits` are settings with which a plan that does not fit would fit."""
     lines = [*shortages(plan)]
     if lines:
-        mended = f"It fits with: {as_flags(edits)}" if edits else "No usual setting mends it; use more devices."
-        return [*lines, mended]
+        fix = f"It fits with: {as_flags(edits)}" if edits else "No usual setting fixes it; use more devices."
+        return [*lines, fix]
     return [*_warnings(plan, config)]
 
 
 def shortages(plan: Plan) -> Iterator[str]:
-    """What there is too little of."""
+    """What the plan has too little of."""
     for group in plan.groups:
         if not group.fits:
             yield (
@@ -61,7 +61,7 @@ def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
         )
     if plan.idle_share > MOSTLY_IDLE and len(plan.groups) > 1 and not plan.cluster.device.is_cpu:
         slowest = max(plan.seconds, key=lambda phase: plan.seconds[phase])
-        overlap = "" if plan.overlaps else ", or --rollout.max-lag 1, which lets rollouts run beside learning"
+        overlap = "" if plan.overlaps else ", or --rollout.max-lag 1, which lets rollouts run during training"
         yield f"devices idle {plan.idle_share:.0%} of the time; {slowest} takes longest. Try --suggest{overlap}."
     wasted = plan.cluster.num_devices - plan.placement.num_devices
     if wasted and not plan.cluster.device.is_cpu:

@@ -1,4 +1,4 @@
-"""What a finished run teaches about the machine: how its measured figures differ from the plan's."""
+"""Correcting a plan with a finished run's measurements."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,35 +14,37 @@ from rlhf.planning.workload import Lengths
 from rlhf.types import Json
 
 WARM_UP = 2
-"""First steps of a run, which load and compile, and count for nothing."""
+"""First steps of a run, which include loading and compiling, and are left out."""
 MODELS = "models"
 ENGINE = "rollout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Factors, and an addition, that bring a plan to what was measured. Without any it is as the sheets say."""
+    """Factors, and a constant, that turn planned numbers into measured ones. Without any, plans rely on data sheets
+    alone."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Phase -> measured over planned, of what depends on the devices' speed."""
+    """Phase -> measured / planned, of the part that depends on the devices' speed."""
     fixed_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Phase -> the same of what does not; named where it alone would have been more than was measured."""
+    """Phase -> measured / planned, of the part that does not; only for phases where this part alone was more than what
+    was measured."""
     other_s: float = 0.0
-    """Of a step, outside the phases that were planned: bookkeeping, records, checkpoints, rewards by rule."""
+    """Seconds of a step outside the planned phases: bookkeeping, records, checkpoints, rule-based rewards."""
     memory_factors: Mapping[str, float] = field(default_factory=dict)
-    """models or rollout -> measured over planned, of what a process holds beside its libraries."""
+    """models or rollout -> measured / planned, of a process's memory without its libraries."""
 
     def time(self, phase: str, seconds: float, fixed: float) -> float:
-        """Planned `seconds`, of which `fixed` do not depend on the devices' speed, as they will be measured."""
+        """The time to expect for planned `seconds`, of which `fixed` do not depend on the devices' speed."""
         return fixed * self.fixed_seconds.get(phase, 1.0) + (seconds - fixed) * self.seconds.get(phase, 1.0)
 
     def write(self, file: Path) -> None:
-        """Keep it as JSON."""
+        """Write it as JSON."""
         file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises DataError where the file is not one that `write` wrote."""
+        """Raises DataError if the file was not written by `write`."""
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -54,13 +56,13 @@ NONE = Calibration()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a run's metrics say of a usual step: medians over its steps but the first ones."""
+    """A run's typical step by its metrics: medians over its steps except the first ones."""
 
     seconds: Mapping[str, float]
     """Phase -> seconds."""
     step_s: float
     memory: Mapping[str, float]
-    """Roles of a process, as `policy+reference` -> bytes at most."""
+    """Roles of a process, as `policy+reference` -> its peak memory in bytes."""
     lengths: Lengths
 
 
@@ -90,14 +92,14 @@ def measured(steps: Sequence[Mapping[str, Json]], phases: Sequence[str], num_seq
 
 
 def _number(step: Mapping[str, Json], name: str) -> float:
-    """A figure of a step; 0 where it is not there, or was not finite."""
+    """A metric of a step; 0 if it is missing, or was not finite."""
     value = step.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
 
 def calibrated(found: Measured, plan: Plan) -> Calibration:
-    """What makes the plan's figures those that were measured. What every forward pass and token costs, whatever the
-    model's size, is taken as planned: another model on the same machine meets it again."""
+    """The factors between the plan and what was measured. The fixed cost of each forward pass and token is taken as
+    planned, because it does not depend on the model: a calibration also serves other models on the same machine."""
     seconds: dict[str, float] = {}
     fixed_seconds: dict[str, float] = {}
     for phase, planned in plan.seconds.items():

@@ -15,8 +15,8 @@ CORE_TFLOPS = 0.16
 
 
 def shape_of(nodes: Sequence[Sequence[str]], placement: Placement) -> ClusterShape:
-    """The cluster whose nodes have GPUs of these kinds. Without any, a run shares this machine's cores and memory among
-    the devices that it asks for.
+    """The cluster whose nodes have GPUs of these kinds. Without GPUs, the devices of a run share this machine's cores
+    and memory.
 
     Raises:
         ConfigError: the GPUs are of a kind without a data sheet, or of several kinds.
@@ -42,7 +42,7 @@ def sheet_of(name: str) -> DeviceSheet:
 
 
 def _cpu_cluster(placement: Placement) -> ClusterShape:
-    """All share the memory. Roles take turns with the cores, which the ranks of the widest share, as in a run."""
+    """All devices share the memory. Roles compute one after the other, and the ranks of one role share the cores."""
     memory = psutil.virtual_memory().total / GIB / placement.num_devices
     widest = max(max(group.shape.num_devices, group.num_engines) for group in placement.groups)
     tflops = CORE_TFLOPS * max(1.0, (os.cpu_count() or 1) / widest)

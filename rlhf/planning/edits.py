@@ -1,4 +1,4 @@
-"""A config with other values, by the keys that flags have."""
+"""A config with other values, by dotted keys."""
 
 import json
 import shlex
@@ -11,14 +11,14 @@ S = TypeVar("S", bound=Section)
 
 
 def edited(config: S, values: Mapping[str, object]) -> S:
-    """`config` with `values` at their dotted keys, which must be there. Values are not validated again."""
+    """`config` with `values` at their dotted keys, which must exist. Values are not validated again."""
     for key, value in values.items():
         config = _with(config, key.split("."), value)
     return config
 
 
 def changes(config: Section, values: Mapping[str, object]) -> dict[str, object]:
-    """The values that `config` does not have already."""
+    """The values that differ from those of `config`."""
     return {key: value for key, value in values.items() if edited(config, {key: value}) != config}
 
 
@@ -38,7 +38,7 @@ def _with(config: S, path: Sequence[str], value: object) -> S:
 
 
 def as_flags(values: Mapping[str, object]) -> str:
-    """The edits as they are typed."""
+    """The edits as flags of a command line."""
     words: list[str] = []
     for key, value in values.items():
         flag = "--" + key.replace("_", "-")

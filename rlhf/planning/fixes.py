@@ -15,10 +15,9 @@ MERGES = (("policy,reference",), ("policy,reference", "critic,reward"), ("policy
 
 
 def suggest_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
-    """The fewest of the usual edits, least costly first, with which the plan fits; None where none of them is enough.
+    """The fewest of the usual edits, cheapest first, with which the plan fits; None if no combination suffices.
 
-    First each by itself, then one on top of the other. Raises nothing: an edit whose placement finds no room is passed
-    over.
+    First each edit alone, then all edits so far together. Raises nothing: an edit that cannot be placed is skipped.
     """
     ladder = [*_edits(config)]
     for edit in ladder:
@@ -35,7 +34,7 @@ def suggest_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
 
 
 def _needed(config: TrainConfig, edits: Edits, planner: Planner) -> Edits:
-    """The edits without those that the plan fits without."""
+    """The edits without those that the plan also fits without."""
     needed = dict(edits)
     for key in edits:
         fewer = {other: value for other, value in needed.items() if other != key}
@@ -45,7 +44,7 @@ def _needed(config: TrainConfig, edits: Edits, planner: Planner) -> Edits:
 
 
 def savings(config: TrainConfig) -> dict[str, object]:
-    """Everything that saves memory for a little time, at once: what is not set already."""
+    """Everything that saves memory at the cost of a little time, in one edit, without what is set already."""
     trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
     values: dict[str, object] = {f"{name}.gradient_checkpointing": True for name in trained}
     values |= {f"{name}.zero_stage": 3 for name in config.models}
@@ -54,7 +53,7 @@ def savings(config: TrainConfig) -> dict[str, object]:
 
 
 def _edits(config: TrainConfig) -> Iterator[Edits]:
-    """Single edits: those that cost a little time, then more devices, then those that cost much time."""
+    """Single edits: first those that cost a little time, then more devices, then those that cost much time."""
     if isinstance(config, OnlineConfig):
         for share in (0.7, 0.5, 0.3):
             if share < config.rollout.gpu_memory_utilization:
@@ -82,7 +81,7 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
 
 
 def fitting(config: TrainConfig, edits: Edits, planner: Planner) -> Plan | None:
-    """The plan of the edited config, where it can be placed and fits."""
+    """The plan of the edited config, if it can be placed and fits; else None."""
     try:
         plan = planner(edited(config, edits))
     except ConfigError:
@@ -99,8 +98,8 @@ def _can_be_placed(config: TrainConfig, edit: Edits, planner: Planner) -> bool:
 
 
 def suggest_placement_fixes(config: TrainConfig, planner: Planner) -> Edits | None:
-    """The nearest settings that find room on the nodes, whether or not the memory suffices: merged roles first, then
-    fewer devices; None where nothing does."""
+    """The nearest settings that can be placed on the nodes, whether or not the memory suffices: first merged roles,
+    then fewer devices; None if there are none."""
     merged: list[dict[str, object]] = [{"cluster.colocate": groups} for groups in MERGES if config.is_online]
     for edit in merged:
         if _can_be_placed(config, edit, planner):

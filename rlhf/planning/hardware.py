@@ -1,4 +1,4 @@
-"""What devices can do, from their makers' sheets, and clusters described in a word (`16x8xH100`)."""
+"""Data sheets of devices, and clusters written as `16x8xH100`."""
 
 import re
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ GIB = 2**30
 GB = 10**9
 TERA = 10**12
 LEAST_SHARED_MEMORY_GIB = 1.0
-"""Free in /dev/shm, where Ray's objects lie. A container that is not told otherwise has a sixteenth of it."""
+"""Free space in /dev/shm for Ray's objects. A container's default is much less."""
 CLUSTER = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<devices>\d+)x(?P<kind>[A-Za-z][\w-]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSheet:
-    """One device, and its share of the node around it. Rates are dense peaks in one direction, in SI units."""
+    """One device, and its share of its node. Rates are dense peaks in one direction, in SI units."""
 
     name: str
     memory_gib: float
-    """Memory that a program can have."""
+    """Memory available to a program."""
     tflops: float
     """Peak of the matrix units, in bfloat16 (float32 on CPU)."""
     memory_gb_s: float
@@ -29,7 +29,7 @@ class DeviceSheet:
     network_gb_s: float
     """To another node."""
     host_gib: float
-    """Host memory of a node, for each of its devices."""
+    """Host memory of a node, divided by its devices."""
 
     @property
     def is_cpu(self) -> bool:
@@ -65,7 +65,8 @@ SHEETS: Mapping[str, DeviceSheet] = {
         _gpu("CPU", 8.0, 0.1, 10, 4, 1.25, 8),
     )
 }
-"""Data sheets of SXM parts where there are some; networks as the makers' own servers have them: one port a device."""
+"""Data sheets of the SXM parts if there are some. The network is that of the makers' servers: one port for each
+device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class ClusterShape:
 
     @property
     def capacity_gib(self) -> float:
-        """Memory that one process may have: its device's, or without devices the node's, which all share."""
+        """Memory that one process may use: its device's, or without GPUs the node's, which all processes share."""
         return self.device.memory_gib * (self.devices_per_node if self.device.is_cpu else 1)
 
     @property

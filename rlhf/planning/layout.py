@@ -1,4 +1,4 @@
-"""Which node each group's bundles go to, as Ray would have to find them, or why none can be found."""
+"""Which node each group's bundles go to, as in Ray's placement groups, or why they do not fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ class Bundle:
 
 
 def bundle_sizes(group: DeviceGroup) -> list[int]:
-    """Devices of each of a group's bundles. Engines that share with nobody have one each."""
+    """Devices of each of a group's bundles. Rollout engines with devices of their own have one bundle each."""
     if group.roles == (Role.ROLLOUT,):
         return [group.devices_per_engine] * group.num_engines
     return [group.shape.num_devices_per_node] * group.shape.num_nodes
 
 
 def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
-    """Put every bundle on a node with room, largest first, onto the fullest node that has it. The bundles of a group
-    that is spread over nodes go to different ones, but for engines.
+    """Put every bundle on a node with room, largest first, on the fullest node that still has room. The bundles of a
+    group that is spread over nodes go to different nodes, except those of rollout engines.
 
     `free` holds each node's free devices.
 
     Raises:
-        ConfigError: a bundle finds no node. Says which, what it needs, and what every node still has.
+        ConfigError: a bundle fits on no node. The message names it, what it needs, and what every node has left.
     """
     left = list(free)
     bundles: list[Bundle] = []
@@ -58,9 +58,10 @@ def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
 
 
 def core_share(placement: Placement, cores: Sequence[float]) -> float:
-    """Cores for each device of a run without GPUs, 1 at most: the largest share with which every bundle finds a node.
+    """CPU cores for each device of a run without GPUs, at most 1: the largest share with which every bundle fits on a
+    node.
 
-    `cores` holds each node's.
+    `cores` holds each node's cores.
 
     Raises:
         ConfigError: a group is spread over more nodes than there are.
@@ -85,7 +86,7 @@ def _short(group: DeviceGroup, index: int, num_bundles: int, size: int, left: Se
 
 
 def shown_nodes(nodes: Sequence[int], left: Sequence[int]) -> str:
-    """`3 on node 0, 8 on each of nodes 1 to 15`, for people."""
+    """`3 on node 0, 8 on each of nodes 1 to 15`."""
     runs: list[tuple[int, int, int]] = []
     for node in nodes:
         if runs and runs[-1][1] == node - 1 and runs[-1][2] == left[node]:

@@ -1,8 +1,8 @@
-"""What a model takes of one device's memory, part by part, and of its node's host memory.
+"""How much of a device's memory a model needs, part by part, and of its node's host memory.
 
 Bytes are those of DeepSpeed's ZeRO (Rajbhandari et al. 2020) with the settings that this package trains with: AdamW
-with float32 master weights and moments, gradients accumulated in float32. Activations are those of a Llama layer whose
-attention never holds its matrix of scores.
+with float32 master weights and moments, gradients accumulated in float32. Activations are those of a Llama layer with
+an attention kernel that never materializes the score matrix.
 """
 
 from dataclasses import dataclass, fields
@@ -13,16 +13,16 @@ from rlhf.planning.model_shape import ModelShape
 FLOAT32 = 4
 MOMENTS = 2 * FLOAT32
 MAX_LIVE_PARAMETERS = 10**9
-"""DeepSpeed gathers ahead up to so many parameters of a partitioned model."""
+"""DeepSpeed prefetches up to this many parameters of a partitioned model."""
 FOUR_BITS = 0.5 + FLOAT32 / 64
-"""Bytes of a weight in NormalFloat, with its share of its block's scale."""
+"""Bytes of a weight in NormalFloat, including its share of its block's scale."""
 REDUCE_BUCKET = 5 * 10**8
-"""Gradients that DeepSpeed's buffer for reducing them holds."""
+"""Gradients in DeepSpeed's reduce buffer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     parameters: float = 0.0
     gradients: float = 0.0
@@ -42,7 +42,7 @@ class Memory:
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
     def times(self, factor: float) -> Self:
-        """So many times each part."""
+        """Every part multiplied."""
         return type(self)(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
 
     def __add__(self, other: Self) -> Self:
@@ -54,52 +54,52 @@ NOTHING = Memory()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoad:
-    """A model on `num_ranks` ranks, as one of them holds it."""
+    """A model on `num_ranks` ranks, as each of them holds it."""
 
     shape: ModelShape
     num_ranks: int
     dtype_bytes: int
     learns: bool
     zero_stage: int
-    """As the ranks run it."""
+    """The stage that the ranks really use."""
     in_four_bits: bool = False
-    """The linear layers' weights are."""
+    """Whether the linear layers' weights are in 4 bits."""
     offload_parameters: bool = False
     offload_optimizer: bool = False
     swap_optimizer: bool = False
     gradient_checkpointing: bool = False
     chunk_tokens: int = 1024
     kept_log_probs: float = 0.0
-    """Bytes of log-probs that are kept for the backward pass at most."""
+    """Most bytes of log-probs that are kept for the backward pass."""
     adapter_rank: int = 0
-    """Of the adapters that learn in the model's stead; 0: the model learns."""
+    """Rank of the adapters that learn instead of the model; 0: the model learns."""
     on_cpu: bool = False
-    """Of a buffer only what is touched costs there."""
+    """On a CPU, a buffer only needs memory for the part that is used."""
 
     @property
     def parameter_bytes(self) -> float:
-        """Of the whole model, as it computes."""
+        """Bytes of the whole model in the dtype that it computes in."""
         return float(self.shape.num_parameters * self.dtype_bytes)
 
     @property
     def held_bytes(self) -> float:
-        """Of the whole model, as it is held."""
+        """Bytes of the whole model as it is held."""
         packed = self.shape.linear_parameters if self.in_four_bits else 0
         return self.parameter_bytes - packed * (self.dtype_bytes - FOUR_BITS)
 
     @property
     def learned_parameters(self) -> int:
-        """Numbers that have a gradient and an optimizer's state."""
+        """Parameters with a gradient and optimizer states."""
         return self.shape.adapter_parameters(self.adapter_rank) if self.adapter_rank else self.shape.num_parameters
 
     @property
     def is_partitioned(self) -> bool:
-        """Each rank holds a part of the parameters."""
+        """Whether each rank holds a part of the parameters."""
         return self.zero_stage == 3
 
 
 def resident(load: ModelLoad) -> Memory:
-    """What stays on a device between its computations."""
+    """What stays in device memory between computations."""
     share = 1 / load.num_ranks
     numbers = float(load.learned_parameters)
     parameters = load.held_bytes * (share if load.is_partitioned else 1.0)
@@ -120,20 +120,20 @@ def resident(load: ModelLoad) -> Memory:
 
 
 def host(load: ModelLoad) -> float:
-    """Bytes of host memory that one rank's offloaded parts take."""
+    """Bytes of host memory for what one rank offloads."""
     parameters = load.held_bytes if load.is_partitioned and load.offload_parameters else 0.0
     states = load.learned_parameters * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0
     return (parameters + states + swapped(load)) / load.num_ranks
 
 
 def reading(load: ModelLoad) -> float:
-    """Bytes of host memory that rank 0 takes while it reads the model; a CPU's parameters are there anyway."""
+    """Bytes of host memory that rank 0 needs while it loads the model. On a CPU the parameters are in host memory
+    anyway."""
     return 0.0 if load.on_cpu else load.parameter_bytes
 
 
 def swapped(load: ModelLoad) -> float:
-    """Bytes of all ranks that lie on their hosts, and on their devices for a step. A CPU has nowhere else to keep
-    them."""
+    """Bytes of all ranks that are in host memory between optimizer steps. A CPU has no other memory."""
     moves = load.learns and load.swap_optimizer and not load.on_cpu
     return float(load.learned_parameters * (MOMENTS + FLOAT32)) if moves else 0.0
 
@@ -149,12 +149,12 @@ def gathered(load: ModelLoad) -> float:
 
 
 def largest_matrix(shape: ModelShape) -> int:
-    """Numbers in what is gathered at once."""
+    """Parameters that are gathered at once."""
     return max(shape.layer_parameters, shape.embedding_parameters, shape.head_parameters)
 
 
 def forward(load: ModelLoad, num_tokens: int) -> Memory:
-    """What a forward pass over one packed micro-batch adds while it runs."""
+    """Additional memory during the forward pass of one packed micro-batch."""
     shape, b = load.shape, load.dtype_bytes
     width = 4 * shape.hidden + 3 * shape.intermediate + shape.num_heads * shape.head_dim
     return Memory(
@@ -163,8 +163,8 @@ def forward(load: ModelLoad, num_tokens: int) -> Memory:
 
 
 def learning(load: ModelLoad, num_tokens: int) -> Memory:
-    """What the forward and backward pass of one packed micro-batch add while they run, or what the step adds after it
-    where that is more."""
+    """Additional memory during the forward and backward pass of one packed micro-batch, or during the optimizer step
+    after it if that needs more."""
     layer = layer_activations(load.shape, load.dtype_bytes)
     kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
     buckets = 0.0
@@ -181,33 +181,33 @@ def learning(load: ModelLoad, num_tokens: int) -> Memory:
 
 
 def layer_activations(shape: ModelShape, dtype_bytes: int) -> float:
-    """Bytes that the backward pass of one layer needs for each token: two float32 copies of the hidden state in the
-    norms; the norms' and projections' inputs; queries, keys, values and attention's result; four of the feed-forward
-    layer's width."""
+    """Bytes for each token that the backward pass of one layer needs: two float32 copies of the hidden state in the
+    norms; the inputs of norms and projections; queries, keys, values and the attention output; four times the width of
+    the feed-forward layer."""
     query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     in_dtype = 4 * shape.hidden + 2 * query + 2 * kv + 4 * shape.intermediate
     return float(in_dtype * dtype_bytes + 2 * shape.hidden * FLOAT32 + (shape.num_heads + 2) * FLOAT32)
 
 
 def _logits(load: ModelLoad, num_tokens: int, *, copies: int) -> float:
-    """Logits are computed a chunk of tokens at a time, in float32."""
+    """Logits are computed in chunks of tokens, in float32."""
     if load.shape.is_scalar:
         return 0.0
     return float(copies * min(num_tokens, load.chunk_tokens) * load.shape.vocab * FLOAT32)
 
 
 def _kept_log_probs(load: ModelLoad, num_tokens: int) -> float:
-    """Those of the whole micro-batch, or none."""
+    """Log-probs of the whole micro-batch, or none."""
     whole = 0.0 if load.shape.is_scalar else float(num_tokens * load.shape.vocab * FLOAT32)
     return whole if whole <= load.kept_log_probs else 0.0
 
 
 def _head_gradient(load: ModelLoad) -> float:
-    """The output layer's gradient is summed over chunks in float32."""
+    """The output layer's gradient is accumulated over chunks in float32."""
     return 0.0 if load.shape.is_scalar or load.adapter_rank else float(load.shape.vocab * load.shape.hidden * FLOAT32)
 
 
 def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:
-    """Bytes of one device's cache for so many tokens."""
+    """Bytes of the KV cache on one device, for this many tokens."""
     parts = min(tensor_parallel, shape.num_kv_heads)
     return shape.kv_numbers_per_token * dtype_bytes / parts * num_tokens

@@ -1,4 +1,4 @@
-"""How large a transformer is and what a token costs in it, from its config.json alone."""
+"""The size of a transformer and the cost of a token in it, from its config.json alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,13 +34,13 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(tied=True, num_norms=4),
     "gemma3_text": Family(tied=True, num_norms=4, head_norms=True),
 }
-"""Model types whose layers are not Llama's."""
+"""Model types whose layers differ from Llama's."""
 LLAMA = Family()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of a decoder-only transformer. Counts are of numbers, not bytes."""
+    """Sizes of a decoder-only transformer. Counts are numbers, not bytes."""
 
     num_layers: int
     hidden: int
@@ -48,20 +48,20 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     intermediate: int
-    """Width of the feed-forward layer: of all experts together that one token goes through."""
+    """Width of the feed-forward layer; with experts, of all those that one token uses."""
     vocab: int
     layer_parameters: int
     """Of one layer, with all its experts."""
     active_layer_parameters: int
-    """Of one layer, as one token meets it."""
+    """Of one layer, the parameters that one token uses."""
     embedding_parameters: int
-    """Of the table of tokens, and of positions where they are learned."""
+    """Of the token embeddings, and of position embeddings if they are learned."""
     head_parameters: int
-    """Of the output layer; 0 where it is the table of tokens again."""
+    """Of the output layer; 0 if it is tied to the token embeddings."""
     norm_parameters: int
     """Of the last norm."""
     is_scalar: bool = False
-    """The output layer gives one number, not a distribution over the vocabulary."""
+    """The output is one number, not a distribution over the vocabulary."""
 
     @property
     def num_parameters(self) -> int:
@@ -70,18 +70,18 @@ class ModelShape:
 
     @property
     def kv_numbers_per_token(self) -> int:
-        """Keys and values that one token leaves in the cache."""
+        """Numbers in the KV cache for one token."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     def flops_per_token(self, context: float) -> float:
-        """Of one forward pass, for a token that sees `context` tokens: two for each weight that it meets, and those of
-        attention (Kaplan et al. 2020, table 1)."""
+        """Of one forward pass, for a token with `context` tokens before it: two for each weight that it uses, and those
+        of attention (Kaplan et al. 2020, table 1)."""
         head = self.hidden * (1 if self.is_scalar else self.vocab)
         weights = self.num_layers * self.active_layer_parameters + head
         return 2.0 * weights + 4.0 * self.num_layers * self.num_heads * self.head_dim * context
 
     def adapter_parameters(self, rank: int) -> int:
-        """Of low-rank adapters beside every linear layer; experts, which are not layers of their own, get none."""
+        """Of LoRA adapters on every linear layer. Experts, which are not linear layers of their own, get none."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sides = 2 * (self.hidden + query) + 2 * (self.hidden + kv)
         sides += self._feed_forward_matrices * (self.hidden + self.intermediate)
@@ -89,7 +89,7 @@ class ModelShape:
 
     @property
     def linear_parameters(self) -> int:
-        """Of the matrices of all linear layers but the output layer; experts are none."""
+        """Of all linear layers except the output layer and experts."""
         feed_forward = self._feed_forward_matrices * self.hidden * self.intermediate
         return self.num_layers * (self._attention_parameters + feed_forward)
 
@@ -106,7 +106,7 @@ class ModelShape:
         return (self.layer_parameters - self._attention_parameters) // (self.hidden * self.intermediate)
 
     def as_scorer(self) -> "ModelShape":
-        """The same backbone under one output, as reward models and critics have it."""
+        """The same backbone with one output, as in reward models and critics."""
         return replace(self, head_parameters=self.hidden, is_scalar=True)
 
 
@@ -170,7 +170,7 @@ def _attention(hidden: int, query: int, kv: int) -> int:
 
 
 def _feed_forward(size: _Sizes, hidden: int, family: Family) -> tuple[int, int, int]:
-    """Width that a token meets, weights in all, and weights that a token meets."""
+    """Width that a token uses, weights in all, and weights that a token uses."""
     width = size("intermediate_size", "n_inner", default=4 * hidden)
     num_matrices = 3 if family.gated else 2
     num_experts = size("num_local_experts", "num_experts", default=1)

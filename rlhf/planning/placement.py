@@ -1,4 +1,5 @@
-"""Where roles live, as data: a pure plan from what roles ask for to groups of devices and their bundles."""
+"""Where roles are placed, as data: a pure function from the devices that roles ask for to groups of devices and their
+bundles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceGroup:
-    """Roles that share devices. One bundle a node, each with all of the group's devices there.
+    """Roles that share devices. One bundle for each node, with all devices that the group has there.
 
-    Roles that train or score share processes, one a device; rollout engines always have processes of their own,
-    which share the devices where the group also holds other roles.
+    Roles that train or score share processes, one for each device. Rollout engines always have processes of their own,
+    which share the devices if the group also has other roles.
     """
 
     roles: tuple[Role, ...]
@@ -46,12 +47,12 @@ class DeviceGroup:
 
     @property
     def is_shared_by_engines(self) -> bool:
-        """Engines compute on the devices of models."""
+        """Whether engines compute on the devices of models (colocated, hybrid engine)."""
         return Role.ROLLOUT in self.roles and self.roles != (Role.ROLLOUT,)
 
     @property
     def num_processes_per_device(self) -> int:
-        """How many processes hold a device of this group at once."""
+        """How many processes use a device of this group at the same time."""
         models = any(role != Role.ROLLOUT for role in self.roles)
         return int(models) + int(Role.ROLLOUT in self.roles)
 
@@ -79,7 +80,7 @@ def plan_placement(
     """Group roles by the `colocate` flags; a role that no flag names has a group of its own.
 
     `shapes` holds only the roles that the run starts; a flag may name others, which then do not count. Merged roles
-    must ask for equal shapes, but for rollout engines, whose devices are those of the group that they join.
+    must ask for equal shapes, except rollout engines, which use the devices of the group that they join.
 
     Raises:
         ConfigError: merged model roles ask for different shapes, or the engines do not fit on the group's devices.
@@ -121,7 +122,7 @@ def _misfit(engines: int, each: int, shape: Shape, role: Role) -> list[str]:
 
 
 def shortages(placement: Placement, free_per_node: Sequence[float]) -> list[str]:
-    """What keeps a placement from fitting on nodes with so many free devices each; empty where it fits."""
+    """Why a placement does not fit on nodes with these numbers of free devices; empty if it fits."""
     problems: list[str] = []
     total = sum(free_per_node)
     if placement.num_devices > total:

@@ -1,4 +1,4 @@
-"""A run's plan: its groups on nodes, what each device holds phase by phase, and how long a step takes."""
+"""A run's plan: its groups on nodes, the memory of each device phase by phase, and the time of a step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ class GroupPlan:
     group: DeviceGroup
     bundles: tuple[Bundle, ...]
     memory: Mapping[str, Mapping[Role, Memory]]
-    """Phase -> what each role holds then on one device, at most."""
+    """Phase -> the most that each role holds on one device."""
     host_bytes: float
     """Of one node, for what is offloaded."""
     reading_bytes: float
-    """Of the first node's host, while rank 0 reads the largest model for all ranks."""
+    """Host memory of the first node while rank 0 loads the largest model for all ranks."""
     seconds: Mapping[str, float]
-    """Phase -> how long the group's devices are busy in it."""
+    """Phase -> seconds in which the group's devices are busy."""
     fixed_seconds: Mapping[str, float]
-    """What `seconds` would be on devices of any speed: launching, scheduling, sampling."""
+    """The part of `seconds` that does not depend on the speed of the devices: launching, scheduling, sampling."""
     capacity: float
     """Bytes of one device."""
 
     @property
     def processes(self) -> Mapping[str, float]:
-        """Bytes of one process at most, by the roles that it hosts: models together, an engine by itself."""
+        """Peak bytes of one process, by the roles that it hosts: models together, an engine alone."""
         return {
             name: max(sum(held[role].total for role in roles) for held in self.memory.values())
             for name, roles in self._hosted.items()
@@ -42,7 +42,7 @@ class GroupPlan:
 
     @property
     def libraries(self) -> Mapping[str, float]:
-        """What of `processes` is there without any model."""
+        """The part of `processes` that is there without a model."""
         held = next(iter(self.memory.values()))
         return {name: sum(held[role].process for role in roles) for name, roles in self._hosted.items()}
 
@@ -81,33 +81,33 @@ class Plan:
     groups: tuple[GroupPlan, ...]
     work: Workload
     overlaps: bool
-    """Rollouts of the next step run beside learning (max_lag above 0)."""
+    """Asynchronous: rollouts of the next step run during training (max_lag above 0)."""
     cache_tokens: float = 0.0
-    """Tokens that one engine's cache has room for."""
+    """Tokens that fit into the KV cache of one engine."""
     cache_wanted: float = 0.0
-    """Tokens of the longest sequences that one engine works on at once."""
+    """Tokens of the longest sequences that one engine decodes at once."""
     other_s: float = 0.0
-    """Of a step, outside the phases."""
+    """Seconds of a step outside the phases."""
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Phase -> seconds. Groups work side by side."""
+        """Phase -> seconds. Groups work in parallel."""
         return {phase: max(group.seconds.get(phase, 0.0) for group in self.groups) for phase in PHASES}
 
     @property
     def fixed_seconds(self) -> Mapping[str, float]:
-        """Phase -> of its seconds, those that devices of any speed would take."""
+        """Phase -> the part of its seconds that does not depend on the speed of the devices."""
         slowest = {phase: max(self.groups, key=lambda one: one.seconds.get(phase, 0.0)) for phase in PHASES}
         return {phase: group.fixed_seconds.get(phase, 0.0) for phase, group in slowest.items()}
 
     @property
     def processes(self) -> Mapping[str, float]:
-        """As `GroupPlan.processes`, of all groups."""
+        """`GroupPlan.processes` of all groups."""
         return {name: size for group in self.groups for name, size in group.processes.items()}
 
     @property
     def libraries(self) -> Mapping[str, float]:
-        """As `GroupPlan.libraries`, of all groups."""
+        """`GroupPlan.libraries` of all groups."""
         return {name: size for group in self.groups for name, size in group.libraries.items()}
 
     @property
@@ -119,12 +119,12 @@ class Plan:
 
     @property
     def tokens_per_s(self) -> float:
-        """Prompt and response tokens that a second's learning sees."""
+        """Prompt and response tokens that a step learns from, for each second of the step."""
         return self.work.learned_tokens / self.step_s
 
     @property
     def idle_share(self) -> float:
-        """Share of the device-seconds of a step in which the run's devices wait for others."""
+        """Share of the device-seconds of a step in which devices wait for others."""
         busy = sum(sum(group.seconds.values()) * group.group.shape.num_devices for group in self.groups)
         return max(0.0, 1.0 - busy / (self.step_s * self.placement.num_devices))
 
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def peak_host_bytes(self) -> float:
-        """Of the node that holds most: models while they are read, or then what is offloaded."""
+        """Of the node that needs most: models while they are loaded, or afterwards what is offloaded."""
         return max(max(self.host_bytes(node), self._reading_bytes(node)) for node in range(self.cluster.num_nodes))
 
     @property
@@ -149,12 +149,12 @@ class Plan:
 
     @property
     def short_of_memory(self) -> bool:
-        """Without devices of their own, all processes share the node's memory."""
+        """Without GPUs, all processes share the node's memory."""
         return self.cluster.device.is_cpu and self.peak > self.cluster.num_nodes * self.cluster.capacity_gib * GIB
 
     @property
     def cache_tokens_suffice(self) -> bool:
-        """The cache holds at least one longest sequence."""
+        """Whether one longest sequence fits into the KV cache."""
         return not self.work.sampled or self.cache_tokens >= self.work.longest
 
     def host_bytes(self, node: int) -> float:

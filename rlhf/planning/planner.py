@@ -40,7 +40,7 @@ def plan_run(
 ) -> Plan:
     """Plan a resolved config on an empty cluster.
 
-    `shapes` holds the model of every role that the run starts, without its head's change.
+    `shapes` holds the model of every role that the run starts, with its original head.
 
     Raises:
         ConfigError: the placement does not fit on the nodes. Names each bundle that finds no place.
@@ -65,7 +65,7 @@ def plan_run(
 
 
 class _Planner:
-    """What the groups' plans have in common."""
+    """What the plans of all groups share."""
 
     def __init__(
         self,
@@ -186,8 +186,8 @@ class _Planner:
         return self._config.rollout
 
     def _engine(self, phase: str, *, shares: bool) -> Memory:
-        """One device of an engine. On shared GPUs it sleeps but while it answers and receives, unless it answers beside
-        training; on CPU, where it has nothing to give back, its memory stays."""
+        """One device of an engine. On shared GPUs it is in sleep mode except while it samples and receives weights,
+        unless it samples during training. On CPU it keeps its memory."""
         sleeps = shares and not self._cluster.device.is_cpu and not self._rollout.max_lag
         process = Memory(process=self._process(Role.ROLLOUT))
         if sleeps and phase not in ("generate", "sync"):
@@ -205,19 +205,19 @@ class _Planner:
         return self._loads[Role.POLICY].parameter_bytes / self._rollout.tensor_parallel_size
 
     def _cache_bytes(self) -> float:
-        """Of one device: what vLLM leaves of its share of the memory, or what the config says on CPU."""
+        """KV cache of one device: what vLLM leaves of its share of the memory, or on CPU what the config says."""
         rollout, sheet = self._rollout, self._cluster.device
         if sheet.is_cpu:
             return rollout.kv_cache_gib * GIB
         return max(0.0, rollout.gpu_memory_utilization * sheet.memory_gib * GIB - self._engine_weights() - GPU_PROCESS)
 
     def cache_tokens(self) -> float:
-        """Tokens that one engine's cache has room for."""
+        """Tokens that fit into the KV cache of one engine."""
         policy, parallel = self._loads[Role.POLICY], self._rollout.tensor_parallel_size
         return self._cache_bytes() / memory.kv_cache(policy.shape, policy.dtype_bytes, parallel, 1)
 
     def cache_wanted(self) -> float:
-        """Tokens of the longest sequences that one engine works on at once."""
+        """Tokens of the longest sequences that one engine decodes at once."""
         rollout = self._rollout
         return min(rollout.max_num_seqs, ceil(self._work.sampled / rollout.num_engines)) * float(self._work.longest)
 

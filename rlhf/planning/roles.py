@@ -1,4 +1,4 @@
-"""From a config to who plays in a run: which models are started, and on how many devices."""
+"""From a config to the roles of a run: which models are started, and on how many devices."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role, Signal
 
 Finder = Callable[[str, str], Mapping[str, object]]
-"""The config.json of a model, for an error that begins with `where`."""
+"""The config.json of a model, and the place that errors about it begin with."""
 
 
 def reward_model(config: TrainConfig) -> StartedSource | None:
@@ -52,10 +52,8 @@ def _custom_methods(role: Role) -> list[str]:
 
 
 def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
-    """The models that this run starts, by role; those that learn come first.
-
-    Raises ConfigError where the config has no section for one.
-    """
+    """The models that this run starts, by role; those that learn come first. Raises ConfigError if the config has no
+    section for one."""
     require_sections(config, needs)
     started = {role: config.models[role.value] for role in needs.trains}
     if Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None:
@@ -66,7 +64,7 @@ def sections(config: TrainConfig, needs: Needs) -> dict[Role, ModelSection]:
 
 
 def place(config: TrainConfig, needs: Needs) -> Placement:
-    """The device groups of the run. Raises ConfigError where merged roles do not fit together."""
+    """The device groups of the run. Raises ConfigError if merged roles do not fit together."""
     rollout = config.rollout if isinstance(config, OnlineConfig) else None
     return place_models(sections(config, needs), rollout, config.cluster.colocate)
 
@@ -74,7 +72,7 @@ def place(config: TrainConfig, needs: Needs) -> Placement:
 def place_models(
     models: Mapping[Role, ModelSection], rollout: RolloutSection | None, colocate: Sequence[str]
 ) -> Placement:
-    """The device groups of some models and engines. Raises ConfigError where merged roles do not fit together."""
+    """The device groups of some models and engines. Raises ConfigError if merged roles do not fit together."""
     shapes = {
         role: Shape(num_nodes=section.num_nodes, num_devices_per_node=section.num_gpus_per_node)
         for role, section in models.items()

@@ -15,12 +15,12 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Parts of the cluster that a group of models may get."""
 TENSOR_PARALLEL = (1, 2, 4, 8)
 SHARED_MEMORY = 0.5
-"""What engines get of devices that they share with models."""
+"""gpu_memory_utilization of engines that share devices with models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A placement by the flags that ask for it, and what it would be."""
+    """A placement as flags, and its plan."""
 
     edits: Edits
     plan: Plan
@@ -29,11 +29,9 @@ class Suggestion:
 def suggest(
     config: OnlineConfig, planner: Planner, cluster: ClusterShape, roles: Sequence[Role], count: int = 3
 ) -> list[Suggestion]:
-    """The fastest placements that fit, best first; of those that take the same time, the one with fewer devices. One
-    of each grouping, so that they differ. Where none fits, the same with everything that saves memory.
-
-    `roles` are the models that the run starts.
-    """
+    """The fastest placements that fit, best first; of equally fast ones, the one with fewer devices. Only the best of
+    each grouping, so that they differ. If none fits, the same search with everything that saves memory. `roles` are the
+    models that the run starts."""
     for base in ({}, savings(config)):
         best: dict[tuple[str, ...], Suggestion] = {}
         for candidate in candidates(tuple(roles), cluster):
@@ -59,7 +57,7 @@ def named(config: OnlineConfig, edits: Edits) -> dict[str, object]:
 
 
 def candidates(roles: tuple[Role, ...], cluster: ClusterShape) -> Iterator[Edits]:
-    """Every grouping with every split of the cluster among its groups; engines get what is left."""
+    """Every grouping with every split of the cluster among its groups; engines get the rest."""
     for groups in groupings(roles):
         colocate = tuple(",".join(group) for group in groups if len(group) > 1)
         for shares in product(SHARES, repeat=len(groups)):
@@ -88,7 +86,7 @@ def candidates(roles: tuple[Role, ...], cluster: ClusterShape) -> Iterator[Edits
 
 
 def groupings(roles: tuple[Role, ...]) -> list[list[tuple[Role, ...]]]:
-    """Each role by itself; those that learn or score merged with their like; all models together."""
+    """Each role alone; those that learn and those that score merged; all models together."""
     alone: list[tuple[Role, ...]] = [(role,) for role in roles]
     pairs = [(Role.POLICY, Role.REFERENCE), (Role.CRITIC, Role.REWARD)]
     merged = [pair for pair in pairs if set(pair) <= set(roles)]
@@ -114,7 +112,8 @@ def _engines(number: int, parallel: int) -> Edits:
 
 
 def _size(share: float, cluster: ClusterShape) -> tuple[int, int] | None:
-    """Nodes and devices on each, for a part of the cluster; None where it is less than a device or no whole nodes."""
+    """Nodes and devices on each, for a part of the cluster; None if it is less than a device or not a whole number of
+    nodes."""
     devices = share * cluster.num_devices
     if devices < 1 or devices != int(devices):
         return None

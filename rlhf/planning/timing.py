@@ -1,7 +1,7 @@
-"""How long the phases of a step take, from the model's arithmetic and the device's sheet.
+"""How long the phases of a step take, from the model's arithmetic and the device's data sheet.
 
-Each phase takes the longest of what its devices compute, what they read and what they exchange. The shares of a sheet's
-peak that a real system reaches are `Efficiency`; a run's own measurements replace them.
+Each phase takes the longest of computing, reading memory and communicating. `Efficiency` holds the shares of the peak
+that real systems reach; a calibration replaces them by a run's own measurements.
 """
 
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ FROZEN_BACKWARD = 1.0
 HOST_LINK_GB_S = 25.0
 """From a device to its host's memory."""
 HOST_ADAM_GB_S = 10.0
-"""Optimizer states that a host's cores work through, for each device."""
+"""Optimizer states that the host CPU updates, for each device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Shares of a sheet's peak, and fixed costs in seconds."""
+    """Shares of the peak, and fixed costs in seconds."""
 
     learning: float = 0.4
     scoring: float = 0.45
@@ -33,22 +33,22 @@ class Efficiency:
     exchange: float = 0.7
     """Of links and networks."""
     decode_step_s: float = 0.004
-    """What every decoded token costs beside arithmetic: launching, scheduling, sampling."""
+    """Cost of each decoded token besides arithmetic: launching, scheduling, sampling."""
     micro_batch_s: float = 0.02
-    """What every forward or backward pass costs beside arithmetic."""
+    """Cost of each forward or backward pass besides arithmetic."""
 
 
 USUAL = Efficiency()
 
 
 def boundless(rates: Efficiency) -> Efficiency:
-    """The fixed costs alone, as on devices of any speed."""
+    """The fixed costs alone, as on infinitely fast devices."""
     return replace(rates, learning=inf, scoring=inf, prefill=inf, reading=inf, exchange=inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The devices of one group as a timing sees them."""
+    """The devices of one group, for timing."""
 
     sheet: DeviceSheet
     num_nodes: int
@@ -56,7 +56,7 @@ class Machine:
 
     @property
     def exchange_gb_s(self) -> float:
-        """What one device exchanges with the others of its group: across nodes, its share of the network."""
+        """Bandwidth of one device to others of its group; across nodes, its share of the network."""
         return self.sheet.link_gb_s if self.num_nodes == 1 else min(self.sheet.link_gb_s, self.sheet.network_gb_s)
 
 
@@ -71,10 +71,10 @@ def generation(
     sheet: DeviceSheet,
     rates: Efficiency,
 ) -> float:
-    """Seconds in which the engines answer a step's prompts.
+    """Seconds in which the engines sample the responses of a step.
 
-    An engine decodes up to `max_seqs` responses side by side; each of its steps reads the weights once and every response's
-    cache, or is bound by arithmetic.
+    An engine decodes up to `max_seqs` responses at once. Each of its steps reads the weights once and the KV cache of
+    every response, or is bound by arithmetic.
     """
     responses = ceil(work.sampled / num_engines)
     if not responses:
@@ -92,7 +92,7 @@ def generation(
 
 
 def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine, rates: Efficiency) -> float:
-    """Seconds in which a model sees `num_tokens` once."""
+    """Seconds for one forward pass over `num_tokens`."""
     if not num_tokens:
         return 0.0
     each = num_tokens / load.num_ranks
@@ -104,7 +104,7 @@ def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine
 
 
 def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficiency) -> float:
-    """Seconds of all passes over a step's sequences, optimizer steps included."""
+    """Seconds of all epochs over a step's sequences, including optimizer steps."""
     each = work.learned_tokens / load.num_ranks
     forwards = 1 + (FROZEN_BACKWARD if load.adapter_rank else BACKWARD) + load.gradient_checkpointing
     flops = each * load.shape.flops_per_token(work.sequence_tokens / 2) * forwards
@@ -117,7 +117,7 @@ def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficienc
 
 
 def sync(num_bytes: float, *, same_device: bool, machine: Machine, rates: Efficiency) -> float:
-    """Seconds in which every engine receives weights: over the network, or within the device's own memory."""
+    """Seconds of a weight sync to every engine: over the network, or within the device's own memory."""
     sheet = machine.sheet
     speed = sheet.memory_gb_s if same_device else sheet.network_gb_s
     return num_bytes / (speed * GB * rates.exchange)
@@ -134,8 +134,8 @@ def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
 
 
 def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
-    """What the forward and backward pass of one micro-batch exchange: ZeRO-3 gathers twice, and every stage from 1 on
-    reduces the gradients."""
+    """Communication of the forward and backward pass of one micro-batch: ZeRO-3 gathers twice, and every stage from 1
+    on reduces the gradients."""
     if load.num_ranks == 1 or load.zero_stage == 0:
         return 0.0
     others = (load.num_ranks - 1) / load.num_ranks
@@ -144,8 +144,8 @@ def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
 
 
 def _optimizer_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
-    """One optimizer step: every state is read and written once, by the device or, offloaded, by its host;
-    what is swapped crosses to the device and back."""
+    """One optimizer step: every state is read and written once, by the device or, if offloaded, by its host; what is
+    swapped moves to the device and back."""
     share = load.num_ranks if load.zero_stage else 1
     states = load.learned_parameters / share * 2 * (4 * FLOAT32)
     speed = HOST_ADAM_GB_S if load.offload_optimizer else machine.sheet.memory_gb_s * rates.reading

@@ -11,14 +11,14 @@ from rlhf.types import SCORED_BY, Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens of a mean prompt and a mean response; None takes the limit that the config sets."""
+    """Mean tokens of a prompt and of a response; None takes the limit in the config."""
 
     prompt: float | None = None
     response: float | None = None
 
 
 LIMITS = Lengths()
-"""Every sequence as long as the config admits."""
+"""Every sequence as long as the config allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,22 +26,22 @@ class Workload:
     """One step of the loop."""
 
     sampled: int
-    """Responses drawn from the engines; 0 in an offline run."""
+    """Responses sampled by the engines; 0 in an offline run."""
     learned: int
-    """Sequences that are learned from in one pass."""
+    """Sequences that are learned from in one epoch."""
     prompt_tokens: float
     response_tokens: float
     longest: int
-    """Tokens of the longest sequence that the config admits."""
+    """Tokens of the longest sequence that the config allows."""
     micro_batch_tokens: int
     """Most tokens of one forward pass on one rank."""
     num_passes: int
     num_updates: int
     """Optimizer steps in all passes."""
     measured: frozenset[Role]
-    """Models that see each learned sequence once before learning."""
+    """Models that compute log-probs or values of each sequence once before learning."""
     scored: bool
-    """A reward model sees each sampled sequence."""
+    """Whether a reward model scores each sampled sequence."""
 
     @property
     def sequence_tokens(self) -> float:
@@ -54,7 +54,7 @@ class Workload:
 
     @property
     def learned_tokens(self) -> float:
-        """Tokens of one pass."""
+        """Tokens of one epoch."""
         return self.learned * self.sequence_tokens
 
 

@@ -22,7 +22,7 @@ HEAD = """\
 <!-- Written by `python -m rlhf.cli.pages.algorithms`. Edit the docstrings in rlhf/algorithms and rlhf/config. -->
 
 Every method runs in the same loop: sample and score (or read), measure, give credit, learn, sync. Which one to take for
-which data says [choosing](choosing.md); how to write your own, [adding an algorithm](adding_an_algorithm.md). All
+which data is in [choosing](choosing.md); how to write your own, in [adding an algorithm](adding_an_algorithm.md). All
 settings of a run are in [configuration](configuration.md).
 """
 DATA: dict[RowKind, tuple[str, str]] = {
@@ -44,7 +44,7 @@ def kinds_of(command: str) -> tuple[type[AlgorithmSection], ...]:
 
 
 def models_started(command: str, needs: Needs) -> str:
-    """Who is started, in the order of the data's way."""
+    """The models, engines and reward sources of a run, in the order in which data passes them."""
     trained = [f"{role} (learns)" for role in needs.trains]
     reference = ["reference"] if Signal.REF_LOG_PROBS in needs.signals and needs.ema_reference is None else []
     online = ["rollout engines", "reward source"] if issubclass(METHODS[command].config, OnlineConfig) else []
@@ -52,7 +52,7 @@ def models_started(command: str, needs: Needs) -> str:
 
 
 def options(section: type[Section], prefix: str, like: type[Section] | None = None) -> str:
-    """A table of a section's settings, with its own defaults; where `like` is given, only those that differ."""
+    """A table of a section's settings, with its own defaults; if `like` is given, only those that differ."""
     known = {(field.name, field.default) for field in fields_of(like, prefix, like())} if like is not None else set()
     rows = []
     for field in fields_of(section, prefix, section()):
@@ -66,7 +66,7 @@ def options(section: type[Section], prefix: str, like: type[Section] | None = No
 
 
 def shown_command(command: str, section: type[AlgorithmSection], loss: str | None = None) -> str:
-    """A command line that runs."""
+    """An example command line."""
     member = loss or variant_of(section)
     named = member in COMMANDS and COMMANDS[member].method == command
     words = [
@@ -98,7 +98,7 @@ def entry(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
 
 
 def losses(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
-    """The losses of an algorithm that takes several."""
+    """The losses of an algorithm with several."""
     if "loss" not in section.model_fields:
         return
     kinds = sections_in(section.model_fields["loss"].annotation)

@@ -36,7 +36,7 @@ run saves its whole resolved config as `config.yaml`, which can be given to anot
 
 
 def documented_sections() -> Iterator[tuple[str, type[Section], list[str]]]:
-    """Every section with the commands that have it, in the order of the commands."""
+    """Every section with the methods that have it, in the order of the methods."""
     found: dict[tuple[str, type[Section]], list[str]] = {}
     for command, method in METHODS.items():
         for name, info in method.config.model_fields.items():

@@ -22,13 +22,13 @@ def table() -> str:
 
 
 def written(page: str) -> str:
-    """The page with its table as it should be."""
+    """The page with its table up to date."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 
 
 def main() -> None:
-    """Rewrite the table in the file that is named."""
+    """Rewrite the table in the named file."""
     file = Path(sys.argv[1])
     file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
 

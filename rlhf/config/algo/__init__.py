@@ -1,4 +1,4 @@
-"""Settings of the algorithms; one section a class, told apart by `type`."""
+"""Settings of the algorithms; one section for each class, told apart by `type`."""
 
 from typing import Annotated
 

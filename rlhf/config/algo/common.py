@@ -31,7 +31,7 @@ class AlgorithmSection(Section):
 
     @property
     def pretraining_path(self) -> str | None:
-        """Rows of text whose likelihood is learned beside the task."""
+        """Rows of text whose likelihood is learned in addition to the task (the ptx loss)."""
         return None
 
     def with_lengths(self, _max_response_tokens: int) -> Self:

@@ -87,7 +87,7 @@ def unexpected(word: str) -> str:
     key, equals, value = word.partition("=")
     if equals:
         return f"{word}: unexpected argument. Write --{key} {value}."
-    return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may stand before them.'
+    return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'
 
 
 def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:

@@ -62,7 +62,7 @@ def find_module(module: str, folders: Sequence[str]) -> ModuleSpec | None:
     for n in range(len(parts)):
         if places is None:
             return None
-        # By its last name alone: by its full one, a folder without __init__.py is asked of its imported parent.
+        # By its last name alone: with the full name, a folder without __init__.py needs its parent imported.
         spec = PathFinder.find_spec(parts[n], list(places))
         if spec is None:
             return None

@@ -1,6 +1,6 @@
 """What --colocate means: which roles share devices, and whether rollout engines fit on devices that they share.
 
-Pure functions, asked by `rlhf check` before a run and by the placement of the run itself.
+Pure functions, used by `rlhf check` before a run and by the placement of the run itself.
 """
 
 from collections.abc import Sequence

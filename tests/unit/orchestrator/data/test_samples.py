@@ -167,7 +167,7 @@ def test_a_row_holds_the_request_and_its_origin(metadata: dict[str, Json], shown
         ),
         (
             ["m", "--out", "s.jsonl", "--data.path", "p.jsonl", "--temperature", "0"],
-            ["--temperature: 0 makes all 4 answers to a prompt equal; need > 0, or num_samples 1."],
+            ["--temperature: 0 makes all 4 responses to a prompt equal; need > 0, or num_samples 1."],
         ),
         (["m", "--out", "s.csv", "--data.path", "p.jsonl"], ['--out: must end in .jsonl (got "s.csv").']),
         (["m", "n", "--out", "s.jsonl", "--data.path", "p.jsonl"], ["n: unexpected argument."]),
