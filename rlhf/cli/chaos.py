@@ -69,8 +69,8 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     )
     if len(witnesses) < len(faults):
         raise ConfigError(
-            f"chaos: {disturbed} was over when {len(witnesses)} of {len(faults)} faults had been injected. Give it "
-            "more train.num_steps, or fewer --num-faults."
+            f"chaos: {disturbed} ended after {len(witnesses)} of {len(faults)} faults. Give it more "
+            "train.num_steps, or fewer --num-faults."
         )
     if not is_exact(config, {process.device for process in processes}):
         console.print("the run is over; on GPUs, and where rollouts run ahead, no two learn the same weights")

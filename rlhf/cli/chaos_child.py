@@ -1,6 +1,6 @@
 """`python -m rlhf.cli.chaos_child FOLDER RUN train METHOD ...`: `rlhf train METHOD ...` with faults, for `rlhf chaos`.
 
-FOLDER/plan.json holds the faults in order. Those that were carried out are in FOLDER/witness.jsonl and are not
+FOLDER/plan.json holds the faults in order. Those that were carried out are in FOLDER/witness.jsonl, and are not
 repeated by a later process. FOLDER/phases.json lists the phases that the run has been in.
 """
 
@@ -55,13 +55,14 @@ class Fault:
 
 
 class Injector:
-    """A `CallObserver` that watches the waits of the driver, and strikes in the phase that the next fault names.
+    """A `CallObserver` that watches the driver's waits, and injects the next fault in the phase that it names.
 
-    A fault is armed when the run has gone on since it last saved a step; a save in which the one before struck does not
-    count. So between two faults a step is kept, and a run that needs more than its budget of restarts has a fault of
-    its own. No save counts before the last fault has struck.
+    A fault is due once the run has saved a step after the fault before; a save during which that fault was injected
+    does not count. So at least one step is saved between two faults, and a run that exceeds its restarts does so for a
+    reason of its own.
 
-    A fault whose process is dead already, of the one before and unnoticed so far, comes again in the next such phase.
+    A fault whose process is already dead, because of an earlier fault that was not noticed yet, is repeated in the next
+    such phase.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class Injector:
         see: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`strike` gets a fault, the wait that it comes in and what to call with a fault that found nobody. It returns
-        the thread that will have struck at its end, or None. `see` gets the name of every phase."""
+        """`strike` gets a fault, the wait that it belongs to, and a function to call with a fault whose process was
+        gone. It returns the thread that carries the fault out, or None if it is done. `see` gets the name of every
+        phase."""
         self._faults = list(faults)
         self._strike = strike
         self._see = see

@@ -53,7 +53,7 @@ def report(samples: list[Sample], curated: Curated) -> list[str]:
     """How many samples there were, and which were left out and why."""
     facts = describe(samples)
     lines = [
-        f"{facts['answers']:.0f} answers to {facts['prompts']:.0f} prompts, mean reward {facts['reward']:.4g}, "
+        f"{facts['answers']:.0f} responses to {facts['prompts']:.0f} prompts, mean reward {facts['reward']:.4g}, "
         f"mean of the best {facts['best_reward']:.4g}"
     ]
     return lines + [f"  dropped {count}: {reason}" for reason, count in curated.dropped.items()]

@@ -182,7 +182,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
   rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
-  rlhf chaos METHOD [CONFIG.yaml]                             a run with killed and stopped processes, and one without
+  rlhf chaos METHOD [CONFIG.yaml]                             a run with injected faults, compared with one without
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
   rlhf --version                                              print the version
 

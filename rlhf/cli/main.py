@@ -244,8 +244,8 @@ def _show(text: str) -> int:
 
 
 def _understood(error: BaseException) -> BaseException:
-    """Errors that a user can fix as ConfigError: a name that no file can have, a library that an extra would have
-    installed. Other errors as they are."""
+    """Errors that a user can fix, as ConfigErrors, wherever they were raised: a name that no file can have, a library
+    that an extra would have installed. Other errors as they are."""
     if (advice := missing_extra(error)) is not None:
         return ConfigError(advice)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -64,7 +64,7 @@ def run_sample(config: SampleConfig) -> int:
     path = Path(config.out)
     with SampleFile.open(path, settings, [[request.id for request in chunk] for chunk in requests]) as file:
         if file.num_chunks == len(chunks):
-            print(f"{path}: all {settings[NUM_ANSWERS]} answers are there already.")  # noqa: T201
+            print(f"{path}: all {settings[NUM_ANSWERS]} responses are there already.")  # noqa: T201
             return 0
         rewards = open_rewards(config.reward.for_answers_of(config.max_tokens), tokenizer, device)
         try:
@@ -78,7 +78,7 @@ def run_sample(config: SampleConfig) -> int:
         finally:
             if rewards is not None:
                 rewards.close()
-    print(f"{path}: {settings[NUM_ANSWERS]} answers to {len(prompts)} prompts.")  # noqa: T201
+    print(f"{path}: {settings[NUM_ANSWERS]} responses to {len(prompts)} prompts.")  # noqa: T201
     return 0
 
 
@@ -197,14 +197,14 @@ def write_chunks(
     try:
         for number in range(file.num_chunks, len(chunks)):
             start = time.monotonic()
-            rows = answer(model, chunks[number], requests[number], engine, rewards, tokenizer)
+            rows = sample_chunk(model, chunks[number], requests[number], engine, rewards, tokenizer)
             file.append(rows)
             console.log(number + 1, chunk_metrics(rows, time.monotonic() - start))
     finally:
         console.close()
 
 
-def answer(
+def sample_chunk(
     model: str,
     prompts: Sequence[Prompt],
     requests: Sequence[RolloutRequest],
@@ -214,20 +214,18 @@ def answer(
 ) -> list[Row]:
     """The rows of one chunk."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    prompts_of_requests = [by_id[request.prompt_id] for request in requests]
+    request_prompts = [by_id[request.prompt_id] for request in requests]
     if rewards is None:
         rollouts = engine.generate(requests)
         responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
         return [
-            sample_row(*item, None, model)
-            for item in zip(prompts_of_requests, requests, rollouts, responses, strict=True)
+            sample_row(*item, None, model) for item in zip(request_prompts, requests, rollouts, responses, strict=True)
         ]
     sampler = Sampler(engine, rewards, tokenizer)
     rollouts = sampler.generate(requests)
-    responses, scores = sampler.score(prompts_of_requests, rollouts)
+    responses, scores = sampler.score(request_prompts, rollouts)
     return [
-        sample_row(*item, model)
-        for item in zip(prompts_of_requests, requests, rollouts, responses, scores, strict=True)
+        sample_row(*item, model) for item in zip(request_prompts, requests, rollouts, responses, scores, strict=True)
     ]
 
 

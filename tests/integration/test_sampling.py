@@ -99,7 +99,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(folder: Path, capsys: pytest
     assert "step 1/6" not in capsys.readouterr().out
     assert torn.read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert main(arguments("policy", "torn.jsonl", *scored)) == 0
-    assert capsys.readouterr().out == "torn.jsonl: all 36 answers are there already.\n"
+    assert capsys.readouterr().out == "torn.jsonl: all 36 responses are there already.\n"
 
 
 def test_a_reward_model_scores_in_the_same_process_and_its_pairs_can_be_trained_on(folder: Path) -> None:

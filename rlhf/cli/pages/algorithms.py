@@ -21,12 +21,13 @@ HEAD = """\
 
 <!-- Written by `python -m rlhf.cli.pages.algorithms`. Edit the docstrings in rlhf/algorithms and rlhf/config. -->
 
-Every method runs in the same loop: sample and score (or read), measure, give credit, learn, sync. Which one to take for
-which data is in [choosing](choosing.md); how to write your own, in [adding an algorithm](adding_an_algorithm.md). All
-settings of a run are in [configuration](configuration.md).
+Every method runs in the same loop: sample and score (or read), compute log-probs, compute advantages, learn, sync
+weights. [Choosing](choosing.md) says which method fits which data, and
+[adding an algorithm](adding_an_algorithm.md) how to write your own. All settings of a run are in
+[configuration](configuration.md). Each name below is a command: `rlhf train NAME`.
 """
 DATA: dict[RowKind, tuple[str, str]] = {
-    RowKind.PROMPTS: ("prompts, with a reference answer where the reward wants one", "prompts.jsonl"),
+    RowKind.PROMPTS: ("prompts, with a reference answer if the reward needs one", "prompts.jsonl"),
     RowKind.DEMONSTRATIONS: ("prompts with a good response", "demonstrations.jsonl"),
     RowKind.PREFERENCES: ("prompts with a better and a worse response, or a ranking", "preferences.jsonl"),
     RowKind.LABELED: (

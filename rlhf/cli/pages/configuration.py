@@ -27,11 +27,11 @@ Other ways to write a flag: `--section.key=value`, `--set section.key=value`, `-
 true and false. The flag of a list may be repeated. Short flags: `--algo`, `--loss`, `--colocate`, `--resume`,
 `--run-name`, `--debug`, `--json`.
 
-Numbers may be written as `1e-6`; text in a file needs quotes only where YAML would read something else. Secrets never
-stand in a config: a token is given by the name of an environment variable.
+Numbers may be written as `1e-6`; text in a file needs quotes only where YAML would read something else. A config
+never holds secrets: a token is given by the name of an environment variable.
 
-`rlhf check` takes the arguments of `rlhf train` and finds what can be known to be wrong without starting anything. A
-run saves its whole resolved config as `config.yaml`, which can be given to another run.
+`rlhf check` takes the arguments of `rlhf train` and finds everything that is wrong and can be found without starting
+anything. A run saves its whole resolved config as `config.yaml`, which can be given to another run.
 """
 
 

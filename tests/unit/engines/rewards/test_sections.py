@@ -34,8 +34,8 @@ def test_overlong_responses_are_penalized_once() -> None:
     with pytest.raises(ConfigError) as error:
         load_config("grpo", [*arguments, "--algo.type", "dapo"])
     assert str(error.value) == (
-        "algo.overlong_buffer: this reward punishes overlong answers already. Set it to 0, or leave the source "
-        "overlong out."
+        "algo.overlong_buffer: a reward source already penalizes overlong responses. Set it to 0, or remove the source "
+        "overlong."
     )
     load_config("grpo", arguments)
 

@@ -175,7 +175,7 @@ def test_chosen_pairs_are_preferences_also_of_messages(tmp_path: Path, capsys: p
     split = load_preferences(DataSection(path=str(out)), CHAT)
     assert [group.texts for group in split.train] == [("good", "bad"), ("fair", "poor"), ("b", "a")]
     assert capsys.readouterr().out.splitlines() == [
-        "9 answers to 4 prompts, mean reward 0.7222, mean of the best 0.875",
+        "9 responses to 4 prompts, mean reward 0.7222, mean of the best 0.875",
         "  dropped 1: prompts with one response only",
         f"3 rows in {out}",
     ]
@@ -241,7 +241,7 @@ def test_samples_of_two_files_may_have_the_same_ids(tmp_path: Path) -> None:
         ),
         (
             ["rejection", "s", "--out", "d.jsonl"],
-            ["threshold: missing; say from which reward on an answer is good (or give --quantile)."],
+            ["threshold: missing; give the least reward of a good response (or --quantile)."],
         ),
         (
             ["best-of-n", "s", "--out", "d.jsonl", "--threshold", "1", "--quantile", "0.5", "--min-margin", "1"],
