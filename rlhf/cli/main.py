@@ -84,14 +84,20 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         return _show(commands_help(verb))
     if HELP & set(rest):
         return _show(train_help(verb, command))
-    from rlhf.cli.check import run_check
     from rlhf.cli.translated import show_translation
 
     show_translation(verb, command, rest)
+    return check(command, rest) if verb == "check" else train(command, rest)
 
-    if verb == "check":
-        return run_check(command, rest, os.environ)
-    return train(command, rest)
+
+def check(command: str, arguments: Sequence[str]) -> int:
+    """`rlhf check COMMAND`: print what differs from the defaults, or raise with every problem."""
+    from rlhf.config.loading.load import short_summary
+    from rlhf.launch.check import checked_config
+
+    config, advice = checked_config(command, arguments, os.environ)
+    sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
+    return _show(f"{short_summary(config)}\nThis run can start, as far as can be known without starting it.\n")
 
 
 def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObserver]" = ()) -> int:
