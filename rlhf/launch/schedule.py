@@ -1,21 +1,32 @@
 """How long a run is, and what happens at which step."""
 
+from math import ceil
+
 from rlhf.config.algo import critic_warmup_steps, num_epochs
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.orchestrator.loop import LoopSections
-from rlhf.orchestrator.run.schedule import RunLength, count_steps
+from rlhf.orchestrator.run.schedule import RunLength
 
 
 def run_length(config: TrainConfig, num_rows: int) -> RunLength:
     """The number of steps and of optimizer steps in each, for `num_rows` rows an epoch."""
     train = config.train
     return RunLength(
-        num_steps=count_steps(train.num_steps, train.num_epochs, num_rows, config.rows_per_step[1]),
+        num_steps=train.num_steps or _steps_of_epochs(config, num_rows),
         examples_per_step=config.examples_per_step,
         batch_size=train.batch_size,
         num_epochs=num_epochs(config.algo),
         critic_warmup_steps=critic_warmup_steps(config.algo),
     )
+
+
+def _steps_of_epochs(config: TrainConfig, num_rows: int) -> int:
+    """Steps that read every row of every epoch. Prompts are sampled across the end of an epoch; a batch of an offline
+    data set ends with it."""
+    _, rows_per_step = config.rows_per_step
+    if isinstance(config, OnlineConfig):
+        return ceil(config.train.num_epochs * num_rows / rows_per_step)
+    return config.train.num_epochs * ceil(num_rows / rows_per_step)
 
 
 def loop_sections(config: TrainConfig) -> LoopSections:

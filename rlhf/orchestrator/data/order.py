@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from rlhf.orchestrator.step.batching import next_batch_size
 from rlhf.types import IntArray
 
 T = TypeVar("T")
@@ -14,7 +15,8 @@ class Order(Generic[T]):
     """Visits rows epoch after epoch.
 
     The order of an epoch is a function of seed and epoch alone, so `position`, the number of rows taken so far, is
-    all that a checkpoint must hold. A batch may span two epochs: no tail is dropped, whatever the sizes.
+    all that a checkpoint must hold. No tail is dropped: `take` goes on into the next epoch, `take_batch` gives smaller
+    batches at the end of one.
     """
 
     def __init__(self, rows: Sequence[T], *, seed: int, shuffle: bool = True) -> None:
@@ -40,6 +42,10 @@ class Order(Generic[T]):
         taken = [self._row(position) for position in range(self.position, self.position + count)]
         self.position += count
         return taken
+
+    def take_batch(self, batch_size: int) -> list[T]:
+        """The next batch of this epoch: `batch_size` rows, fewer in an epoch's last two batches."""
+        return self.take(next_batch_size(len(self) - self.position % len(self), batch_size))
 
     def _row(self, position: int) -> T:
         epoch, index = divmod(position, len(self._rows))

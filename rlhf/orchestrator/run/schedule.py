@@ -32,8 +32,3 @@ class RunLength:
     def learns(self, role: Role, step: int) -> bool:
         """Whether `role` makes optimizer steps in step `step` of the loop (1 is the first)."""
         return role is not Role.POLICY or step > self.critic_warmup_steps
-
-
-def count_steps(num_steps: int | None, num_epochs: int, num_rows: int, rows_per_step: int) -> int:
-    """Steps of the loop: as asked, else enough that every row of every epoch is used."""
-    return num_steps if num_steps is not None else ceil(num_epochs * num_rows / rows_per_step)

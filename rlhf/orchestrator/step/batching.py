@@ -84,10 +84,26 @@ class BatchPlan:
         return tuple(sorted(chain.from_iterable(self.micro_batches)))
 
 
+def next_batch_size(num_left: int, batch_size: int) -> int:
+    """Size of the next batch where `num_left` items are left: the last two batches share what full ones leave over, so
+    that no optimizer step rests on a handful of examples. 65 items in batches of 64 become 33 and 32:
+
+    >>> next_batch_size(65, 64), next_batch_size(32, 64), next_batch_size(128, 64)
+    (33, 32, 64)
+    """
+    return (num_left + 1) // 2 if batch_size < num_left < 2 * batch_size else min(num_left, batch_size)
+
+
 def split_minibatches(num_examples: int, batch_size: int, seed: int | Sequence[int]) -> list[tuple[int, ...]]:
-    """Deal the examples of a rollout batch into optimizer steps by a seeded permutation; the last may be smaller."""
-    order = np.random.default_rng(seed).permutation(num_examples)
-    return [tuple(order[i : i + batch_size].tolist()) for i in range(0, num_examples, batch_size)]
+    """Deal the examples of a rollout batch into optimizer steps by a seeded permutation; the last two may be smaller
+    (`next_batch_size`)."""
+    order = np.random.default_rng(seed).permutation(num_examples).tolist()
+    minibatches = []
+    while order:
+        size = next_batch_size(len(order), batch_size)
+        minibatches.append(tuple(order[:size]))
+        order = order[size:]
+    return minibatches
 
 
 def plan_batches(

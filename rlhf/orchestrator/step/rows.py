@@ -10,4 +10,10 @@ class Rows(Protocol[T]):
 
     position: int
 
-    def take(self, count: int) -> list[T]: ...
+    def take(self, count: int) -> list[T]:
+        """The next `count` rows."""
+        ...
+
+    def take_batch(self, batch_size: int) -> list[T]:
+        """The next batch of the epoch: at most `batch_size` rows, never those of two epochs."""
+        ...

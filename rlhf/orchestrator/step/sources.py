@@ -48,7 +48,7 @@ class GroupSource(Protocol):
 
 
 class OfflineSource:
-    """Groups from a data set of demonstrations or preferences. Nothing is waited for."""
+    """Groups from a data set of demonstrations or preferences: every row once an epoch. Nothing is waited for."""
 
     def __init__(self, rows: Rows[ScoredGroup], batch_size: int, keep: Callable[[ScoredGroup], bool]) -> None:
         self._rows = rows
@@ -59,7 +59,7 @@ class OfflineSource:
         self._rows.position = position
 
     def take(self, step: int) -> GroupBatch:
-        rows = self._rows.take(self._batch_size)
+        rows = self._rows.take_batch(self._batch_size)
         groups = tuple(group for group in rows if self._keep(group))
         metrics = {"data/groups_dropped": float(len(rows) - len(groups))}
         return GroupBatch(groups=groups, position=self._rows.position, metrics=metrics)

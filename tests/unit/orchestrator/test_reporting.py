@@ -17,7 +17,7 @@ from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection, TrainSection
 from rlhf.errors import ConfigError, NumericsError
 from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
-from rlhf.orchestrator.run.schedule import RunLength, count_steps
+from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
 from rlhf.types import Example, Json, Role, Signal, TokenSequence
@@ -249,5 +249,3 @@ def test_the_schedule_counts_the_updates_that_will_run() -> None:
     assert length.num_updates(Role.CRITIC) == 60
     only_warmup = RunLength(num_steps=2, examples_per_step=1, batch_size=1, critic_warmup_steps=3)
     assert only_warmup.num_updates(Role.POLICY) == 0
-    assert count_steps(None, 2, 7, 4) == 4
-    assert count_steps(3, 2, 7, 4) == 3

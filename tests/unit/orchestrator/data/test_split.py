@@ -131,6 +131,17 @@ def test_every_epoch_holds_every_row_once_whatever_the_batches(
     assert continued.take(25) == order.take(25)
 
 
+@given(num_rows=st.integers(1, 300), batch_size=st.integers(1, 70))
+def test_batches_of_an_epoch_read_every_row_once(num_rows: int, batch_size: int) -> None:
+    order = Order(range(num_rows), seed=3)
+    for _ in range(2):
+        batches = [order.take_batch(batch_size) for _ in range(-(-num_rows // batch_size))]
+        assert sorted(row for batch in batches for row in batch) == list(range(num_rows))
+        assert order.position % num_rows == 0
+    two = Order(range(65), seed=0)
+    assert [len(two.take_batch(64)) for _ in range(4)] == [33, 32, 33, 32]
+
+
 def test_epochs_and_seeds_differ_and_nothing_else_does() -> None:
     orders = [tuple(Order(range(50), seed=seed).take(50)) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]

@@ -173,12 +173,23 @@ def test_experiences_of_one_step_hold_the_same_signals() -> None:
             build_batches(plan, order, "policy")
 
 
+@given(num_examples=st.integers(1, 200), batch_size=st.integers(1, 70))
+def test_no_minibatch_is_a_small_tail(num_examples: int, batch_size: int) -> None:
+    sizes = [len(minibatch) for minibatch in split_minibatches(num_examples, batch_size, seed=0)]
+    assert sum(sizes) == num_examples
+    assert len(sizes) == -(-num_examples // batch_size)
+    assert set(sizes[:-2]) <= {batch_size}
+    assert max(sizes) <= batch_size
+    assert len(sizes) == 1 or 2 * min(sizes) + 1 >= batch_size
+    assert [len(one) for one in split_minibatches(33, 32, seed=0)] == [17, 16]
+
+
 def test_measuring_and_learning_share_one_packing() -> None:
     experiences = [experience(n) for n in (5, 9, 2, 7, 7, 3, 1)]
     limits = MicroBatchLimits(num_ranks=2, max_tokens_per_micro_batch=12)
     minibatches = split_minibatches(7, 3, seed=(0, 1))
     assert sorted(itertools.chain.from_iterable(minibatches)) == list(range(7))
-    assert [len(m) for m in minibatches] == [3, 3, 1]
+    assert [len(m) for m in minibatches] == [3, 2, 2]
     assert minibatches == split_minibatches(7, 3, seed=(0, 1)) != split_minibatches(7, 3, seed=(0, 2))
     plans = [plan_batches(experiences, limits, m) for m in minibatches]
     merged = merge_plans(plans)
