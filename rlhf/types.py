@@ -154,6 +154,14 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyResponse:
+    """The greedy response to a prompt and its reward: a baseline, which is not learned from."""
+
+    rollout: Rollout
+    reward: Reward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
     """All responses to one prompt with their texts and rewards: sampled and scored in this step, or read from a data
     set, whose rewards only order them."""
@@ -166,8 +174,8 @@ class ScoredGroup:
     """A data set's margins of the first response over each later one, where it has them."""
     labels: tuple[bool, ...] = ()
     """A data set's label of each response, desirable or not, where it has labels."""
-    baseline: Reward | None = None
-    """Reward of the greedy response to the prompt, where the algorithm needs one."""
+    baseline: GreedyResponse | None = None
+    """The greedy response to the prompt, where the algorithm needs one."""
 
     @property
     def rollouts(self) -> tuple[Rollout, ...]:
@@ -204,8 +212,8 @@ class Example:
     weight_version: int | None = None
     """Policy version that sampled it; None where a data set gave it."""
     group: str = ""
-    baseline: float | None = None
-    """Score of the greedy response to the same prompt (ReMax)."""
+    baseline: GreedyResponse | None = None
+    """The greedy response to the same prompt (ReMax)."""
     label: bool | None = None
     """Whether the response is desirable (KTO)."""
     token_targets: tuple[FloatArray, ...] = ()

@@ -13,13 +13,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def gae(rewards: Floats, values: Floats, *, gamma: float, gae_lambda: float) -> tuple[Floats, Floats]:
+def gae(
+    rewards: Floats, values: Floats, *, gamma: float, gae_lambda: float, end_value: float = 0.0
+) -> tuple[Floats, Floats]:
     """Generalized advantage estimation (Schulman et al. 2016): [n], [n] -> advantages [n], returns [n].
 
-    delta_t = r_t + gamma * V_{t+1} - V_t with V_n = 0; A_t = sum_l (gamma * lambda)^l delta_{t+l}; the return is
-    A_t + V_t.
+    delta_t = r_t + gamma * V_{t+1} - V_t with V_n = `end_value`, 0 for a response that ended; A_t = sum_l (gamma *
+    lambda)^l delta_{t+l}; the return is A_t + V_t.
     """
-    deltas = rewards + gamma * np.append(values[1:], 0.0)[: len(values)] - values
+    deltas = rewards + gamma * np.append(values[1:], end_value)[: len(values)] - values
     decay = gamma * gae_lambda
     backwards = accumulate(deltas[::-1].tolist(), lambda later, delta: delta + decay * later)
     advantages = np.array(list(backwards), dtype=np.float64)[::-1]

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -14,12 +15,24 @@ from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
-from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
+from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import at_end, kl_penalty
 from rlhf.algorithms.sequences import is_empty
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection
-from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
+from rlhf.types import (
+    Example,
+    Experience,
+    FinishReason,
+    GreedyResponse,
+    Head,
+    Json,
+    Metrics,
+    Role,
+    ScoredGroup,
+    Signal,
+    Signals,
+)
 
 EPSILON = 1e-6
 """Beside a group's deviation: rewards that differ by less than this, as float32 does by chance, stay nearly equal."""
@@ -44,7 +57,8 @@ class CriticFree(Algorithm):
     @abstractmethod
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         """Advantages of the responses to one prompt, one number per token: `rewards[i]` are those of response i's
-        tokens, at least one; `greedy` is the score of the greedy response, where `greedy_baseline` asks for it."""
+        tokens, at least one; `greedy` is the score of the greedy response, penalties included, where `greedy_baseline`
+        asks for it."""
 
     def keep(self, group: ScoredGroup) -> bool:
         """With dynamic sampling: whether the rewards of the group differ. Responses without tokens do not count."""
@@ -67,15 +81,19 @@ class CriticFree(Algorithm):
         rewards = [self._rewards(response) for response in responses]
         advantages = [np.zeros(0) for _ in responses]
         for members in groups.values():
-            of_group = self._advantages([rewards[i] for i in members], examples[members[0]].baseline)
+            greedy = examples[members[0]].baseline
+            of_group = self._advantages(
+                [rewards[i] for i in members], None if greedy is None else self._greedy_score(greedy)
+            )
             for i, one in zip(members, of_group, strict=True):
-                advantages[i] = one
-        if self._section.scale == "batch":
-            advantages = whiten(advantages, sample=self._section.std == "sample")
+                advantages[i] = one[: num_learned(responses[i], self._section.truncated)]
+        advantages = self._scaled_over_batch(advantages, [rewards[i].sum() for i in chain(*groups.values())])
         weights, weight_metrics = importance_weights(self._section.correction, responses)
         experiences = [
             Experience(
-                id=example.id, sequences=(with_credit(example, signal, a * w),), coefficients={"kl": self._kl.coef}
+                id=example.id,
+                sequences=(with_credit(example, signal, a * w[: len(a)], num_tokens=len(a)),),
+                coefficients={"kl": self._kl.coef},
             )
             for example, signal, a, w in zip(examples, signals, advantages, weights, strict=True)
         ]
@@ -85,18 +103,38 @@ class CriticFree(Algorithm):
         self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
 
+    def _scaled_over_batch(self, advantages: list[Floats], totals: Sequence[float]) -> list[Floats]:
+        """Advantages of the whole batch, divided by a standard deviation that all of it shares, where `scale` says so;
+        `totals` are the rewards of all responses with tokens."""
+        is_sample = self._section.std == "sample"
+        if self._section.scale == "batch":
+            return whiten(advantages, sample=is_sample)
+        if self._section.scale == "batch-rewards":
+            scale = deviation(np.array(totals), sample=is_sample) + EPSILON
+            return [advantage / scale for advantage in advantages]
+        return advantages
+
     def _rewards(self, response: ResponseTokens) -> Floats:
         """Of each token: the score and the length penalty on the last, the KL on all where it acts here."""
         coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
-        score = response.score + self._overlong(response)
+        score = self._score(response.score, len(response), response.truncated)
         return at_end(score, len(response)) + kl_penalty(response, self._section.estimator, coef)
 
-    def _overlong(self, response: ResponseTokens) -> float:
+    def _greedy_score(self, greedy: GreedyResponse) -> float:
+        rollout = greedy.rollout
+        num_tokens = len(rollout.token_ids) if rollout.loss_mask is None else int(rollout.loss_mask.sum())
+        return self._score(greedy.reward.total, num_tokens, rollout.finish_reason is FinishReason.LENGTH)
+
+    def _score(self, score: float, num_tokens: int, truncated: bool) -> float:
+        """The score with the penalties on length."""
+        return score + self._overlong(num_tokens) - self._section.truncated_penalty * truncated
+
+    def _overlong(self, num_tokens: int) -> float:
         """Soft penalty on length (Yu et al. 2025, eq. 13): 0 up to limit - buffer tokens, then falling to -1."""
         limit, buffer = self._section.overlong_limit, self._section.overlong_buffer
         if not buffer or limit is None:
             return 0.0
-        return -min(max(len(response) - (limit - buffer), 0) / buffer, 1.0)
+        return -min(max(num_tokens - (limit - buffer), 0) / buffer, 1.0)
 
     def _advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         advantages = self.advantages(rewards, greedy)
@@ -118,6 +156,7 @@ class CriticFree(Algorithm):
             ratio=RATIOS[section.ratio],
             entropy_coef=section.entropy_coef,
             kl=kl_in_loss(section),
+            limits=section.log_ratio_limits,
         )
         return {Role.POLICY: policy}
 
@@ -136,7 +175,7 @@ class CriticFree(Algorithm):
         }
         self._zero_advantage.observe(joined)
         if self._section.overlong_buffer:
-            sums["reward/overlong"] = mean([self._overlong(response) for group in groups for response in group])
+            sums["reward/overlong"] = mean([self._overlong(len(response)) for group in groups for response in group])
         return Metrics(sums=sums, warnings=self._zero_advantage.warnings())
 
     def state(self) -> dict[str, Json]:

@@ -124,7 +124,9 @@ class KTO(Algorithm):
         section = self._section
         if section.class_weights == "given":
             return section.desirable_weight, section.undesirable_weight
-        return balance(int(labels.sum()), int((~labels).sum()))
+        limit = section.max_class_weight if isinstance(section, OnlineKtoSection) else np.inf
+        desirable, undesirable = balance(int(labels.sum()), int((~labels).sum()))
+        return min(desirable, limit), min(undesirable, limit)
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._policy_loss}

@@ -1,5 +1,6 @@
 """The policy's loss over a packed micro-batch: a surrogate of ratios, an entropy bonus, and the KL to a reference."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -126,9 +127,11 @@ class PolicyObjective:
         ratio: Ratio = each_token,
         entropy_coef: float = 0.0,
         kl: Literal["k2", "k3"] | None = None,
+        limits: tuple[float, float] | None = None,
     ) -> None:
         """`weights` make one number of the token losses; `kl` is the estimator of the KL in the loss, if it is there,
-        whose weight is the batch's coefficient `kl`."""
+        whose weight is the batch's coefficient `kl`; `limits` clamp a token's log-ratio to the old policy."""
+        self._limits = limits or (-math.inf, math.inf)
         self._surrogate = surrogate
         self._weights = weights
         self._ratio = ratio
@@ -142,7 +145,7 @@ class PolicyObjective:
         entropy = entropy_of(outputs, batch)
         tokens = PolicyTokens(
             log_probs=log_probs,
-            log_ratio=self._ratio(log_probs - old_log_probs, batch),
+            log_ratio=self._ratio((log_probs - old_log_probs).clamp(*self._limits), batch),
             advantages=only(present(batch, Signal.ADVANTAGES)),
             coefficients=batch.coefficients,
         )

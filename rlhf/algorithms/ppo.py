@@ -14,7 +14,7 @@ from rlhf.algorithms.importance import importance_weights, old_policy_signals, w
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
-from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
+from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
@@ -47,8 +47,7 @@ class PPO(Algorithm):
         self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
         self._shaper = RewardShaper(section)
         self._num_credited = 0
-        gae_of_section = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
-        self._estimator = gae_of_section if section.token_level else whole_response
+        self._gae = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
             signals=old_policy_signals(section.correction)
@@ -62,18 +61,20 @@ class PPO(Algorithm):
         signals = with_old_policy(self._section.correction, examples, signals)
         responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         rewards, reward_metrics = self._shaper.shape(responses, self._kl.coef)
-        estimates = [
-            self._estimator(reward, response.values) for reward, response in zip(rewards, responses, strict=True)
-        ]
-        advantages, returns = [a for a, _ in estimates], [r for _, r in estimates]
+        estimates = [self._estimate(reward, response) for reward, response in zip(rewards, responses, strict=True)]
+        learned = [num_learned(response, self._section.truncated) for response in responses]
+        advantages = [a[:num_tokens] for (a, _), num_tokens in zip(estimates, learned, strict=True)]
+        returns = [r[:num_tokens] for (_, r), num_tokens in zip(estimates, learned, strict=True)]
         whitened = whiten(advantages) if self._section.whiten_advantages else advantages
         weights, weight_metrics = importance_weights(self._section.correction, responses)
-        weighed = [a * w for a, w in zip(whitened, weights, strict=True)]
+        weighed = [a * w[:num_tokens] for a, w, num_tokens in zip(whitened, weights, learned, strict=True)]
         experiences = [
             Experience(
-                id=example.id, sequences=(with_credit(example, signal, a, returns=r),), coefficients=coefficients
+                id=example.id,
+                sequences=(with_credit(example, signal, a, num_tokens=num_tokens, returns=r),),
+                coefficients=coefficients,
             )
-            for example, signal, a, r in zip(examples, signals, weighed, returns, strict=True)
+            for example, signal, a, r, num_tokens in zip(examples, signals, weighed, returns, learned, strict=True)
         ]
         metrics = ref_kl_metrics(responses) + reward_metrics + weight_metrics + self._metrics(advantages, returns)
         non_empty = [response.kl for response in responses if len(response)]
@@ -82,6 +83,14 @@ class PPO(Algorithm):
         if self._num_credited > self._section.critic_warmup_steps:
             self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
+
+    def _estimate(self, rewards: Floats, response: ResponseTokens) -> tuple[Floats, Floats]:
+        """Advantages and returns of the response's actions; without those of the token whose value is bootstrapped."""
+        if not self._section.token_level:
+            return whole_response(rewards, response.values)
+        if self._section.truncated == "bootstrap" and response.truncated and len(response):
+            return self._gae(rewards[:-1], response.values[:-1], end_value=float(response.values[-1]))
+        return self._gae(rewards, response.values)
 
     def objectives(self) -> Mapping[str, Objective]:
         policy = policy_objective(self._section)

@@ -13,13 +13,14 @@ from rlhf.types import Signal
 def policy_objective(section: PpoSection) -> PolicyObjective:
     """The policy's loss."""
     bounds = section.clip_low, section.clip_high
-    surrogate: Surrogate = Penalty(*bounds) if section.loss == "penalty" else Clip(*bounds)
+    surrogate: Surrogate = Penalty(*bounds) if section.loss == "penalty" else Clip(*bounds, section.dual_clip)
     return PolicyObjective(
         surrogate,
         weights=aggregation_of(section),
         ratio=RATIOS["token" if section.token_level else "sequence"],
         entropy_coef=section.entropy_coef,
         kl=kl_in_loss(section),
+        limits=section.log_ratio_limits,
     )
 
 

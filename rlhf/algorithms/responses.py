@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ class ResponseTokens:
     values: Floats
     ref_log_probs: Floats | None = None
     sampler_log_probs: FloatArray | None = None
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.old_log_probs)
@@ -44,6 +46,7 @@ class ResponseTokens:
             values=at_tokens(Signal.VALUES) if Signal.VALUES in signals else np.zeros(0),
             ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
+            truncated=any(example.truncated),
         )
 
     @property
@@ -67,19 +70,36 @@ def ref_kl_metrics(responses: Sequence[ResponseTokens]) -> Metrics:
     return Metrics(sums={"kl/ref_per_response": mean(kls), "kl/ref_per_token": sum(kls) / max(num_tokens, 1)})
 
 
+def num_learned(response: ResponseTokens, truncated: Literal["learn", "mask", "bootstrap"]) -> int:
+    """How many of the response's tokens are learned from, counted from the first: `truncated` says what is done with a
+    truncated response. To bootstrap is to give up its last token, whose value stands for all that would have come."""
+    if not response.truncated or truncated == "learn":
+        return len(response)
+    return max(len(response) - 1, 0) if truncated == "bootstrap" else 0
+
+
 def with_credit(
-    example: Example, signals: Signals, advantages: Floats, *, returns: Floats | None = None
+    example: Example,
+    signals: Signals,
+    advantages: Floats,
+    *,
+    returns: Floats | None = None,
+    num_tokens: int | None = None,
 ) -> LearnedSequence:
-    """A one-sequence example's sequence with advantages and returns: one number per model token, or one for all."""
+    """A one-sequence example's sequence with advantages and returns: one number for each model token, or one for
+    all. `num_tokens` learns from that many model tokens alone, counted from the first."""
     (sequence,) = example.sequences
+    learned = np.flatnonzero(sequence.loss_mask)[:num_tokens]
+    loss_mask = np.zeros_like(sequence.loss_mask)
+    loss_mask[learned] = True
 
     def on_tokens(numbers: Floats) -> FloatArray:
         aligned = np.zeros(len(sequence), dtype=np.float32)
-        aligned[sequence.loss_mask] = numbers
+        aligned[learned] = numbers
         return aligned
 
     of_models = {signal: arrays[0] for signal, arrays in signals.items()}
     credit = {Signal.ADVANTAGES: on_tokens(advantages)}
     if returns is not None:
         credit[Signal.RETURNS] = on_tokens(returns)
-    return LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals={**of_models, **credit})
+    return LearnedSequence(token_ids=sequence.token_ids, loss_mask=loss_mask, signals={**of_models, **credit})

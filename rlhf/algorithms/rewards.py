@@ -87,25 +87,30 @@ class RewardShaper:
         self._statistics = RunningStatistics()
 
     def shape(self, responses: Sequence[ResponseTokens], kl_coef: float) -> tuple[list[Floats], Metrics]:
-        """The rewards of each response's own tokens. Responses without tokens stay out of the statistics."""
-        coef = kl_coef if self._section.kl_placement == "reward" else 0.0
-        scores = np.array([response.score for response in responses], dtype=np.float64)
-        non_empty = np.array([len(response) > 0 for response in responses], dtype=np.bool_)
-        if self._section.normalize_rewards:
-            self._statistics.add(scores[non_empty])
+        """The rewards of each response's own tokens. Responses without tokens stay out of the statistics, and so do
+        truncated ones whose score is not used."""
+        section = self._section
+        coef = kl_coef if section.kl_placement == "reward" else 0.0
+        scores = np.array([one.score - section.truncated_penalty * one.truncated for one in responses])
+        scored = np.array([len(one) > 0 and not self._is_bootstrapped(one) for one in responses], dtype=np.bool_)
+        if section.normalize_rewards:
+            self._statistics.add(scores[scored])
             scores = self._statistics.normalize(scores)
-        clipped = clip(scores, self._section.clip_rewards)
+        clipped = np.where(scored, clip(scores, section.clip_rewards), 0.0)
         rewards = [
-            self._place(score, len(response)) + kl_penalty(response, self._section.estimator, coef)
+            self._place(score, len(response)) + kl_penalty(response, section.estimator, coef)
             for score, response in zip(clipped.tolist(), responses, strict=True)
         ]
         sums = {
             "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
-            "reward/clipped": mean((clipped != scores)[non_empty]),
+            "reward/clipped": mean((clipped != scores)[scored]),
         }
-        if self._section.normalize_rewards:
+        if section.normalize_rewards:
             sums |= {"reward/running_mean": self._statistics.mean, "reward/running_std": self._statistics.deviation}
         return rewards, Metrics(sums=sums)
+
+    def _is_bootstrapped(self, response: ResponseTokens) -> bool:
+        return response.truncated and self._section.truncated == "bootstrap"
 
     def state(self) -> dict[str, Json]:
         return self._statistics.state()

@@ -55,7 +55,7 @@ def one_by_one(groups: Sequence[ScoredGroup]) -> list[Example]:
             weight_version=version_of(response),
             # A step may draw a prompt twice: the first response's id names its group, the prompt's would join two.
             group=group.responses[0].id,
-            baseline=None if group.baseline is None else group.baseline.total,
+            baseline=group.baseline,
         )
         for group in groups
         for response, reward in zip(group.responses, group.rewards, strict=True)

@@ -169,6 +169,13 @@ class DpoConfig(ReferencedConfig):
 
     algo: Annotated[DpoSection | CustomSection, Field(discriminator="type")] = DpoSection()
 
+    def resolved(self) -> Self:
+        """The learning rate is that of the loss, if none is given."""
+        config = super().resolved()
+        if not isinstance(self.algo, DpoSection):
+            return config
+        return config._with(policy=self.policy.with_default_lr(self.algo.loss.default_lr))
+
 
 class KtoConfig(ReferencedConfig):
     """KTO, on a data set of responses that are labeled good or bad."""

@@ -1,6 +1,7 @@
 """How much a step of a run computes: sequences and tokens, by phase."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from rlhf.algorithms.base import Needs
 from rlhf.config.algo import num_epochs
@@ -91,7 +92,7 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
         longest=longest,
         micro_batch_tokens=max(batch_tokens, longest),
         num_passes=passes,
-        num_updates=passes * max(1, config.examples_per_step // config.train.batch_size),
+        num_updates=passes * ceil(config.examples_per_step / config.train.batch_size),
         measured=measured,
         scored=any(isinstance(source, StartedSource) for source in config.reward.all_sources),
     )

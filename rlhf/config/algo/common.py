@@ -126,6 +126,23 @@ class PolicyGradientSection(AlgorithmSection):
     correction: Correction = TruncatedWeights()
     """Importance correction: how the loss accounts for responses that were sampled off-policy (by older weights), or by
     an engine whose arithmetic differs from the trainer's."""
+    dual_clip: NonNegative = 0.0
+    """Dual clip: bound on the loss of a token with negative advantage, as a multiple of its advantage, > 1 (Ye et al.
+    2020); 0 sets none."""
+    truncated_penalty: NonNegative = 0.0
+    """Subtracted from the score of a truncated response, one that reached rollout.max_response_tokens."""
+    humanline: bool = False
+    """Clamp each token's log-ratio to the old policy before it becomes a ratio (Liu et al. 2025, humanline). A token
+    outside the clamp has no gradient in either direction, unlike one outside the clip."""
+    humanline_low: float = Field(-1.0, le=0.0, allow_inf_nan=False)
+    """Lower bound of that clamp."""
+    humanline_high: float = Field(1.5, ge=0.0, allow_inf_nan=False)
+    """Upper bound of that clamp."""
+
+    @property
+    def log_ratio_limits(self) -> tuple[float, float] | None:
+        """The humanline clamp; None without it."""
+        return (self.humanline_low, self.humanline_high) if self.humanline else None
 
     @property
     def estimator(self) -> Literal["k1", "k2", "k3"]:

@@ -10,15 +10,17 @@ from pydantic import Field, PositiveInt
 
 from rlhf.config.algo.common import (
     Aggregation,
+    Correction,
     Estimator,
     FixedKl,
     KlControl,
     NonNegative,
     PolicyGradientSection,
     Positive,
+    TruncatedWeights,
 )
 
-Scale = Literal["none", "group", "batch"]
+Scale = Literal["none", "group", "batch", "batch-rewards"]
 Ratio = Literal["token", "sequence", "sequence-mean"]
 
 
@@ -27,7 +29,8 @@ class CriticFreeSection(PolicyGradientSection):
 
     scale: Scale = "none"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     std: Literal["population", "sample"] = "population"
     """Convention of that standard deviation: divided by n (population) or by n - 1 (sample)."""
     ratio: Ratio = "token"
@@ -40,9 +43,9 @@ class CriticFreeSection(PolicyGradientSection):
     """The ratio is clipped below at 1 - clip_low; 1 does not clip there."""
     clip_high: Positive = 0.2
     """The ratio is clipped above at 1 + clip_high."""
-    dual_clip: NonNegative = 0.0
-    """Dual clip: bound on the loss of a token with negative advantage, as a multiple of its advantage, > 1 (Ye et al.
-    2020); 0 sets none."""
+    truncated: Literal["learn", "mask"] = "learn"
+    """What is done with truncated responses: learn from them as from any other, or leave their tokens out of the loss
+    (mask; the overlong filtering of DAPO). Their scores stay in the baseline of their group."""
     aggregation: Aggregation = "token-mean"
     """How token losses become one number, always over the whole optimizer step: the mean over all tokens; the mean over
     sequences of each one's token mean; or the mean over sequences of each one's token sum divided by a constant
@@ -86,7 +89,8 @@ class GrpoSection(CriticFreeSection):
     """GRPO."""
     scale: Scale = "group"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
 
 
 class RlooSection(CriticFreeSection):
@@ -110,7 +114,8 @@ class ReinforceSection(CriticFreeSection):
     """REINFORCE++."""
     scale: Scale = "batch"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     kl: KlControl = FixedKl(coef=0.01)
     """KL coefficient: fixed, or adaptive to a target. A fixed coefficient of 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "reward"
@@ -125,7 +130,8 @@ class ReinforceBaselineSection(CriticFreeSection):
     """REINFORCE++ with the group's mean as baseline."""
     scale: Scale = "batch"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     kl: KlControl = FixedKl(coef=0.01)
     """KL coefficient: fixed, or adaptive to a target. A fixed coefficient of 0 starts no reference model."""
     kl_estimator: Estimator = "k2"
@@ -161,7 +167,8 @@ class DapoSection(CriticFreeSection):
     """DAPO."""
     scale: Scale = "group"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     clip_high: Positive = 0.28
     """The ratio is clipped above at 1 + clip_high."""
     dynamic_sampling: bool = True
@@ -177,9 +184,13 @@ class GspoSection(CriticFreeSection):
 
     type: Literal["gspo"] = "gspo"
     """GSPO."""
+    correction: Correction = TruncatedWeights(level="sequence")
+    """Importance correction: how the loss accounts for responses that were sampled off-policy (by older weights), or by
+    an engine whose arithmetic differs from the trainer's. Like the ratio, the weight is that of a whole response."""
     scale: Scale = "group"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     ratio: Ratio = "sequence-mean"
     """Importance ratio that is clipped: each token's, the whole response's (sequence), or the geometric mean over the
     response's tokens (sequence-mean)."""
@@ -198,7 +209,8 @@ class CispoSection(CriticFreeSection):
     """CISPO."""
     scale: Scale = "group"
     """Standard deviation that advantages are divided by: that of the prompt's responses (group), that of all tokens of
-    the batch, whose mean then becomes 0 (batch), or none."""
+    the batch, whose mean then becomes 0 (batch), that of the rewards of all responses of the batch (batch-rewards), or
+    none."""
     loss: Literal["clip", "cispo"] = "cispo"
     """clip is PPO's clipped surrogate; cispo weights the log-likelihood by the clipped ratio, so that every token keeps
     a gradient."""

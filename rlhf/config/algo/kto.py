@@ -51,6 +51,9 @@ class OnlineKtoSection(LabelLossSection):
     class_weights: Literal["auto", "given"] = "auto"
     """auto increases the weight of the rarer label until both count the same over the batch; given takes
     desirable_weight and undesirable_weight."""
+    max_class_weight: float = Field(4.0, ge=1.0, allow_inf_nan=False)
+    """Largest weight that auto gives: where almost all responses of a batch have one label, the few others would
+    otherwise decide the update."""
 
     @property
     def is_one_update(self) -> bool:

@@ -34,6 +34,10 @@ class PpoSection(PolicyGradientSection):
     """Weight of the KL to the old policy at the start, for loss=penalty."""
     penalty_target: Positive = 0.01
     """Target of the KL to the old policy, in nats a token, for loss=penalty."""
+    truncated: Literal["learn", "mask", "bootstrap"] = "learn"
+    """What is done with truncated responses: learn from them as from any other; leave their tokens out of both losses
+    (mask); or treat the limit as an interruption instead of an end (bootstrap, Pardo et al. 2018): the critic's value
+    at the last token takes the place of the score, and of that token."""
     value_clip: NonNegative = 0.5
     """Value clipping: largest change of a value from the old one in the critic's loss; 0 does not clip."""
     entropy_coef: NonNegative = 0.0

@@ -1,6 +1,6 @@
 """Settings of learning from pairs: the losses, DPO on given pairs, and online DPO on sampled ones."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -12,6 +12,8 @@ class PairLossSection(Section):
     """What every pair loss has. In the losses, lp(y) is the sum of a response's log-probs, LR(y) that sum minus the
     reference model's, h = LR(chosen) - LR(rejected), and len(y) the number of the response's tokens."""
 
+    default_lr: ClassVar[float] = 5e-7
+    """Learning rate of a policy for which none is given."""
     type: str
     """Kind of the loss."""
     beta: Positive = 0.1
@@ -97,6 +99,7 @@ class SimpoLoss(ReferenceFree):
 
     type: Literal["simpo"] = "simpo"
     """SimPO."""
+    default_lr: ClassVar[float] = 1e-6
     beta: Positive = 2.0
     """Factor of the length-averaged log-probs."""
     gamma: NonNegative = 0.5
@@ -137,6 +140,7 @@ class OrpoLoss(ReferenceFree):
 
     type: Literal["orpo"] = "orpo"
     """ORPO; beta is the paper's lambda."""
+    default_lr: ClassVar[float] = 8e-6
     beta: Positive = 0.1
     """Weight of the odds ratio, next to the likelihood."""
 

@@ -8,6 +8,7 @@ from rlhf.config.algo import (
     MaskedWeights,
     NoCorrection,
     PolicyGradientSection,
+    PpoSection,
     RatioToSampler,
     TruncatedWeights,
 )
@@ -37,7 +38,7 @@ def group_size(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Proble
             "a group of 1 response has zero standard deviation, and algo.dynamic_sampling would leave out every prompt."
         )
         yield Problem(keys=("rollout.group_size", "algo.dynamic_sampling"), text=text)
-    if algo.scale == "batch" and config.examples_per_step < 2:
+    if algo.scale in {"batch", "batch-rewards"} and config.examples_per_step < 2:
         text = (
             "1 response in a step is its own mean over the batch: its advantage is always 0. Raise it, or set "
             "scale none."
@@ -80,15 +81,6 @@ def surrogates(_config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Probl
             "length. Use seq-mean-token-mean."
         )
         yield Problem(keys=("algo.aggregation", "algo.ratio"), text=text)
-    if algo.dual_clip > 0.0 and algo.loss == "cispo":
-        text = "cispo has no minimum that a dual clip could bound. Set it to 0."
-        yield Problem(keys=("algo.dual_clip", "algo.loss"), text=text)
-    elif 0.0 < algo.dual_clip <= 1.0:
-        text = (
-            f"must be > 1, or 0 for none (got {algo.dual_clip:g}): at 1 or less, tokens with negative advantage "
-            "would have no gradient."
-        )
-        yield Problem(keys=("algo.dual_clip",), text=text)
     if algo.kl_estimator == "k1" and algo.kl_placement == "loss":
         text = "k1 has no gradient in expectation inside the loss; use k2 or k3."
         yield Problem(keys=("algo.kl_estimator", "algo.kl_placement"), text=text)
@@ -114,6 +106,29 @@ def lengths(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     if not algo.dynamic_sampling and algo.max_sampling_rounds != default:
         text = "not used without algo.dynamic_sampling, which alone samples again. Remove it, or set that."
         yield Problem(keys=("algo.max_sampling_rounds", "algo.dynamic_sampling"), text=text)
+
+
+def dual_clips(_config: OnlineConfig, algo: PpoSection | CriticFreeSection) -> Iterator[Problem]:
+    """A dual clip bounds a clipped loss."""
+    if algo.dual_clip > 0.0 and algo.loss != "clip":
+        text = f"{algo.loss} has no minimum that a dual clip could bound. Set it to 0."
+        yield Problem(keys=("algo.dual_clip", "algo.loss"), text=text)
+    elif 0.0 < algo.dual_clip <= 1.0:
+        text = (
+            f"must be > 1, or 0 for none (got {algo.dual_clip:g}): at 1 or less, tokens with negative advantage "
+            "would have no gradient."
+        )
+        yield Problem(keys=("algo.dual_clip",), text=text)
+
+
+def truncated_responses(_config: OnlineConfig, algo: PpoSection) -> Iterator[Problem]:
+    """What is done with truncated responses fits together."""
+    if algo.truncated == "bootstrap" and not algo.token_level:
+        text = "the critic's value at the last token needs an action for each token. Set algo.token_level true."
+        yield Problem(keys=("algo.truncated", "algo.token_level"), text=text)
+    if algo.truncated_penalty > 0.0 and algo.truncated != "learn":
+        text = f"not used: algo.truncated {algo.truncated} does not use the score of a truncated response. Set it to 0."
+        yield Problem(keys=("algo.truncated_penalty", "algo.truncated"), text=text)
 
 
 def corrections(config: OnlineConfig, algo: PolicyGradientSection) -> Iterator[Problem]:
@@ -162,7 +177,8 @@ def uncorrected_lag(config: OnlineConfig, algo: PolicyGradientSection) -> Iterat
 
 
 GRPO_RULES = (
-    for_algorithm(CriticFreeSection, group_size, members, surrogates, lengths),
+    for_algorithm(CriticFreeSection, group_size, members, surrogates, lengths, dual_clips),
+    for_algorithm(PpoSection, dual_clips, truncated_responses),
     for_algorithm(PolicyGradientSection, corrections, mismatch_limits),
 )
 GRPO_ADVICE = (for_algorithm(PolicyGradientSection, uncorrected_lag),)

@@ -1,7 +1,6 @@
 """Where the policy's weights go after a step, and how old those may be that sampled its rollouts."""
 
 from collections.abc import Callable
-from itertools import chain
 
 from rlhf.algorithms.base import Needs
 from rlhf.errors import RlhfError, WeightSyncError
@@ -53,7 +52,7 @@ def require_lag(step: int, batch: GroupBatch, max_lag: int) -> None:
     Raises:
         RlhfError: a rollout is older, or newer.
     """
-    for rollout in (*chain.from_iterable(group.rollouts for group in batch.groups), *batch.baselines):
+    for rollout in batch.rollouts:
         if not 0 <= step - 1 - rollout.weight_version <= max_lag:
             raise RlhfError(
                 f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "

@@ -12,7 +12,7 @@ from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
 from rlhf.errors import RewardError, WorkerLostError
 from rlhf.orchestrator.step.buffer import LagBuffer
 from rlhf.orchestrator.step.rows import Rows
-from rlhf.types import FinishReason, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
+from rlhf.types import FinishReason, GreedyResponse, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -23,10 +23,14 @@ class GroupBatch:
 
     groups: tuple[ScoredGroup, ...]
     position: int
-    baselines: tuple[Rollout, ...] = ()
-    """The greedy responses behind the groups' baselines."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """Every response that was sampled for these groups, the greedy baselines included."""
+        sampled = [rollout for group in self.groups for rollout in group.rollouts]
+        return (*sampled, *(group.baseline.rollout for group in self.groups if group.baseline is not None))
 
 
 class GroupSource(Protocol):
@@ -208,15 +212,15 @@ class RolloutSource:
 
     def _make_batch(self, step: int) -> GroupBatch:
         """Sample until enough groups are kept, or until the rounds are spent."""
-        sampled: list[_Sampled] = []
-        kept: list[_Sampled] = []
+        sampled: list[ScoredGroup] = []
+        kept: list[ScoredGroup] = []
         seconds: dict[str, float] = defaultdict(float)
         seen: Counter[str] = Counter()
         for _ in range(self._plan.max_rounds):
             prompts = self._prompts.take(self._plan.batch_size - len(kept))
             fresh = self._sample(step, prompts, seen, seconds)
             sampled += fresh
-            kept += [one for one in fresh if self._keep(one.group)]
+            kept += [group for group in fresh if self._keep(group)]
             if len(kept) >= self._plan.batch_size or not prompts:
                 break
         if not kept:
@@ -225,16 +229,15 @@ class RolloutSource:
                 "responses to each prompt all got the same reward. Use harder or easier prompts, or another reward"
             )
         return GroupBatch(
-            groups=tuple(one.group for one in kept),
+            groups=tuple(kept),
             position=self._prompts.position,
-            baselines=tuple(one.baseline for one in kept if one.baseline is not None),
             metrics=describe_sampled(sampled, len(kept)),
             seconds=dict(seconds),
         )
 
     def _sample(
         self, step: int, prompts: Sequence[Prompt], seen: Counter[str], seconds: dict[str, float]
-    ) -> "list[_Sampled]":
+    ) -> list[ScoredGroup]:
         start = time.monotonic()
         n, width = self._plan.group_size, len(self._plan.draws)
         rollouts = self._sampler.generate(make_requests(step, prompts, self._plan, seen))
@@ -243,43 +246,31 @@ class RolloutSource:
         seconds["generate"] += generated - start
         seconds["score"] += time.monotonic() - generated
         return [
-            _Sampled(
-                group=ScoredGroup(
-                    prompt=prompt,
-                    responses=tuple(rollouts[first : first + n]),
-                    texts=tuple(responses[first : first + n]),
-                    rewards=tuple(rewards[first : first + n]),
-                    baseline=rewards[first + n] if width > n else None,
-                ),
-                baseline=rollouts[first + n] if width > n else None,
+            ScoredGroup(
+                prompt=prompt,
+                responses=tuple(rollouts[first : first + n]),
+                texts=tuple(responses[first : first + n]),
+                rewards=tuple(rewards[first : first + n]),
+                baseline=GreedyResponse(rollout=rollouts[first + n], reward=rewards[first + n]) if width > n else None,
             )
             for prompt, first in zip(prompts, range(0, len(rollouts), width), strict=True)
         ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sampled:
-    """A group, and the greedy response to its prompt."""
-
-    group: ScoredGroup
-    baseline: Rollout | None
-
-
-def describe_sampled(sampled: Sequence[_Sampled], num_kept: int) -> dict[str, float]:
+def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, float]:
     """Metrics of everything that was sampled, whether it is trained on or not."""
-    groups = [one.group for one in sampled]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     if not rollouts:
         return {}
     names = sorted({name for reward in rewards for name in reward.parts})
     parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
-    baselines = [group.baseline.total for group in groups if group.baseline is not None]
-    drawn = [*rollouts, *(one.baseline for one in sampled if one.baseline is not None)]
+    greedy = [group.baseline for group in groups if group.baseline is not None]
+    drawn = [*rollouts, *(one.rollout for one in greedy)]
     return {
         "reward/mean_all": sum(reward.total for reward in rewards) / len(rewards),
         **{f"reward/source/{name}": sum(values) / len(values) for name, values in parts.items()},
-        **({"rollout/baseline": sum(baselines) / len(baselines)} if baselines else {}),
+        **({"rollout/baseline": sum(one.reward.total for one in greedy) / len(greedy)} if greedy else {}),
         "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
         "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),
         "rollout/groups_dropped": float(len(groups) - num_kept),

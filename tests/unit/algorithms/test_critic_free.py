@@ -35,6 +35,7 @@ from rlhf.types import (
     Example,
     Experience,
     FinishReason,
+    GreedyResponse,
     Head,
     Metrics,
     Reward,
@@ -73,8 +74,10 @@ def grouped(
     """Answers of those lengths (1 by default) to one prompt."""
     sizes = lengths or [1] * len(rewards)
     rollouts = [rollout([5] * size, name=f"{name}{i}") for i, size in enumerate(sizes)]
-    baseline = None if greedy is None else Reward(total=greedy)
-    return replace(group(rollouts, rewards, name=name), baseline=baseline)
+    made = group(rollouts, rewards, name=name)
+    if greedy is None:
+        return made
+    return replace(made, baseline=GreedyResponse(rollout=rollout([1], name="greedy"), reward=Reward(total=greedy)))
 
 
 def said(example: Example, *, old: float = -1.0, ref: float | Sequence[float] = -1.0) -> Signals:
@@ -229,7 +232,6 @@ def test_rewards_that_differ_by_rounding_stay_nearly_equal() -> None:
 
 
 def test_a_score_of_0_is_a_score() -> None:
-    """As the greedy answer's too."""
     assert advantages(GrpoSection(**PLAIN), grouped([0.0, -1.0])) == close([1.0], [-1.0])
     assert advantages(RemaxSection(**PLAIN), grouped([0.0, -1.0], greedy=0.0)) == close([0.0], [-1.0])
 
@@ -276,7 +278,8 @@ def test_environment_tokens_do_not_exist(section: type[CriticFreeSection], gaps:
     other = rollout([5], name="b")
 
     def pair(one: Rollout) -> ScoredGroup:
-        return replace(group([one, other], [1.0, 0.0]), baseline=Reward(total=0.2))
+        baseline = GreedyResponse(rollout=one, reward=Reward(total=0.2))
+        return replace(group([one, other], [1.0, 0.0]), baseline=baseline)
 
     def given_credit(one: Rollout) -> tuple[list[list[float]], Metrics]:
         algorithm = build(how)
@@ -360,8 +363,8 @@ def test_an_example_is_exactly_what_was_sampled() -> None:
     answers = grouped([0.0, 1.0], greedy=0.0)
     examples = one_by_one([answers])
     assert [(e.id, e.group, e.rewards, e.baseline, e.weight_version) for e in examples] == [
-        ("p0", "p0", (0.0,), 0.0, 7),
-        ("p1", "p0", (1.0,), 0.0, 7),
+        ("p0", "p0", (0.0,), answers.baseline, 7),
+        ("p1", "p0", (1.0,), answers.baseline, 7),
     ]
     assert one_by_one([grouped([0.0])])[0].baseline is None
 

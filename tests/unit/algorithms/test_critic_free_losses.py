@@ -37,6 +37,8 @@ SECTIONS: dict[str, CriticFreeSection] = {
     "grpo with kl": GrpoSection(kl=FixedKl(coef=KL), aggregation=MEAN, entropy_coef=0.1),
     "r1": GrpoSection(ratio="sequence", aggregation=MEAN),
     "dual clip": GrpoSection(dual_clip=1.3),
+    "humanline": GrpoSection(humanline=True, humanline_low=-0.1, humanline_high=0.15),
+    "humanline, whole response": GrpoSection(humanline=True, humanline_high=0.1, ratio="sequence", aggregation=MEAN),
     "dapo": DapoSection(),
     "dr-grpo": DrGrpoSection(aggregation_tokens=7),
     "rloo": RlooSection(aggregation_tokens=7),
@@ -84,6 +86,8 @@ def answers() -> list[list[int]]:
 
 def ratio_by_definition(section: CriticFreeSection, gaps: list[float], i: int) -> float:
     """`gaps`: log(policy / old) of the answer's tokens."""
+    low, high = section.log_ratio_limits or (-math.inf, math.inf)
+    gaps = [min(max(gap, low), high) for gap in gaps]
     match section.ratio:
         case "token":
             return math.exp(gaps[i])

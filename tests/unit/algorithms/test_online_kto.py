@@ -122,6 +122,16 @@ def test_group_answers_meet_answers_to_another_prompt() -> None:
         assert own[2] // 10 != other[2] // 10
 
 
+def test_no_few_responses_decide_a_step() -> None:
+    """One good response among 16 would weigh 15 times as much as a bad one."""
+    groups = [sampled(1, [0.0] * 15 + [16.0])]
+    for settings, expected in (({}, 4.0), ({"max_class_weight": 20.0}, 15.0), ({"max_class_weight": 1.0}, 1.0)):
+        algorithm = OnlineKTO(OnlineKtoSection.model_validate(settings))
+        examples = algorithm.select(groups)
+        sums = algorithm.credit(examples, signals_of(examples))[1].sums
+        assert (sums["kto/desirable_weight"], sums["kto/undesirable_weight"]) == (expected, 1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

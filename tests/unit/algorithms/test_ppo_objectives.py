@@ -26,6 +26,8 @@ COEFFICIENTS = {"kl": 0.3, "penalty": 0.7}
 SECTIONS = {
     "clip": PpoSection(),
     "uneven clip": PpoSection(clip_low=0.05, clip_high=0.4, entropy_coef=0.02),
+    "dual clip": PpoSection(dual_clip=1.05),
+    "humanline": PpoSection(humanline=True, humanline_low=-0.1, humanline_high=0.15),
     "kl in the loss": PpoSection(kl_placement="loss"),
     "k2 in the loss": PpoSection(kl_placement="loss", kl_estimator="k2"),
     "penalty": PpoSection(loss="penalty", num_epochs=2),
@@ -74,12 +76,15 @@ def policy_loss_by_definition(section: PpoSection, x: Outputs, b: TensorBatch) -
                 float(c[t]) for c in (predictions, b.signals[Signal.OLD_LOG_PROBS], b.signals[Signal.REF_LOG_PROBS])
             )
             advantage = float(b.signals[Signal.ADVANTAGES][t])
-            ratio = math.exp(new - old)
+            low, high = section.log_ratio_limits or (-math.inf, math.inf)
+            ratio = math.exp(min(max(new - old, low), high))
             if not section.token_level:
                 ratio = math.exp(sum(float(predictions[s] - b.signals[Signal.OLD_LOG_PROBS][s]) for s in tokens))
             if section.loss == "clip":
                 clipped = min(max(ratio, 1 - section.clip_low), 1 + section.clip_high)
                 loss = -min(ratio * advantage, clipped * advantage)
+                if section.dual_clip:
+                    loss = min(loss, section.dual_clip * abs(advantage))
             else:
                 loss = -(ratio * advantage - COEFFICIENTS["penalty"] * (ratio - 1 - math.log(ratio)))
             loss -= section.entropy_coef * float(entropy[t])

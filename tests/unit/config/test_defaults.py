@@ -26,7 +26,7 @@ DEFAULTS: dict[tuple[str, ...], Settings] = {
         "policy.lr": 1e-6, "critic.lr": 9e-6, "algo.num_epochs": 1, "algo.gamma": 1.0, "algo.gae_lambda": 0.95,
         "algo.value_clip": 0.5, "algo.entropy_coef": 0.0, "algo.ptx_coef": 0.0, "algo.clip_rewards": 10.0,
         "algo.penalty_target": 0.01, "algo.whiten_advantages": True, "algo.reward_at_end": True,
-        "algo.token_level": True, "policy.lr_schedule": "cosine",
+        "algo.token_level": True, "algo.dual_clip": 0.0, "algo.truncated": "learn", "policy.lr_schedule": "cosine",
     },
     ("grpo",): GROUP | CLIP | NO_KL | {"algo.aggregation": "token-mean", "algo.scale": "group"},
     # An answer is one action: the log-probs of its tokens are added up.
@@ -36,15 +36,18 @@ DEFAULTS: dict[tuple[str, ...], Settings] = {
     ("grpo", "--algo", "remax"): GROUP | IN_REWARD | {"algo.aggregation": "token-mean", "algo.scale": "none"},
     ("grpo", "--algo", "dr-grpo"): GROUP | NO_KL | {"algo.aggregation": "seq-mean-token-sum-norm"},
     ("grpo", "--algo", "dapo"): GROUP | NO_KL | {"algo.clip_low": 0.2, "algo.clip_high": 0.28},
-    ("grpo", "--algo", "gspo"): GROUP | {"algo.clip_low": 3e-4, "algo.clip_high": 4e-4},
+    ("grpo", "--algo", "gspo"): GROUP
+    | {"algo.correction.level": "sequence", "algo.clip_low": 3e-4, "algo.clip_high": 4e-4},
     ("grpo", "--algo", "cispo"): GROUP | {"algo.clip_high": 0.2},
     **{
         ("dpo", "--loss", loss): PAIRS | {"algo.loss.beta": 0.1}
-        for loss in ("dpo", "ipo", "hinge", "orpo", "apo-zero", "apo-down", "r-dpo")
+        for loss in ("dpo", "ipo", "hinge", "apo-zero", "apo-down", "r-dpo")
     },
     ("dpo", "--loss", "cdpo"): PAIRS | {"algo.loss.beta": 0.1, "algo.loss.label_noise": 0.1},
     ("dpo", "--loss", "rdpo"): PAIRS | {"algo.loss.beta": 0.1, "algo.loss.label_noise": 0.1},
-    ("dpo", "--loss", "simpo"): PAIRS | {"algo.loss.beta": 2.0, "algo.loss.gamma": 0.5},
+    ("dpo", "--loss", "orpo"): {"policy.lr": 8e-6, "algo.loss.beta": 0.1},
+    ("dpo", "--loss", "orpo", "--policy.lr", "5e-7"): {"policy.lr": 5e-7},
+    ("dpo", "--loss", "simpo"): {"policy.lr": 1e-6, "algo.loss.beta": 2.0, "algo.loss.gamma": 0.5},
     ("dpo", "--loss", "slic"): PAIRS | {"algo.loss.delta": 1.0, "algo.loss.nll_coef": 0.1},
     ("dpo", "--loss", "cpo"): PAIRS | {"algo.loss.beta": 0.1, "algo.loss.nll_coef": 1.0},
     ("dpo", "--loss", "rpo"): PAIRS | {"algo.loss.beta": 0.1, "algo.loss.nll_coef": 1.0},
@@ -54,7 +57,7 @@ DEFAULTS: dict[tuple[str, ...], Settings] = {
     | {"rollout.group_size": 2, "rollout.temperature": 0.9, "algo.loss.beta": 0.1, "algo.reference": "frozen"},
     ("online-dpo", "--algo", "nash-md"): {"algo.mixture": 0.25},
     ("kto",): PAIRS | {"algo.beta": 0.1, "algo.desirable_weight": 1.0, "algo.undesirable_weight": 1.0},
-    ("online-kto",): {"algo.beta": 0.1, "algo.threshold": "group-mean"},
+    ("online-kto",): {"algo.max_class_weight": 4.0, "algo.beta": 0.1, "algo.threshold": "group-mean"},
 }  # fmt: skip
 
 

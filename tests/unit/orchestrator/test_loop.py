@@ -20,6 +20,7 @@ from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import GroupBatch, Sampler
 from rlhf.types import (
     FloatArray,
+    GreedyResponse,
     Head,
     PackedTokens,
     Role,
@@ -195,12 +196,11 @@ class StaleSource:
 
     def __init__(self) -> None:
         self.group = as_sampled(given_group(1, ["a", "b"], [1.0, 0.0]))
-        self.baselines: tuple[Rollout, ...] = ()
 
     def start(self, first_step: int, last_step: int, position: int) -> None: ...
 
     def take(self, step: int) -> GroupBatch:
-        return GroupBatch(groups=(self.group,), position=step, baselines=self.baselines)
+        return GroupBatch(groups=(self.group,), position=step)
 
     def release(self) -> None: ...
 
@@ -215,7 +215,8 @@ def test_too_old_rollouts_are_an_error(tmp_path: Path) -> None:
 
 def test_too_old_greedy_baselines_are_an_error(tmp_path: Path) -> None:
     source = StaleSource()
-    source.baselines = (replace(source.group.rollouts[0], id="greedy"),)
+    greedy = GreedyResponse(rollout=replace(source.group.rollouts[0], id="greedy"), reward=source.group.rewards[0])
+    source.group = replace(source.group, baseline=greedy)
     run = ppo_run(tmp_path / "a", source=LateVersion(source))
     with pytest.raises(RlhfError, match="step 2: greedy was sampled from weights of version 0"):
         run.run()

@@ -188,7 +188,7 @@ OBJECTIVE: Mapping[str, Entry] = {
     "algo.kl.unbiased_gradient": switch_for_nothing("always so"),
     "actor.eps_clip": Own(("algo.clip_low", "algo.clip_high")),
     "actor.eps_clip_low_high": Own(("algo.clip_low", "algo.clip_high"), form=one_each, words=2),
-    "actor.dual_clip": Own(("algo.dual_clip",), refusal="ppo has no second clip. Leave it out."),
+    "actor.dual_clip": Own(("algo.dual_clip",)),
     "actor.policy_loss_type": Own(
         cases={
             "ppo": Own(why="always so, unless algo.ratio or algo.loss says otherwise"),
@@ -222,7 +222,7 @@ OBJECTIVE: Mapping[str, Entry] = {
         "1", "always so", "the penalty grows to 1. Use 1, or list a source of type overlong with a weight."
     ),
     "reward.stop_properly_penalty_coef": refused(
-        "rewards of truncated responses stay as they are. Use the source overlong, or your own reward function."
+        "it scales the rewards of truncated responses. Use algo.truncated_penalty, which is subtracted from them."
     ),
 }
 

@@ -207,3 +207,31 @@ def test_lengths_are_filled_in_once() -> None:
 
 def test_sampling_rounds_reach_the_plan_of_a_run() -> None:
     assert section("--algo", "dapo", "--algo.max-sampling-rounds", "3").sampling_rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (("--algo.dual-clip", "3"), None),
+        (("--algo.truncated", "bootstrap"), None),
+        (
+            ("--algo.dual-clip", "0.5"),
+            "--algo.dual-clip: must be > 1, or 0 for none (got 0.5): at 1 or less, tokens with negative advantage would have no gradient.",
+        ),
+        (
+            ("--algo.dual-clip", "3", "--algo.loss", "penalty", "--algo.num-epochs", "2"),
+            "--algo.dual-clip: penalty has no minimum that a dual clip could bound. Set it to 0.",
+        ),
+        (
+            ("--algo.truncated", "bootstrap", "--algo.token-level", "false"),
+            "--algo.truncated: the critic's value at the last token needs an action for each token. Set algo.token_level true.",
+        ),
+        (
+            ("--algo.truncated", "mask", "--algo.truncated-penalty", "1"),
+            "--algo.truncated-penalty: not used: algo.truncated mask does not use the score of a truncated response. Set it to 0.",
+        ),
+    ],
+)
+def test_what_ppo_shares_is_checked_for_ppo(argv: tuple[str, ...], line: str | None, problems: Problems) -> None:
+    found = problems(*RIGHT, *argv, command="ppo")
+    assert [one.split(" (", 1)[0] if line is None else one for one in found] == ([] if line is None else [line])

@@ -95,11 +95,12 @@ def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
     baseline = replace(PLAN, greedy_baseline=True)
     batch = first_batch(source(engine=engine, rewards=GreedyBest(), plan=baseline))
     plain = first_batch(source(engine=engine))
-    assert [g.baseline.total for g in batch.groups if g.baseline is not None] == [10.0] * 4
+    assert [g.baseline.reward.total for g in batch.groups if g.baseline is not None] == [10.0] * 4
     assert [len(g.rollouts) for g in batch.groups] == [2] * 4
     assert [g.texts for g in batch.groups] == [g.texts for g in plain.groups]
-    assert [rollout.token_ids.tolist() for rollout in batch.baselines] == [[9] * 5] * 4
-    assert [rollout.prompt_id for rollout in batch.baselines] == [g.prompt.id for g in batch.groups]
+    assert [g.baseline.rollout.token_ids.tolist() for g in batch.groups if g.baseline is not None] == [[9] * 5] * 4
+    assert [g.baseline.rollout.prompt_id for g in batch.groups if g.baseline] == [g.prompt.id for g in batch.groups]
+    assert len(batch.rollouts) == 4 * 3
     assert batch.metrics["rollout/baseline"] == 10.0
     assert batch.metrics["reward/mean_all"] < 10.0
     assert batch.metrics["rollout/tokens"] == plain.metrics["rollout/tokens"] + 4 * 5
@@ -108,7 +109,7 @@ def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
 def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
     batch = first_batch(source(plan=replace(PLAN, greedy_baseline=True), keep=lambda group: group.prompt.id != "p3"))
     assert batch.metrics["rollout/groups_dropped"] > 0
-    assert len(batch.baselines) == len(batch.groups) == 4
+    assert len(batch.groups) == 4
     assert all(group.baseline is not None for group in batch.groups)
 
 
