@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.config.data import DataSection, RowKind
+from rlhf.config.commands import RowKind
+from rlhf.config.data import DataSection
 from rlhf.config.tools import DataConfig
 from rlhf.orchestrator.data.encoding import Encoder, cut
+from rlhf.orchestrator.data.kinds import ROWS
+from rlhf.orchestrator.data.kinds.base import Rows
 from rlhf.orchestrator.data.load import read_records
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.records import Record
@@ -27,26 +30,17 @@ from rlhf.orchestrator.data.report import (
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
 from rlhf.types import Json
 
-KINDS = {
-    "prompts": RowKind.PROMPTS,
-    "demonstrations": RowKind.DEMONSTRATIONS,
-    "preferences": RowKind.PREFERENCES,
-    "labeled": RowKind.LABELED,
-    "steps": RowKind.STEPS,
-}
-
 
 def run_data_report(config: DataConfig) -> int:
     """Print the report; then raise DataError if training would refuse the rows. Returns the exit code."""
     assert config.kind is not None, "checked by the config's loader"
     assert config.data.path is not None, "checked by the config's loader"
     problems = Problems(config.data.max_bad_rows)
-    kind = KINDS[config.kind]
-    records = read_records(config.data, config.data.path, kind, problems)
-    given = read_records(config.data, config.data.eval_path, kind, problems) if config.data.eval_path else []
+    records = read_records(config.data, config.data.path, config.kind, problems)
+    given = read_records(config.data, config.data.eval_path, config.kind, problems) if config.data.eval_path else []
     measure: Measure = characters
     if config.tokenizer is not None:
-        records, given, measure = tokenized(config.data, config.tokenizer, (records, given), problems)
+        records, given, measure = tokenized(config, config.tokenizer, (records, given), problems)
     report = make_report(config, records, given, measure, problems)
     if config.as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
@@ -63,11 +57,11 @@ def make_report(
     section = config.data
     train, held_out = tuple(records), tuple(given)
     if section.eval_path is None and section.eval_fraction:
-        keys = [prompt_key(text_of(record.prompt)) for record in records]
+        keys = [prompt_key(text_of(record.prompt or record.responses[0])) for record in records]
         train, held_out = divide(records, keys, held_out_keys(keys, section.eval_fraction, section.split_seed))
     in_tokens = config.tokenizer is not None
     limits = (
-        config.max_prompt_tokens if in_tokens and config.kind == "prompts" else None,
+        config.max_prompt_tokens if in_tokens and config.kind is RowKind.PROMPTS else None,
         section.max_tokens if in_tokens else None,
     )
     report: Facts = {
@@ -88,19 +82,20 @@ def make_report(
 
 
 def tokenized(
-    section: DataSection, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
+    config: DataConfig, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
 ) -> tuple[list[Record], list[Record], Measure]:
     """The records that the tokenizer accepts, and their lengths in tokens, with prompts as a run would render them."""
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
 
-    encoder = Encoder(section, load_tokenizer(model, key="tokenizer"))
+    assert config.kind is not None, "checked by the config's loader"
+    rows, encoder = ROWS[config.kind], Encoder(config.data, load_tokenizer(model, key="tokenizer"))
     lengths: dict[int, Lengths] = {}
 
     def kept(records: Sequence[Record]) -> list[Record]:
         good = []
         for record in records:
             try:
-                lengths[id(record)] = measured(section, encoder, encoder.settle_kind(record))
+                lengths[id(record)] = measured(rows, config.data, encoder, encoder.settle_kind(record))
                 good.append(record)
             except RowError as error:
                 problems.add_row(record.row.file, record.row.where, str(error))
@@ -110,12 +105,9 @@ def tokenized(
     return train, held_out, lambda record: lengths[id(record)]
 
 
-def measured(section: DataSection, encoder: Encoder, record: Record) -> Lengths:
+def measured(rows: Rows, section: DataSection, encoder: Encoder, record: Record) -> Lengths:
     """Lengths in tokens, including stop tokens."""
-    prompt = encoder.prompt(record)
-    if record.steps:
-        return Lengths(prompt=len(prompt.token_ids), responses=(len(encoder.steps(record, prompt).token_ids),))
-    responses = [encoder.response(record, prompt, response) for response in record.responses]
+    prompt, responses = rows.encode(encoder, record)
     room = section.max_tokens - len(prompt.token_ids)
     return Lengths(
         prompt=len(prompt.token_ids),

@@ -1,6 +1,6 @@
 """`rlhf generate`: prints samples from a trained model."""
 
-from rlhf.config.commands import GenerateConfig
+from rlhf.config.tools import GenerateConfig
 from rlhf.launch.generate import generate_responses
 from rlhf.orchestrator.run.console import visible
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pydantic_core import PydanticUndefined
 
 from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, METHODS, Command, GenerateConfig, QuickstartConfig, TrainConfig
+from rlhf.config.commands import COMMANDS, METHODS, Command, TrainConfig
 from rlhf.config.fields import Field, fields_of, first_paragraph
 from rlhf.config.loading.flags import ALIASES
 from rlhf.config.loading.layers import InFlag, Layer, Setting, split_key
 from rlhf.config.loading.merge import Merged, Schema
-from rlhf.config.tools import ChaosConfig, PlanConfig
+from rlhf.config.tools import ChaosConfig, GenerateConfig, PlanConfig, QuickstartConfig
 
 INDENT = 6
 MAIN_WIDTH = 118

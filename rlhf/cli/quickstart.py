@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.cli.zoo import Question, all_questions, demonstrations, preferences, true_score
-from rlhf.config.commands import QuickstartConfig
 from rlhf.config.rollout import RolloutSection
+from rlhf.config.tools import QuickstartConfig
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
 from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling

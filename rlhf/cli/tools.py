@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rlhf.cli.help import field_help, screen_width
 from rlhf.config.base import Section
+from rlhf.config.commands import RowKind
 from rlhf.config.fields import fields_of
 from rlhf.config.loading.load_tools import (
     load_bench,
@@ -84,9 +85,7 @@ TOOLS: dict[str, Tool] = {
         run=_curate,
     ),
     "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
-    "data": Tool(
-        usage="{prompts,demonstrations,preferences,labeled,steps} --data.path ROWS", config=DataConfig, run=_data
-    ),
+    "data": Tool(usage=f"{{{','.join(RowKind)}}} --data.path ROWS", config=DataConfig, run=_data),
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }

@@ -7,9 +7,10 @@ algo.loss.type). Each member's name is a command too.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from rlhf.config.algo import (
     AlgorithmSection,
@@ -27,7 +28,7 @@ from rlhf.config.algo import (
     SftSection,
 )
 from rlhf.config.base import Section
-from rlhf.config.data import DataSection, RowKind
+from rlhf.config.data import DataSection
 from rlhf.config.fields import fields_by_name, first_paragraph
 from rlhf.config.models import (
     CriticSection,
@@ -40,7 +41,6 @@ from rlhf.config.models import (
 )
 from rlhf.config.reward import ModelSource, RewardSection, Source, StartedSource
 from rlhf.config.rollout import (
-    EngineName,
     GroupRolloutSection,
     LabeledRolloutSection,
     PairRolloutSection,
@@ -288,9 +288,21 @@ class OnlineKtoConfig(OnlineConfig):
     algo: OnlineKtoSection = OnlineKtoSection()
 
 
+class RowKind(StrEnum):
+    """What the rows of a data set are read as, by the name in `rlhf data NAME`. What a row of each kind holds, and how
+    it is read, is in rlhf.orchestrator.data.kinds."""
+
+    PROMPTS = "prompts"
+    DEMONSTRATIONS = "demonstrations"
+    PREFERENCES = "preferences"
+    LABELED = "labeled"
+    STEPS = "steps"
+    TEXTS = "texts"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A method that `rlhf train` offers. How its rows are loaded and evaluated is in rlhf.launch.methods."""
+    """A method that `rlhf train` offers. Its evaluator is in rlhf.launch.methods."""
 
     config: type[TrainConfig]
     rows: RowKind
@@ -363,37 +375,3 @@ def _commands() -> Iterator[Command]:
 
 
 COMMANDS: Mapping[str, Command] = {command.name: command for command in _commands()}
-
-
-class GenerateConfig(Section):
-    """Sampling responses from a trained model."""
-
-    model: str | None = None
-    """Folder or hub name of the model; usually the first argument."""
-    prompt: tuple[str, ...] = ()
-    """A prompt. Repeatable."""
-    prompts: str | None = None
-    """File of prompts: one on each line, or the rows of a data set."""
-    max_tokens: PositiveInt = 256
-    """Longest response, in tokens."""
-    temperature: float = Field(1.0, ge=0.0, le=2.0)
-    """The logits are divided by it; 0 is greedy."""
-    num_samples: PositiveInt = 1
-    """Responses to each prompt."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of sampling."""
-    engine: EngineName = "auto"
-    """auto is vllm where it is installed, else transformers."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-class QuickstartConfig(Section):
-    """The three steps of RLHF on a tiny model that is made for it."""
-
-    folder: str = "runs/quickstart"
-    """Folder for everything that is made; an earlier quickstart in it is replaced."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of every random choice."""
-    debug: bool = False
-    """Show tracebacks."""

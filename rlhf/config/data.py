@@ -1,22 +1,10 @@
 """Which rows a run reads, and what they mean."""
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from rlhf.config.base import Section
-
-
-class RowKind(StrEnum):
-    """What the rows of a data set are read as."""
-
-    PROMPTS = "prompts"
-    DEMONSTRATIONS = "demonstrations"
-    PREFERENCES = "preferences"
-    LABELED = "labeled responses"
-    STEPS = "labeled steps"
-    TEXTS = "texts"
 
 
 class DataSection(Section):

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from enum import Enum
 from functools import cache
 from typing import Literal
 
@@ -45,6 +46,8 @@ class Field:
         """The values of a field with a fixed set of values."""
         if self.variants:
             return tuple(self.variants)
+        if isinstance(self.kind, type) and issubclass(self.kind, Enum):
+            return tuple(member.value for member in self.kind)
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property

@@ -67,6 +67,7 @@ KINDS = {
     "string_unicode": "must be text in UTF-8",
     "tuple_type": "must be a list",
     "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
@@ -81,6 +82,7 @@ KINDS = {
     "union_tag_invalid": "type must be one of {expected_tags}",
 }
 """pydantic's kinds of errors in our words; braces are filled from the error's context."""
+NOT_A_CHOICE = {"literal_error", "enum"}
 OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
@@ -93,7 +95,7 @@ def wording(error: ErrorDetails, field: Field | None) -> str:
         return f"{str(context['error']).rstrip('.')}."
     if kind == "string_pattern_mismatch":
         return f"{PATTERNS.get(context['pattern'], 'must match ' + context['pattern'])}{got}."
-    if kind == "literal_error" and field is not None:
+    if kind in NOT_A_CHOICE and field is not None:
         return f"must be one of {', '.join(str(choice) for choice in field.choices)}{got}."
     need = KINDS.get(kind, error["msg"]).format_map(defaultdict(str, context)).replace("'", "")
     if bounds and kind in OUT_OF_BOUNDS:

@@ -1,4 +1,5 @@
-"""The settings of the commands around training: sampling, curating samples, rounds, data reports and planning."""
+"""The settings of the commands around training: sampling, curating samples, rounds, data reports, planning and
+the quickstart."""
 
 import string
 from typing import Annotated, Literal
@@ -6,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rlhf.config.base import Section
+from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.config.models import DtypeName, TrainedModelSection
 from rlhf.config.reward import RewardSection
@@ -139,7 +141,7 @@ class RoundsConfig(SamplingConfig, SelectionConfig):
 class DataConfig(Section):
     """What is in a data set, and what is wrong with it."""
 
-    kind: Literal["prompts", "demonstrations", "preferences", "labeled", "steps"] | None = None
+    kind: RowKind | None = None
     """What the rows are read as; usually the first argument."""
     data: DataSection = DataSection()
     tokenizer: str | None = None
@@ -225,3 +227,37 @@ class ChaosConfig(Section):
     """Most time between the beginning of the phase and the fault in it; 0: before the phase calls any worker."""
     against: str | None = None
     """Folder of a run that the same command finished without faults; by default that run is made first."""
+
+
+class GenerateConfig(Section):
+    """Sampling responses from a trained model."""
+
+    model: str | None = None
+    """Folder or hub name of the model; usually the first argument."""
+    prompt: tuple[str, ...] = ()
+    """A prompt. Repeatable."""
+    prompts: str | None = None
+    """File of prompts: one on each line, or the rows of a data set."""
+    max_tokens: PositiveInt = 256
+    """Longest response, in tokens."""
+    temperature: float = Field(1.0, ge=0.0, le=2.0)
+    """The logits are divided by it; 0 is greedy."""
+    num_samples: PositiveInt = 1
+    """Responses to each prompt."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of sampling."""
+    engine: EngineName = "auto"
+    """auto is vllm where it is installed, else transformers."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+class QuickstartConfig(Section):
+    """The three steps of RLHF on a tiny model that is made for it."""
+
+    folder: str = "runs/quickstart"
+    """Folder for everything that is made; an earlier quickstart in it is replaced."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of every random choice."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from rlhf.config.commands import GenerateConfig, TrainConfig
+from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import read_config
+from rlhf.config.tools import GenerateConfig
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
 from rlhf.launch.check import check_config

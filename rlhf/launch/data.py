@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import row_problems
 from rlhf.errors import DataError
-from rlhf.launch.methods import load_offline
-from rlhf.orchestrator.data import DataSplit, load_prompts, load_texts
+from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
 from rlhf.types import Prompt, ScoredGroup
 
 
@@ -39,7 +38,7 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
     """
     if isinstance(config, OnlineConfig):
         return _online_data(config, tokenizer)
-    groups = load_offline(config, tokenizer)
+    groups = load_groups(config.data, tokenizer, method_of(config).rows)
     groups.require(config.train.batch_size, "train.batch_size")
     return RunData(groups=groups)
 
@@ -52,6 +51,6 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(path=config.algo.pretraining_path, max_tokens=config.data.max_tokens, overlong="truncate")
-        texts = load_texts(section, tokenizer)
+        texts = load_groups(section, tokenizer, RowKind.TEXTS)
     prompts.require(config.rollout.batch_size, "rollout.batch_size")
     return RunData(prompts=prompts, texts=texts)

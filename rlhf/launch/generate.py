@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.config.commands import GenerateConfig
 from rlhf.config.data import DataSection
 from rlhf.config.models import dtype_on
 from rlhf.config.rollout import RolloutSection
+from rlhf.config.tools import GenerateConfig
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.process.device_memory import local_device

@@ -105,27 +105,37 @@ LABEL_METRICS = (
 """The metrics of KTO's credit that are logged for held-out responses too."""
 
 
-class PreferenceEvaluator(HeldOutEvaluator):
-    """The policy's loss and its implicit rewards on held-out pairs: each pair counts once."""
+class LossEvaluator(HeldOutEvaluator):
+    """The metrics of the algorithm's own loss on held-out rows, with the trained model as it is."""
 
     def evaluate(self, version: int) -> dict[str, float]:
-        """Empty where the held-out rows hold no pair."""
+        """Empty where the held-out rows hold no example."""
         if not self._examples:
             return {}
+        (role,) = self._algorithm.needs.trains
         experiences, _ = self._algorithm.credit(self._examples, self._signals())
-        policy = self._models.trained[Role.POLICY]
-        plan = self._plan(policy)
-        batches = build_batches(plan, experiences, Role.POLICY)
-        outputs = policy.forward(pack_tokens(plan, self._examples))
+        engine = self._models.trained[role]
+        plan = self._plan(engine)
+        batches = build_batches(plan, experiences, role)
+        outputs = engine.forward(pack_tokens(plan, self._examples))
         metrics = held_out_metrics(self._algorithm, batches, outputs).sums
-        renamed = {f"eval/{name.partition('/')[2]}": value for name, value in metrics.items()}
-        return {**renamed, "eval/num_pairs": float(len(experiences))}
+        return {f"eval/{name.partition('/')[2]}": value for name, value in metrics.items()}
 
     def _signals(self) -> list[Signals]:
         """The reference's log-probs, where the loss needs a reference."""
         if self._models.reference is None:
             return [{}] * len(self._examples)
         return [{Signal.REF_LOG_PROBS: arrays} for arrays in self._token_outputs(self._models.reference)]
+
+
+class PreferenceEvaluator(LossEvaluator):
+    """The policy's loss and its implicit rewards on held-out pairs: each pair counts once."""
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        """Empty where the held-out rows hold no pair."""
+        if not self._examples:
+            return {}
+        return {**super().evaluate(version), "eval/num_pairs": float(len(self._examples))}
 
 
 class StepEvaluator(HeldOutEvaluator):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.data import RowKind
+from rlhf.config.commands import RowKind
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import check_rows, load_demonstrations, load_preferences, load_prompts
+from rlhf.orchestrator.data import check_rows, load_prompts
 from rlhf.types import FinishReason
-from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section
+from tests.unit.orchestrator.data.data_support import PLAIN, complaints, load_demonstrations, load_preferences, section
 
 DATA = os.environ.get("RLHF_TEST_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="RLHF_TEST_DATA is not set")

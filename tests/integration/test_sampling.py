@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rlhf.cli.main import main
 from rlhf.config.data import DataSection
 from rlhf.engines.models.tokenizer import load_tokenizer
-from rlhf.orchestrator.data import load_preferences
 from tests.tiny_models import make_policy, make_reward_model
+from tests.unit.orchestrator.data.data_support import load_preferences
 
 DATA = os.environ.get("RLHF_TEST_DATA")
 TIMEOUT_S = 180

@@ -12,8 +12,8 @@ from rlhf.cli.pages.configuration import default_cell
 from rlhf.config.algo import AlgorithmSection, CustomSection
 from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS, METHODS, OnlineConfig
-from rlhf.config.data import RowKind
 from rlhf.config.fields import fields_of, sections_in, variant_of
+from rlhf.orchestrator.data.kinds import ROWS
 from rlhf.types import Signal
 
 HEAD = """\
@@ -26,16 +26,6 @@ weights. [Choosing](choosing.md) says which method fits which data, and
 [adding an algorithm](adding_an_algorithm.md) how to write your own. All settings of a run are in
 [configuration](configuration.md). Each name below is a command: `rlhf train NAME`.
 """
-DATA: dict[RowKind, tuple[str, str]] = {
-    RowKind.PROMPTS: ("prompts, with a reference answer if the reward needs one", "prompts.jsonl"),
-    RowKind.DEMONSTRATIONS: ("prompts with a good response", "demonstrations.jsonl"),
-    RowKind.PREFERENCES: ("prompts with a better and a worse response, or a ranking", "preferences.jsonl"),
-    RowKind.LABELED: (
-        "prompts with a response that is labeled good or bad; pairs are read as two labels",
-        "labeled.jsonl",
-    ),
-    RowKind.STEPS: ("prompts with a response whose steps are labeled right or wrong", "steps.jsonl"),
-}
 
 
 def kinds_of(command: str) -> tuple[type[AlgorithmSection], ...]:
@@ -73,7 +63,7 @@ def shown_command(command: str, section: type[AlgorithmSection], loss: str | Non
     words = [
         f"rlhf train {member if named else command}",
         "" if named or loss is None else f"--loss {loss}",
-        f"--{METHODS[command].model}.model my_model --data.path {DATA[METHODS[command].rows][1]}",
+        f"--{METHODS[command].model}.model my_model --data.path {METHODS[command].rows}.jsonl",
         "--reward.function rewards:score" if issubclass(METHODS[command].config, OnlineConfig) else "",
         "--train.batch-size 64",
     ]
@@ -88,7 +78,7 @@ def entry(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
     yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
     if isinstance(algorithm, type):
         yield f"{inspect.cleandoc(algorithm.__doc__ or '')}\n"
-    yield f"- data: {DATA[METHODS[command].rows][0]}"
+    yield f"- data: {ROWS[METHODS[command].rows].holds}"
     yield f"- starts: {models_started(command, needs)}\n"
     yield f"```\n{shown_command(command, section)}\n```\n"
     first = kinds_of(command)[0]

@@ -13,8 +13,6 @@ from rlhf.config.commands import (
     COMMANDS,
     METHODS,
     Command,
-    GenerateConfig,
-    QuickstartConfig,
     TrainConfig,
 )
 from rlhf.config.loading.flags import Flags
@@ -35,6 +33,7 @@ from rlhf.config.loading.openrlhf import translate
 from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.problems import shown
 from rlhf.config.rules.all_rules import problems_of
+from rlhf.config.tools import GenerateConfig, QuickstartConfig
 from rlhf.errors import ConfigError
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhf.config.base import Section
+from rlhf.config.commands import RowKind
 from rlhf.config.loading.flags import Flags
 from rlhf.config.loading.layers import InFlag, Layer, Setting, file_layer
 from rlhf.config.loading.merge import Merged, Schema
@@ -137,7 +138,7 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
 
 
 def _data_problems(config: DataConfig) -> Iterator[Problem]:
-    yield from _missing("kind", config.kind, "one of prompts, demonstrations, preferences, labeled, steps.")
+    yield from _missing("kind", config.kind, f"one of {', '.join(RowKind)}.")
     yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
 
 

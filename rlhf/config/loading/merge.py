@@ -10,7 +10,7 @@ from rlhf.config.base import Section
 from rlhf.config.fields import Field, fields_by_name, nearest, sections_in, variant_of
 from rlhf.config.loading.layers import Layer, Origin, Setting, dotted
 from rlhf.config.loading.yaml_text import KeyPath, Value
-from rlhf.config.problems import Problem, secret_advice, shown, wording
+from rlhf.config.problems import NOT_A_CHOICE, Problem, secret_advice, shown, wording
 from rlhf.config.renamed import current_value, warn_renamed
 
 S = TypeVar("S", bound=Section)
@@ -152,7 +152,7 @@ class Merged(Generic[S]):
         path = self._path_of(error["loc"])
         field = self.schema.fields.get(dotted(path))
         text = wording(error, field)
-        if error["type"] == "literal_error" and field and isinstance(error["input"], str):
+        if error["type"] in NOT_A_CHOICE and field and isinstance(error["input"], str):
             meant = nearest(error["input"], [str(choice) for choice in field.choices])
             text += f" Did you mean {meant}?" if meant else ""
         if error["type"] == "extra_forbidden":

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from rlhf.config.commands import TrainConfig, method_name, method_of
-from rlhf.config.data import RowKind
+from rlhf.config.commands import RowKind, TrainConfig, method_name, method_of
 from rlhf.config.models import LoraSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES

@@ -1,25 +1,7 @@
 """Rows: read, checked, tokenized, divided by prompt and put in order."""
 
-from rlhf.orchestrator.data.load import (
-    check_rows,
-    load_demonstrations,
-    load_labeled,
-    load_preferences,
-    load_prompts,
-    load_steps,
-    load_texts,
-)
+from rlhf.orchestrator.data.load import check_rows, load_groups, load_prompts
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.data.split import DataSplit
 
-__all__ = [
-    "DataSplit",
-    "Order",
-    "check_rows",
-    "load_demonstrations",
-    "load_labeled",
-    "load_preferences",
-    "load_prompts",
-    "load_steps",
-    "load_texts",
-]
+__all__ = ["DataSplit", "Order", "check_rows", "load_groups", "load_prompts"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.config.data import DataSection, RowKind
+from rlhf.config.data import DataSection
 from rlhf.errors import DataError
 
 PROMPT = (
@@ -13,8 +13,6 @@ PROMPT = (
 RESPONSE = ("response", "completion", "output", "answer", "demonstration")
 LABEL = ("label", "answer", "solution", "ground_truth", "reference", "target")
 RANKING = ("ranking", "ranked_responses")
-STEPS = ("completions", "steps")
-STEP_LABELS = ("labels", "step_labels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +47,11 @@ class Columns:
         return {name for name in names if name is not None}
 
 
-def find_columns(section: DataSection, available: Sequence[str], kind: RowKind) -> Columns:
-    """Say which column is which. Raises DataError naming every key that is not there and every need not met."""
+def find_columns(
+    section: DataSection, available: Sequence[str], responses: Sequence[str], labels: Sequence[str]
+) -> Columns:
+    """Say which column is which; `responses` and `labels` are the usual names of these columns. Raises DataError naming
+    every column that the config names and that is not there."""
     problems: list[str] = []
     have = ", ".join(available)
 
@@ -61,8 +62,8 @@ def find_columns(section: DataSection, available: Sequence[str], kind: RowKind) 
 
     columns = Columns(
         prompt=find("prompt_key", section.prompt_key, PROMPT),
-        response=find("response_key", section.response_key, STEPS if kind is RowKind.STEPS else RESPONSE),
-        label=find("label_key", section.label_key, STEP_LABELS if kind is RowKind.STEPS else LABEL),
+        response=find("response_key", section.response_key, responses),
+        label=find("label_key", section.label_key, labels),
         chosen=find("chosen_key", section.chosen_key, ("chosen",)),
         rejected=find("rejected_key", section.rejected_key, ("rejected",)),
         ranking=find("ranking_key", section.ranking_key, RANKING),
@@ -71,33 +72,6 @@ def find_columns(section: DataSection, available: Sequence[str], kind: RowKind) 
         text=find("text", None, ("text",)),
         response_given=section.response_key is not None,
     )
-    if not problems:
-        problems = [f"data: no {need} (have {have})." for need in _missing(columns, kind)]
     if problems:
         raise DataError(problems)
     return columns
-
-
-def _missing(columns: Columns, kind: RowKind) -> list[str]:
-    prompt = columns.prompt is not None
-    pair, read_off_pairs = columns.is_pair, columns.pairs_as_labels
-    needs: dict[RowKind, list[tuple[bool, str]]] = {
-        RowKind.PROMPTS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
-        RowKind.DEMONSTRATIONS: [(prompt or columns.chosen is not None, "prompt column; set data.prompt_key")],
-        RowKind.PREFERENCES: [
-            (pair or columns.ranking is not None, "chosen and rejected, nor ranking; set data.chosen_key"),
-            (prompt or pair, "prompt column; set data.prompt_key"),
-        ],
-        RowKind.LABELED: [
-            (read_off_pairs or prompt, "prompt column; set data.prompt_key"),
-            (read_off_pairs or columns.response is not None, "response column; set data.response_key"),
-            (read_off_pairs or columns.label is not None, "label column; set data.label_key"),
-        ],
-        RowKind.STEPS: [
-            (prompt, "prompt column; set data.prompt_key"),
-            (columns.response is not None, "steps (a column completions); set data.response_key"),
-            (columns.label is not None, "labels of the steps; set data.label_key"),
-        ],
-        RowKind.TEXTS: [(columns.text is not None or prompt, "text column")],
-    }
-    return [what for met, what in needs[kind] if not met]

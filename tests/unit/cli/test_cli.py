@@ -16,8 +16,9 @@ from rlhf import __version__
 from rlhf.cli import main as cli
 from rlhf.cli.help import main_help, train_help
 from rlhf.cli.pages.configuration import reference
-from rlhf.config.commands import COMMANDS, METHODS, GenerateConfig
+from rlhf.config.commands import COMMANDS, METHODS
 from rlhf.config.fields import fields_of, list_items
+from rlhf.config.tools import GenerateConfig
 from rlhf.errors import (
     CheckpointError,
     ConfigError,

@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.config.commands import METHODS, OnlineConfig
-from rlhf.launch.methods import OFFLINE_ROWS
+from rlhf.config.commands import METHODS, OnlineConfig, RowKind
+from rlhf.orchestrator.data.kinds import OFFLINE_ROWS, ROWS
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -14,4 +14,9 @@ def test_a_method_is_complete(name: str) -> None:
     assert method.summary
     assert method.model in method.config().models  # type: ignore[call-arg]
     if not issubclass(method.config, OnlineConfig):
-        assert method.model in OFFLINE_ROWS[method.rows].evaluators
+        assert method.rows in OFFLINE_ROWS
+
+
+@pytest.mark.parametrize("kind", RowKind)
+def test_a_kind_of_rows_is_complete(kind: RowKind) -> None:
+    assert ROWS[kind].holds

@@ -11,10 +11,10 @@ from rlhf.actors.launch_spec import Workers
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.kto import KTO
-from rlhf.config.data import RowKind
+from rlhf.config.commands import RowKind
 from rlhf.config.loading.load import load_config
 from rlhf.launch.class_weights import weigh_classes
-from rlhf.launch.methods import OFFLINE_ROWS, OfflineRows
+from rlhf.launch.methods import EVALUATORS, OfflineEvaluator
 from rlhf.launch.offline import assemble_offline
 from rlhf.orchestrator.data import DataSplit
 from rlhf.types import Role
@@ -29,9 +29,9 @@ def test_held_out_responses_weigh_what_those_trained_on_do(monkeypatch: pytest.M
     given = DataSplit(train=tuple(train), held_out=tuple(held_out), fingerprint="", dropped={})
     weighed = weigh_classes(config.algo, train)
     seen: list[KTO] = []
-    kinds: Any = {"policy": lambda _models, algorithm, *_: seen.append(algorithm)}
-    rows = replace(OFFLINE_ROWS[RowKind.LABELED], evaluators=kinds)
-    monkeypatch.setitem(cast(dict[RowKind, OfflineRows], OFFLINE_ROWS), RowKind.LABELED, rows)
+    evaluator: Any = lambda _models, algorithm, *_: seen.append(algorithm)  # noqa: E731
+    evaluators = cast(dict[tuple[RowKind, str], OfflineEvaluator], EVALUATORS)
+    monkeypatch.setitem(evaluators, (RowKind.LABELED, "policy"), evaluator)
     workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([], RemoteCalls())}, engines=None)
     assemble_offline(config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
     assert seen[0]._section == weighed

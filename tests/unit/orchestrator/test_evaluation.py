@@ -17,6 +17,7 @@ from rlhf.errors import RlhfError
 from rlhf.orchestrator.evaluation import (
     LabelEvaluator,
     LikelihoodEvaluator,
+    LossEvaluator,
     PairEvaluator,
     SampleEvaluator,
     StepEvaluator,
@@ -49,6 +50,18 @@ def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int)
     metrics = evaluator.evaluate(3)
     assert metrics["eval/loss"] == pytest.approx(expected, rel=1e-6)
     assert metrics["eval/perplexity"] == pytest.approx(np.exp(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6)])
+def test_a_method_without_an_evaluator_of_its_own_is_measured_by_its_loss(num_ranks: int, max_tokens: int) -> None:
+    """Of SFT, this is what its own evaluator measures."""
+    groups = [given_group(0, ["h" * 5], [0.0]), given_group(1, ["a"], [0.0])]
+    models = model(Role.POLICY, Head.LOG_PROBS, num_ranks)
+    train = TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
+    metrics = LossEvaluator(models, SFT(SftSection()), groups, train).evaluate(3)
+    likelihood = LikelihoodEvaluator(models, SFT(SftSection()), groups, train).evaluate(3)
+    assert metrics["eval/loss"] == pytest.approx(likelihood["eval/loss"], rel=1e-6)
+    assert LossEvaluator(models, SFT(SftSection()), [], train).evaluate(3) == {}
 
 
 def test_pair_accuracy_is_over_pairs_and_not_over_batches() -> None:

@@ -16,9 +16,8 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import HfTokenizer, load_tokenizer
 from rlhf.errors import DataError, ModelError
-from rlhf.orchestrator.data import load_demonstrations
 from rlhf.types import Message
-from tests.unit.orchestrator.data.data_support import write_rows
+from tests.unit.orchestrator.data.data_support import load_demonstrations, write_rows
 
 CHATML = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"

@@ -13,10 +13,9 @@ from rlhf.config.reward import ModelSource, PrmSource
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import ModelReward, StepReward, build_scored, head_of
 from rlhf.errors import RewardError
-from rlhf.orchestrator.data.load import load_steps
 from rlhf.types import FloatArray, Head, Json, PackedTokens, Rollout
 from tests.unit.engines.rewards.reward_support import prompts, rollouts
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer
+from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer, load_steps
 
 Aggregate = Literal["min", "mean", "product", "last"]
 A, B, C = (100 + ord(letter) for letter in "abc")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError, ModelError
-from rlhf.types import Message
+from rlhf.orchestrator.data import DataSplit, load_groups
+from rlhf.types import Message, ScoredGroup
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
@@ -63,6 +65,26 @@ def write_rows(path: Path, rows: Iterable[object]) -> Path:
     """Rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def load_demonstrations(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    return load_groups(section, tokenizer, RowKind.DEMONSTRATIONS)
+
+
+def load_preferences(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    return load_groups(section, tokenizer, RowKind.PREFERENCES)
+
+
+def load_labeled(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    return load_groups(section, tokenizer, RowKind.LABELED)
+
+
+def load_steps(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    return load_groups(section, tokenizer, RowKind.STEPS)
+
+
+def load_texts(section: DataSection, tokenizer: Tokenizer) -> DataSplit[ScoredGroup]:
+    return load_groups(section, tokenizer, RowKind.TEXTS)
 
 
 def section(path: Path | str, **keys: object) -> DataSection:

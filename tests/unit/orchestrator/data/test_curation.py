@@ -7,7 +7,6 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.config.data import DataSection
-from rlhf.orchestrator.data import load_demonstrations, load_preferences
 from rlhf.orchestrator.data.curation import (
     BELOW,
     CLOSE,
@@ -24,7 +23,7 @@ from rlhf.orchestrator.data.curation import (
     select,
 )
 from rlhf.types import Json
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, write_rows
+from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, load_demonstrations, load_preferences, write_rows
 
 CHAT_PROMPT: Json = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
 

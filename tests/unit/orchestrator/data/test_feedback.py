@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import DataSplit, load_labeled, load_steps
+from rlhf.orchestrator.data import DataSplit
 from rlhf.types import FinishReason, Json, ScoredGroup
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer, complaints, section, write_rows
+from tests.unit.orchestrator.data.data_support import (
+    CHAT,
+    PLAIN,
+    LetterTokenizer,
+    complaints,
+    load_labeled,
+    load_steps,
+    section,
+    write_rows,
+)
 
 USER: dict[str, Json] = {"role": "user", "content": "hi"}
 

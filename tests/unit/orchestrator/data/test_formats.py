@@ -7,16 +7,18 @@ import pytest
 
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
-from rlhf.orchestrator.data import (
-    DataSplit,
+from rlhf.orchestrator.data import DataSplit, load_prompts
+from rlhf.types import Json, ScoredGroup
+from tests.unit.orchestrator.data.data_support import (
+    CHAT,
+    PLAIN,
     load_demonstrations,
     load_labeled,
     load_preferences,
-    load_prompts,
     load_steps,
+    section,
+    write_rows,
 )
-from rlhf.types import Json, ScoredGroup
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, section, write_rows
 
 SKY: Json = {"role": "user", "content": "What color is the sky?"}
 BLUE: Json = {"role": "assistant", "content": "It is blue."}

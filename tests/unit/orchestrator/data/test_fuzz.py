@@ -11,15 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf.errors import DataError, ModelError
-from rlhf.orchestrator.data import (
+from rlhf.orchestrator.data import load_prompts
+from tests.unit.orchestrator.data.data_support import (
+    CHAT,
+    PLAIN,
     load_demonstrations,
     load_labeled,
     load_preferences,
-    load_prompts,
     load_steps,
     load_texts,
+    section,
 )
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, section
 
 LOADERS: dict[str, Callable[..., object]] = {
     "prompts": lambda keys, tokenizer: load_prompts(keys, tokenizer, 20),

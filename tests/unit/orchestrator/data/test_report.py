@@ -125,6 +125,12 @@ def test_lengths_are_percentiles_of_characters(tmp_path: Path, capsys: pytest.Ca
     }
 
 
+def test_texts_are_divided_by_their_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"text": f"once upon {n}"} for n in range(4)])
+    said = report(capsys, "texts", path, "--data.eval-fraction", "0.25")
+    assert (said["train"]["rows"], said["held_out"]["rows"]) == (3, 1)
+
+
 def test_the_report_is_shown_as_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [{"prompt": f"p{n}", "chosen": "[bold]long", "rejected": "b"} for n in range(10)]
     path = write_rows(tmp_path / "t.jsonl", rows)
@@ -141,7 +147,7 @@ def test_the_report_is_shown_as_tables(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_wrong_arguments_get_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "promts"]) == 2
-    need = "must be one of prompts, demonstrations, preferences, labeled, steps"
+    need = "must be one of prompts, demonstrations, preferences, labeled, steps, texts"
     assert capsys.readouterr().err.splitlines() == [
         f'rlhf: error: --kind: {need} (got "promts"). Did you mean prompts?',
         "rlhf: error: data.path: missing; name a file, a folder or a hub data set.",

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.data import RowKind
+from rlhf.config.commands import RowKind
 from rlhf.errors import DataError, ModelError
-from rlhf.orchestrator.data import (
-    DataSplit,
-    check_rows,
+from rlhf.orchestrator.data import DataSplit, check_rows, load_prompts
+from rlhf.types import Json, Prompt, ScoredGroup
+from tests.unit.orchestrator.data.data_support import (
+    CHAT,
+    PLAIN,
+    complaints,
     load_demonstrations,
     load_labeled,
     load_preferences,
-    load_prompts,
+    section,
+    write_rows,
 )
-from rlhf.types import Json, Prompt, ScoredGroup
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, complaints, section, write_rows
 
 USER: dict[str, Json] = {"role": "user", "content": "hi"}
 BOT: dict[str, Json] = {"role": "assistant", "content": "yo"}

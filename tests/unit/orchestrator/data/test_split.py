@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import Order, load_preferences, load_prompts
+from rlhf.orchestrator.data import Order, load_prompts
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
-from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section, write_rows
+from tests.unit.orchestrator.data.data_support import PLAIN, complaints, load_preferences, section, write_rows
 
 PAIRS: list[dict[str, object]] = [
     {"id": "p1/a-b", "prompt": "p1", "chosen": "a", "rejected": "b"},

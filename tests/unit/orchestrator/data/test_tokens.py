@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 from rlhf.errors import DataError
-from rlhf.orchestrator.data import load_demonstrations, load_preferences, load_prompts, load_texts
+from rlhf.orchestrator.data import load_prompts
 from rlhf.types import FinishReason, Json, Response
-from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, LetterTokenizer, complaints, section, write_rows
+from tests.unit.orchestrator.data.data_support import (
+    CHAT,
+    PLAIN,
+    LetterTokenizer,
+    complaints,
+    load_demonstrations,
+    load_preferences,
+    load_texts,
+    section,
+    write_rows,
+)
 
 CONVERSATION: list[Json] = [
     {"role": "system", "content": "be nice"},

@@ -1,0 +1,55 @@
+"""Prompts with a good response."""
+
+from itertools import takewhile
+
+from rlhf.orchestrator.data.columns import Columns
+from rlhf.orchestrator.data.dialogue import check_prompt, first_prompt, is_dialogue
+from rlhf.orchestrator.data.files import Row
+from rlhf.orchestrator.data.kinds.base import PROMPT_NEEDED, OfflineRows
+from rlhf.orchestrator.data.problems import RowError
+from rlhf.orchestrator.data.records import Record, continued, parse_pair, parse_response, prompt_or_conversation
+from rlhf.types import Message
+
+
+class Demonstrations(OfflineRows):
+    """One response a prompt, whose tokens end in a stop token. Inside a response of several turns, other speakers'
+    tokens are masked out. Of preferences, the better response."""
+
+    holds = "prompts with a good response"
+
+    def missing(self, columns: Columns) -> list[str]:
+        return [] if columns.prompt or columns.chosen else [PROMPT_NEEDED]
+
+    def parse(self, row: Row, columns: Columns) -> Record:
+        if columns.prompt is None:
+            return _chosen(row, columns)
+        given = prompt_or_conversation(row, columns)
+        name = columns.response or columns.chosen
+        whole = not isinstance(given, str) and given[-1].role == "assistant" and not columns.response_given
+        if name is not None and not whole:
+            return parse_pair(row, columns, name)
+        if isinstance(given, str):
+            raise RowError("no response (no response column); set data.response_key.")
+        return _conversation(row, given, columns.prompt)
+
+
+def _chosen(row: Row, columns: Columns) -> Record:
+    """The better response of a preference without a prompt column: a whole dialogue or conversation."""
+    assert columns.chosen is not None, "it is a column that rows without a prompt need"
+    response = parse_response(row.values.get(columns.chosen), columns.chosen)
+    if not isinstance(response, str):
+        return _conversation(row, response, columns.chosen)
+    if not is_dialogue(response):
+        raise RowError(f"{columns.chosen} is no dialogue (Human: ... Assistant: ...), and there is no prompt column.")
+    return continued(row, first_prompt(response), [response], [columns.chosen])
+
+
+def _conversation(row: Row, messages: tuple[Message, ...], name: str) -> Record:
+    """A demonstration given whole: the prompt is what stands before the assistant's first turn."""
+    if messages[-1].role != "assistant":
+        raise RowError("last message must be from assistant.")
+    prompt = tuple(takewhile(lambda message: message.role != "assistant", messages))
+    if not prompt:
+        raise RowError(f"{name} begins with the assistant.")
+    check_prompt(prompt, name)
+    return Record(row=row, prompt=prompt, responses=(messages[len(prompt) :],), names=(name, name))
