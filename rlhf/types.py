@@ -5,6 +5,7 @@ processes without copying. Every per-token array is aligned with its tokens: ent
 given the tokens before it, the value of the state before it). The first entry, which nothing predicts, is always 0.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,8 @@ import numpy.typing as npt
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+UNSCORED = math.nan
+"""The total of a reward whose source gave no score on purpose."""
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
@@ -147,10 +150,19 @@ class Rollout(Response):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A score and the named, unweighted scores it was summed from."""
+    """A score and the named, unweighted scores it was summed from, or other numbers that its source reports.
+
+    A `total` of NaN says that nothing should be learned from the response: it is left out of its group before an
+    algorithm sees the group.
+    """
 
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the response has a score."""
+        return not math.isnan(self.total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

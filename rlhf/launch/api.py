@@ -17,19 +17,19 @@ from rlhf.config.loading.load import read_config
 from rlhf.config.tools import GenerateConfig
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-from rlhf.launch.check import check_config
+from rlhf.launch.check import check_config, try_rewards
 
 if TYPE_CHECKING:
     from rlhf.launch.train import TrainResult
 
 
-Reward: TypeAlias = Callable[..., Sequence[float]]
-"""A reward function of your own, `(prompts, responses, **columns) -> numbers`: a callable of a module, named by
+Reward: TypeAlias = Callable[..., object]
+"""A reward function of your own, `(prompts, responses, labels, **columns) -> numbers`: a callable of a module, named by
 `reward.function` as `module:name`.
 
-It is called once per step with all responses and returns one finite number per response. In addition to `prompts` and
-`responses`, lists of text, it gets the columns that it names as keyword arguments (`labels`, or a column's own name),
-each a list with one entry per response. It runs in its own process.
+Its parameters are filled by name: `prompts`, `responses` and `labels`, or a column's own name, each a list with one
+entry for each response of a step. It returns one number for each response, None for those that nothing should be
+learned from, or a dict with a `score` and other numbers, which become metrics. It runs in its own process.
 """
 
 
@@ -70,8 +70,11 @@ def check(config: TrainConfig) -> list[str]:
 
     Raises:
         ConfigError: with every problem, one line each; DataError or ModelError if all are of that kind.
+        RewardError: a reward function fails on the first rows.
     """
-    return check_config(config, os.environ)
+    warnings = check_config(config, os.environ)
+    try_rewards(config)
+    return warnings
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> "TrainResult":
@@ -91,7 +94,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> "TrainResult":
         PreemptedError: the run was asked to stop; it can be resumed.
         RlhfError: the run failed; its subclass says how.
     """
-    warnings = check(config)
+    warnings = check_config(config, os.environ)
     with importing():
         from rlhf.launch.train import run_training
         from rlhf.orchestrator.run.console import Console, SilentConsole, make_console

@@ -77,6 +77,23 @@ def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     return [f"{advice.keys[0]}: {advice.text}" for advice in advice_on(config)]
 
 
+def try_rewards(config: TrainConfig) -> list[str]:
+    """Call the reward functions of a checked config in their child processes: on the first rows where `data_problems`
+    reads them. Returns a line for each function.
+
+    Raises:
+        ConfigError: a function cannot be used, or it is not clear what its parameters should get.
+        RewardError: a function fails.
+    """
+    if not isinstance(config, OnlineConfig) or not any(isinstance(s, FunctionSource) for s in config.reward_sources):
+        return []
+    from rlhf.launch.reward_trial import prompts_of, try_functions  # noqa: PLC0415  imports HTTP libraries: slow
+
+    files, _ = data_files(config)
+    records = check_rows(config.data, method_of(config).rows) if is_quick(config, files) else []
+    return try_functions(config.reward, prompts_of(records))
+
+
 def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:
     """The error for these problems: of their class if they have the same one, else a ConfigError."""
     kind, *others = classes
@@ -93,19 +110,29 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
         yield from _rewards(config.reward, environ)
 
 
-def data_problems(config: TrainConfig) -> list[str]:
-    """Data files that are missing, and wrong rows of small files."""
-    paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
-    texts = [] if config.algo.pretraining_path is None else [config.algo.pretraining_path]
+def data_files(config: TrainConfig) -> tuple[list[Path], list[str]]:
+    """The data files of a run, and a line for each path without any."""
     files: list[Path] = []
     problems: list[str] = []
-    for path in (*paths, *texts):
+    for path in (config.data.path, config.data.eval_path, config.algo.pretraining_path):
         try:
-            files += [] if is_hub_data(path) else [source.path for source in find_files(path)]
+            files += [] if path is None or is_hub_data(path) else [source.path for source in find_files(path)]
         except DataError as error:
             problems += error.problems
-    quick = all(file.suffix.lower() in QUICK_FILES for file in files) and not any(map(is_hub_data, paths))
-    if problems or not quick or sum(file.stat().st_size for file in files) > MAX_QUICK_BYTES:
+    return files, problems
+
+
+def is_quick(config: TrainConfig, files: Sequence[Path]) -> bool:
+    """Whether a check reads the rows: only those of small plain files."""
+    hub = any(path is not None and is_hub_data(path) for path in (config.data.path, config.data.eval_path))
+    plain = all(file.suffix.lower() in QUICK_FILES for file in files)
+    return plain and not hub and sum(file.stat().st_size for file in files) <= MAX_QUICK_BYTES
+
+
+def data_problems(config: TrainConfig) -> list[str]:
+    """Data files that are missing, and wrong rows of small files."""
+    files, problems = data_files(config)
+    if problems or not files or not is_quick(config, files):
         return problems
     try:
         records = check_rows(config.data, method_of(config).rows)

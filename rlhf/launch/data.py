@@ -7,6 +7,7 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.rewards import row_problems
 from rlhf.errors import DataError
+from rlhf.launch.reward_trial import try_functions
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
 from rlhf.types import Prompt, ScoredGroup
 
@@ -35,6 +36,8 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
 
     Raises:
         DataError: rows are wrong, lack a column that a reward source needs, or are fewer than one step uses.
+        ConfigError: a reward function cannot be called with these rows.
+        RewardError: a reward function fails on them.
     """
     if isinstance(config, OnlineConfig):
         return _online_data(config, tokenizer)
@@ -48,6 +51,7 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
     if unfit := row_problems(config.reward.all_sources, rows):
         raise DataError(unfit)
+    try_functions(config.reward, prompts.train)
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(path=config.algo.pretraining_path, max_tokens=config.data.max_tokens, overlong="truncate")

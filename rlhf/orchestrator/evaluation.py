@@ -188,10 +188,12 @@ class SampleEvaluator:
                 f"{stale[0].weight_version}, the policy is at {version}"
             )
         _, rewards = self._sampler.score(self._prompts, rollouts)
+        totals = [reward.total for reward in rewards if reward.is_scored]
         names = sorted({name for reward in rewards for name in reward.parts})
         parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
         return {
-            "eval/reward": float(np.mean([reward.total for reward in rewards])),
+            **({"eval/reward": float(np.mean(totals))} if totals else {}),
+            "eval/unscored": 1.0 - len(totals) / len(rewards),
             "eval/length": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
             "eval/truncated": float(np.mean([r.finish_reason is FinishReason.LENGTH for r in rollouts])),
             **{f"eval/source/{name}": float(np.mean(values)) for name, values in parts.items()},

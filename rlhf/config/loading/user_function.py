@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-SIGNATURE = "(prompts, responses, **columns)"
-
 
 def import_name(target: object) -> str:
     """`module:name` of a function, class or other object at the top of a module: what a worker process imports.
@@ -32,11 +30,10 @@ def import_name(target: object) -> str:
 
 
 def problem_of(name: str, folders: Sequence[str]) -> str | None:
-    """What is wrong with `module:name` as a reward function; None if nothing is. It takes prompts and responses, and
-    the columns of the rows that it names.
+    """Why `module:name` cannot be imported as a reward function; None if nothing is known to be wrong with it.
 
-    Modules are searched in `folders`. Only Python source can be inspected, and only a `def` at the top level of its
-    module has a signature to check; other names are checked when they are called.
+    Modules are searched in `folders`. Only Python source can be inspected, and it is not run: what the function's
+    parameters mean is decided when it is imported, in its own process.
     """
     module, _, function = name.partition(":")
     spec = find_module(module, folders)
@@ -51,7 +48,7 @@ def problem_of(name: str, folders: Sequence[str]) -> str | None:
         return f"{source}:{error.lineno}: {error.msg}."
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         return f"{source} cannot be read: {error}."
-    return _problem_in(tree, source, function)
+    return None if _may_bind(tree, function.partition(".")[0]) else f"{source} defines no {function}."
 
 
 def find_module(module: str, folders: Sequence[str]) -> ModuleSpec | None:
@@ -73,31 +70,16 @@ def find_module(module: str, folders: Sequence[str]) -> ModuleSpec | None:
     return spec
 
 
-def _problem_in(tree: ast.Module, source: Path, function: str) -> str | None:
-    top = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    found = top.get(function.partition(".")[0])
-    if found is None:
-        return None if _may_bind(tree, function.partition(".")[0]) else f"{source} defines no {function}."
-    where = f"{source}:{found.lineno}: {function}"
-    if isinstance(found, ast.AsyncFunctionDef):
-        return f"{where} is async, need a plain function {SIGNATURE}."
-    if found.decorator_list:
-        return None
-    arguments = found.args
-    positional = len(arguments.posonlyargs) + len(arguments.args)
-    if positional < 2 and arguments.vararg is None:
-        return f"{where} takes {positional} argument{'s' * (positional != 1)}, need {SIGNATURE}."
-    return None
-
-
 def _may_bind(tree: ast.Module, name: str) -> bool:
-    """Whether top-level code of a module could bind `name` other than by a plain `def`."""
+    """Whether top-level code of a module could bind `name`."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=known, ctx=ast.Store()) if known == name:
                 return True
             case ast.alias(name=imported, asname=asname) if (asname or imported.partition(".")[0]) in (name, "*"):
                 return True
-            case ast.ClassDef(name=known) | ast.FunctionDef(name=known) if known == name:
+            case ast.ClassDef(name=known) | ast.FunctionDef(name=known) | ast.AsyncFunctionDef(name=known) if (
+                known == name
+            ):
                 return True
     return False

@@ -105,7 +105,8 @@ class RewardSection(ModelSection):
     """
 
     function: FunctionName | None = None
-    """module:name of a Python function (prompts, responses, **columns) -> list of floats."""
+    """module:name of a Python function (prompts, responses, labels, **columns) -> list of floats; arguments are given
+    by name."""
     url: Url | None = None
     """Address of a reward service."""
     rules: tuple[RuleName, ...] = ()

@@ -14,7 +14,8 @@ class FunctionSource(SourceSection):
     type: Literal["function"] = "function"
     """A Python function."""
     function: FunctionName
-    """module:name of a function (prompts, responses, **columns) -> list of floats."""
+    """module:name of a function (prompts, responses, labels, **columns) -> list of floats; arguments are given by
+    name."""
     timeout_s: PositiveFloat = 60.0
     """Longest time for one batch."""
     memory_gib: PositiveFloat | None = None

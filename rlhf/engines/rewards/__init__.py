@@ -26,10 +26,11 @@ from rlhf.config.reward import (
     SourceSection,
     StartedSource,
 )
+from rlhf.config.reward.arguments import has_known_names
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.exact_match import ExactMatch
-from rlhf.engines.rewards.function import FunctionReward
+from rlhf.engines.rewards.function import FunctionReward, arguments_of
 from rlhf.engines.rewards.function_process import FunctionProcess
 from rlhf.engines.rewards.http import HttpReward
 from rlhf.engines.rewards.judge import JudgeReward, RubricRequirement
@@ -176,8 +177,12 @@ def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) 
 
 
 def check_function(function: str) -> None:
-    """Import `module:name` in a child process and check its signature. Raises ConfigError."""
-    FunctionProcess(function).close()
+    """Import `module:name` in a child process and check that its parameters have a meaning, as far as that can be known
+    without rows. Raises ConfigError."""
+    process = FunctionProcess(function)
+    process.close()
+    if has_known_names(process.parameters):
+        arguments_of(function, process.parameters, ["labels"])
 
 
 def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_size: int = 1) -> Reward:

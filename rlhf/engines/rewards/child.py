@@ -4,10 +4,12 @@ Imports only the standard library, so that it starts quickly and cannot shadow t
 the socket whose file descriptor is the first argument: one setup, one hello, then a reply to each request.
 """
 
+import asyncio
+import dataclasses
 import importlib
 import inspect
 import json
-import numbers
+import operator
 import os
 import resource
 import sys
@@ -19,6 +21,19 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import SupportsFloat
+
+KINDS = {
+    inspect.Parameter.POSITIONAL_ONLY: "place",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "both",
+    inspect.Parameter.KEYWORD_ONLY: "name",
+    inspect.Parameter.VAR_POSITIONAL: "rest",
+    inspect.Parameter.VAR_KEYWORD: "columns",
+}
+LISTS_OF_SCORES = ("rewards", "scores", "score", "reward")
+NAMES_OF_SCORE = ("score", "reward")
+ONE_AT_A_TIME = " (to get one response at a time, name the parameters prompt, response and label)"
+RUNNER = asyncio.Runner()
 
 
 def main() -> None:
@@ -53,58 +68,202 @@ def reply(connection: Connection, message: Mapping[str, object]) -> None:
 
 
 def load(name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
-    """The function `module:name`, and a hello: the columns that it takes and needs, or what is wrong with it."""
+    """The function `module:name`, and a hello: its parameters, or what is wrong with it."""
     module, _, path = name.partition(":")
     try:
         found: object = importlib.import_module(module)
     except BaseException as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0])
         return None, {"wrong": f"no module {module} in {Path.cwd()}" if missing else f"{module}: {describe(error)}"}
-    for part in path.split("."):
-        if part not in vars(found):
-            return None, {"wrong": f"{module} has no {path}"}
-        found = vars(found)[part]
-    function = found
-    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return None, {"wrong": f"{name} is not a plain function"}
+    try:
+        found = operator.attrgetter(path)(found)
+    except AttributeError:
+        return None, {"wrong": f"{module} has no {path}"}
+    if inspect.isclass(found):
+        return made(found, name)
+    if not callable(found) or inspect.isasyncgenfunction(found):
+        return None, {"wrong": f"{name} is {a_type(found)}, not a function"}
+    return inspected(found, name)
+
+
+def made(found: type, name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
+    """An object of a class whose objects can be called."""
+    if not any("__call__" in vars(base) for base in found.__mro__[:-1]):
+        return None, {"wrong": f"{name} is a class without __call__, not a function"}
+    try:
+        function = found()
+    except Exception as error:
+        why = f"{name} is a class that cannot be created without arguments ({describe(error)})"
+        return None, {"wrong": f"{why}; name an object of it, as scorer = {found.__name__}(...)"}
     return inspected(function, name)
 
 
 def inspected(function: Callable[..., object], name: str) -> tuple[Callable[..., object] | None, dict[str, object]]:
-    """The function, and the columns that it takes (None: any) and needs besides prompts and responses."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
-    if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None, {"wrong": f"{name} must accept (prompts, responses, **columns), has {signature}"}
-    named = [p for p in parameters if p not in positional and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    needs = [p.name for p in named if p.default is p.empty]
-    return function, {"takes": None if takes_all else [p.name for p in named], "needs": needs}
+    """The function and its parameters: name, kind, whether it is required, annotation."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        wrong = f"the parameters of {name} cannot be known; wrap it in def score(prompts, responses, labels, **columns)"
+        return None, {"wrong": wrong}
+    return function, {
+        "parameters": [
+            {
+                "name": parameter.name,
+                "kind": KINDS[parameter.kind],
+                "required": parameter.default is parameter.empty,
+                "annotation": annotation_of(parameter),
+            }
+            for parameter in signature.parameters.values()
+        ]
+    }
+
+
+def annotation_of(parameter: inspect.Parameter) -> str:
+    if parameter.annotation is parameter.empty:
+        return ""
+    return inspect.formatannotation(parameter.annotation).strip("'\"")
 
 
 def answer(function: Callable[..., object], request: dict[str, object]) -> dict[str, object]:
-    """Call the function on one request. Numbers are returned as they are, anything else as text that describes it."""
-    prompts, columns = request["prompts"], request["columns"]
-    assert isinstance(prompts, list), "the parent sends a list"
-    assert isinstance(columns, dict), "the parent sends an object"
+    """Call the function on one request: with lists, or once for each response with `each`. Numbers are returned as they
+    are, None as null, anything else as text that describes it."""
+    placed, named, each, count = (request[key] for key in ("placed", "named", "each", "count"))
+    assert isinstance(placed, list), "the parent sends a list"
+    assert isinstance(named, dict), "the parent sends an object"
+    assert isinstance(count, int), "the parent sends a number"
+    given = {**{f"argument {n + 1}": values for n, values in enumerate(placed)}, **named}
+    before = {key: list(values) for key, values in given.items()}
     try:
-        result = function(prompts, request["responses"], **columns)
-        # A set has no order, and a mapping's order is not that of the responses.
-        if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping | Set):
-            return {"wrong": f"the function returned {named_type(result)}, need a list of numbers"}
-        return {"scores": [plain(score) for score in islice(result, len(prompts) + 1)]}
+        if each:
+            calls = [
+                function(*(values[n] for values in placed), **{key: values[n] for key, values in named.items()})
+                for n in range(count)
+            ]
+            return scored(awaited(calls), count)
+        reply = scored(awaited([function(*placed, **named)])[0], count)
+        if changed := rearranged(before, given):
+            return {"wrong": changed}
+        return reply
     except BaseException as error:
         return {"raised": describe(error)}
 
 
-def plain(score: object) -> float | str:
-    if isinstance(score, bool) or not isinstance(score, numbers.Real):
+def awaited(results: list[object]) -> list[object]:
+    """The results; those of async functions are awaited at the same time, always in the same event loop."""
+    if not any(inspect.isawaitable(result) for result in results):
+        return results
+
+    async def gather() -> list[object]:
+        async def one(result: object) -> object:
+            return await result if inspect.isawaitable(result) else result
+
+        return await asyncio.gather(*map(one, results))
+
+    return RUNNER.run(gather())
+
+
+def rearranged(before: Mapping[str, list[object]], after: Mapping[str, list[object]]) -> str:
+    """How a function changed the length or order of a list that it was given: the scores may then belong to other
+    responses. Empty if it did not; an entry that was replaced keeps its place."""
+    for name, old in before.items():
+        new = after[name]
+        if len(old) != len(new):
+            return f"the function changed the list {name} from {len(old)} to {len(new)} entries; let it copy the list"
+        if [*map(id, old)] != [*map(id, new)] and sorted(map(id, old)) == sorted(map(id, new)):
+            return f"the function changed the order of the list {name}; let it copy the list"
+    return ""
+
+
+def scored(result: object, count: int) -> dict[str, object]:
+    """A reply with the scores of a result, and its named parts: numbers by name, one for each response.
+
+    A result is a list of scores, one list of a mapping (`rewards` or `scores`, the other lists being parts), or a pair
+    of scores and parts.
+    """
+    parts: dict[str, list[float | str | None]] = {}
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping) and is_list(result[0]):
+        result, named = result
+        parts = listed(named, count)
+    if isinstance(result, Mapping) and (key := next((key for key in LISTS_OF_SCORES if key in result), None)):
+        parts = listed({name: values for name, values in result.items() if name != key}, count)
+        result = result[key]
+    if not is_list(result):
+        return {"wrong": f"the function returned {named_type(result)}, need a list of {count} numbers{ONE_AT_A_TIME}"}
+    assert isinstance(result, Iterable), "is_list said so"
+    scores: list[float | str | None] = []
+    for index, item in enumerate(islice(result, count + 1)):
+        score, named = divided(item)
+        scores.append(score)
+        for name, value in named.items():
+            parts.setdefault(name, [None] * count)[index : index + 1] = [value]
+    return {"scores": scores, "parts": {name: values[:count] for name, values in parts.items()}}
+
+
+def is_list(value: object) -> bool:
+    """Whether a value has one entry for each response, in order. A set has no order; a mapping's is not that of the
+    responses."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set) and not is_record(value)
+
+
+def is_record(value: object) -> bool:
+    """Whether a value is a named tuple or an object of a data class."""
+    return dataclasses.is_dataclass(value) or (isinstance(value, tuple) and "_fields" in vars(type(value)))
+
+
+def listed(named: Mapping[object, object], count: int) -> dict[str, list[float | str | None]]:
+    """The parts of all responses at once: a list of numbers by name, or one number for all; mappings are opened."""
+    found: dict[str, list[float | str | None]] = {}
+    for name, values in named.items():
+        if isinstance(values, Mapping):
+            found |= listed(values, count)
+        elif isinstance(number := plain(values), float):
+            found[str(name)] = [number] * count
+        elif is_list(values) and isinstance(values, Iterable):
+            numbers = [plain(value) for value in islice(values, count + 1)]
+            if len(numbers) == count and all(value is None or isinstance(value, float) for value in numbers):
+                found[str(name)] = numbers
+    return found
+
+
+def divided(item: object) -> tuple[float | str | None, dict[str, float]]:
+    """The score and the named parts of one response's result: a number; None; a mapping, named tuple or data class with
+    a field `score`; or a pair of score and mapping."""
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Mapping):
+        score, named = item
+    elif isinstance(item, Mapping) or is_record(item):
+        fields = dict(item) if isinstance(item, Mapping) else fields_of(item)
+        key = next((key for key in NAMES_OF_SCORE if key in fields), None)
+        if key is None:
+            return f"{named_type(item)} without score (has {', '.join(map(str, fields))})", {}
+        score, named = fields.pop(key), fields
+    else:
+        score, named = item, {}
+    numbers = {str(name): value for name, given in named.items() if isinstance(value := plain(given), float)}
+    return plain(score), numbers
+
+
+def fields_of(record: object) -> dict[object, object]:
+    if isinstance(record, tuple):
+        return dict(zip(vars(type(record))["_fields"], record, strict=True))
+    return dict(vars(record))
+
+
+def plain(score: object) -> float | str | None:
+    """A number of any library as a float, None as it is, anything else as text that describes it."""
+    if score is None:
+        return None
+    if isinstance(score, str) or not isinstance(score, SupportsFloat):
         return f'"{score[:40]}"' if isinstance(score, str) else named_type(score)
     try:
         return float(score)
     except OverflowError:
         return "inf"
+    except (TypeError, ValueError, RuntimeError):
+        return named_type(score)  # an array of several numbers
+
+
+def a_type(value: object) -> str:
+    return f"of type {type(value).__name__}"
 
 
 def named_type(value: object) -> str:

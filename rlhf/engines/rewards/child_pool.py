@@ -21,8 +21,18 @@ class Verdict:
     failure: str = ""
 
 
+def call_with(*placed: Json, **named: Json) -> dict[str, Json]:
+    """A request to call a function with a list of one entry for each argument."""
+    return {
+        "placed": [[value] for value in placed],
+        "named": {name: [value] for name, value in named.items()},
+        "each": False,
+        "count": 1,
+    }
+
+
 class ChildPool:
-    """Evaluates items by `module:name` (prompts, responses, **columns), called with one item, in child processes.
+    """Evaluates items by a function `module:name`, called with one item, in child processes.
 
     An item may take `timeout_s`; a child that takes longer is replaced. A child that dies may have been killed for
     another reason than its item (out of memory): it is replaced, and the item is tried once more.
@@ -39,6 +49,11 @@ class ChildPool:
         self._open: Callable[[], FunctionProcess] = lambda: FunctionProcess(function, memory_gib=memory_gib)
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="reward-child")
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of the function's parameters."""
+        return frozenset(parameter.name for parameter in self._children[0].parameters)
 
     def evaluate(self, items: Sequence[Mapping[str, Json]]) -> list[Verdict]:
         """One verdict for each item; an item is a request of child.py."""

@@ -14,6 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
+from pydantic import TypeAdapter
+
+from rlhf.config.reward.arguments import Parameter
 from rlhf.errors import ConfigError
 from rlhf.types import Json
 
@@ -23,6 +26,7 @@ SCRIPT = Path(__file__).with_name("child.py")
 START_TIMEOUT_S = 120.0
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_LOGGED_CHARS = 2000
+PARAMETERS = TypeAdapter(list[Parameter])
 
 
 class ChildFailedError(Exception):
@@ -36,9 +40,10 @@ class ChildOverranError(ChildFailedError):
 class FunctionProcess:
     """One child process that runs one function. Not thread-safe.
 
-    `takes` are the columns that the function accepts (None: any), and `needs` those that it requires. Raises
-    ConfigError if the function cannot be imported or has the wrong signature.
+    `parameters` are those of the function. Raises ConfigError if it cannot be imported or is no function.
     """
+
+    parameters: tuple[Parameter, ...]
 
     def __init__(self, function: str, *, memory_gib: float | None = None) -> None:
         self._function = function
@@ -95,9 +100,7 @@ class FunctionProcess:
         if "wrong" in hello:
             self.close()
             raise ConfigError(f"reward.function: {hello['wrong']}.")
-        takes, needs = hello["takes"], hello["needs"]
-        self.takes = None if takes is None else _names(takes)
-        self.needs = _names(needs)
+        self.parameters = tuple(PARAMETERS.validate_python(hello["parameters"]))
 
     def _exchange(self, message: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a message and receive the reply.
@@ -146,11 +149,6 @@ def _ending(process: "subprocess.Popen[bytes]") -> str:
     except subprocess.TimeoutExpired:
         return "closed its connection"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-def _names(value: Json) -> frozenset[str]:
-    assert isinstance(value, list), "the child sends a list"
-    return frozenset(str(name) for name in value)
 
 
 def _log_lines(stream: IO[bytes], function: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.config.reward import Extraction, MathSource
 from rlhf.engines.rewards.answers import after_thinking, find_answer
-from rlhf.engines.rewards.child_pool import ChildPool
+from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.engines.rewards.numerals import last_number_text
 from rlhf.engines.rewards.rule import label_problem, require_usable_row
 from rlhf.errors import RewardError
@@ -87,20 +87,16 @@ class MathReward:
         return self._need.answer(prompt.label or ""), bare(answer or "")
 
     def _compared(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        verdicts = self._pool.evaluate([request(*pair) for pair in pairs])
+        verdicts = self._pool.evaluate([call_with(labels=label, answers=answer) for label, answer in pairs])
         failed = [verdict for verdict in verdicts if verdict.score is None]
         if failed:
             logger.warning(
                 "reward %s: %d answers count as wrong: verifying one %s", self._name, len(failed), failed[0].failure
             )
-            (control,) = self._pool.evaluate([request(*CONTROL)])
+            (control,) = self._pool.evaluate([call_with(labels=CONTROL[0], answers=CONTROL[1])])
             if control.score != 1.0:
                 raise RewardError(f"reward {self._name}: verifying {CONTROL[0]} = {CONTROL[1]} {control.failure} too.")
         return {pair: verdict.score or 0.0 for pair, verdict in zip(pairs, verdicts, strict=True)}
-
-
-def request(label: str, answer: str) -> dict[str, Json]:
-    return {"prompts": [label], "responses": [answer], "columns": {}}
 
 
 def final_formula(text: str, how: Extraction) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlhf.config.reward import CodeSource
-from rlhf.engines.rewards.child_pool import ChildPool
+from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.errors import RewardError
 
 LAUNCHER = Path(__file__).with_name("sandbox_child.py")
@@ -56,8 +56,9 @@ class FunctionSandbox:
 
     def run(self, programs: Sequence[str], markers: Sequence[str]) -> list[float]:
         pairs = zip(programs, markers, strict=True)
+        by_name = {"programs", "markers"} <= self._pool.parameters
         verdicts = self._pool.evaluate(
-            [{"prompts": [code], "responses": [mark], "columns": {}} for code, mark in pairs]
+            [call_with(programs=code, markers=mark) if by_name else call_with(code, mark) for code, mark in pairs]
         )
         scores = [verdict.score or 0.0 for verdict in verdicts]
         if any(not 0.0 <= score <= 1.0 for score in scores):

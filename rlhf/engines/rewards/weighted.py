@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf.engines.base import RewardSource
 from rlhf.errors import RewardError
-from rlhf.types import Prompt, Reward, Rollout
+from rlhf.types import UNSCORED, Prompt, Reward, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,10 @@ class Weighted:
 
 
 class WeightedRewards:
-    """The weighted sum of named sources. Each reward's `parts` are the unweighted scores of the sources."""
+    """The weighted sum of named sources. A response that one source does not score has no total.
+
+    Each reward's `parts` are the unweighted scores of the sources, and what a source reports itself, as `SOURCE/PART`.
+    """
 
     def __init__(self, sources: Mapping[str, Weighted]) -> None:
         self._sources = dict(sources)
@@ -27,11 +30,13 @@ class WeightedRewards:
         columns = {name: one.source.score(prompts, responses, rollouts) for name, one in self._sources.items()}
         rewards = []
         for index, prompt in enumerate(prompts):
-            parts = {name: rewards[index].total for name, rewards in columns.items()}
+            own = {name: rewards[index] for name, rewards in columns.items()}
+            parts = {name: reward.total for name, reward in own.items() if reward.is_scored}
             total = math.fsum(self._sources[name].weight * score for name, score in parts.items())
             if not math.isfinite(total):
                 raise RewardError(f"reward: the sum for {prompt.id} is not finite ({parts}).")
-            rewards.append(Reward(total=total, parts=parts))
+            reported = {f"{name}/{part}": value for name, one in own.items() for part, value in one.parts.items()}
+            rewards.append(Reward(total=total if len(parts) == len(own) else UNSCORED, parts=parts | reported))
         return rewards
 
     def close(self) -> None:

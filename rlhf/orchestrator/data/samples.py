@@ -54,7 +54,7 @@ def sample_row(
         "id": request.id,
         "prompt": prompt.text if messages is None else messages,
         "response": response,
-        "reward": None if reward is None else reward.total,
+        "reward": reward.total if reward is not None and reward.is_scored else None,
         "parts": {} if reward is None else dict(reward.parts),
         "num_tokens": len(rollout.token_ids),
         "finish_reason": rollout.finish_reason.value,

@@ -220,9 +220,15 @@ class RolloutSource:
             prompts = self._prompts.take(self._plan.batch_size - len(kept))
             fresh = self._sample(step, prompts, seen, seconds)
             sampled += fresh
-            kept += [group for group in fresh if self._keep(group)]
+            scored = (scored_part(group, self._plan) for group in fresh)
+            kept += [group for group in scored if group is not None and self._keep(group)]
             if len(kept) >= self._plan.batch_size or not prompts:
                 break
+        if not kept and not any(reward.is_scored for group in sampled for reward in group.rewards):
+            raise RewardError(
+                f"reward: None for every response of the {len(sampled)} groups sampled for step {step}: there is "
+                "nothing to learn from."
+            )
         if not kept:
             raise RewardError(
                 f"rollout: none of the {len(sampled)} groups sampled for step {step} is worth training on: the "
@@ -257,20 +263,41 @@ class RolloutSource:
         ]
 
 
+def scored_part(group: ScoredGroup, plan: RolloutPlan) -> ScoredGroup | None:
+    """The responses that have a score. None if too few are left to learn from: one where a group has several, any where
+    responses have opponents, or a greedy response without a score."""
+    scored = [index for index, reward in enumerate(group.rewards) if reward.is_scored]
+    if group.baseline is not None and not group.baseline.reward.is_scored:
+        return None
+    if len(scored) == len(group.rewards):
+        return group
+    if len(scored) < min(2, plan.group_size) or plan.num_opponents:
+        return None
+    return replace(
+        group,
+        responses=tuple(group.responses[index] for index in scored),
+        texts=tuple(group.texts[index] for index in scored),
+        rewards=tuple(group.rewards[index] for index in scored),
+    )
+
+
 def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, float]:
     """Metrics of everything that was sampled, whether it is trained on or not."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     if not rollouts:
         return {}
+    totals = [reward.total for reward in rewards if reward.is_scored]
     names = sorted({name for reward in rewards for name in reward.parts})
     parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
     greedy = [group.baseline for group in groups if group.baseline is not None]
+    baselines = [one.reward.total for one in greedy if one.reward.is_scored]
     drawn = [*rollouts, *(one.rollout for one in greedy)]
     return {
-        "reward/mean_all": sum(reward.total for reward in rewards) / len(rewards),
+        **({"reward/mean_all": sum(totals) / len(totals)} if totals else {}),
+        "reward/unscored": 1.0 - len(totals) / len(rewards),
         **{f"reward/source/{name}": sum(values) / len(values) for name, values in parts.items()},
-        **({"rollout/baseline": sum(one.reward.total for one in greedy) / len(greedy)} if greedy else {}),
+        **({"rollout/baseline": sum(baselines) / len(baselines)} if baselines else {}),
         "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
         "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),
         "rollout/groups_dropped": float(len(groups) - num_kept),

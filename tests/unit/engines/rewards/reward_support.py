@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rlhf.engines.base import RewardSource
 from rlhf.types import FinishReason, Json, Prompt, Rollout
 
 Request: TypeAlias = dict[str, Any]
@@ -47,6 +48,12 @@ def rollouts(count: int, reason: FinishReason = FinishReason.STOP) -> list[Rollo
 def responses(count: int) -> list[str]:
     """Answers of 1, 2, 3 ... letters."""
     return ["x" * (index + 1) for index in range(count)]
+
+
+def evaluate(reward: RewardSource, code: str, count: int) -> list[float]:
+    """The scores of a function with the body `code`, which sets `result`."""
+    rows = prompts(count, code=[code] * count)
+    return [reward.total for reward in reward.score(rows, responses(count), rollouts(count))]
 
 
 @dataclass

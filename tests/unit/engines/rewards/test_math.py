@@ -10,9 +10,9 @@ import pytest
 
 from rlhf.config.reward import MathSource
 from rlhf.engines.rewards import MathReward, math_match, row_problems
-from rlhf.engines.rewards.child_pool import ChildPool
+from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.engines.rewards.function_process import FunctionProcess
-from rlhf.engines.rewards.math_match import final_formula, is_readable, request
+from rlhf.engines.rewards.math_match import final_formula, is_readable
 from rlhf.errors import DataError, RewardError
 from rlhf.types import Prompt
 from tests.unit.engines.rewards.reward_support import rollouts
@@ -121,7 +121,7 @@ def test_the_process_refuses_to_compile_text(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     process = FunctionProcess("attacks:refused")
     try:
-        assert process.ask({"prompts": [""], "responses": [""], "columns": {}}, 20.0) == {"scores": [9.0]}
+        assert process.ask(call_with("", ""), 20.0) == {"scores": [9.0], "parts": {}}
     finally:
         process.close()
     assert not owned.exists()
@@ -181,7 +181,7 @@ def test_an_item_whose_child_dies_is_tried_once_more(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     pool = ChildPool("mortal:judge", num_processes=2, timeout_s=20.0, memory_gib=None)
     try:
-        items = [request(name, str(tmp_path / name)) for name in ("never", "once", "always", "never")]
+        items = [call_with(name, str(tmp_path / name)) for name in ("never", "once", "always", "never")]
         assert [verdict.score for verdict in pool.evaluate(items)] == [0.5, 0.5, None, 0.5]
         assert pool.evaluate([]) == []
     finally:
@@ -195,7 +195,7 @@ def test_an_item_that_overruns_is_not_tried_again(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     pool = ChildPool("sleepy:judge", num_processes=1, timeout_s=0.5, memory_gib=None)
     try:
-        (verdict,) = pool.evaluate([request("", str(tmp_path / "tries"))])
+        (verdict,) = pool.evaluate([call_with("", str(tmp_path / "tries"))])
     finally:
         pool.close()
     assert (verdict.score, verdict.failure) == (None, "took over 0.5 s")
@@ -205,7 +205,7 @@ def test_an_item_that_overruns_is_not_tried_again(tmp_path: Path, monkeypatch: p
 def test_a_verifier_that_cannot_confirm_that_1_is_1_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken.py").write_text("import os\ndef judge(prompts, responses):\n    os._exit(9)\n")
+    (tmp_path / "broken.py").write_text("import os\ndef judge(labels, answers):\n    os._exit(9)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(math_match, "FUNCTION", "broken:judge")
     source = MathReward(MathSource(num_processes=1))

@@ -20,7 +20,7 @@ from rlhf.orchestrator.step.sources import (
     make_requests,
     request_seed,
 )
-from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
+from rlhf.types import UNSCORED, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 pytestmark = pytest.mark.timeout(20)
@@ -207,3 +207,48 @@ def test_given_rows_that_teach_nothing_are_dropped_and_counted() -> None:
     batch = made.take(1)
     assert len(batch.groups) == 2
     assert batch.metrics["data/groups_dropped"] == 2
+
+
+class Leaving(FakeReward):
+    """No score for the responses whose request ends in one of `ends`."""
+
+    def __init__(self, *ends: str) -> None:
+        super().__init__()
+        self._ends = ends
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        rewards = super().score(prompts, responses, rollouts)
+        unscored = [rollout.id.endswith(self._ends) for rollout in rollouts]
+        return [Reward(total=UNSCORED) if gone else one for gone, one in zip(unscored, rewards, strict=True)]
+
+
+def test_responses_without_a_score_are_left_out_of_their_group_and_counted() -> None:
+    batch = first_batch(source(rewards=Leaving("/1"), plan=replace(PLAN, group_size=3)))
+    assert [len(group.responses) for group in batch.groups] == [2] * 4
+    for group in batch.groups:
+        assert [rollout.id.rpartition("/")[2] for rollout in group.rollouts] == ["0", "2"]
+        assert len(group.texts) == len(group.rewards) == 2
+        assert all(reward.is_scored for reward in group.rewards)
+    assert batch.metrics["reward/unscored"] == pytest.approx(1 / 3)
+    assert np.isfinite(batch.metrics["reward/mean_all"])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "plan"),
+    [
+        (Leaving("p3/1", "p5/0"), PLAN),
+        (Leaving("p3/1", "p5/2"), replace(PLAN, group_size=3, num_opponents=1)),
+        (Leaving("p3/2", "p5/2"), replace(PLAN, greedy_baseline=True)),
+        (Leaving("p3/0", "p5/0"), replace(PLAN, group_size=1)),
+    ],
+)
+def test_groups_with_too_few_scores_are_sampled_again(rewards: Leaving, plan: RolloutPlan) -> None:
+    batch = first_batch(source(rewards=rewards, plan=plan))
+    assert len(batch.groups) == 4
+    assert not {"p3", "p5"} & {group.prompt.id for group in batch.groups}
+    assert batch.metrics["rollout/groups_dropped"] > 0
+
+
+def test_a_reward_source_that_scores_nothing_ends_the_run() -> None:
+    with pytest.raises(RewardError, match=r"^reward: None for every response of the 40 groups sampled for step 1: "):
+        first_batch(source(rewards=Leaving("")))

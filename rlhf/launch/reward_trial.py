@@ -1,0 +1,89 @@
+"""Calls the user's reward functions on a few real rows before anything starts. Imports no torch and no ray."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+
+from rlhf.config.reward import FunctionSource, RewardSection
+from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function
+from rlhf.orchestrator.data.records import Record, as_chat, as_plain
+from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout
+
+NUM_ROWS = 2
+MAX_SHOWN = 60
+
+
+def try_functions(section: RewardSection, prompts: Sequence[Prompt]) -> list[str]:
+    """Score made-up responses to the first prompts by every reward function, in its child process. Returns a line for
+    each that shows one row with its scores. Without prompts, the functions are only imported.
+
+    Raises:
+        ConfigError: a function cannot be used, or it is not clear what its parameters should get.
+        RewardError: a function fails.
+    """
+    return [_try(source, prompts[:NUM_ROWS]) for source in section.all_sources if isinstance(source, FunctionSource)]
+
+
+def prompts_of(records: Sequence[Record]) -> list[Prompt]:
+    """The first rows as prompts that no tokenizer has seen: text is not rendered, and there are no tokens."""
+    return [
+        Prompt(
+            id=record.id,
+            token_ids=np.zeros(0, dtype=np.int64),
+            text=str(as_plain(record).prompt),
+            label=record.label,
+            metadata={**record.metadata, "messages": _messages(record)},
+        )
+        for record in records[:NUM_ROWS]
+    ]
+
+
+def _try(source: FunctionSource, prompts: Sequence[Prompt]) -> str:
+    if not prompts:
+        check_function(source.function)
+        return f"reward {source.label}: {source.function} can be imported; the rows were not read."
+    tried = [(prompt, text) for prompt in prompts for text in _responses(prompt)]
+    of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
+    with closing(FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)) as reward:
+        start = time.monotonic()
+        scores = reward.score(of_each, texts, [_rollout(prompt, text) for prompt, text in tried])
+        seconds = time.monotonic() - start
+        got = reward.binding_for(prompts).described
+    first, others = (_scored(text, score) for text, score in list(zip(texts, scores, strict=True))[:2])
+    which = "its label " if prompts[0].label is not None else ""
+    return (
+        f"reward {source.label}: {source.function} gets {got}. Row {prompts[0].id}: {which}{first}, {others} "
+        f"({seconds:.2f} s)."
+    )
+
+
+def _responses(prompt: Prompt) -> tuple[str, str]:
+    """The row's label, which a right response is or contains, and a made-up response."""
+    return (PROBE_RESPONSES[0] if prompt.label is None else prompt.label, PROBE_RESPONSES[1])
+
+
+def _rollout(prompt: Prompt, text: str) -> Rollout:
+    token_ids = np.frombuffer(text.encode(errors="replace") or b" ", dtype=np.uint8).astype(np.int64)
+    return Rollout(
+        id=f"trial/{prompt.id}",
+        prompt_id=prompt.id,
+        token_ids=token_ids,
+        log_probs=np.zeros(len(token_ids), dtype=np.float32),
+        finish_reason=FinishReason.STOP,
+        weight_version=-1,
+    )
+
+
+def _scored(text: str, reward: Reward) -> str:
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_SHOWN])
+    parts = "".join(f", {name} {value:g}" for name, value in reward.parts.items())
+    score = f"{reward.total:g}" if reward.is_scored else "None"
+    return f'"{shown}{"..." if len(text) > MAX_SHOWN else ""}" scores {score}{f" ({parts[2:]})" if parts else ""}'
+
+
+def _messages(record: Record) -> list[Json]:
+    prompt = as_chat(record).prompt
+    assert not isinstance(prompt, str), "as_chat makes messages"
+    return [{"role": turn.role, "content": turn.content} for turn in prompt]
