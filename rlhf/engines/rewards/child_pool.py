@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.errors import RewardError
@@ -15,9 +15,11 @@ NUM_TRIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A child's result for one item; `score` is None if it failed, and `failure` says how."""
+    """A child's result for one item; `score` is None if it failed, and `failure` says how. `parts` are the numbers that
+    the function returned beside the score."""
 
     score: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
 
 
@@ -89,8 +91,11 @@ class ChildPool:
             except ChildFailedError as error:
                 failure = str(error)
                 continue
-            scores = reply.get("scores")
+            scores, parts = reply.get("scores"), reply.get("parts")
             if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], int | float):
-                return Verdict(score=float(scores[0]))
+                assert isinstance(parts, dict), "the child sends an object"
+                first = {name: values[0] for name, values in parts.items() if isinstance(values, list)}
+                numbers = {name: float(value) for name, value in first.items() if isinstance(value, int | float)}
+                return Verdict(score=float(scores[0]), parts=numbers)
             raise RewardError(f"reward: {reply.get('raised') or reply.get('wrong') or f'bad scores {scores}'}.")
         return Verdict(score=None, failure=failure)

@@ -11,10 +11,16 @@ import re
 import sys
 
 import sympy
+from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.parsing import sympy_parser
 
-LATEX = (LatexExtractionConfig(),)
+from rlhf.engines.rewards.math_compare import UnreadableError, equal_answers
+
+UNREAD = "unread"
+# Units are compared before, and letters behind a number are variables here.
+NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="all")
+LATEX = (LatexExtractionConfig(normalization_config=NORMALIZATION),)
 INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,1000}\.?[0-9]{0,1000}|\.[0-9]{1,1000})(?:[eE][+-]?[0-9]{1,3})?")
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}
@@ -22,17 +28,28 @@ CODE_MAKERS = ("sympy.parsing", "sympy.core.sympify", "sympy.utilities.lambdify"
 """Modules that compile what they read or print; other code that sympy generates contains only counts."""
 
 
-def equal(labels: list[str], answers: list[str]) -> list[float]:
-    """1.0 for each answer that equals its label, both as LaTeX without delimiters; else 0.0."""
-    return [float(equals(label, answer)) for label, answer in zip(labels, answers, strict=True)]
+def judge(labels: list[str], answers: list[str]) -> list[dict[str, float]]:
+    """The `score` of each answer, 1 if it equals its label, else 0; `unread` is 1 if one of the two cannot be read."""
+    return [judge_one(label, answer) for label, answer in zip(labels, answers, strict=True)]
 
 
-def equals(label: str, answer: str) -> bool:
-    """Whether an answer is mathematically equal to the label. Unreadable text equals only itself."""
+def judge_one(label: str, answer: str) -> dict[str, float]:
     try:
-        return bool(verify(read(label), read(answer), timeout_seconds=None))
+        return {"score": float(equal_answers(label, answer, are_equal)), UNREAD: 0.0}
     except (Exception, MemoryError):
-        return False
+        return {"score": 0.0, UNREAD: 1.0}
+
+
+def are_equal(label: str, answer: str) -> bool:
+    """Whether two formulas are mathematically equal."""
+    ours, theirs = read(label), read(answer)
+    if not any(map(is_formula, ours)) or not any(map(is_formula, theirs)):
+        raise UnreadableError
+    return bool(verify(ours, theirs, timeout_seconds=None))
+
+
+def is_formula(found: sympy.Basic | sympy.MatrixBase | str) -> bool:
+    return isinstance(found, sympy.Basic | sympy.MatrixBase)
 
 
 def read(text: str) -> list[sympy.Basic | sympy.MatrixBase | str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rlhf.config.reward import Extraction, MathSource
 from rlhf.engines.rewards.answers import after_thinking, find_answer
 from rlhf.engines.rewards.child_pool import ChildPool, call_with
+from rlhf.engines.rewards.math_text import normal, plain_key, words
 from rlhf.engines.rewards.numerals import last_number_text
 from rlhf.engines.rewards.rule import label_problem, require_usable_row
 from rlhf.errors import RewardError
@@ -14,7 +15,7 @@ from rlhf.types import Json, Prompt, Reward, Rollout
 
 logger = logging.getLogger(__name__)
 
-FUNCTION = "rlhf.engines.rewards.math_child:equal"
+FUNCTION = "rlhf.engines.rewards.math_child:judge"
 CONTROL = ("1", "1.0")
 """An equality that every working child confirms."""
 MAX_CHARS = 500
@@ -26,6 +27,15 @@ MATH = re.compile(
     r"(?<!\\)\$(?![\s$])([^$\n]{1,500})(?<![\s\\])\$(?![0-9])|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
 )
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+WORDS_OF_SENTENCE = 3
+"""A label with this many words around its formula is a sentence, whose answer is the formula."""
+ANNOUNCED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?([^\n]{1,500}?)(?:\.(?!\d)|$|\n)", re.IGNORECASE)
+MAX_WORDS = 12
+"""An unmarked response of one line with more words is prose."""
+UNREAD = "unread"
+UNJUDGED = Reward(total=0.0, parts={UNREAD: 1.0})
+WRONG = Reward(total=0.0, parts={UNREAD: 0.0})
+RIGHT = Reward(total=1.0, parts={UNREAD: 0.0})
 
 
 class MathRequirement:
@@ -41,17 +51,23 @@ class MathRequirement:
         return None if self.answer(text) else f'has a label without a final answer ("{text[:40]}")'
 
     def answer(self, label: str) -> str:
-        """The answer in a label, without dollar signs: extracted as from a response, else the whole label."""
-        found = final_formula(label, self._how)
-        return bare(label if found is None else found)
+        """The answer in a label: inside its mark, the formula of a sentence, else the whole label."""
+        found = find_answer(label, self._how)
+        if found is not None:
+            return found
+        formulas = list(MATH.finditer(label))
+        outside = [word for word in WORD.findall(MATH.sub(" ", label)) if word.lower() not in ("and", "or")]
+        return content(formulas[-1]) if formulas and len(outside) >= WORDS_OF_SENTENCE else label.strip()
 
 
 class MathReward:
-    """1.0 if the final answer equals the label by the library math-verify, else 0.0.
+    """1.0 if the final answer equals the label, else 0.0.
 
     Without any mark the final answer is the last formula in dollars or brackets, or the whole text if it is only a
-    formula, or the last number. Expressions are compared in child processes: one that takes longer than `timeout_s`
-    counts as wrong. Raises DataError for a row without a label, RewardError if the children do not work at all.
+    formula, or the last number. Answers are compared in child processes (`math_compare`, and the library math-verify
+    for formulas): one that takes longer than `timeout_s` counts as wrong. The part `unread` is 1 for an answer that got
+    0 because it, or its label, could not be read. Raises DataError for a row without a label, RewardError if the
+    children do not work at all.
     """
 
     def __init__(self, section: MathSource) -> None:
@@ -69,24 +85,20 @@ class MathReward:
         for prompt in prompts:
             require_usable_row(self._need, self._name, prompt)
         pairs = [self._pair(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        known = {
-            (label, answer): float(label == answer)
-            for label, answer in pairs
-            if label == answer or not (is_readable(label) and is_readable(answer))
-        }
+        known = {pair: reward for pair in pairs if (reward := at_once(*pair)) is not None}
         known |= self._compared([pair for pair in dict.fromkeys(pairs) if pair not in known])
-        return [Reward(total=known[pair]) for pair in pairs]
+        return [known[pair] for pair in pairs]
 
     def close(self) -> None:
         self._pool.close()
 
     def _pair(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """The label's answer and the response's, without dollar signs; empty if there is none."""
+        """The label's answer and the response's; empty if there is none."""
+        label = self._need.answer(prompt.label or "")
         text = after_thinking(prompt.text, response)
-        answer = None if text is None else final_formula(text, self._how)
-        return self._need.answer(prompt.label or ""), bare(answer or "")
+        return label, (final_answer(text, self._how, label) or "").strip() if text is not None else ""
 
-    def _compared(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    def _compared(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Reward]:
         verdicts = self._pool.evaluate([call_with(labels=label, answers=answer) for label, answer in pairs])
         failed = [verdict for verdict in verdicts if verdict.score is None]
         if failed:
@@ -96,7 +108,40 @@ class MathReward:
             (control,) = self._pool.evaluate([call_with(labels=CONTROL[0], answers=CONTROL[1])])
             if control.score != 1.0:
                 raise RewardError(f"reward {self._name}: verifying {CONTROL[0]} = {CONTROL[1]} {control.failure} too.")
-        return {pair: verdict.score or 0.0 for pair, verdict in zip(pairs, verdicts, strict=True)}
+        return {
+            pair: UNJUDGED if verdict.score is None else Reward(total=verdict.score, parts=verdict.parts)
+            for pair, verdict in zip(pairs, verdicts, strict=True)
+        }
+
+
+def at_once(label: str, answer: str) -> Reward | None:
+    """The reward where no child has to compare: without an answer, for equal texts, for text that takes too long."""
+    if not answer:
+        return WRONG
+    if label == answer:
+        return RIGHT
+    if not is_readable(answer) or not is_readable(label):
+        return UNJUDGED
+    return RIGHT if plain_key(normal(label)) == plain_key(normal(answer)) else None
+
+
+def final_answer(text: str, how: Extraction, label: str) -> str | None:
+    """The final answer of a response. Where nothing is marked and the label has words, it may be the whole response, if
+    it is short, or what follows `the answer is`."""
+    if how != "auto" or find_answer(text, how) is not None:
+        return final_formula(text, how)
+    whole = text.strip()
+    if len(whole) > MAX_CHARS and whole != label:
+        return final_formula(text, how)
+    if whole == label or plain_key(normal(whole)) == plain_key(normal(label)):
+        return label
+    if is_readable(label) and words(normal(label)) and MATH.search(whole) is None:
+        announced = list(ANNOUNCED.finditer(whole))
+        if announced:
+            return announced[-1][1].strip()
+        if "\n" not in whole and len(whole.split()) <= MAX_WORDS:
+            return whole
+    return final_formula(text, how)
 
 
 def final_formula(text: str, how: Extraction) -> str | None:
@@ -107,18 +152,16 @@ def final_formula(text: str, how: Extraction) -> str | None:
         return found
     formulas = list(MATH.finditer(text))
     if formulas:
-        return next(group for group in formulas[-1].groups() if group)
+        return content(formulas[-1])
     whole = text.strip()
     if len(whole) <= MAX_CHARS and "\n" not in whole and WORD.search(whole) is None:
         return whole
     return last_number_text(text)
 
 
-def bare(text: str) -> str:
+def content(formula: re.Match[str]) -> str:
     """A formula without its delimiters."""
-    text = text.strip().removesuffix(".").strip()
-    formula = MATH.fullmatch(text)
-    return text.replace("$", "").strip() if formula is None else next(g for g in formula.groups() if g).strip()
+    return next(group for group in formula.groups() if group)
 
 
 def is_readable(text: str) -> bool:
