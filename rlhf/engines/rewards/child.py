@@ -245,7 +245,7 @@ def divided(item: object) -> tuple[float | str | None, dict[str, float]]:
 def fields_of(record: object) -> dict[object, object]:
     if isinstance(record, tuple):
         return dict(zip(vars(type(record))["_fields"], record, strict=True))
-    return dict(vars(record))
+    return {**vars(record)}
 
 
 def plain(score: object) -> float | str | None:

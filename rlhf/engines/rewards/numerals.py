@@ -11,14 +11,23 @@ MAX_CHARS = 300
 UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(
     rf"(?<![\w.])(?P<sign>(?<![)\]])[-+\u2212])?(?:\\?[$€£¥]\s?)?(?P<inner>[-\u2212])?(?P<digits>{UNSIGNED})"
-    r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/(?P<over>[0-9]+)(?![0-9/.]))?(?P<percent>\s?\\?%)?"
+    r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+    r"(?:\s(?P<part>[0-9]+)/(?P<under>[0-9]+)(?![0-9/.])|/(?P<over>[0-9]+)(?![0-9/.]))?(?P<percent>\s?\\?%)?"
 )
-FRACTION = re.compile(r"\\[dt]?frac\s?\{([0-9]+)\}\s?\{([0-9]+)\}")
+FRACTION = re.compile(
+    r"(?P<whole>(?<![\w.])[0-9]+)?\s*\\[dt]?frac\s?(?:\{([0-9]+)\}\s?\{([0-9]+)\}|([0-9])\s?([0-9])(?![0-9]))"
+)
+EXPONENT = re.compile(r"(\\(?:text|mathrm|mbox)\s?\{[^{}]*\}|(?<![\\A-Za-z])[A-Za-z]+)\s?\^\s?(?:\{-?[0-9]+\}|-?[0-9])")
+"""A power of a unit or a variable, whose digits are no answer."""
 LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
 
 
 def numbers(text: str, *, divide_percent: bool = False) -> Iterator[Fraction]:
-    """Every number in the text: `-1,234.5`, `$3`, `1/2`, `\\frac{1}{2}`, `2e-3`, `50%` (0.5 with `divide_percent`)."""
+    """Every number in the text:
+
+    `-1,234.5`, `$3`, `1/2`, `1 1/2`, `\\frac{1}{2}`, `1\\frac{1}{2}`, `2e-3`, `50%` (0.5 with
+    `divide_percent`).
+    """
     for match in NUMBER.finditer(plain(text)):
         value = value_of(match, divide_percent)
         if value is not None:
@@ -51,10 +60,12 @@ def last_match(text: str) -> re.Match[str] | None:
 
 
 def plain(text: str) -> str:
-    """The text with LaTeX's simple fractions and spaces as plain text."""
+    """The text with LaTeX's simple fractions and spaces as plain text, without powers of units."""
+    if "^" in text:
+        text = EXPONENT.sub(r"\1", text)
     if "\\" not in text and "{" not in text:
         return text
-    return FRACTION.sub(r"\1/\2", LATEX_SPACE.sub(lambda found: "," if found.group() == "{,}" else "", text))
+    return FRACTION.sub(_plain_fraction, LATEX_SPACE.sub(lambda found: "," if found.group() == "{,}" else "", text))
 
 
 def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
@@ -62,6 +73,11 @@ def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
     if match.end() - match.start() > MAX_CHARS:
         return None
     value = Fraction(match["digits"].replace(",", "") + (match["exponent"] or ""))
+    if match["part"]:
+        part, under = int(match["part"]), int(match["under"])
+        if part >= under or value.denominator != 1:
+            return None
+        value += Fraction(part, under)
     if match["over"]:
         over = int(match["over"])
         if over == 0:
@@ -71,3 +87,8 @@ def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
         value /= 100
     minus = match["sign"] in ("-", "\u2212") or match["inner"] is not None
     return -value if minus else value
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    over, under = (match[2], match[3]) if match[2] else (match[4], match[5])
+    return f"{match['whole'] or ''} {over}/{under}"
