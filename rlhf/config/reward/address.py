@@ -3,9 +3,14 @@
 import ipaddress
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import AfterValidator
+
+NO_SECRETS = "no credentials in the address; name an environment variable by auth_env."
+SECRET_NAME = re.compile(r"key|token|secret|passw|pwd|auth|sig(?:nature)?$|credential|^code$", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_\-+/=.~]{20,}")
+"""A long value of letters and digits, as tokens are."""
 
 
 def is_link_local(address: str) -> bool:
@@ -37,17 +42,29 @@ def check_plain_http(url: str) -> None:
 
 
 def _checked_url(url: str) -> str:
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise ValueError("the address contains a space or a control character.")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f'scheme must be http or https (got "{parts.scheme}").')
     if not parts.hostname:
-        raise ValueError(f'no host in the address (got "{url}").')
+        raise ValueError(f'no host in the address (got "{url.partition("?")[0]}").')
     if parts.username or parts.password:
-        raise ValueError("no credentials in the address; name an environment variable by auth_env.")
+        raise ValueError(NO_SECRETS)
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if SECRET_NAME.search(name) or SECRET_VALUE.fullmatch(value):
+            raise ValueError(f'{NO_SECRETS.removesuffix(".")} (the parameter "{name}" looks like one).')
+    _check_port(parts)
     address = literal_address(url)
     if address is not None and is_link_local(address):
         raise ValueError("link-local address refused.")
     return url
+
+
+def _check_port(parts: SplitResult) -> None:
+    given = parts.netloc.rpartition("]")[2].rpartition(":")[2] if ":" in parts.netloc.rpartition("]")[2] else None
+    if given is not None and not (given.isascii() and given.isdigit() and 0 < int(given) < 65536):
+        raise ValueError(f'port must be a number from 1 to 65535 (got "{given}").')
 
 
 def _checked_function(name: str) -> str:

@@ -24,6 +24,18 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_WAIT_S = 30.0
+ADVICE = {
+    HTTPStatus.UNAUTHORIZED: "check auth_env",
+    HTTPStatus.FORBIDDEN: "check auth_env",
+    HTTPStatus.NOT_FOUND: "check the path of the address, which must be complete",
+    HTTPStatus.METHOD_NOT_ALLOWED: "the path does not take POST: check that it is complete",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the request is too large: lower the source's batch_size",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "the service must take application/json",
+}
+"""What to do about a status that fails at once."""
+# Their messages contain whole addresses and headers.
+for name in ("httpx", "httpcore"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class OutageError(Exception):
@@ -92,6 +104,11 @@ class Endpoint:
         try:
             return retrying(self._post, content)
         except OutageError as error:
+            if error.retry_after_s > self._source.outage_timeout_s:
+                raise RewardError(
+                    f"reward.url: {self._origin} asked to wait {error.retry_after_s:g} s ({error}), longer than "
+                    f"outage_timeout_s {self._source.outage_timeout_s:g}; resume when it is up."
+                ) from error
             raise RewardError(
                 f"reward.url: no reply from {self._origin} ({error}) for {self._source.outage_timeout_s:g} s, asked "
                 f"about {listed(prompt_ids)}; resume when it is up."
@@ -124,7 +141,7 @@ class Endpoint:
         if code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or response.is_server_error:
             raise OutageError(f"status {code}", _retry_after_s(response.headers.get("retry-after", "")))
         if code != HTTPStatus.OK:
-            hint = "; check auth_env" if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else ""
+            hint = f"; {ADVICE[code]}" if code in ADVICE else ""
             raise RewardError(f"reward.url: {self._origin} replied with status {code}{hint}.")
 
 

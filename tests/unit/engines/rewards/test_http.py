@@ -147,6 +147,71 @@ def test_other_statuses_fail_at_once(status: int) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (403, "check auth_env"),
+        (404, "check the path"),
+        (405, "does not take POST"),
+        (413, "lower the source's batch_size"),
+        (415, "must take application/json"),
+    ],
+)
+def test_a_status_comes_with_what_to_do(status: int, advice: str) -> None:
+    with service([Reply(status=status)]) as server, pytest.raises(RewardError, match=rf"status {status}; .*{advice}"):
+        scores(server.url)
+
+
+def test_a_proxy_of_the_environment_is_not_used_for_a_private_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with service([Reply(status=502)]) as proxy, service([GOOD]) as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/score"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert scores(server.url) == [1.0, 2.0, 3.0]
+        assert proxy.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:abc/",
+        "http://127.0.0.1:0/",
+        "http://127.0.0.1:/",
+        "http://[::1]:70000/score",
+        "http://localhost:80 80/",
+        "http://host:-1/",
+        "http://host:\u0664\u0662/",
+    ],
+)
+def test_an_impossible_address_is_a_mistake_in_the_config(url: str) -> None:
+    with pytest.raises(ValidationError, match=r"port must be a number from 1 to 65535|contains a space"):
+        RewardSection(url=url)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "api_key=s3cretValue", "token=s3cretValue", "sig=s3cretValue", "subscription-key=s3cretValue",
+        "v=1&access_token=s3cretValue", "x=s3cretValue0123456789abc", "password=s3cretValue", "AUTH=s3cretValue",
+    ],
+)  # fmt: skip
+def test_a_secret_in_an_address_is_refused_and_not_repeated(query: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        RewardSection(url=f"http://127.0.0.1:8000/score?{query}")
+    messages = [str(one["msg"]) for one in error.value.errors()]
+    assert "no credentials in the address; name an environment variable by auth_env" in messages[0]
+    assert "s3cretValue" not in str(messages)
+
+
+def test_other_queries_are_kept_and_no_library_logs_an_address(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with service([GOOD]) as server:
+        assert scores(f"{server.url}?api-version=2024-06-01") == [1.0, 2.0, 3.0]
+    assert "2024-06-01" not in caplog.text
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_rejected(status: int) -> None:
     with service([Reply(status=status, headers={"Location": "http://elsewhere/"})]) as server:
@@ -168,7 +233,7 @@ def test_retry_after_is_honored(header: str, least_s: float) -> None:
 def test_no_wait_begins_that_would_exceed_the_outage_limit() -> None:
     with service([Reply(status=503, headers={"Retry-After": "3600"})]) as server:
         start = time.monotonic()
-        with pytest.raises(RewardError, match="status 503"):
+        with pytest.raises(RewardError, match=r"asked to wait 3600 s \(status 503\), longer than outage_timeout_s 5; "):
             scores(server.url)
         assert time.monotonic() - start < 3.0
 
