@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -23,6 +23,14 @@ class ModelFileError(ValueError):
     """A model's file cannot be used. The message says which and why."""
 
 
+CLASSIFIER = "ForSequenceClassification"
+HEAD_LAYERS = re.compile(
+    r"(classifier|pre_classifier|classification_head|head|pooler|logits_proj|sequence_summary|v_head|value_head|"
+    r"reward_head|regression_head)\."
+)
+"""Layers of heads other than `score`, at the top of a model."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What config.json and the tokenizer's files say. None: they do not say it."""
@@ -36,6 +44,8 @@ class ModelFacts:
     has_chat_template: bool
     has_own_code: bool
     """The model comes with Python code that would have to be run."""
+    other_head: str | None = None
+    """Why a sequence classifier cannot be a reward model: it has no score layer at the last token, but another head."""
 
 
 def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
@@ -96,7 +106,9 @@ def read_model(folder: Path) -> ModelFacts:
         ModelFileError: a file is missing or damaged.
     """
     facts = describe_model(folder)
-    for name, shape in _shapes(folder):
+    shapes = list(_shapes(folder))
+    facts = replace(facts, other_head=other_head(read_config_json(folder), [name for name, _ in shapes]))
+    for name, shape in shapes:
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, shape[0]):
             expected = f"config.json has a vocabulary of {facts.vocab_size}"
             raise ModelFileError(f"{name}: shape {list(shape)}, {expected}.")
@@ -119,6 +131,28 @@ def describe_model(folder: Path) -> ModelFacts:
         num_labels=_num_labels(config),
         has_chat_template=_has_chat_template(folder),
         has_own_code="auto_map" in config,
+    )
+
+
+def other_head(config: Mapping[str, object], tensors: Iterable[str]) -> str | None:
+    """Why a sequence classifier cannot be a reward model, by its class and the names of its tensors; None if it can be
+    one, or is no sequence classifier.
+
+    Classifiers of decoders have one layer, `score`, at the last token. Those of encoders pool all tokens, or the first,
+    by layers of other names.
+    """
+    classes = config.get("architectures")
+    listed = [str(name) for name in classes] if isinstance(classes, list) else []
+    found = next((name for name in listed if name.endswith(CLASSIFIER)), None)
+    names = list(tensors)
+    if found is None or not names or any(name.endswith("score.weight") for name in names):
+        return None
+    heads = sorted({name.partition(".")[0] for name in names if HEAD_LAYERS.match(name)})
+    if not heads:
+        return None  # the head is missing, which is reported when the model is loaded
+    return (
+        f"a {found} has no score head at the last token (it has {', '.join(heads)}); only decoder models can be reward "
+        "models here, others can be served over HTTP (reward.url)."
     )
 
 

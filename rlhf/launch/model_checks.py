@@ -86,7 +86,12 @@ def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iter
 def _scorers(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
     """Reward models have a head with one output."""
     for role, fact in known.items():
-        if not role.startswith("reward") or fact.num_labels == 1:
+        if not role.startswith("reward"):
+            continue
+        if fact.other_head is not None:
+            yield Problem(keys=(f"{role}.model",), text=fact.other_head, error=ModelError)
+            continue
+        if fact.num_labels == 1:
             continue
         got = "no score head" if fact.num_labels is None else f"{fact.num_labels} labels"
         text = f"has {got}, need a head with 1. Train one with `rlhf train rm`."

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlhf.config.model_files import trusted_commit, untrusted
+from rlhf.config.model_files import other_head, trusted_commit, untrusted
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.log_probs import LogitsRule
@@ -107,6 +107,10 @@ def load_model(
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{where}: {inspected.folder.name} does not load: {_first_line(error)}") from error
     model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
+    if head is not Head.LOG_PROBS and "score" not in dict(model.named_children()):
+        raise ModelError(
+            f"{where}: a {type(model).__name__} has no score layer; only decoder models can have one here."
+        )
     problems = _loading_problems(info, inspected.has_score) + _bad_numbers(model)
     if problems:
         raise ModelError([f"{where}: {problem}" for problem in problems])
@@ -140,6 +144,7 @@ def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head:
     ending = AUTO_CLASSES[head].__name__.removeprefix("AutoModel")
     has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
     if head is not Head.LOG_PROBS:
+        _require_score_layer(config, folder, where)
         _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
     dropouts = _remove_dropout(config)
@@ -243,6 +248,16 @@ def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, w
     if not has_score and not new_head:
         kinds = ", ".join(config.architectures or ()) or "no architecture"
         raise ModelError(f"{where}: has no score head ({kinds}), need a {unit} classifier with 1 label.")
+
+
+def _require_score_layer(config: PretrainedConfig, folder: Path, where: str) -> None:
+    """Raise ModelError for a classifier with another head than a score at the last token."""
+    names: list[str] = []
+    for path in sorted(folder.glob(WEIGHTS)):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    if (why := other_head({"architectures": config.architectures}, names)) is not None:
+        raise ModelError(f"{where}: {why}")
 
 
 def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:

@@ -99,7 +99,8 @@ def test_programs_see_neither_the_environment_nor_a_folder_with_files(
     reward: CodeReward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "s3cret")
-    code = "import os\nassert 'SECRET_TOKEN' not in os.environ\nassert os.listdir() == []\ndouble = lambda x: 2 * x"
+    seen = "set(os.environ) <= {'PATH', 'LANG', 'HOME', 'LC_CTYPE'} and 's3cret' not in str(os.environ)"
+    code = f"import os\nassert {seen}\nassert os.listdir() == []\ndouble = lambda x: 2 * x"
     assert scores(reward, [code]) == [1.0]
 
 
