@@ -87,7 +87,7 @@ def try_rewards(config: TrainConfig) -> list[str]:
     """
     if not isinstance(config, OnlineConfig) or not any(isinstance(s, FunctionSource) for s in config.reward_sources):
         return []
-    from rlhf.launch.reward_trial import prompts_of, try_functions  # noqa: PLC0415  imports HTTP libraries: slow
+    from rlhf.launch.reward_trial import prompts_of, try_functions  # noqa: PLC0415  slow to import
 
     files, _ = data_files(config)
     records = check_rows(config.data, method_of(config).rows) if is_quick(config, files) else []
@@ -148,7 +148,7 @@ def unfit_rows(config: TrainConfig, records: Sequence[Record]) -> list[str]:
     """Rows that lack a column that a reward source needs."""
     if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward_sources):
         return []
-    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  imports HTTP libraries: slow
+    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  slow to import
 
     return row_problems(config.reward_sources, ((record.id, record.label, record.metadata) for record in records))
 
@@ -236,7 +236,7 @@ def _address_problem(source: EndpointSource) -> str | None:
     """Why a service's address is refused. A name that this machine cannot resolve is accepted."""
     if urlsplit(source.url).scheme != "http":
         return None  # without a name lookup
-    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package imports HTTP libraries: slow
+    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package slow to import
 
     try:
         check_address(source.url, allow_plain_http=source.allow_plain_http)

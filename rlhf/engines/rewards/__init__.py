@@ -32,8 +32,6 @@ from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward, arguments_of
 from rlhf.engines.rewards.function_process import FunctionProcess
-from rlhf.engines.rewards.http import HttpReward
-from rlhf.engines.rewards.judge import JudgeReward, RubricRequirement
 from rlhf.engines.rewards.length import LengthPenalty, OverlongPenalty
 from rlhf.engines.rewards.math_match import MathRequirement, MathReward
 from rlhf.engines.rewards.model import ModelReward
@@ -50,8 +48,6 @@ from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
 __all__ = [
     "CodeReward",
     "FunctionReward",
-    "HttpReward",
-    "JudgeReward",
     "MathReward",
     "ModelReward",
     "RuleReward",
@@ -102,8 +98,12 @@ def build_source(source: PureSource | RemoteSource) -> RewardSource:
         case FunctionSource():
             return FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)
         case HttpSource():
+            from rlhf.engines.rewards.http import HttpReward  # noqa: PLC0415  imports an HTTP library: slow
+
             return HttpReward(source)
         case JudgeSource():
+            from rlhf.engines.rewards.judge import JudgeReward  # noqa: PLC0415  as above
+
             return JudgeReward(source)
         case MathSource():
             return MathReward(source)
@@ -136,6 +136,8 @@ def row_requirement(source: Source) -> RowRequirement | None:
         case CodeSource():
             return CodeRequirement(source.tests_key)
         case JudgeSource():
+            from rlhf.engines.rewards.judge import RubricRequirement  # noqa: PLC0415  imports an HTTP library: slow
+
             return RubricRequirement(source)
         case ModelSource() | PrmSource() | FunctionSource() | HttpSource():
             return None

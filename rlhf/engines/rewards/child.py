@@ -5,6 +5,8 @@ the socket whose file descriptor is the first argument: one setup, one hello, th
 """
 
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import importlib
 import inspect
@@ -12,6 +14,7 @@ import json
 import operator
 import os
 import resource
+import signal
 import sys
 import sysconfig
 import threading
@@ -33,16 +36,83 @@ KINDS = {
 LISTS_OF_SCORES = ("rewards", "scores", "score", "reward")
 NAMES_OF_SCORE = ("score", "reward")
 ONE_AT_A_TIME = " (to get one response at a time, name the parameters prompt, response and label)"
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.5
 RUNNER = asyncio.Runner()
 
 
 def main() -> None:
-    """Serve until the parent closes the socket or ends."""
-    connection = Connection(int(sys.argv[1]))
+    """Run the function in a worker process, and end with it everything that it started."""
+    parent = os.getppid()
+    # Processes whose own parent ended, or that left the group, become children of this process and can be found.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    worker = os.fork()
+    if worker:
+        os.close(int(sys.argv[1]))
+        end_like(supervise(worker, parent))
+    serve(Connection(int(sys.argv[1])))
+
+
+def supervise(worker: int, parent: int) -> int:
+    """Wait until the worker or the parent ends, or for SIGTERM, then kill every descendant.
+
+    Returns the worker's status, 0 if it did not end by itself.
+    """
+    awaited_signals = {signal.SIGCHLD, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited_signals)
+    found = None
+    while found is None and os.getppid() == parent:
+        found = reaped(worker)
+        if found is None:
+            arrived = signal.sigtimedwait(awaited_signals, POLL_S)
+            if arrived is not None and arrived.si_signo == signal.SIGTERM:
+                break
+    while pids := descendants(os.getpid()):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        reaped(worker)
+        time.sleep(0.01)
+    return found or 0
+
+
+def reaped(worker: int) -> int | None:
+    """Reap every child that has ended. Returns the worker's status if it is one of them."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == worker:
+                found = ended[1]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
+def end_like(status: int) -> None:
+    """End this process as the worker ended."""
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {os.WTERMSIG(status)})
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes the socket or this process's parent ends."""
     os.set_inheritable(connection.fileno(), False)
     try:
+        threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
         setup = json.loads(connection.recv_bytes())
-        threading.Thread(target=exit_with_parent, args=(setup["parent"],), daemon=True).start()
         sys.path[:] = list(dict.fromkeys([str(Path.cwd()), *setup["path"]]))
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)
@@ -243,9 +313,12 @@ def divided(item: object) -> tuple[float | str | None, dict[str, float]]:
 
 
 def fields_of(record: object) -> dict[object, object]:
+    """The fields of a named tuple or an object of a data class."""
     if isinstance(record, tuple):
         return dict(zip(vars(type(record))["_fields"], record, strict=True))
-    return {**vars(record)}
+    fields: dict[object, object] = {}
+    fields.update(vars(record).items())
+    return fields
 
 
 def plain(score: object) -> float | str | None:

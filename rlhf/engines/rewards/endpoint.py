@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_WAIT_S = 30.0
-ADVICE = {
+ADVICE: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "check auth_env",
     HTTPStatus.FORBIDDEN: "check auth_env",
     HTTPStatus.NOT_FOUND: "check the path of the address, which must be complete",

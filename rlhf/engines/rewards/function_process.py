@@ -26,6 +26,7 @@ SCRIPT = Path(__file__).with_name("child.py")
 START_TIMEOUT_S = 120.0
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_LOGGED_CHARS = 2000
+KILL_TIMEOUT_S = 2.0
 PARAMETERS = TypeAdapter(list[Parameter])
 
 
@@ -55,7 +56,6 @@ class FunctionProcess:
     def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a request and wait for its reply. Raises ChildFailedError."""
         if self._process is None or self._process.poll() is not None:
-            self._kill()
             self.close()
             self._start()
         return self._exchange(request, timeout_s)
@@ -65,7 +65,7 @@ class FunctionProcess:
         if self._process is None:
             return
         if self._process.returncode is None:
-            self._kill()
+            _kill(self._process)
         self._process.wait()
         self._connection.close()
         self._socket.close()
@@ -91,7 +91,6 @@ class FunctionProcess:
             "function": self._function,
             "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 an empty entry means this folder
             "memory_bytes": self._memory_bytes,
-            "parent": os.getpid(),
         }
         try:
             hello = self._exchange(setup, START_TIMEOUT_S)
@@ -110,7 +109,7 @@ class FunctionProcess:
         """
         assert self._process is not None, "started"
         self._overran.clear()
-        timer = threading.Timer(timeout_s, self._overrun)
+        timer = threading.Timer(timeout_s, self._overrun, [self._process])
         timer.daemon = True
         timer.start()
         try:
@@ -118,7 +117,7 @@ class FunctionProcess:
             reply: dict[str, Json] = json.loads(self._connection.recv_bytes(MAX_REPLY_BYTES))
         except (EOFError, OSError, ValueError) as error:
             ended = "" if self._overran.is_set() else _ending(self._process)
-            self._kill()
+            _kill(self._process)
             self.close()
             if not ended:
                 raise ChildOverranError(f"took over {timeout_s:g} s") from error
@@ -127,19 +126,24 @@ class FunctionProcess:
             timer.cancel()
         return reply
 
-    def _overrun(self) -> None:
+    def _overrun(self, process: "subprocess.Popen[bytes]") -> None:
+        """Called by the timer, which may find that the process has been replaced."""
         self._overran.set()
-        self._kill()
+        connected = self._socket
+        _kill(process)
         # The reply may have arrived at the same time, and the socket may be closed already.
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            connected.shutdown(socket.SHUT_RDWR)
 
-    def _kill(self) -> None:
-        """Kill the child's process group, also if the child itself has just ended and left other processes. Only right
-        after its end: the id of an ended group is reused."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the child with everything that it started, also what left its process group: the child does that itself on
+    SIGTERM, and its group is killed if it is late. Only right after its end: the id of an ended group is reused."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        process.terminate()
+        process.wait(KILL_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ending(process: "subprocess.Popen[bytes]") -> str:

@@ -29,7 +29,7 @@ FAMILIES = ["bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "elect
 
 def make_classifier(family: str, folder: Path) -> str:
     """Save a tiny classifier of a family and return its class's name."""
-    config = CONFIG_MAPPING[family](**OTHER_SIZES.get(family, SIZES))
+    config = CONFIG_MAPPING[family](**OTHER_SIZES.get(family, SIZES))  # type: ignore[arg-type]
     model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(folder)
     return type(model).__name__

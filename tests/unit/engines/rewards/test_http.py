@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf.config.reward import HttpSource, RewardSection
-from rlhf.engines.rewards import HttpReward
 from rlhf.engines.rewards.address import check_address
+from rlhf.engines.rewards.http import HttpReward
 from rlhf.errors import ConfigError, RewardError
 from tests.unit.engines.rewards.reward_support import GOOD, Reply, lengths, prompts, responses, rollouts, service
 

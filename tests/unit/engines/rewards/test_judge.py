@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf.config.reward import JudgeSource
-from rlhf.engines.rewards import JudgeReward, WeightedRewards, probe
-from rlhf.engines.rewards.judge import pairs_of
+from rlhf.engines.rewards import WeightedRewards, probe
+from rlhf.engines.rewards.judge import JudgeReward, pairs_of
 from rlhf.engines.rewards.verdicts import comparison_question, mark_of, message_text, score_in, winner_in
 from rlhf.engines.rewards.weighted import Weighted
 from rlhf.errors import ConfigError, DataError, RewardError

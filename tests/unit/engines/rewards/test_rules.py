@@ -139,22 +139,6 @@ def test_exact_match(section: ExactMatchSource, answer: str, label: str, expecte
         ("1/2", "0.5", 1.0),
         (r"\boxed{\frac{1}{2}}", "0.5", 1.0),
         ("1e3", "1000", 1.0),
-        (r"\boxed{1\frac{1}{2}}", "1.5", 1.0),
-        (r"\boxed{1\frac{1}{2}}", "5.5", 0.0),
-        (r"\boxed{12\text{ cm}^2}", "12", 1.0),
-        ("\\boxed{12 cm}", "12", 1.0),
-        ("1 1/2", "1.5", 1.0),
-        ("1 1/2", "1", 0.0),
-        (r"\boxed{1 1/2}", "5.5", 0.0),
-        (r"-2\frac{3}{4}", "-2.75", 1.0),
-        (r"\boxed{3 \dfrac12}", "3.5", 1.0),
-        (r"\boxed{\frac12}", "0.5", 1.0),
-        ("it takes 2 3/4 hours", "2.75", 1.0),
-        (r"\boxed{9 m^{2}}", "9", 1.0),
-        (r"\boxed{9\,\mathrm{m}^{-1}}", "9", 1.0),
-        ("5 cm^2", "2", 0.0),
-        ("x^2 is 9", "9", 1.0),
-        (r"\boxed{3 or 1/2}", "3.5", 0.0),
         ("42.0000001", "42", 1.0),
         ("42.01", "42", 0.0),
         ("0.1 + 0.2 = 0.3", "0.3", 1.0),
@@ -196,17 +180,6 @@ def test_numbers_have_tolerances_and_shares() -> None:
 def test_every_number_is_read_back_exactly(value: Decimal, around: str) -> None:
     assert single_number(f"{value:,f}") == Fraction(str(value))
     assert last_number(f"{around} is {value}") == Fraction(str(value))
-
-
-@given(st.integers(0, 10**6), st.integers(1, 99), st.integers(1, 99), st.sampled_from(["cm", "m", "ft"]))
-def test_every_mixed_fraction_is_read_back_exactly(whole: int, part: int, more: int, unit: str) -> None:
-    under = part + more
-    value = whole + Fraction(part, under)
-    forms = [rf"{whole}\frac{{{part}}}{{{under}}}", rf"{whole} \dfrac{{{part}}}{{{under}}}", f"{whole} {part}/{under}"]
-    for form in forms:
-        assert single_number(form) == last_number(f"It is {form}") == value
-        assert single_number(f"-{form}") == -value
-        assert single_number(rf"{form}\text{{ {unit}}}^2") == single_number(f"{form} {unit}^{{3}}") == value
 
 
 @pytest.mark.parametrize(
