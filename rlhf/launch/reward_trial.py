@@ -7,9 +7,9 @@ from contextlib import closing
 import numpy as np
 
 from rlhf.config.reward import FunctionSource, RewardSection
-from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function
+from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function, made_up_rollout
 from rlhf.orchestrator.data.records import Record, as_chat, as_plain
-from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout
+from rlhf.types import Json, Prompt, Reward, Rollout
 
 NUM_ROWS = 2
 MAX_SHOWN = 60
@@ -48,7 +48,7 @@ def _try(source: FunctionSource, prompts: Sequence[Prompt]) -> str:
     of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
     with closing(FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)) as reward:
         start = time.monotonic()
-        scores = reward.score(of_each, texts, [_rollout(prompt, text) for prompt, text in tried])
+        scores = reward.score(of_each, texts, [_as_bytes(prompt, text) for prompt, text in tried])
         seconds = time.monotonic() - start
         got = reward.binding_for(prompts).described
     first, others = (_scored(text, score) for text, score in list(zip(texts, scores, strict=True))[:2])
@@ -64,16 +64,9 @@ def _responses(prompt: Prompt) -> tuple[str, str]:
     return (PROBE_RESPONSES[0] if prompt.label is None else prompt.label, PROBE_RESPONSES[1])
 
 
-def _rollout(prompt: Prompt, text: str) -> Rollout:
-    token_ids = np.frombuffer(text.encode(errors="replace") or b" ", dtype=np.uint8).astype(np.int64)
-    return Rollout(
-        id=f"trial/{prompt.id}",
-        prompt_id=prompt.id,
-        token_ids=token_ids,
-        log_probs=np.zeros(len(token_ids), dtype=np.float32),
-        finish_reason=FinishReason.STOP,
-        weight_version=-1,
-    )
+def _as_bytes(prompt: Prompt, text: str) -> Rollout:
+    """There may be no tokenizer: one token a byte."""
+    return made_up_rollout(prompt, text, list(text.encode(errors="replace") or b" "))
 
 
 def _scored(text: str, reward: Reward) -> str:

@@ -60,6 +60,7 @@ __all__ = [
     "build_source",
     "check_function",
     "head_of",
+    "made_up_rollout",
     "probe",
     "row_problems",
 ]
@@ -191,16 +192,19 @@ def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_s
     """Score made-up responses to a real prompt, to find a source that cannot work before a run starts: two responses
     if the run samples several (a judge compares them), else one. Returns the reward of the first."""
     responses = PROBE_RESPONSES[:group_size]
-    rollouts = [_make_rollout(prompt, response, tokenizer) for response in responses]
+    rollouts = [
+        made_up_rollout(prompt, response, [*tokenizer.encode(response), tokenizer.eos_token_id])
+        for response in responses
+    ]
     return source.score([prompt] * len(responses), responses, rollouts)[0]
 
 
-def _make_rollout(prompt: Prompt, response: str, tokenizer: Tokenizer) -> Rollout:
-    token_ids = np.array([*tokenizer.encode(response), tokenizer.eos_token_id], dtype=np.int64)
+def made_up_rollout(prompt: Prompt, response: str, token_ids: Sequence[int]) -> Rollout:
+    """A finished response that no policy sampled, for a trial of a reward source."""
     return Rollout(
-        id=f"probe/{response}",
+        id=f"probe/{prompt.id}/{response}",
         prompt_id=prompt.id,
-        token_ids=token_ids,
+        token_ids=np.array(token_ids, dtype=np.int64),
         log_probs=np.zeros(len(token_ids), dtype=np.float32),
         finish_reason=FinishReason.STOP,
         weight_version=-1,

@@ -1,10 +1,9 @@
 """What the parameters of a reward function get: by their names, by place where no name says otherwise, or refused."""
 
-import inspect
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from rlhf.config.reward.arguments import (
     COLUMNS,
@@ -17,31 +16,14 @@ from rlhf.config.reward.arguments import (
     bind_arguments,
     has_known_names,
 )
-
-KINDS = {
-    inspect.Parameter.POSITIONAL_ONLY: "place",
-    inspect.Parameter.POSITIONAL_OR_KEYWORD: "both",
-    inspect.Parameter.KEYWORD_ONLY: "name",
-    inspect.Parameter.VAR_POSITIONAL: "rest",
-    inspect.Parameter.VAR_KEYWORD: "columns",
-}
+from rlhf.engines.rewards.child import inspected
 
 
 def parameters(signature: str) -> list[Parameter]:
     scope: dict[str, object] = {}
     exec(f"def f({signature}): ...", scope)
-    found = inspect.signature(scope["f"])  # type: ignore[arg-type]
-    return [
-        Parameter(
-            name=parameter.name,
-            kind=KINDS[parameter.kind],  # type: ignore[arg-type]
-            required=parameter.default is parameter.empty,
-            annotation=""
-            if parameter.annotation is parameter.empty
-            else inspect.formatannotation(parameter.annotation),
-        )
-        for parameter in found.parameters.values()
-    ]
+    _, hello = inspected(scope["f"], "f")  # type: ignore[arg-type]
+    return TypeAdapter(list[Parameter]).validate_python(hello["parameters"])
 
 
 def bind(signature: str, *columns: str) -> Binding:
