@@ -236,7 +236,7 @@ def _address_problem(source: EndpointSource) -> str | None:
     """Why a service's address is refused. A name that this machine cannot resolve is accepted."""
     if urlsplit(source.url).scheme != "http":
         return None  # without a name lookup
-    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  its package slow to import
+    from rlhf.engines.rewards.address import check_address  # noqa: PLC0415  slow to import
 
     try:
         check_address(source.url, allow_plain_http=source.allow_plain_http)
