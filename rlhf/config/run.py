@@ -86,7 +86,7 @@ class LogSection(Section):
     sample_every_steps: NonNegativeInt = 10
     """Steps between prints of a step's first sample; 0 prints none."""
     rollouts: bool = True
-    """Write every sampled response with its reward to rollouts/."""
+    """Write every sampled response with its reward to rollouts/, and those of evaluations to evaluations/."""
 
     @field_validator("mlflow_uri")
     @classmethod

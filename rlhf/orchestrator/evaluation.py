@@ -1,6 +1,7 @@
 """Evaluation on held-out rows: each row is used once, and means give each row (or token, or pair) the same weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,14 +22,34 @@ from rlhf.orchestrator.step.batching import (
 )
 from rlhf.orchestrator.step.sources import Sampler, request_seed
 from rlhf.orchestrator.step.token_scores import Models, token_outputs
-from rlhf.types import FinishReason, FloatArray, Prompt, Role, RolloutRequest, Sampling, ScoredGroup, Signal, Signals
+from rlhf.types import (
+    FinishReason,
+    FloatArray,
+    Prompt,
+    Reward,
+    Role,
+    Rollout,
+    RolloutRequest,
+    Sampling,
+    ScoredGroup,
+    Signal,
+    Signals,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found: metrics by name, and the responses that it sampled, if it samples."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    responses: Sequence[ScoredGroup] = ()
 
 
 class Evaluator(Protocol):
     """Measures the trained model as it is now."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
-        """Metrics by name. `version` is the version of the live weights."""
+    def evaluate(self, version: int) -> Evaluation:
+        """`version` is the version of the live weights."""
         ...
 
 
@@ -56,7 +77,7 @@ class HeldOutEvaluator:
 class LikelihoodEvaluator(HeldOutEvaluator):
     """How likely held-out demonstrations are: mean negative log-likelihood of a learned token."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         outputs = self._token_outputs(self._models.trained[Role.POLICY])
         learned = [
             log_probs[sequence.loss_mask]
@@ -64,24 +85,24 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             for sequence, log_probs in zip(example.sequences, arrays, strict=True)
         ]
         loss = -float(np.concatenate(learned).astype(np.float64).mean())
-        return {"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))}
+        return Evaluation(metrics={"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))})
 
 
 class PairEvaluator(HeldOutEvaluator):
     """How often a reward model orders held-out responses as people did, over all pairs of each ranking."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         engine = self._models.trained[Role.REWARD]
         plan = self._plan(engine)
         scores = unpack_scores(plan, self._examples, engine.forward(pack_tokens(plan, self._examples)))
         gaps = np.concatenate([score_gaps(scores[i], example.rewards) for i, example in enumerate(self._examples)])
-        return describe_pairs(gaps)
+        return Evaluation(metrics=describe_pairs(gaps))
 
 
 class LabelEvaluator(HeldOutEvaluator):
     """How well the implicit reward, beta * log(policy / reference), separates good held-out responses from bad ones."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         assert self._models.reference is not None, "KTO has a reference"
         policy = self._token_outputs(self._models.trained[Role.POLICY])
         reference = self._token_outputs(self._models.reference)
@@ -89,9 +110,8 @@ class LabelEvaluator(HeldOutEvaluator):
             {Signal.OLD_LOG_PROBS: old, Signal.REF_LOG_PROBS: ref} for old, ref in zip(policy, reference, strict=True)
         ]
         _, credited = self._algorithm.credit(self._examples, signals)
-        return {
-            f"eval/{name.partition('/')[2]}": credited.sums[name] for name in LABEL_METRICS if name in credited.sums
-        }
+        found = [name for name in LABEL_METRICS if name in credited.sums]
+        return Evaluation(metrics={f"eval/{name.partition('/')[2]}": credited.sums[name] for name in found})
 
 
 LABEL_METRICS = (
@@ -108,10 +128,10 @@ LABEL_METRICS = (
 class LossEvaluator(HeldOutEvaluator):
     """The metrics of the algorithm's own loss on held-out rows, with the trained model as it is."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         """Empty where the held-out rows hold no example."""
         if not self._examples:
-            return {}
+            return Evaluation()
         (role,) = self._algorithm.needs.trains
         experiences, _ = self._algorithm.credit(self._examples, self._signals())
         engine = self._models.trained[role]
@@ -119,7 +139,7 @@ class LossEvaluator(HeldOutEvaluator):
         batches = build_batches(plan, experiences, role)
         outputs = engine.forward(pack_tokens(plan, self._examples))
         metrics = held_out_metrics(self._algorithm, batches, outputs).sums
-        return {f"eval/{name.partition('/')[2]}": value for name, value in metrics.items()}
+        return Evaluation(metrics={f"eval/{name.partition('/')[2]}": value for name, value in metrics.items()})
 
     def _signals(self) -> list[Signals]:
         """The reference's log-probs, where the loss needs a reference."""
@@ -131,17 +151,18 @@ class LossEvaluator(HeldOutEvaluator):
 class PreferenceEvaluator(LossEvaluator):
     """The policy's loss and its implicit rewards on held-out pairs: each pair counts once."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         """Empty where the held-out rows hold no pair."""
         if not self._examples:
-            return {}
-        return {**super().evaluate(version), "eval/num_pairs": float(len(self._examples))}
+            return Evaluation()
+        metrics = super().evaluate(version).metrics
+        return Evaluation(metrics={**metrics, "eval/num_pairs": float(len(self._examples))})
 
 
 class StepEvaluator(HeldOutEvaluator):
     """How often a process reward model agrees with the labels of held-out steps, and finds a response's first error."""
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         outputs = self._token_outputs(self._models.trained[Role.REWARD])
         masks = [example.sequences[0].loss_mask for example in self._examples]
         scores = [array[mask].astype(np.float64) for mask, (array,) in zip(masks, outputs, strict=True)]
@@ -149,7 +170,7 @@ class StepEvaluator(HeldOutEvaluator):
             example.token_targets[0][mask].astype(np.float64)
             for mask, example in zip(masks, self._examples, strict=True)
         ]
-        return {f"eval/{name}": value for name, value in judge_steps(scores, labels).items()}
+        return Evaluation(metrics={f"eval/{name}": value for name, value in judge_steps(scores, labels).items()})
 
 
 def score_gaps(scores: Sequence[float], rewards: Sequence[float]) -> FloatArray:
@@ -178,7 +199,7 @@ class SampleEvaluator:
         self._sampling = sampling
         self._seed = seed
 
-    def evaluate(self, version: int) -> dict[str, float]:
+    def evaluate(self, version: int) -> Evaluation:
         """Raises RlhfError where a response was sampled from older weights than `version`."""
         rollouts = self._sampler.generate(self._requests())
         stale = [rollout for rollout in rollouts if rollout.weight_version != version]
@@ -187,17 +208,12 @@ class SampleEvaluator:
                 f"evaluation: {len(stale)} of {len(rollouts)} responses were sampled from weights of version "
                 f"{stale[0].weight_version}, the policy is at {version}"
             )
-        _, rewards = self._sampler.score(self._prompts, rollouts)
-        totals = [reward.total for reward in rewards if reward.is_scored]
-        names = sorted({name for reward in rewards for name in reward.parts})
-        parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
-        return {
-            **({"eval/reward": float(np.mean(totals))} if totals else {}),
-            "eval/unscored": 1.0 - len(totals) / len(rewards),
-            "eval/length": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
-            "eval/truncated": float(np.mean([r.finish_reason is FinishReason.LENGTH for r in rollouts])),
-            **{f"eval/source/{name}": float(np.mean(values)) for name, values in parts.items()},
-        }
+        texts, rewards = self._sampler.score(self._prompts, rollouts)
+        responses = [
+            ScoredGroup(prompt=prompt, responses=(rollout,), texts=(text,), rewards=(reward,))
+            for prompt, rollout, text, reward in zip(self._prompts, rollouts, texts, rewards, strict=True)
+        ]
+        return Evaluation(metrics=describe_samples(rollouts, rewards), responses=responses)
 
     def _requests(self) -> list[RolloutRequest]:
         """The same seeds at every evaluation, so that two of them differ by the weights alone."""
@@ -211,3 +227,17 @@ class SampleEvaluator:
             )
             for index, prompt in enumerate(self._prompts)
         ]
+
+
+def describe_samples(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> dict[str, float]:
+    """Means over the responses of an evaluation."""
+    totals = [reward.total for reward in rewards if reward.is_scored]
+    names = sorted({name for reward in rewards for name in reward.parts})
+    parts = {name: [reward.parts[name] for reward in rewards if name in reward.parts] for name in names}
+    return {
+        **({"eval/reward": float(np.mean(totals))} if totals else {}),
+        "eval/unscored": 1.0 - len(totals) / len(rewards),
+        "eval/length": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
+        "eval/truncated": float(np.mean([r.finish_reason is FinishReason.LENGTH for r in rollouts])),
+        **{f"eval/source/{name}": float(np.mean(values)) for name, values in parts.items()},
+    }

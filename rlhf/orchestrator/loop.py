@@ -15,12 +15,13 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.run import CheckpointSection, EvalSection, TrainSection
 from rlhf.errors import NumericsError, PreemptedError, RewardError
-from rlhf.orchestrator.evaluation import Evaluator
+from rlhf.orchestrator.evaluation import Evaluation, Evaluator
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.export import export_model, show_model
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.progress import RunProgress
 from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.responses import StepResponses, mean_advantages
 from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.run.run_directory import Status
 from rlhf.orchestrator.run.schedule import RunLength
@@ -158,7 +159,7 @@ class Loop:
         if self._online:
             require_lag(step, batch, self._sections.max_lag)
         examples = self._algorithm.select(batch.groups)
-        learned, metrics = self._learn(step, examples)
+        learned, metrics, advantages = self._learn(step, examples)
         with self._clock.phase("sync"):
             metrics["weight sync"] = self._weights.sync(step)
         self._source.release()
@@ -166,22 +167,28 @@ class Loop:
             with self._clock.phase("ema_reference"):
                 metrics["reference"] = self._weights.update_ema_reference(step)
         self._progress.advance(step, position=batch.position, num_updates=learned.num_updates)
-        metrics["evaluation"] = self._evaluate(step)
+        evaluation = self._evaluate(step)
+        metrics["evaluation"] = evaluation.metrics
         merged = merge({**metrics, **self._describe(step, batch, examples, learned)})
         self._clock = PhaseClock()
         with self._clock.phase("record"):
-            self._records.step(step, dict(merged), batch.groups, online=self._online)
+            trained = batch.groups if self._online else ()
+            responses = StepResponses(trained=trained, advantages=advantages, evaluated=evaluation.responses)
+            self._records.step(step, dict(merged), responses)
         with self._clock.phase("checkpoint"):
             self._progress.save_if_due()
 
-    def _learn(self, step: int, examples: Sequence[Example]) -> tuple[LearnResult, dict[str, Mapping[str, float]]]:
-        """Compute log-probs and values, credit, and learn. Returns what was learned, and metrics by their producer.
+    def _learn(
+        self, step: int, examples: Sequence[Example]
+    ) -> tuple[LearnResult, dict[str, Mapping[str, float]], dict[str, float]]:
+        """Compute log-probs and values, credit, and learn. Returns what was learned, metrics by their producer, and the
+        mean advantage of each response.
 
         Until learning begins the weights are those of the last step: the run may stop there.
         """
         if not examples:
             self._records.warn(f"step {step}: the algorithm selected nothing to learn from")
-            return LearnResult(), {}
+            return LearnResult(), {}, {}
         models, train = self._parts.models, self._sections.train
         with self._clock.phase("log_probs"):
             plan = plan_step(step, examples, models, train, self._seed)
@@ -195,20 +202,25 @@ class Loop:
             self._records.warn(f"step {step}: {text}")
         with self._clock.phase("learn"):
             learned = self._learner.learn(step, experiences, plan_learning(plan, experiences, models, train))
-        return learned, {"mismatch": mismatch, "credit": flatten(credit), "learning": flatten(learned.metrics)}
+        metrics: dict[str, Mapping[str, float]] = {
+            "mismatch": mismatch,
+            "credit": flatten(credit),
+            "learning": flatten(learned.metrics),
+        }
+        return learned, metrics, mean_advantages(experiences)
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on held-out rows, of the weights that are about to be saved."""
+    def _evaluate(self, step: int) -> Evaluation:
+        """Metrics on held-out rows, of the weights that are about to be saved; none where no evaluation is due."""
         every_steps = self._sections.eval.every_steps
         due = step == self._num_steps or (every_steps and step % every_steps == 0)
         if self._parts.evaluator is None or not due:
-            return {}
+            return Evaluation()
         with self._clock.phase("evaluate"):
             try:
                 return self._parts.evaluator.evaluate(step)
             except RewardError as error:
                 self._records.warn(f"evaluation at step {step} failed: {error}")
-                return {}
+                return Evaluation()
 
     def _describe(
         self, step: int, batch: GroupBatch, examples: Sequence[Example], learned: LearnResult

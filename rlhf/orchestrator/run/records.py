@@ -7,8 +7,9 @@ from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
 from rlhf.errors import CheckpointError, PreemptedError
 from rlhf.orchestrator.run.console import Console
+from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
-from rlhf.types import Json, ScoredGroup
+from rlhf.types import Json
 
 
 class Records:
@@ -29,19 +30,19 @@ class Records:
         self._num_steps = num_steps
         self._step = 0
 
-    def step(self, step: int, metrics: Mapping[str, Json], groups: Sequence[ScoredGroup], *, online: bool) -> None:
-        """Record a finished step. Responses of a data set are not written again."""
+    def step(self, step: int, metrics: Mapping[str, Json], responses: StepResponses) -> None:
+        """Record a finished step."""
         self._step = step
         for tracker in self._trackers:
             with self._lossy():
                 tracker.log(step, metrics)
         self._console.log(step, metrics)
-        if online and groups:
-            if self._section.rollouts:
-                with self._lossy():
-                    self.directory.write_rollouts(step, groups)
-            if self._section.sample_every_steps and step % self._section.sample_every_steps == 0:
-                self._console.sample(step, groups[0])
+        if self._section.rollouts:
+            with self._lossy():
+                self.directory.write_responses(step, responses)
+        every_steps = self._section.sample_every_steps
+        if responses.trained and every_steps and step % every_steps == 0:
+            self._console.sample(step, responses.trained[0])
         self.status(Status.RUNNING, step)
 
     def note(self, kind: str, text: str) -> None:

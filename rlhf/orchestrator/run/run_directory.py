@@ -1,7 +1,7 @@
 """The folder of a run: its files, and the lock that lets one driver write them.
 
-runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  checkpoints/step_N/
-            model/  tensorboard/  logs/attempt_K/  status.json  lock
+runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  evaluations/*.jsonl
+            checkpoints/step_N/  model/  tensorboard/  logs/attempt_K/  status.json  lock
 """
 
 import errno
@@ -21,8 +21,9 @@ from typing import Self
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf.errors import CheckpointError, ConfigError
-from rlhf.orchestrator.run.files import append_json, keep_lines, write_json, write_text
-from rlhf.types import Json, ScoredGroup
+from rlhf.orchestrator.run.files import append_json, keep_lines, write_json, write_rows, write_text
+from rlhf.orchestrator.run.responses import StepResponses, response_rows
+from rlhf.types import Json
 
 PRIVATE = 0o700
 LOCK = "lock"
@@ -113,6 +114,11 @@ class RunDirectory:
         return self.path / "rollouts"
 
     @property
+    def evaluations(self) -> Path:
+        """Folder of the responses to held-out prompts, one file an evaluation. Made by the first one."""
+        return self.path / "evaluations"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -177,26 +183,14 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Record every response of a step with its reward."""
-        lines = [
-            json.dumps(
-                {
-                    "step": step,
-                    "prompt_id": group.prompt.id,
-                    "prompt": group.prompt.text,
-                    "response": text,
-                    "reward": reward.total,
-                    "parts": dict(reward.parts),
-                    "finish_reason": rollout.finish_reason,
-                    "num_tokens": len(rollout.token_ids),
-                    "weight_version": rollout.weight_version,
-                }
-            )
-            for group in groups
-            for text, reward, rollout in zip(group.texts, group.rewards, group.rollouts, strict=True)
-        ]
-        write_text(self.rollouts / f"step_{step:06d}.jsonl", "".join(line + "\n" for line in lines))
+    def write_responses(self, step: int, responses: StepResponses) -> None:
+        """Record every response that a step sampled, with its reward: those that were learned from and those of its
+        evaluation in a file each. No file where there are none."""
+        name = f"step_{step:06d}.jsonl"
+        if responses.trained:
+            write_rows(self.rollouts / name, response_rows(step, responses.trained, responses.advantages))
+        if responses.evaluated:
+            write_rows(self.evaluations / name, response_rows(step, responses.evaluated, {}))
 
     def _require_kind(self, resume: bool) -> None:
         """Refuse to resume a run that has no checkpoint, and to start one that has. A run that died before its first
@@ -212,7 +206,7 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop what was recorded past the step that the run continues from."""
         keep_lines(self.metrics, step)
-        for file in self.rollouts.glob("step_*.jsonl"):
+        for file in (*self.rollouts.glob("step_*.jsonl"), *self.evaluations.glob("step_*.jsonl")):
             if _number(file) > step:
                 file.unlink()
 

@@ -47,7 +47,7 @@ def test_likelihood_weighs_every_token_the_same(num_ranks: int, max_tokens: int)
     )
     said = log_softmax(TABLE)
     expected = -(10 * said[9] + 2 * said[2] + 3 * said[1]) / 15
-    metrics = evaluator.evaluate(3)
+    metrics = evaluator.evaluate(3).metrics
     assert metrics["eval/loss"] == pytest.approx(expected, rel=1e-6)
     assert metrics["eval/perplexity"] == pytest.approx(np.exp(expected), rel=1e-6)
 
@@ -58,10 +58,10 @@ def test_a_method_without_an_evaluator_of_its_own_is_measured_by_its_loss(num_ra
     groups = [given_group(0, ["h" * 5], [0.0]), given_group(1, ["a"], [0.0])]
     models = model(Role.POLICY, Head.LOG_PROBS, num_ranks)
     train = TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
-    metrics = LossEvaluator(models, SFT(SftSection()), groups, train).evaluate(3)
-    likelihood = LikelihoodEvaluator(models, SFT(SftSection()), groups, train).evaluate(3)
+    metrics = LossEvaluator(models, SFT(SftSection()), groups, train).evaluate(3).metrics
+    likelihood = LikelihoodEvaluator(models, SFT(SftSection()), groups, train).evaluate(3).metrics
     assert metrics["eval/loss"] == pytest.approx(likelihood["eval/loss"], rel=1e-6)
-    assert LossEvaluator(models, SFT(SftSection()), [], train).evaluate(3) == {}
+    assert LossEvaluator(models, SFT(SftSection()), [], train).evaluate(3).metrics == {}
 
 
 def test_pair_accuracy_is_over_pairs_and_not_over_batches() -> None:
@@ -89,7 +89,7 @@ def test_a_reward_model_is_measured_on_every_pair(num_ranks: int) -> None:
         groups,
         TrainSection(batch_size=1, max_tokens_per_micro_batch=12),
     )
-    metrics = evaluator.evaluate(1)
+    metrics = evaluator.evaluate(1).metrics
     assert metrics["eval/num_pairs"] == 13
     assert metrics["eval/accuracy"] == 0.5  # every response ends with the same token: all scores are equal
 
@@ -106,12 +106,16 @@ def test_sampled_responses_are_averaged_over_every_prompt() -> None:
     evaluator = SampleEvaluator(
         Sampler(engine, TwoThirds(), TOKENIZER), prompts, Sampling(max_tokens=3, temperature=0), 0
     )
-    metrics = evaluator.evaluate(4)
+    evaluation = evaluator.evaluate(4)
+    metrics = evaluation.metrics
     assert metrics["eval/reward"] == pytest.approx(2 / 3)
     assert metrics["eval/source/rule"] == pytest.approx(2 / 3)
     assert metrics["eval/length"] == 3
     assert metrics["eval/truncated"] == 1
-    assert evaluator.evaluate(4) == metrics
+    assert [group.prompt for group in evaluation.responses] == prompts
+    assert [group.rewards[0].total for group in evaluation.responses] == [1.0, 1.0, 0.0]
+    assert all(len(group.responses) == len(group.texts) == 1 for group in evaluation.responses)
+    assert evaluator.evaluate(4).metrics == metrics
     with pytest.raises(RlhfError, match="3 of 3 responses were sampled from weights of version 4"):
         evaluator.evaluate(5)
 
@@ -128,7 +132,7 @@ def test_label_metrics_by_hand(num_ranks: int, max_tokens: int) -> None:
     )
     ratios = log_softmax(TABLE) - log_softmax(np.zeros(TOKENIZER.num_tokens))
     of_answer = {letter: float(ratios[TOKENIZER.encode(letter)[0]] + ratios[1]) for letter in "hgb"}
-    metrics = evaluator.evaluate(1)
+    metrics = evaluator.evaluate(1).metrics
     assert metrics["eval/auc"] == 0.5
     assert metrics["eval/desirable_reward"] == pytest.approx((of_answer["h"] + of_answer["b"]) / 4, rel=1e-5)
     assert metrics["eval/undesirable_reward"] == pytest.approx(of_answer["g"] / 2, rel=1e-5)
@@ -150,7 +154,7 @@ def test_every_held_out_step_counts_once(num_ranks: int, max_tokens: int) -> Non
     evaluator = StepEvaluator(
         models, PRM(PrmSection()), groups, TrainSection(batch_size=1, max_tokens_per_micro_batch=max_tokens)
     )
-    metrics = evaluator.evaluate(1)
+    metrics = evaluator.evaluate(1).metrics
     assert metrics["eval/num_steps"] == 7
     assert metrics["eval/accuracy"] == pytest.approx(6 / 7)
     assert metrics["eval/first_error"] == pytest.approx(2 / 3)

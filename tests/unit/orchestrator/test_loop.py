@@ -15,7 +15,7 @@ from rlhf.config.algo import KtoSection, PpoSection, SftSection
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
-from rlhf.orchestrator.evaluation import SampleEvaluator
+from rlhf.orchestrator.evaluation import Evaluation, SampleEvaluator
 from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sources import GroupBatch, Sampler
 from rlhf.types import (
@@ -378,9 +378,9 @@ def test_what_is_evaluated_is_what_is_saved(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "a", num_steps=4, checkpoint_every=1, evaluate_every=1, keep=10)
 
     class Spy:
-        def evaluate(self, version: int) -> dict[str, float]:
+        def evaluate(self, version: int) -> Evaluation:
             happened.append((version, run.rollout.table.tobytes()))
-            return {"eval/reward": 0.0}
+            return Evaluation(metrics={"eval/reward": 0.0})
 
     run.evaluator = Spy()
     run.run()

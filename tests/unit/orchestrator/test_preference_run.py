@@ -49,7 +49,7 @@ def h(chosen: str, rejected: str) -> float:
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (3, 6), (2, 1)])
 def test_every_held_out_pair_counts_once(num_ranks: int, max_tokens: int) -> None:
     rows = [("hh", "a"), ("b", "h"), ("hgf", "abc"), ("c", "bb"), ("ab", "ab")]
-    metrics = evaluator(DpoSection(), rows, num_ranks=num_ranks, max_tokens=max_tokens).evaluate(0)
+    metrics = evaluator(DpoSection(), rows, num_ranks=num_ranks, max_tokens=max_tokens).evaluate(0).metrics
     gaps = [h(*row) for row in rows[:4]]
     assert metrics["eval/num_pairs"] == 4
     assert metrics["eval/accuracy"] == pytest.approx(np.mean([gap > 0 for gap in gaps]))
@@ -62,13 +62,13 @@ def test_every_held_out_pair_counts_once(num_ranks: int, max_tokens: int) -> Non
 def test_each_loss_is_measured_its_own_way(loss: PairLossSection) -> None:
     """By averages over tokens `h` is better than `ga`, though its sum is not the point."""
     section = DpoSection.model_validate({"loss": loss})
-    metrics = evaluator(section, [("h", "ga")]).evaluate(0)
+    metrics = evaluator(section, [("h", "ga")]).evaluate(0).metrics
     assert metrics["eval/accuracy"] == 1.0
     assert set(metrics) >= {"eval/loss", "eval/chosen_log_prob", "eval/rejected_log_prob"}
 
 
 def test_held_out_rows_without_a_pair_give_no_metric() -> None:
-    assert evaluator(DpoSection(), [("ab", "ab")]).evaluate(0) == {}
+    assert evaluator(DpoSection(), [("ab", "ab")]).evaluate(0).metrics == {}
 
 
 class AtLn2(FakeTrainEngine):

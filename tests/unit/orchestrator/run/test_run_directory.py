@@ -15,6 +15,7 @@ from rlhf.config.run import LogSection
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
 from rlhf.orchestrator.run.trackers import JsonLines
 from tests.unit.orchestrator.support import as_sampled, given_group
@@ -49,7 +50,7 @@ def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
         run.write_config("x: 1\n")
         run.note("resume", "from step 3", step=3)
         run.write_status(Status.RUNNING, step=3, num_steps=9)
-        run.write_rollouts(3, [as_sampled(given_group(1, ["ab\x1b[31m"[:2], "a"], [1.0, 0.0]))])
+        run.write_responses(3, StepResponses(trained=[as_sampled(given_group(1, ["ab", "a"], [1.0, 0.0]))]))
         assert run.read_status() is Status.RUNNING
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -161,10 +162,12 @@ def test_going_back_drops_what_was_recorded_later_and_what_was_torn(tmp_path: Pa
         lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 6)]
         run.metrics.write_text("\n".join(lines) + '\n{"step": 3, "lo')
         for step in range(1, 6):
-            run.write_rollouts(step, [])
+            group = as_sampled(given_group(1, ["a"], [1.0]))
+            run.write_responses(step, StepResponses(trained=[group], evaluated=[group]))
         run.rewind(3)
         assert run.metrics.read_text().splitlines() == lines[:3]
-        assert sorted(path.name for path in run.rollouts.iterdir()) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3)]
+        for folder in (run.rollouts, run.evaluations):
+            assert sorted(path.name for path in folder.iterdir()) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3)]
 
 
 def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
         out = io.StringIO()
         records = Records(run, [JsonLines(run.metrics)], make_console(out, 3), LogSection(), num_steps=3)
         with records.open():
-            records.step(1, {"loss": 0.5}, [], online=False)
+            records.step(1, {"loss": 0.5}, StepResponses())
             records.warn("a tie")
         assert json.loads((run.path / "status.json").read_text())["step"] == 1
     told = out.getvalue()

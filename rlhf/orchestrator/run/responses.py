@@ -1,0 +1,59 @@
+"""The responses of a step, and the lines that record them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlhf.types import Experience, Json, ScoredGroup, Signal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResponses:
+    """What was sampled in a step: `trained` to be learned from, `evaluated` for held-out prompts. Responses of a data
+    set are not among them."""
+
+    trained: Sequence[ScoredGroup] = ()
+    advantages: Mapping[str, float] = field(default_factory=dict)
+    """Response id -> the mean advantage of the tokens that were learned from. Only of algorithms with advantages, and
+    without responses of which no token was learned from."""
+    evaluated: Sequence[ScoredGroup] = ()
+
+
+def mean_advantages(experiences: Sequence[Experience]) -> dict[str, float]:
+    """Id -> the mean advantage of the tokens that were learned from, of each experience with one sequence and
+    advantages."""
+    found = {}
+    for experience in experiences:
+        for sequence in experience.sequences:
+            advantages = sequence.signals.get(Signal.ADVANTAGES)
+            if advantages is not None and len(experience.sequences) == 1 and sequence.loss_mask.any():
+                found[experience.id] = float(advantages[sequence.loss_mask].mean())
+    return found
+
+
+def response_rows(step: int, groups: Sequence[ScoredGroup], advantages: Mapping[str, float]) -> list[dict[str, Json]]:
+    """A line for each sampled response. `group` counts the groups of the step from 0: a step may draw a prompt twice.
+    Numbers that are not finite become null, which every JSON reader takes."""
+    return [
+        {
+            "step": step,
+            "group": number,
+            "prompt_id": group.prompt.id,
+            "prompt": group.prompt.text,
+            "label": group.prompt.label,
+            "columns": dict(group.prompt.metadata),
+            "response": text,
+            "reward": _finite(reward.total),
+            "parts": {name: _finite(value) for name, value in reward.parts.items()},
+            "advantage": advantages.get(rollout.id),
+            "finish_reason": rollout.finish_reason,
+            "num_tokens": len(rollout.token_ids),
+            "weight_version": rollout.weight_version,
+        }
+        for number, group in enumerate(groups)
+        for text, reward, rollout in zip(group.texts, group.rewards, group.rollouts, strict=True)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,60 @@
+"""What is recorded of a response."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from rlhf.orchestrator.run.responses import mean_advantages, response_rows
+from rlhf.types import Experience, LearnedSequence, Reward, Signal
+from tests.unit.orchestrator.support import as_sampled, given_group
+
+
+def learned(advantages: list[float], mask: list[bool]) -> LearnedSequence:
+    return LearnedSequence(
+        token_ids=np.arange(len(mask), dtype=np.int64),
+        loss_mask=np.array(mask),
+        signals={Signal.ADVANTAGES: np.array(advantages, dtype=np.float32)},
+    )
+
+
+def test_a_row_holds_what_explains_its_reward() -> None:
+    group = given_group(1, ["ab", "a"], [1.0, 0.0])
+    group = replace(group, prompt=replace(group.prompt, label="c", metadata={"difficulty": 3}))
+    group = replace(group, rewards=(Reward(total=1.0, parts={"rule": 2.0}), group.rewards[1]))
+    rows = response_rows(4, [as_sampled(group), as_sampled(given_group(1, ["b"], [0.5]))], {"r1-0": 0.25})
+    assert rows[0] == {
+        "step": 4,
+        "group": 0,
+        "prompt_id": "p1",
+        "prompt": group.prompt.text,
+        "label": "c",
+        "columns": {"difficulty": 3},
+        "response": "ab",
+        "reward": 1.0,
+        "parts": {"rule": 2.0},
+        "advantage": 0.25,
+        "finish_reason": "stop",
+        "num_tokens": 3,
+        "weight_version": 0,
+    }
+    assert [(row["group"], row["advantage"]) for row in rows] == [(0, 0.25), (0, None), (1, 0.25)]
+
+
+def test_a_response_without_a_score_is_json_of_any_reader() -> None:
+    group = as_sampled(given_group(1, ["a"], [math.nan]))
+    group = replace(group, rewards=(Reward(total=math.nan, parts={"rule": math.inf}),))
+    (row,) = response_rows(1, [group], {})
+    assert (row["reward"], row["parts"]) == (None, {"rule": None})
+    json.dumps(row, allow_nan=False)
+
+
+def test_an_advantage_is_the_mean_over_the_learned_tokens() -> None:
+    experiences = [
+        Experience(id="a", sequences=(learned([0.0, 9.0, 1.0, 2.0], [False, False, True, True]),)),
+        Experience(id="masked", sequences=(learned([0.0, 1.0], [False, False]),)),
+        Experience(id="pair", sequences=(learned([1.0], [True]), learned([2.0], [True]))),
+        Experience(id="sft", sequences=(LearnedSequence(token_ids=np.zeros(1, np.int64), loss_mask=np.array([True])),)),
+    ]
+    assert mean_advantages(experiences) == {"a": 1.5}
