@@ -1,14 +1,12 @@
 """`rlhf bench sync`: the weight sync of real actors on the current cluster, compared with the collectives alone."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import cast
 
-from rich.console import Console
 from rich.table import Table
 
 from rlhf.actors.calls import Call
@@ -27,6 +25,7 @@ from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.launch.specs import make_engine_spec
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import model_of, place_models
+from rlhf.terminal import rich_console, tell, write
 from rlhf.types import Head, Role, SyncReport
 
 LAYER_WIDTHS = 13
@@ -73,15 +72,15 @@ def run_bench_sync(config: BenchConfig) -> int:
     placement = place_models({Role.POLICY: config.policy}, config.rollout, config.cluster.colocate)
     measured = []
     for model in models:
-        sys.stderr.write(f"rlhf: {name_of(model)}: syncs, then the collectives alone\n")
+        tell([f"rlhf: {name_of(model)}: syncs, then the collectives alone"])
         with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
             times = time_sync(config, cluster, placement, model)
         with Cluster(config.cluster, "rlhf-bench", logs) as cluster:
             measured.append(time_raw(config, cluster, placement, times))
     if config.as_json:
-        sys.stdout.write(json.dumps([asdict(times) | {"share": times.share} for times in measured]) + "\n")
+        write(json.dumps([asdict(times) | {"share": times.share} for times in measured]) + "\n")
     else:
-        Console(highlight=False).print(table(config, measured))
+        rich_console().print(table(config, measured))
     return 0
 
 

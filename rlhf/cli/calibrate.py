@@ -19,6 +19,7 @@ from rlhf.planning.plan import PHASES, Plan
 from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import place, shapes_of
 from rlhf.planning.workload import workload
+from rlhf.terminal import rich_console
 from rlhf.types import Json
 
 
@@ -35,11 +36,9 @@ def run_calibrate(options: CalibrateConfig) -> int:
     config = run_config(folder)
     plan, found = compared(config, folder, options.cluster)
     calibration = calibrated(found, plan)
-    show(Console(highlight=False), plan, found)
+    show(rich_console(), plan, found)
     calibration.write(folder / CALIBRATION)
-    Console(highlight=False).print(
-        f"kept in {folder / CALIBRATION}: rlhf plan {method_name(config)} ... --calibration {folder}"
-    )
+    rich_console().print(f"kept in {folder / CALIBRATION}: rlhf plan {method_name(config)} ... --calibration {folder}")
     return 0
 
 
@@ -72,7 +71,7 @@ def steps_of(folder: Path) -> list[dict[str, Json]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise DataError(f"{file}: not there; the run finished no step.")
-    return read_metrics(file, Console(highlight=False, soft_wrap=True).print)
+    return read_metrics(file, rich_console(soft_wrap=True).print)
 
 
 def show(console: Console, plan: Plan, found: Measured) -> None:

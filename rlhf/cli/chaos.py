@@ -24,6 +24,7 @@ from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, Worke
 from rlhf.orchestrator.run.checkpoint import sha256_of
 from rlhf.orchestrator.run.files import read_rows, write_text
 from rlhf.orchestrator.run.run_directory import PRIVATE, newest_processes
+from rlhf.terminal import rich_console
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
@@ -40,7 +41,7 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
         NumericsError: the disturbed run learned something else.
         RlhfError: a run failed in a way that faults must not lead to.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = rich_console(soft_wrap=True)
     clean = Path(options.against) if options.against is not None else folder_of(config, "clean")
     disturbed = folder_of(config, "chaos")
     for folder in [disturbed] if options.against is not None else [clean, disturbed]:

@@ -7,6 +7,7 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.data.curation import Curated, Sample, condition, describe, pair, select
 from rlhf.orchestrator.data.samples import read_samples
 from rlhf.orchestrator.run.files import write_rows
+from rlhf.terminal import write_line
 
 BEST = ("best-of-n", "raft")
 
@@ -26,11 +27,11 @@ def run_curate(config: CurateConfig) -> int:
     samples = read_samples(config.samples)
     curated = curate(config, samples)
     for line in report(samples, curated):
-        print(line)  # noqa: T201  this command's output
+        write_line(line)
     if not curated.rows:
         raise DataError(f"curate: none of the {len(samples)} samples of {config.samples} is kept.")
     write_rows(path, curated.rows)
-    print(f"{len(curated.rows)} rows in {path}")  # noqa: T201
+    write_line(f"{len(curated.rows)} rows in {path}")
     return 0
 
 

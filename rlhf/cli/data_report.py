@@ -1,7 +1,6 @@
 """`rlhf data`: what is in a data set, and what is wrong with it."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -28,6 +27,7 @@ from rlhf.orchestrator.data.report import (
     warnings_of,
 )
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
+from rlhf.terminal import rich_console, write
 from rlhf.types import Json
 
 
@@ -43,9 +43,9 @@ def run_data_report(config: DataConfig) -> int:
         records, given, measure = tokenized(config, config.tokenizer, (records, given), problems)
     report = make_report(config, records, given, measure, problems)
     if config.as_json:
-        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        write(json.dumps(report, indent=1) + "\n")
     else:
-        show(report, Console(soft_wrap=True))
+        show(report, rich_console(soft_wrap=True))
     problems.settle()
     return 0
 

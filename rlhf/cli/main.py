@@ -5,7 +5,6 @@
 import contextlib
 import difflib
 import errno
-import logging
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from rlhf import __version__
 from rlhf.config.renamed import RenamedSettingWarning
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
 from rlhf.importing import importing, missing_extra
+from rlhf.terminal import escape_unconfigured_logs, show_logs, show_traceback, stdout_is_closed, tell, write
 
 if TYPE_CHECKING:
     from rlhf.actors.waiting import CallObserver
@@ -41,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code_of(command: Callable[[], int], *, show_traceback: bool) -> int:
     """Run `command` and return its exit code. Warnings and errors become lines on stderr."""
+    escape_unconfigured_logs()
     try:
         with _warnings_as_lines(), _tracebacks(show_traceback):
-            code = command()
-            sys.stdout.flush()
-        return code
+            return command()
     except BaseException as error:
         return _exit_code(_understood(error))
 
@@ -96,7 +95,7 @@ def check(command: str, arguments: Sequence[str]) -> int:
     from rlhf.launch.check import checked_config, try_rewards
 
     config, advice = checked_config(command, arguments, os.environ)
-    sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
+    tell(f"rlhf: warning: {line}" for line in advice)
     tried = "".join(f"{line}\n" for line in try_rewards(config))
     return _show(f"{short_summary(config)}\n{tried}This run can start, as far as can be known without starting it.\n")
 
@@ -106,15 +105,14 @@ def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObser
     from rlhf.launch.check import checked_config
 
     config, advice = checked_config(command, arguments, os.environ)
-    sys.stderr.writelines(f"rlhf: warning: {line}\n" for line in advice)
+    tell(f"rlhf: warning: {line}" for line in advice)
     with importing():
         from rlhf.launch.train import run_training
         from rlhf.orchestrator.run.console import make_console
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rlhf").setLevel(logging.INFO)
+    show_logs()
     with _tracebacks(config.cluster.debug and "--debug" not in arguments):
-        run_training(config, partial(make_console, sys.stdout), observers)
+        run_training(config, make_console, observers)
     return 0
 
 
@@ -220,7 +218,7 @@ def _warnings_as_lines() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, RenamedSettingWarning):
-                _tell([f"rlhf: warning: {message}"])
+                tell([f"rlhf: warning: {message}"])
             else:
                 others(message, category, filename, lineno, file, line)
 
@@ -233,9 +231,9 @@ def _tracebacks(shown: bool) -> Iterator[None]:
     """Print the traceback of an exception inside, and raise it again."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if shown:
-            traceback.print_exc()
+            show_traceback(error)
         raise
 
 
@@ -246,7 +244,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _show(text: str) -> int:
-    sys.stdout.write(text)
+    write(text)
     return 0
 
 
@@ -267,20 +265,20 @@ def _exit_code(error: BaseException) -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         case KeyboardInterrupt():
-            _tell(["rlhf: interrupted."])
+            tell(["rlhf: interrupted."])
             return EXIT_INTERRUPTED
         case PreemptedError():
-            _tell([f"rlhf: {error}"])
+            tell([f"rlhf: {error}"])
             return error.exit_code
         case RlhfError():
             lines = lines_of(error)
             if type(error) is RlhfError and error.__cause__ is not None:
                 lines[-1] += f". Traceback: {_saved_traceback(error)}"
-            _tell([f"rlhf: error: {line}" for line in lines])
+            tell([f"rlhf: error: {line}" for line in lines])
             return error.exit_code
-        case BrokenPipeError() if _stdout_is_closed():
+        case BrokenPipeError() if stdout_is_closed():
             return EXIT_CLOSED_PIPE
-    _tell([f"rlhf: error: internal: {type(error).__name__}: {first_line(error)}. Traceback: {_saved_traceback(error)}"])
+    tell([f"rlhf: error: internal: {type(error).__name__}: {first_line(error)}. Traceback: {_saved_traceback(error)}"])
     return EXIT_INTERNAL
 
 
@@ -300,27 +298,11 @@ def _saved_traceback(error: BaseException) -> str:
     """Write the traceback to a file, and say which."""
     text = "".join(traceback.format_exception(error))
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="rlhf-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            file.write(text)
+        with tempfile.NamedTemporaryFile("wb", prefix="rlhf-", suffix=".txt", delete=False) as file:
+            file.write(text.encode(errors="backslashreplace"))
     except OSError:
         return "not written, there is no room for it; run again with --debug."
     return file.name
-
-
-def _stdout_is_closed() -> bool:
-    """Whether the reader of our output is gone. Then nothing more is written to it, not even at exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
-
-
-def _tell(lines: list[str]) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        sys.stderr.writelines(f"{line}\n" for line in lines)
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from rich.console import Console
 
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.detect_cluster import detect_cluster
@@ -28,6 +26,7 @@ from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import local_config_json, place, sections, shapes_of
 from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths
+from rlhf.terminal import rich_console, tell, write
 
 HUB_TIMEOUT_S = 10.0
 CALIBRATION = "calibration.json"
@@ -38,7 +37,7 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
     """Like `local_config_json`; a hub model downloads its config.json alone. Raises ModelError."""
     try:
         if described_folder(model, os.environ) is None:
-            sys.stderr.write(f"rlhf: {model} is not here; asking the hub for its config.json.\n")
+            tell([f"rlhf: {model} is not here; asking the hub for its config.json."])
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
             return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
     except (OSError, HfHubHTTPError) as error:
@@ -88,9 +87,9 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
     if plan.fits:
         found = [suggestion for suggestion in found if suggestion.plan.step_s < plan.step_s]
     if options.as_json:
-        sys.stdout.write(json.dumps(as_json(plan, found), indent=1) + "\n")
+        write(json.dumps(as_json(plan, found), indent=1) + "\n")
     else:
-        console = Console(highlight=False)
+        console = rich_console()
         show_plan(console, command, plan, advice_on(plan, config, edits))
         if options.suggest:
             show_suggestions(console, plan, found)

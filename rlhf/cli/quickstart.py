@@ -25,6 +25,7 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import QuickstartConfig
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
+from rlhf.terminal import rich_console, tell
 from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling
 
 FORMAT = "Visitor: {prompt}\nKeeper:"
@@ -95,7 +96,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
         ConfigError: the folder exists and holds something else.
     """
     folder, seed = Path(config.folder), config.seed
-    console = Console()
+    console = rich_console()
     start = time.monotonic()
     held_out = make_zoo(folder, seed)
     console.print(f"A zoo keeper's world is in {folder}: demonstrations, preferences, a tokenizer and a tiny Llama.")
@@ -106,7 +107,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
         console.rule(f"[bold]{STAGES.index(stage) + 1} of {len(STAGES)}[/bold]: {shlex.join(command)}")
         code = subprocess.run([sys.executable, "-m", "rlhf.cli.main", *command[1:]], check=False).returncode
         if code:
-            sys.stderr.write(f"rlhf: quickstart: step {stage} ended with code {code}; again: {shlex.join(command)}\n")
+            tell([f"rlhf: quickstart: step {stage} ended with code {code}; again: {shlex.join(command)}"])
             return code
     report(folder, held_out, seed, console)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes. Everything is in {folder}.")

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from rlhf.config.loading.layers import flattened
@@ -30,6 +29,7 @@ from rlhf.orchestrator.data.curation import describe
 from rlhf.orchestrator.data.samples import is_finished, read_samples
 from rlhf.orchestrator.run.files import checkpoint_errors, write_json, write_text
 from rlhf.orchestrator.run.run_directory import Status
+from rlhf.terminal import rich_console, tell
 from rlhf.types import Json
 
 SEEDS = 2**63
@@ -96,7 +96,7 @@ def run_rounds(config: RoundsConfig, run: Callable[[Sequence[str]], int] = run_c
         ConfigError: the folder holds rounds with other settings.
     """
     folder = Path(config.folder)
-    console = Console()
+    console = rich_console()
     claim(folder, config)
     for one in rounds(config):
         for name, arguments in stages(config, one):
@@ -104,9 +104,11 @@ def run_rounds(config: RoundsConfig, run: Callable[[Sequence[str]], int] = run_c
             console.print(f"rlhf {' '.join(arguments)}", markup=False, highlight=False, soft_wrap=True)
             code = run(arguments)
             if code:
-                sys.stderr.write(
-                    f"rlhf: error: round {one.number}: {name} ended with code {code}. "
-                    "The same command continues from there.\n"
+                tell(
+                    [
+                        f"rlhf: error: round {one.number}: {name} ended with code {code}. "
+                        "The same command continues from there."
+                    ]
                 )
                 return code
     rows = [summary(one) for one in rounds(config)]

@@ -2,9 +2,7 @@
 continued."""
 
 import hashlib
-import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_request
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.step.sources import Sampler
+from rlhf.terminal import write_line
 from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -44,7 +43,6 @@ def run_sample(config: SampleConfig) -> int:
         ConfigError: the file of samples was made with other settings, or the lengths do not fit the model.
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
     require_fit(config, config.model)
@@ -64,7 +62,7 @@ def run_sample(config: SampleConfig) -> int:
     path = Path(config.out)
     with SampleFile.open(path, settings, [[request.id for request in chunk] for chunk in requests]) as file:
         if file.num_chunks == len(chunks):
-            print(f"{path}: all {settings[NUM_ANSWERS]} responses are there already.")  # noqa: T201
+            write_line(f"{path}: all {settings[NUM_ANSWERS]} responses are there already.")
             return 0
         rewards = open_rewards(config.reward.for_answers_of(config.max_tokens), tokenizer, device)
         try:
@@ -78,7 +76,7 @@ def run_sample(config: SampleConfig) -> int:
         finally:
             if rewards is not None:
                 rewards.close()
-    print(f"{path}: {settings[NUM_ANSWERS]} responses to {len(prompts)} prompts.")  # noqa: T201
+    write_line(f"{path}: {settings[NUM_ANSWERS]} responses to {len(prompts)} prompts.")
     return 0
 
 
@@ -193,7 +191,7 @@ def write_chunks(
     tokenizer: Tokenizer,
 ) -> None:
     """Sample, score and append every chunk that is missing in the file."""
-    console = make_console(sys.stdout, len(chunks))
+    console = make_console(len(chunks))
     try:
         for number in range(file.num_chunks, len(chunks)):
             start = time.monotonic()

@@ -1,12 +1,12 @@
 """What a launch command in OpenRLHF's flags became, shown before the command runs or is refused."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 
 from rlhf.config.commands import COMMANDS
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.openrlhf import translate
+from rlhf.terminal import tell
 
 
 def show_translation(verb: str, command: str, argv: Sequence[str]) -> None:
@@ -17,4 +17,4 @@ def show_translation(verb: str, command: str, argv: Sequence[str]) -> None:
         return
     own = shlex.join(["rlhf", verb, command, *translation.argv])
     lines = ["flags of OpenRLHF were given:", *(f"  {line}" for line in translation.lines), f"the same command: {own}"]
-    sys.stderr.writelines(f"rlhf: {line}\n" for line in lines)
+    tell(f"rlhf: {line}" for line in lines)

@@ -6,7 +6,6 @@ Heavy parts are imported by the function that needs them, so that loading and ch
 # ruff: noqa: PLC0415
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +99,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> "TrainResult":
         from rlhf.orchestrator.run.console import Console, SilentConsole, make_console
 
     def open_console(num_steps: int) -> Console:
-        console = make_console(sys.stdout, num_steps) if progress else SilentConsole()
+        console = make_console(num_steps) if progress else SilentConsole()
         for warning in warnings:
             console.say(f"warning: {warning}")
         return console

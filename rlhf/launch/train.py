@@ -73,7 +73,8 @@ def run_training(
         closing(open_console(length.num_steps)) as console,
     ):
         console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder}")
-        console.say(short_summary(config))
+        for line in short_summary(config).splitlines():
+            console.say(line)
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))

@@ -14,6 +14,7 @@ from rlhf.config.base import Section
 from rlhf.config.commands import COMMANDS, METHODS, OnlineConfig
 from rlhf.config.fields import fields_of, sections_in, variant_of
 from rlhf.orchestrator.data.kinds import ROWS
+from rlhf.terminal import write
 from rlhf.types import Signal
 
 HEAD = """\
@@ -115,7 +116,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(page(), encoding="utf-8")
     else:
-        sys.stdout.write(page())
+        write(page())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from rlhf.cli.help import bounds_and_variant, default_of, kind_of
 from rlhf.config.base import Section
 from rlhf.config.commands import METHODS
 from rlhf.config.fields import Field, fields_of, first_paragraph, list_items, sections_in, variant_of
+from rlhf.terminal import write
 
 HEAD = """\
 # Configuration
@@ -84,7 +85,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
     else:
-        sys.stdout.write(reference())
+        write(reference())
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
-from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from rlhf.terminal import is_terminal, rich_console, visible, write_line
 from rlhf.types import Json, ScoredGroup
 
 SHOWN_METRICS = (
@@ -96,7 +96,7 @@ class Progress:
 class PlainConsole:
     """One line a step."""
 
-    def __init__(self, stream: TextIO, num_steps: int) -> None:
+    def __init__(self, num_steps: int, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._progress = Progress(num_steps)
 
@@ -114,8 +114,7 @@ class PlainConsole:
         self.say(f"sample of step {step}: {_sample(group)}")
 
     def say(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        write_line(text, self._stream)
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -124,9 +123,9 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place; samples and messages scroll above it."""
 
-    def __init__(self, stream: TextIO, num_steps: int) -> None:
+    def __init__(self, num_steps: int, stream: TextIO | None = None) -> None:
         self._progress = Progress(num_steps)
-        self._live = Live(console=RichConsole(file=stream), refresh_per_second=4)
+        self._live = Live(console=rich_console(stream), refresh_per_second=4)
         self._live.start()
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
@@ -140,15 +139,15 @@ class LiveConsole:
         self.say(f"sample of step {step}: {_sample(group)}")
 
     def say(self, text: str) -> None:
-        self._live.console.print(Text(text))
+        self._live.console.print(Text(visible(text)))
 
     def close(self) -> None:
         self._live.stop()
 
 
-def make_console(stream: TextIO, num_steps: int) -> Console:
-    """A live panel where `stream` is a terminal."""
-    return LiveConsole(stream, num_steps) if stream.isatty() else PlainConsole(stream, num_steps)
+def make_console(num_steps: int, stream: TextIO | None = None) -> Console:
+    """A live panel where `stream` (stdout by default) is a terminal."""
+    return LiveConsole(num_steps, stream) if is_terminal(stream) else PlainConsole(num_steps, stream)
 
 
 def show_seconds(seconds: float) -> str:
@@ -159,12 +158,6 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def visible(text: str) -> str:
-    """`text` on one line, with every control, direction-changing or broken character escaped: a response must not
-    move the cursor, recolor the terminal or look like a message of the run."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _sample(group: ScoredGroup) -> str:

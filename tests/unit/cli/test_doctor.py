@@ -105,7 +105,7 @@ def test_the_page_does_not_obey_what_a_run_wrote(tmp_path: Path, capsys: pytest.
     assert main(["doctor", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
-    assert "?[2J[bold]gone[/bold]" in shown
+    assert "\\x1b[2J[bold]gone[/bold]" in shown
 
 
 def test_this_machine_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ class Run:
                 config={},
                 warn=lambda _: None,
             )
-            records = Records(directory, trackers, PlainConsole(self.out, self.num_steps), LOG, self.num_steps)
+            records = Records(directory, trackers, PlainConsole(self.num_steps, self.out), LOG, self.num_steps)
             checkpoints = Checkpoints(directory.checkpoints, keep=self.keep, warn=records.warn)
             fresh = RunState(
                 step=0,

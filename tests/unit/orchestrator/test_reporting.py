@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection, TrainSection
 from rlhf.errors import ConfigError, NumericsError
-from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds, visible
+from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
@@ -41,7 +41,7 @@ METRICS: dict[str, Json] = {
 
 def test_a_step_is_one_plain_line() -> None:
     out = io.StringIO()
-    console = make_console(out, 40)
+    console = make_console(40, out)
     assert isinstance(console, PlainConsole)
     console.log(12, METRICS)
     assert out.getvalue() == (
@@ -52,7 +52,7 @@ def test_a_step_is_one_plain_line() -> None:
 
 def test_the_live_panel_shows_the_same_and_closes() -> None:
     out = io.StringIO()
-    console = LiveConsole(out, 40)
+    console = LiveConsole(40, out)
     console.log(12, METRICS)
     console.sample(12, given_group(1, ["ab"], [0.5]))
     console.say("[bold]not markup[/bold]")
@@ -67,18 +67,16 @@ def test_a_response_cannot_act_on_the_terminal() -> None:
     group = replace(given_group(1, ["ab"], [0.5]), texts=(nasty,))
     for make in (PlainConsole, LiveConsole):
         out = io.StringIO()
-        console = make(out, 4)
+        console = make(4, out)
         console.sample(1, group)
         console.close()
         assert not {"\x07", "\r", "\u202e", "\x9b", "\ud800"} & set(out.getvalue().replace("\x1b[", ""))
         assert "\\x1b[2J" in out.getvalue()
-    assert visible("é漢 x") == "é漢 x"
-    assert "\n" not in visible(nasty)
 
 
 def test_a_long_sample_is_cut() -> None:
     out = io.StringIO()
-    PlainConsole(out, 4).sample(1, replace(given_group(1, ["ab"], [0.5]), texts=("x" * 10_000,)))
+    PlainConsole(4, out).sample(1, replace(given_group(1, ["ab"], [0.5]), texts=("x" * 10_000,)))
     assert len(out.getvalue()) < 1000
 
 
