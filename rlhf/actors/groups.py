@@ -127,8 +127,8 @@ class GroupEngine:
         self._run("export", lambda _rank, handle: handle.export.remote(self.role, directory))
 
     def verify_export(self, directory: Path) -> None:
-        """Export into `directory` and compare the files with the weights in memory, bit for bit. Raises
-        CheckpointError if they differ or cannot be written."""
+        """Export into `directory`, load that, and compare it with the weights in memory, bit for bit. Raises ModelError
+        if they differ, CheckpointError if the disk refuses."""
         self.export(directory)
         self._run("trial of export", lambda _rank, handle: handle.check_export.remote(self.role, directory))
 

@@ -27,8 +27,9 @@ from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
 from tests.integration.training_rows import experiences, rankings
+from tests.integration.training_saves import EXPORTED
 from tests.rounding import rounded
-from tests.tiny_models import make_policy, make_reward_model, tiny_config, tiny_tokenizer
+from tests.tiny_models import make_family, make_policy, make_reward_model, tiny_config, tiny_tokenizer
 
 Results = dict[str, torch.Tensor]
 TEMPERATURE = 0.7
@@ -60,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights |= {name: rounded(weight) for name, weight in weights.items() if name.endswith("proj.weight")}
     save_file(weights, folder / "rounded" / "model.safetensors", metadata={"format": "pt"})
     make_policy(folder / "untied")
+    make_family(folder / "experts", "qwen3_moe")
     make_reward_model(folder / "zero_score")
     weights = load_file(folder / "zero_score" / "model.safetensors")
     weights["score.weight"].zero_()
@@ -192,7 +194,7 @@ def test_parameters_that_did_not_move_are_named(two_ranks: Results, case: str) -
     assert seen == {"head_moved": 1.0, "num_unmoved": 20.0, "second": 0.0, "policy": 0.0}
 
 
-@pytest.mark.parametrize("case", ["tied-zero3-float32", "untied-zero3-bfloat16", "untied-zero1-float32"])
+@pytest.mark.parametrize("case", [f"{model}-zero{stage}-{dtype}" for model, stage, dtype in EXPORTED])
 def test_an_export_is_the_trained_model(folder: Path, two_ranks: Results, case: str) -> None:
     dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "exports" / case)

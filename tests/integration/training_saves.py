@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tests.integration.training_worker import Scenarios
 
 FOUR = (20, None)
+EXPORTED = (("tied", 3, "float32"), ("untied", 3, "bfloat16"), ("untied", 1, "float32"), ("experts", 3, "float32"))
+"""Model, ZeRO stage and dtype of what is exported."""
 
 
 @contextmanager

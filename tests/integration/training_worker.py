@@ -21,7 +21,7 @@ from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.training.engine import DeepSpeedEngine
 from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
-from rlhf.errors import CheckpointError
+from rlhf.errors import ModelError
 from rlhf.orchestrator.step.batching import (
     MicroBatchLimits,
     build_batches,
@@ -35,7 +35,7 @@ from tests.integration.expected_errors import error_of
 from tests.integration.training_adapters import adapters
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
-from tests.integration.training_saves import refused, relaid, resume
+from tests.integration.training_saves import EXPORTED, refused, relaid, resume
 
 QUIET = {"lr": 1e-3, "lr_schedule": "constant", "warmup_ratio": 0.0}
 Limit = tuple[int, int | None]
@@ -225,7 +225,7 @@ class Scenarios:
 
     def exports(self) -> None:
         """What is exported, and what the engine says about the same tokens."""
-        for model, stage, dtype in (("tied", 3, "float32"), ("untied", 3, "bfloat16"), ("untied", 1, "float32")):
+        for model, stage, dtype in EXPORTED:
             engine = self.engine(model, zero_stage=stage, dtype=dtype, lr=1e-2)
             self.step(engine, experiences(), FOUR)
             name = f"{model}-zero{stage}-{dtype}"
@@ -236,7 +236,7 @@ class Scenarios:
             try:
                 engine.check_export(self.folder / "exports" / name)
                 self.record(f"stale/{name}", False)
-            except CheckpointError:
+            except ModelError:
                 self.record(f"stale/{name}", True)
 
     def rewards(self) -> None:

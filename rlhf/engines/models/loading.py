@@ -29,17 +29,25 @@ from rlhf.types import Head
 
 WEIGHTS = "*.safetensors"
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
-TOKENIZER_FILES = (
+CARRIED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
 )
+"""What an export takes over from the model's folder as it is: the tokenizer, sampling settings, and custom code."""
 AUTO_CLASSES = {
     Head.LOG_PROBS: AutoModelForCausalLM,
     Head.VALUES: AutoModelForSequenceClassification,
@@ -261,14 +269,17 @@ def _require_score_layer(config: PretrainedConfig, folder: Path, where: str) -> 
 
 
 def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Set every dropout rate of `config` to 0 and return the old rates."""
-    rates = {
-        name: float(value)
-        for name, value in config.to_dict().items()
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value
-    }
+    """Set every dropout rate of `config` to 0 and return the old rates. Those of a config inside it have dotted names:
+    `text_config.attention_dropout`."""
+    rates: dict[str, float] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            rates |= {f"{name}.{inner}": rate for inner, rate in _remove_dropout(value).items()}
+        elif ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value:
+            rates[name] = value
     for name in rates:
-        setattr(config, name, 0.0)
+        if "." not in name:
+            setattr(config, name, 0.0)
     return rates
 
 

@@ -186,8 +186,8 @@ class DeepSpeedEngine:
         export_model(self._loaded, directory, self._section.lora)
 
     def check_export(self, directory: Path) -> None:
-        """Compare an export with the current weights, bit for bit. Raises CheckpointError on rank 0."""
-        check_export(self._loaded, directory)
+        """Load an export, and compare it with the current weights, bit for bit. Raises ModelError on rank 0."""
+        check_export(self._loaded, directory, where=self._where)
 
     @property
     def _ema(self) -> EmaCopy:

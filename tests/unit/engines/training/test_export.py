@@ -1,0 +1,137 @@
+"""An export has the tensors that a checkpoint has, and loads as the trained model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf.config.models import LoraSection, ModelSection
+from rlhf.engines.models.loading import LoadedModel, load_model
+from rlhf.engines.training.export import check_export, export_model
+from rlhf.errors import ModelError
+from rlhf.types import Head
+from tests.tiny_models import FAMILIES, make_family, make_policy
+
+TOKENS = torch.arange(4, 40)[None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def load(folder: Path, **section: object) -> LoadedModel:
+    return load_model(
+        ModelSection.model_validate(section),
+        str(folder),
+        Head.LOG_PROBS,
+        where="policy.model",
+        device=torch.device("cpu"),
+        seed=0,
+        new_head=False,
+    )
+
+
+def train(model: PreTrainedModel) -> None:
+    """Change every parameter and every buffer that a checkpoint stores, each value by another amount."""
+    stored = model.state_dict().keys()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in stored:
+            tensor.data += 1e-2 * torch.randn_like(tensor)
+
+
+def tensors_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(TOKENS).logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_has_the_checkpoints_names_and_loads_as_the_trained_model(family: str, tmp_path: Path) -> None:
+    base, folder = make_family(tmp_path / "base", family), tmp_path / "export"
+    loaded = load(base)
+    train(loaded.model)
+    export_model(loaded, folder, LoraSection())
+    check_export(loaded, folder, where="policy.model")
+    assert tensors_in(folder) == tensors_in(base)
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(logits(again), logits(loaded.model))
+    assert json.loads((folder / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gemma4_text", "model.layers.1.layer_scalar"),
+        ("deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"),
+        ("qwen3_moe", "model.layers.0.mlp.experts.3.down_proj.weight"),
+    ],
+)
+def test_an_export_that_lacks_or_changes_a_tensor_is_refused(family: str, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    loaded = load(make_family(tmp_path / "base", family))
+    export_model(loaded, folder, LoraSection())
+    whole = load_file(folder / "model.safetensors")
+    changed = {**whole, name: whole[name] + 1.0}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"policy\.model: an export of this .* does not load .* differs"):
+        check_export(loaded, folder, where="policy.model")
+    del changed[name]
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="does not load as the model that is trained"):
+        check_export(loaded, folder, where="policy.model")
+
+
+def test_small_files_are_carried_as_they_are(tmp_path: Path) -> None:
+    base, folder = make_policy(tmp_path / "base"), tmp_path / "export"
+    contents = {
+        "generation_config.json": '{"do_sample": false, "temperature": 0.6, "top_p": 0.9,\n "eos_token_id": [2, 2]}',
+        "chat_template.jinja": "{# ours #}{% for m in messages %}{{ m.content }}{% endfor %}\n\n",
+        "additional_chat_templates/tool_use.jinja": "{{ tools }}",
+        "modeling_own.py": "# not imported\n",
+        "tokenizer_config.json": (base / "tokenizer_config.json").read_text() + "\n",
+    }
+    (base / "additional_chat_templates").mkdir()
+    for name, content in contents.items():
+        (base / name).write_text(content)
+    export_model(load(base), folder, LoraSection())
+    assert {name: (folder / name).read_text() for name in contents} == contents
+    assert (folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_dropout_that_training_turned_off_is_as_before_in_the_export(tmp_path: Path) -> None:
+    base, folder = make_policy(tmp_path / "base"), tmp_path / "export"
+    config = json.loads((base / "config.json").read_text()) | {"attention_dropout": 0.25}
+    (base / "config.json").write_text(json.dumps(config))
+    loaded = load(base)
+    assert loaded.model.config.attention_dropout == 0.0
+    export_model(loaded, folder, LoraSection())
+    assert json.loads((folder / "config.json").read_text())["attention_dropout"] == 0.25
+
+
+def test_large_weights_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, folder = make_family(tmp_path / "base", "qwen3_moe"), tmp_path / "export"
+    monkeypatch.setattr("rlhf.engines.training.stored_model.MAX_SHARD", "50KB")
+    loaded = load(base)
+    export_model(loaded, folder, LoraSection())
+    check_export(loaded, folder, where="policy.model")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert tensors_in(folder) == tensors_in(base)
