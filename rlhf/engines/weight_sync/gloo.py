@@ -9,6 +9,7 @@ after the last.
 """
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -47,6 +48,7 @@ from rlhf.types import SyncReport
 CALLS_PER_SYNC = 3
 """start, update and finish to each engine, whatever the number of parameters or buckets."""
 CLIENT_MARGIN_S = 1.0
+RELEASE_POLL_S = 1e-4
 
 
 class GlooReceiver:
@@ -83,15 +85,15 @@ class GlooReceiver:
         problem: WeightSyncError | None = None
         arriving = self._start_receiving(buckets[0], dtype)
         for index, bucket in enumerate(buckets):
-            buffer, work = arriving
+            arrived = arriving
             if index + 1 < len(buckets):
                 arriving = self._start_receiving(buckets[index + 1], dtype)
             where = f"engine {self.engine}: version {info.version}: bucket {index + 1} of {len(buckets)}"
             try:
-                work.wait(self._timeout)
+                arrived.wait(self._timeout)
             except RuntimeError as error:
                 raise WeightSyncError(f"{where} did not arrive: {error}") from error
-            digest, whole = verify_digest(buffer)
+            digest, whole = verify_digest(arrived.buffer)
             digests.append(digest)
             self._store.set(progress_key(info.version, self._rank), str(index + 1))
             if not whole:
@@ -99,7 +101,7 @@ class GlooReceiver:
                 problem = problem or WeightSyncError(f"{where} ({names}) differs from what was sent: wrong digest")
             if problem is None:
                 try:
-                    load(bucket.views(buffer[:-DIGEST_BYTES].view(dtype)))
+                    load(bucket.views(arrived.buffer[:-DIGEST_BYTES].view(dtype)))
                 except Exception as error:
                     problem = WeightSyncError(f"{where} cannot be loaded: {error!r}")
         if problem is not None:
@@ -110,9 +112,31 @@ class GlooReceiver:
         """Leave the group."""
         self._group.close()
 
-    def _start_receiving(self, bucket: Bucket, dtype: torch.dtype) -> tuple[torch.Tensor, dist.Work]:
-        buffer = self._pool.take(bucket.wire_bytes(dtype))
-        return buffer, self._group.broadcast(buffer)
+    def _start_receiving(self, bucket: Bucket, dtype: torch.dtype) -> "_Arrival":
+        return _Arrival(self._pool.take(bucket.wire_bytes(dtype)), self._group)
+
+
+class _Arrival:
+    """A broadcast that is received.
+
+    The thread of gloo holds the tensor for a moment after the broadcast is done. A pool that counted that reference
+    would take one more buffer whenever the thread is late.
+    """
+
+    def __init__(self, buffer: torch.Tensor, group: GlooGroup) -> None:
+        lent = buffer[:]
+        self.buffer = buffer
+        self._lent = weakref.ref(lent)
+        self._work: dist.Work | None = group.broadcast(lent)
+
+    def wait(self, timeout: timedelta) -> None:
+        """Block until the buffer is filled and nobody else holds it. Raises RuntimeError if it does not arrive."""
+        assert self._work is not None, "waits once"
+        self._work.wait(timeout)
+        self._work = None  # it holds the tensor as well
+        deadline = time.monotonic() + timeout.total_seconds()
+        while self._lent() is not None and time.monotonic() < deadline:
+            time.sleep(RELEASE_POLL_S)
 
 
 class GlooSender:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -117,8 +117,8 @@ def cleanup() -> Iterator[list[WeightSender | LocalEngineClient]]:
 
 def open_sender(
     kind: type[GlooSender],
-    model: Model,
-    receivers: Receivers,
+    model: torch.nn.Module,
+    receivers: Mapping[str, DictReceiver],
     cleanup: list[WeightSender | LocalEngineClient],
     *,
     dtype: torch.dtype = torch.float32,
@@ -334,6 +334,28 @@ def test_a_loader_may_keep_what_it_was_given(model: Model, cleanup: list[WeightS
             parameter.add_(1)
     sender.send(2)
     assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+class LookingReceiver(DictReceiver):
+    """Reads what it is given and keeps none of it."""
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for _, tensor in tensors:
+            tensor.sum()
+
+
+def test_a_receiver_has_two_buffers_however_late_the_thread_of_gloo_is(
+    cleanup: list[WeightSender | LocalEngineClient],
+) -> None:
+    """The bucket that is loaded, and the next one on its way."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(200, 200) for _ in range(12)))
+    for name in ("a", "b", "c"):
+        receiver = LookingReceiver(name)
+        sender = open_sender(GlooSender, model, {name: receiver}, cleanup, bucket_bytes=1)
+        for version in range(20):
+            sender.send(version)
+        assert receiver.link is not None
+        assert len(receiver.link._pool._arrays) == 2
 
 
 def test_no_thread_is_left_waiting(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
