@@ -65,7 +65,8 @@ def scoring_config(section: ModelSection, dtype: torch.dtype, device: torch.devi
 
 def _zero_config(section: ModelSection, device: torch.device) -> dict[str, object]:
     is_cuda = device.type == "cuda"
-    zero: dict[str, object] = {"stage": section.zero_stage, "overlap_comm": is_cuda}
+    # DeepSpeed refuses to overlap in stages 0 and 1 where the window of accumulation is ours.
+    zero: dict[str, object] = {"stage": section.zero_stage, "overlap_comm": is_cuda and section.zero_stage >= 2}
     to_host = {"device": "cpu", "pin_memory": is_cuda}
     if isinstance(section, TrainedModelSection) and section.offload_optimizer and section.zero_stage:
         zero["offload_optimizer"] = to_host
