@@ -21,7 +21,8 @@ class GradientWatch:
 
     def _observe(self, i: int, gradient: torch.Tensor) -> None:
         if gradient.numel():
-            magnitude = gradient.detach().abs().amax().to(self._largest)
+            least, largest = gradient.detach().aminmax()  # `abs()` would copy the gradient
+            magnitude = torch.maximum(-least, largest).to(self._largest)
             self._largest[i] = torch.maximum(self._largest[i], magnitude)  # keeps NaN
 
     def observe_loss(self, loss: torch.Tensor) -> None:
@@ -55,7 +56,9 @@ class StepGuard:
     def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._clip_norm is not None:
-            norm = torch.nn.utils.get_total_norm([p.grad.double() for p in parameters])
+            # In double precision, one gradient at a time: a copy of all of them would take eight bytes a parameter.
+            norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
             self.norm = float(norm)
             self.skip = self.skip or not bool(norm.isfinite())
             if self._clip_norm and not self.skip:
