@@ -19,7 +19,7 @@ def require_finite(module: torch.nn.Module, where: str, device: torch.device) ->
     """
     names, parameters = zip(*module.named_parameters(), strict=True)
     # Offloaded shards are in host memory.
-    is_bad = torch.stack([(~_is_finite(local_shard(parameter))).to(device) for parameter in parameters]).float()
+    is_bad = torch.stack([(~is_finite(local_shard(parameter))).to(device) for parameter in parameters]).float()
     dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
     bad = [name for name, flag in zip(names, is_bad.tolist(), strict=True) if flag]
     if bad:
@@ -40,7 +40,7 @@ def local_shard(parameter: torch.nn.Parameter) -> torch.Tensor:
     return flat[: max(0, whole - dist.get_rank() * flat.numel())]
 
 
-def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
     """A boolean scalar. Checks minimum and maximum, which are NaN if any value is: no mask as large as the weights is
     allocated."""
     if not tensor.numel():

@@ -22,6 +22,7 @@ from transformers import (
 from rlhf.config.model_files import other_head, trusted_commit, untrusted
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
+from rlhf.engines.models.finite_weights import is_finite
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import ModelError
@@ -301,6 +302,8 @@ def _loading_problems(info: LoadingInfo, has_score: bool) -> list[str]:
 def _bad_numbers(model: PreTrainedModel) -> list[str]:
     problems = []
     for name, parameter in model.named_parameters():
+        if is_finite(parameter):  # minimum and maximum: a fortieth of the time that counting takes
+            continue
         num_nan = int(parameter.isnan().sum())
         num_inf = int(parameter.isinf().sum())
         if num_nan:
