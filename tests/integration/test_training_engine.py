@@ -251,6 +251,11 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
     assert not list((folder / "checkpoints" / case).rglob("latest"))
 
 
+def test_a_model_that_is_gathered_ahead_can_be_exported_after_a_forward_pass(two_ranks: Results) -> None:
+    assert bool(two_ranks["large/in_flight"])
+    assert bool(two_ranks["large/same"])
+
+
 def test_a_checkpoint_of_another_zero_stage_is_rejected(two_ranks: Results) -> None:
     """DeepSpeed would load its weights, and go on without the optimizer's state."""
     assert bool(two_ranks["relaid/message"])

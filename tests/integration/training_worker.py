@@ -33,6 +33,7 @@ from rlhf.orchestrator.step.batching import (
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, Signal, StepReport
 from tests.integration.expected_errors import error_of
 from tests.integration.training_adapters import adapters
+from tests.integration.training_large_model import large_model
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
 from tests.integration.training_saves import EXPORTED, refused, relaid, resume
@@ -340,6 +341,7 @@ def main() -> None:
             relaid,
             refused,
             adapters,
+            large_model,
         ]
     for scenario in chosen:
         started = time.monotonic()

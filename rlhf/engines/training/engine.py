@@ -166,6 +166,7 @@ class DeepSpeedEngine:
         if self._sender is None:
             raise RlhfError("send_weights was called before a sender was attached")
         require_finite(self.module, self._where, self._device)
+        self._partition_all()
         return self._sender.send(version)
 
     def save(self, directory: Path) -> None:
@@ -183,11 +184,20 @@ class DeepSpeedEngine:
         """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; LoRA adapters
         are merged, and also written unmerged to its folder `adapter`. Raises as `save`."""
         require_finite(self.module, self._where, self._device)
+        self._partition_all()
         export_model(self._loaded, directory, self._section.lora)
 
     def check_export(self, directory: Path) -> None:
         """Load an export, and compare it with the current weights, bit for bit. Raises ModelError on rank 0."""
+        self._partition_all()
         check_export(self._loaded, directory, where=self._where)
+
+    def _partition_all(self) -> None:
+        """Under ZeRO-3, finish the gathers that a forward pass has started for layers that it never reached: DeepSpeed
+        gathers ahead, by the trace of an earlier pass, and refuses to gather a parameter twice. The optimizer's step
+        and a checkpoint do the same."""
+        if self._section.zero_stage == 3:
+            self._engine.optimizer._partition_all_parameters()
 
     @property
     def _ema(self) -> EmaCopy:
