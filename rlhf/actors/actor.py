@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -45,6 +46,14 @@ class Actor:
     def gpus(self) -> list[str]:
         """The GPUs that Ray assigned to this process, by their ids on the node."""
         return list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+
+    def see_gpus(self, gpus: Sequence[str]) -> None:
+        """Make CUDA see `gpus` alone, as devices 0 and up. Called before CUDA is initialized.
+
+        Ray does so only where RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES is not set; with it every rank of a node
+        would compute on GPU 0.
+        """
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
     def peak_memory(self) -> int:
         return peak_memory()

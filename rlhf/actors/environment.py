@@ -1,6 +1,6 @@
 """Environment variables of the workers. Variables that the user has set are not changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from rlhf.planning.placement import Placement
 from rlhf.types import Role
@@ -13,6 +13,9 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 * 
 tenth of a small model's step."""
 ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables by which a user configures the allocator."""
+CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's variables for the allocator of GPU memory: today's name, and the old one."""
+EXPANDABLE_SEGMENTS = "expandable_segments"
 
 
 def model_environment(
@@ -38,9 +41,29 @@ def rank_environment(placement: Placement, device: str, num_cores: float, enviro
     """What ranks that train or score have in addition."""
     if device == "cuda":
         # For an optimizer that is offloaded to the CPU: Ray would set one thread for the core of a GPU worker.
-        return {"OMP_NUM_THREADS": num_threads(num_cores, max(ranks_per_node(placement)), environ)}
+        variables = {"OMP_NUM_THREADS": num_threads(num_cores, max(ranks_per_node(placement)), environ)}
+        # Micro-batches of varying size leave holes in segments of fixed size. Such memory has no CUDA IPC handle, which
+        # engines on the same GPUs need.
+        is_shared = any(group.is_shared_by_engines for group in placement.groups)
+        if not is_shared and not any(name in environ for name in CUDA_ALLOCATOR):
+            variables["PYTORCH_CUDA_ALLOC_CONF"] = f"{EXPANDABLE_SEGMENTS}:True"
+        return variables
     is_chosen = any(name.startswith(ALLOCATOR_VARIABLES) for name in environ)
     return {} if is_chosen else dict(KEEP_FREED_MEMORY)
+
+
+def drop_expandable_segments(environ: MutableMapping[str, str]) -> None:
+    """Take expandable segments out of the settings of torch's allocator, and leave the others. A rollout engine with
+    tensor parallelism shares its buffers through CUDA IPC handles, which memory of such segments does not have."""
+    for name in CUDA_ALLOCATOR:
+        settings = environ.get(name, "").split(",")
+        kept = [setting for setting in settings if setting.partition(":")[0].strip() != EXPANDABLE_SEGMENTS]
+        if kept == settings:
+            continue
+        if kept:
+            environ[name] = ",".join(kept)
+        else:
+            del environ[name]
 
 
 def ranks_per_node(placement: Placement) -> list[int]:

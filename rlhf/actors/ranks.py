@@ -50,6 +50,8 @@ class RankActor(Actor):
             from rlhf.engines.process.rendezvous import bind_collectives, open_store
 
         self._rank = rank
+        if rank.device == "cuda":
+            self.see_gpus(self.gpus())
         bind_collectives(node_address())
         store = open_store(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
         init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)

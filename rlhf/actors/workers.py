@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf.actors import environment
 from rlhf.actors.actor import Actor, node_address
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
@@ -171,8 +172,9 @@ class RolloutWorker(Actor):
         """Load the model on `gpus`; if empty, on the GPUs that Ray assigned to this process."""
         from rlhf.engines.process.rendezvous import bind_collectives
 
-        if gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if spec.device == "cuda":
+            self.see_gpus(gpus or self.gpus())
+            environment.drop_expandable_segments(os.environ)
         bind_collectives(node_address())
         self._engine = open_engine(spec, name=name)
 

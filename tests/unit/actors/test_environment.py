@@ -2,7 +2,13 @@
 
 import pytest
 
-from rlhf.actors.environment import KEEP_FREED_MEMORY, OPENMP_SPINS, model_environment, rank_environment
+from rlhf.actors.environment import (
+    KEEP_FREED_MEMORY,
+    OPENMP_SPINS,
+    drop_expandable_segments,
+    model_environment,
+    rank_environment,
+)
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import Role
 
@@ -40,11 +46,35 @@ def test_what_the_user_has_set_stays() -> None:
     assert rank_environment(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEP_FREED_MEMORY
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
         assert rank_environment(placement, "cpu", 8.0, {name: "1"}) == {}
-    assert rank_environment(placement, "cuda", 8.0, {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        chosen = {"OMP_NUM_THREADS": "3", name: "max_split_size_mb:512"}
+        assert rank_environment(placement, "cuda", 8.0, chosen) == {"OMP_NUM_THREADS": "3"}
 
 
 def test_on_gpus_ranks_have_their_share_of_the_cores() -> None:
     """For an optimizer on the host; engines keep the one thread that they want."""
     placement = plan_placement({Role.POLICY: TWO, Role.CRITIC: ONE, Role.ROLLOUT: ONE}, (), num_engines=8)
     assert model_environment(placement, "cuda", 8.0, {}, is_async=True) == {"DS_ACCELERATOR": "cuda"}
+    expected = {"OMP_NUM_THREADS": "4", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert rank_environment(placement, "cuda", 8.0, {}) == expected
+
+
+def test_ranks_that_share_gpus_with_engines_keep_memory_that_has_ipc_handles() -> None:
+    placement = plan_placement({Role.POLICY: TWO, Role.ROLLOUT: ONE}, ("policy,rollout",), num_engines=2)
     assert rank_environment(placement, "cuda", 8.0, {}) == {"OMP_NUM_THREADS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("expandable_segments:True", None),
+        ("max_split_size_mb:512, expandable_segments:True", "max_split_size_mb:512"),
+        ("max_split_size_mb:512", "max_split_size_mb:512"),
+    ],
+)
+def test_engines_get_no_expandable_segments_from_their_node(given: str, left: str | None) -> None:
+    """vLLM captures graphs of buffers that it shares by CUDA IPC handles, which such memory does not have."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        environ = {name: given, "PATH": "/bin"}
+        drop_expandable_segments(environ)
+        assert environ == {"PATH": "/bin"} | ({name: left} if left else {})
