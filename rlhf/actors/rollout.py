@@ -20,10 +20,13 @@ class RolloutPool:
         generate_timeout_s: float,
         control_timeout_s: float,
         colocated: Sequence[WorkerGroup] = (),
+        colocated_timeout_s: float = 0.0,
     ) -> None:
-        """`colocated` are the models on the same devices; they release unused memory before the engines wake."""
+        """`colocated` are the models on the same devices; they release unused memory before the engines wake, which
+        waits for what they are doing: `colocated_timeout_s` is the longest that one of their calls may take."""
         self._group = group
         self._colocated = colocated
+        self._colocated_timeout_s = colocated_timeout_s
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
 
@@ -60,7 +63,7 @@ class RolloutPool:
             group.run(
                 lambda _rank, handle: handle.release_memory.remote(),
                 phase="release of memory for engines",
-                timeout_s=self._control_timeout_s,
+                timeout_s=self._colocated_timeout_s + self._control_timeout_s,
             )
         self._all("wake", lambda _index, handle: handle.wake.remote(), self._control_timeout_s)
 

@@ -49,7 +49,7 @@ def assemble_online(
     assert data.prompts is not None
     assert workers.engines is not None
     prompts, needs = data.prompts.train, algorithm.needs
-    pool = partial(rollout_pool, config.rollout, colocated_models(placement, workers.groups))
+    pool = partial(rollout_pool, config, colocated_models(placement, workers.groups))
     sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
     requests = probe_requests(config.rollout, tokenizer, prompts)
     rewards = reward_sources(config, workers, tokenizer)

@@ -29,13 +29,15 @@ def engines_sleep_during_training(placement: Placement, max_lag: int) -> bool:
     return placement.group_of(Role.ROLLOUT).is_shared_by_engines and max_lag == 0
 
 
-def rollout_pool(section: RolloutSection, colocated: Sequence[WorkerGroup], engines: WorkerGroup) -> RolloutPool:
-    """All rollout engines as one. `colocated` are the models on the same devices."""
+def rollout_pool(config: OnlineConfig, colocated: Sequence[WorkerGroup], engines: WorkerGroup) -> RolloutPool:
+    """All rollout engines as one. `colocated` are the models on the same devices, which may be saving a checkpoint when
+    the engines are to wake."""
     return RolloutPool(
         engines,
-        generate_timeout_s=section.generate_timeout_s,
-        control_timeout_s=section.sync_timeout_s,
+        generate_timeout_s=config.rollout.generate_timeout_s,
+        control_timeout_s=config.rollout.sync_timeout_s,
         colocated=colocated,
+        colocated_timeout_s=config.train.step_timeout_s,
     )
 
 

@@ -1,10 +1,24 @@
 """Deadlines that lie around others are longer than those, whose errors say more."""
 
+from rlhf.actors.groups import Submit, WorkerGroup
+from rlhf.actors.waiting import RemoteCalls
 from rlhf.config.commands import GrpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.reward import EndpointSource
 from rlhf.launch.rewards import scoring_timeout_s
-from rlhf.launch.rollouts import sampling_timeout_s
+from rlhf.launch.rollouts import rollout_pool, sampling_timeout_s
+
+
+class TimedGroup(WorkerGroup):
+    """Workers that are called at once; keeps each call's deadline."""
+
+    def __init__(self) -> None:
+        super().__init__((), RemoteCalls(()))
+        self.timeouts: dict[str, float] = {}
+
+    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
+        self.timeouts[phase] = timeout_s
+        return []
 
 
 def grpo(*flags: str) -> GrpoConfig:
@@ -28,3 +42,12 @@ def test_a_step_may_sample_as_often_as_its_algorithm_allows() -> None:
     assert sampling_timeout_s(config) > 4 * (
         config.rollout.generate_timeout_s + scoring_timeout_s(config.reward, config.train.step_timeout_s)
     )
+
+
+def test_engines_that_wake_wait_for_the_checkpoint_that_their_devices_are_saving() -> None:
+    """A rank answers one call after the other, and a save may take as long as a step."""
+    config = grpo("--train.step-timeout-s", "1000", "--rollout.sync-timeout-s", "10")
+    ranks, engines = TimedGroup(), TimedGroup()
+    rollout_pool(config, [ranks], engines).wake()
+    assert ranks.timeouts == {"release of memory for engines": 1010.0}
+    assert engines.timeouts == {"rollout wake": 10.0}
