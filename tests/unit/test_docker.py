@@ -1,6 +1,7 @@
 """What `docker/` holds is well-formed, as far as that can be known without an engine: linted, valid by its schemas, and
 safe by its own words."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from rlhf.algorithms import build_algorithm
 from rlhf.config.commands import PpoConfig
 from rlhf.config.loading.load import load_config
+from rlhf.planning.roles import place
 
 DOCKER = Path(__file__).parents[2] / "docker"
 TOOLS = Path(sys.executable).parent
@@ -86,14 +89,39 @@ def test_the_pods_of_the_ray_job_are_valid(path: str) -> None:
         kubernetes_validate.validate(pod | {"spec": {"containers": "none"}}, "1.33", strict=True)
 
 
+def ray_job_config() -> PpoConfig:
+    """What the job's entrypoint trains, with the config that its ConfigMap is made of."""
+    words = shlex.split(str(at(read("kuberay/rayjob.yaml"), "spec.entrypoint")))
+    assert words[3] == "/config/ppo.yaml"
+    config = load_config("ppo", [str(DOCKER.parent / "configs" / "ppo.yaml"), *words[4:]], {})
+    assert isinstance(config, PpoConfig)
+    return config
+
+
+def test_the_ray_job_finds_its_files_on_the_claim_and_its_gpus() -> None:
+    """A pod's working directory is empty."""
+    config = ray_job_config()
+    paths = [config.run.dir, config.data.path, *(section.model for section in config.models.values() if section.model)]
+    assert len(paths) >= 4
+    mounts = at(read("kuberay/rayjob.yaml"), f"spec.rayClusterSpec.{PODS[1]}.spec.containers.0.volumeMounts")
+    assert isinstance(mounts, list)
+    claimed = {str(at(mount, "mountPath")) for mount in mounts if at(mount, "name") == "runs"}
+    assert claimed == {"/runs"}
+    for path in paths:
+        assert str(path).startswith("/runs"), path
+    assert config.cluster.device == "cuda"
+    job = read("kuberay/rayjob.yaml")
+    given = int(str(at(job, f"spec.rayClusterSpec.{PODS[1]}.spec.containers.0.resources.limits")["nvidia.com/gpu"]))  # type: ignore[index]
+    replicas = at(job, "spec.rayClusterSpec.workerGroupSpecs.0.replicas")
+    assert place(config, build_algorithm(config.algo).needs).num_devices == given * int(str(replicas))
+
+
 def test_the_ray_job_asks_for_a_token_and_waits_for_the_checkpoint() -> None:
     job = read("kuberay/rayjob.yaml")
     assert at(job, "spec.rayClusterSpec.authOptions.mode") == "token"
     words = str(at(job, "spec.entrypoint")).split()
     assert words[:3] == ["rlhf", "train", "ppo"]
-    flags = [word for word in words[3:] if not word.endswith(".yaml")]
-    model = ["--policy.model", "org/model", "--data.path", "rows.jsonl", "--reward.function", "a:b"]
-    grace = load_config("ppo", [*flags, *model], {}).checkpoint.grace_s
+    grace = ray_job_config().checkpoint.grace_s
     for path in PODS:
         seconds = at(job, f"spec.rayClusterSpec.{path}.spec.terminationGracePeriodSeconds")
         assert isinstance(seconds, int)
