@@ -83,8 +83,9 @@ class RolloutSection(Section):
     max_lag: NonNegativeInt = 0
     """Asynchronous (off-policy) rollouts: the greatest staleness, in policy versions, of the weights that sample while
     training goes on. 0 is strictly on-policy: sampling and training alternate."""
-    max_num_seqs: PositiveInt = 64
-    """Responses that one engine decodes at the same time."""
+    max_num_seqs: PositiveInt | Literal["auto"] = "auto"
+    """Responses that one engine decodes at the same time. auto is 64 on CPU and 512 on GPUs: while weights are read for
+    each token, more responses take hardly more time. Those that the KV cache has no room for wait."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
     """Share of a GPU's memory that a vLLM engine may use."""
     kv_cache_gib: PositiveFloat = 1.0
@@ -105,6 +106,12 @@ class RolloutSection(Section):
     """Longest time for sampling one step's responses."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
+
+    def max_num_seqs_on(self, device: str) -> int:
+        """`max_num_seqs` on a device (cpu, cuda)."""
+        if self.max_num_seqs != "auto":
+            return self.max_num_seqs
+        return 64 if device == "cpu" else 512
 
     @property
     def expected_traits(self) -> EngineTraits:

@@ -50,8 +50,8 @@ class SamplingConfig(Section):
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
     tensor_parallel_size: PositiveInt = 1
     """Tensor parallelism: GPUs that the vLLM engine is spread over."""
-    max_num_seqs: PositiveInt = 64
-    """Responses that the engine decodes at the same time."""
+    max_num_seqs: PositiveInt | Literal["auto"] = "auto"
+    """Responses that the engine decodes at the same time; auto is 64 on CPU and 512 on GPUs."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
     """Share of a GPU's memory that the vLLM engine may use."""
     kv_cache_gib: float = Field(1.0, gt=0.0)

@@ -54,9 +54,10 @@ def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
                 f"fragmentation may need the rest. Lower --{_knob(group.peak_phase)}."
             )
     if isinstance(config, OnlineConfig) and plan.cache_tokens < plan.cache_wanted:
+        num_seqs = config.rollout.max_num_seqs_on("cpu" if plan.cluster.device.is_cpu else "cuda")
         yield (
             f"rollout: the cache has room for {plan.cache_tokens:,.0f} tokens of the {plan.cache_wanted:,.0f} that "
-            f"{config.rollout.max_num_seqs} responses may need; some will wait. Lower --rollout.max-num-seqs or raise "
+            f"{num_seqs} responses may need; some will wait. Lower --rollout.max-num-seqs or raise "
             f"--rollout.tensor-parallel-size."
         )
     if plan.idle_share > MOSTLY_IDLE and len(plan.groups) > 1 and not plan.cluster.device.is_cpu:

@@ -219,7 +219,8 @@ class _Planner:
     def cache_wanted(self) -> float:
         """Tokens of the longest sequences that one engine decodes at once."""
         rollout = self._rollout
-        return min(rollout.max_num_seqs, ceil(self._work.sampled / rollout.num_engines)) * float(self._work.longest)
+        num_seqs = min(rollout.max_num_seqs_on(self._device), ceil(self._work.sampled / rollout.num_engines))
+        return num_seqs * float(self._work.longest)
 
     def _seconds(self, group: DeviceGroup, phase: str, rates: timing.Efficiency) -> float:
         machine = Machine(sheet=self._cluster.device, num_nodes=group.shape.num_nodes)
@@ -255,7 +256,7 @@ class _Planner:
             self._work,
             num_engines=rollout.num_engines,
             tensor_parallel=rollout.tensor_parallel_size,
-            max_seqs=min(rollout.max_num_seqs, fitting),
+            max_seqs=min(rollout.max_num_seqs_on(self._device), fitting),
             sheet=self._cluster.device,
             rates=rates,
         )

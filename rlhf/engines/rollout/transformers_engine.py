@@ -163,7 +163,7 @@ class TransformersRolloutEngine:
         """Indices of the requests of each batch. Prompts of similar length share a batch, to need less padding.
         Requests that mix in a reference have their own batches, because they run two models. Depends on the requests
         only."""
-        size = self._section.max_num_seqs
+        size = self._section.max_num_seqs_on(self._device.type)
         for mixes in (False, True):
             chosen = [i for i, request in enumerate(requests) if (request.sampling.mixture > 0.0) == mixes]
             chosen.sort(key=lambda i: (len(requests[i].prompt_token_ids), requests[i].id, i))

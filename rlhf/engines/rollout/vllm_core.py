@@ -15,6 +15,7 @@ from vllm.config.lora import MaxLoRARanks
 from vllm.envs import VLLM_RPC_BASE_PATH
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
@@ -53,7 +54,7 @@ class VllmCore:
                 seed=spec.seed % 2**31,
                 load_format="safetensors",
                 max_model_len=self._context,
-                max_num_seqs=section.max_num_seqs,
+                max_num_seqs=section.max_num_seqs_on(spec.device),
                 # With chunked prefill vLLM samples after each chunk, discards the token and rewinds the request's
                 # random generator, which CPU generators do not support. So on CPU a prompt (or a response that
                 # continues with new weights) is prefilled in one step.
@@ -73,7 +74,9 @@ class VllmCore:
                 enable_lora=spec.adapter_rank > 0,
                 lora_target_modules=_lora_target_modules(spec.model) if spec.adapter_rank else None,
                 max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= spec.adapter_rank),
-            )
+            ),
+            # So that a GPU prefills as many tokens at once as in vLLM's own batch inference; by default it is 2048.
+            usage_context=UsageContext.ENGINE_CONTEXT if on_cpu else UsageContext.LLM_CLASS,
         )
         if on_cpu or section.tensor_parallel_size == 1:
             self.llm.collective_rpc(_remove_rendezvous_file)

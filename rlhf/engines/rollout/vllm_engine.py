@@ -27,7 +27,8 @@ CLOSE_TIMEOUT_S = 10.0
 class VllmRolloutEngine:
     """Samples with vLLM's continuous batching; receives weights through vLLM's own weight transfer.
 
-    Each request has its own seed, so its tokens do not depend on the rest of the batch. Log-probs are those of logits /
+    Each request has its own seed. On CPU its tokens do not depend on the rest of the batch; CUDA kernels round by the
+    shape of the batch unless VLLM_BATCH_INVARIANT is set. Log-probs are those of logits /
     temperature over the full vocabulary, before top-k and top-p (greedy: temperature 1): what a trainer computes.
 
     Implements `RolloutEngine` and `WeightReceiver`. Responses in progress when a weight update starts are neither lost
