@@ -102,14 +102,16 @@ class ClusterSection(Section):
     address: str | None = None
     """Ray address; if not given, RAY_ADDRESS, else a new cluster on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device that models run on; auto takes GPUs if the cluster has some."""
+    """Device that models run on; auto takes GPUs if the cluster has some, and refuses to train models of more than two
+    billion parameters on CPUs."""
     colocate: tuple[str, ...] = ()
     """Roles that are colocated on one group of devices: policy,reference; critic,reward; or all. With rollout among
     them (hybrid engine), vLLM goes into sleep mode while models compute. Repeatable."""
     placement_timeout_s: PositiveFloat = 300.0
     """Longest time to wait for devices."""
     start_timeout_s: PositiveFloat = 600.0
-    """Longest time for workers to start and models to load."""
+    """Longest time for workers to start and models to load; for models, a second is added for each 100 MB of their
+    weights."""
     allow_unauthenticated: bool = False
     """Join a cluster on other machines without token authentication (RAY_AUTH_MODE=token). Only for a network that
     nobody else can reach."""

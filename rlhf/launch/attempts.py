@@ -21,6 +21,7 @@ from rlhf.engines.rewards import probe
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import role_engine
 from rlhf.launch.gpu_budget import gpu_budget
+from rlhf.launch.large_models import loading_timeout_s, require_meant_device
 from rlhf.launch.memory_forecast import memory_forecast
 from rlhf.launch.offline import assemble_offline
 from rlhf.launch.online import assemble_online
@@ -68,11 +69,13 @@ class RunAttempts:
         needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
         placement = place(config, needs)
         if not self.has_started:
+            require_meant_device(config, needs, cluster.device)
             for line in memory_forecast(config, needs, cluster):
                 records.say(line)
         workers = self._start(needs, placement)
         self._show_workers(placement)
-        self._check_export(workers, algorithm.needs.exported_role)
+        if not self.has_started:
+            self._check_export(workers, algorithm.needs.exported_role)
         self.has_started = True
         if store is not None and not store.is_complete:
             workers = fill_store(store, config.train, cluster, workers, records, self.stop)
@@ -106,7 +109,7 @@ class RunAttempts:
                 self.cluster,
                 placement,
                 make_launch_spec(config, needs, placement, updates, self.cluster.device),
-                start_timeout_s=config.cluster.start_timeout_s,
+                start_timeout_s=loading_timeout_s(config, needs),
                 collective_timeout_s=config.train.step_timeout_s,
                 on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
