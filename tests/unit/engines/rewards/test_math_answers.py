@@ -30,7 +30,7 @@ def reward() -> Iterator[MathReward]:
 def scores(source: MathReward, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """The score of each response, a label first."""
     rows = [Prompt(id="q7", token_ids=np.array([1]), text="question", label=label) for label, _ in pairs]
-    return [one.total for one in source.score(rows, [text for _, text in pairs], rollouts(len(pairs)))]
+    return [one.total for one in source.score(rows, [text for _, text in pairs], rollouts(1) * len(pairs))]
 
 
 ROWS = [
