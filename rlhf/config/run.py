@@ -84,7 +84,7 @@ class LogSection(Section):
     mlflow_uri: str | None = None
     """MLflow tracking address; needs the package mlflow."""
     sample_every_steps: NonNegativeInt = 10
-    """Steps between prints of a step's first sample; 0 prints none."""
+    """Steps between prints of a group's best and worst response; 0 prints none."""
     rollouts: bool = True
     """Write every sampled response with its reward to rollouts/, and those of evaluations to evaluations/."""
 

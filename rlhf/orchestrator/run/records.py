@@ -9,7 +9,11 @@ from rlhf.errors import CheckpointError, PreemptedError
 from rlhf.orchestrator.run.console import Console
 from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
+from rlhf.orchestrator.run.samples_shown import most_telling
 from rlhf.types import Json
+
+GOOD_NEWS = ("resume",)
+"""Kinds of events that are no warnings."""
 
 
 class Records:
@@ -42,14 +46,14 @@ class Records:
                 self.directory.write_responses(step, responses)
         every_steps = self._section.sample_every_steps
         if responses.trained and every_steps and step % every_steps == 0:
-            self._console.sample(step, responses.trained[0])
+            self._console.sample(step, most_telling(responses.trained))
         self.status(Status.RUNNING, step)
 
     def note(self, kind: str, text: str) -> None:
         """Record an event for the user: on the console and in events.jsonl."""
         with self._lossy():
             self.directory.note(kind, text, step=self._step)
-        self._console.say(f"{kind}: {text}")
+        (self._console.say if kind in GOOD_NEWS else self._console.warn)(f"{kind}: {text}")
 
     def warn(self, text: str) -> None:
         """Record a warning: an event that may need the user to act."""

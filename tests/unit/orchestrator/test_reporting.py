@@ -16,8 +16,11 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection, TrainSection
 from rlhf.errors import ConfigError, NumericsError
-from rlhf.orchestrator.run.console import LiveConsole, PlainConsole, make_console, show_seconds
+from rlhf.orchestrator.run.console import PlainConsole
+from rlhf.orchestrator.run.live_console import LiveConsole
+from rlhf.orchestrator.run.samples_shown import most_telling, sample_lines
 from rlhf.orchestrator.run.schedule import RunLength
+from rlhf.orchestrator.run.shown_metrics import show_seconds
 from rlhf.orchestrator.run.trackers import BestEffort, JsonLines, make_trackers, require_trackers
 from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
 from rlhf.types import Example, Json, Role, Signal, TokenSequence
@@ -25,41 +28,27 @@ from tests.unit.orchestrator.support import given_group
 
 pytestmark = pytest.mark.timeout(30)
 
-METRICS: dict[str, Json] = {
-    "reward/mean_all": 0.5,
-    "kl/ref_per_response": 1.25,
-    "response/length": 42.0,
-    "policy/loss": 0.125,
-    "time/generate": 3.0,
-    "time/wait": 3.01,
-    "time/learn": 1.0,
-    "time/step": 5.0,
-    "throughput/tokens_per_s": 3400.0,
-    "throughput/generation_share": 0.6,
-}
 
-
-def test_a_step_is_one_plain_line() -> None:
-    out = io.StringIO()
-    console = make_console(40, out)
-    assert isinstance(console, PlainConsole)
-    console.log(12, METRICS)
-    assert out.getvalue() == (
-        "step 12/40 | eta 2m20s | reward 0.5 | kl 1.25 | length 42 | policy loss 0.125 | "
-        "5.00 s (wait 3.01 [generate 3.00], learn 1.00) | 3400 tokens/s | generation 60%\n"
-    )
-
-
-def test_the_live_panel_shows_the_same_and_closes() -> None:
+def test_a_message_is_not_markup() -> None:
     out = io.StringIO()
     console = LiveConsole(40, out)
-    console.log(12, METRICS)
-    console.sample(12, given_group(1, ["ab"], [0.5]))
     console.say("[bold]not markup[/bold]")
     console.close()
-    shown = out.getvalue()
-    assert "reward 0.5" in shown
-    assert "[bold]not markup[/bold]" in shown
+    assert "[bold]not markup[/bold]" in out.getvalue()
+
+
+def test_a_sample_is_the_best_and_the_worst_of_a_group_with_its_label() -> None:
+    equal = given_group(1, ["ab", "cd"], [0.5, 0.5])
+    apart = given_group(2, ["ab", "cd", "ef"], [0.5, 1.0, 0.0])
+    apart = replace(apart, prompt=replace(apart.prompt, text="2 + 2", label="4"))
+    assert most_telling([equal, apart]) is apart
+    assert sample_lines(3, apart) == [
+        "sample of step 3: [2 + 2], label [4]",
+        "  best, reward 1: [cd]",
+        "  worst, reward 0: [ef]",
+    ]
+    assert sample_lines(3, equal)[1:] == ["  all 2 got reward 0.5, the first: [ab]"]
+    assert sample_lines(3, given_group(1, ["ab"], [math.nan]))[1:] == ["  no score: [ab]"]
 
 
 def test_a_response_cannot_act_on_the_terminal() -> None:
