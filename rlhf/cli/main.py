@@ -5,6 +5,7 @@
 import contextlib
 import difflib
 import errno
+import importlib.util
 import os
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> int:
         RlhfError: the command ended with it.
     """
     verb, *rest = arguments or ["--help"]
-    if verb in {"--version", "-V"}:
+    if verb in {"--version", "-V", "version"}:
         return _show(f"rlhf {__version__}\n")
     if verb == "help" and rest:
         return run([*rest, "--help"])
@@ -72,7 +73,17 @@ def run(arguments: list[str]) -> int:
     others = {"plan": _plan, "generate": _generate, "chaos": _chaos, "quickstart": _quickstart}
     if verb in others:
         return others[verb](rest)
-    raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{did_you_mean(verb, VERBS)}')
+    raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{_command_meant(verb)}')
+
+
+def _command_meant(verb: str) -> str:
+    """What an unknown command may have meant: one of a similar name, or a method that wants a command before it."""
+    from rlhf.config.commands import COMMANDS
+
+    if near := did_you_mean(verb, VERBS):
+        return near
+    method = verb if verb in COMMANDS else next(iter(difflib.get_close_matches(verb, COMMANDS, n=1)), None)
+    return f" Did you mean `rlhf train {method}`?" if method is not None else ""
 
 
 def _train_or_check(verb: str, arguments: list[str]) -> int:
@@ -177,6 +188,11 @@ def _generate(arguments: list[str]) -> int:
     from rlhf.config.loading.load import load_generate
 
     config = load_generate(arguments)
+    from rlhf.launch.trained_model import find_model
+
+    assert config.model is not None, "the config's loader asked for it"
+    if importlib.util.find_spec("torch") is not None:
+        find_model(config.model)  # before torch is imported, which takes seconds
     with importing():
         from rlhf.cli.generate import run_generate
 

@@ -21,6 +21,7 @@ from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row
 from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.launch.trained_model import find_model
 from rlhf.orchestrator.data import load_prompts
 from rlhf.orchestrator.data.curation import Row
 from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
@@ -43,6 +44,8 @@ def run_sample(config: SampleConfig) -> int:
         ConfigError: the file of samples was made with other settings, or the lengths do not fit the model.
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
+    assert config.model is not None, "checked by the config's loader"
+    config = config.model_copy(update={"model": find_model(config.model)})
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
     require_fit(config, config.model)

@@ -185,10 +185,6 @@ def fields_by_name(section: type[Section]) -> Mapping[str, Field]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known dotted name that was probably meant: similar as a whole, or in its last part."""
-    names = list(known)
-    if alike := difflib.get_close_matches(word, names, n=1, cutoff=0.75):
-        return alike[0]
-    last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    alike = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.7)
-    return last[alike[0]] if alike else None
+    """The known word that was probably meant."""
+    alike = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return alike[0] if alike else None

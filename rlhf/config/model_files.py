@@ -158,6 +158,8 @@ def other_head(config: Mapping[str, object], tensors: Iterable[str]) -> str | No
 
 def read_config_json(folder: Path) -> dict[str, object]:
     """A model's config.json. Raises ModelFileError."""
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        raise ModelFileError(f"{folder} is the folder of a run. Name its model: {folder / 'model'}.")
     return _json(folder / "config.json")
 
 

@@ -15,6 +15,7 @@ from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rollout.open_engine import open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, ModelError
+from rlhf.launch.trained_model import find_model
 from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
 
@@ -30,13 +31,14 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
         ModelError: the model cannot be loaded.
     """
     assert config.model is not None, "the config's loader asked for it"
-    tokenizer = load_tokenizer(config.model, key="model")
+    model = find_model(config.model)
+    tokenizer = load_tokenizer(model, key="model")
     prompts = read_prompts(config, tokenizer)
     device = local_device()
     longest = max(len(prompt.token_ids) for prompt in prompts)
     spec = EngineSpec(
         section=RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
-        model=config.model,
+        model=model,
         dtype=dtype_on("auto", device),
         device=device,
         seed=config.seed,

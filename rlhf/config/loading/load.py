@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from rlhf.config.loading.layers import (
 )
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import translate
+from rlhf.config.loading.suggestions import advice_on
 from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.problems import shown
 from rlhf.config.rules.all_rules import problems_of
@@ -55,7 +56,9 @@ def read_config(
     flags.layer.problems += translation.problems
     flags.layer.wrong |= translation.spoiled
     files = [
-        file_layer(Path(name), environ, schema.fields) if is_file_name(name) else Layer(problems=[unexpected(name)])
+        file_layer(Path(name), environ, schema.fields)
+        if is_file_name(name)
+        else Layer(problems=[unexpected(name, schema.fields)])
         for name in flags.positionals[:1]
     ]
     layers = [
@@ -65,7 +68,7 @@ def read_config(
         python_layer(settings or {}, schema.fields),
     ]
     merged = Merged(schema, [*_member_layer(COMMANDS[command], layers), *layers], _sections_elsewhere(command))
-    merged.problems += [unexpected(name) for name in flags.positionals[1:]]
+    merged.problems += [unexpected(name, schema.fields) for name in flags.positionals[1:]]
     # Without the settings of its file, what a run lacks is not known.
     if merged.config is not None and not any(file.problems and not file.settings for file in files):
         merged.problems += merged.report(problems_of(merged.config))
@@ -81,12 +84,15 @@ def is_file_name(word: str) -> bool:
     return False
 
 
-def unexpected(word: str) -> str:
+def unexpected(word: str, known: Collection[str]) -> str:
     """The message for an argument that is no flag, no value of a flag and no config file."""
-    key, equals, value = word.partition("=")
-    if equals:
-        return f"{word}: unexpected argument. Write --{key} {value}."
-    return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'
+    given, equals, value = word.partition("=")
+    key = given.lstrip("+~").replace("-", "_")
+    if not equals:
+        return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'
+    if key in known:
+        return f"{word}: unexpected argument. Write {InFlag().spell(key)} {value}."
+    return f"{word}: unexpected argument. {advice_on(key, known, InFlag().spell)[0]}"
 
 
 def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from rlhf.config.base import Section
 from rlhf.config.fields import Field, fields_by_name, nearest, sections_in, variant_of
 from rlhf.config.loading.layers import Layer, Origin, Setting, dotted
+from rlhf.config.loading.suggestions import advice_on, meant_section
 from rlhf.config.loading.yaml_text import KeyPath, Value
 from rlhf.config.problems import NOT_A_CHOICE, Problem, secret_advice, shown, wording
 from rlhf.config.renamed import current_value, warn_renamed
@@ -121,15 +122,14 @@ class Merged(Generic[S]):
 
     def _unknown(self, setting: Setting) -> str:
         where = setting.origin.where(setting.path)
-        if advice := secret_advice(setting.key):
-            return f"{where}: {advice}"
-        known = self.schema.sections if setting.value in (None, {}) else self.schema.fields
-        meant = nearest(setting.key, known)
-        if meant is None:
-            sections = ", ".join(sorted(name for name in self.schema.sections if "." not in name))
-            return f"{where}: unknown key. " + (f"Sections are {sections}." if sections else "See --help.")
-        self.spoiled.add(meant)
-        return f"{where}: unknown key. Did you mean {setting.origin.spell(meant)}?"
+        if secret := secret_advice(setting.key):
+            return f"{where}: {secret}"
+        if setting.value in (None, {}) and (section := meant_section(setting.key, self.schema.sections)):
+            self.spoiled.add(section)
+            return f"{where}: unknown key. Did you mean {setting.origin.spell(section)}?"
+        advice, meant = advice_on(setting.key, self.schema.fields, setting.origin.spell)
+        self.spoiled.update(meant)
+        return f"{where}: unknown key. {advice}"
 
     def _validated(self) -> S | None:
         """Validate; note invalid values and go on without them."""

@@ -5,7 +5,7 @@ Tags, anchors and aliases are refused.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 import yaml
@@ -20,12 +20,15 @@ INFINITE = re.compile(r"([-+]?\.inf)|\.nan", re.IGNORECASE)
 DEEPEST = 40
 PLAINER = {
     "'\\t'": "found a tab; indent with spaces",
-    "expected <block end>": "bad indentation",
-    "mapping values are not allowed": "a second colon; quote the text",
+    "expected <block end>": "bad indentation; the keys of a section must line up",
     "<stream end>": "a bracket or quote is not closed",
     "end of stream": "a bracket or quote is not closed",
 }
 """The parser's words, and plain ones for them."""
+
+
+COLON = "mapping values are not allowed"
+"""The parser's words for a colon that it does not expect, which has three causes."""
 
 
 class Mark(Protocol):
@@ -59,7 +62,10 @@ class Document:
         except yaml.MarkedYAMLError as error:
             what = error.problem or error.context or "unreadable"
             what = next((plain for cryptic, plain in PLAINER.items() if cryptic in what), what)
-            raise YamlError(what, error.problem_mark or error.context_mark) from None
+            mark = error.problem_mark or error.context_mark
+            if COLON in what and mark is not None:
+                what = unexpected_colon(text.splitlines()[: mark.line + 1], mark.column)
+            raise YamlError(what, mark) from None
         except yaml.YAMLError as error:
             raise YamlError(str(error).splitlines()[0]) from None
 
@@ -120,6 +126,24 @@ class Document:
     def _refuse_tag(tag: str | None, event: yaml.Event) -> None:
         if tag is not None:
             raise YamlError(f"tags are not read (got {tag})", event.start_mark)
+
+
+def unexpected_colon(lines: Sequence[str], column: int) -> str:
+    """Why the colon at `column` of the last line is not expected: a line that is indented too far, a line above it
+    whose colon has no space, or a text with a colon."""
+    *above, line = lines
+    before = next((other for other in reversed(above) if other.strip() and not other.lstrip().startswith("#")), "")
+    if ": " in line[:column]:
+        return "a second colon; quote the text"
+    if re.match(r"\s*[\w.-]+:\S", before):
+        return f"the line above, `{before.strip()}`, needs a space after its colon"
+    if _indent(line) > _indent(before):
+        return f"bad indentation: `{line[:column].strip()}` is indented further than `{before.strip()}` above it"
+    return "a second colon; quote the text"
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def line_of(event: yaml.Event) -> int:

@@ -12,6 +12,7 @@ import tokenizers
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlhf.engines.models.hub import require_found
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Message
 
@@ -108,6 +109,8 @@ def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: s
         raise ModelError(f"{key}: {path} is no folder.")
     revision = trust_remote_code.partition("@")[2] if trust_remote_code else None
     name = str(folder) if looks_local else path
+    if not looks_local:
+        require_found(path, key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code is not None, revision=revision or "main"

@@ -45,7 +45,10 @@ IN_FILE = [
     (b"a: \xff\xfe", "config.yaml: not a text file (not UTF-8 at byte 3)."),
     ("#" * (1024 * 1024 + 1), "config.yaml: larger than 1 MiB."),
     ("policy:\n\tlr: 1\n", "config.yaml:2:1: not valid YAML: found a tab; indent with spaces."),
-    ("policy:\n  lr: 1\n dtype: auto\n", "config.yaml:3:2: not valid YAML: bad indentation."),
+    (
+        "policy:\n  lr: 1\n dtype: auto\n",
+        "config.yaml:3:2: not valid YAML: bad indentation; the keys of a section must line up.",
+    ),
     ("policy: [1,\n", "config.yaml:2:1: not valid YAML: a bracket or quote is not closed."),
     ("a: 1\n---\nb: 2\n", "config.yaml:2:1: not valid YAML: more than one document."),
     ("a: &x 1\nb: *x\n", "config.yaml:1:4: not valid YAML: anchors and aliases are not read; write the value out."),

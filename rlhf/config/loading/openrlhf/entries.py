@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from rlhf.config.loading.suggestions import key_of_other_systems
+
 MODELS = ("policy", "reference", "critic", "reward")
 TRAINED = ("policy", "critic")
 
@@ -149,12 +151,17 @@ class Own:
             return Outcome(settings=self.form(keys, words), note=self.note)
         if self.why and holds:
             return Outcome(nothing=self.why)
-        return Outcome(
-            problem=self.refusal or "this command has no such setting. Leave it out.", spoils=self.spoils or self.keys
-        )
+        return Outcome(problem=self.refusal or _no_such_setting(given), spoils=self.spoils or self.keys)
 
     def _keys_among(self, known: Collection[str]) -> list[str]:
         return [key for key in self.keys if key in known] or [key for key in self.otherwise if key in known]
+
+
+def _no_such_setting(given: Given) -> str:
+    """The message for a flag of theirs that stands for nothing in this command. Another system may have the name."""
+    meant = key_of_other_systems(given.name, given.known)
+    advice = f"Did you mean --{meant.replace('_', '-')}?" if meant is not None else "Leave it out."
+    return f"this command has no such setting. {advice}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,7 @@ def test_a_hub_model_that_cannot_be_loaded_is_reported_without_the_token(
         raise OSError("cannot load meta/x with hf_planted") from cause
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr("rlhf.engines.models.hub.hub_is_reachable", lambda: True)
     with pytest.raises(ModelError) as caught:
         load_tokenizer("meta/x")
     assert str(caught.value) == line

@@ -1,0 +1,234 @@
+"""Names that other systems have for settings of this project, for messages about unknown keys.
+
+Each name is followed by this project's keys in order of preference: the first that a command has is suggested. `A & B`
+stands for two settings that together are theirs. The names are those of TRL 1.16 (`GRPOConfig`, `DPOConfig` and the
+others) and verl 0.6 (`ppo_trainer.yaml`). Flags of OpenRLHF are translated and are not here.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_TRAINED = ("policy", "reward")
+"""The sections of a model that a command may train, the more likely one first."""
+
+
+def _trained(key: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{key}" for section in _TRAINED)
+
+
+_OPTIMIZER = {
+    "learning_rate": _trained("lr"),
+    "lr_scheduler_type": _trained("lr_schedule"),
+    "lr_scheduler": _trained("lr_schedule"),
+    "warmup_ratio": _trained("warmup_ratio"),
+    "warmup_steps": _trained("warmup_ratio"),
+    "lr_warmup_steps": _trained("warmup_ratio"),
+    "lr_warmup_steps_ratio": _trained("warmup_ratio"),
+    "weight_decay": _trained("weight_decay"),
+    "adam_beta1": _trained("adam_betas"),
+    "adam_beta2": _trained("adam_betas"),
+    "betas": _trained("adam_betas"),
+    "adam_epsilon": _trained("adam_eps"),
+    "max_grad_norm": _trained("max_grad_norm"),
+    "grad_clip": _trained("max_grad_norm"),
+    "clip_grad": _trained("max_grad_norm"),
+}
+
+_MODEL = {
+    "model_name_or_path": _trained("model"),
+    "model_name": _trained("model"),
+    "sft_model_path": ("policy.model",),
+    "reward_model_path": ("reward.model",),
+    "ref_model": ("reference.model",),
+    "torch_dtype": _trained("dtype"),
+    "bf16": _trained("dtype"),
+    "fp16": _trained("dtype"),
+    "attn_implementation": _trained("attention"),
+    "load_in_4bit": _trained("quantization"),
+    "use_peft": _trained("lora.rank"),
+    "lora_r": _trained("lora.rank"),
+    "lora_rank": _trained("lora.rank"),
+    "lora_alpha": _trained("lora.alpha"),
+    "lora_target_modules": _trained("lora.targets"),
+    "target_modules": _trained("lora.targets"),
+    "enable_gradient_checkpointing": _trained("gradient_checkpointing"),
+    "param_offload": _trained("offload_parameters"),
+    "optimizer_offload": _trained("offload_optimizer"),
+    "cpu_offload": _trained("offload_optimizer"),
+}
+
+_SAMPLING = {
+    "num_generations": ("rollout.group_size",),
+    "num_samples_per_prompt": ("rollout.group_size",),
+    "max_completion_length": ("rollout.max_response_tokens",),
+    "max_response_length": ("rollout.max_response_tokens",),
+    "max_new_tokens": ("rollout.max_response_tokens",),
+    "response_length": ("rollout.max_response_tokens",),
+    "max_prompt_length": ("rollout.max_prompt_tokens",),
+    "temperature": ("rollout.temperature",),
+    "top_p": ("rollout.top_p",),
+    "top_k": ("rollout.top_k",),
+    "use_vllm": ("rollout.engine",),
+    "vllm_mode": ("cluster.colocate",),
+    "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization",),
+    "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
+    "tensor_model_parallel_size": ("rollout.tensor_parallel_size",),
+}
+
+_LOSS = {
+    "beta": ("algo.loss.beta", "algo.beta", "algo.kl.coef"),
+    "kl_coef": ("algo.kl.coef",),
+    "init_kl_coef": ("algo.kl.coef",),
+    "kl_loss_coef": ("algo.kl.coef",),
+    "kl_penalty_coef": ("algo.kl.coef",),
+    "kl_loss_type": ("algo.kl_estimator",),
+    "use_kl_loss": ("algo.kl_placement",),
+    "use_kl_in_reward": ("algo.kl_placement",),
+    "epsilon": ("algo.clip_low & algo.clip_high",),
+    "clip_ratio": ("algo.clip_low & algo.clip_high",),
+    "cliprange": ("algo.clip_low & algo.clip_high",),
+    "clip_range": ("algo.clip_low & algo.clip_high",),
+    "clip_eps": ("algo.clip_low & algo.clip_high",),
+    "epsilon_low": ("algo.clip_low",),
+    "clip_ratio_low": ("algo.clip_low",),
+    "epsilon_high": ("algo.clip_high",),
+    "clip_ratio_high": ("algo.clip_high",),
+    "clip_ratio_c": ("algo.dual_clip",),
+    "delta": ("algo.loss.delta", "algo.dual_clip"),
+    "cliprange_value": ("algo.value_clip",),
+    "loss_type": ("algo.loss.type", "algo.aggregation"),
+    "loss_agg_mode": ("algo.aggregation",),
+    "label_smoothing": ("algo.loss.label_noise",),
+    "entropy_coeff": ("algo.entropy_coef",),
+    "num_iterations": ("algo.num_epochs",),
+    "num_ppo_epochs": ("algo.num_epochs",),
+    "ppo_epochs": ("algo.num_epochs",),
+    "lam": ("algo.gae_lambda",),
+    "scale_rewards": ("algo.scale",),
+    "norm_adv_by_std_in_grpo": ("algo.scale",),
+    "importance_sampling_level": ("algo.ratio",),
+    "mask_truncated_completions": ("algo.truncated",),
+    "missing_eos_penalty": ("algo.truncated_penalty",),
+    "adv_estimator": ("algo.type",),
+    "algorithm": ("algo.type",),
+}
+
+_STEPS = {
+    "per_device_train_batch_size": ("train.batch_size",),
+    "gradient_accumulation_steps": ("train.batch_size",),
+    "ppo_mini_batch_size": ("train.batch_size",),
+    "train_batch_size": ("rollout.batch_size", "train.batch_size"),
+    "steps_per_generation": ("rollout.batch_size",),
+    "ppo_micro_batch_size_per_gpu": ("train.micro_batch_size",),
+    "ppo_max_token_len_per_gpu": ("train.max_tokens_per_micro_batch",),
+    "num_train_epochs": ("train.num_epochs",),
+    "total_epochs": ("train.num_epochs",),
+    "epochs": ("train.num_epochs",),
+    "max_steps": ("train.num_steps",),
+    "total_training_steps": ("train.num_steps",),
+    "steps": ("train.num_steps",),
+}
+
+_DATA = {
+    "max_length": ("data.max_tokens",),
+    "max_seq_length": ("data.max_tokens",),
+    "max_seq_len": ("data.max_tokens",),
+    "dataset_name": ("data.path",),
+    "dataset": ("data.path",),
+    "train_file": ("data.path",),
+    "train_files": ("data.path",),
+    "val_files": ("data.eval_path",),
+    "eval_dataset": ("data.eval_path",),
+    "dataset_train_split": ("data.split",),
+    "reward_funcs": ("reward.function",),
+    "reward_func": ("reward.function",),
+    "reward_fn": ("reward.function",),
+    "reward_weights": ("reward.sources",),
+}
+
+_RUN = {
+    "output_dir": ("run.dir",),
+    "default_local_dir": ("run.dir",),
+    "experiment_name": ("run.name",),
+    "project_name": ("log.wandb_project",),
+    "project": ("log.wandb_project",),
+    "report_to": ("log.wandb_project",),
+    "logger": ("log.wandb_project",),
+    "eval_steps": ("eval.every_steps",),
+    "test_freq": ("eval.every_steps",),
+    "save_steps": ("checkpoint.every_steps",),
+    "save_freq": ("checkpoint.every_steps",),
+    "save_total_limit": ("checkpoint.keep",),
+    "max_actor_ckpt_to_keep": ("checkpoint.keep",),
+    "resume_from_checkpoint": ("checkpoint.resume",),
+    "resume_mode": ("checkpoint.resume",),
+    "n_gpus_per_node": _trained("num_gpus_per_node"),
+    "nnodes": _trained("num_nodes"),
+}
+
+BY_LAST_PART: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {**_OPTIMIZER, **_MODEL, **_SAMPLING, **_LOSS, **_STEPS, **_DATA, **_RUN}
+)
+"""Names whose section does not matter: TRL has none, and in verl the last part says what is meant."""
+
+BY_WHOLE_NAME: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "actor_rollout_ref.model.path": ("policy.model",),
+        "actor_rollout_ref.actor.optim.lr": ("policy.lr",),
+        "actor_rollout_ref.ref.fsdp_config.param_offload": ("reference.offload_parameters",),
+        "actor_rollout_ref.rollout.n": ("rollout.group_size",),
+        "actor_rollout_ref.rollout.name": ("rollout.engine",),
+        "algorithm.kl_ctrl.type": ("algo.kl.type",),
+        "algorithm.filter_groups.enable": ("algo.dynamic_sampling",),
+        "critic.optim.lr": ("critic.lr",),
+        "critic.model.path": ("critic.model",),
+        "reward_model.model.path": ("reward.model",),
+        "custom_reward_function.path": ("reward.function",),
+        "custom_reward_function.name": ("reward.function",),
+    }
+)
+"""Names that mean something by their section only."""
+
+SECTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "actor": "policy",
+        "actor_rollout_ref": "policy",
+        "ref": "reference",
+        "reward_model": "reward",
+        "generation": "rollout",
+        "vllm": "rollout",
+        "sampling": "rollout",
+        "dataset": "data",
+        "training": "train",
+        "trainer": "train",
+        "algorithm": "algo",
+        "logging": "log",
+        "ckpt": "checkpoint",
+        "ray": "cluster",
+        "optim": "policy",
+        "optimizer": "policy",
+    }
+)
+"""Names of sections."""
+
+NOTES: Mapping[str, str] = MappingProxyType(
+    {
+        "per_device_train_batch_size": "it counts the examples of one optimizer step over all ranks",
+        "gradient_accumulation_steps": "it counts the examples of one optimizer step over all ranks",
+        "ppo_mini_batch_size": "it counts responses, not prompts",
+        "warmup_steps": "a share of all steps",
+        "lr_warmup_steps": "a share of all steps",
+        "adam_beta1": "a list of both",
+        "adam_beta2": "a list of both",
+        "bf16": "its value is auto, bfloat16 or float32",
+        "fp16": "its value is auto, bfloat16 or float32",
+        "load_in_4bit": "its value is nf4",
+        "use_peft": "adapters are trained where it is above 0",
+        "use_vllm": "its value is auto, vllm or transformers",
+        "vllm_mode": "its value is policy,rollout for what TRL calls colocate",
+        "use_kl_loss": "its value is loss",
+        "use_kl_in_reward": "its value is reward",
+        "mask_truncated_completions": "its value is mask",
+    }
+)
+"""What to know before a value of theirs is written for the key that is suggested."""
