@@ -51,6 +51,8 @@ def show_run(console: Console, folder: Path) -> None:
     console.print(f"[bold]{escape(str(folder))}[/bold] {escape(page.headline)}")
     for fact in page.facts:
         console.print(f"  {escape(fact)}")
+    for cause in page.causes:
+        console.print(f"[bold]![/bold] {escape(cause)}")
     for line in page.warnings:
         console.print(f"  {escape(line)}")
     for process, lines in page.troubles.items():

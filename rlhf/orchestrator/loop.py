@@ -16,6 +16,7 @@ from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.run import CheckpointSection, EvalSection, TrainSection
 from rlhf.errors import NumericsError, PreemptedError, RewardError
 from rlhf.orchestrator.evaluation import Evaluation, Evaluator
+from rlhf.orchestrator.run.causes import CauseWatch
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.export import export_model, show_model
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
@@ -32,6 +33,7 @@ from rlhf.orchestrator.step.metrics import (
     flatten,
     lag_metrics,
     merge,
+    row_metrics,
     throughput_metrics,
     time_metrics,
 )
@@ -102,6 +104,7 @@ class Loop:
         )
         self._weights = PolicyWeights(parts.algorithm.needs, parts.models, records.warn)
         self._mismatch_watch = MismatchWatch(sections.train, records.warn)
+        self._causes = CauseWatch(fresh.config, records.note)
         self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
         self._learner = Learner(
@@ -175,6 +178,7 @@ class Loop:
             trained = batch.groups if self._online else ()
             responses = StepResponses(trained=trained, advantages=advantages, evaluated=evaluation.responses)
             self._records.step(step, dict(merged), responses)
+            self._causes.observe(step, merged)
         with self._clock.phase("checkpoint"):
             self._progress.save_if_due()
 
@@ -230,6 +234,7 @@ class Loop:
         if self._online:
             metrics["responses"] = response_metrics(batch.groups)
             metrics["lag"] = lag_metrics(batch.groups, step - 1)
+            metrics["rows"] = row_metrics(batch.groups)
         metrics["loop"] = {
             "data/position": float(batch.position),
             "data/examples": float(len(examples)),

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from rlhf.config.loading.yaml_text import Document
 from rlhf.errors import ConfigError, RlhfError, error_classes
+from rlhf.orchestrator.run.causes import WINDOW, find_causes
 from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.metrics_file import read_metrics
 from rlhf.orchestrator.run.run_directory import newest_processes
@@ -34,6 +36,8 @@ class Diagnosis:
 
     headline: str
     facts: tuple[str, ...]
+    causes: tuple[str, ...]
+    """Why the run does not learn, by its last steps."""
     warnings: tuple[str, ...]
     troubles: Mapping[str, tuple[str, ...]]
     """Process -> the last lines of its log that report an error."""
@@ -61,6 +65,7 @@ def diagnose(folder: Path, now: float | None = None) -> Diagnosis:
     return Diagnosis(
         headline=_headline(status, alive, broke_off),
         facts=(*_progress(status, steps, now), *_saved(folder)),
+        causes=tuple(cause.text for cause in find_causes(steps[-WINDOW:], _config(folder))),
         warnings=(*_warnings(events), *old_names),
         troubles=_troubles(folder, status) if broke_off or error else {},
         stack_tops=_stack_tops(folder),
@@ -192,6 +197,15 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _config(folder: Path) -> Mapping[str, Json]:
+    """The run's resolved config; empty where it cannot be read."""
+    try:
+        config = Document((folder / "config.yaml").read_text(encoding="utf-8")).value
+    except (OSError, ValueError):
+        return {}
+    return dict(config) if isinstance(config, dict) else {}
 
 
 def _json(file: Path) -> Json:

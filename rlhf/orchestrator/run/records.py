@@ -49,10 +49,10 @@ class Records:
             self._console.sample(step, most_telling(responses.trained))
         self.status(Status.RUNNING, step)
 
-    def note(self, kind: str, text: str) -> None:
-        """Record an event for the user: on the console and in events.jsonl."""
+    def note(self, kind: str, text: str, **more: Json) -> None:
+        """Record an event for the user: on the console and, with `more`, in events.jsonl."""
         with self._lossy():
-            self.directory.note(kind, text, step=self._step)
+            self.directory.note(kind, text, step=self._step, **more)
         (self._console.say if kind in GOOD_NEWS else self._console.warn)(f"{kind}: {text}")
 
     def warn(self, text: str) -> None:

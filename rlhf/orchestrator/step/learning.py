@@ -1,8 +1,9 @@
 """Learning from experiences: epochs over a rollout batch, mini-batch by mini-batch, all trained roles in parallel."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -15,15 +16,20 @@ from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, mer
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
-from rlhf.types import Experience, Metrics, Role, ScoredGroup, StepReport, TrainBatch
+from rlhf.types import Experience, Json, Metrics, Role, ScoredGroup, StepReport, TrainBatch
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_SKIPPED_RECENTLY = 10
 RECENT_UPDATES = 1000
 PTX = "ptx"
 
-Note = Callable[[str, str], None]
-"""Records an event for the user: its kind and its text."""
+
+class Note(Protocol):
+    """Records an event for the user."""
+
+    def __call__(self, kind: str, text: str, **more: Json) -> None:
+        """`text` is shown; `more` is only in events.jsonl."""
+        ...
 
 
 class Pretraining:
@@ -153,7 +159,8 @@ class Learner:
             metrics = engine.forward_backward(batches)
             report = engine.optim_step()
             if report.unmoved:
-                self._note("unmoved", f"{role}: did not move in the first update: {', '.join(report.unmoved)}")
+                text = f"{role}: {len(report.unmoved)} of its parameters did not change in the first update"
+                self._note("unmoved", f"{text} (events.jsonl names them)", parameters=list(report.unmoved))
             if self._count_skips(role, step, ids, report):
                 learned.num_skipped += 1
                 continue

@@ -81,6 +81,11 @@ def lag_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]
     }
 
 
+def row_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """What the step's rows have."""
+    return {"data/labeled": sum(group.prompt.label is not None for group in groups) / len(groups)}
+
+
 def time_metrics(clock: PhaseClock, batch: GroupBatch) -> dict[str, float]:
     """Seconds of the step and of its phases.
 
