@@ -3,56 +3,16 @@
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
 
 from pydantic_core import PydanticUndefined
 
-from rlhf.config.base import Section
-from rlhf.config.commands import COMMANDS, METHODS, Command, TrainConfig
-from rlhf.config.fields import Field, fields_of, first_paragraph
+from rlhf.config.commands import COMMANDS, METHODS
+from rlhf.config.fields import Field, fields_of
 from rlhf.config.loading.flags import ALIASES
-from rlhf.config.loading.layers import InFlag, Layer, Setting, split_key
-from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.tools import ChaosConfig, GenerateConfig, PlanConfig, QuickstartConfig
 
 INDENT = 6
 MAIN_WIDTH = 118
-
-
-def member_defaults(command: Command) -> TrainConfig:
-    """The config of a command with only the type of its member set."""
-    layer = Layer()
-    if command.key is not None:
-        layer.settings.append(Setting(split_key(command.key), command.name, InFlag()))
-    config = Merged(Schema(command.config), [layer]).config
-    assert config is not None, "defaults are valid"
-    return config
-
-
-def member_section(command: Command, defaults: TrainConfig) -> str:
-    """The first paragraph of a member's docstring."""
-    section: Section = defaults
-    for part in split_key(command.key or "")[:-1]:
-        section = dict(section)[part]
-    return first_paragraph(type(section))
-
-
-def groups(command: Command, defaults: TrainConfig) -> Iterator[tuple[str, str, list[Field]]]:
-    """Name, description and fields of every section of a config; of a member, only the fields that it has."""
-    config = command.config
-    fields = [field for field in fields_of(config, values=defaults) if _has(command, field)]
-    for name in config.model_fields:
-        section = type(dict(defaults)[name])
-        yield name, first_paragraph(section), [field for field in fields if field.name.startswith(f"{name}.")]
-
-
-def _has(command: Command, field: Field) -> bool:
-    """Whether a field can be set in a command: not the one that its name decides, nor those that only other members
-    have."""
-    if command.key is None or field.name == command.key:
-        return command.key is None
-    is_sibling = field.name.startswith(f"{command.key.rpartition('.')[0]}.")
-    return not is_sibling or not field.owners or command.name in field.owners
 
 
 def kind_of(field: Field) -> str:
@@ -116,20 +76,6 @@ def member_lines() -> str:
     return "; ".join(f"{', '.join(members)} ({name})" for name, members in found.items() if members)
 
 
-def train_help(verb: str, name: str) -> str:
-    """Help of `rlhf VERB NAME`: every flag by section."""
-    command, width = COMMANDS[name], screen_width()
-    defaults = member_defaults(command)
-    about = first_paragraph(command.config)
-    if command.key is not None:
-        about = f"{member_section(command, defaults)} A member of {command.method}: --{command.key} {name}."
-    parts = [TRAIN_HEAD.format(verb=verb, command=name, about=about)]
-    for section, meaning, fields in groups(command, defaults):
-        heading = f"{section}: {meaning}"
-        parts.append("\n".join([heading, "", *(field_help(field, width) for field in fields)]))
-    return "\n".join(parts)
-
-
 def plan_help() -> str:
     """Help of `rlhf plan`: its own flags; the flags of a run are in `rlhf train METHOD --help`."""
     return PLAN_HEAD.format(names=",".join(METHODS)) + "\n".join(
@@ -184,26 +130,21 @@ Trains language models from feedback on a Ray cluster.
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
   rlhf chaos METHOD [CONFIG.yaml]                             a run with injected faults, compared with one without
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
+  rlhf completion {{bash,zsh,fish}}                             a script that completes commands and flags
   rlhf --version                                              print the version
 
 METHOD is one of {{{names}}},
 {members}
 
-`rlhf train ppo --help` lists every setting. Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or
-disk, 6 numerics, 7 worker lost, 8 stall, 70 internal, 75 stopped and resumable, 130 interrupted.
+`rlhf train ppo --help` shows the settings that people change, `--help SECTION` those of a section, `--help WORD` those
+about a word, `--help all` every one. `rlhf completion bash` (or zsh, fish) completes commands and flags.
+
+Exit codes: 0 done, 2 config, 3 data or model, 4 reward, 5 checkpoint or disk, 6 numerics, 7 worker lost, 8 stall,
+70 internal, 75 stopped and resumable, 130 interrupted.
 """
 COMMANDS_HEAD = """\
 Usage: rlhf {verb} {{{names}}} [CONFIG.yaml] [--section.key value ...]
 
-"""
-TRAIN_HEAD = """\
-Usage: rlhf {verb} {command} [CONFIG.yaml] [--section.key value ...]
-
-{about}
-
-Defaults < CONFIG.yaml < environment (RLHF__SECTION__KEY=value) < flags. Also --section.key=value, --set
-section.key=value, --section.key and --no-section.key for true and false; a list's flag may be repeated. Flags of
-OpenRLHF are read too, and --openrlhf takes those as its own that are spelled like flags here.
 """
 PLAN_HEAD = """\
 Usage: rlhf plan {{{names}}} [CONFIG.yaml] [--section.key value ...] [options]

@@ -31,7 +31,7 @@ EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
 TOOLS = ("sample", "curate", "rounds", "data", "bench", "doctor")
-VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart")
+VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart", "completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,13 @@ def run(arguments: list[str]) -> int:
         return _train_or_check(verb, rest)
     if verb in TOOLS:
         return _tool(verb, rest)
-    others = {"plan": _plan, "generate": _generate, "chaos": _chaos, "quickstart": _quickstart}
+    others = {
+        "plan": _plan,
+        "generate": _generate,
+        "chaos": _chaos,
+        "quickstart": _quickstart,
+        "completion": _completion,
+    }
     if verb in others:
         return others[verb](rest)
     raise ConfigError(f'unknown command "{verb}" (have {", ".join(VERBS)}).{_command_meant(verb)}')
@@ -87,13 +93,14 @@ def _command_meant(verb: str) -> str:
 
 
 def _train_or_check(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.help import commands_help, train_help
+    from rlhf.cli.help import commands_help
+    from rlhf.cli.train_help import train_help
 
     command, rest = _method(verb, arguments)
     if command in HELP:
         return _show(commands_help(verb))
     if HELP & set(rest):
-        return _show(train_help(verb, command))
+        return _show(train_help(verb, command, rest))
     from rlhf.cli.translated import show_translation
 
     show_translation(verb, command, rest)
@@ -210,6 +217,14 @@ def _quickstart(arguments: list[str]) -> int:
     from rlhf.cli.quickstart import run_quickstart
 
     return run_quickstart(config)
+
+
+def _completion(arguments: list[str]) -> int:
+    from rlhf.cli.completion import completion
+
+    if len(arguments) != 1:
+        raise ConfigError("completion: name a shell: bash, zsh or fish.")
+    return _show(completion(arguments[0]))
 
 
 def _tool(verb: str, arguments: list[str]) -> int:

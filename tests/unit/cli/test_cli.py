@@ -14,8 +14,9 @@ import pytest
 
 from rlhf import __version__
 from rlhf.cli import main as cli
-from rlhf.cli.help import main_help, train_help
+from rlhf.cli.help import main_help
 from rlhf.cli.pages.configuration import reference
+from rlhf.cli.train_help import train_help
 from rlhf.config.commands import COMMANDS, METHODS
 from rlhf.config.fields import fields_of, list_items
 from rlhf.config.tools import GenerateConfig
@@ -110,7 +111,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     [
         (
             ["tran"],
-            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, doctor, chaos, quickstart). Did you mean train?',
+            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, doctor, chaos, quickstart, completion). Did you mean train?',
         ),
         (["train", "pppo"], 'rlhf: error: train: unknown method "pppo" (have {have}). Did you mean ppo?'),
         (["train", "dappo"], 'rlhf: error: train: unknown method "dappo" (have {have}). Did you mean dapo?'),
@@ -308,7 +309,7 @@ def test_the_secret_of_a_service_is_a_variable_that_is_set(world: Path) -> None:
 
 @pytest.mark.parametrize("command", list(METHODS))
 def test_help_lists_every_setting(command: str) -> None:
-    text = train_help("train", command)
+    text = train_help("train", command, ["--help", "all"])
     for field in fields_of(METHODS[command].config):
         assert f"--{field.name.replace('_', '-')}" in text
 
@@ -316,15 +317,15 @@ def test_help_lists_every_setting(command: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in METHODS])
 def test_help_of_a_member_has_its_own_settings(name: str) -> None:
     command = COMMANDS[name]
-    text = train_help("train", name)
-    assert f"A member of {command.method}: --{command.key} {name}." in text
+    text = train_help("train", name, ["--help", "all"])
+    assert f"A member of {command.method}: --{command.key} {name}." in " ".join(text.split())
     assert "only with type" not in text.partition("algo: ")[2].partition("[default")[0]
 
 
 def test_help_of_a_member_has_its_own_defaults() -> None:
-    assert "[default sequence-mean]" in train_help("train", "gspo")
-    assert "--algo.loss.gamma NUMBER" in train_help("train", "simpo")
-    assert "--algo.loss.gamma" not in train_help("train", "ipo")
+    assert "[default sequence-mean]" in train_help("train", "gspo", ["--help", "all"])
+    assert "--algo.loss.gamma NUMBER" in train_help("train", "simpo", ["--help", "all"])
+    assert "--algo.loss.gamma" not in train_help("train", "ipo", ["--help", "all"])
 
 
 @pytest.mark.parametrize("config", [*(method.config for method in METHODS.values()), GenerateConfig])
