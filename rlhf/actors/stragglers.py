@@ -35,6 +35,9 @@ class Stragglers:
     def wait_started(self, phase: str) -> None:
         """Only the ends of waits matter."""
 
+    def workers_awaited(self, phase: str, workers: Sequence[Worker]) -> None:
+        """Only the ends of waits matter."""
+
     def wait_succeeded(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
         """Compare the workers of one wait."""
         if len(seconds) < 2:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import ray
@@ -26,6 +27,11 @@ class CallObserver(Protocol):
 
     def wait_started(self, phase: str) -> None:
         """A wait begins, before its calls are submitted."""
+        ...
+
+    def workers_awaited(self, phase: str, workers: Sequence[Worker]) -> None:
+        """These workers have not replied yet; nobody is awaited any longer if there are none. Called at the start of a
+        wait, after each reply, and at its end."""
         ...
 
     def wait_succeeded(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
@@ -66,7 +72,11 @@ class RemoteCalls:
             RlhfError: what a worker raised; errors of other classes are wrapped with worker and phase.
         """
         with self.waiting(phase):
-            results, seconds = _first_failure_raises(submit(), phase, timeout_s, meanwhile)
+            try:
+                awaited = partial(self._tell_awaited, phase)
+                results, seconds = _first_failure_raises(submit(), phase, timeout_s, meanwhile, awaited)
+            finally:
+                self._tell_awaited(phase, [])
             for observer in self._observers:
                 observer.wait_succeeded(phase, seconds)
         return results
@@ -92,6 +102,10 @@ class RemoteCalls:
             with self._changed:
                 self._num_waits -= 1
                 self._changed.notify_all()
+
+    def _tell_awaited(self, phase: str, calls: Sequence[Call]) -> None:
+        for observer in self._observers:
+            observer.workers_awaited(phase, [call.worker for call in calls])
 
     def open(self) -> None:
         """Allow waits again after `stop`."""
@@ -128,16 +142,19 @@ def wait(
     timeout_s: float,
     stop_at_failure: bool,
     check: Callable[[Sequence[Call]], None] | None = None,
+    awaited: Callable[[Sequence[Call]], None] = lambda _: None,
 ) -> WaitOutcome:
     """Wait until all calls have ended, until the deadline, or until the first failure if `stop_at_failure`.
 
-    `check` gets the calls under way every `POLL_EVERY_S`; an error that it raises ends the wait.
+    `awaited` gets the calls under way at the start and after each reply. `check` gets them every `POLL_EVERY_S`; an
+    error that it raises ends the wait.
     """
     start = time.monotonic()
     deadline = start + timeout_s
     pending = {call.ref: call for call in calls}
     seconds: list[tuple[Worker, float]] = []
     failures: dict[ray.ObjectRef[object], RlhfError] = {}
+    awaited(calls)
     while pending and not (failures and stop_at_failure):
         left_s = max(0.0, deadline - time.monotonic())
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(left_s, POLL_EVERY_S))
@@ -151,6 +168,8 @@ def wait(
             seconds.append((call.worker, time.monotonic() - start))
             if (failure := failure_of(call, phase)) is not None:
                 failures[ref] = failure
+        if ready:
+            awaited(list(pending.values()))
     return WaitOutcome(
         seconds=seconds,
         failures=[failures[call.ref] for call in calls if call.ref in failures],
@@ -168,7 +187,11 @@ def results_of(calls: Sequence[Call], phase: str) -> list[object]:
 
 
 def _first_failure_raises(
-    calls: Sequence[Call], phase: str, timeout_s: float, meanwhile: Callable[[], None] | None
+    calls: Sequence[Call],
+    phase: str,
+    timeout_s: float,
+    meanwhile: Callable[[], None] | None,
+    awaited: Callable[[Sequence[Call]], None],
 ) -> tuple[list[object], Sequence[tuple[Worker, float]]]:
     """Results and times of the calls. Raises: as `RemoteCalls.run`."""
     stopped: set[post_mortem.Process] = set()
@@ -184,7 +207,7 @@ def _first_failure_raises(
             workers = [worker for worker in late if (worker.node_id, worker.pid) in still_stopped]
             raise StallError(f"{phase}: no reply can come from {describe_late(workers, findings)}")
 
-    outcome = wait(calls, phase=phase, timeout_s=timeout_s, stop_at_failure=True, check=check)
+    outcome = wait(calls, phase=phase, timeout_s=timeout_s, stop_at_failure=True, check=check, awaited=awaited)
     if outcome.failures:
         raise root_cause(outcome.failures, outcome.pending, phase)
     if outcome.pending:

@@ -90,6 +90,9 @@ class Injector:
     def wait_succeeded(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
         """Only the starts of waits matter."""
 
+    def workers_awaited(self, phase: str, workers: Sequence[Worker]) -> None:
+        """Only the starts of waits matter."""
+
     def wait_started(self, phase: str) -> None:
         """Note the phase, and start the next fault if it is due."""
         name = next((name for name, pattern in PHASES.items() if pattern.search(phase)), None)

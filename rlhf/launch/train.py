@@ -19,6 +19,7 @@ from rlhf.launch.data import load_data
 from rlhf.launch.models import load_run_tokenizer, require_models
 from rlhf.launch.records import make_records
 from rlhf.launch.schedule import run_length
+from rlhf.launch.shown_waits import ShownWaits
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import Console
 from rlhf.orchestrator.run.files import read_rows
@@ -29,6 +30,8 @@ from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.trackers import numbers, require_trackers
 from rlhf.planning.roles import require_sections
+
+START_OF_RAY = "start of Ray"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,7 @@ def run_training(
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
-        with open_cluster(config, records, observers) as cluster, stop.listening(), records.open():
+        with open_cluster(config, records, console, observers) as cluster, stop.listening(), records.open():
             attempts = RunAttempts(
                 config=config,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
@@ -116,15 +119,20 @@ def initial_state(config: TrainConfig, needs: Needs, data_fingerprint: str) -> R
     )
 
 
-def open_cluster(config: TrainConfig, records: Records, observers: Sequence[CallObserver]) -> Cluster:
-    """Join or start Ray. A failure is recorded in the run directory."""
+def open_cluster(config: TrainConfig, records: Records, console: Console, observers: Sequence[CallObserver]) -> Cluster:
+    """Join or start Ray. A failure is recorded in the run directory; the console shows every wait."""
+    log_folder = records.directory.log_folder
+    shown = ShownWaits(console.waiting, log_folder)
+    console.waiting(START_OF_RAY, ["Ray"])
     with records.recording_failure():
-        return Cluster(
+        cluster = Cluster(
             config.cluster,
             f"rlhf-{config.run.name}",
-            records.directory.log_folder,
-            observers=[Stragglers(records.warn), *observers],
+            log_folder,
+            observers=[Stragglers(records.warn), shown, *observers],
         )
+    console.waiting(START_OF_RAY, [])
+    return cluster
 
 
 def last_metrics(path: Path) -> dict[str, float]:

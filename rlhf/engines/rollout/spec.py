@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from rlhf.config.rollout import RolloutSection
 
+STAGE = "rollout engine: "
+"""Begins a line of an engine's log that says what it does now, while it starts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:

@@ -4,6 +4,7 @@ The engine core runs in this process, and a thread of its own steps it (`StepLoo
 from the core directly; nothing is decoded to text.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf.engines.rollout.serving import ServingGate, ServingState
-from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.rollout.spec import STAGE, EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError, WeightSyncError
@@ -20,6 +21,8 @@ from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from rlhf.engines.rollout.vllm_core import VllmCore
+
+logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
 
@@ -45,9 +48,11 @@ class VllmRolloutEngine:
 
         def build() -> "VllmCore":
             _set_environment(spec.device)
+            logger.info("%simporting vLLM", STAGE)
             with importing():
                 from rlhf.engines.rollout.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
 
+            logger.info("%sloading the model and compiling it", STAGE)
             return VllmCore(spec)
 
         self._loop = StepLoop(name, build, self._gate)

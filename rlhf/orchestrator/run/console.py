@@ -1,11 +1,12 @@
 """What the terminal shows during a run: a live panel on a terminal, one plain line a step elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TextIO
 
 from rlhf.orchestrator.run.live_console import LiveConsole
 from rlhf.orchestrator.run.samples_shown import sample_lines
 from rlhf.orchestrator.run.shown_metrics import Progress, headline, pace_of, values_of
+from rlhf.orchestrator.run.waits import WaitLines, Waits, no_stage
 from rlhf.terminal import is_terminal, write_line
 from rlhf.types import Json, ScoredGroup
 
@@ -29,6 +30,10 @@ class Console(Protocol):
         """Show a line that the user should not miss."""
         ...
 
+    def waiting(self, what: str, who: Sequence[str], stage_of: Callable[[str], str] = no_stage) -> None:
+        """Show who is awaited, as `Waiting`."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -47,6 +52,9 @@ class SilentConsole:
     def warn(self, text: str) -> None:
         """Warnings are in events.jsonl."""
 
+    def waiting(self, what: str, who: Sequence[str], stage_of: Callable[[str], str] = no_stage) -> None:
+        """Logs say what a process does."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -57,6 +65,8 @@ class PlainConsole:
     def __init__(self, num_steps: int, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._progress = Progress(num_steps)
+        self._waits = Waits()
+        self._lines = WaitLines(self._waits, self._say_wait)
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
         self._progress.add(step, metrics)
@@ -80,8 +90,17 @@ class PlainConsole:
     def say(self, text: str) -> None:
         write_line(text, self._stream)
 
+    def waiting(self, what: str, who: Sequence[str], stage_of: Callable[[str], str] = no_stage) -> None:
+        self._waits.set(what, who, stage_of)
+        self._lines.start()
+
     def close(self) -> None:
-        """Nothing is left open."""
+        self._lines.close()
+
+    def _say_wait(self, line: str) -> None:
+        """Only before the first step: the lines of steps show that the run goes on."""
+        if not self._progress.step:
+            self.say(line)
 
 
 def make_console(num_steps: int, stream: TextIO | None = None) -> Console:

@@ -1,7 +1,7 @@
 """A live panel on a terminal, redrawn in place; samples and messages scroll above it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rlhf.orchestrator.run.samples_shown import sample_lines
 from rlhf.orchestrator.run.shown_metrics import Progress, headline, pace_of, values_of
+from rlhf.orchestrator.run.waits import LEAST_SHOWN_IN_STEPS_S, LEAST_SHOWN_S, Waits, no_stage
 from rlhf.terminal import rich_console, visible
 from rlhf.types import Json, ScoredGroup
 
@@ -27,12 +28,13 @@ MAX_CURVE_CELLS = 60
 
 class RunPanel:
     """What the panel shows, in the width that there is: the bar, the headline with its curve over the run, the other
-    metrics, the times of the last step, and the last warning.
+    metrics, the times of the last step, who is awaited, and the last warning.
 
     Its colors are those of the terminal's own theme, so that it can be read on dark and on light ground.
     """
 
     def __init__(self, num_steps: int) -> None:
+        self.waits = Waits()
         self._progress = Progress(num_steps)
         self._bar = Bar(
             TextColumn("step"),
@@ -67,6 +69,8 @@ class RunPanel:
             lines += self._headline(width, options.ascii_only)
             lines += [Text(line) for line in fill_lines(values_of(self._metrics), width)]
             lines += [Text(line, style="dim") for line in fill_lines(pace_of(self._metrics), width)]
+        if waiting := self.waits.line(LEAST_SHOWN_IN_STEPS_S if self._metrics else LEAST_SHOWN_S):
+            lines.append(Text(waiting, style="cyan", no_wrap=True, overflow="ellipsis"))
         if self._warning:
             lines.append(Text(self._warning, style="yellow", no_wrap=True, overflow="ellipsis"))
         yield Panel(Group(*lines))
@@ -104,6 +108,9 @@ class LiveConsole:
 
     def say(self, text: str) -> None:
         self._live.console.print(Text(visible(text)))
+
+    def waiting(self, what: str, who: Sequence[str], stage_of: Callable[[str], str] = no_stage) -> None:
+        self._panel.waits.set(what, who, stage_of)
 
     def close(self) -> None:
         self._live.stop()

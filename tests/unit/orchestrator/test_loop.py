@@ -318,18 +318,6 @@ def test_later_passes_take_the_minibatches_in_another_order(tmp_path: Path) -> N
     assert {*passes[0]} == {*passes[1]} == {*passes[2]}
 
 
-def test_a_parameter_that_does_not_move_is_named(tmp_path: Path) -> None:
-    run = sft_run(tmp_path / "a")
-    run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, lr=0.0)
-    run.run()
-    said = "policy: 1 of its parameters did not change in the first update (events.jsonl names them)"
-    assert said in events_of(run)
-    events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]
-    assert [event["parameters"] for event in events if event["kind"] == "unmoved"] == [["table"]]
-    assert "table" not in run.out.getvalue(), "a model has hundreds of names"
-    assert "diagnosis: after step 1: the learning rate of the policy is 0 because" in run.out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("bad", "fails"), [({1}, False), ({1, 2, 3}, False), ({1, 2, 3, 4}, True), ({1, 3, 5, 7, 9}, False)]
 )
