@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -55,6 +56,42 @@ def show_traceback(error: BaseException) -> None:
 def is_terminal(stream: TextIO | None = None) -> bool:
     """Whether `stream` (stdout by default) is a terminal."""
     return (sys.stdout if stream is None else stream).isatty()
+
+
+@contextlib.contextmanager
+def library_output_to(file: Path) -> Iterator[TextIO]:
+    """Inside, what libraries and child processes write to stdout and stderr is appended to `file`. Gives a stream to
+    the terminal, for what the command itself shows. On an error inside, a line names the file."""
+    try:
+        own = [sys.stdout.fileno(), sys.stderr.fileno()]
+    except (OSError, ValueError):  # they are not files: a notebook, a test
+        yield sys.stdout
+        return
+    before = [os.dup(descriptor) for descriptor in own]
+    with (
+        contextlib.ExitStack() as stack,
+        file.open("ab") as log,
+        os.fdopen(os.dup(before[0]), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors) as stream,
+    ):
+        for descriptor in before:
+            stack.callback(os.close, descriptor)
+        stack.callback(_give_back, own, before)
+        for descriptor in own:
+            os.dup2(log.fileno(), descriptor)
+        try:
+            yield stream
+        except BaseException:
+            _give_back(own, before)
+            tell([f"rlhf: what the libraries wrote is in {file}"])
+            raise
+
+
+def _give_back(own: Sequence[int], before: Sequence[int]) -> None:
+    """Have stdout and stderr where they were."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor, kept in zip(own, before, strict=True):
+        os.dup2(kept, descriptor)
 
 
 def stdout_is_closed() -> bool:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
@@ -28,7 +29,7 @@ from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_request
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.step.sources import Sampler
-from rlhf.terminal import write_line
+from rlhf.terminal import library_output_to, write_line
 from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -71,11 +72,12 @@ def run_sample(config: SampleConfig) -> int:
         try:
             if rewards is not None:
                 probe(rewards, prompts[0], tokenizer, group_size=config.num_samples)
-            engine = start_engine(config, device)
-            try:
-                write_chunks(config.model, file, chunks, requests, engine, rewards, tokenizer)
-            finally:
-                engine.close()
+            with library_output_to(path.with_name(f"{path.name}.log")) as stream:
+                engine = start_engine(config, device)
+                try:
+                    write_chunks(stream, config.model, file, chunks, requests, engine, rewards, tokenizer)
+                finally:
+                    engine.close()
         finally:
             if rewards is not None:
                 rewards.close()
@@ -185,6 +187,7 @@ def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
 
 
 def write_chunks(
+    stream: TextIO,
     model: str,
     file: SampleFile,
     chunks: Sequence[Sequence[Prompt]],
@@ -193,8 +196,8 @@ def write_chunks(
     rewards: RewardSource | None,
     tokenizer: Tokenizer,
 ) -> None:
-    """Sample, score and append every chunk that is missing in the file."""
-    console = make_console(len(chunks))
+    """Sample, score and append every chunk that is missing in the file. `stream` shows the progress."""
+    console = make_console(len(chunks), stream)
     try:
         for number in range(file.num_chunks, len(chunks)):
             start = time.monotonic()

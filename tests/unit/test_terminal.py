@@ -112,3 +112,27 @@ def test_lines_of_a_log_are_escaped() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr == "row a\\x1b[2J\n"
+
+
+def test_what_libraries_write_goes_to_a_file(tmp_path: Path) -> None:
+    script = (
+        "import os, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from rlhf.terminal import library_output_to, write_line\n"
+        "write_line('before')\n"
+        "with library_output_to(Path('log')) as stream:\n"
+        "    os.write(1, b'from C\\n'); os.write(2, b'warning from C\\n'); print('printed')\n"
+        "    subprocess.run(['echo', 'from a child'])\n"
+        "    write_line('own', stream)\n"
+        "write_line('after')\n"
+        "with library_output_to(Path('log')) as stream:\n"
+        "    os.write(2, b'why\\n')\n"
+        "    raise ValueError('broken')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.stdout == "before\nown\nafter\n"
+    first, *_, last = result.stderr.splitlines()
+    assert first == "rlhf: what the libraries wrote is in log"
+    assert last == "ValueError: broken"
+    logged = ["from C", "warning from C", "printed", "from a child", "why"]
+    assert sorted((tmp_path / "log").read_text().splitlines()) == sorted(logged)
