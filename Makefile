@@ -3,6 +3,10 @@
 
 BIN := .venv/bin
 
+# Every process of a run imports 3,000 modules. Where Python may not keep them compiled, each process compiles them anew:
+# a third of the time that imports take.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: .venv/.ready
 
 .venv/.ready: requirements/cpu.lock pyproject.toml scripts/setup.sh
