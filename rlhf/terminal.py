@@ -4,6 +4,7 @@ row, a reward service or a library must not move the cursor, recolor the termina
 import contextlib
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,12 +97,13 @@ def _give_back(own: Sequence[int], before: Sequence[int]) -> None:
 
 def stdout_is_closed() -> bool:
     """Whether the reader of stdout is gone. Then nothing more is written to it, not even at exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    # Asked, because another flush may succeed: a write that failed drops what it could not write.
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def rich_console(stream: TextIO | None = None, *, soft_wrap: bool = False) -> "Console":
@@ -114,6 +116,10 @@ def rich_console(stream: TextIO | None = None, *, soft_wrap: bool = False) -> "C
             """Every segment of `renderable`; the cursor moves of rich itself are control segments."""
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+        def on_broken_pipe(self) -> None:
+            """As every writer here: rich would end the process with code 1."""
+            raise BrokenPipeError
 
     return EscapingConsole(file=stream, soft_wrap=soft_wrap, highlight=False)
 
