@@ -13,13 +13,22 @@ from rlhf.config.commands import RowKind
 from rlhf.config.fields import fields_of
 from rlhf.config.loading.load_tools import (
     load_bench,
+    load_compare,
     load_curate,
     load_data_report,
     load_doctor,
     load_rounds,
     load_sample,
 )
-from rlhf.config.tools import BenchConfig, CurateConfig, DataConfig, DoctorConfig, RoundsConfig, SampleConfig
+from rlhf.config.tools import (
+    BenchConfig,
+    CompareConfig,
+    CurateConfig,
+    DataConfig,
+    DoctorConfig,
+    RoundsConfig,
+    SampleConfig,
+)
 
 Environ = Mapping[str, str]
 
@@ -77,6 +86,13 @@ def _doctor(argv: Sequence[str], environ: Environ) -> int:
     return run_doctor(config, environ)
 
 
+def _compare(argv: Sequence[str], environ: Environ) -> int:
+    config = load_compare(argv, environ)
+    from rlhf.cli.compare import run_compare
+
+    return run_compare(config)
+
+
 TOOLS: dict[str, Tool] = {
     "sample": Tool(usage="MODEL [CONFIG.yaml] --data.path ROWS --out SAMPLES.jsonl", config=SampleConfig, run=_sample),
     "curate": Tool(
@@ -87,6 +103,7 @@ TOOLS: dict[str, Tool] = {
     "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
     "data": Tool(usage=f"{{{','.join(RowKind)}}} --data.path ROWS", config=DataConfig, run=_data),
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
+    "compare": Tool(usage="RUN RUN [RUN ...]", config=CompareConfig, run=_compare),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }
 

@@ -210,6 +210,20 @@ class DoctorConfig(Section):
     """Show tracebacks."""
 
 
+class CompareConfig(Section):
+    """Runs side by side: the values of their metrics at the end and at best, the settings in which they differ, and
+    which run did best, by how much."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of the runs, at least two; usually the arguments."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to show, by their names in metrics.jsonl; by default those that say how a run did. Repeatable."""
+    as_json: bool = False
+    """Print the comparison as JSON (short: --json)."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 class ChaosConfig(Section):
     """A run with injected faults, compared with the same run without: whether it ends, and with the same weights. The
     run saves every step. Faults come one at a time, with a saved step in between."""

@@ -13,6 +13,7 @@ from rlhf.config.problems import Problem
 from rlhf.config.rules.placement import adapters_sent, colocation, weight_sync
 from rlhf.config.tools import (
     BenchConfig,
+    CompareConfig,
     CurateConfig,
     DataConfig,
     DoctorConfig,
@@ -55,6 +56,11 @@ def load_doctor(argv: Sequence[str], environ: Mapping[str, str]) -> DoctorConfig
     return _load(DoctorConfig, argv, environ, ("run",), lambda _: iter(()))
 
 
+def load_compare(argv: Sequence[str], environ: Mapping[str, str]) -> CompareConfig:
+    """The options of `rlhf compare RUN RUN ...`. Raises ConfigError with every problem."""
+    return _load(CompareConfig, argv, environ, ("runs",), _compare_problems)
+
+
 def _load(
     section: type[S],
     argv: Sequence[str],
@@ -62,16 +68,21 @@ def _load(
     names: Sequence[str],
     rule: Callable[[S], Iterator[Problem]],
 ) -> S:
-    """Arguments that are not flags set `names` in order; the first one that ends in .yaml is a config file."""
+    """Arguments that are not flags set `names` in order, and a list takes all that are left; the first one that ends in
+    .yaml is a config file."""
     schema = Schema(section)
     flags = Flags(argv, schema.fields)
     files = [word for word in flags.positionals if word.endswith((".yaml", ".yml"))]
     words = [word for word in flags.positionals if word not in files]
     layers = [file_layer(Path(name), environ, schema.fields) for name in files[:1]]
-    given = Layer([Setting((name,), word, InFlag()) for name, word in zip(names, words, strict=False)])
+    given = Layer()
+    for name in names[: len(words)]:
+        is_list = schema.fields[name].is_list
+        taken = [words.pop(0) for _ in range(len(words) if is_list else 1)]
+        given.settings.append(Setting((name,), [*taken] if is_list else taken[0], InFlag()))
     merged = Merged(schema, [*layers, given, flags.layer])
     problems = [*merged.problems]
-    problems += [f"{word}: unexpected argument." for word in (*words[len(names) :], *files[1:])]
+    problems += [f"{word}: unexpected argument." for word in (*words, *files[1:])]
     if merged.config is not None:
         problems += merged.report(list(rule(merged.config)))
     if problems or merged.config is None:
@@ -140,6 +151,11 @@ def _rounds_problems(config: RoundsConfig) -> Iterator[Problem]:
 def _data_problems(config: DataConfig) -> Iterator[Problem]:
     yield from _missing("kind", config.kind, f"one of {', '.join(RowKind)}.")
     yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
+
+
+def _compare_problems(config: CompareConfig) -> Iterator[Problem]:
+    if len(config.runs) < 2:
+        yield Problem(keys=("runs",), text=f"need the folders of two runs or more (got {len(config.runs)}).")
 
 
 def _bench_problems(config: BenchConfig) -> Iterator[Problem]:

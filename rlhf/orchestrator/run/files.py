@@ -90,7 +90,7 @@ def keep_lines(path: Path, last_step: int) -> None:
 def _row_of(line: str) -> dict[str, Json] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
