@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from rich.table import Table
 
 from rlhf.config.tools import CompareConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.orchestrator.run.console import visible
-from rlhf.report.comparison import Comparison, cautions, compare
+from rlhf.report.comparison import cautions, compare, result_lines
 from rlhf.report.config_difference import config_difference
 from rlhf.report.measures import OTHERS, RESULTS, Measured, direction, measured
-from rlhf.report.run_record import RunRecord, read_run
+from rlhf.report.run_record import RunRecord, names_of, read_runs
+from rlhf.terminal import rich_console, tell, visible, write
 from rlhf.types import Json
 
 SHOWN_OF_VALUE = 60
@@ -29,33 +28,17 @@ def run_compare(config: CompareConfig) -> int:
         ConfigError: a folder is not a run's, or no run has a metric that was asked for.
         DataError: a file cannot be read, or no run has finished a step.
     """
-    runs = read_runs(config.runs)
+    runs = read_runs([Path(folder) for folder in config.runs])
     if not any(run.steps for run in runs):
         raise DataError("compare: none of the runs has finished a step, so there is nothing to compare.")
     metrics = chosen_metrics(runs, config.metrics)
     for run in runs:
-        sys.stderr.writelines(f"rlhf: warning: {visible(note)}\n" for note in run.notes)
+        tell(f"rlhf: warning: {note}" for note in run.notes)
     if config.as_json:
-        sys.stdout.write(json.dumps(as_json(runs, metrics), indent=1) + "\n")
+        write(json.dumps(as_json(runs, metrics), indent=1) + "\n")
     else:
-        show(runs, metrics, Console(highlight=False))
+        show(runs, metrics, rich_console())
     return 0
-
-
-def read_runs(folders: Sequence[str]) -> list[RunRecord]:
-    """The runs in these folders. Raises ConfigError with every folder that is not a run's; DataError."""
-    runs: list[RunRecord] = []
-    problems: list[str] = []
-    for folder in folders:
-        try:
-            runs.append(read_run(Path(folder)))
-        except DataError:
-            raise
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return runs
 
 
 def chosen_metrics(runs: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
@@ -71,18 +54,9 @@ def chosen_metrics(runs: Sequence[RunRecord], asked: Sequence[str]) -> list[str]
     return list(asked) or [name for name in (*RESULTS, *OTHERS) if name in known]
 
 
-def names_of(runs: Sequence[RunRecord]) -> list[str]:
-    """A short name for each run: that of its folder, with the folder above it where two have the same name."""
-    names = [run.name for run in runs]
-    return [
-        visible(name if names.count(name) == 1 else f"{run.folder.resolve().parent.name}/{name}")
-        for run, name in zip(runs, names, strict=True)
-    ]
-
-
 def show(runs: Sequence[RunRecord], metrics: Sequence[str], console: Console) -> None:
     """Print metrics, differing settings, and the result."""
-    names = names_of(runs)
+    names = [visible(name) for name in names_of(runs)]
     table = Table(title="At the end of each run (best value of one step, and its step)")
     table.add_column("")
     for name in names:
@@ -103,25 +77,9 @@ def show(runs: Sequence[RunRecord], metrics: Sequence[str], console: Console) ->
         console.print(settings)
     else:
         console.print("All settings are the same.")
-    for line in result_lines(runs, compare(runs), names):
+    found = compare(runs)
+    for line in result_lines(found, [] if found is None else cautions(runs, found), names):
         console.print(escape(line), soft_wrap=True)
-
-
-def result_lines(runs: Sequence[RunRecord], found: Comparison | None, names: Sequence[str]) -> list[str]:
-    """Which run did best and by how much, and why that may not be so."""
-    if found is None:
-        return ["The runs have no metric in common that says which of them did better."]
-    winner, second = names[found.winner], names[found.second]
-    noise = "" if found.error is None else f" ± {found.error:.2g}"
-    values = f"{found.metric} {found.values[0]:.4g} against {found.values[1]:.4g} of {second}"
-    difference = f"{values}: {found.difference:.3g}{noise} better ({found.basis})"
-    if found.is_clear:
-        first = f"{winner} is ahead: {difference}."
-    elif found.difference == 0:
-        first = f"No difference: {found.metric} is {found.values[0]:.4g} in {winner} and {second} ({found.basis})."
-    else:
-        first = f"No clear winner: {winner} has {difference}, which noise can explain."
-    return [first, *(f"Caution: {line}." for line in cautions(runs, found))]
 
 
 def as_json(runs: Sequence[RunRecord], metrics: Sequence[str]) -> dict[str, Json]:

@@ -17,6 +17,7 @@ from rlhf.config.loading.load_tools import (
     load_curate,
     load_data_report,
     load_doctor,
+    load_report,
     load_rounds,
     load_sample,
 )
@@ -26,6 +27,7 @@ from rlhf.config.tools import (
     CurateConfig,
     DataConfig,
     DoctorConfig,
+    ReportConfig,
     RoundsConfig,
     SampleConfig,
 )
@@ -93,6 +95,13 @@ def _compare(argv: Sequence[str], environ: Environ) -> int:
     return run_compare(config)
 
 
+def _report(argv: Sequence[str], environ: Environ) -> int:
+    config = load_report(argv, environ)
+    from rlhf.cli.report import run_report
+
+    return run_report(config)
+
+
 TOOLS: dict[str, Tool] = {
     "sample": Tool(usage="MODEL [CONFIG.yaml] --data.path ROWS --out SAMPLES.jsonl", config=SampleConfig, run=_sample),
     "curate": Tool(
@@ -103,6 +112,7 @@ TOOLS: dict[str, Tool] = {
     "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
     "data": Tool(usage=f"{{{','.join(RowKind)}}} --data.path ROWS", config=DataConfig, run=_data),
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
+    "report": Tool(usage="RUN [RUN ...]", config=ReportConfig, run=_report),
     "compare": Tool(usage="RUN RUN [RUN ...]", config=CompareConfig, run=_compare),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }

@@ -224,6 +224,18 @@ class CompareConfig(Section):
     """Show tracebacks."""
 
 
+class ReportConfig(Section):
+    """One HTML file about a run, or about several next to each other: what moved and what is wrong, curves of every
+    metric, events, and the settings that differ. It loads nothing from anywhere, and can be mailed."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of the runs; usually the arguments."""
+    out: str | None = None
+    """The file; by default report.html in the run's folder, for several runs report.html here."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 class ChaosConfig(Section):
     """A run with injected faults, compared with the same run without: whether it ends, and with the same weights. The
     run saves every step. Faults come one at a time, with a saved step in between."""

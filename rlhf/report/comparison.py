@@ -63,6 +63,23 @@ def cautions(runs: Sequence[RunRecord], comparison: Comparison) -> list[str]:
     return found
 
 
+def result_lines(found: Comparison | None, doubts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Which run did best and by how much, and why that may not be so. `names` are those of the runs."""
+    if found is None:
+        return ["The runs have no metric in common that says which of them did better."]
+    winner, second = names[found.winner], names[found.second]
+    noise = "" if found.error is None else f" ± {found.error:.2g}"
+    values = f"{found.metric} {found.values[0]:.4g} against {found.values[1]:.4g} of {second}"
+    difference = f"{values}: {found.difference:.3g}{noise} better ({found.basis})"
+    if found.is_clear:
+        first = f"{winner} is ahead: {difference}."
+    elif found.difference == 0:
+        first = f"No difference: {found.metric} is {found.values[0]:.4g} in {winner} and {second} ({found.basis})."
+    else:
+        first = f"No clear winner: {winner} has {difference}, which noise can explain."
+    return [first, *(f"Caution: {line}." for line in doubts)]
+
+
 def _within(differing: Iterable[str], *prefixes: str) -> str:
     names = [name for name in differing if name.startswith(prefixes)]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -73,6 +73,31 @@ def read_run(folder: Path) -> RunRecord:
         raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror or error}).") from error
 
 
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """The runs in these folders. Raises ConfigError with every folder that is not a run's; DataError."""
+    runs: list[RunRecord] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except DataError:
+            raise
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return runs
+
+
+def names_of(runs: Sequence[RunRecord]) -> list[str]:
+    """A short name for each run: that of its folder, with the folder above it where two have the same name."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{run.folder.resolve().parent.name}/{name}"
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
 def number(value: Json) -> float | None:
     """A finite number as a float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):

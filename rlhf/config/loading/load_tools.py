@@ -17,6 +17,7 @@ from rlhf.config.tools import (
     CurateConfig,
     DataConfig,
     DoctorConfig,
+    ReportConfig,
     RoundsConfig,
     SampleConfig,
     SamplingConfig,
@@ -59,6 +60,11 @@ def load_doctor(argv: Sequence[str], environ: Mapping[str, str]) -> DoctorConfig
 def load_compare(argv: Sequence[str], environ: Mapping[str, str]) -> CompareConfig:
     """The options of `rlhf compare RUN RUN ...`. Raises ConfigError with every problem."""
     return _load(CompareConfig, argv, environ, ("runs",), _compare_problems)
+
+
+def load_report(argv: Sequence[str], environ: Mapping[str, str]) -> ReportConfig:
+    """The options of `rlhf report RUN [RUN ...]`. Raises ConfigError with every problem."""
+    return _load(ReportConfig, argv, environ, ("runs",), _report_problems)
 
 
 def _load(
@@ -156,6 +162,11 @@ def _data_problems(config: DataConfig) -> Iterator[Problem]:
 def _compare_problems(config: CompareConfig) -> Iterator[Problem]:
     if len(config.runs) < 2:
         yield Problem(keys=("runs",), text=f"need the folders of two runs or more (got {len(config.runs)}).")
+
+
+def _report_problems(config: ReportConfig) -> Iterator[Problem]:
+    if not config.runs:
+        yield Problem(keys=("runs",), text="missing; name the folder of a run, or of several.")
 
 
 def _bench_problems(config: BenchConfig) -> Iterator[Problem]:
