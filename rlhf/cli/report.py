@@ -22,7 +22,7 @@ def run_report(config: ReportConfig) -> int:
     path = Path(config.out) if config.out is not None else runs[0].folder / "report.html"
     if config.out is None and len(runs) > 1:
         path = Path("report.html")
-    lines = write_report(runs, path)
+    lines = write_report(runs, path, config.steps, int(config.responses_mib * 2**20))
     size = path.stat().st_size / 2**20
     for line in (*lines, f"report: {path.absolute()} ({size:.1f} MiB)"):
         write_line(line)

@@ -226,12 +226,17 @@ class CompareConfig(Section):
 
 class ReportConfig(Section):
     """One HTML file about a run, or about several next to each other: what moved and what is wrong, curves of every
-    metric, events, and the settings that differ. It loads nothing from anywhere, and can be mailed."""
+    metric, responses with their rewards, the time of a step, events, settings that differ. It loads nothing, and can be
+    mailed."""
 
     runs: tuple[str, ...] = ()
     """Folders of the runs; usually the arguments."""
     out: str | None = None
     """The file; by default report.html in the run's folder, for several runs report.html here."""
+    steps: tuple[PositiveInt, ...] = ()
+    """Steps whose responses are all in the page, beside those of the first, middle and last steps. Repeatable."""
+    responses_mib: float = Field(2.0, ge=0.0, le=200.0)
+    """Room for other responses, in MiB: spread over the run, as many as fit."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rlhf.types import Json
 
-SCRIPTS = ("text.js", "charts.js", "page.js")
+SCRIPTS = ("text.js", "charts.js", "responses.js", "page.js")
 STYLES = ("uPlot.min.css", "page.css")
 ESCAPED = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 """Characters that could end a block of JSON in HTML, as JSON writes them otherwise."""

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from rlhf import __version__
 from rlhf.orchestrator.run.diagnosis import Diagnosis, diagnose
+from rlhf.report.chosen_responses import KINDS
 from rlhf.report.comparison import cautions, compare, result_lines
 from rlhf.report.config_difference import config_difference
 from rlhf.report.curves import as_json, curves
 from rlhf.report.measures import OTHERS, RESULTS, direction
+from rlhf.report.responses_file import recorded_steps
 from rlhf.report.run_record import RunRecord, number
+from rlhf.report.timeline import timelines
 from rlhf.report.verdict import Verdict, judge
 from rlhf.types import Json
 
@@ -30,8 +33,8 @@ class PageData:
     """What it begins with."""
 
 
-def page_data(runs: Sequence[RunRecord], names: Sequence[str]) -> PageData:
-    """The page of these runs, which it calls by `names`."""
+def page_data(runs: Sequence[RunRecord], names: Sequence[str], steps: Sequence[Sequence[int]]) -> PageData:
+    """The page of these runs, which it calls by `names`. `steps`: those of each run whose time is shown at least."""
     diagnoses = [diagnose(run.folder) for run in runs]
     verdicts = [judge(run, diagnosis) for run, diagnosis in zip(runs, diagnoses, strict=True)]
     known = {name for run in runs for name in run.metrics}
@@ -40,7 +43,7 @@ def page_data(runs: Sequence[RunRecord], names: Sequence[str]) -> PageData:
     content: dict[str, Json] = {
         "version": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "runs": [_run(*parts) for parts in zip(runs, names, diagnoses, verdicts, strict=True)],
+        "runs": [_run(*parts) for parts in zip(runs, names, diagnoses, verdicts, steps, strict=True)],
         "comparison": [*comparison],
         "settings": _settings(runs),
         "first": [*first, *(name for name in OTHERS if name in known)],
@@ -51,7 +54,7 @@ def page_data(runs: Sequence[RunRecord], names: Sequence[str]) -> PageData:
     return PageData(content=content, lines=[*comparison, *lines])
 
 
-def _run(run: RunRecord, name: str, diagnosis: Diagnosis, verdict: Verdict) -> dict[str, Json]:
+def _run(run: RunRecord, name: str, diagnosis: Diagnosis, verdict: Verdict, steps: Sequence[int]) -> dict[str, Json]:
     return {
         "name": name,
         "folder": str(run.folder),
@@ -64,6 +67,8 @@ def _run(run: RunRecord, name: str, diagnosis: Diagnosis, verdict: Verdict) -> d
         "events": [_event(event) for event in run.events[-MOST_EVENTS:]],
         "num_events": len(run.events),
         "config": _config_text(run.folder),
+        "num_recorded": sum(len(recorded_steps(run.folder / kind)) for kind in KINDS),
+        "timelines": [*timelines(run, steps)],
     }
 
 

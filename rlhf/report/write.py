@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.run.files import write_text
+from rlhf.report.chosen_responses import choose_responses
 from rlhf.report.page import render
 from rlhf.report.page_data import page_data
 from rlhf.report.run_record import RunRecord, names_of
@@ -14,18 +15,28 @@ MARK = 'content="rlhf report"'
 READ_OF_HEAD = 4096
 
 
-def write_report(runs: Sequence[RunRecord], path: Path) -> list[str]:
+MAX_RESPONSE_BYTES = 2 * 2**20
+
+
+def write_report(
+    runs: Sequence[RunRecord], path: Path, steps: Sequence[int] = (), max_response_bytes: int = MAX_RESPONSE_BYTES
+) -> list[str]:
     """Write the page about `runs`. Returns the lines that it begins with: which run did best, and each one's verdict.
+    It holds all responses of `steps`, and others up to `max_response_bytes`.
 
     Raises:
-        ConfigError: the file exists and is not a report, or its folder does not exist.
+        ConfigError: the file exists and is not a report, its folder does not exist, or a step is not recorded.
         DataError: a file of a run cannot be read.
         CheckpointError: the page cannot be written.
     """
     require_ours(path)
     names = names_of(runs)
-    data = page_data(runs, names)
-    write_text(path, render(f"rlhf report: {', '.join(names)}", data.content))
+    responses = choose_responses(runs, steps, max_response_bytes)
+    shown = [
+        sorted({int(str(block["step"])) for block in responses if block["run"] == place}) for place in range(len(runs))
+    ]
+    data = page_data(runs, names, shown)
+    write_text(path, render(f"rlhf report: {', '.join(names)}", data.content, responses))
     return data.lines
 
 

@@ -6,6 +6,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const names = data.runs.map((run) => run.name);
 const several = names.length > 1;
 
+function runHeading(place) {
+  return several ? element("h3", `run run-${place % COLORS.length}`, visible(names[place])) : null;
+}
+
 function verdicts() {
   const lines = data.comparison.map((line) => element("p", "result", visible(line)));
   for (const [place, run] of data.runs.entries()) {
@@ -17,12 +21,11 @@ function verdicts() {
 
 function summary() {
   const parts = data.runs.map((run, place) => {
-    const heading = several ? [element("h3", `run run-${place % COLORS.length}`, visible(run.name))] : [];
     const troubles = Object.entries(run.troubles).map(([process, lines]) =>
       folded(`Last complaints of ${process}`, () => element("pre", null, visible(lines.join("\n")))));
     const config = run.config
       ? folded("Settings (config.yaml)", () => element("pre", null, visible(run.config))) : null;
-    return element("div", "summary", ...heading,
+    return element("div", "summary", runHeading(place),
       element("h4", null, "What moved"), list(run.moved.length ? run.moved : ["nothing that two steps show"]),
       element("h4", null, "What is wrong"), list(run.wrong.length ? run.wrong : ["nothing that the run noticed"]),
       element("h4", null, "The run"), list(run.facts), ...troubles, config);
@@ -98,7 +101,8 @@ function events() {
 
 function show() {
   document.getElementById("verdicts").append(...verdicts());
-  const sections = [summary(), ...(several ? [differences()] : []), metrics(), events()];
+  const sections = [summary(), ...(several ? [differences()] : []), metrics(), responses(), timelines(),
+    events()];
   const main = document.getElementById("main");
   main.replaceChildren(...sections);
   document.getElementById("contents").append(...sections.map((one) => {
