@@ -85,6 +85,8 @@ class LogSection(Section):
     """MLflow tracking address; needs the package mlflow."""
     sample_every_steps: NonNegativeInt = 10
     """Steps between prints of a group's best and worst response; 0 prints none."""
+    report: bool = True
+    """Write report.html, a page about the run, into its folder when it ends."""
     rollouts: bool = True
     """Write every sampled response with its reward to rollouts/, and those of evaluations to evaluations/."""
 

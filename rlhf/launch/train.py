@@ -16,6 +16,7 @@ from rlhf.config.run import CheckpointSection
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
+from rlhf.launch.end_report import report_at_end
 from rlhf.launch.models import load_run_tokenizer, require_models
 from rlhf.launch.records import make_records
 from rlhf.launch.schedule import run_length
@@ -62,9 +63,7 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     algorithm = build_algorithm(config.algo)
-    require_sections(config, algorithm.needs)
-    require_trackers(config.log)
-    require_models(config)
+    require_parts(config, algorithm.needs)
     tokenizer = load_run_tokenizer(config, algorithm)
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
@@ -75,15 +74,18 @@ def run_training(
         RunDirectory.open(folder, resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
     ):
-        console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder}")
-        for line in short_summary(config).splitlines():
-            console.say(line)
+        introduce(config, console, length.num_steps, folder)
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
-        with open_cluster(config, records, console, observers) as cluster, stop.listening(), records.open():
+        with (
+            report_at_end(config.log, directory, console),
+            open_cluster(config, records, console, observers) as cluster,
+            stop.listening(),
+            records.open(),
+        ):
             attempts = RunAttempts(
                 config=config,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
@@ -104,8 +106,21 @@ def run_training(
                 stop=stop,
                 note=records.note,
             )
-        metrics = last_metrics(directory.metrics)
-        return TrainResult(run_dir=directory.path, model=directory.model, step=length.num_steps, metrics=metrics)
+        return result_of(directory, length.num_steps)
+
+
+def require_parts(config: TrainConfig, needs: Needs) -> None:
+    """Refuse a run whose sections, trackers or models cannot be used. Raises ConfigError or ModelError."""
+    require_sections(config, needs)
+    require_trackers(config.log)
+    require_models(config)
+
+
+def introduce(config: TrainConfig, console: Console, num_steps: int, folder: Path) -> None:
+    """Say what runs, where, and with which settings."""
+    console.say(f"rlhf train {method_name(config)}: {num_steps} steps into {folder}")
+    for line in short_summary(config).splitlines():
+        console.say(line)
 
 
 def initial_state(config: TrainConfig, needs: Needs, data_fingerprint: str) -> RunState:
@@ -133,6 +148,12 @@ def open_cluster(config: TrainConfig, records: Records, console: Console, observ
         )
     console.waiting(START_OF_RAY, [])
     return cluster
+
+
+def result_of(directory: RunDirectory, num_steps: int) -> TrainResult:
+    """What a run of `num_steps` that reached its end left in its directory."""
+    metrics = last_metrics(directory.metrics)
+    return TrainResult(run_dir=directory.path, model=directory.model, step=num_steps, metrics=metrics)
 
 
 def last_metrics(path: Path) -> dict[str, float]:

@@ -12,7 +12,14 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.cli.main import main
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.load_about_runs import load_chaos
-from rlhf.config.loading.load_tools import load_bench, load_curate, load_rounds, load_sample
+from rlhf.config.loading.load_tools import (
+    load_bench,
+    load_compare,
+    load_curate,
+    load_report,
+    load_rounds,
+    load_sample,
+)
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +48,10 @@ LOADERS: dict[str, Callable[[list[str]], object]] = {
     "rounds": lambda words: load_rounds(words, {}),
     "bench": lambda words: load_bench(words, {}),
     "chaos": lambda words: load_chaos(words[0], words[1:], {}),
+    "report": lambda words: load_report(words, {}),
+    "compare": lambda words: load_compare(words, {}),
 }
-"""Commands that would run for long: their arguments are read."""
+"""Commands that would run for long, or read the folders of runs: their arguments are read."""
 LARGEST_BATCH = 512
 """Rows that a step of one of them reads."""
 COMMANDS = sorted({command for page in [*PAGES, *CONFIGS] for command in commands_of(page)})

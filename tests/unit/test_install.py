@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from pydantic import TypeAdapter
 
 from rlhf.importing import TRAINING_LIBRARIES, missing_extra
+from tests.unit.report.support import make_run
 
 ROOT = Path(__file__).parents[2]
 TABLE = TypeAdapter(dict[str, object])
@@ -20,7 +21,7 @@ PROJECT = TABLE.validate_python(
 )
 LINES = TypeAdapter(list[str])
 EXTRAS = TypeAdapter(dict[str, list[str]]).validate_python(PROJECT["optional-dependencies"])
-REQUIRED_BY_OTHERS = {"huggingface_hub", "jinja2", "pyarrow", "sympy", "tqdm"}
+REQUIRED_BY_OTHERS = {"huggingface_hub", "pyarrow", "sympy", "tqdm"}
 """Imported by this package, and installed because a library of the extra requires them."""
 UNBOUNDED = {"qlora", "wandb", "mlflow", "dev"}
 """Extras of tools whose next major version breaks no training run."""
@@ -70,6 +71,14 @@ def test_a_command_that_trains_nothing_needs_no_training_library(arguments: tupl
     done = run_without_training(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_report_needs_no_training_library(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", [{"eval/loss": 2.0}, {"eval/loss": 1.0}])
+    for arguments, line in ((("report", str(folder)), "report: "), (("compare", str(folder), str(folder)), "No diff")):
+        done = run_without_training(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert line in done.stdout
 
 
 def test_a_config_is_checked_without_a_training_library() -> None:

@@ -1,7 +1,7 @@
 """The folder of a run: its files, and the lock that lets one driver write them.
 
 runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  evaluations/*.jsonl
-            checkpoints/step_N/  model/  tensorboard/  logs/attempt_K/  status.json  lock
+            checkpoints/step_N/  model/  tensorboard/  logs/attempt_K/  status.json  report.html  lock
 """
 
 import errno
@@ -127,6 +127,11 @@ class RunDirectory:
     def model(self) -> Path:
         """Folder of the trained model in Hugging Face format."""
         return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run, written at its end."""
+        return self.path / "report.html"
 
     @property
     def tensorboard(self) -> Path:
