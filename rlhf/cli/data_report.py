@@ -1,6 +1,7 @@
 """`rlhf data`: what is in a data set, and what is wrong with it."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rlhf.config.tools import DataConfig
 from rlhf.orchestrator.data.encoding import Encoder, cut
 from rlhf.orchestrator.data.kinds import ROWS
 from rlhf.orchestrator.data.kinds.base import Rows
-from rlhf.orchestrator.data.load import read_records
+from rlhf.orchestrator.data.load import read_sides
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.records import Record
 from rlhf.orchestrator.data.report import (
@@ -36,8 +37,9 @@ def run_data_report(config: DataConfig) -> int:
     assert config.kind is not None, "checked by the config's loader"
     assert config.data.path is not None, "checked by the config's loader"
     problems = Problems(config.data.max_bad_rows)
-    records = read_records(config.data, config.data.path, config.kind, problems)
-    given = read_records(config.data, config.data.eval_path, config.kind, problems) if config.data.eval_path else []
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rlhf").setLevel(logging.INFO)
+    records, given = read_sides(config.data, config.kind, problems)
     measure: Measure = characters
     if config.tokenizer is not None:
         records, given, measure = tokenized(config, config.tokenizer, (records, given), problems)
@@ -77,7 +79,7 @@ def make_report(
     report["on_both_sides"] = shared if held_out else None
     facts = report["train"]
     assert isinstance(facts, dict), "made above"
-    report["warnings"] = list(warnings_of(facts, shared))
+    report["warnings"] = [*problems.notes, *warnings_of(facts, shared)]
     return report
 
 

@@ -6,12 +6,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from rlhf.config.base import Section
 
+MAX_ROW_BYTES = 8 * 2**20
+
 
 class DataSection(Section):
     """Which rows are read. Columns are recognized by their usual names; the *_key settings name others."""
 
     path: str | None = None
-    """File or glob (.jsonl, .json, .csv, .parquet, also .gz), `datasets` folder, or hub name."""
+    """File or glob (.jsonl, .json, .csv, .parquet, also .gz), folder of such files, `datasets` folder, or hub name."""
     eval_path: str | None = None
     """Rows held out for evaluation; if not given, eval_fraction of the prompts."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
@@ -21,7 +23,10 @@ class DataSection(Section):
     """Seed that chooses the held-out prompts. It is separate from run.seed, so that sft, rm and ppo hold out the same
     ones."""
     split: str = "train"
-    """Split of a `datasets` folder or hub name."""
+    """Split to read, where file names (train.jsonl, test-00000-of-00002.parquet, validation/) or a data set name
+    splits."""
+    eval_split: str | None = None
+    """Split of eval_path; if not given, the first of validation, test and train that is there."""
     prompt_key: str | None = None
     """Column of the prompt, text or messages (prompt, input, question, messages, ...)."""
     response_key: str | None = None
@@ -48,6 +53,8 @@ class DataSection(Section):
     prompts: a row whose prompt alone is too long is dropped."""
     max_bad_rows: int = Field(0, ge=0)
     """Rows that may be invalid before the run is refused. Each is dropped, named and counted."""
+    max_row_bytes: PositiveInt = MAX_ROW_BYTES
+    """Longest row of a file. It is checked before the row is parsed, so that memory is bounded."""
     allow_control_tokens: bool = False
     """Allow special tokens inside text."""
     max_tokens: PositiveInt = 1024

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
+from rlhf.config.data import DataSection
 from rlhf.config.loading.load import read_config
 from rlhf.config.loading.user_function import find_module, problem_of
 from rlhf.config.model_files import (
@@ -27,10 +28,11 @@ from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
-from rlhf.orchestrator.data.files import READERS, find_files
+from rlhf.orchestrator.data.layout import find_files, held_out_split, training_split
 from rlhf.orchestrator.data.load import check_rows
+from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.records import Record
-from rlhf.orchestrator.data.sources import HUB_NAME
+from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
@@ -90,7 +92,7 @@ def try_rewards(config: TrainConfig) -> list[str]:
     from rlhf.launch.reward_trial import prompts_of, try_functions  # noqa: PLC0415  slow to import
 
     files, _ = data_files(config)
-    records = check_rows(config.data, method_of(config).rows) if is_quick(config, files) else []
+    records = check_rows(config.data, method_of(config).rows).records if is_quick(config, files) else ()
     return try_functions(config.reward, prompts_of(records))
 
 
@@ -114,9 +116,15 @@ def data_files(config: TrainConfig) -> tuple[list[Path], list[str]]:
     """The data files of a run, and a line for each path without any."""
     files: list[Path] = []
     problems: list[str] = []
-    for path in (config.data.path, config.data.eval_path, config.algo.pretraining_path):
+    paths = (
+        (config.data.path, training_split(config.data)),
+        (config.data.eval_path, held_out_split(config.data)),
+        (config.algo.pretraining_path, training_split(DataSection())),
+    )
+    for path, wanted in paths:
         try:
-            files += [] if path is None or is_hub_data(path) else [source.path for source in find_files(path)]
+            if path is not None and place_of(path) is Place.FILES:
+                files += [source.path for source in find_files(path, wanted, Problems(0))]
         except DataError as error:
             problems += error.problems
     return files, problems
@@ -124,9 +132,13 @@ def data_files(config: TrainConfig) -> tuple[list[Path], list[str]]:
 
 def is_quick(config: TrainConfig, files: Sequence[Path]) -> bool:
     """Whether a check reads the rows: only those of small plain files."""
-    hub = any(path is not None and is_hub_data(path) for path in (config.data.path, config.data.eval_path))
+    paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
     plain = all(file.suffix.lower() in QUICK_FILES for file in files)
-    return plain and not hub and sum(file.stat().st_size for file in files) <= MAX_QUICK_BYTES
+    return (
+        plain
+        and all(place_of(path) is Place.FILES for path in paths)
+        and sum(file.stat().st_size for file in files) <= MAX_QUICK_BYTES
+    )
 
 
 def data_problems(config: TrainConfig) -> list[str]:
@@ -135,13 +147,19 @@ def data_problems(config: TrainConfig) -> list[str]:
     if problems or not files or not is_quick(config, files):
         return problems
     try:
-        records = check_rows(config.data, method_of(config).rows)
+        records = check_rows(config.data, method_of(config).rows).records
     except DataError as error:
         return list(error.problems)
     key, size = config.rows_per_step
     if len(records) < size and config.data.eval_path is None:
         return [too_few_rows(len(records), key, size)]
     return unfit_rows(config, records)
+
+
+def data_notes(config: TrainConfig) -> list[str]:
+    """What is not read of the rows of a checked config, one line each, where `data_problems` reads them."""
+    files, _ = data_files(config)
+    return list(check_rows(config.data, method_of(config).rows).notes) if is_quick(config, files) else []
 
 
 def unfit_rows(config: TrainConfig, records: Sequence[Record]) -> list[str]:
@@ -151,15 +169,6 @@ def unfit_rows(config: TrainConfig, records: Sequence[Record]) -> list[str]:
     from rlhf.engines.rewards import row_problems  # noqa: PLC0415  slow to import
 
     return row_problems(config.reward_sources, ((record.id, record.label, record.metadata) for record in records))
-
-
-def is_hub_data(path: str) -> bool:
-    """Whether rows come through `datasets`, which takes seconds to import: a hub name, or a folder it saved."""
-    local = Path(path).expanduser()
-    if local.exists():
-        return (local / "dataset_dict.json").is_file() or (local / "state.json").is_file()
-    is_file = local.suffix in {*READERS, ".gz"} or HUB_NAME.fullmatch(path) is None
-    return not is_file
 
 
 def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -58,7 +58,9 @@ def test_datasets_folders_are_read_and_hub_names_looked_up(tmp_path: Path) -> No
     code = """
 import sys
 from datasets import Dataset, DatasetDict
+from rlhf.config.data import DataSection
 from rlhf.errors import DataError
+from rlhf.orchestrator.data.layout import training_split
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.sources import read_rows
 
@@ -67,7 +69,7 @@ two = {"train": Dataset.from_list([{"prompt": "b"}]), "test": Dataset.from_list(
 DatasetDict(two).save_to_disk("two")
 for path, split in (("one", "train"), ("two", "test"), ("two", "nope"), ("someone/nothing", "train")):
     problems = Problems(0)
-    rows = read_rows(path, split, problems)
+    rows = read_rows(path, training_split(DataSection(split=split)), problems)
     print([(row.where, row.values["prompt"]) for row in rows])
     try:
         problems.settle()

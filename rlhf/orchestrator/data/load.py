@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rlhf.config.commands import RowKind
@@ -13,7 +14,9 @@ from rlhf.orchestrator.data.columns import find_columns
 from rlhf.orchestrator.data.encoding import Encoder
 from rlhf.orchestrator.data.kinds import OFFLINE_ROWS, ROWS
 from rlhf.orchestrator.data.kinds.base import OVERLONG, LeftOutError
+from rlhf.orchestrator.data.layout import Wanted, held_out_split, training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
+from rlhf.orchestrator.data.progress import Progress
 from rlhf.orchestrator.data.records import Record, complete
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.split import (
@@ -60,18 +63,34 @@ def load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> Da
     return _load(section, kind, make, limit, rows.split_text, group_content)
 
 
-def check_rows(section: DataSection, kind: RowKind) -> list[Record]:
-    """Everything that can be known about the rows without a tokenizer: the good ones. Raises DataError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRows:
+    """The good rows of data.path and data.eval_path, and what is not read of these, one line each."""
+
+    records: tuple[Record, ...]
+    notes: tuple[str, ...]
+
+
+def check_rows(section: DataSection, kind: RowKind) -> CheckedRows:
+    """Everything that can be known about the rows without a tokenizer. Raises DataError."""
     problems = Problems(section.max_bad_rows)
-    paths = [path for path in (section.path, section.eval_path) if path is not None]
-    records = [record for path in paths for record in read_records(section, path, kind, problems)]
+    records = [record for side in read_sides(section, kind, problems) for record in side]
     problems.settle()
-    return records
+    return CheckedRows(records=tuple(records), notes=tuple(problems.notes))
 
 
-def read_records(section: DataSection, path: str, kind: RowKind, problems: Problems) -> list[Record]:
+def read_sides(section: DataSection, kind: RowKind, problems: Problems) -> tuple[list[Record], list[Record]]:
+    """The good rows of data.path and of data.eval_path. What is wrong goes to `problems`."""
+    sides = (section.path, training_split(section)), (section.eval_path, held_out_split(section))
+    train, held_out = (
+        [] if path is None else read_records(section, path, wanted, kind, problems) for path, wanted in sides
+    )
+    return train, held_out
+
+
+def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind, problems: Problems) -> list[Record]:
     """The good rows under a path, read as what they mean. What is wrong goes to `problems`."""
-    rows, meaning = read_rows(path, section.split, problems), ROWS[kind]
+    rows, meaning = read_rows(path, wanted, problems, section.max_row_bytes), ROWS[kind]
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows for name in row.values))
@@ -112,13 +131,12 @@ def _load(
     problems = Problems(section.max_bad_rows)
     dropped: Counter[str] = Counter()
 
-    def items_of(path: str) -> list[T]:
-        records = read_records(section, path, kind, problems)
-        return _make_all(records, make, section, limit, problems, dropped)
-
-    items = items_of(section.path)
-    given = items_of(section.eval_path) if section.eval_path is not None else []
+    items, given = (
+        _make_all(records, make, section, limit, problems, dropped) for records in read_sides(section, kind, problems)
+    )
     problems.settle()
+    for note in problems.notes:
+        logger.warning("%s", note)
     keys = [prompt_key(text_of(item)) for item in items]
     if section.eval_path is None:
         train, held_out = divide(items, keys, held_out_keys(keys, section.eval_fraction, section.split_seed))
@@ -147,7 +165,9 @@ def _make_all(
 ) -> list[T]:
     items: list[T] = []
     overlong: list[Record] = []
-    for record in records:
+    progress = Progress("tokenizing", len(records), "rows")
+    for number, record in enumerate(records):
+        progress.reach(number)
         try:
             items += make(record)
         except RowError as error:

@@ -15,14 +15,16 @@ class RowError(ValueError):
 
 
 class Problems:
-    """Gathers bad rows (up to `max_bad_rows` are forgiven: named in the log and counted) and problems of the whole
-    data set (never forgiven)."""
+    """Gathers bad rows (up to `max_bad_rows` are forgiven: named in the log and counted), problems of the whole data
+    set (never forgiven), and notes of what is left out though nothing is wrong."""
 
     def __init__(self, max_bad_rows: int) -> None:
         self.max_bad_rows = max_bad_rows
         self.num_bad_rows = 0
         self.reasons: dict[str, tuple[int, str]] = {}
         """What was wrong with rows: how often, and where first."""
+        self.notes: list[str] = []
+        """What is not read, one line each."""
         self._lines: list[str] = []
         self._per_file: Counter[str] = Counter()
         self._fatal: list[str] = []
@@ -39,6 +41,11 @@ class Problems:
     def add(self, what: str) -> None:
         """Note that the data set as a whole is wrong."""
         self._fatal.append(what)
+
+    def note(self, what: str) -> None:
+        """Say once that something is not read."""
+        if what not in self.notes:
+            self.notes.append(what)
 
     def settle(self) -> None:
         """Raise DataError with everything found, or log the bad rows that are forgiven."""

@@ -1,6 +1,5 @@
 """A row read as what it means: a prompt and responses to it, as text or as messages, before any tokenizer is seen."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -18,6 +17,7 @@ from rlhf.orchestrator.data.dialogue import (
 )
 from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.problems import RowError
+from rlhf.orchestrator.data.values import canonical_text
 from rlhf.types import Json, Message
 
 Text: TypeAlias = str | tuple[Message, ...]
@@ -54,8 +54,8 @@ def complete(record: Record, columns: Columns) -> Record:
     metadata = {name: value for name, value in values.items() if name not in columns.texts}
     return replace(
         record,
-        id=record.row.where if row_id is None else str(row_id),
-        label=label if label is None or isinstance(label, str) else json.dumps(label),
+        id=canonical_text(row_id) or record.row.where,
+        label=canonical_text(label),
         metadata=metadata,
     )
 

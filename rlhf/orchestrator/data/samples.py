@@ -15,6 +15,7 @@ from rlhf.config.data import DataSection
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.data.curation import Row, Sample
 from rlhf.orchestrator.data.dialogue import parse_messages, parse_text
+from rlhf.orchestrator.data.layout import training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
@@ -210,7 +211,7 @@ def read_samples(path: str) -> list[Sample]:
     problems = Problems(0)
     samples: list[Sample] = []
     seen: dict[str, int] = {}
-    for row in read_rows(path, DataSection().split, problems):
+    for row in read_rows(path, training_split(DataSection()), problems):
         try:
             sample = _sample(row.values, row.where)
         except RowError as error:

@@ -1,26 +1,54 @@
 """Rows from wherever `data.path` points: files, a `datasets` folder, or a data set on the hub."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from enum import Enum, auto
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rlhf.config.data import MAX_ROW_BYTES
 from rlhf.errors import DataError
-from rlhf.orchestrator.data.files import READERS, Row, find_files, plain_row, read_file
+from rlhf.orchestrator.data.files import Row, Source
+from rlhf.orchestrator.data.layout import TRAIN, Wanted, find_files
 from rlhf.orchestrator.data.problems import Problems
+from rlhf.orchestrator.data.readers import READERS, read_file
+from rlhf.orchestrator.data.tables import MAX_BATCH_ROWS, first_line, rows_of
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def read_rows(path: str, split: str, problems: Problems) -> list[Row]:
-    """All good rows of a file, glob, `datasets` folder or hub name. What is wrong goes to `problems`."""
+class Place(Enum):
+    """What a path points at."""
+
+    FILES = auto()
+    SAVED = auto()
+    """A folder that `datasets` saved."""
+    HUB = auto()
+
+
+def place_of(path: str) -> Place:
+    """What a path points at, whether or not it is there."""
+    local = Path(path).expanduser()
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return Place.SAVED
+    looks_like_a_file = local.exists() or local.suffix in (*READERS, ".gz") or HUB_NAME.fullmatch(path) is None
+    return Place.FILES if looks_like_a_file else Place.HUB
+
+
+def read_rows(path: str, wanted: Wanted, problems: Problems, max_row_bytes: int = MAX_ROW_BYTES) -> list[Row]:
+    """All good rows of a file, glob, folder, `datasets` folder or hub name. What is wrong goes to `problems`."""
     try:
-        folder = Path(path).expanduser()
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return _read_folder(folder, split, problems)
-        looks_like_a_file = folder.exists() or folder.suffix in (*READERS, ".gz") or HUB_NAME.fullmatch(path) is None
-        if not looks_like_a_file:
-            return _read_hub(path, split, problems)
-        files = find_files(path)
+        match place_of(path):
+            case Place.SAVED:
+                return _read_saved(Path(path).expanduser(), wanted, problems, max_row_bytes)
+            case Place.HUB:
+                return _read_hub(path, wanted, problems, max_row_bytes)
+            case Place.FILES:
+                files = find_files(path, wanted, problems, max_row_bytes)
     except DataError as error:
         _note(error, problems)
         return []
@@ -38,42 +66,49 @@ def _note(error: DataError, problems: Problems) -> None:
         problems.add(problem)
 
 
-def _read_folder(folder: Path, split: str, problems: Problems) -> list[Row]:
+def _read_saved(folder: Path, wanted: Wanted, problems: Problems, max_row_bytes: int) -> list[Row]:
     # Imported where it is used because it takes seconds.
     import datasets  # noqa: PLC0415
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data: {folder} is a damaged datasets folder ({_first_line(error)}).") from error
+    except Exception as error:  # whatever the library makes of a damaged folder
+        raise DataError(f"data: {folder} is a damaged datasets folder ({first_line(error)}).") from error
     if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f'data.split: {folder} has no split "{split}" (have {", ".join(loaded)}).')
+        split = wanted.choose(list(loaded), str(folder))
+        if others := [name for name in loaded if name != split]:
+            problems.note(f"of {folder}, the split {split} is read; not {', '.join(others)}.")
         loaded = loaded[split]
-    return _number(folder.name, loaded, problems)
+    else:  # like a file: the folder is what the user named, whatever split it was
+        wanted.choose(list(dict.fromkeys([TRAIN, str(loaded.split or TRAIN)])), str(folder))
+    return _rows(Source(path=folder, label=folder.name, max_row_bytes=max_row_bytes), loaded, problems)
 
 
-def _read_hub(name: str, split: str, problems: Problems) -> list[Row]:
+def _read_hub(name: str, wanted: Wanted, problems: Problems, max_row_bytes: int) -> list[Row]:
     import datasets  # noqa: PLC0415
 
-    try:
-        loaded = datasets.load_dataset(name, split=split)
-    except ValueError as error:
-        raise DataError(f"data: {name}: {_first_line(error)}.") from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = _first_line(error)
-        raise DataError(f"data: {name} matches no file, and no such data set can be loaded ({reason}).") from error
-    return _number(name, loaded, problems)
+    failures: list[DataError] = []
+    for split in wanted.names:
+        try:
+            loaded = datasets.load_dataset(name, split=split)
+        except ValueError as error:
+            failures.append(DataError(f"data: {name}: {first_line(error)}."))
+        except (OSError, datasets.exceptions.DatasetsError) as error:
+            reason = first_line(error)
+            raise DataError(f"data: {name} matches no file, and no such data set can be loaded ({reason}).") from error
+        else:
+            return _rows(Source(path=Path(name), label=name, max_row_bytes=max_row_bytes), loaded, problems)
+    raise failures[0]
 
 
-def _number(label: str, loaded: Iterable[Mapping[str, object]], problems: Problems) -> list[Row]:
-    rows = [
-        Row(file=label, where=f"{label}:{number}", values=plain_row(values)) for number, values in enumerate(loaded, 1)
-    ]
-    if not rows:
-        problems.add(f"data: {label} has no rows.")
+def _rows(source: Source, loaded: "datasets.Dataset", problems: Problems) -> list[Row]:
+    """The rows as Arrow holds them: nothing is decoded, so that images and the like need no further packages."""
+    rows = list(rows_of(_batches(loaded.with_format("arrow")), source, problems, max(len(loaded), 1)))
+    if not len(loaded):
+        problems.add(f"data: {source.label} has no rows.")
     return rows
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+def _batches(loaded: "datasets.Dataset") -> "Iterator[pyarrow.RecordBatch]":
+    for table in loaded.iter(batch_size=MAX_BATCH_ROWS):
+        yield from table.combine_chunks().to_batches()

@@ -67,7 +67,7 @@ def _margins(row: Row, columns: Columns, num_responses: int) -> tuple[float, ...
     values = value if isinstance(value, list) else [value]
     try:
         margins = tuple(math.nan if isinstance(item, bool) else float(item) for item in values)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         margins = (math.nan,)
     if not all(map(math.isfinite, margins)):
         raise RowError(f"{columns.margin} must be a finite number (got {json.dumps(value, ensure_ascii=False)}).")

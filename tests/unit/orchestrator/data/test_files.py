@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf.config.data import DataSection
 from rlhf.errors import DataError
 from rlhf.orchestrator.data import load_prompts
-from rlhf.orchestrator.data.files import Source, read_file
+from rlhf.orchestrator.data.files import Source
+from rlhf.orchestrator.data.layout import training_split
 from rlhf.orchestrator.data.problems import Problems
+from rlhf.orchestrator.data.readers import read_file
 from rlhf.orchestrator.data.sources import read_rows
 from tests.unit.orchestrator.data.data_support import PLAIN, complaints, section, write_rows
 
@@ -130,7 +133,7 @@ def test_a_glob_reads_its_files_in_order_and_labels_equal_names_by_their_path(tm
     for folder in ("b", "a"):
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder / "t.jsonl", [{"prompt": folder}])
-    rows = read_rows(f"{tmp_path}/*/t.jsonl", "train", Problems(0))
+    rows = read_rows(f"{tmp_path}/*/t.jsonl", training_split(DataSection()), Problems(0))
     assert [row.values["prompt"] for row in rows] == ["a", "b"]
     assert [row.where for row in rows] == [f"{tmp_path}/a/t.jsonl:1", f"{tmp_path}/b/t.jsonl:1"]
 
