@@ -1,7 +1,6 @@
 """`rlhf data`: what is in a data set, and what is wrong with it."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rlhf.config.tools import DataConfig
 from rlhf.orchestrator.data.encoding import Encoder, cut
 from rlhf.orchestrator.data.kinds import ROWS
 from rlhf.orchestrator.data.kinds.base import Rows
-from rlhf.orchestrator.data.load import read_sides
+from rlhf.orchestrator.data.load import note_unread, read_sides
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.records import Record
 from rlhf.orchestrator.data.report import (
@@ -28,7 +27,7 @@ from rlhf.orchestrator.data.report import (
     warnings_of,
 )
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
-from rlhf.terminal import rich_console, write
+from rlhf.terminal import rich_console, show_logs, write
 from rlhf.types import Json
 
 
@@ -37,9 +36,10 @@ def run_data_report(config: DataConfig) -> int:
     assert config.kind is not None, "checked by the config's loader"
     assert config.data.path is not None, "checked by the config's loader"
     problems = Problems(config.data.max_bad_rows)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rlhf").setLevel(logging.INFO)
-    records, given = read_sides(config.data, config.kind, problems)
+    show_logs()
+    sides = read_sides(config.data, config.kind, problems)
+    note_unread(sides, problems)
+    records, given = (list(side.records) for side in sides)
     measure: Measure = characters
     if config.tokenizer is not None:
         records, given, measure = tokenized(config, config.tokenizer, (records, given), problems)

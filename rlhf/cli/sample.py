@@ -18,11 +18,12 @@ from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
 from rlhf.engines.models.loading import resolve_folder
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.process.device_memory import local_device
-from rlhf.engines.rewards import build_reward, build_scored, head_of, probe, row_problems
+from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
 from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.trained_model import find_model
+from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import load_prompts
 from rlhf.orchestrator.data.curation import Row
 from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
@@ -107,7 +108,7 @@ def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ..
     reward source needs."""
     prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in prompts)
-    if unfit := row_problems(config.reward.all_sources, rows):
+    if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
     return prompts
 

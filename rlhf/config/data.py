@@ -29,6 +29,8 @@ class DataSection(Section):
     """Split of eval_path; if not given, the first of validation, test and train that is there."""
     prompt_key: str | None = None
     """Column of the prompt, text or messages (prompt, input, question, messages, ...)."""
+    system_key: str | None = None
+    """Column of the system message that stands before the prompt (system, system_prompt)."""
     response_key: str | None = None
     """Column of the response (response, completion, output, answer, ...), or of its steps (completions)."""
     label_key: str | None = None

@@ -23,15 +23,15 @@ from rlhf.config.model_files import (
 )
 from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem
-from rlhf.config.reward import AnswerSource, CodeSource, EndpointSource, FunctionSource, JudgeSource, RewardSection
+from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource, HttpSource, JudgeSource, RewardSection
 from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
+from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data.layout import find_files, held_out_split, training_split
 from rlhf.orchestrator.data.load import check_rows
 from rlhf.orchestrator.data.problems import Problems
-from rlhf.orchestrator.data.records import Record
 from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
 
@@ -153,22 +153,22 @@ def data_problems(config: TrainConfig) -> list[str]:
     key, size = config.rows_per_step
     if len(records) < size and config.data.eval_path is None:
         return [too_few_rows(len(records), key, size)]
-    return unfit_rows(config, records)
+    return unfit_rows(
+        config.data, config.reward_sources, ((record.id, record.label, record.metadata) for record in records)
+    )
 
 
 def data_notes(config: TrainConfig) -> list[str]:
     """What is not read of the rows of a checked config, one line each, where `data_problems` reads them."""
     files, _ = data_files(config)
-    return list(check_rows(config.data, method_of(config).rows).notes) if is_quick(config, files) else []
-
-
-def unfit_rows(config: TrainConfig, records: Sequence[Record]) -> list[str]:
-    """Rows that lack a column that a reward source needs."""
-    if not any(isinstance(source, AnswerSource | CodeSource | JudgeSource) for source in config.reward_sources):
+    if not is_quick(config, files):
         return []
-    from rlhf.engines.rewards import row_problems  # noqa: PLC0415  slow to import
-
-    return row_problems(config.reward_sources, ((record.id, record.label, record.metadata) for record in records))
+    rows = check_rows(config.data, method_of(config).rows)
+    by_name = any(isinstance(source, FunctionSource | HttpSource) for source in config.reward_sources)
+    keys = {source.tests_key or "" for source in config.reward_sources if isinstance(source, CodeSource)}
+    keys |= {source.rubric_key for source in config.reward_sources if isinstance(source, JudgeSource)}
+    lines = (line for unread in rows.unread for line in unread.lines(None if by_name else keys))
+    return list(dict.fromkeys([*rows.notes, *lines]))
 
 
 def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:

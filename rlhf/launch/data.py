@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.rewards import row_problems
 from rlhf.errors import DataError
 from rlhf.launch.reward_trial import try_functions
+from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
 from rlhf.types import Prompt, ScoredGroup
 
@@ -49,7 +49,7 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
 def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
     prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
-    if unfit := row_problems(config.reward.all_sources, rows):
+    if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
     try_functions(config.reward, prompts.train)
     texts = None

@@ -59,9 +59,11 @@ __all__ = [
     "build_scored",
     "build_source",
     "check_function",
+    "first_lines",
     "head_of",
     "made_up_rollout",
     "probe",
+    "row_line",
     "row_problems",
 ]
 
@@ -156,8 +158,14 @@ def row_problems(sources: Sequence[Source], rows: Iterable[tuple[str, str | None
         for name, need in needs
         if (problem := need.row_problem(label, columns)) is not None
     ]
+    return first_lines(lines)
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """At most MAX_ROW_LINES lines about rows, and how many more there are."""
     left_out = len(lines) - MAX_ROW_LINES
-    return [*lines[:MAX_ROW_LINES], f"data: {left_out} more rows like these."] if left_out > 0 else lines
+    more = [f"data: {left_out} more rows like these."] if left_out > 0 else []
+    return [*lines[:MAX_ROW_LINES], *more]
 
 
 def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) -> WeightedRewards:

@@ -12,12 +12,14 @@ PROMPT = (
 )  # fmt: skip
 RESPONSE = ("response", "completion", "output", "answer", "demonstration")
 LABEL = ("label", "answer", "solution", "ground_truth", "reference", "target")
+SYSTEM = ("system", "system_prompt")
 RANKING = ("ranking", "ranked_responses")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The name of each column that is there. `response_given` is True where the config names the response."""
+    """The name of each column that is there. `response_given` and `system_given` are True where the config names the
+    response or the system message."""
 
     prompt: str | None
     response: str | None
@@ -28,7 +30,9 @@ class Columns:
     margin: str | None
     id: str | None
     text: str | None
+    system: str | None = None
     response_given: bool = False
+    system_given: bool = False
 
     @property
     def is_pair(self) -> bool:
@@ -70,7 +74,9 @@ def find_columns(
         margin=find("margin_key", section.margin_key, ("margin",)),
         id=find("id", None, ("id",)),
         text=find("text", None, ("text",)),
+        system=find("system_key", section.system_key, SYSTEM),
         response_given=section.response_key is not None,
+        system_given=section.system_key is not None,
     )
     if problems:
         raise DataError(problems)

@@ -17,7 +17,7 @@ from rlhf.orchestrator.data.kinds.base import OVERLONG, LeftOutError
 from rlhf.orchestrator.data.layout import Wanted, held_out_split, training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.progress import Progress
-from rlhf.orchestrator.data.records import Record, complete
+from rlhf.orchestrator.data.records import Record, complete, with_system
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.split import (
     DataSplit,
@@ -28,6 +28,7 @@ from rlhf.orchestrator.data.split import (
     prompt_content,
     prompt_key,
 )
+from rlhf.orchestrator.data.unread import NONE_UNREAD, Unread, find_unread
 from rlhf.types import Prompt, ScoredGroup
 
 T = TypeVar("T")
@@ -65,34 +66,45 @@ def load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> Da
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRows:
-    """The good rows of data.path and data.eval_path, and what is not read of these, one line each."""
+    """The good rows of data.path and data.eval_path, which files and splits are not read, one line each, and what is
+    not read of the rows of either."""
 
     records: tuple[Record, ...]
     notes: tuple[str, ...]
+    unread: tuple[Unread, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """The good rows under a path, and what nothing reads of them."""
+
+    records: Sequence[Record] = ()
+    unread: Unread = NONE_UNREAD
 
 
 def check_rows(section: DataSection, kind: RowKind) -> CheckedRows:
     """Everything that can be known about the rows without a tokenizer. Raises DataError."""
     problems = Problems(section.max_bad_rows)
-    records = [record for side in read_sides(section, kind, problems) for record in side]
+    sides = read_sides(section, kind, problems)
     problems.settle()
-    return CheckedRows(records=tuple(records), notes=tuple(problems.notes))
+    records = tuple(record for side in sides for record in side.records)
+    return CheckedRows(records=records, notes=tuple(problems.notes), unread=tuple(side.unread for side in sides))
 
 
-def read_sides(section: DataSection, kind: RowKind, problems: Problems) -> tuple[list[Record], list[Record]]:
-    """The good rows of data.path and of data.eval_path. What is wrong goes to `problems`."""
+def read_sides(section: DataSection, kind: RowKind, problems: Problems) -> tuple[Side, Side]:
+    """What is under data.path and under data.eval_path. What is wrong goes to `problems`."""
     sides = (section.path, training_split(section)), (section.eval_path, held_out_split(section))
     train, held_out = (
-        [] if path is None else read_records(section, path, wanted, kind, problems) for path, wanted in sides
+        Side() if path is None else read_records(section, path, wanted, kind, problems) for path, wanted in sides
     )
     return train, held_out
 
 
-def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind, problems: Problems) -> list[Record]:
+def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind, problems: Problems) -> Side:
     """The good rows under a path, read as what they mean. What is wrong goes to `problems`."""
     rows, meaning = read_rows(path, wanted, problems, section.max_row_bytes), ROWS[kind]
     if not rows:
-        return []
+        return Side()
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     try:
         columns = find_columns(section, names, meaning.response_names, meaning.label_names)
@@ -101,12 +113,12 @@ def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind,
     except DataError as error:
         for problem in error.problems:
             problems.add(problem)
-        return []
+        return Side()
     records: list[Record] = []
     places: dict[str, str] = {}
     for row in rows:
         try:
-            record = complete(meaning.parse(row, columns), columns)
+            record = complete(with_system(meaning.parse(row, columns), columns), columns)
             if record.id in places:
                 raise RowError(f'id "{record.id}" repeats {_place(places[record.id], row.file)}.')
             places[record.id] = row.where
@@ -115,7 +127,8 @@ def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind,
             problems.add_row(row.file, row.where, str(error))
     for problem in meaning.problems(records):
         problems.add(problem)
-    return records
+    to_rewards = kind is RowKind.PROMPTS
+    return Side(records=records, unread=find_unread(rows, records, columns, meaning.reads(columns), to_rewards))
 
 
 def _load(
@@ -131,9 +144,9 @@ def _load(
     problems = Problems(section.max_bad_rows)
     dropped: Counter[str] = Counter()
 
-    items, given = (
-        _make_all(records, make, section, limit, problems, dropped) for records in read_sides(section, kind, problems)
-    )
+    sides = read_sides(section, kind, problems)
+    items, given = (_make_all(side.records, make, section, limit, problems, dropped) for side in sides)
+    note_unread(sides, problems)
     problems.settle()
     for note in problems.notes:
         logger.warning("%s", note)
@@ -153,6 +166,13 @@ def _load(
     return DataSplit(
         train=train, held_out=held_out, dropped=counts, fingerprint=fingerprint([train, held_out], content)
     )
+
+
+def note_unread(sides: Sequence[Side], problems: Problems) -> None:
+    """Note what nothing reads of the rows, where it is not known what rewards read."""
+    for side in sides:
+        for line in side.unread.lines(None):
+            problems.note(line)
 
 
 def _make_all(

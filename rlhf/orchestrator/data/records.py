@@ -1,5 +1,6 @@
 """A row read as what it means: a prompt and responses to it, as text or as messages, before any tokenizer is seen."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -17,9 +18,11 @@ from rlhf.orchestrator.data.dialogue import (
 )
 from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.problems import RowError
-from rlhf.orchestrator.data.values import canonical_text
+from rlhf.orchestrator.data.values import canonical_text, parse_json
 from rlhf.types import Json, Message
 
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*(?P<quote>["'])(role|from|content|value)(?P=quote)\s*:""")
+"""How a list of messages begins that was written into a text."""
 Text: TypeAlias = str | tuple[Message, ...]
 
 
@@ -60,10 +63,43 @@ def complete(record: Record, columns: Columns) -> Record:
     )
 
 
+def given_messages(value: Json, name: str) -> Json:
+    """The value of column `name`; a text that is a JSON list of messages, as tools write them into text columns, as
+    this list. Raises RowError for such a list in Python's notation."""
+    if not isinstance(value, str) or (start := MESSAGES.match(value)) is None:
+        return value
+    if start["quote"] == "'":
+        if value.rstrip().endswith("]"):
+            raise RowError(f"{name} is text that holds messages in Python's notation; write them as JSON.")
+        return value
+    try:
+        parsed = parse_json(value)
+    except ValueError:
+        return value
+    return parsed if isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed) else value
+
+
+def with_system(record: Record, columns: Columns) -> Record:
+    """The record with the row's system message before its prompt, as messages. Raises RowError."""
+    value = record.row.values.get(columns.system) if columns.system else None
+    usable = isinstance(value, str) or columns.system_given
+    if columns.system is None or value is None or value == "" or not usable or not record.prompt:
+        return record
+    system = Message(role="system", content=parse_text(value, columns.system))
+    chat = as_chat(record)
+    assert not isinstance(chat.prompt, str), "as_chat makes messages"
+    first = chat.prompt[0]
+    if first.role != "system":
+        return replace(chat, prompt=(system, *chat.prompt))
+    if first.content.strip() != system.content.strip():
+        raise RowError(f"{columns.system} is not the system message of {record.names[0]}; leave one of them out.")
+    return record
+
+
 def prompt_or_conversation(row: Row, columns: Columns) -> Text:
     """What the prompt's column holds: a prompt, or a whole conversation. Raises RowError."""
     assert columns.prompt is not None, "the caller saw to it"
-    value = row.values.get(columns.prompt)
+    value = given_messages(row.values.get(columns.prompt), columns.prompt)
     if isinstance(value, list):
         return parse_messages(value, columns.prompt)
     text = parse_text(value, columns.prompt)
@@ -84,6 +120,7 @@ def parse_prompt(row: Row, columns: Columns) -> Text:
 
 def parse_response(value: Json, name: str) -> Text:
     """A response, text or messages. Raises RowError."""
+    value = given_messages(value, name)
     return parse_messages(value, name) if isinstance(value, list) else parse_text(value, name)
 
 

@@ -123,11 +123,7 @@ ROWS: Mapping[str, Entry] = {
     "data.disable_fast_tokenizer": switch_for_nothing("the model's folder decides which tokenizer is loaded"),
     "data.dataloader_num_workers": nothing("rows are read once, at the start"),
     "eval.dataset": Own(("data.eval_path",)),
-    "eval.split": only(
-        "train",
-        "data.split names the split of both data sets",
-        "data.split names the split of both data sets. Use train, or a file of held-out rows.",
-    ),
+    "eval.split": Own(("data.eval_split",)),
     "eval.steps": Own(("eval.every_steps",), never="-1"),
 }
 

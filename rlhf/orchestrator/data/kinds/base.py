@@ -34,6 +34,11 @@ class Rows(ABC):
     def missing(self, columns: Columns) -> list[str]:
         """The columns that are needed and not there, and the setting that names each."""
 
+    def reads(self, columns: Columns) -> set[str | None]:
+        """The columns that mean something besides those that hold the records' prompts and responses."""
+        extra = "input" if columns.prompt == "instruction" else None
+        return {columns.id, columns.system, extra}
+
     @abstractmethod
     def parse(self, row: Row, columns: Columns) -> Record:
         """What a row means. Raises RowError where it means nothing."""

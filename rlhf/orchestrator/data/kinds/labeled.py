@@ -31,6 +31,10 @@ class Labeled(OfflineRows):
         ]
         return [what for name, what in needs if name is None]
 
+    def reads(self, columns: Columns) -> set[str | None]:
+        pairs = {columns.margin} if columns.pairs_as_labels else {columns.label}
+        return super().reads(columns) | pairs
+
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.pairs_as_labels:
             return parse_preference(row, columns)

@@ -8,7 +8,7 @@ from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.kinds.base import PROMPT_NEEDED, OfflineRows
 from rlhf.orchestrator.data.problems import RowError
-from rlhf.orchestrator.data.records import Record, aligned, parse_dialogues, parse_prompt, parse_response
+from rlhf.orchestrator.data.records import Record, aligned, as_messages, parse_dialogues, parse_prompt, parse_response
 
 
 class Preferences(OfflineRows):
@@ -21,6 +21,9 @@ class Preferences(OfflineRows):
         prompt = columns.is_pair or columns.prompt is not None
         needs = [(responses, "chosen and rejected, nor ranking; set data.chosen_key"), (prompt, PROMPT_NEEDED)]
         return [what for met, what in needs if not met]
+
+    def reads(self, columns: Columns) -> set[str | None]:
+        return super().reads(columns) | {columns.margin}
 
     def parse(self, row: Row, columns: Columns) -> Record:
         return parse_preference(row, columns)
@@ -37,10 +40,21 @@ def parse_preference(row: Row, columns: Columns) -> Record:
     whole = any(not isinstance(response, str) and response[0].role != "assistant" for response in responses)
     if columns.prompt is None or whole:
         record = parse_dialogues(row, names)
+        record = replace(record, names=(_repeated_prompt(row, columns, record), *names))
     else:
         prompt = parse_prompt(row, columns)
         record = aligned(Record(row=row, prompt=prompt, responses=responses, names=(columns.prompt, *names)))
     return replace(record, margins=_margins(row, columns, len(responses)))
+
+
+def _repeated_prompt(row: Row, columns: Columns, record: Record) -> str:
+    """The column of the prompt where it says again what whole conversations begin with; else a name that no column
+    has, since it is not read."""
+    value = row.values.get(columns.prompt) if columns.prompt else None
+    prompt = as_messages(record.prompt)
+    same = isinstance(value, str) and any(value.strip() == turn.content.strip() for turn in prompt)
+    same = same or (isinstance(value, list) and len(value) <= len(prompt))
+    return columns.prompt if same and columns.prompt is not None else "the prompt"
 
 
 def _ranking(row: Row, columns: Columns) -> Record:

@@ -16,6 +16,10 @@ class Prompts(Rows):
     def missing(self, columns: Columns) -> list[str]:
         return [] if columns.prompt or columns.chosen else [PROMPT_NEEDED]
 
+    def reads(self, columns: Columns) -> set[str | None]:
+        pair = set() if columns.prompt else {columns.chosen, columns.rejected}
+        return super().reads(columns) | pair | {columns.label}
+
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.prompt is not None:
             return Record(row=row, prompt=parse_prompt(row, columns), names=(columns.prompt,))

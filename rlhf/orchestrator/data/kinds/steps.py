@@ -33,6 +33,9 @@ class Steps(OfflineRows):
         ]
         return [what for name, what in needs if name is None]
 
+    def reads(self, columns: Columns) -> set[str | None]:
+        return super().reads(columns) | {columns.response, columns.label}
+
     def parse(self, row: Row, columns: Columns) -> Record:
         assert columns.prompt is not None, "it is a column that steps need"
         assert columns.response is not None, "it is a column that steps need"

@@ -21,6 +21,9 @@ class Texts(Demonstrations):
     def missing(self, columns: Columns) -> list[str]:
         return [] if columns.text or columns.prompt else ["text column"]
 
+    def reads(self, columns: Columns) -> set[str | None]:
+        return super().reads(columns) if columns.text is None else {columns.id}
+
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.text is None:
             return super().parse(row, columns)
