@@ -24,7 +24,7 @@ class DataSection(Section):
     ones."""
     split: str = "train"
     """Split to read, where file names (train.jsonl, test-00000-of-00002.parquet, validation/) or a data set name
-    splits."""
+    splits; all reads every split."""
     eval_split: str | None = None
     """Split of eval_path; if not given, the first of validation, test and train that is there."""
     prompt_key: str | None = None

@@ -21,7 +21,7 @@ HH = FOLDER / "hh-rlhf" / "harmless-base-test.jsonl.gz"
 
 @needs_data
 def test_gsm8k_gives_every_question_with_its_solution_as_label() -> None:
-    split = load_prompts(section(FOLDER / "gsm8k" / "*.jsonl", eval_fraction=0.1), PLAIN, 2000)
+    split = load_prompts(section(FOLDER / "gsm8k" / "*.jsonl", split="all", eval_fraction=0.1), PLAIN, 2000)
     assert (len(split.train) + len(split.held_out), split.dropped) == (7473 + 1319, {})
     assert not {prompt.text for prompt in split.train} & {prompt.text for prompt in split.held_out}
     assert all(prompt.label is not None and "####" in prompt.label for prompt in split.train)

@@ -17,6 +17,8 @@ from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.readers import READERS
 
 TRAIN = "train"
+ALL = "all"
+"""What data.split says to read every split."""
 KEYWORDS = {
     "train": TRAIN, "training": TRAIN,
     "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
@@ -52,9 +54,9 @@ class Wanted:
     key: str
 
     def choose(self, have: Sequence[str], where: str) -> str:
-        """The split to read of those that `where` has. Raises DataError."""
+        """The split to read of those that `where` has, or ALL. Raises DataError."""
         for name in self.names:
-            if name in have:
+            if name in have or name == ALL:
                 return name
             if KEYWORDS.get(name) in have:
                 return KEYWORDS[name]
@@ -122,6 +124,8 @@ def _of_split(files: Sequence[Path], folder: Path, pattern: str, wanted: Wanted,
         wanted.choose([TRAIN], pattern)
         return list(files)
     split = wanted.choose(list(splits), pattern)
+    if split == ALL:
+        return list(files)
     both = [file for file in splits[split] if any(file in others for name, others in splits.items() if name != split)]
     if both:
         raise DataError(f"data: {both[0]} is named for more than one split. Name the files in data.path.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rlhf.config.data import MAX_ROW_BYTES
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.files import Row, Source
-from rlhf.orchestrator.data.layout import TRAIN, Wanted, find_files
+from rlhf.orchestrator.data.layout import ALL, TRAIN, Wanted, find_files
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.readers import READERS, read_file
 from rlhf.orchestrator.data.tables import MAX_BATCH_ROWS, first_line, rows_of
@@ -76,6 +76,12 @@ def _read_saved(folder: Path, wanted: Wanted, problems: Problems, max_row_bytes:
         raise DataError(f"data: {folder} is a damaged datasets folder ({first_line(error)}).") from error
     if isinstance(loaded, datasets.DatasetDict):
         split = wanted.choose(list(loaded), str(folder))
+        if split == ALL:
+            parts = [
+                (Source(path=folder, label=f"{folder.name}/{name}", max_row_bytes=max_row_bytes), loaded[name])
+                for name in loaded
+            ]
+            return [row for source, part in parts for row in _rows(source, part, problems)]
         if others := [name for name in loaded if name != split]:
             problems.note(f"of {folder}, the split {split} is read; not {', '.join(others)}.")
         loaded = loaded[split]

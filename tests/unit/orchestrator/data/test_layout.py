@@ -133,6 +133,13 @@ def test_a_glob_over_several_splits_reads_one_and_says_so(tmp_path: Path) -> Non
     assert read(f"{folder}/dev/*.jsonl") == (["dev/x.jsonl"], [])
 
 
+def test_all_reads_every_split(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "set", ["test.jsonl", "train.jsonl", "x.jsonl"])
+    for path in (folder, f"{folder}/*.jsonl"):
+        assert read(path, "all") == (["test.jsonl", "train.jsonl", "x.jsonl"], [])
+    assert read(folder / "test.jsonl", "all")[0] == ["test.jsonl"]
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     names = ["data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl", "data/test-00000-of-00001.jsonl"]
     folder = lay_out(tmp_path / "set", names)
@@ -182,6 +189,8 @@ def test_saved_data_sets_are_read_by_split(tmp_path: Path) -> None:
     assert read(tmp_path / "both") == (["train"], [f"of {tmp_path}/both, the split train is read; not test."])
     assert read(tmp_path / "both", "test")[0] == ["test"]
     assert read(tmp_path / "one") == (["test"], [])
+    assert read(tmp_path / "one", "all") == (["test"], [])
+    assert read(tmp_path / "both", "all") == (["train", "test"], [])
     for folder, split, have in (("both", "x", "train, test"), ("one", "x", "train")):
         with pytest.raises(DataError) as error:
             read(tmp_path / folder, split)
