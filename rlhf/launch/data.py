@@ -54,7 +54,12 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
     try_functions(config.reward, prompts.train)
     texts = None
     if config.algo.pretraining_path is not None:
-        section = DataSection(path=config.algo.pretraining_path, max_tokens=config.data.max_tokens, overlong="truncate")
+        section = DataSection(
+            path=config.algo.pretraining_path,
+            max_tokens=config.data.max_tokens,
+            max_row_bytes=config.data.max_row_bytes,
+            overlong="truncate",
+        )
         texts = load_groups(section, tokenizer, RowKind.TEXTS)
     prompts.require(config.rollout.batch_size, "rollout.batch_size")
     return RunData(prompts=prompts, texts=texts)

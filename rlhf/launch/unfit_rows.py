@@ -1,14 +1,12 @@
 """Rows that a run's reward sources cannot score: found before anything starts."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf.config.data import DataSection
 from rlhf.config.reward import AnswerSource, CodeSource, JudgeSource, Source
 from rlhf.orchestrator.data.columns import LABEL
+from rlhf.orchestrator.data.values import shown
 from rlhf.types import Json
-
-MAX_SHOWN = 60
 
 
 def unfit_rows(
@@ -43,7 +41,5 @@ def _not_one_value(value: Json) -> str | None:
         value = value[0]
     if not isinstance(value, list | dict):
         return None
-    what = f"list of {len(value)} values" if isinstance(value, list) else "object"
-    shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
-    return f"has a label that is a {what} ({shown}), need one text or number".replace("a object", "an object")
+    what = f"a list of {len(value)} values" if isinstance(value, list) else "an object"
+    return f"has a label that is {what} ({shown(value)}), need one text or number"

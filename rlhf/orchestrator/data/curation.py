@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rlhf.orchestrator.data.dialogue import parse_messages
 from rlhf.types import Json
 
 Row: TypeAlias = dict[str, Json]
@@ -186,4 +187,6 @@ def _written_into(prompt: Json, prompt_format: str, reward: float) -> Json:
         return prompt_format.format(prompt=prompt, reward=reward)
     *before, last = prompt
     assert isinstance(last, dict), "samples were read as text or messages"
-    return [*before, {**last, "content": prompt_format.format(prompt=last["content"], reward=reward)}]
+    (turn,) = parse_messages([last], "prompt")
+    others = {key: value for key, value in last.items() if key != "value"}
+    return [*before, {**others, "content": prompt_format.format(prompt=turn.content, reward=reward)}]

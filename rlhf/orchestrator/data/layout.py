@@ -1,7 +1,7 @@
 """Which files a path means: a file, a glob, or a folder, whose files and folders may be named for splits.
 
-Names are read like those of `datasets`: data/NAME-00000-of-00003.parquet, else folders named for a split, else files
-named for one; all rows are `train` where no name says otherwise.
+Names are read like those of `datasets`: what the folder's card says, else data/NAME-00000-of-00003.parquet, else
+folders named for a split, else files named for one; all rows are `train` where no name says otherwise.
 """
 
 import glob
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf.config.data import DataSection
 from rlhf.errors import DataError
+from rlhf.orchestrator.data.card import described_files
 from rlhf.orchestrator.data.files import Source, kind_of
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.readers import READERS
@@ -82,15 +83,17 @@ def find_files(
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = _of_split(_files_in(path, problems), path, pattern, wanted, problems)
+        files = _files_in(path, problems)
+        found = _of_split(files, described_files(path) or split_files(files, path), path, wanted, problems)
     elif path.is_file():
         wanted.choose(list(dict.fromkeys([TRAIN, *_split_of_name(path.name)])), pattern)
         found = [path]
     else:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 the pattern may be absolute
         found = sorted(Path(name) for name in names if Path(name).is_file())
-        if len(split_files(found, _fixed_part(path))) > 1:
-            found = _of_split(found, _fixed_part(path), pattern, wanted, problems)
+        splits = split_files(found, _fixed_part(path))
+        if len(splits) > 1:
+            found = _of_split(found, splits, path, wanted, problems)
     if not found:
         raise DataError(f"data: {pattern} matches no file.")
     unknown = [file for file in found if kind_of(file) not in READERS]
@@ -114,29 +117,30 @@ def split_files(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     return {}
 
 
-def _of_split(files: Sequence[Path], folder: Path, pattern: str, wanted: Wanted, problems: Problems) -> list[Path]:
-    """The files of the split that is wanted."""
+def _of_split(
+    files: Sequence[Path], splits: Mapping[str, list[Path]], path: Path, wanted: Wanted, problems: Problems
+) -> list[Path]:
+    """The files of the split that is wanted; of `path`, a folder or a glob."""
     if not files:
         return []
-    splits = split_files(files, folder)
+    folder = path if path.is_dir() else _fixed_part(path)
     _require_whole(splits or {TRAIN: list(files)}, folder)
     if not splits:
-        wanted.choose([TRAIN], pattern)
+        wanted.choose([TRAIN], str(path))
         return list(files)
-    split = wanted.choose(list(splits), pattern)
-    if split == ALL:
-        return list(files)
-    both = [file for file in splits[split] if any(file in others for name, others in splits.items() if name != split)]
+    split = wanted.choose(list(splits), str(path))
+    read = list(splits) if split == ALL else [split]
+    both = [file for file in splits[read[0]] if any(file in splits[name] for name in splits if name not in read)]
     if both:
         raise DataError(f"data: {both[0]} is named for more than one split. Name the files in data.path.")
-    left = [f"{name} ({_names(others, folder)})" for name, others in splits.items() if name != split]
+    chosen = sorted({file for name in read for file in splits[name]})
+    left = [f"{name} ({_names(others, folder)})" for name, others in splits.items() if name not in read]
     in_none = [file for file in files if not any(file in of_split for of_split in splits.values())]
     left += [f"{_names(in_none, folder)} (of no split)"] if in_none else []
     if left:
-        problems.note(
-            f"of {pattern}, the split {split} is read ({_names(splits[split], folder)}); not {', '.join(left)}."
-        )
-    return splits[split]
+        what = "every split" if split == ALL else f"the split {split}"
+        problems.note(f"of {path}, {what} is read ({_names(chosen, folder)}); not {', '.join(left)}.")
+    return chosen
 
 
 def _files_in(folder: Path, problems: Problems) -> list[Path]:

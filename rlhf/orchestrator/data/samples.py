@@ -3,6 +3,7 @@ and the file ends up with the same bytes as after an uninterrupted one."""
 
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,12 @@ from rlhf.orchestrator.data.dialogue import parse_messages, parse_text
 from rlhf.orchestrator.data.layout import training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.sources import read_rows
+from rlhf.orchestrator.data.values import canonical_text, is_float, shown
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
 from rlhf.orchestrator.step.sources import request_seed
 from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout, RolloutRequest, Sampling
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_SUFFIX = ".settings"
 """What a samples file was made with lies beside it under this suffix, which no reader takes for rows."""
@@ -220,6 +224,8 @@ def read_samples(path: str) -> list[Sample]:
         seen[sample.id] = seen.get(sample.id, 0) + 1
         samples.append(sample if seen[sample.id] == 1 else _renamed(sample, seen[sample.id]))
     problems.settle()
+    for note in problems.notes:
+        logger.warning("%s", note)
     return samples
 
 
@@ -231,10 +237,10 @@ def _sample(values: Mapping[str, Json], where: str) -> Sample:
         parse_text(prompt, "prompt")
     if not isinstance(response, str):
         raise RowError(f"response is not text (got {type(response).__name__}).")
-    if isinstance(reward, bool) or not isinstance(reward, int | float):
-        raise RowError(f"reward is not a number (got {json.dumps(reward)}). Give `rlhf sample` a reward source.")
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not is_float(reward):
+        raise RowError(f"reward is not a number (got {shown(reward)}). Give `rlhf sample` a reward source.")
     return Sample(
-        id=str(values.get("id", where)),
+        id=canonical_text(values.get("id")) or where,
         prompt=prompt,
         response=response,
         reward=float(reward),

@@ -13,6 +13,7 @@ from uuid import UUID
 from rlhf.types import Json
 
 MAX_DEPTH = 100
+MAX_SHOWN = 60
 MAX_DIGITS = 4300
 """Python converts no longer integers to and from text."""
 TOO_DEEP = "nested too deep"
@@ -105,6 +106,17 @@ def canonical_text(value: Json) -> str | None:
             return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
         case _:
             return json.dumps(value, ensure_ascii=False)
+
+
+def shown(value: Json) -> str:
+    """A value as JSON, as much of it as a message has room for."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def is_float(value: float) -> bool:
+    """Whether an integer or float is one that a float can hold, to its last digits."""
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1023
 
 
 def explain(error: ValueError) -> str:

@@ -1,6 +1,5 @@
 """Prompts with a response that is labeled good or bad."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from rlhf.orchestrator.data.kinds.base import PROMPT_NEEDED, OfflineRows
 from rlhf.orchestrator.data.kinds.preferences import parse_preference
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, parse_pair
+from rlhf.orchestrator.data.values import shown
 from rlhf.types import ScoredGroup
 
 
@@ -43,7 +43,7 @@ class Labeled(OfflineRows):
         value = row.values.get(columns.label)
         text = str(value).lower()
         if text not in ("true", "false") or not isinstance(value, bool | str):
-            raise RowError(f"{columns.label} must be true or false (got {json.dumps(value, ensure_ascii=False)}).")
+            raise RowError(f"{columns.label} must be true or false (got {shown(value)}).")
         return replace(parse_pair(row, columns, columns.response), desirable=text == "true")
 
     def problems(self, records: Sequence[Record]) -> list[str]:

@@ -1,6 +1,5 @@
 """Prompts with a better and a worse response, or with a ranking of more."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.kinds.base import PROMPT_NEEDED, OfflineRows
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, aligned, as_messages, parse_dialogues, parse_prompt, parse_response
+from rlhf.orchestrator.data.values import shown
 
 
 class Preferences(OfflineRows):
@@ -84,7 +84,7 @@ def _margins(row: Row, columns: Columns, num_responses: int) -> tuple[float, ...
     except (TypeError, ValueError, OverflowError):
         margins = (math.nan,)
     if not all(map(math.isfinite, margins)):
-        raise RowError(f"{columns.margin} must be a finite number (got {json.dumps(value, ensure_ascii=False)}).")
+        raise RowError(f"{columns.margin} must be a finite number (got {shown(value)}).")
     if len(margins) != num_responses - 1:
         raise RowError(f"{columns.margin} holds {len(margins)} numbers, need {num_responses - 1}.")
     return margins

@@ -1,7 +1,5 @@
 """Prompts with a response whose steps are labeled right or wrong."""
 
-import json
-
 from rlhf.config.data import DataSection
 from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.dialogue import parse_text
@@ -10,6 +8,7 @@ from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.kinds.base import OVERLONG, PROMPT_NEEDED, LeftOutError, OfflineRows
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, parse_prompt
+from rlhf.orchestrator.data.values import shown
 from rlhf.types import Json, Prompt, ScoredGroup
 
 
@@ -74,5 +73,5 @@ def _step_label(value: Json, name: str) -> float:
     if value in ("+", "-"):
         return float(value == "+")
     if isinstance(value, str) or not isinstance(value, bool | int | float) or not 0.0 <= value <= 1.0:
-        raise RowError(f"{name} must be true, false or from 0 to 1 (got {json.dumps(value, ensure_ascii=False)}).")
+        raise RowError(f"{name} must be true, false or from 0 to 1 (got {shown(value)}).")
     return float(value)

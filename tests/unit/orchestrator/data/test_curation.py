@@ -97,6 +97,9 @@ def test_the_reward_is_written_into_the_prompt_on_a_scale_from_0_to_1() -> None:
     assert curated.rows[2]["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "<0.75> u"}]
     assert [row["reward_shown"] for row in curated.rows] == [1.0, 0.0, 0.75]
     assert [row["reward"] for row in curated.rows] == [2.0, -2.0, 1.0]
+    parts: list[Json] = [{"from": "human", "value": [{"type": "text", "text": "u"}, "v"]}]
+    (row,) = condition([sample(parts, "c", 1.0)], prompt_format="{reward:g} {prompt}").rows
+    assert row["prompt"] == [{"from": "human", "content": "1 uv"}]
     equal = condition([sample("p", "a", 3.0)], prompt_format="{reward:g} {prompt}")
     assert equal.rows[0]["prompt"] == "1 p"
 
@@ -188,6 +191,7 @@ def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pyt
         {"prompt": "p", "response": "a", "reward": True},
         {"prompt": [{"role": "bot", "content": "x"}], "response": "a", "reward": 1},
         {"prompt": "p", "response": "a", "reward": 1},
+        {"prompt": "p", "response": "a", "reward": 10**400},
     ]
     path = write_rows(tmp_path / "s.jsonl", rows)
     assert main(["curate", "best-of-n", str(path), "--out", str(tmp_path / "d.jsonl")]) == 3
@@ -198,6 +202,7 @@ def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pyt
         "rlhf: error: s.jsonl:3: prompt is empty.",
         f"rlhf: error: s.jsonl:4: reward is not a number (got true). {need}",
         'rlhf: error: s.jsonl:5: prompt[0].role "bot" unknown.',
+        f"rlhf: error: s.jsonl:7: reward is not a number (got 1{'0' * 59}...). {need}",
     ]
     assert not (tmp_path / "d.jsonl").exists()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,77 @@ def test_any_names_mean_what_they_mean_to_the_usual_loader(
     }
 
 
+CARDS: list[tuple[str, dict[str, list[str]]]] = [
+    ("data_files: a.jsonl", {"train": ["a.jsonl"]}),
+    ("data_files: '*.jsonl'", {"train": ["a.jsonl", "b.jsonl", "train.jsonl"]}),
+    ("data_files: [a.jsonl, x/c.jsonl]", {"train": ["a.jsonl", "x/c.jsonl"]}),
+    (
+        "data_files: [{split: train, path: a.jsonl}, {split: extra, path: ['b*', x/*]}]",
+        {"train": ["a.jsonl"], "extra": ["b.jsonl", "x/c.jsonl"]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry", "splits"), CARDS)
+def test_the_card_of_a_folder_is_read_like_by_the_usual_loader(
+    tmp_path: Path, entry: str, splits: dict[str, list[str]]
+) -> None:
+    folder = lay_out(tmp_path / "set", ["a.jsonl", "b.jsonl", "train.jsonl", "x/c.jsonl"])
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  {entry}\n---\n# A set\n")
+    data_files = yaml.safe_load(entry)["data_files"]
+    patterns = datasets.data_files.sanitize_patterns(data_files)
+    for split, names in splits.items():
+        assert read(folder, split)[0] == names
+        files = datasets.data_files.DataFilesDict.from_patterns(patterns, base_path=str(folder))[split]
+        assert sorted(str(Path(file).relative_to(folder)) for file in files) == names
+
+
+SEVERAL = "configs:\n- config_name: main\n  data_files: a.jsonl\n- config_name: other\n  data_files: b.jsonl\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        (SEVERAL, "data: {card} describes several sets of files (main, other). Name the files in data.path."),
+        ("configs: [{data_files: none.jsonl}]", 'data: {card} names the files "none.jsonl", which match none.'),
+        ("configs: [{data_files: /etc/*}]", 'data: {card} names the files "/etc/*", which is no pattern below it.'),
+        (
+            "configs: [{data_files: {a: 1}}]",
+            "data: {card} describes data_files that are no text and no list of split and path.",
+        ),
+    ],
+)
+def test_a_card_that_names_no_files_is_refused(tmp_path: Path, header: str, complaint: str) -> None:
+    folder = lay_out(tmp_path / "set", ["a.jsonl", "b.jsonl"])
+    (folder / "README.md").write_text(f"---\n{header}\n---\n")
+    with pytest.raises(DataError) as error:
+        read(folder)
+    assert complaints(error) == [complaint.format(card=folder / "README.md")]
+
+
+def test_of_several_sets_of_files_the_usual_one_is_read(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "set", ["a.jsonl", "b.jsonl"])
+    for header in (SEVERAL.replace("other", "default"), SEVERAL.replace("other", "other\n  default: true")):
+        (folder / "README.md").write_text(f"---\n{header}---\n")
+        assert read(folder) == (
+            ["b.jsonl"],
+            [f"of {folder}, the split train is read (b.jsonl); not a.jsonl (of no split)."],
+        )
+
+
+@pytest.mark.parametrize(
+    "header", ["a: [", "\x00", "a: &a [*a]", "configs: {}", "configs: [1]", "[" * 5000, "", "configs: [{}]"]
+)
+def test_any_header_of_a_card_is_read_or_refused(tmp_path: Path, header: str) -> None:
+    folder = lay_out(tmp_path / "set", ["a.jsonl"])
+    (folder / "README.md").write_text(f"---\n{header}\n---\n")
+    try:
+        found = str(read(folder)[0])
+    except DataError as error:
+        found = str(error)
+    assert found == "['a.jsonl']" or found.startswith(f"data: the header of {folder}/README.md cannot be read (")
+
+
 def test_test_rows_are_never_trained_on_without_a_word(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "set", ["train.jsonl", "test.jsonl", "README.md", "extra.jsonl"])
     prompts, notes = read(folder)
@@ -136,7 +208,8 @@ def test_a_glob_over_several_splits_reads_one_and_says_so(tmp_path: Path) -> Non
 def test_all_reads_every_split(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "set", ["test.jsonl", "train.jsonl", "x.jsonl"])
     for path in (folder, f"{folder}/*.jsonl"):
-        assert read(path, "all") == (["test.jsonl", "train.jsonl", "x.jsonl"], [])
+        note = f"of {path}, every split is read (test.jsonl, train.jsonl); not x.jsonl (of no split)."
+        assert read(path, "all") == (["test.jsonl", "train.jsonl"], [note])
     assert read(folder / "test.jsonl", "all")[0] == ["test.jsonl"]
 
 

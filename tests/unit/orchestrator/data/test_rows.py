@@ -192,6 +192,10 @@ def test_a_bad_prompt_gives_its_line(tmp_path: Path, row: Json, complaint: str) 
         ({"prompt": "p", "chosen": "a", "rejected": "b</s>"}, f"rejected holds the control token </s>; {ALLOW}"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}, 'margin must be a finite number (got "x").'),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "margin must be a finite number (got true)."),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 10**400},
+            f"margin must be a finite number (got 1{'0' * 59}...).",
+        ),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": [1, 2]}, "margin holds 2 numbers, need 1."),
         ({"prompt": "p", "ranking": ["a"]}, "ranking is not a list of two responses or more."),
         ({"prompt": "p", "ranking": ["a", "b", "a"]}, "ranking[0] and ranking[2] are the same."),

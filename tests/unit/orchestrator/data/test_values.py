@@ -23,6 +23,7 @@ from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.values import canonical_text, parse_json, plain
 from rlhf.types import Json
+from tests.unit.orchestrator.data.arrow_tables import arrow_tables
 from tests.unit.orchestrator.data.data_support import PLAIN, complaints, load_demonstrations, section, write_rows
 
 QUICK = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,33 +214,9 @@ def test_json_lines_and_a_json_list_are_the_same_rows(tmp_path: Path, rows: Sequ
         assert values_of(write_rows(tmp_path / "t.jsonl", rows)) == list(rows)
 
 
-ARROW_TYPES = st.recursive(
-    st.sampled_from(
-        [
-            *(pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.bool_(), pa.string(), pa.large_string()),
-            *(pa.binary(), pa.large_binary(), pa.date32(), pa.date64(), pa.time32("s"), pa.time64("ns"), pa.null()),
-            *(pa.timestamp("ns", tz="UTC"), pa.timestamp("s", tz="+07:30"), pa.timestamp("us"), pa.duration("ns")),
-            *(pa.decimal128(38, 9), pa.decimal256(76, 0), pa.dictionary(pa.int32(), pa.string()), pa.string_view()),
-        ]
-    ),
-    lambda inner: st.one_of(
-        inner.map(pa.list_),
-        inner.map(pa.large_list),
-        inner.map(lambda kind: pa.map_(pa.string(), kind)),
-        st.lists(st.tuples(st.sampled_from("abc"), inner), min_size=1, max_size=3).map(pa.struct),
-    ),
-    max_leaves=4,
-)
-
-
 @QUICK
-@given(st.lists(st.tuples(st.sampled_from("abc"), ARROW_TYPES), max_size=3), st.integers(0, 3), st.data())
-def test_any_parquet_schema_gives_rows_or_lines(
-    tmp_path: Path, fields: list[tuple[str, pa.DataType]], num_rows: int, data: st.DataObject
-) -> None:
-    """Values come from random bytes: dates of any year, decimals of any length, text that is not UTF-8."""
-    columns = [_array(kind, num_rows, data) for _, kind in fields]
-    table = pa.Table.from_arrays(columns, names=[name for name, _ in fields])
+@given(arrow_tables(st.sampled_from("abc")))
+def test_any_parquet_schema_gives_rows_or_lines(tmp_path: Path, table: pa.Table) -> None:
     try:
         pq.write_table(table, tmp_path / "t.parquet")
     except (pa.ArrowException, OSError):
@@ -248,24 +225,9 @@ def test_any_parquet_schema_gives_rows_or_lines(
     rows = read_rows(str(tmp_path / "t.parquet"), training_split(DataSection()), problems)
     for row in rows:
         assert parse_json(json.dumps(row.values)) == row.values
-    if len(rows) < num_rows or not rows:
+    if len(rows) < len(table) or not rows:
         with pytest.raises(DataError):
             problems.settle()
-
-
-def _array(kind: pa.DataType, size: int, data: st.DataObject) -> pa.Array:
-    if pa.types.is_struct(kind):
-        fields = [kind.field(index) for index in range(kind.num_fields)]
-        arrays = [_array(field.type, size, data) for field in fields]
-        return pa.StructArray.from_arrays(arrays, fields=fields) if size else pa.array([], kind)
-    if pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind) or pa.types.is_primitive(kind):
-        width = max(kind.bit_width // 8, 1)
-        content = data.draw(st.binary(min_size=width * size, max_size=width * size))
-        return pa.Array.from_buffers(kind, size, [None, pa.py_buffer(content)])
-    if pa.types.is_string(kind):
-        texts = [data.draw(st.binary(max_size=3)) for _ in range(size)]
-        return pa.Array.from_buffers(kind, size, pa.array(texts, pa.binary()).buffers())
-    return pa.nulls(size, kind)
 
 
 @pytest.mark.parametrize(
