@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.data import DataSection
+from rlhf.config.data import MAX_ROW_BYTES, DataSection
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.card import described_files
 from rlhf.orchestrator.data.files import Source, kind_of
@@ -75,9 +75,7 @@ def held_out_split(section: DataSection) -> Wanted:
     return Wanted(names=names, key="data.eval_split")
 
 
-def find_files(
-    pattern: str, wanted: Wanted, problems: Problems, max_row_bytes: int = DataSection().max_row_bytes
-) -> list[Source]:
+def find_files(pattern: str, wanted: Wanted, problems: Problems, max_row_bytes: int = MAX_ROW_BYTES) -> list[Source]:
     """The files that a path or glob names, in sorted order; of a folder of splits, those of the one that is wanted.
     What is left out is noted in `problems`. Raises DataError where none matches, or a split is not there or not whole.
     """

@@ -12,7 +12,7 @@ from rlhf.orchestrator.data.files import Row, Source
 from rlhf.orchestrator.data.layout import ALL, TRAIN, Wanted, find_files
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.readers import READERS, read_file
-from rlhf.orchestrator.data.tables import MAX_BATCH_ROWS, first_line, rows_of
+from rlhf.orchestrator.data.tables import CONVERSION_ERRORS, MAX_BATCH_ROWS, first_line, rows_of
 
 if TYPE_CHECKING:
     import datasets
@@ -99,7 +99,7 @@ def _read_hub(name: str, wanted: Wanted, problems: Problems, max_row_bytes: int)
             loaded = datasets.load_dataset(name, split=split)
         except ValueError as error:
             failures.append(DataError(f"data: {name}: {first_line(error)}."))
-        except (OSError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # whatever the library makes of a name, a network and the files it finds
             reason = first_line(error)
             raise DataError(f"data: {name} matches no file, and no such data set can be loaded ({reason}).") from error
         else:
@@ -109,7 +109,12 @@ def _read_hub(name: str, wanted: Wanted, problems: Problems, max_row_bytes: int)
 
 def _rows(source: Source, loaded: "datasets.Dataset", problems: Problems) -> list[Row]:
     """The rows as Arrow holds them: nothing is decoded, so that images and the like need no further packages."""
-    rows = list(rows_of(_batches(loaded.with_format("arrow")), source, problems, max(len(loaded), 1)))
+    import pyarrow  # noqa: PLC0415
+
+    try:
+        rows = list(rows_of(_batches(loaded.with_format("arrow")), source, problems, max(len(loaded), 1)))
+    except (pyarrow.ArrowException, OSError, *CONVERSION_ERRORS) as error:  # some damage shows only in the rows
+        raise DataError(f"data: {source.path} is damaged ({first_line(error)}).") from error
     if not len(loaded):
         problems.add(f"data: {source.label} has no rows.")
     return rows
@@ -117,4 +122,5 @@ def _rows(source: Source, loaded: "datasets.Dataset", problems: Problems) -> lis
 
 def _batches(loaded: "datasets.Dataset") -> "Iterator[pyarrow.RecordBatch]":
     for table in loaded.iter(batch_size=MAX_BATCH_ROWS):
+        table.validate(full=True)  # Arrow trusts a file of its own, and reads outside of it where it is damaged
         yield from table.combine_chunks().to_batches()

@@ -32,8 +32,7 @@ class Labeled(OfflineRows):
         return [what for name, what in needs if name is None]
 
     def reads(self, columns: Columns) -> set[str | None]:
-        pairs = {columns.margin} if columns.pairs_as_labels else {columns.label}
-        return super().reads(columns) | pairs
+        return super().reads(columns) | (set() if columns.pairs_as_labels else {columns.label})
 
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.pairs_as_labels:

@@ -1,6 +1,7 @@
 """A path means what its names say: splits of folders, of saved data sets and of globs, read as the usual loader reads
 them, and what is left out is named."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -279,6 +280,31 @@ def test_a_damaged_saved_folder_is_named(tmp_path: Path) -> None:
         (folder / "dataset_info.json").write_bytes(content)
         with pytest.raises(DataError, match=f"^data: {folder} is a damaged datasets folder"):
             read(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 5000), st.integers(0, 8))
+def test_a_saved_folder_with_one_bit_turned_or_an_end_cut_off(tmp_path: Path, place: int, bit: int) -> None:
+    """Arrow reads outside of a damaged file where it is not checked first."""
+    datasets.disable_progress_bars()
+    folder = tmp_path / "saved"
+    if not folder.exists():
+        rows = [{"prompt": "é" * n, "m": [{"role": "user", "n": n}]} for n in range(20)]
+        datasets.Dataset.from_list(rows).save_to_disk(str(folder))
+        shutil.copytree(folder, tmp_path / "whole")
+    content = bytearray((tmp_path / "whole" / "data-00000-of-00001.arrow").read_bytes())
+    place %= len(content)
+    if bit < 8:
+        content[place] ^= 1 << bit
+    (folder / "data-00000-of-00001.arrow").write_bytes(content if bit < 8 else content[:place])
+    problems = Problems(100)
+    read_rows(str(folder), training_split(DataSection()), problems)
+    try:
+        problems.settle()
+        said = "data: fine"
+    except DataError as error:
+        said = str(error)
+    assert said.startswith("data: ")
 
 
 @pytest.mark.parametrize(

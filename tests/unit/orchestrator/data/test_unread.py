@@ -72,6 +72,7 @@ UNREAD: list[tuple[RowKind, Row, list[str]]] = [
         {"prompt": "another", "chosen": [ASK, SAY], "rejected": [ASK, OTHER]},
         ["columns that nothing read: prompt."],
     ),
+    (RowKind.LABELED, {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}, [NOTHING_READ + "margin."]),
     (RowKind.STEPS, {"prompt": "a", "completions": ["b"], "labels": [True]}, []),
     (RowKind.STEPS, {"prompt": "a", "completions": ["b"], "labels": [True], "label": 1}, [NOTHING_READ + "label."]),
     (RowKind.TEXTS, {"text": "a", "system": "b"}, ["columns that nothing read: system."]),
