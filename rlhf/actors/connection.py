@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
 from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
-from rlhf.errors import ConfigError, StallError
+from rlhf.errors import ConfigError, PreemptedError, StallError
 
 LOCAL = "local"
 AUTO = "auto"
@@ -71,7 +72,7 @@ def start(namespace: str) -> OrphanWatch:
     for _ in range(START_ATTEMPTS):
         orphans = OrphanWatch()
         try:
-            with orphans, loopback_only():
+            with orphans, loopback_only(), own_signal_handlers():
                 ray.init(
                     address=LOCAL,
                     namespace=namespace,
@@ -81,11 +82,35 @@ def start(namespace: str) -> OrphanWatch:
                     _node_ip_address=LOOPBACK,
                 )
             return orphans
-        except Exception as error:
-            # Ray also raises plain Exceptions.
-            failure = first_line(error)
+        except BaseException as error:
             orphans.close()
+            if not isinstance(error, Exception) or is_interruption(error):
+                raise
+            failure = first_line(error)  # Ray also raises plain Exceptions
     raise StallError(f"ray: no cluster could be started on this machine (tried {START_ATTEMPTS} times): {failure}")
+
+
+@contextmanager
+def own_signal_handlers() -> Iterator[None]:
+    """Inside, this process keeps its handler of SIGTERM. Ray would replace it at the start of its initialization by
+    one that ends the process with exit code 15, without a word."""
+    before = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = _keep_handler
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = before
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether a signal's handler raised `error`, or what it follows from: Ray makes a SystemError of it."""
+    while error is not None and not isinstance(error, PreemptedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _keep_handler(_: object) -> None:
+    """Set no handler."""
 
 
 @contextmanager
@@ -145,9 +170,12 @@ def join(address: str, namespace: str) -> None:
         raise ConfigError(f"ray: no cluster at {address} ({tried}). {advice}")
     os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt of up to 40 s: the server may not be Ray
     try:
-        ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
+        with own_signal_handlers():
+            ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
     except Exception as error:
         # Ray also raises plain Exceptions.
+        if is_interruption(error):
+            raise
         if versions := differing_versions(str(error)):
             raise ConfigError(f"ray: {versions}") from error
         raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error

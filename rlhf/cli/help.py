@@ -18,7 +18,7 @@ MAIN_WIDTH = 118
 def kind_of(field: Field) -> str:
     """The values that a field takes, as shown in help."""
     if field.choices:
-        return "|".join(str(choice) for choice in field.choices)
+        return "|".join(field.words)
     if field.is_list:
         return "TEXT" if field.holds_text else "LIST"
     names = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}

@@ -1,6 +1,7 @@
 """The fields of a config by their dotted names: which settings there are, of which kind, within which bounds."""
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,6 +50,16 @@ class Field:
         if isinstance(self.kind, type) and issubclass(self.kind, Enum):
             return tuple(member.value for member in self.kind)
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether a flag without a value means true."""
+        return self.kind is bool or any(choice is True for choice in self.choices)
+
+    @property
+    def words(self) -> list[str]:
+        """The choices as they are typed."""
+        return [json.dumps(choice) if isinstance(choice, bool) else str(choice) for choice in self.choices]
 
     @property
     def meaning(self) -> str:

@@ -96,7 +96,7 @@ def wording(error: ErrorDetails, field: Field | None) -> str:
     if kind == "string_pattern_mismatch":
         return f"{PATTERNS.get(context['pattern'], 'must match ' + context['pattern'])}{got}."
     if kind in NOT_A_CHOICE and field is not None:
-        return f"must be one of {', '.join(str(choice) for choice in field.choices)}{got}."
+        return f"must be one of {', '.join(field.words)}{got}."
     need = KINDS.get(kind, error["msg"]).format_map(defaultdict(str, context)).replace("'", "")
     if bounds and kind in OUT_OF_BOUNDS:
         need = f"must be {bounds}"

@@ -28,6 +28,7 @@ from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
+from rlhf.launch.run_folder import folder_problems, require_folder
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data.layout import find_files, held_out_split, training_split
 from rlhf.orchestrator.data.load import check_rows
@@ -45,6 +46,7 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
 
     Raises:
         ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
+        CheckpointError: there is no other problem, and the run's folder cannot be written or its disk is full.
     """
     read = read_config(command, argv, environ)
     problems = list(read.problems)
@@ -59,6 +61,7 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         classes.add(DataError)
     if config is None or problems:
         raise refusal(problems, classes)
+    require_folder(config, environ)
     return config, read.report(advice_on(config))
 
 
@@ -67,6 +70,7 @@ def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
 
     Raises:
         ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
+        CheckpointError: there is no other problem, and the run's folder cannot be written or its disk is full.
     """
     found = [*problems_of(config), *surroundings(config, environ)]
     problems = [f"{problem.keys[0]}: {problem.text}" for problem in found]
@@ -76,6 +80,7 @@ def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
         classes.add(DataError)
     if problems:
         raise refusal(problems, classes)
+    require_folder(config, environ)
     return [f"{advice.keys[0]}: {advice.text}" for advice in advice_on(config)]
 
 
@@ -108,6 +113,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     yield from _packages(config.models)
     yield from tracker_problems(config.log, environ)
     yield from _own_algorithm(config)
+    yield from folder_problems(config)
     if isinstance(config, OnlineConfig):
         yield from _rewards(config.reward, environ)
 

@@ -19,6 +19,7 @@ from rlhf.launch.data import load_data
 from rlhf.launch.end_report import report_at_end
 from rlhf.launch.models import load_run_tokenizer, require_models
 from rlhf.launch.records import make_records
+from rlhf.launch.run_folder import folder_of
 from rlhf.launch.schedule import run_length
 from rlhf.launch.shown_waits import ShownWaits
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
@@ -68,8 +69,7 @@ def run_training(
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
     fresh = initial_state(config, algorithm.needs, data.fingerprint)
-    # Absolute: workers write to it too, and may have another working directory.
-    folder = Path(config.run.dir, config.run.name).absolute()
+    folder = folder_of(config)
     with (
         RunDirectory.open(folder, resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
@@ -82,9 +82,10 @@ def run_training(
         stop = StopRequest(config.checkpoint.grace_s)
         with (
             report_at_end(config.log, directory, console),
-            open_cluster(config, records, console, observers) as cluster,
             stop.listening(),
+            open_cluster(config, records, console, observers, stop) as cluster,
             records.open(),
+            stop.naming_interruptions(),
         ):
             attempts = RunAttempts(
                 config=config,
@@ -134,12 +135,14 @@ def initial_state(config: TrainConfig, needs: Needs, data_fingerprint: str) -> R
     )
 
 
-def open_cluster(config: TrainConfig, records: Records, console: Console, observers: Sequence[CallObserver]) -> Cluster:
+def open_cluster(
+    config: TrainConfig, records: Records, console: Console, observers: Sequence[CallObserver], stop: StopRequest
+) -> Cluster:
     """Join or start Ray. A failure is recorded in the run directory; the console shows every wait."""
     log_folder = records.directory.log_folder
     shown = ShownWaits(console.waiting, log_folder)
     console.waiting(START_OF_RAY, ["Ray"])
-    with records.recording_failure():
+    with records.recording_failure(), stop.naming_interruptions():
         cluster = Cluster(
             config.cluster,
             f"rlhf-{config.run.name}",
@@ -166,7 +169,7 @@ def resume_point(
     section: CheckpointSection, directory: RunDirectory, checkpoints: Checkpoints, fresh: RunState, num_steps: int
 ) -> ResumePoint | None:
     """The checkpoint to continue from, checked before anything starts; None for a new run."""
-    if not section.resume:
+    if not directory.resumes:
         return None
     return find_resume_point(
         checkpoints,

@@ -249,6 +249,7 @@ class Loop:
     def _resume(self, point: ResumePoint) -> None:
         self._progress.restore(point)
         self._records.directory.rewind(point.state.step)
+        self._records.status(Status.RUNNING, point.state.step)
         self._records.note("resume", f"continuing after step {point.state.step} from {point.path}")
 
     def _export(self) -> Path:

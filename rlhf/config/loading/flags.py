@@ -50,10 +50,11 @@ class Flags:
         negated = self._field(name.removeprefix("no-")) if name.startswith("no-") and not equals else None
         if equals:
             self._set(name, text)
-        elif known is None and negated is not None and negated.kind is bool:
+        elif known is None and negated is not None and negated.is_switch:
             self._set(name.removeprefix("no-"), "false")
-        elif known is not None and known.kind is bool:
-            self._set(name, waiting.pop() if waiting and waiting[-1].lower() in {"true", "false"} else "true")
+        elif known is not None and known.is_switch:
+            values = {"true", "false", *known.words}
+            self._set(name, waiting.pop() if waiting and waiting[-1].lower() in values else "true")
         elif waiting and not waiting[-1].startswith("--"):
             self._set(name, waiting.pop())
         elif known is None:

@@ -81,7 +81,7 @@ def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str
             rest.append(word)
             continue
         own.append(word)
-        has_value = field.kind is not bool or waiting[-1:] in (["true"], ["false"])
+        has_value = not field.is_switch or waiting[-1:] in (["true"], ["false"])
         if has_value and not equals and waiting:
             own.append(waiting.pop())
     return own, rest

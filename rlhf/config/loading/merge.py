@@ -153,7 +153,7 @@ class Merged(Generic[S]):
         field = self.schema.fields.get(dotted(path))
         text = wording(error, field)
         if error["type"] in NOT_A_CHOICE and field and isinstance(error["input"], str):
-            meant = nearest(error["input"], [str(choice) for choice in field.choices])
+            meant = nearest(error["input"], field.words)
             text += f" Did you mean {meant}?" if meant else ""
         if error["type"] == "extra_forbidden":
             text = self._misplaced(path, field)

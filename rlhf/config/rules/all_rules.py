@@ -11,7 +11,7 @@ from rlhf.config.rules.kto import KTO_RULES
 from rlhf.config.rules.mixture import MIXTURE_RULES
 from rlhf.config.rules.narrow import Rule
 from rlhf.config.rules.online import ONLINE_ADVICE, ONLINE_RULES
-from rlhf.config.rules.placement import PLACEMENT_RULES, colocation
+from rlhf.config.rules.placement import PLACEMENT_ADVICE, PLACEMENT_RULES, colocation
 from rlhf.config.rules.preference import PREFERENCE_RULES
 
 REMOTE_CODE = re.compile(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}")
@@ -25,7 +25,7 @@ def problems_of(config: TrainConfig) -> list[Problem]:
 
 def advice_on(config: TrainConfig) -> list[Problem]:
     """What is allowed and probably not intended."""
-    return [advice for rule in (*ONLINE_ADVICE, *GRPO_ADVICE) for advice in rule(config)]
+    return [advice for rule in (*ONLINE_ADVICE, *GRPO_ADVICE, *PLACEMENT_ADVICE) for advice in rule(config)]
 
 
 def required(config: TrainConfig) -> Iterator[Problem]:

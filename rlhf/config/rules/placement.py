@@ -7,7 +7,7 @@ from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rollout import RolloutSection, engines_that
 from rlhf.config.rules.colocation import ROLES, colocated_roles, engines_misfit
-from rlhf.config.rules.narrow import for_config
+from rlhf.config.rules.narrow import Rule, for_config
 from rlhf.config.tools import BenchConfig
 
 GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
@@ -115,4 +115,23 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
         )
 
 
+def unused_roles(config: TrainConfig) -> Iterator[Problem]:
+    """The --colocate flags name models that the run does not have."""
+    started = set(config.models)
+    if isinstance(config, OnlineConfig):
+        started.add("rollout")
+        if config.reward.model is None:
+            started.discard("reward")
+    if not config.algo.uses_reference:
+        started.discard("reference")
+    for group in map(tuple, (flag.split(",") for flag in config.cluster.colocate if flag != "all")):
+        absent = [name for name in map(str.strip, group) if name in ROLES and name not in started]
+        if absent:
+            yield Problem(
+                keys=("cluster.colocate",),
+                text=f"this run has no {' and no '.join(absent)}, so {','.join(group)} shares no devices with it.",
+            )
+
+
+PLACEMENT_ADVICE: tuple[Rule, ...] = (unused_roles,)
 PLACEMENT_RULES = (for_config(OnlineConfig, merged_shapes, weight_sync, adapters_sent),)

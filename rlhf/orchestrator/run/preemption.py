@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from rlhf.errors import PreemptedError
 
@@ -29,6 +30,7 @@ class StopRequest:
         self._timer: threading.Timer | None = None
         self._is_over = False
         self._has_safe_points = False
+        self._interruption: PreemptedError | None = None
 
     @property
     def is_requested(self) -> bool:
@@ -51,6 +53,7 @@ class StopRequest:
     @contextmanager
     def safe_points(self) -> Iterator[None]:
         """Inside, `check` is called regularly. Outside there is nothing to save, and a signal ends the run at once."""
+        self.require_uninterrupted()
         self._has_safe_points = True
         try:
             yield
@@ -72,21 +75,42 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def require_uninterrupted(self) -> None:
+        """Raise PreemptedError if a signal came and a library, such as Ray while it starts, caught what its handler
+        raised."""
+        if self._interruption is not None:
+            raise self._interruption
+
+    @contextmanager
+    def naming_interruptions(self) -> Iterator[None]:
+        """Raise what the handler of a signal raised inside, whatever a library made of it: Ray's C++ code turns an
+        exception of a handler into a SystemError."""
+        try:
+            yield
+        except BaseException as error:
+            if self._interruption is not None and error is not self._interruption:
+                raise self._interruption from error
+            raise
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if not self._has_safe_points:
-            name = signal.Signals(number).name
-            raise PreemptedError(f"stopped by {name} while the run starts; what was saved before is kept")
+            self._interrupt(f"stopped by {name} while the run starts; what was saved before is kept")
         if self._is_over:
-            raise PreemptedError(
+            self._interrupt(
                 f"no safe point within {self._grace_s:g} s of the signal; the last checkpoint is kept. "
                 "Continue with --resume, and raise checkpoint.grace_s if the time allows"
             )
         if self.is_requested:
-            raise PreemptedError(f"stopped at once by a second {signal.Signals(number).name}; continue with --resume")
+            self._interrupt(f"stopped at once by a second {name}; continue with --resume")
         self._requested.set()
         self._timer = threading.Timer(self._grace_s, self._end_grace)
         self._timer.daemon = True
         self._timer.start()
+
+    def _interrupt(self, text: str) -> NoReturn:
+        self._interruption = PreemptedError(text)
+        raise self._interruption
 
     def _end_grace(self) -> None:
         """Interrupt the main thread, whatever it waits for: only a signal handler can raise there."""

@@ -37,6 +37,10 @@ CHECKPOINT_LAYOUT_KEYS = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.
 """Keys that decide the layout of a trained role's checkpoint: with another value it cannot be read."""
 
 
+RANK_KEYS = ("{role}.num_nodes", "{role}.num_gpus_per_node")
+"""Keys that decide on how many ranks a trained role is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
     """A complete checkpoint and its state."""
@@ -70,10 +74,11 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
     Raises ConfigError with every key that changed, unless it is harmless or named in `accepted`.
     """
     where = f"step_{saved.step}"
+    resized = [role for role, count in now.ranks.items() if saved.ranks.get(role, count) != count]
     problems = [
-        f"resume: {role} was saved on {saved.ranks[role]} ranks, now {count}; use as many"
-        for role, count in now.ranks.items()
-        if saved.ranks.get(role, count) != count
+        f"resume: {role} was saved on {saved.ranks[role]} ranks, now {now.ranks[role]}. Set {role}.num_nodes and "
+        f"{role}.num_gpus_per_node as they were; other numbers of ranks cannot read {where}"
+        for role in resized
     ]
     if missing := sorted(now.ranks.keys() ^ saved.ranks.keys()):
         problems.append(f"resume: {where} does not hold the same trained models ({', '.join(missing)})")
@@ -85,7 +90,9 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
         f"resume: {key} was {_show(old)}, now {_show(new)}; {where} can only be read with the former"
         for key, old, new in laid_out
     ]
-    changes = [c for c in differing if c not in laid_out and not _matches(c[0], (*HARMLESS, *accepted))]
+    # A problem already, which accepting the change would not solve.
+    of_ranks = [key.format(role=role) for role in resized for key in RANK_KEYS]
+    changes = [c for c in differing if c not in laid_out and not _matches(c[0], (*HARMLESS, *of_ranks, *accepted))]
     if changes:
         listed = ", ".join(f"{key} {_show(old)} -> {_show(new)}" for key, old, new in changes)
         flags = " ".join(f"--checkpoint.accept_change {key}" for key, _, _ in changes)

@@ -9,14 +9,16 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,9 +27,12 @@ from rlhf.orchestrator.run.files import append_json, keep_lines, write_json, wri
 from rlhf.orchestrator.run.responses import StepResponses, response_rows
 from rlhf.types import Json
 
+Resume = Literal[False, True, "auto"]
+"""Whether a run continues: `auto` where its folder has a checkpoint."""
 PRIVATE = 0o700
 LOCK = "lock"
 PROCESSES = "processes.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Status(StrEnum):
@@ -55,29 +60,36 @@ class RunProcess:
 class RunDirectory:
     """The folder of a run, locked by one driver at a time. Use `open`."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, *, resumes: bool) -> None:
         self.path = path
+        self.resumes = resumes
+        """Whether the run continues from a checkpoint."""
         self._lock = lock
         self.attempt = 1 + max((_number(entry) for entry in self.logs.glob("attempt_*")), default=0)
 
     @classmethod
-    def open(cls, path: Path, *, resume: bool) -> Self:
+    def open(cls, path: Path, *, resume: Resume) -> Self:
         """Make the folder of a new run, or lock that of a run to continue.
 
         Raises ConfigError where the folder does not fit `resume`, or where another driver has locked it;
-        CheckpointError where it cannot be written.
+        CheckpointError where it cannot be written. A folder that does not fit is left as it is.
         """
-        _require_ours(path)
+        if not (path / LOCK).exists():
+            require_kind(path, resume)
         try:
             path.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
             path.chmod(PRIVATE)
-            run = cls(path, _lock(path))
-            run._require_kind(resume)
+            lock = _lock(path)
+            try:
+                run = cls(path, lock, resumes=require_kind(path, resume))
+            except ConfigError:
+                os.close(lock)
+                raise
             for folder in (run.rollouts, run.checkpoints, run.tensorboard, run.log_folder):
                 folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from error
-        if not resume:
+        if not run.resumes:
             run.rewind(-1)
         return run
 
@@ -121,7 +133,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def model(self) -> Path:
@@ -197,17 +209,6 @@ class RunDirectory:
         if responses.evaluated:
             write_rows(self.evaluations / name, response_rows(step, responses.evaluated, {}))
 
-    def _require_kind(self, resume: bool) -> None:
-        """Refuse to resume a run that has no checkpoint, and to start one that has. A run that died before its first
-        checkpoint may be started again."""
-        has_checkpoints = any(self.checkpoints.glob("step_*"))
-        if has_checkpoints == resume:
-            return
-        self.close()
-        if resume:
-            raise ConfigError(f"{self.path}: no run to resume. Leave out --resume to start it")
-        raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another run.name")
-
     def rewind(self, step: int) -> None:
         """Drop what was recorded past the step that the run continues from."""
         keep_lines(self.metrics, step)
@@ -232,6 +233,41 @@ def _number(path: Path) -> int:
     """The number at the end of a name like attempt_3 or step_000012.jsonl; 0 where there is none."""
     found = re.search(r"_(\d+)$", path.name.split(".")[0])
     return int(found[1]) if found else 0
+
+
+def require_kind(path: Path, resume: Resume) -> bool:
+    """Whether a run in the folder `path`, which may not exist yet, continues from a checkpoint. A run that died before
+    its first checkpoint may be started again.
+
+    Raises:
+        ConfigError: the folder is not a run's, has no checkpoint to resume, or has one and `resume` is false.
+    """
+    _require_ours(path)
+    has_checkpoints = any((path / CHECKPOINTS).glob("step_*"))
+    if resume in ("auto", has_checkpoints):
+        return has_checkpoints
+    if resume:
+        raise ConfigError(f"{path}: no run to resume. Leave out --resume to start it, or set it to auto")
+    raise ConfigError(f"{path}: holds a run already. Continue it with --resume, or choose another run.name")
+
+
+def require_writable(path: Path, room: int) -> None:
+    """Check that the folder of a run, which may not exist yet, can be written, with `room` bytes free.
+
+    Raises:
+        CheckpointError: it cannot, or the disk has less room.
+    """
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with TemporaryDirectory(dir=there, prefix=".rlhf-"):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise CheckpointError(f"run.dir: {there}: cannot be written ({error.strerror or error})") from error
+    if free < room:
+        raise CheckpointError(
+            f"run.dir: {there} has {free / 1e6:.3g} MB free; the first checkpoint, the model and the records of this "
+            f"run need {room / 1e6:.3g} MB or more. Make room, or name another folder"
+        )
 
 
 def _require_ours(path: Path) -> None:

@@ -76,6 +76,8 @@ def test_flags_in_every_spelling() -> None:
         "--train.num-steps", "null", "--train.max-tokens-per-micro-batch", "1e3",
     )  # fmt: skip
     assert (config.policy.num_nodes, config.policy.num_gpus_per_node, config.policy.zero_stage) == (2, 3, 2)
+    assert ppo("--resume", "auto").checkpoint.resume == "auto"
+    assert ppo("--resume", "false").checkpoint.resume is False
     assert (config.checkpoint.resume, config.log.tensorboard, config.log.rollouts) == (True, False, False)
     assert isinstance(config.algo, PpoSection)
     assert (config.algo.token_level, config.cluster.debug, config.run.name) == (False, True, "a")

@@ -51,6 +51,15 @@ def test_responses_are_sent_in_concurrent_batches() -> None:
         assert scores(server.url, 0) == []
 
 
+def test_a_private_service_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with service([GOOD]) as server:
+        assert scores(server.url, 1, outage_timeout_s=0.5) == [1.0]
+
+
 def test_zero_is_a_score() -> None:
     with service([Reply(body=b'{"ids": ["r0"], "scores": [0]}')]) as server:
         assert scores(server.url, 1) == [0.0]

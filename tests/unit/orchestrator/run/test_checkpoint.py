@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +225,54 @@ def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None
     setup.engines[Role.CRITIC] = FakeTrainEngine(np.zeros(4), Head.VALUES)
     setup.save(3)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
+
+
+class Flushes:
+    """Every file and folder that is flushed, by name, with its size at that moment. `then` is called after each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: Callable[[str], None] = lambda path: None) -> None:
+        self.sizes: dict[str, int] = {}
+        flush = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            flush(descriptor)
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+            self.sizes[path] = os.fstat(descriptor).st_size
+            then(path)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_everything_is_flushed_before_the_rename_and_the_rename_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(tmp_path)
+    is_renamed: dict[str, bool] = {}
+    flushes = Flushes(monkeypatch, lambda path: is_renamed.update({path: (tmp_path / "step_1").exists()}))
+    saved = setup.save(1)
+    temporary = tmp_path / "tmp-step_1"
+    for path in (saved, *saved.rglob("*")):
+        was = temporary / path.relative_to(saved)
+        if path.parent == saved and path.suffix == ".json":
+            was = was.with_name(f".{was.name}.tmp")  # itself renamed once it is flushed
+        assert is_renamed[str(was)] is False, f"{was} was not flushed before the checkpoint got its name"
+        if path.is_file():
+            assert flushes.sizes[str(was)] == path.stat().st_size, f"{was} was flushed before all of it was written"
+    assert is_renamed[str(tmp_path)] is True, "the new name was not flushed"
+
+
+def test_a_save_that_the_disk_damages_is_noticed_at_once(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = setup.checkpoints.newest()[0].parent
+
+    def damage(path: str) -> None:
+        if path == str(folder) and (file := folder / "step_3/policy/engine.npz").exists():
+            file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+    Flushes(monkeypatch, damage)
+    with pytest.raises(CheckpointError, match=r"step_3: policy/engine\.npz wrong sha256"):
+        setup.save(3)
+    assert {path.name for path in folder.iterdir()} >= {"step_1", "step_2"}, "older ones go after a good one"
+    assert setup.checkpoints.newest()[0].name == "step_2"
 
 
 @pytest.mark.timeout(600)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def test_a_signal_before_the_loop_ends_the_run_at_once() -> None:
     stop = StopRequest(grace_s=60)
     with stop.listening(), pytest.raises(PreemptedError, match="stopped by SIGUSR1 while the run starts"):
         signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_signal_is_named_whatever_a_library_makes_of_it() -> None:
+    def wait_in_a_library() -> None:
+        with stop.listening(), stop.naming_interruptions():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except PreemptedError as error:
+                raise SystemError("returned a result with an exception set") from error
+
+    stop = StopRequest(grace_s=60)
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM while the run starts"):
+        wait_in_a_library()
+
+
+def test_a_signal_that_a_library_swallowed_ends_the_run_before_its_loop() -> None:
+    stop = StopRequest(grace_s=60)
+    with stop.listening():
+        with suppress(PreemptedError):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(PreemptedError, match="stopped by SIGTERM while the run starts"), stop.safe_points():
+            pass
 
 
 def test_no_update_is_begun_after_sigterm_came_while_measuring(tmp_path: Path) -> None:
@@ -193,6 +216,13 @@ def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
     require_same_run(SAVED, replace(SAVED, config=changed(log__x=5, train__num_steps=50)), ())
     with pytest.raises(ConfigError, match="policy was saved on 8 ranks, now 4"):
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 4}), ("policy.*",))
+    eight, four = (
+        replace(SAVED, ranks={"policy": n}, config={"policy": {"num_nodes": 1, "num_gpus_per_node": n}}) for n in (8, 4)
+    )
+    with pytest.raises(ConfigError) as caught:
+        require_same_run(eight, four, ())
+    (problem,) = caught.value.problems  # no advice to accept a change that cannot be accepted
+    assert problem.startswith("resume: policy was saved on 8 ranks, now 4. Set policy.num_nodes and policy.num_gpus_")
     with pytest.raises(ConfigError, match="does not hold the same trained models"):
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 8, "critic": 1}), ())
 

@@ -63,6 +63,24 @@ def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
     assert (tmp_path / "a/logs/attempt_1").is_dir()
 
 
+def test_a_refused_resume_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a: no run to resume\. Leave out --resume to start it, or set it to auto"):
+        RunDirectory.open(tmp_path / "a", resume=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_auto_resumes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume="auto") as run:
+        assert not run.resumes
+        (run.checkpoints / "step_3").mkdir()
+    with RunDirectory.open(tmp_path / "a", resume="auto") as run:
+        assert run.resumes
+    with RunDirectory.open(tmp_path / "a", resume=True) as run:
+        assert run.resumes
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunDirectory.open(tmp_path / "a", resume=False)
+
+
 @pytest.mark.timeout(60)
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "a"
