@@ -88,6 +88,29 @@ class WorkerLostError(RlhfError, RuntimeError):
     )
 
 
+class MemoryExhaustedError(RlhfError, MemoryError):
+    """A process ran out of its device's memory, or of the host's. Names role, phase, sizes and the setting that helps.
+
+    `splittable_tokens` are the tokens of the largest micro-batch; 0 if it is not known or is a single sequence, so that
+    smaller micro-batches cannot help.
+    """
+
+    exit_code = 7
+    meaning = "memory ran out, and smaller micro-batches did not help or were not allowed (train.on_oom)"
+    advice = (
+        "Change the setting that the message names; `rlhf plan` shows what each process needs. Then continue with "
+        "--resume."
+    )
+
+    def __init__(self, text: str, splittable_tokens: int = 0) -> None:
+        super().__init__(text, splittable_tokens)
+        self.text = text
+        self.splittable_tokens = splittable_tokens
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class StallError(RlhfError, TimeoutError):
     """A wait passed its deadline. Names who waited for whom, in which phase, and for how long."""
 

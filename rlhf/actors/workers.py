@@ -17,6 +17,7 @@ from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.ranks import RankActor
 from rlhf.config.reward import RemoteSource
 from rlhf.engines.base import RewardSource, TokenScorer
+from rlhf.engines.process.memory_errors import naming_memory_errors
 from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
@@ -55,7 +56,8 @@ class ModelWorker(RankActor):
         with importing():
             from rlhf.engines.training.scoring import ScoringEngine
 
-        self._engines[role] = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
+        with naming_memory_errors(role, "load"):
+            self._engines[role] = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
 
     def unload(self, role: Role) -> None:
         """Drop a model that is not trained, and free its memory."""
@@ -77,9 +79,10 @@ class ModelWorker(RankActor):
             from rlhf.engines.training.engine import DeepSpeedEngine
 
         algorithm = build_algorithm(spec.algorithm)
-        engine = DeepSpeedEngine(spec, algorithm.objectives(), device=self._rank.device, where=f"{role}.model")
-        if role is Role.POLICY and algorithm.needs.ema_reference is not None:
-            engine.start_ema_reference(algorithm.needs.ema_reference.decay)
+        with naming_memory_errors(role, "load"):
+            engine = DeepSpeedEngine(spec, algorithm.objectives(), device=self._rank.device, where=f"{role}.model")
+            if role is Role.POLICY and algorithm.needs.ema_reference is not None:
+                engine.start_ema_reference(algorithm.needs.ema_reference.decay)
         self._engines[role] = self._trained[role] = engine
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
@@ -108,11 +111,11 @@ class ModelWorker(RankActor):
         )
 
     def forward(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        with self._trace.span(f"{role} forward"):
+        with self._trace.span(f"{role} forward"), naming_memory_errors(role, "forward", batches):
             return self._engines[role].forward(batches)
 
     def forward_ema_reference(self, role: Role, batches: Sequence[PackedTokens]) -> list[FloatArray]:
-        with self._trace.span(f"{role} forward_ema_reference"):
+        with self._trace.span(f"{role} forward_ema_reference"), naming_memory_errors(role, "forward", batches):
             return self._trained[role].forward_ema_reference(batches)
 
     def update_ema(self, role: Role) -> float:
@@ -120,16 +123,17 @@ class ModelWorker(RankActor):
             return self._trained[role].update_ema()
 
     def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
-        with self._trace.span(f"{role} forward_backward"):
+        tokens = [batch.tokens for batch in batches]
+        with self._trace.span(f"{role} forward_backward"), naming_memory_errors(role, "forward_backward", tokens):
             return self._trained[role].forward_backward(batches)
 
     def optim_step(self, role: Role) -> StepReport:
-        with self._trace.span(f"{role} optim_step"):
+        with self._trace.span(f"{role} optim_step"), naming_memory_errors(role, "optim_step"):
             return self._trained[role].optim_step()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
         self._sent_version = version
-        with self._trace.span(f"{role} send_weights"):
+        with self._trace.span(f"{role} send_weights"), naming_memory_errors(role, "send_weights"):
             return self._trained[role].send_weights(version)
 
     def send_weights_again(self, role: Role) -> None:
@@ -138,14 +142,15 @@ class ModelWorker(RankActor):
             self.send_weights(role, self._sent_version)
 
     def save(self, role: Role, directory: Path) -> None:
-        with self._trace.span(f"{role} save"):
+        with self._trace.span(f"{role} save"), naming_memory_errors(role, "save"):
             self._trained[role].save(directory)
 
     def load(self, role: Role, directory: Path) -> None:
         self._trained[role].load(directory)
 
     def export(self, role: Role, directory: Path) -> None:
-        self._trained[role].export(directory)
+        with naming_memory_errors(role, "save"):
+            self._trained[role].export(directory)
 
     def check_export(self, role: Role, directory: Path) -> None:
         self._trained[role].check_export(directory)
@@ -176,7 +181,8 @@ class RolloutWorker(Actor):
             self.see_gpus(gpus or self.gpus())
             environment.drop_expandable_segments(os.environ)
         bind_collectives(node_address())
-        self._engine = open_engine(spec, name=name)
+        with naming_memory_errors(name, "engine"):
+            self._engine = open_engine(spec, name=name)
 
     def reset(self) -> None:
         self.engine.reset()
@@ -191,7 +197,7 @@ class RolloutWorker(Actor):
         return self._engine
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        with self._trace.span("generate"):
+        with self._trace.span("generate"), naming_memory_errors("rollout", "engine"):
             return self.engine.generate(requests)
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
@@ -201,7 +207,8 @@ class RolloutWorker(Actor):
         self.engine.sleep()
 
     def wake(self) -> None:
-        self.engine.wake()
+        with naming_memory_errors("rollout", "engine"):
+            self.engine.wake()
 
     def close(self) -> None:
         self.engine.close()
@@ -213,7 +220,8 @@ class RolloutWorker(Actor):
         self.engine.start_weight_update()
 
     def update_weights(self, update_info: Info) -> None:
-        self.engine.update_weights(update_info)
+        with naming_memory_errors("rollout", "engine"):
+            self.engine.update_weights(update_info)
 
     def finish_weight_update(self, version: int, digest: str) -> str:
         return self.engine.finish_weight_update(version, digest)

@@ -32,6 +32,9 @@ class TrainSection(Section):
     """Micro-batch: most examples in one forward pass; if not given, only tokens are limited."""
     max_tokens_per_micro_batch: PositiveInt = 4096
     """Sequence packing: most tokens packed into one forward pass. A longer example is a micro-batch by itself."""
+    on_oom: Literal["halve", "stop"] = "halve"
+    """When a model runs out of memory. halve: start again from the newest checkpoint with micro-batches of half as many
+    tokens, which have the same gradient; stop: end the run."""
     step_timeout_s: PositiveFloat = 1800.0
     """Longest time for any one phase of training."""
     mismatch_warn: NonNegativeFloat = Field(0.1, allow_inf_nan=False)

@@ -3,7 +3,7 @@
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards import probe
+from rlhf.errors import MemoryExhaustedError
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import role_engine
 from rlhf.launch.gpu_budget import gpu_budget
@@ -60,9 +61,29 @@ class RunAttempts:
     """The state of the run before its first step."""
     has_started: bool = False
     launcher: Launcher | None = None
+    forecast: list[str] = field(default_factory=list)
+    """What each process was expected to need, and warnings about it."""
 
     def run(self, resume_from: ResumePoint | None) -> None:
-        """Start every worker, and train to the last step."""
+        """Start every worker, and train to the last step. If memory runs out, the error says what was planned."""
+        try:
+            self._run(resume_from)
+        except MemoryExhaustedError as error:
+            planned = f" Planned: {'; '.join(self.forecast)}." if self.forecast else ""
+            raise MemoryExhaustedError(f"{error}{planned}", error.splittable_tokens) from error
+
+    def use_less_memory(self, error: MemoryExhaustedError) -> str | None:
+        """Halve the micro-batches of the next attempt, if train.on_oom says so and they can be split. The gradient is
+        the same: its denominators are those of the whole optimizer step."""
+        train = self.config.train
+        limit = min(train.max_tokens_per_micro_batch, error.splittable_tokens) // 2
+        if train.on_oom == "stop" or not limit:
+            return None
+        halved = train.model_copy(update={"max_tokens_per_micro_batch": limit})
+        self.config = self.config.model_copy(update={"train": halved})
+        return f"micro-batches have at most {limit} tokens (train.max_tokens_per_micro_batch)"
+
+    def _run(self, resume_from: ResumePoint | None) -> None:
         config, cluster, records = self.config, self.cluster, self.records
         algorithm = build_algorithm(self.algorithm)
         store = open_store(config, self.data.groups, self.tokenizer, self.length.num_steps, cluster.device, records)
@@ -70,7 +91,8 @@ class RunAttempts:
         placement = place(config, needs)
         if not self.has_started:
             require_meant_device(config, needs, cluster.device)
-            for line in memory_forecast(config, needs, cluster):
+            self.forecast = memory_forecast(config, needs, cluster)
+            for line in self.forecast:
                 records.say(line)
         workers = self._start(needs, placement)
         self._show_workers(placement)

@@ -16,7 +16,6 @@ from rlhf.config.run import CheckpointSection
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
-from rlhf.launch.end_report import report_at_end
 from rlhf.launch.models import load_run_tokenizer, require_models
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
@@ -30,6 +29,7 @@ from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
+from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import numbers, require_trackers
 from rlhf.planning.roles import require_sections
 
@@ -64,24 +64,24 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     algorithm = build_algorithm(config.algo)
-    require_parts(config, algorithm.needs)
+    require_sections(config, algorithm.needs)
+    require_trackers(config.log)
+    require_models(config)
     tokenizer = load_run_tokenizer(config, algorithm)
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
     fresh = initial_state(config, algorithm.needs, data.fingerprint)
-    folder = folder_of(config)
     with (
-        RunDirectory.open(folder, resume=config.checkpoint.resume) as directory,
+        RunDirectory.open(folder_of(config), resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
     ):
-        introduce(config, console, length.num_steps, folder)
+        say_start(console, config, length)
         checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))
         records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
         with (
-            report_at_end(config.log, directory, console),
             stop.listening(),
             open_cluster(config, records, console, observers, stop) as cluster,
             records.open(),
@@ -99,27 +99,17 @@ def run_training(
                 stop=stop,
                 fresh=fresh,
             )
+            max_restarts = config.cluster.max_restarts
             run_with_restarts(
-                attempts,
-                resume_from,
-                checkpoints=checkpoints,
-                max_restarts=config.cluster.max_restarts,
-                stop=stop,
-                note=records.note,
+                attempts, resume_from, checkpoints=checkpoints, max_restarts=max_restarts, stop=stop, note=records.note
             )
-        return result_of(directory, length.num_steps)
+        metrics = last_metrics(directory.metrics)
+        return TrainResult(run_dir=directory.path, model=directory.model, step=length.num_steps, metrics=metrics)
 
 
-def require_parts(config: TrainConfig, needs: Needs) -> None:
-    """Refuse a run whose sections, trackers or models cannot be used. Raises ConfigError or ModelError."""
-    require_sections(config, needs)
-    require_trackers(config.log)
-    require_models(config)
-
-
-def introduce(config: TrainConfig, console: Console, num_steps: int, folder: Path) -> None:
-    """Say what runs, where, and with which settings."""
-    console.say(f"rlhf train {method_name(config)}: {num_steps} steps into {folder}")
+def say_start(console: Console, config: TrainConfig, length: RunLength) -> None:
+    """Say what is trained, and with which settings."""
+    console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder_of(config)}")
     for line in short_summary(config).splitlines():
         console.say(line)
 
@@ -151,12 +141,6 @@ def open_cluster(
         )
     console.waiting(START_OF_RAY, [])
     return cluster
-
-
-def result_of(directory: RunDirectory, num_steps: int) -> TrainResult:
-    """What a run of `num_steps` that reached its end left in its directory."""
-    metrics = last_metrics(directory.metrics)
-    return TrainResult(run_dir=directory.path, model=directory.model, step=num_steps, metrics=metrics)
 
 
 def last_metrics(path: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from rlhf.engines.process.memory_errors import named_memory_error
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 from rlhf.types import FinishReason, FloatArray, IntArray, Sampling
@@ -78,7 +79,8 @@ class StepLoop(Generic[C]):
     in futures that the callers of `decode` wait for. Waits for: a job, while no request is running or the gate is not
     serving. Unblocked by: `call`, `decode`, `close`.
 
-    If a step raises, the loop ends: every waiting caller, and every later one, gets WorkerLostError.
+    If a step raises, the loop ends: every waiting caller, and every later one, gets WorkerLostError, or
+    MemoryExhaustedError if memory ran out.
     """
 
     def __init__(self, name: str, build: Callable[[], C], gate: ServingGate) -> None:
@@ -178,7 +180,9 @@ class StepLoop(Generic[C]):
             self._jobs.append(job)
             self._changed.notify()
 
-    def _ended(self) -> WorkerLostError:
+    def _ended(self) -> RlhfError:
+        if self._failure is not None and (named := named_memory_error(self._failure, self._name, "engine")) is not None:
+            return named
         return WorkerLostError(f"engine {self._name}: its decoder has ended: {self._failure or 'it was closed'!r}")
 
     def _run(self, build: Callable[[], C], built: "Future[C]") -> None:

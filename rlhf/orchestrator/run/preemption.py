@@ -84,7 +84,8 @@ class StopRequest:
     @contextmanager
     def naming_interruptions(self) -> Iterator[None]:
         """Raise what the handler of a signal raised inside, whatever a library made of it: Ray's C++ code turns an
-        exception of a handler into a SystemError."""
+        exception of a handler into a SystemError. Raises at once what came before and was caught."""
+        self.require_uninterrupted()
         try:
             yield
         except BaseException as error:

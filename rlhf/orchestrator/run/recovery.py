@@ -9,11 +9,11 @@ never failed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from rlhf.errors import INFRASTRUCTURE, CheckpointError, PreemptedError
+from rlhf.errors import INFRASTRUCTURE, CheckpointError, MemoryExhaustedError, PreemptedError, RlhfError
 from rlhf.orchestrator.run.checkpoint import Checkpoints
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.resume import ResumePoint
@@ -76,6 +76,11 @@ class Attempts(Protocol):
         """Start every process and train to the end."""
         ...
 
+    def use_less_memory(self, error: MemoryExhaustedError) -> str | None:
+        """Change what the next attempt does after memory ran out in a model. Returns what changed; None if nothing
+        could help, or may."""
+        ...
+
     def clear(self) -> Sequence[str]:
         """End the processes of the last attempt, but for those that lost nothing and serve the next one too. Returns
         the names of these."""
@@ -93,13 +98,15 @@ def run_with_restarts(
 ) -> None:
     """Run to the end, through restarts. `max_restarts` are allowed in a row without a step saved in between.
 
+    Where memory ran out, the next attempt needs less of it, or there is none.
+
     Raises: the failure that is not worth another start; PreemptedError where asked to stop between attempts.
     """
     point, num_restarts = resume_from, 0
     while True:
         try:
             return attempts.run(point)
-        except INFRASTRUCTURE as error:
+        except (*INFRASTRUCTURE, MemoryExhaustedError) as error:
             saved = _newest(checkpoints)
             if saved is not None and (point is None or saved.state.step > point.state.step):
                 num_restarts = 0
@@ -111,12 +118,16 @@ def run_with_restarts(
                     max_restarts=max_restarts,
                 )
             )
+            failure = str(error)
+            if decision.action is Action.RESTART and isinstance(error, MemoryExhaustedError):
+                changed = attempts.use_less_memory(error)
+                failure += f" From here on {changed}." if changed else ""
+                decision = decision if changed else replace(decision, action=Action.STOP)
             if decision.action is Action.STOP:
-                if num_restarts:
-                    raise type(error)(f"{error} Given up: {decision.reason}.") from error
+                if (last := _given_up(error, decision, num_restarts, saved)) is not error:
+                    raise last from error
                 raise
             assert saved is not None, decision
-            failure = str(error)
         try:
             surviving = ", ".join(attempts.clear())
         except INFRASTRUCTURE as worse:
@@ -126,6 +137,14 @@ def run_with_restarts(
         if stop.wait(decision.pause_s):
             raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")
         point, num_restarts = saved, num_restarts + 1
+
+
+def _given_up(error: RlhfError, decision: Decision, num_restarts: int, saved: ResumePoint | None) -> RlhfError:
+    """The error that ends a run."""
+    if isinstance(error, MemoryExhaustedError):
+        named = f" Step {saved.state.step} is saved; continue with --resume." if saved is not None else ""
+        return MemoryExhaustedError(f"{error}{named}", error.splittable_tokens)
+    return type(error)(f"{error} Given up: {decision.reason}.") if num_restarts else error
 
 
 def _newest(checkpoints: Checkpoints) -> ResumePoint | None:

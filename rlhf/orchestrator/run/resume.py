@@ -18,6 +18,7 @@ HARMLESS = (
     "*.log_probs_kept_mib",
     "train.num_steps",
     "train.step_timeout_s",
+    "train.on_oom",
     "train.mismatch_*",
     "eval.*",
     "log.*",

@@ -9,14 +9,15 @@ import pytest
 
 from rlhf.engines.rollout.serving import ServingGate
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop, StepOutput
-from rlhf.errors import ModelError, RlhfError, StallError, WorkerLostError
+from rlhf.errors import MemoryExhaustedError, ModelError, RlhfError, StallError, WorkerLostError
 from rlhf.types import FinishReason, Sampling
 
 pytestmark = pytest.mark.timeout(30)
 
 
 class CountingCore:
-    """Answers a prompt with its first token, `max_tokens` times. A prompt token of -1 breaks a step, -2 hangs one."""
+    """Answers a prompt with its first token, `max_tokens` times. A prompt token of -1 breaks a step, -2 hangs one, -3
+    needs more memory than there is."""
 
     def __init__(self) -> None:
         self.requests: dict[str, tuple[DecodeRequest, int]] = {}
@@ -43,7 +44,9 @@ class CountingCore:
         for request_id, (request, count) in list(self.requests.items()):
             token = int(request.token_ids[0])
             if token == -1:
-                raise RuntimeError("out of memory")
+                raise RuntimeError("a broken kernel")
+            if token == -3:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
             if token == -2:
                 self.hang.wait(20)
             assert request.sampling is not None
@@ -118,13 +121,13 @@ def test_a_failed_step_raises_in_every_waiting_and_later_caller(loop: StepLoop[C
     thread = threading.Thread(target=call)
     thread.start()
     time.sleep(0.05)
-    with pytest.raises(WorkerLostError, match=r"engine e: its decoder has ended: .*out of memory"):
+    with pytest.raises(WorkerLostError, match=r"engine e: its decoder has ended: .*a broken kernel"):
         loop.decode([ask(-1)], 5)
     thread.join(5)
     assert len(errors) == 1
-    with pytest.raises(WorkerLostError, match="out of memory"):
+    with pytest.raises(WorkerLostError, match="a broken kernel"):
         loop.decode([ask(1)], 5)
-    with pytest.raises(WorkerLostError, match="out of memory"):
+    with pytest.raises(WorkerLostError, match="a broken kernel"):
         loop.call(lambda: 1)
 
 
@@ -185,6 +188,12 @@ def test_a_core_that_cannot_be_built_raises_in_the_constructor(gate: ServingGate
 
     with pytest.raises(ModelError, match="no such model"):
         StepLoop("e", build, gate)
+
+
+def test_memory_that_runs_out_is_named_with_what_helps(loop: StepLoop[CountingCore]) -> None:
+    for token in (-3, 1):
+        with pytest.raises(MemoryExhaustedError, match=r"^e engine: out of memory: CUDA .* Lower rollout\."):
+            loop.decode([ask(token)], 5)
 
 
 def test_closing_unblocks_callers(gate: ServingGate) -> None:

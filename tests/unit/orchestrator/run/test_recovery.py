@@ -8,6 +8,7 @@ import pytest
 from rlhf.errors import (
     CheckpointError,
     ConfigError,
+    MemoryExhaustedError,
     NumericsError,
     PreemptedError,
     RewardError,
@@ -61,12 +62,18 @@ class Launches:
         self.runs: list[Run] = []
         self.num_cleared = 0
         self.spared: list[str] = []
+        self.limits: list[int] = []
+        """The micro-batches of each attempt after memory ran out; an attempt at 0 tokens is not made."""
         self._make = make
         self._parts = (records, checkpoints, fresh)
 
     def run(self, resume_from: ResumePoint | None) -> None:
         self.runs.append(self._make(len(self.runs)))
         self.runs[-1].loop(*self._parts).run(resume_from)
+
+    def use_less_memory(self, error: MemoryExhaustedError) -> str | None:
+        self.limits.append(error.splittable_tokens // 2)
+        return f"at most {self.limits[-1]} tokens" if self.limits[-1] else None
 
     def clear(self) -> list[str]:
         self.num_cleared += 1
@@ -210,6 +217,9 @@ def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error:
 
         def run(self, resume_from: ResumePoint | None) -> None:
             raise error
+
+        def use_less_memory(self, error: MemoryExhaustedError) -> str | None:
+            raise AssertionError
 
         def clear(self) -> Sequence[str]:
             raise AssertionError
