@@ -18,9 +18,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.connection import LOCAL, connect
+from rlhf.actors.control_store import JOINED_TIMEOUT_S, LOCAL_TIMEOUT_S, ControlStoreWatch
 from rlhf.actors.waiting import CallObserver, RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
-from rlhf.errors import ConfigError, StallError
+from rlhf.errors import ConfigError, StallError, WorkerLostError
 from rlhf.planning.layout import core_share, lay_out
 from rlhf.planning.placement import DeviceGroup, Placement, shortages
 from rlhf.types import Role
@@ -113,9 +114,11 @@ class Cluster:
         namespace: str,
         log_folder: Path | None = None,
         observers: Sequence[CallObserver] = (),
+        on_lost: Callable[[WorkerLostError], None] | None = None,
     ) -> None:
         """Each worker writes its output to a file in `log_folder`; without it, to Ray's logs. `observers` see every
-        wait for a remote call."""
+        wait for a remote call. `on_lost` is called, in another thread, when Ray's control store is gone, seconds before
+        Ray ends this process."""
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
@@ -126,6 +129,10 @@ class Cluster:
         self._log_folder = log_folder
         self._orphans = connect(self.address, namespace, allow_unauthenticated=section.allow_unauthenticated)
         self.calls = RemoteCalls(observers)
+        self._watch: ControlStoreWatch | None = None
+        if on_lost is not None:
+            timeout_s = LOCAL_TIMEOUT_S if self.address == LOCAL else JOINED_TIMEOUT_S
+            self._watch = ControlStoreWatch(ray.get_runtime_context().gcs_address, on_lost, timeout_s)
         self.node_id: str = ray.get_runtime_context().get_node_id()
         self._count_devices()
         self.device: Device = section.device
@@ -269,6 +276,8 @@ class Cluster:
     def close(self) -> None:
         """End all workers, release the bundles and disconnect from Ray."""
         self._empty()
+        if self._watch is not None:
+            self._watch.stop()
         ray.shutdown()
         self._orphans.close()
 

@@ -1,8 +1,10 @@
 """A training run from its config to its model: check, data, run directory, attempts."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
@@ -13,6 +15,7 @@ from rlhf.algorithms.base import Needs
 from rlhf.config.commands import TrainConfig, method_name
 from rlhf.config.loading.load import dump_config, short_summary
 from rlhf.config.run import CheckpointSection
+from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
@@ -32,6 +35,7 @@ from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import numbers, require_trackers
 from rlhf.planning.roles import require_sections
+from rlhf.terminal import tell
 
 START_OF_RAY = "start of Ray"
 
@@ -138,9 +142,20 @@ def open_cluster(
             f"rlhf-{config.run.name}",
             log_folder,
             observers=[Stragglers(records.warn), shown, *observers],
+            on_lost=partial(end_at_once, records),
         )
     console.waiting(START_OF_RAY, [])
     return cluster
+
+
+def end_at_once(records: Records, error: WorkerLostError) -> None:
+    """Record that Ray's control store is gone as the end of the run, and end this process: nothing that needs Ray can
+    be closed any more."""
+    try:
+        records.end(error)
+        tell([f"rlhf: error: {error}. Continue with --resume."])
+    finally:
+        os._exit(error.exit_code)
 
 
 def last_metrics(path: Path) -> dict[str, float]:

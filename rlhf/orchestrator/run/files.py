@@ -32,6 +32,16 @@ def write_text(path: Path, text: str) -> None:
         sync_path(path.parent)
 
 
+def overwrite_text(path: Path, text: str) -> None:
+    """Write `text` over the content of an existing file, in its own blocks: needs no room if it has few bytes. A reader
+    may see half of it."""
+    with checkpoint_errors(path), path.open("r+b") as file:
+        file.write(text.encode())
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` at once, also where other processes write the same file."""
     with checkpoint_errors(path):

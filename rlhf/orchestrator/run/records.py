@@ -83,9 +83,13 @@ class Records:
         try:
             yield
         except BaseException as error:
-            status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
-            self.status(status, self._step, error=f"{type(error).__name__}: {error}")
+            self.end(error)
             raise
+
+    def end(self, error: BaseException) -> None:
+        """Record `error` as the end of the run."""
+        status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
+        self.status(status, self._step, error=f"{type(error).__name__}: {error}")
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -23,12 +23,14 @@ from typing import Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf.errors import CheckpointError, ConfigError
-from rlhf.orchestrator.run.files import append_json, keep_lines, write_json, write_rows, write_text
+from rlhf.orchestrator.run.files import append_json, keep_lines, overwrite_text, write_json, write_rows, write_text
 from rlhf.orchestrator.run.responses import StepResponses, response_rows
 from rlhf.types import Json
 
 Resume = Literal[False, True, "auto"]
 """Whether a run continues: `auto` where its folder has a checkpoint."""
+MOST_OF_ERROR = 1000
+"""Characters of an error in a status.json that must fit into one block of a full disk."""
 PRIVATE = 0o700
 LOCK = "lock"
 PROCESSES = "processes.json"
@@ -178,20 +180,28 @@ class RunDirectory:
         write_text(self.processes, json.dumps([asdict(process) for process in processes], indent=1) + "\n")
 
     def write_status(self, status: Status, *, step: int, num_steps: int, error: str | None = None) -> None:
-        """Record the state of the run."""
-        write_json(
-            self.path / "status.json",
-            {
-                "status": status,
-                "step": step,
-                "num_steps": num_steps,
-                "error": error,
-                "attempt": self.attempt,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "time": time.time(),
-            },
-        )
+        """Record the state of the run. On a full disk it is written over the last one, whose blocks are there.
+
+        Raises CheckpointError where that fails too.
+        """
+        path = self.path / "status.json"
+        value: dict[str, Json] = {
+            "status": status,
+            "step": step,
+            "num_steps": num_steps,
+            "error": error,
+            "attempt": self.attempt,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
+        try:
+            write_json(path, value)
+        except CheckpointError:
+            if not path.exists():
+                raise
+            short = None if error is None else error[:MOST_OF_ERROR]
+            overwrite_text(path, json.dumps({**value, "error": short}))
 
     def read_status(self) -> Status | None:
         """The last recorded state of the run; None where it cannot be read."""

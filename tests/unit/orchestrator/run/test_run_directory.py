@@ -63,6 +63,37 @@ def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
     assert (tmp_path / "a/logs/attempt_1").is_dir()
 
 
+FULL = """
+mount -t tmpfs -o size=64k tmpfs {folder} && exec {python} - <<'END'
+from contextlib import suppress
+from pathlib import Path
+from rlhf.errors import CheckpointError
+from rlhf.orchestrator.run.run_directory import RunDirectory, Status
+with RunDirectory.open(Path("{folder}/a"), resume=False) as run:
+    run.write_status(Status.RUNNING, step=3, num_steps=9)
+    with suppress(OSError), open("{folder}/fill", "wb", buffering=0) as fill:
+        while True:
+            fill.write(bytes(512))
+    with suppress(CheckpointError):
+        run.note("warning", "x" * 9000)
+        raise AssertionError("the disk is not full")
+    run.write_status(Status.FAILED, step=4, num_steps=9, error="CheckpointError: " + "no room " * 500)
+print(Path("{folder}/a/status.json").read_text())
+END
+"""
+
+
+def test_the_end_of_a_run_is_recorded_on_a_full_disk(tmp_path: Path) -> None:
+    script = FULL.format(folder=tmp_path, python=sys.executable)
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    result = subprocess.run(["unshare", "-rm", "bash", "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    recorded = json.loads(result.stdout)
+    assert (recorded["status"], recorded["step"]) == ("failed", 4)
+    assert recorded["error"].startswith("CheckpointError: no room no room")
+
+
 def test_a_refused_resume_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a: no run to resume\. Leave out --resume to start it, or set it to auto"):
         RunDirectory.open(tmp_path / "a", resume=True)
