@@ -3,7 +3,7 @@
 import importlib.util
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,7 +56,7 @@ def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]
         lines = read.report([problem])
         problems += lines
         classes |= {problem.error for _ in lines}
-    if config is not None and not read.is_spoiled("data") and (wrong_rows := data_problems(config)):
+    if config is not None and not read.is_spoiled("data") and (wrong_rows := data_problems(config, read.is_spoiled)):
         problems += wrong_rows
         classes.add(DataError)
     if config is None or problems:
@@ -147,8 +147,9 @@ def is_quick(config: TrainConfig, files: Sequence[Path]) -> bool:
     )
 
 
-def data_problems(config: TrainConfig) -> list[str]:
-    """Data files that are missing, and wrong rows of small files."""
+def data_problems(config: TrainConfig, is_spoiled: Callable[[str], bool] = lambda key: False) -> list[str]:
+    """Data files that are missing, and wrong rows of small files. `is_spoiled` says of a key whether its value was
+    invalid, so that nothing can be told from the default in its place."""
     files, problems = data_files(config)
     if problems or not files or not is_quick(config, files):
         return problems
@@ -158,7 +159,9 @@ def data_problems(config: TrainConfig) -> list[str]:
         return list(error.problems)
     key, size = config.rows_per_step
     if len(records) < size and config.data.eval_path is None:
-        return [too_few_rows(len(records), key, size)]
+        return [] if is_spoiled(key) else [too_few_rows(len(records), key, size)]
+    if is_spoiled("reward"):
+        return []
     return unfit_rows(
         config.data, config.reward_sources, ((record.id, record.label, record.metadata) for record in records)
     )

@@ -8,6 +8,8 @@ from rlhf.errors import DataError
 logger = logging.getLogger(__name__)
 
 SHOWN_PER_FILE = 20
+SHOWN = 20
+"""Most lines of one error: more would hide how many rows are wrong."""
 
 
 class RowError(ValueError):
@@ -25,7 +27,7 @@ class Problems:
         """What was wrong with rows: how often, and where first."""
         self.notes: list[str] = []
         """What is not read, one line each."""
-        self._lines: list[str] = []
+        self._lines: dict[str, list[str]] = {}
         self._per_file: Counter[str] = Counter()
         self._fatal: list[str] = []
 
@@ -36,7 +38,7 @@ class Problems:
         count, first = self.reasons.get(what, (0, where))
         self.reasons[what] = count + 1, first
         if self._per_file[file] <= SHOWN_PER_FILE:
-            self._lines.append(f"{where}: {what}")
+            self._lines.setdefault(file, []).append(f"{where}: {what}")
 
     def add(self, what: str) -> None:
         """Note that the data set as a whole is wrong."""
@@ -49,12 +51,18 @@ class Problems:
 
     def settle(self) -> None:
         """Raise DataError with everything found, or log the bad rows that are forgiven."""
-        more = [
-            f"{file}: {count - SHOWN_PER_FILE} more rows are wrong."
-            for file, count in self._per_file.items()
-            if count > SHOWN_PER_FILE
-        ]
         if self._fatal or self.num_bad_rows > self.max_bad_rows:
-            raise DataError([*self._lines, *more, *self._fatal])
-        for line in (*self._lines, *more):
+            raise DataError([*self._rows(SHOWN - len(self._fatal)), *self._fatal])
+        for line in self._rows(SHOWN_PER_FILE * len(self._lines)):
             logger.warning("row dropped: %s", line)
+
+    def _rows(self, room: int) -> list[str]:
+        """The bad rows of each file, in about `room` lines for all files: the last line of a file that has more of
+        them says how many."""
+        each = max(2, room // max(1, len(self._lines)))
+        found = []
+        for file, lines in self._lines.items():
+            count = self._per_file[file]
+            shown = lines if count <= each else lines[: each - 1]
+            found += [*shown, f"{file}: {count - len(shown)} more rows are wrong."] if count > len(shown) else shown
+        return found
