@@ -90,7 +90,8 @@ def tokenized(
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
 
     assert config.kind is not None, "checked by the config's loader"
-    rows, encoder = ROWS[config.kind], Encoder(config.data, load_tokenizer(model, key="tokenizer"))
+    tokenizer = load_tokenizer(model, key="tokenizer", chat_template=config.data.chat_template)
+    rows, encoder = ROWS[config.kind], Encoder(config.data, tokenizer)
     lengths: dict[int, Lengths] = {}
 
     def kept(records: Sequence[Record]) -> list[Record]:

@@ -51,7 +51,7 @@ def run_sample(config: SampleConfig) -> int:
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
     require_fit(config, config.model)
-    tokenizer = load_tokenizer(config.model, key="model")
+    tokenizer = load_tokenizer(config.model, key="model", chat_template=config.data.chat_template)
     prompts = read_prompts(config, tokenizer)
     sampling = Sampling(
         max_tokens=config.max_tokens,

@@ -48,6 +48,9 @@ class DataSection(Section):
     """Column with the margin of chosen over rejected."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """chat renders messages through the chat template; plain joins text as it is; auto decides by the column."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's default: the name of another one of its templates, or a .jinja
+    file."""
     prompt_format: str = "{prompt}"
     """Text around a prompt that is text, e.g. "Question: {prompt}\\nAnswer:"."""
     overlong: Literal["error", "drop", "truncate"] = "error"

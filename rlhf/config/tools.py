@@ -269,6 +269,9 @@ class GenerateConfig(Section):
     """A prompt. Repeatable."""
     prompts: str | None = None
     """File of prompts: one on each line, or the rows of a data set."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's default: the name of another one of its templates, or a .jinja
+    file."""
     max_tokens: PositiveInt = 256
     """Longest response, in tokens."""
     temperature: float = Field(1.0, ge=0.0, le=2.0)

@@ -24,6 +24,7 @@ class Tokenizer(Protocol):
     """Text to token ids and back. `stop_token_ids` end a response; `pad_token_id` is never trained on;
     `control_tokens` are the special tokens as text."""
 
+    has_chat_template: bool
     eos_token_id: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...]

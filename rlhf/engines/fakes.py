@@ -36,6 +36,7 @@ Table = npt.NDArray[np.float64]
 class FakeTokenizer:
     """Token id = position in `alphabet`, after padding (0) and the end of text (1)."""
 
+    has_chat_template = True
     eos_token_id = 1
     pad_token_id = 0
     stop_token_ids: tuple[int, ...] = (1,)

@@ -14,7 +14,7 @@ from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rollout.open_engine import open_engine
 from rlhf.engines.rollout.spec import EngineSpec
-from rlhf.errors import ConfigError, ModelError
+from rlhf.errors import ConfigError
 from rlhf.launch.trained_model import find_model
 from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
@@ -32,7 +32,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     """
     assert config.model is not None, "the config's loader asked for it"
     model = find_model(config.model)
-    tokenizer = load_tokenizer(model, key="model")
+    tokenizer = load_tokenizer(model, key="model", chat_template=config.chat_template, template_key="chat_template")
     prompts = read_prompts(config, tokenizer)
     device = local_device()
     longest = max(len(prompt.token_ids) for prompt in prompts)
@@ -90,10 +90,10 @@ def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
 
 def as_prompt(index: int, text: str, tokenizer: Tokenizer) -> Prompt:
     """A prompt through the model's chat template if it has one, else unchanged."""
-    try:
+    if tokenizer.has_chat_template:
         rendered = tokenizer.render([Message(role="user", content=text)], add_generation_prompt=True)
         token_ids = tokenizer.encode(rendered)
-    except ModelError:
+    else:
         rendered = text
         token_ids = tokenizer.encode(text, add_special_tokens=True)
     return Prompt(id=str(index), token_ids=np.array(token_ids, dtype=np.int64), text=rendered)

@@ -15,7 +15,9 @@ from rlhf.planning.roles import model_of
 def load_run_tokenizer(config: TrainConfig, algorithm: Algorithm) -> Tokenizer:
     """The tokenizer of the model that the run exports."""
     role = algorithm.needs.exported_role
-    return load_tokenizer(model_of(config.models[role.value], role), key=f"{role}.model")
+    return load_tokenizer(
+        model_of(config.models[role.value], role), key=f"{role}.model", chat_template=config.data.chat_template
+    )
 
 
 def require_models(config: TrainConfig) -> None:

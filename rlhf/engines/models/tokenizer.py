@@ -10,9 +10,12 @@ from pathlib import Path
 import jinja2
 import tokenizers
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
+from rlhf.engines.models.chat_template import Templates, cause_of, choose_template, require_one
 from rlhf.engines.models.hub import require_found
+from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Message
 
@@ -21,28 +24,35 @@ logger = logging.getLogger(__name__)
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>")
 """Pad tokens for a tokenizer that defines none, in order of preference."""
 
-SENTINEL = "sentinel"
-"""A response that shows where a chat template puts it."""
-
 
 class HfTokenizer:
     """A fast tokenizer of transformers behind the Tokenizer protocol. Thread-safe: it uses the backend, which `encode`
     and `decode` do not change."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, stop_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        chat_template: Templates = None,
+    ) -> None:
+        """`chat_template` is used in place of the tokenizer's own."""
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
             raise ModelError("tokenizer: no EOS token, so that no response could end; set eos_token.")
         self._tokenizer = tokenizer
+        self._templates = chat_template or tokenizer.chat_template
+        self.has_chat_template = bool(self._templates)
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         # A tokenizer file may contain the truncation that it was trained with, which would silently cut texts.
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_token_id = eos
         self.pad_token_id = _choose_pad(tokenizer, eos)
-        self.control_tokens = tuple(dict.fromkeys(tokenizer.all_special_tokens))
-        turn_end = self._turn_end()
-        self.stop_token_ids = tuple(dict.fromkeys([eos, *stop_token_ids, *turn_end]))
+        ends = turn_ends(self._render, tokenizer) if self.has_chat_template else []
+        self.stop_token_ids = tuple(dict.fromkeys([eos, *stop_token_ids, *ends]))
+        stops = (token for token in tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)) if token)
+        self.control_tokens = tuple(dict.fromkeys([*special_texts(tokenizer), *stops]))
         self._first = self._backend.encode("a", add_special_tokens=True).ids
         self._first = self._first[: self._first.index(self.encode("a")[0])]
 
@@ -53,25 +63,22 @@ class HfTokenizer:
         return [*self._first, *ids] if add_special_tokens else ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, without cleaning up spaces."""
-        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """The text of token ids, without cleaning up spaces. Stop tokens count as special."""
+        stops = self.stop_token_ids if skip_special_tokens else ()
+        kept = [token for token in token_ids if token not in stops]
+        return self._backend.decode(kept, skip_special_tokens=skip_special_tokens)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Apply the chat template. Raises ModelError if there is none, DataError if it rejects the messages."""
-        if not self._tokenizer.chat_template:
-            raise ModelError("tokenizer: no chat template; set data.template=plain or give the tokenizer one.")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [asdict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses the messages: {error}.") from error
-        return str(text)
+        """Apply the chat template. Raises ModelError if there is none, DataError if it rejects the messages or fails on
+        them."""
+        return self._render([asdict(message) for message in messages], add_generation_prompt=add_generation_prompt)
 
     def fingerprint(self) -> str:
-        """sha256 of vocabulary, special ids and chat template."""
+        """sha256 of vocabulary, special ids and the tokenizer's own chat template.
+
+        A template that the config names is not part of it: models that were trained with it exchange the tokens that
+        it makes.
+        """
         tokenizer = self._tokenizer
         special = [self.eos_token_id, self.pad_token_id, tokenizer.bos_token_id, sorted(tokenizer.all_special_ids)]
         content = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template]
@@ -81,26 +88,38 @@ class HfTokenizer:
         """Write the tokenizer's files to a model's folder."""
         self._tokenizer.save_pretrained(str(directory))
 
-    def _turn_end(self) -> list[int]:
-        """The special token that ends an assistant's turn in the chat template, if there is one."""
-        if not self._tokenizer.chat_template:
-            return []
+    def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+        require_one(self._templates)
         try:
-            text = self.render(
-                [Message(role="user", content="Hello"), Message(role="assistant", content=SENTINEL)],
-                add_generation_prompt=False,
+            text = self._tokenizer.apply_chat_template(
+                list(turns),  # type: ignore[arg-type]
+                chat_template=self._templates if isinstance(self._templates, str) else None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
-        except DataError:
-            return []
-        special = set(self._tokenizer.all_special_ids)
-        return [token for token in self.encode(text.rpartition(SENTINEL)[2]) if token in special][:1]
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"tokenizer: the chat template, line {error.lineno}: {cause_of(error)}.") from error
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template refuses the messages: {cause_of(error)}.") from error
+        except Exception as error:
+            # A template may raise anything: it is the user's file, and so is what is wrong with it.
+            raise DataError(f"the chat template fails: {cause_of(error)}.") from error
+        return str(text)
 
 
-def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: str | None = None) -> HfTokenizer:
+def load_tokenizer(
+    path: str,
+    *,
+    key: str = "policy.model",
+    trust_remote_code: str | None = None,
+    chat_template: str | None = None,
+    template_key: str = "data.chat_template",
+) -> HfTokenizer:
     """The tokenizer of a model folder or hub name.
 
-    `key` is its config key, for errors; `trust_remote_code` is None or repo@commit. A response stops at the EOS token,
-    at those of generation_config.json, and at the token that ends a turn of the chat template.
+    `key` is its config key, for errors; `trust_remote_code` is None or repo@commit; `chat_template` is the name of one
+    of its templates, or a .jinja file, and `template_key` the key of that. A response stops at the EOS token, at those
+    of generation_config.json, and at the tokens that end a turn of the chat template.
     Raises ModelError.
     """
     folder = Path(path).expanduser()
@@ -115,19 +134,43 @@ def load_tokenizer(path: str, *, key: str = "policy.model", trust_remote_code: s
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code is not None, revision=revision or "main"
         )
-    except (OSError, ValueError) as error:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ModelError(f"{key}: {path} has no fast tokenizer (tokenizer.json).")
+        return HfTokenizer(
+            tokenizer,
+            stop_token_ids=_stop_tokens(name, revision or "main", key),
+            chat_template=choose_template(tokenizer.chat_template, chat_template, key=template_key),
+        )
+    except ModelError:
+        raise
+    except BaseException as error:
+        # The files may be anything, and so may what their readers raise; the Rust part's panics are no Exceptions.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(f"{key}: {path} {_explain(error, folder if looks_local else None)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"{key}: {path} has no fast tokenizer (tokenizer.json).")
-    return HfTokenizer(tokenizer, stop_token_ids=_stop_tokens(name, revision or "main"))
 
 
-def _stop_tokens(name: str, revision: str) -> list[int]:
+def _stop_tokens(name: str, revision: str, key: str) -> list[int]:
+    """The end tokens of generation_config.json, if there is one. Raises ModelError where it cannot be read."""
     try:
-        stop = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+        file = cached_file(
+            name, "generation_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
     except OSError:
         return []
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+    if file is None:
+        return []
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{key}: {file} is no JSON object.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{key}: {file} is no JSON object.")
+    stop = content.get("eos_token_id")
+    stops = [] if stop is None else stop if isinstance(stop, list) else [stop]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in stops):
+        raise ModelError(f"{key}: {file}: eos_token_id must be a token id or a list of them (got {json.dumps(stop)}).")
+    return stops
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
@@ -146,7 +189,7 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
     return pad
 
 
-def _explain(error: Exception, folder: Path | None) -> str:
+def _explain(error: BaseException, folder: Path | None) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, GatedRepoError):
@@ -160,4 +203,4 @@ def _explain(error: Exception, folder: Path | None) -> str:
         return "needs remote code; review it, then set trust_remote_code to repo@commit."
     if folder is not None and not (folder / "tokenizer.json").exists():
         return "has no tokenizer.json."
-    return f"has a tokenizer that cannot be read ({str(error).splitlines()[0].rstrip('.')})."
+    return f"has a tokenizer that cannot be read ({cause_of(error)})."

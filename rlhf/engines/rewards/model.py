@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf.conversations.continuing import continued, up_to_stop
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards.scores import checked_scores
 from rlhf.types import FinishReason, IntArray, Message, PackedTokens, Prompt, Reward, Rollout
@@ -13,8 +14,8 @@ class ModelReward:
     """Scores by a scorer with the head `scores`.
 
     If policy and reward model have the same tokenizer, the sampled token ids are scored as they are; otherwise the text
-    is tokenized by the reward model's tokenizer (and its chat template, for a chat prompt). A response that was cut off
-    gets no end token.
+    is tokenized by the reward model's tokenizer (and its chat template, for a chat prompt), the response behind the
+    prompt as in training. A response that was cut off gets no end token.
     """
 
     def __init__(
@@ -53,20 +54,25 @@ class ModelReward:
         """Nothing to do: the scorer's creator closes it."""
 
     def _tokenize(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
+        """Prompt and response as in the reward model's training: the response's tokens are those that it adds behind
+        the prompt, up to its first stop token."""
+        ended = rollout.finish_reason is FinishReason.STOP
         messages = prompt.metadata.get("messages")
         if isinstance(messages, list):
             turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
-            if rollout.finish_reason is FinishReason.STOP:
-                turns.append(Message(role="assistant", content=response))
-                # Up to the token that ends the turn, as reward models are trained here: what a template adds after it
-                # (a newline) belongs to the next turn.
-                text = self._tokenizer.render(turns, add_generation_prompt=False).rstrip()
-            else:
-                text = self._tokenizer.render(turns, add_generation_prompt=True) + response
-            token_ids = self._tokenizer.encode(text)
+            before = self._tokenizer.render(turns, add_generation_prompt=True)
+            token_ids = self._tokenizer.encode(before)
+            if ended:
+                answer = Message(role="assistant", content=response)
+                whole = self._tokenizer.render([*turns, answer], add_generation_prompt=False)
+                # A template that rewrites what stands before its answers shows no part of its own for this one.
+                response = whole[len(before) :] if whole.startswith(before) else response
         else:
-            token_ids = self._tokenizer.encode(prompt.text + response, add_special_tokens=True)
-        if rollout.finish_reason is FinishReason.STOP and token_ids[-1] not in self._tokenizer.stop_token_ids:
+            before = prompt.text
+            token_ids = self._tokenizer.encode(before, add_special_tokens=True)
+        added = continued(self._tokenizer.encode, before, response)
+        token_ids += added[: up_to_stop(added, self._tokenizer.stop_token_ids)]
+        if ended and token_ids[-1] not in self._tokenizer.stop_token_ids:
             token_ids.append(self._tokenizer.eos_token_id)
         return np.array(token_ids, dtype=np.int64)
 

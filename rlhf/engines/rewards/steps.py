@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.config.reward import PrmSource
+from rlhf.conversations.continuing import continued
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards.model import pack, plan_batches
 from rlhf.engines.rewards.scores import checked_scores
@@ -76,7 +77,7 @@ class StepReward:
         before, token_ids = self._prompt(prompt)
         ends = []
         for text in texts:
-            token_ids += continued(self._tokenizer, before, text)
+            token_ids += continued(self._tokenizer.encode, before, text)
             ends.append(len(token_ids) - 1)
             before = text
         return Steps(token_ids=np.array(token_ids, dtype=np.int64), ends=np.array(ends, dtype=np.int64))
@@ -89,9 +90,3 @@ class StepReward:
         turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
         text = self._tokenizer.render(turns, add_generation_prompt=True)
         return text, self._tokenizer.encode(text)
-
-
-def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """The tokens that `text` adds after `before`; those of `text` alone if the tokens of `before` would change."""
-    head, joint = tokenizer.encode(before), tokenizer.encode(before + text)
-    return joint[len(head) :] if joint[: len(head)] == head else tokenizer.encode(text)

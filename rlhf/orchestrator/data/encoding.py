@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlhf.config.data import DataSection
+from rlhf.conversations.continuing import continued, up_to_stop
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.dialogue import response_parts
@@ -88,8 +89,8 @@ class Encoder:
         written: list[bool] = []
         before = prompt.text
         for part in parts:
-            ids = self._continue(before, part.text)
-            learned = self._up_to_stop(ids) if part.written else 0
+            ids = continued(self._tokenizer.encode, before, part.text)
+            learned = up_to_stop(ids, self._tokenizer.stop_token_ids) if part.written else 0
             token_ids += ids
             written += [True] * learned + [False] * (len(ids) - learned)
             before = part.text
@@ -114,7 +115,7 @@ class Encoder:
         token_ids: list[int] = []
         ends: list[bool] = []
         for before, text in zip([prompt.text, *texts], texts, strict=False):
-            ids = self._continue(before, text)
+            ids = continued(self._tokenizer.encode, before, text)
             token_ids += ids
             ends += [False] * (len(ids) - 1) + [True]
         return EncodedResponse(
@@ -172,17 +173,6 @@ class Encoder:
             return self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt)
         except DataError as error:
             raise RowError(str(error)) from error
-
-    def _continue(self, before: str, text: str) -> list[int]:
-        """The tokens that `text` adds after `before`, where that leaves the tokens of `before` alone."""
-        head = self._tokenizer.encode(before)
-        joint = self._tokenizer.encode(before + text)
-        return joint[len(head) :] if joint[: len(head)] == head else self._tokenizer.encode(text)
-
-    def _up_to_stop(self, token_ids: Sequence[int]) -> int:
-        """How many tokens of an assistant's part are its own: all up to the last stop token, if there is one."""
-        stops = [index for index, token in enumerate(token_ids) if token in self._tokenizer.stop_token_ids]
-        return stops[-1] + 1 if stops else len(token_ids)
 
 
 def cut(response: EncodedResponse, max_tokens: int) -> EncodedResponse:

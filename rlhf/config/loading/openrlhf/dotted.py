@@ -118,7 +118,7 @@ ROWS: Mapping[str, Entry] = {
     "data.rejected_key": Own(("data.rejected_key",)),
     "data.input_template": Own(("data.prompt_format",), form=braces),
     "data.apply_chat_template": Own(("data.template",), "chat"),
-    "data.tokenizer_chat_template": refused("the tokenizer's own template is used. Put this one into its folder."),
+    "data.tokenizer_chat_template": refused("put the template into a .jinja file and set data.chat_template to it."),
     "data.multiturn": switch_for_nothing("of messages, all of the assistant's turns are always learned"),
     "data.disable_fast_tokenizer": switch_for_nothing("the model's folder decides which tokenizer is loaded"),
     "data.dataloader_num_workers": nothing("rows are read once, at the start"),

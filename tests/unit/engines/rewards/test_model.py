@@ -1,6 +1,7 @@
 """Reward models and weighted sums: the right tokens scored, each score with its own answer, and nothing invented."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,24 @@ def test_with_another_tokenizer_a_chat_is_rendered_by_its_own_template(reason: F
     answer = encoder.response(record, trained_on, record.responses[0])
     whole = [*trained_on.token_ids.tolist(), *answer.token_ids.tolist()]
     assert sequence.tolist() == (whole if end else whole[:-1])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"), [("a", "b"), ("Answer: ", "4"), ("x", "y\nz"), ("ends in \n", "\nbegins with one")]
+)
+def test_with_another_tokenizer_a_response_has_the_tokens_of_its_training(prompt: str, response: str) -> None:
+    """Also where the tokenizer would merge the end of the prompt with the beginning of the response."""
+    other = LetterTokenizer(merges=["ab", " 4", "xy", "\n\n"])
+    scorer = SumScorer()
+    reward = ModelReward(scorer, policy_tokenizer=PLAIN, reward_tokenizer=other)
+    (row,) = prompts(1)
+    reward.score([replace(row, text=prompt)], [response], rollouts(1))
+    (sequence,) = split(scorer.batches[0])
+    record = Record(row=Row(file="", where="", values={}), prompt=prompt, responses=(response,))
+    encoder = Encoder(DataSection(path="x"), other)
+    trained_on = encoder.prompt(record)
+    answer = encoder.response(record, trained_on, response)
+    assert sequence.tolist() == [*trained_on.token_ids.tolist(), *answer.token_ids.tolist()]
 
 
 def test_a_model_that_gives_nan_is_rejected() -> None:

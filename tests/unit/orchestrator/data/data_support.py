@@ -22,6 +22,7 @@ class LetterTokenizer:
     """One token a character, but for special tokens and `merges`. The template is ChatML where `chat` is set."""
 
     def __init__(self, *, chat: bool = False, merges: Sequence[str] = (), strips_history: bool = False) -> None:
+        self.has_chat_template = chat
         self.eos_token_id = 1
         self.pad_token_id = 1
         self.stop_token_ids: tuple[int, ...] = (1, 3) if chat else (1,)

@@ -1,0 +1,1 @@
+"""Conversations: messages, what a chat template makes of them, and the tokens of what comes next."""
