@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from rlhf.engines.models.adapters import frozen_digest
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.training.ema_reference import EmaCopy
-from rlhf.engines.training.write_errors import WriteErrors
+from rlhf.engines.training.write_errors import WriteErrors, tensor_bytes
 from rlhf.errors import CheckpointError
 
 SHARDS = "deepspeed"
@@ -39,14 +39,14 @@ def save_training_state(
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     errors = WriteErrors()
-    with errors.collected():
+    with errors.collected(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with _shard_errors_collected(engine, errors):
         engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
     random_state = {"cpu": torch.get_rng_state(), FROZEN: frozen_digest(engine.module)}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state()
-    with errors.collected():
+    with errors.collected(directory / _random_state_name(rank)):
         save_file(random_state, directory / _random_state_name(rank))
         if copy is not None:
             copy.save(directory)
@@ -82,7 +82,7 @@ def _shard_errors_collected(engine: "deepspeed.DeepSpeedEngine", errors: WriteEr
         module = state_dict.get("module")
         if isinstance(module, dict):
             state_dict = {**state_dict, "module": {name: w for name, w in module.items() if name not in frozen}}
-        with errors.collected():
+        with errors.collected(Path(path), tensor_bytes(state_dict)):
             save(state_dict, path)
 
     writer.save, engine._copy_recovery_script = save_or_collect, lambda _folder: None

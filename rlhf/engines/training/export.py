@@ -22,7 +22,7 @@ from rlhf.engines.models.four_bit import four_bit_layers, full_weight
 from rlhf.engines.models.loading import CARRIED_FILES, LoadedModel, LoadingInfo
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.training.stored_model import write_config, write_weights
-from rlhf.engines.training.write_errors import WriteErrors
+from rlhf.engines.training.write_errors import WriteErrors, tensor_bytes
 from rlhf.errors import ModelError
 
 SHOWN = 3
@@ -40,7 +40,7 @@ def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> Non
     weights = {name: tensor.cpu().clone() for name, tensor in _whole_tensors(loaded.model) if is_writer}
     adapters = gathered_adapters(loaded.model)
     if is_writer:
-        with errors.collected():
+        with errors.collected(directory / "model.safetensors", tensor_bytes(weights)):
             directory.mkdir(parents=True, exist_ok=True)
             write_weights(loaded.model, weights, directory)
             write_config(loaded.model, loaded.dropouts, directory)
