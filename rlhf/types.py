@@ -81,10 +81,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation; `role` is system, user, assistant or tool."""
+    """One turn of a conversation; `role` is system, user, assistant or tool. `content` is empty where a message has
+    none. `fields` is what else chat templates read: reasoning_content, tool_calls, tool_call_id, name."""
 
     role: str
     content: str
+    fields: Mapping[str, Json] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

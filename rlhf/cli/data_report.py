@@ -105,12 +105,15 @@ def tokenized(
         return good
 
     train, held_out = map(kept, sides)
+    for what, count in encoder.notes.items():
+        problems.note(f"{count} conversations: {what}.")
     return train, held_out, lambda record: lengths[id(record)]
 
 
 def measured(rows: Rows, section: DataSection, encoder: Encoder, record: Record) -> Lengths:
-    """Lengths in tokens, including stop tokens."""
-    prompt, responses = rows.encode(encoder, record)
+    """Lengths in tokens, including stop tokens; of turns that are learned one by one, those of the longest."""
+    encoded = [rows.encode(encoder, one) for one in rows.readings(encoder, record)]
+    prompt, responses = max(encoded, key=lambda one: len(one[0].token_ids) + sum(len(r.token_ids) for r in one[1]))
     room = section.max_tokens - len(prompt.token_ids)
     return Lengths(
         prompt=len(prompt.token_ids),

@@ -17,6 +17,7 @@ from rlhf.types import (
     FloatArray,
     Head,
     IntArray,
+    Json,
     Message,
     Metrics,
     PackedTokens,
@@ -56,7 +57,7 @@ class FakeTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(self.alphabet[i - 2] for i in token_ids if i >= 2)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:
         return "".join(message.content for message in messages)
 
     def fingerprint(self) -> str:

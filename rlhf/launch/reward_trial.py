@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 
 from rlhf.config.reward import FunctionSource, RewardSection
+from rlhf.conversations.messages import as_json
 from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function, made_up_rollout
 from rlhf.orchestrator.data.records import Record, as_chat, as_plain
 from rlhf.types import Json, Prompt, Reward, Rollout
@@ -79,4 +80,4 @@ def _scored(text: str, reward: Reward) -> str:
 def _messages(record: Record) -> list[Json]:
     prompt = as_chat(record).prompt
     assert not isinstance(prompt, str), "as_chat makes messages"
-    return [{"role": turn.role, "content": turn.content} for turn in prompt]
+    return [as_json(turn) for turn in prompt]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -13,11 +13,13 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from rlhf.conversations.forms import Form, forms_for, write
+from rlhf.conversations.lost import lost_messages, python_arguments
 from rlhf.engines.models.chat_template import Templates, cause_of, choose_template, require_one
 from rlhf.engines.models.hub import require_found
 from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends
 from rlhf.errors import DataError, ModelError
-from rlhf.types import Message
+from rlhf.types import Json, Message
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class HfTokenizer:
         self._tokenizer = tokenizer
         self._templates = chat_template or tokenizer.chat_template
         self.has_chat_template = bool(self._templates)
+        self._wants_parts = False
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         # A tokenizer file may contain the truncation that it was trained with, which would silently cut texts.
         self._backend.no_truncation()
@@ -68,10 +71,34 @@ class HfTokenizer:
         kept = [token for token in token_ids if token not in stops]
         return self._backend.decode(kept, skip_special_tokens=skip_special_tokens)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Apply the chat template. Raises ModelError if there is none, DataError if it rejects the messages or fails on
-        them."""
-        return self._render([asdict(message) for message in messages], add_generation_prompt=add_generation_prompt)
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:
+        """Apply the chat template to messages in the form of which it shows most: templates differ in what they read.
+        Raises ModelError if there is none, DataError if it rejects the messages or fails on them."""
+        best: tuple[int, int, str] | None = None
+        used = Form()
+        refusals: list[DataError] = []
+        template = str(self._templates)
+        for form in sorted(forms_for(messages, template), key=lambda form: form.parts != self._wants_parts):
+            if best is not None and best[0] == 0 and replace(form, reasoning=used.reasoning) != used:
+                continue  # all but thoughts is shown
+            turns = [write(message, form) for message in messages]
+            try:
+                text = self._render(turns, add_generation_prompt=add_generation_prompt, tools=tools)
+            except DataError as error:
+                refusals.append(error)
+                continue
+            lost = lost_messages(messages, text)
+            unsaid = sum(not one.thought for one in lost) + python_arguments(messages, text)
+            # A template that takes contents for texts shows lists of parts as Python prints them.
+            unsaid += sum(isinstance(turn["content"], list) and str(turn["content"]) in text for turn in turns)
+            if best is None or (unsaid, len(lost)) < best[:2]:
+                best, used = (unsaid, len(lost), text), form
+            if unsaid == len(lost) == 0:
+                break
+        if best is None:
+            raise refusals[0]
+        self._wants_parts = used.parts
+        return best[2]
 
     def fingerprint(self) -> str:
         """sha256 of vocabulary, special ids and the tokenizer's own chat template.
@@ -88,12 +115,13 @@ class HfTokenizer:
         """Write the tokenizer's files to a model's folder."""
         self._tokenizer.save_pretrained(str(directory))
 
-    def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+    def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False, tools: Sequence[Json] = ()) -> str:
         require_one(self._templates)
         try:
             text = self._tokenizer.apply_chat_template(
                 list(turns),  # type: ignore[arg-type]
                 chat_template=self._templates if isinstance(self._templates, str) else None,
+                tools=list(tools) or None,  # type: ignore[arg-type]
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )

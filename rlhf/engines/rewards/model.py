@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf.conversations.continuing import continued, up_to_stop
+from rlhf.conversations.messages import conversation_of
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards.scores import checked_scores
 from rlhf.types import FinishReason, IntArray, Message, PackedTokens, Prompt, Reward, Rollout
@@ -57,14 +58,13 @@ class ModelReward:
         """Prompt and response as in the reward model's training: the response's tokens are those that it adds behind
         the prompt, up to its first stop token."""
         ended = rollout.finish_reason is FinishReason.STOP
-        messages = prompt.metadata.get("messages")
-        if isinstance(messages, list):
-            turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
-            before = self._tokenizer.render(turns, add_generation_prompt=True)
+        if isinstance(prompt.metadata.get("messages"), list):
+            turns, tools = conversation_of(prompt.metadata)
+            before = self._tokenizer.render(turns, add_generation_prompt=True, tools=tools)
             token_ids = self._tokenizer.encode(before)
             if ended:
                 answer = Message(role="assistant", content=response)
-                whole = self._tokenizer.render([*turns, answer], add_generation_prompt=False)
+                whole = self._tokenizer.render([*turns, answer], add_generation_prompt=False, tools=tools)
                 # A template that rewrites what stands before its answers shows no part of its own for this one.
                 response = whole[len(before) :] if whole.startswith(before) else response
         else:

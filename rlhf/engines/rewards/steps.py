@@ -7,10 +7,11 @@ import numpy as np
 
 from rlhf.config.reward import PrmSource
 from rlhf.conversations.continuing import continued
+from rlhf.conversations.messages import conversation_of
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards.model import pack, plan_batches
 from rlhf.engines.rewards.scores import checked_scores
-from rlhf.types import FloatArray, IntArray, Message, Prompt, Reward, Rollout
+from rlhf.types import FloatArray, IntArray, Prompt, Reward, Rollout
 
 Aggregate = Callable[[FloatArray], np.floating]
 
@@ -84,9 +85,8 @@ class StepReward:
 
     def _prompt(self, prompt: Prompt) -> tuple[str, list[int]]:
         """The prompt as the reward model reads it, and its tokens."""
-        messages = prompt.metadata.get("messages")
-        if not isinstance(messages, list):
+        if not isinstance(prompt.metadata.get("messages"), list):
             return prompt.text, self._tokenizer.encode(prompt.text, add_special_tokens=True)
-        turns = [Message(role=str(m["role"]), content=str(m["content"])) for m in messages if isinstance(m, dict)]
-        text = self._tokenizer.render(turns, add_generation_prompt=True)
+        turns, tools = conversation_of(prompt.metadata)
+        text = self._tokenizer.render(turns, add_generation_prompt=True, tools=tools)
         return text, self._tokenizer.encode(text)

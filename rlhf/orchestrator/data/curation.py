@@ -169,7 +169,7 @@ def _demonstration(sample: Sample) -> Row:
 
 
 def _pair(best: Sample, worst: Sample) -> Row:
-    shared = {key: best.row[key] for key in ("model", "label", "metadata") if key in best.row}
+    shared = {key: best.row[key] for key in ("model", "label", "metadata", "tools") if key in best.row}
     return {
         "id": best.id,
         "rejected_id": worst.id,

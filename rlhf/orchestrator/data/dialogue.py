@@ -4,13 +4,12 @@ import os
 import re
 from collections.abc import Sequence
 
+from rlhf.conversations.messages import MessageError, checked_text, parse_message
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.types import Json, Message
 
 ASSISTANT = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"system", "user", "assistant", "tool"}
-OTHER_NAMES = {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 def is_dialogue(text: str) -> bool:
@@ -66,40 +65,21 @@ def messages_of_dialogue(text: str) -> tuple[Message, ...]:
 
 
 def parse_messages(value: Json, column: str) -> tuple[Message, ...]:
-    """A list of {role, content} (or {from, value}) objects. Raises RowError naming the bad one."""
+    """A list of {role, content, ...} (or {from, value}) objects. Raises RowError naming the bad one."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{column} is empty." if value in (None, []) else f"{column} is not a list of messages.")
-    return tuple(_parse_message(item, f"{column}[{index}]") for index, item in enumerate(value))
-
-
-def _parse_message(item: Json, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise RowError(f"{where} is not a message (got {type(item).__name__}).")
-    role = item.get("role", item.get("from"))
-    if not isinstance(role, str) or OTHER_NAMES.get(role, role) not in ROLES:
-        raise RowError(f'{where}.role "{role}" unknown.')
-    content = item.get("content", item.get("value"))
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise RowError(f"{where}.content holds parts that are not text.")
-        content = "".join(str(part) for part in parts)
-    return Message(role=OTHER_NAMES.get(role, role), content=parse_text(content, f"{where}.content"))
+    try:
+        return tuple(parse_message(item, f"{column}[{index}]") for index, item in enumerate(value))
+    except MessageError as error:
+        raise RowError(str(error)) from error
 
 
 def parse_text(value: Json, column: str) -> str:
     """A text that is not blank and that a tokenizer can take."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise RowError(f"{column} is empty.")
-    if not isinstance(value, str):
-        raise RowError(f"{column} is not text (got {type(value).__name__}).")
-    if "\x00" in value:
-        raise RowError(f"{column} holds a NUL byte.")
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{column} holds a lone surrogate at character {error.start}.") from error
-    return value
+        return checked_text(value, column)
+    except MessageError as error:
+        raise RowError(str(error)) from error
 
 
 def check_prompt(messages: Sequence[Message], column: str) -> None:

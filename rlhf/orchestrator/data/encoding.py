@@ -1,27 +1,31 @@
 """Records as token ids: prompts rendered, responses ended by a stop token, and a mask of what the assistant wrote."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rlhf.config.data import DataSection
 from rlhf.conversations.continuing import continued, up_to_stop
+from rlhf.conversations.lost import lost_messages, lost_tools
+from rlhf.conversations.marked import marked
+from rlhf.conversations.messages import as_json, texts_in
+from rlhf.conversations.turns import LeftOutError, Part, RewrittenError, left_out, turn_parts
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.dialogue import response_parts
 from rlhf.orchestrator.data.problems import RowError
-from rlhf.orchestrator.data.records import Record, Text, as_chat, as_messages, as_plain
+from rlhf.orchestrator.data.records import TOOLS, Record, Text, as_chat, as_messages, as_plain
 from rlhf.types import BoolArray, FinishReason, IntArray, Json, Message, Prompt, Response, Reward, ScoredGroup
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A stretch of a response's text, and whether the assistant wrote it."""
-
-    text: str
-    written: bool
+FIRST_PROMPT = "rlhf:first_prompt"
+"""Key of a turn's metadata: the rendered prompt of its conversation."""
+THOUGHTS = "the chat template leaves out what the assistant thought in earlier turns"
+ONE_TURN = "the chat template rewrites earlier turns, so each of the assistant's turns is learned by itself"
+TOOL_WORDS = "the chat template leaves out parts of the tools' descriptions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ class Encoder:
 
     def __init__(self, section: DataSection, tokenizer: Tokenizer) -> None:
         self._section = section
+        self.notes: Counter[str] = Counter()
+        """What templates left out of rows that are used nevertheless: how often."""
         self._tokenizer = tokenizer
         tokens = sorted((re.escape(token) for token in tokenizer.control_tokens if token), key=len, reverse=True)
         self._control = re.compile("|".join(tokens)) if tokens and not section.allow_control_tokens else None
@@ -47,7 +53,10 @@ class Encoder:
         self.refuse_control_tokens(record)
         if self._section.template == "chat":
             return as_chat(record)
-        return as_plain(record) if self._section.template == "plain" else record
+        if self._section.template == "plain":
+            refuse_fields(record)
+            return as_plain(record)
+        return record
 
     def refuse_control_tokens(self, record: Record) -> None:
         """Raise RowError where a text holds a control token, which a tokenizer would take for the real one."""
@@ -56,8 +65,15 @@ class Encoder:
         steps = [(step, f"step {number}") for number, step in enumerate(record.steps, 1)]
         for text, name in (*zip((record.prompt, *record.responses), record.names, strict=True), *steps):
             for message in as_messages(text):
-                if found := self._control.search(message.content):
-                    raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
+                self._refuse_control_token(as_json(message), name)
+        if not isinstance(record.prompt, str) or self._section.template == "chat":
+            self._refuse_control_token(list(record.tools), TOOLS)
+
+    def _refuse_control_token(self, value: Json, name: str) -> None:
+        assert self._control is not None, "the caller asked"
+        for text in texts_in(value):
+            if found := self._control.search(text):
+                raise RowError(f"{name} holds the control token {found[0]}; use data.allow_control_tokens.")
 
     def prompt(self, record: Record) -> Prompt:
         """The prompt as the policy sees it. A chat prompt keeps its messages in the metadata; a column of that name
@@ -67,9 +83,9 @@ class Encoder:
             text = self._section.prompt_format.replace("{prompt}", record.prompt) if record.prompt else ""
             token_ids = self._tokenizer.encode(text, add_special_tokens=True)
         else:
-            text = self._render(record.prompt, add_generation_prompt=True)
+            text = self._rendered_prompt(record, record.prompt)
             token_ids = self._tokenizer.encode(text)
-            metadata["messages"] = [{"role": turn.role, "content": turn.content} for turn in record.prompt]
+            metadata["messages"] = [as_json(turn) for turn in record.prompt]
         return Prompt(
             id=record.id,
             token_ids=np.array(token_ids, dtype=np.int64),
@@ -104,6 +120,31 @@ class Encoder:
             token_ids=np.array(token_ids, dtype=np.int64),
             written=np.array(written, dtype=np.bool_),
         )
+
+    def by_turn(self, record: Record) -> list[Record]:
+        """The record itself, where its chat template only ever adds to a conversation. Else a record for each of the
+        assistant's turns, with what stands before it as the prompt: what is learned is what generation would see."""
+        if isinstance(record.prompt, str) or len(record.responses) != 1:
+            return [record]
+        turns = [*record.prompt, *as_messages(record.responses[0])]
+        answers = [n for n in range(len(record.prompt), len(turns)) if turns[n].role == "assistant"]
+        if len(answers) < 2:
+            return [record]
+        try:
+            turn_parts(
+                lambda messages, add: self._render(messages, record.tools, add), record.prompt, turns[answers[0] :]
+            )
+        except RewrittenError:
+            self.notes[ONE_TURN] += 1
+            metadata = {**record.metadata, FIRST_PROMPT: self._render(record.prompt, record.tools, True)}
+            whole = replace(record, metadata=metadata)
+            return [
+                replace(whole, id=f"{record.id}#{n}", prompt=tuple(turns[:n]), responses=((turns[n],),))
+                for n in answers
+            ]
+        except LeftOutError as error:
+            raise RowError(str(error)) from error
+        return [record]
 
     def steps(self, record: Record, prompt: Prompt) -> EncodedResponse:
         """The record's steps, each ending in the separator; `written` is True at the last token of each.
@@ -144,35 +185,68 @@ class Encoder:
             pieces = response_parts(response) if record.dialogue else [(response, True)]
             return [Part(text=text, written=written) for text, written in pieces]
         assert not isinstance(record.prompt, str), "a record is all text or all messages"
-        return self._chat_parts(record.prompt, prompt.text, response)
+        return self._chat_parts(record, record.prompt, as_messages(response))
 
-    def _chat_parts(self, prompt: Sequence[Message], shown: str, response: Sequence[Message]) -> list[Part]:
-        """What each turn adds to the rendered conversation. The template must only ever add."""
-        turns = list(prompt)
-        parts: list[Part] = []
+    def _chat_parts(self, record: Record, prompt: Sequence[Message], response: Sequence[Message]) -> list[Part]:
+        """What each turn adds to the rendered conversation. The template must show each one whole, marked ones too."""
 
-        def extend(add_generation_prompt: bool) -> None:
-            nonlocal shown
-            text = self._render(turns, add_generation_prompt=add_generation_prompt)
-            if not text.startswith(shown):
-                raise RowError(f"the chat template rewrites what stands before messages[{len(turns) - 1}].")
-            if len(text) > len(shown):
-                parts.append(Part(text=text[len(shown) :], written=not add_generation_prompt))
-            shown = text
+        def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+            return self._render(messages, record.tools, add_generation_prompt)
 
-        for turn in response:
-            if turn.role == "assistant":
-                extend(add_generation_prompt=True)
-            turns.append(turn)
-            if turn.role == "assistant":
-                extend(add_generation_prompt=False)
+        try:
+            parts = turn_parts(render, prompt, response)
+            conversation, tools = marked([*prompt, *response], record.tools)
+            with suppress(RowError, RewrittenError):
+                # A mark may be what a template refuses; the row itself was fine.
+                turn_parts(
+                    lambda messages, add: self._render(messages, tools, add),
+                    conversation[: len(prompt)],
+                    conversation[len(prompt) :],
+                )
+        except (LeftOutError, RewrittenError) as error:
+            raise RowError(str(error)) from error
         return parts
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _rendered_prompt(self, record: Record, prompt: Sequence[Message]) -> str:
+        """A prompt through the chat template. All of it is shown but what an assistant once thought, which is counted.
+        Raises RowError."""
+        text = self._render(prompt, record.tools, True)
+        thoughts = self._refuse_lost(prompt, record.tools, text)
+        conversation, tools = marked(prompt, record.tools)
+        shown: str | None = None
+        with suppress(RowError):
+            shown = self._render(conversation, tools, True)
+        if shown is not None:
+            thoughts |= self._refuse_lost(conversation, tools, shown)
+        _, unsaid = lost_tools(record.tools, text)
+        self.notes.update([THOUGHTS] * thoughts + [TOOL_WORDS] * (unsaid > 0))
+        return text
+
+    def _refuse_lost(self, messages: Sequence[Message], tools: Sequence[Json], text: str) -> bool:
+        """Raise RowError where a text shows less than all that was said. Returns whether thoughts are missing."""
+        lost = lost_messages(messages, text)
+        if said := [one for one in lost if not one.thought]:
+            raise RowError(left_out(said, 0))
+        hidden, _ = lost_tools(tools, text)
+        if hidden:
+            raise RowError(f"the chat template leaves out {TOOLS}[{hidden[0]}].")
+        return bool(lost)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Json], add_generation_prompt: bool) -> str:
         try:
-            return self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt)
+            return self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
         except DataError as error:
             raise RowError(str(error)) from error
+
+
+def refuse_fields(record: Record) -> None:
+    """Raise RowError where messages hold more than the text that data.template=plain keeps."""
+    for text, name in zip((record.prompt, *record.responses), record.names, strict=True):
+        for index, message in enumerate(as_messages(text)):
+            if fields := [key for key in message.fields if key not in ("name", "tool_call_id")]:
+                raise RowError(f"{name}[{index}] holds {', '.join(fields)}, which need data.template=chat.")
+    if record.tools and not isinstance(record.prompt, str):
+        raise RowError(f"{TOOLS} need data.template=chat.")
 
 
 def cut(response: EncodedResponse, max_tokens: int) -> EncodedResponse:

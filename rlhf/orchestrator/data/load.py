@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,7 +49,7 @@ def load_prompts(section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: 
         return [prompt]
 
     limit = f"prompts exceed {max_prompt_tokens} tokens"
-    return _load(section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content)
+    return _load(section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content, encoder.notes)
 
 
 def load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> DataSplit[ScoredGroup]:
@@ -61,7 +61,7 @@ def load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> Da
         return rows.groups(section, encoder, record)
 
     limit = f"rows exceed {section.max_tokens} tokens (data.max_tokens)"
-    return _load(section, kind, make, limit, rows.split_text, group_content)
+    return _load(section, kind, make, limit, rows.split_text, group_content, encoder.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +138,7 @@ def _load(
     limit: str,
     text_of: Callable[[T], str],
     content: Callable[[T], bytes],
+    notes: Mapping[str, int],
 ) -> DataSplit[T]:
     if section.path is None:
         raise DataError("data.path: not given.")
@@ -147,6 +148,8 @@ def _load(
     sides = read_sides(section, kind, problems)
     items, given = (_make_all(side.records, make, section, limit, problems, dropped) for side in sides)
     note_unread(sides, problems)
+    for what, count in notes.items():
+        problems.note(f"{count} conversations: {what}.")
     problems.settle()
     for note in problems.notes:
         logger.warning("%s", note)

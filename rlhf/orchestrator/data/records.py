@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TypeAlias
 
+from rlhf.conversations.messages import MessageError, parse_tools
 from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.dialogue import (
     check_prompt,
@@ -24,6 +25,9 @@ from rlhf.types import Json, Message
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*(?P<quote>["'])(role|from|content|value)(?P=quote)\s*:""")
 """How a list of messages begins that was written into a text."""
 Text: TypeAlias = str | tuple[Message, ...]
+
+TOOLS = "tools"
+"""The column of the tools that a conversation may call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Record:
     id: str = ""
     label: str | None = None
     metadata: Mapping[str, Json] = field(default_factory=dict)
+    tools: tuple[Json, ...] = ()
+    """What the column `tools` offers, for the chat template."""
 
 
 def complete(record: Record, columns: Columns) -> Record:
@@ -60,6 +66,7 @@ def complete(record: Record, columns: Columns) -> Record:
         id=canonical_text(row_id) or record.row.where,
         label=canonical_text(label),
         metadata=metadata,
+        tools=_tools(record, values.get(TOOLS)),
     )
 
 
@@ -94,6 +101,16 @@ def with_system(record: Record, columns: Columns) -> Record:
     if first.content.strip() != system.content.strip():
         raise RowError(f"{columns.system} is not the system message of {record.names[0]}; leave one of them out.")
     return record
+
+
+def _tools(record: Record, value: Json) -> tuple[Json, ...]:
+    """The tools that messages are rendered with. Beside texts, any column may have that name."""
+    try:
+        return parse_tools(value, TOOLS)
+    except MessageError as error:
+        if isinstance(record.prompt, str):
+            return ()
+        raise RowError(str(error)) from error
 
 
 def prompt_or_conversation(row: Row, columns: Columns) -> Text:

@@ -1,5 +1,6 @@
 """What is in a data set, and what a training run would stumble over or quietly learn. Pure functions of its records."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rlhf.orchestrator.data.records import Record, Text
-from rlhf.types import Json
+from rlhf.types import Json, Message
 
 Facts: TypeAlias = dict[str, Json]
 
@@ -34,7 +35,12 @@ Measure: TypeAlias = Callable[[Record], Lengths]
 
 def text_of(text: Text) -> str:
     """A text, or messages as one text."""
-    return text if isinstance(text, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in text)
+    return text if isinstance(text, str) else "\n".join(map(_line_of, text))
+
+
+def _line_of(turn: Message) -> str:
+    more = f" {json.dumps(dict(turn.fields), sort_keys=True, ensure_ascii=False)}" if turn.fields else ""
+    return f"{turn.role}: {turn.content}{more}"
 
 
 def responses_of(record: Record) -> list[str]:

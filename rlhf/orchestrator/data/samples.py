@@ -18,6 +18,7 @@ from rlhf.orchestrator.data.curation import Row, Sample
 from rlhf.orchestrator.data.dialogue import parse_messages, parse_text
 from rlhf.orchestrator.data.layout import training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
+from rlhf.orchestrator.data.records import TOOLS
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.values import canonical_text, is_float, shown
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
@@ -55,6 +56,7 @@ def sample_row(
     or the messages that the chat template rendered."""
     metadata = dict(prompt.metadata)
     messages = metadata.pop("messages", None)
+    tools = metadata.pop(TOOLS, None) if messages is not None else None
     return {
         "id": request.id,
         "prompt": prompt.text if messages is None else messages,
@@ -67,6 +69,7 @@ def sample_row(
         "model": model,
         "label": prompt.label,
         "metadata": metadata,
+        **({} if tools is None else {TOOLS: tools}),
     }
 
 

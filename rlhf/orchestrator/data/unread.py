@@ -3,13 +3,12 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from rlhf.conversations.messages import READ_KEYS
 from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.files import Row
-from rlhf.orchestrator.data.records import Record
+from rlhf.orchestrator.data.records import TOOLS, Record
 from rlhf.types import Json
 
-READ_KEYS = frozenset({"role", "from", "content", "value"})
-"""Keys of a message that mean something."""
 READ_PART_KEYS = frozenset({"type", "text"})
 """Keys of a part, where a message's content is a list of parts."""
 MAX_NAMES = 20
@@ -50,7 +49,8 @@ def find_unread(
 ) -> Unread:
     """What nothing reads of `rows`. `reads` are the columns that mean something besides those of the records' prompts
     and responses; `to_rewards` says that the other columns go to reward sources."""
-    read = {*reads, *(name.partition("[")[0] for record in records for name in record.names)}
+    tools = {TOOLS} if any(record.tools and not isinstance(record.prompt, str) for record in records) else set()
+    read = {*reads, *tools, *(name.partition("[")[0] for record in records for name in record.names)}
     there = dict.fromkeys(name for row in rows for name, value in row.values.items() if not _is_empty(value))
     unread = [name for name in there if name not in read] if records else []
     texts = [name for name in there if name in read and name in {*columns.texts, columns.response}]

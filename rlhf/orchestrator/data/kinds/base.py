@@ -47,6 +47,10 @@ class Rows(ABC):
         """What is wrong with the rows as a whole, though each is fine."""
         return []
 
+    def readings(self, encoder: Encoder, record: Record) -> list[Record]:
+        """The records that are learned of one whose kind of text is settled. Raises RowError."""
+        return [record]
+
     def encode(self, encoder: Encoder, record: Record) -> tuple[Prompt, list[EncodedResponse]]:
         """A record's prompt and responses as tokens, not cut. Raises RowError."""
         prompt = encoder.prompt(record)
@@ -58,7 +62,8 @@ class OfflineRows(Rows):
 
     def groups(self, section: DataSection, encoder: Encoder, record: Record) -> list[ScoredGroup]:
         """A record's prompt and responses as tokens, within data.max_tokens. Raises RowError or LeftOutError."""
-        return [self.one_group(section, encoder, encoder.settle_kind(record))]
+        settled = self.readings(encoder, encoder.settle_kind(record))
+        return [self.one_group(section, encoder, one) for one in settled]
 
     def split_text(self, group: ScoredGroup) -> str:
         """The text by which rows are divided into training and evaluation."""

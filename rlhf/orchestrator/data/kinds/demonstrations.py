@@ -4,11 +4,12 @@ from itertools import takewhile
 
 from rlhf.orchestrator.data.columns import Columns
 from rlhf.orchestrator.data.dialogue import check_prompt, first_prompt, is_dialogue
+from rlhf.orchestrator.data.encoding import FIRST_PROMPT, Encoder
 from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.kinds.base import PROMPT_NEEDED, OfflineRows
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import Record, continued, parse_pair, parse_response, prompt_or_conversation
-from rlhf.types import Message
+from rlhf.types import Message, ScoredGroup
 
 
 class Demonstrations(OfflineRows):
@@ -19,6 +20,13 @@ class Demonstrations(OfflineRows):
 
     def missing(self, columns: Columns) -> list[str]:
         return [] if columns.prompt or columns.chosen else [PROMPT_NEEDED]
+
+    def readings(self, encoder: Encoder, record: Record) -> list[Record]:
+        return encoder.by_turn(record)
+
+    def split_text(self, group: ScoredGroup) -> str:
+        """The prompt; of a turn that is learned by itself, that of its conversation, which stays on one side."""
+        return str(group.prompt.metadata.get(FIRST_PROMPT, group.prompt.text))
 
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.prompt is None:

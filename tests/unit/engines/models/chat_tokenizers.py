@@ -1,5 +1,6 @@
 """Byte-level tokenizers around chat templates: those that installed libraries ship, and any other."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -16,7 +17,7 @@ MARKS = re.compile(
 
 
 def shipped_templates() -> dict[str, str]:
-    """The .jinja files of the libraries for chat models that are installed, by package and name."""
+    """The chat templates of the libraries for chat models that are installed, by package and name."""
     found: dict[str, str] = {}
     for package, folder in (("trl", "chat_templates"), ("vllm", "transformers_utils/chat_templates")):
         spec = importlib.util.find_spec(package)
@@ -24,7 +25,19 @@ def shipped_templates() -> dict[str, str]:
         assert spec.origin is not None
         for file in sorted((Path(spec.origin).parent / folder).glob("*.jinja")):
             found[f"{package}/{file.stem}"] = file.read_text(encoding="utf-8")
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None, "transformers is a dependency"
+    assert spec.origin is not None
+    for file in sorted((Path(spec.origin).parent / "models").glob("*/processing_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and is_template(node.value):
+                found.setdefault(f"transformers/{file.stem}", node.value)
     return found
+
+
+def is_template(text: str) -> bool:
+    """Whether a text of a program is a whole chat template, and no documentation of one."""
+    return all(part in text for part in ("{%", "messages", "{{", "endfor"))
 
 
 def chat_tokenizer(

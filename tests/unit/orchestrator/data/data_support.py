@@ -13,7 +13,7 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError, ModelError
 from rlhf.orchestrator.data import DataSplit, load_groups
-from rlhf.types import Message, ScoredGroup
+from rlhf.types import Json, Message, ScoredGroup
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
@@ -41,7 +41,7 @@ class LetterTokenizer:
         texts = [self._units[token] if token < 100 else chr(token - 100) for token in token_ids]
         return "".join(text for text in texts if not (skip_special_tokens and text in SPECIAL))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:
         if not self._chat:
             raise ModelError("tokenizer: no chat template; set data.template=plain.")
         if messages[0].role == "tool":

@@ -72,7 +72,7 @@ def test_of_several_turns_only_the_assistants_are_learned(tmp_path: Path) -> Non
 
 def test_a_template_without_an_end_of_turn_gets_eos(tmp_path: Path) -> None:
     class Bare(LetterTokenizer):
-        def render(self, messages: object, *, add_generation_prompt: bool) -> str:
+        def render(self, messages: object, *, add_generation_prompt: bool, tools: object = ()) -> str:
             text = "".join(f"[{turn.role}]{turn.content}" for turn in messages)  # type: ignore[attr-defined]
             return text + ("[assistant]" if add_generation_prompt else "")
 
@@ -85,7 +85,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_line(tmp_path: Pat
     path = write_rows(tmp_path / "t.jsonl", [{"messages": CONVERSATION[:3]}, {"messages": CONVERSATION}])
     with pytest.raises(DataError) as error:
         load_demonstrations(section(path), LetterTokenizer(chat=True, strips_history=True))
-    assert complaints(error)[-1] == "t.jsonl:2: the chat template rewrites what stands before messages[2]."
+    assert complaints(error)[-1] == "t.jsonl:2: the chat template leaves out part of messages[0] (its content)."
 
 
 def test_tokens_that_merge_inside_a_response_do_and_across_its_border_do_not(tmp_path: Path) -> None:

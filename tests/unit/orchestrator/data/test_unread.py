@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rlhf.cli.data_report import run_data_report
 from rlhf.config.commands import RowKind
 from rlhf.config.tools import DataConfig
+from rlhf.conversations.messages import READ_KEYS
 from rlhf.errors import DataError
 from rlhf.orchestrator.data import check_rows, load_prompts
-from rlhf.orchestrator.data.unread import READ_KEYS
 from rlhf.types import Json
 from tests.unit.orchestrator.data.data_support import (
     CHAT,
@@ -31,7 +31,7 @@ Row = dict[str, Json]
 OTHER: Json = {"role": "assistant", "content": "c"}
 ASK: Json = {"role": "user", "content": "a"}
 SAY: Json = {"role": "assistant", "content": "b"}
-CALL: Json = {"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}], "name": None, "audio": ""}
+CALL: Json = {"role": "assistant", "content": "b", "weight": 1, "name": None, "audio": ""}
 PARTS: Json = {"role": "user", "content": [{"type": "text", "text": "a", "cache": True}]}
 
 
@@ -50,13 +50,13 @@ UNREAD: list[tuple[RowKind, Row, list[str]]] = [
     (RowKind.DEMONSTRATIONS, {"prompt": "a", "response": "b", "output": "c"}, ["columns that nothing read: output."]),
     (RowKind.DEMONSTRATIONS, {"messages": [ASK, SAY], "answer": "c"}, ["columns that nothing read: answer."]),
     (RowKind.DEMONSTRATIONS, {"prompt": "a", "chosen": "b", "rejected": "c"}, ["columns that nothing read: rejected."]),
-    (RowKind.DEMONSTRATIONS, {"messages": [ASK, CALL]}, ["keys of messages that nothing read: messages[].tool_calls."]),
+    (RowKind.DEMONSTRATIONS, {"messages": [ASK, CALL]}, ["keys of messages that nothing read: messages[].weight."]),
     (
         RowKind.DEMONSTRATIONS,
-        {"prompt": [PARTS], "response": [CALL], "tools": [{"type": "function"}]},
+        {"prompt": [PARTS], "response": [CALL], "tags": [{"type": "function"}]},
         [
-            "columns that nothing read: tools.",
-            "keys of messages that nothing read: prompt[].content[].cache, response[].tool_calls.",
+            "columns that nothing read: tags.",
+            "keys of messages that nothing read: prompt[].content[].cache, response[].weight.",
         ],
     ),
     (RowKind.PREFERENCES, {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}, []),
