@@ -128,12 +128,12 @@ def _of_split(
         return list(files)
     split = wanted.choose(list(splits), str(path))
     read = list(splits) if split == ALL else [split]
-    both = [file for file in splits[read[0]] if any(file in splits[name] for name in splits if name not in read)]
-    if both:
-        raise DataError(f"data: {both[0]} is named for more than one split. Name the files in data.path.")
     chosen = sorted({file for name in read for file in splits[name]})
+    not_chosen = {file for name in splits if name not in read for file in splits[name]}
+    if both := [file for file in chosen if file in not_chosen]:
+        raise DataError(f"data: {both[0]} is named for more than one split. Name the files in data.path.")
     left = [f"{name} ({_names(others, folder)})" for name, others in splits.items() if name not in read]
-    in_none = [file for file in files if not any(file in of_split for of_split in splits.values())]
+    in_none = sorted({*files} - {*chosen} - not_chosen)
     left += [f"{_names(in_none, folder)} (of no split)"] if in_none else []
     if left:
         what = "every split" if split == ALL else f"the split {split}"

@@ -17,7 +17,7 @@ from rlhf.orchestrator.data.kinds.base import OVERLONG, LeftOutError
 from rlhf.orchestrator.data.layout import Wanted, held_out_split, training_split
 from rlhf.orchestrator.data.problems import Problems, RowError
 from rlhf.orchestrator.data.progress import Progress
-from rlhf.orchestrator.data.records import Record, complete, with_system
+from rlhf.orchestrator.data.records import Record, complete, with_float_labels, with_system
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.split import (
     DataSplit,
@@ -116,7 +116,7 @@ def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind,
         return Side()
     records: list[Record] = []
     places: dict[str, str] = {}
-    for row in rows:
+    for row in with_float_labels(rows, columns.label):
         try:
             record = complete(with_system(meaning.parse(row, columns), columns), columns)
             if record.id in places:

@@ -24,6 +24,7 @@ from rlhf.types import Json, Message
 
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*(?P<quote>["'])(role|from|content|value)(?P=quote)\s*:""")
 """How a list of messages begins that was written into a text."""
+FLOAT = re.compile(r"-?[0-9]+\.[0-9]+")
 Text: TypeAlias = str | tuple[Message, ...]
 
 TOOLS = "tools"
@@ -53,6 +54,29 @@ class Record:
     metadata: Mapping[str, Json] = field(default_factory=dict)
     tools: tuple[Json, ...] = ()
     """What the column `tools` offers, for the chat template."""
+
+
+def with_float_labels(rows: Sequence[Row], name: str | None) -> list[Row]:
+    """The rows, with labels as numbers where those of CSV files are all floats as Python prints them: what whole
+    numbers become in a table with gaps. CSV has no types: `2.0` of such a column is the float of any other format."""
+    texts = [row.values.get(name) for row in rows if _is_csv(row.file)] if name is not None else []
+    given = [text for text in texts if text != ""]
+    if name is None or not given or not all(isinstance(text, str) and _is_printed_float(text) for text in given):
+        return list(rows)
+    return [
+        replace(row, values={**row.values, name: float(str(row.values[name]))})
+        if _is_csv(row.file) and row.values.get(name)
+        else row
+        for row in rows
+    ]
+
+
+def _is_csv(file: str) -> bool:
+    return file.removesuffix(".gz").lower().endswith(".csv")
+
+
+def _is_printed_float(text: str) -> bool:
+    return FLOAT.fullmatch(text) is not None and repr(float(text)) == text
 
 
 def complete(record: Record, columns: Columns) -> Record:

@@ -272,6 +272,36 @@ def test_saved_data_sets_are_read_by_split(tmp_path: Path) -> None:
     assert place_of(str(tmp_path / "both")) is Place.SAVED
 
 
+def test_whatever_the_library_raises_for_a_name_on_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, split: str) -> None:
+        raise RuntimeError("Dataset scripts are not supported, but found x.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError) as error:
+        read("owner/name")
+    assert complaints(error) == [
+        "data: owner/name matches no file, and no such data set can be loaded (Dataset scripts are not supported, but "
+        "found x.py)."
+    ]
+
+
+def test_a_name_on_the_hub_is_read_by_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of held-out rows the first split that is there."""
+
+    def load(name: str, split: str) -> datasets.Dataset:
+        if split != "test":
+            raise ValueError(f"Unknown split {split}. Should be one of ['test'].")
+        return datasets.Dataset.from_list([{"prompt": name}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    problems = Problems(0)
+    rows = read_rows("owner/name", held_out_split(DataSection()), problems)
+    assert [(row.where, row.values["prompt"]) for row in rows] == [("owner/name:1", "owner/name")]
+    with pytest.raises(DataError) as error:
+        read("owner/name")
+    assert complaints(error) == ["data: owner/name: Unknown split train. Should be one of ['test']."]
+
+
 def test_a_damaged_saved_folder_is_named(tmp_path: Path) -> None:
     for name, content in (("a", b""), ("b", b"[]"), ("c", b'{"_data_files": 7}'), ("d", b"{}")):
         folder = tmp_path / name

@@ -256,6 +256,26 @@ def test_a_label_of_a_float_loses_nothing(number: float) -> None:
     assert float(text) == number
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["2.0", "", "3.0"], ["2", "", "3"]),
+        (["2.0", "0.5", "-1.0"], ["2", "0.5", "-1"]),
+        (["2.0", "3.50"], ["2.0", "3.50"]),
+        (["2.0", "x"], ["2.0", "x"]),
+        (["2.00"], ["2.00"]),
+        (["2"], ["2"]),
+        (["", ""], ["", ""]),
+    ],
+)
+def test_labels_of_csv_are_numbers_where_all_are_floats(tmp_path: Path, cells: list[str], labels: list[str]) -> None:
+    (tmp_path / "t.csv").write_text("prompt,label\n" + "".join(f"p{n},{cell}\n" for n, cell in enumerate(cells)))
+    assert [prompt.label for prompt in load_prompts(section(tmp_path / "t.csv"), PLAIN, 100).train] == labels
+    rows = [{"prompt": f"p{n}", "label": cell} for n, cell in enumerate(cells)]
+    texts = load_prompts(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN, 100).train
+    assert [prompt.label for prompt in texts] == cells
+
+
 def test_labels_and_ids_of_a_table_with_gaps_are_whole_numbers(tmp_path: Path) -> None:
     rows = [{"prompt": "2 + 0 = ?", "label": 2.0, "id": 7.0}, {"prompt": "?", "label": None, "id": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
