@@ -39,6 +39,8 @@ class Workers:
     """The rollout engines, one worker each; None for offline methods."""
     rewards: Mapping[str, WorkerGroup]
     """By the label of the reward source."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the models compute, each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

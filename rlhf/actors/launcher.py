@@ -124,7 +124,7 @@ class Launcher:
         calls += self._load_engines(engines) if has_new_engines and not self._shares_gpus else []
         self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
         probe_rewards({name: WorkerGroup(workers, self._cluster.calls) for name, workers in rewards.items()})
-        self._load(calls)
+        loaded = self._load(calls)
         groups = {role: group for roles, group in surviving.models.items() for role in roles}
         groups |= {role: group for roles, ranks in models.items() for role, group in self._group(roles, ranks).items()}
         if has_new_engines and self._shares_gpus:
@@ -139,6 +139,8 @@ class Launcher:
             engines=self._engine_group(groups, engines) if spec.engine is not None else None,
             rewards=dict(surviving.rewards)
             | {name: self._reward_group(name, workers) for name, workers in rewards.items()},
+            # Of each role once: all ranks say the same.
+            notes=tuple(dict.fromkeys(note for notes in loaded if isinstance(notes, tuple) for note in notes)),
         )
         return self._workers
 
@@ -220,7 +222,7 @@ class Launcher:
     def _reward_group(self, name: str, workers: Sequence[Worker]) -> WorkerGroup:
         """The only worker of a reward source, as a group."""
         return self._replaceable(
-            workers, partial(self._start_reward, name), lambda others: self._load(self._load_reward(name, others))
+            workers, partial(self._start_reward, name), lambda others: self._load_again(self._load_reward(name, others))
         )
 
     def _replaceable(
@@ -296,5 +298,8 @@ class Launcher:
         (roles,) = model_roles([group])
         return gpus_of_engines(group, models[roles], self._cluster.calls)
 
-    def _load(self, calls: Sequence[Call]) -> None:
-        self._cluster.calls.wait_all(calls, phase="loading of models", timeout_s=self._start_timeout_s)
+    def _load_again(self, calls: Sequence[Call]) -> None:
+        self._load(calls)
+
+    def _load(self, calls: Sequence[Call]) -> list[object]:
+        return self._cluster.calls.wait_all(calls, phase="loading of models", timeout_s=self._start_timeout_s)

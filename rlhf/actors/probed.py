@@ -1,27 +1,24 @@
 """A policy that checks its first weight sync by comparing the log-probs of engines and policy."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from rlhf.actors.calls import Worker
 from rlhf.actors.groups import GroupEngine, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
-from rlhf.errors import NumericsError
+from rlhf.engines.weight_sync.probe import PolicyProbe, require_agreement
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 
 OpenPool = Callable[[WorkerGroup], RolloutPool]
 """Makes a pool of some rollout engines."""
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats per token, by the engines' dtype. Kernels round differently; stale weights differ by far more."""
 
 
 class ProbedPolicy(GroupEngine):
     """The policy's `TrainEngine`. After the first weight sync to new engines, each engine samples short responses, and
-    its log-probs of them must be equal to those of the policy.
-
-    Equal digests show that the bytes arrived; only log-probs show that the engine computes with them.
-    """
+    its log-probs of them must be equal to those of the policy (`require_agreement`)."""
 
     def __init__(
         self,
@@ -30,7 +27,6 @@ class ProbedPolicy(GroupEngine):
         engines: WorkerGroup,
         pool: OpenPool,
         requests: Sequence[RolloutRequest],
-        tolerance: float,
         step_timeout_s: float,
         sync_timeout_s: float,
     ) -> None:
@@ -38,11 +34,11 @@ class ProbedPolicy(GroupEngine):
         self._engines = engines
         self._pool = pool
         self._requests = requests
-        self._tolerance = tolerance
         self._probed: tuple[Worker, ...] = ()
 
     def send_weights(self, version: int) -> SyncReport:
-        """As `GroupEngine.send_weights`. Raises NumericsError if an engine computes with other weights."""
+        """As `GroupEngine.send_weights`. Raises NumericsError if an engine or the policy
+        computes something else than the policy's weights say."""
         self._pool(self._engines).require_alive()  # replaces lost engines before the sync starts
         report = super().send_weights(version)
         if self._probed != self._engines.workers:
@@ -58,19 +54,22 @@ class ProbedPolicy(GroupEngine):
             token_ids=np.concatenate(sequences),
             lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64),
         )
-        # Every rank runs the same batch, since ranks always run equally many. One result is enough.
-        log_probs = self.forward([packed] * self.num_ranks)[0]
-        by_policy = np.concatenate(
+        replies = self.group.run(
+            lambda _rank, handle: handle.probe.remote(self.role, packed),
+            phase="log-prob probe of the policy",
+            timeout_s=self._sync_timeout_s,
+        )
+        reply = cast(PolicyProbe, replies[0])  # every rank runs the same batch, since ranks always run equally many
+        starts = np.cumsum(packed.lengths) - packed.lengths
+        sampled = np.concatenate(
             [
-                part[len(p) :]
-                for part, p in zip(np.split(log_probs, np.cumsum(packed.lengths)[:-1]), prompts, strict=True)
+                np.arange(start + len(prompt), start + length)
+                for start, length, prompt in zip(starts, packed.lengths, prompts, strict=True)
             ]
         )
-        by_engine = np.concatenate([rollout.log_probs for rollout in rollouts])
-        difference = float(np.abs(by_policy - by_engine).max())
-        if not difference <= self._tolerance:  # also for NaN
-            raise NumericsError(
-                f"{name}: version {version}: its log-probs of its own samples differ from the policy's by "
-                f"{difference:.3g} nats (at most {self._tolerance:g}): the weights arrived, but "
-                "it does not compute with them."
-            )
+        require_agreement(
+            name,
+            version,
+            np.concatenate([rollout.log_probs for rollout in rollouts]),
+            replace(reply, log_probs=reply.log_probs[sampled], alone=reply.alone[sampled]),
+        )

@@ -42,14 +42,10 @@ class RolloutPool:
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         """Log-probs by the first engine."""
-        return self.score_each(sequences)[0]
-
-    def score_each(self, sequences: Sequence[PackedTokens]) -> list[list[FloatArray]]:
-        """Log-probs of the same sequences by every engine: compared after a weight sync."""
         results = self._all(
-            "log-prob probe", lambda _index, handle: handle.score.remote(list(sequences)), self._control_timeout_s
+            "scoring", lambda _index, handle: handle.score.remote(list(sequences)), self._control_timeout_s
         )
-        return cast(list[list[FloatArray]], results)
+        return cast(list[list[FloatArray]], results)[0]
 
     def require_alive(self) -> None:
         """Check that every engine replies. Lost ones are replaced if engines are replaceable."""

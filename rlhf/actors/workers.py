@@ -22,6 +22,7 @@ from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.engines.weight_sync.base import Info
+from rlhf.engines.weight_sync.probe import PolicyProbe
 from rlhf.errors import RlhfError
 from rlhf.importing import importing
 from rlhf.types import (
@@ -51,13 +52,15 @@ class ModelWorker(RankActor):
         self._engines: dict[Role, TokenScorer] = {}
         self._sent_version: int | None = None
 
-    def load_scorer(self, role: Role, spec: ScorerSpec) -> None:
-        """Load a model that is not trained."""
+    def load_scorer(self, role: Role, spec: ScorerSpec) -> tuple[str, ...]:
+        """Load a model that is not trained. Returns what the user should know about how it computes."""
         with importing():
             from rlhf.engines.training.scoring import ScoringEngine
 
         with naming_memory_errors(role, "load"):
-            self._engines[role] = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
+            engine = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
+        self._engines[role] = engine
+        return engine.self_test.notes
 
     def unload(self, role: Role) -> None:
         """Drop a model that is not trained, and free its memory."""
@@ -72,8 +75,9 @@ class ModelWorker(RankActor):
 
         empty_cache()
 
-    def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> None:
-        """Load a model that is trained, with the losses of the algorithm that its config describes."""
+    def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> tuple[str, ...]:
+        """Load a model that is trained, with the losses of the algorithm that its config describes. Returns what the
+        user should know about how it computes."""
         with importing():
             from rlhf.algorithms import build_algorithm
             from rlhf.engines.training.engine import DeepSpeedEngine
@@ -84,6 +88,7 @@ class ModelWorker(RankActor):
             if role is Role.POLICY and algorithm.needs.ema_reference is not None:
                 engine.start_ema_reference(algorithm.needs.ema_reference.decay)
         self._engines[role] = self._trained[role] = engine
+        return engine.self_test.notes
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Connect to rollout engines: `send_weights` sends to these from now on. Called on every rank."""
@@ -135,6 +140,10 @@ class ModelWorker(RankActor):
         self._sent_version = version
         with self._trace.span(f"{role} send_weights"), naming_memory_errors(role, "send_weights"):
             return self._trained[role].send_weights(version)
+
+    def probe(self, role: Role, packed: PackedTokens) -> PolicyProbe:
+        """The model's log-probs of what an engine sampled, in two ways."""
+        return self._trained[role].probe(packed)
 
     def send_weights_again(self, role: Role) -> None:
         """Send the last version again, to replaced engines. Does nothing before the first sync."""

@@ -7,6 +7,7 @@ from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, Posit
 from rlhf.config.base import Section
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
+AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 
 
 def dtype_on(dtype: DtypeName, device: str) -> Literal["float32", "bfloat16"]:
@@ -27,9 +28,9 @@ class ModelSection(Section):
     """How frozen weights are held. nf4 (QLoRA) holds all linear layers except the output layer in 4 bits a weight; they
     compute in dtype. A model that learns then needs lora.rank above 0. A reference that is the same model as the policy
     is quantized like the policy, unless it is set."""
-    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    attention: AttentionName = "auto"
     """Attention implementation; auto takes flash_attention_2 if it is installed and the model is on a GPU and not in
-    float32, else sdpa."""
+    float32, else sdpa; and eager where these compute something else than the model's authors (a cap on scores)."""
     trust_remote_code: str | None = None
     """Allow the model's own Python code, only as repo@commit. Off by default."""
     num_nodes: PositiveInt = 1

@@ -135,7 +135,10 @@ class RunAttempts:
                 collective_timeout_s=config.train.step_timeout_s,
                 on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
-        return self.launcher.launch(partial(self._probe_rewards, needs))
+        workers = self.launcher.launch(partial(self._probe_rewards, needs))
+        for note in () if self.has_started else workers.notes:
+            self.records.warn(note)
+        return workers
 
     def _probe_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
         """Score made-up responses by every reward source that has workers of its own."""

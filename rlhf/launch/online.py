@@ -5,12 +5,11 @@ from functools import partial
 
 from rlhf.actors.colocated import SleepingRolloutPool, WakeBeforeSync
 from rlhf.actors.launch_spec import Workers, colocated_models
-from rlhf.actors.probed import TOLERANCES, OpenPool, ProbedPolicy
+from rlhf.actors.probed import OpenPool, ProbedPolicy
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.algo import SftSection
 from rlhf.config.commands import OnlineConfig
-from rlhf.config.models import dtype_on
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import RewardSource, Tokenizer
 from rlhf.engines.rewards import build_reward
@@ -81,7 +80,6 @@ def policy(
         engines=workers.engines,
         pool=pool,
         requests=requests,
-        tolerance=TOLERANCES[dtype_on(config.policy.dtype, workers.device)],
         step_timeout_s=config.train.step_timeout_s,
         # Joining, sending and finishing each have a shorter deadline of their own, with more precise errors.
         sync_timeout_s=4 * config.rollout.sync_timeout_s,

@@ -12,6 +12,7 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.weight_sync.base import WeightReceiver
+from rlhf.engines.weight_sync.probe import LEAST_TOLERANCE, PolicyProbe, require_agreement
 from rlhf.types import FloatArray, IntArray, PackedTokens, RolloutRequest, Sampling
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -84,12 +85,10 @@ def reference_log_probs(model: torch.nn.Module, token_ids: IntArray, temperature
     return np.concatenate([np.zeros(1, np.float32), picked.numpy()])
 
 
-def log_prob_gap(engine: RolloutEngine, sequences: PackedTokens, expected: FloatArray) -> float:
-    """Largest difference in nats between an engine's log-probs [T] and the trainer's; NaN if any is.
-
-    Equal digests prove that the bytes arrived, not that the engine computes with them.
-    """
-    return float(np.abs(engine.score([sequences])[0] - expected).max())
+def require_same(engine: RolloutEngine, sequences: PackedTokens, expected: FloatArray) -> None:
+    """The product's own probe: an engine's log-probs [T] are the trainer's. Raises NumericsError."""
+    policy = PolicyProbe(log_probs=expected, alone=expected, tolerance=LEAST_TOLERANCE)
+    require_agreement("engine", 0, engine.score([sequences])[0], policy)
 
 
 def packed(*sequences: IntArray) -> PackedTokens:

@@ -11,7 +11,6 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.sync_receivers import Case, make_config, make_model
 from benchmarks.weight_sync import NUM_TRAINERS, measure
-from rlhf.actors.probed import TOLERANCES
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import WeightSyncError
@@ -19,11 +18,11 @@ from tests.integration.rollout_support import (
     HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
     ServingEngine,
-    log_prob_gap,
     open_engine,
     packed,
     prompt,
     reference_log_probs,
+    require_same,
 )
 from tests.local_engine_client import LocalEngineClient
 
@@ -86,7 +85,7 @@ def test_layers_that_share_memory_during_loading_arrive_completely(pair: Pair) -
     for _ in range(3):
         version = pair.learn()
         assert pair.sender.send(version).num_buckets > 3
-        assert log_prob_gap(pair.engine, packed(ids), reference_log_probs(pair.model, ids)) < TOLERANCES["float32"]
+        require_same(pair.engine, packed(ids), reference_log_probs(pair.model, ids))
 
 
 @torch.no_grad()
@@ -103,7 +102,7 @@ def test_layers_that_get_no_weights_are_named_and_nothing_is_served_until_a_comp
     pair.sender._buckets = buckets
     version = pair.learn()
     pair.sender.send(version)
-    assert log_prob_gap(pair.engine, packed(ids), reference_log_probs(pair.model, ids)) < TOLERANCES["float32"]
+    require_same(pair.engine, packed(ids), reference_log_probs(pair.model, ids))
 
 
 def test_an_engine_takes_less_than_two_buckets_of_memory(tmp_path: Path) -> None:

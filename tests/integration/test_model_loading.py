@@ -13,11 +13,13 @@ from transformers import AutoModelForTokenClassification
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.models.attention import PACKED_SDPA
-from rlhf.engines.models.heads import PackedInput, PackedModel
-from rlhf.engines.models.loading import LoadedModel, choose_dtype, load_model, logits_rule
+from rlhf.engines.models.heads import PackedModel
+from rlhf.engines.models.loading import LoadedModel, choose_dtype, load_model
+from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.packed import PackedInput
 from rlhf.errors import ModelError
 from rlhf.types import Head, PackedTokens
-from tests.tiny_models import make_policy, make_reward_model, tiny_config
+from tests.tiny_models import make_policy, make_reward_model
 
 Weights = dict[str, torch.Tensor]
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
@@ -126,7 +128,7 @@ def test_token_scores_are_those_of_a_token_classifier(tmp_path: Path) -> None:
         "LlamaForTokenClassification"
     ]
     again = load(tmp_path / "prm", Head.TOKEN_SCORES)
-    head = PackedModel(again.model, Head.TOKEN_SCORES, logits_rule(tiny_config(), temperature=1.0, chunk_tokens=8))
+    head = PackedModel(again.model, Head.TOKEN_SCORES, LogitsRule(temperature=1.0, chunk_tokens=8))
     sequences = [np.array([5, 6, 7, 8, 9]), np.array([1, 40, 41])]
     packed = PackedTokens(token_ids=np.concatenate(sequences), lengths=np.array([5, 3]))
     with torch.no_grad():
@@ -163,11 +165,6 @@ def test_dropout_is_off_and_remembered(tmp_path: Path) -> None:
 def test_the_kernel_follows_the_config(tmp_path: Path) -> None:
     folder = make_policy(tmp_path / "m")
     assert load(folder).model.config._attn_implementation == PACKED_SDPA
-    config = tiny_config()
-    assert logits_rule(config, temperature=0.5, chunk_tokens=8).temperature == 0.5
-    config.final_logit_softcapping, config.logit_scale = 30.0, 0.25
-    rule = logits_rule(config, temperature=1.0, chunk_tokens=8)
-    assert (rule.softcap, rule.scale) == (30.0, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.training.checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
 from rlhf.types import Signal
+from tests.families import tiny_family
 from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
@@ -61,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights |= {name: rounded(weight) for name, weight in weights.items() if name.endswith("proj.weight")}
     save_file(weights, folder / "rounded" / "model.safetensors", metadata={"format": "pt"})
     make_policy(folder / "untied")
+    tiny_family("opt").save_pretrained(folder / "opt")
     make_family(folder / "experts", "qwen3_moe")
     make_reward_model(folder / "zero_score")
     weights = load_file(folder / "zero_score" / "model.safetensors")
@@ -128,7 +130,7 @@ def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.
 CASES = [
     *((1, case) for case in ("zero0", "zero3", "packed", "single", "swap", "eager")),
     *((2, case) for case in ("zero0", "zero1", "zero2", "zero3", "packed", "single")),
-    *((2, case) for case in ("checkpointing", "offload", "swap", "chunked", "tied")),
+    *((2, case) for case in ("checkpointing", "offload", "swap", "chunked", "tied", "unpacked")),
 ]
 
 
@@ -137,7 +139,7 @@ def test_the_gradient_is_the_same_in_every_split(
     folder: Path, one_rank: Results, two_ranks: Results, num_ranks: int, case: str
 ) -> None:
     results = {1: one_rank, 2: two_ranks}[num_ranks]
-    expected = naive_gradient(folder / ("tied" if case == "tied" else "untied"))
+    expected = naive_gradient(folder / {"tied": "tied", "unpacked": "opt"}.get(case, "untied"))
     assert_same_gradient(gradient_of(results, case), expected)
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     assert float(results[f"gradients/{case}/norm"]) == pytest.approx(float(norm), rel=1e-5)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.actors.probed import TOLERANCES
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.four_bit import four_bit_layers, use_four_bit_layers
@@ -21,7 +20,7 @@ from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.source import WeightSource
 from rlhf.engines.weight_sync.sources import make_source
-from rlhf.errors import WeightSyncError
+from rlhf.errors import NumericsError, WeightSyncError
 from rlhf.types import Rollout
 from tests.integration.rollout_support import (
     HAS_VLLM,
@@ -29,12 +28,12 @@ from tests.integration.rollout_support import (
     WITH_ADAPTERS,
     ServingEngine,
     load_model,
-    log_prob_gap,
     open_engine,
     packed,
     prompt,
     reference_log_probs,
     request,
+    require_same,
 )
 from tests.local_engine_client import LocalEngineClient
 from tests.tiny_models import make_policy
@@ -132,13 +131,14 @@ def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: S
     digests = set()
     for seed in range(3):
         version = setup.learn(seed)
-        stale = log_prob_gap(setup.engine, packed(sequences[0]), setup.log_probs(sequences[0]))
-        assert stale > 0.05  # or the comparison below would prove nothing
+        with pytest.raises(NumericsError, match=r"^engine: version 0: .* the weights arrived, but this engine"):
+            require_same(setup.engine, packed(sequences[0]), setup.log_probs(sequences[0]))
         report = setup.sender.send(version)  # compares digests, on both sides
         digests.add(report.digest)
         assert report.num_remote_calls == 3
         expected = np.concatenate([setup.log_probs(ids) for ids in sequences])
-        assert log_prob_gap(setup.engine, packed(*sequences), expected) < 1e-4
+        require_same(setup.engine, packed(*sequences), expected)
+        np.testing.assert_allclose(setup.engine.score([packed(*sequences)])[0], expected, rtol=0, atol=1e-4)
         (rollout,) = setup.engine.generate([request(seed)])
         assert rollout.weight_version == version
     assert len(digests) == 3
@@ -167,7 +167,7 @@ def test_a_damaged_bucket_is_named_and_nothing_is_served_until_a_complete_sync(s
             work()
     setup.sender.send(setup.learn(21))
     ids = prompt(1, 40)
-    assert log_prob_gap(setup.engine, packed(ids), setup.log_probs(ids)) < TOLERANCES["float32"]
+    require_same(setup.engine, packed(ids), setup.log_probs(ids))
     assert setup.engine.generate([request(1)])[0].weight_version == setup.version
 
 
@@ -212,7 +212,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     )
     assert setup.sender.send(setup.learn(40)).num_buckets == 1
     ids = prompt(1, 40)
-    assert log_prob_gap(setup.engine, packed(ids), setup.log_probs(ids)) < TOLERANCES["float32"]
+    require_same(setup.engine, packed(ids), setup.log_probs(ids))
 
 
 def test_a_zero3_policy_on_two_ranks_arrives_completely(tmp_path: Path, port: int) -> None:

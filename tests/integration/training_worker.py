@@ -143,6 +143,7 @@ class Scenarios:
             ("swap", 3, FOUR, {"swap_optimizer": True}),
             ("chunked", 3, FOUR, {"log_probs_chunk_tokens": 3}),
             ("tied", 3, FOUR, {"model": "tied"}),
+            ("unpacked", 3, PACKED, {"model": "opt"}),
             ("eager", 0, FOUR, {"attention": "eager"}),
         ]
         alone = ("zero0", "zero3", "packed", "single", "swap", "eager")

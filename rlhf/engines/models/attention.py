@@ -4,14 +4,18 @@ Transformers' own sdpa masks a packed batch with one [T, T] mask. Here each sequ
 and there is no mask, as in variable-length flash attention (`cu_seqlens`) on GPUs.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from rlhf.config.models import AttentionName
+
 PACKED_SDPA = "rlhf_packed_sdpa"
+FLASH: Final = "flash_attention_2"
 
 
 def packed_sdpa(
@@ -41,21 +45,36 @@ AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
 def choose_attention(
-    asked: Literal["auto", "flash_attention_2", "sdpa", "eager"],
-    config: PretrainedConfig,
-    device: torch.device,
-    dtype: torch.dtype,
+    asked: AttentionName, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, has_sdpa: bool = True
 ) -> str:
     """The name of the attention implementation for transformers.
 
-    auto is flash_attention_2 on a GPU where it is installed, except for float32, which it does not support; else sdpa.
-    With sdpa, models with plain causal attention use the packed kernel; others (a sliding window, for example) use
-    transformers' own.
+    auto is flash_attention_2 on a GPU where it is installed, except for float32, which it does not support; else sdpa,
+    or eager for a model that has none (`has_sdpa`) or caps attention scores, which sdpa cannot. With sdpa, models with
+    plain causal attention use the packed kernel; others (a sliding window, for example) use transformers' own.
     """
     if asked == "auto":
         can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
-        asked = "flash_attention_2" if can_flash else "sdpa"
+        asked = FLASH if can_flash else "sdpa" if has_sdpa and not caps_scores(config.to_dict()) else "eager"
     return PACKED_SDPA if asked == "sdpa" and is_plain_causal(config) else asked
+
+
+def alternatives(asked: AttentionName, chosen: str) -> list[str]:
+    """The implementations that may compute, the fastest first: for auto `chosen` and what is slower; else only
+    `chosen`."""
+    slower = {FLASH: ["sdpa", "eager"], "sdpa": ["eager"], PACKED_SDPA: ["sdpa", "eager"]}
+    return [chosen, *(slower.get(chosen, []) if asked == "auto" else [])]
+
+
+def caps_scores(values: Mapping[str, Any]) -> bool:
+    """Whether a config says that attention scores are capped (Gemma 2), by the names that families use."""
+    return any(
+        caps_scores(value) if isinstance(value, Mapping) else bool(value and name in SCORE_CAPS)
+        for name, value in values.items()
+    )
+
+
+SCORE_CAPS = frozenset({"attn_logit_softcapping", "attention_logit_cap", "attn_logit_soft_cap"})
 
 
 def is_plain_causal(config: PretrainedConfig) -> bool:

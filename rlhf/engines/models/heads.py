@@ -8,49 +8,21 @@ Each head returns one tensor. ZeRO-3 tracks a module's outputs one by one throug
 losses use different outputs (padding needs no entropy) would wait for each other forever.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlhf.engines.models.attention import PACKED_SDPA
 from rlhf.engines.models.log_probs import LogitsRule, token_log_probs
-from rlhf.types import Head, PackedTokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedInput:
-    """A packed batch of T tokens in S sequences, on its device. The sequences are laid end to end without padding;
-    `lengths` gives their sizes (whose running sum is `cu_seqlens`).
-
-    `predicted` are the indices of the tokens that have a predecessor (all but each sequence's first), `wanted` those of
-    them whose log-probs are needed, `last` [S] those of each sequence's last token. `temperature`: see `PackedTokens`.
-    """
-
-    token_ids: torch.Tensor
-    position_ids: torch.Tensor
-    predicted: torch.Tensor
-    wanted: torch.Tensor
-    last: torch.Tensor
-    lengths: list[int]
-    temperature: float | None
-
-    @classmethod
-    def from_numpy(cls, tokens: PackedTokens, device: torch.device) -> "PackedInput":
-        """Copy a packed batch to `device`."""
-        positions = tokens.position_ids
-        predicted = positions > 0
-        wanted = predicted if tokens.wanted is None else predicted & tokens.wanted
-        return cls(
-            token_ids=torch.tensor(tokens.token_ids, device=device),
-            position_ids=torch.tensor(positions, device=device),
-            predicted=torch.tensor(predicted.nonzero()[0], device=device),
-            wanted=torch.tensor(wanted.nonzero()[0], device=device),
-            last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
-            lengths=tokens.lengths.tolist(),
-            temperature=tokens.temperature,
-        )
+from rlhf.engines.models.own_logits import own_logits
+from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.passes import PackedPass, SequencePasses
+from rlhf.errors import ModelError
+from rlhf.types import Head
 
 
 class LogProbHead(nn.Module):
@@ -70,6 +42,33 @@ class LogProbHead(nn.Module):
         rule = self.rule if packed.temperature is None else replace(self.rule, temperature=packed.temperature)
         known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, rule))
         return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
+
+
+class OwnLogProbHead(nn.Module):
+    """Replaces `lm_head` where the model does more to its logits than a `LogitsRule` says: the model's own code runs,
+    on a chunk of tokens at a time, and again in the backward pass."""
+
+    def __init__(self, head: LogProbHead, model: PreTrainedModel, head_name: str) -> None:
+        super().__init__()
+        self.weight, self.bias, self.rule = head.weight, head.bias, head.rule
+        self._model = (model,)  # in a tuple, so that it is no submodule
+        self._head_name = head_name
+
+    def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
+        """As `LogProbHead.forward`."""
+        temperature = self.rule.temperature if packed.temperature is None else packed.temperature
+        parts = [
+            checkpoint(self._chunk, hidden[wanted - 1], packed.token_ids[wanted], temperature, use_reentrant=False)
+            for wanted in packed.wanted.split(self.rule.chunk_tokens)
+        ]
+        known = torch.cat(parts, dim=1)
+        return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
+
+    def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = own_logits(self._model[0], self._head_name, hidden, self.weight, self.bias)
+        log_p = (logits.float() / temperature).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return torch.stack([log_p.gather(-1, targets[:, None]).squeeze(-1), entropy])
 
 
 class ValueHead(nn.Module):
@@ -100,10 +99,10 @@ class ScoreHead(nn.Module):
 class TokenScoreHead(nn.Module):
     """Replaces `score`: one score for each token, read at the token itself."""
 
-    def __init__(self, score: nn.Linear) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight = score.weight
-        self.bias: nn.Parameter | None = score.bias
+        self.weight = weight
+        self.bias = bias
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
         """[T, d] -> [1, T]."""
@@ -114,31 +113,49 @@ class TokenScoreHead(nn.Module):
 class PackedModel(nn.Module):
     """A Hugging Face model whose forward pass takes a packed batch and ends in one of the heads."""
 
-    def __init__(self, model: PreTrainedModel, head: Head, rule: LogitsRule) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head, rule: LogitsRule, *, where: str = "model") -> None:
+        """Raises ModelError, which begins with `where`, if the model has no such head."""
         super().__init__()
         name = "lm_head" if head is Head.LOG_PROBS else "score"
-        layer = model.get_submodule(name)
+        layer = dict(model.named_children()).get(name)
         if not isinstance(layer, nn.Linear):
-            raise TypeError(f"{name} is a {type(layer).__name__}, not a linear layer")
+            raise ModelError(f"{where}: a {type(model).__name__} has no linear output layer called {name}.")
         heads: dict[Head, nn.Module] = {
             Head.LOG_PROBS: LogProbHead(layer, rule),
             Head.VALUES: ValueHead(layer),
             Head.SCORES: ScoreHead(layer),
-            Head.TOKEN_SCORES: TokenScoreHead(layer),
+            Head.TOKEN_SCORES: TokenScoreHead(layer.weight, layer.bias),
         }
         model.set_submodule(name, heads[head])
         self.model = model
+        self.head_kind = head
         self.head_name = name
-        self.kernel_needs_lengths = model.config._attn_implementation == PACKED_SDPA
+        self.passes: SequencePasses = PackedPass()
+        self._own_layer = (layer,)  # in a tuple, so that it is no submodule
 
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """The head's outputs, float32: [1, T], or [1, S] scores; for log-probs [2, T], the second row the entropy."""
-        backbone = self.model.base_model(
-            input_ids=packed.token_ids[None],
-            position_ids=packed.position_ids[None],
-            attention_mask=None,
-            use_cache=False,
-            **({"sequence_lengths": packed.lengths} if self.kernel_needs_lengths else {}),
-        )
-        outputs: torch.Tensor = self.model.get_submodule(self.head_name)(backbone.last_hidden_state[0], packed)
+        hidden = self.passes.hidden(self.model, packed.token_ids, packed.position_ids, packed.lengths)
+        outputs: torch.Tensor = self.model.get_submodule(self.head_name)(hidden, packed)
         return outputs
+
+    @property
+    def head(self) -> nn.Module:
+        """The head that computes now."""
+        return self.model.get_submodule(self.head_name)
+
+    def set_head(self, head: nn.Module) -> None:
+        """Compute with another head from now on."""
+        self.model.set_submodule(self.head_name, head)
+
+    @contextmanager
+    def own_forward(self) -> Iterator[PreTrainedModel]:
+        """The model as transformers built it, with its own output layer, inside this block."""
+        (layer,), head = self._own_layer, self.head
+        for name, parameter in head.named_parameters():
+            setattr(layer, name, parameter)
+        self.set_head(layer)
+        try:
+            yield self.model
+        finally:
+            self.set_head(head)

@@ -1,14 +1,20 @@
 """Loads a Hugging Face model for one of the heads, and rejects an unusable one with all reasons at once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -23,7 +29,7 @@ from rlhf.config.model_files import other_head, trusted_commit, untrusted
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.finite_weights import is_finite
-from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.noise import remove_noise
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import ModelError
 from rlhf.types import Head
@@ -107,7 +113,7 @@ def load_model(
             inspected.folder,
             config=inspected.config,
             dtype=dtype,
-            attn_implementation=choose_attention(section.attention, inspected.config, device, dtype),
+            attn_implementation=_attention(section, head, inspected.config, device, dtype),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -138,7 +144,7 @@ def build_meta_model(
         model = AUTO_CLASSES[head].from_config(
             inspected.config,
             dtype=dtype,
-            attn_implementation=choose_attention(section.attention, inspected.config, device, dtype),
+            attn_implementation=_attention(section, head, inspected.config, device, dtype),
             trust_remote_code=inspected.trusted is not None,
         )
     return LoadedModel(model=cast(PreTrainedModel, model), folder=inspected.folder, dropouts=inspected.dropouts)
@@ -156,7 +162,7 @@ def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head:
         _require_score_layer(config, folder, where)
         _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
-    dropouts = _remove_dropout(config)
+    dropouts = remove_noise(config)
     return _Inspected(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
 
 
@@ -223,17 +229,6 @@ def choose_dtype(section: ModelSection, device: torch.device, where: str) -> tor
     return torch.bfloat16
 
 
-def logits_rule(config: PretrainedConfig, *, temperature: float, chunk_tokens: int, kept_bytes: int = 0) -> LogitsRule:
-    """How this model turns hidden states into logits: some families scale them (Cohere, Granite) or cap them
-    (Gemma 2)."""
-    values = config.to_dict()
-    scale = float(values.get("logit_scale") or 1.0) / float(values.get("logits_scaling") or 1.0)
-    softcap = float(values.get("final_logit_softcapping") or 0.0)
-    return LogitsRule(
-        temperature=temperature, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens, kept_bytes=kept_bytes
-    )
-
-
 def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> PretrainedConfig:
     try:
         raw = json.loads((folder / "config.json").read_text())
@@ -245,10 +240,18 @@ def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> Pr
         raise ModelError(f"{where}: {untrusted(name)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted is not None)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, StrictDataclassError) as error:
         reason = f'config.json has model_type "{raw.get("model_type")}", which is not supported'
         raise ModelError(f"{where}: {reason} ({_first_line(error)}).") from error
     return cast(PretrainedConfig, config)
+
+
+def _attention(
+    section: ModelSection, head: Head, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> str:
+    kinds = cast(Mapping[type[PretrainedConfig], type[PreTrainedModel]], AUTO_CLASSES[head]._model_mapping)
+    has_sdpa = kinds[type(config)]._supports_sdpa if type(config) in kinds else True  # a model with its own code
+    return choose_attention(section.attention, config, device, dtype, has_sdpa=has_sdpa)
 
 
 def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, where: str, unit: str) -> None:
@@ -267,21 +270,6 @@ def _require_score_layer(config: PretrainedConfig, folder: Path, where: str) -> 
             names += file.keys()
     if (why := other_head({"architectures": config.architectures}, names)) is not None:
         raise ModelError(f"{where}: {why}")
-
-
-def _remove_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Set every dropout rate of `config` to 0 and return the old rates. Those of a config inside it have dotted names:
-    `text_config.attention_dropout`."""
-    rates: dict[str, float] = {}
-    for name, value in vars(config).items():
-        if isinstance(value, PretrainedConfig):
-            rates |= {f"{name}.{inner}": rate for inner, rate in _remove_dropout(value).items()}
-        elif ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value:
-            rates[name] = value
-    for name in rates:
-        if "." not in name:
-            setattr(config, name, 0.0)
-    return rates
 
 
 def _loading_problems(info: LoadingInfo, has_score: bool) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.engines.models.attention import caps_scores
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
@@ -259,5 +260,7 @@ class TransformersRolloutEngine:
 
 def _load(model: str, dtype: str) -> "PreTrainedModel":
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype_of(dtype), use_safetensors=True)
+    if caps_scores(loaded.config.to_dict()):
+        loaded.set_attn_implementation("eager")  # sdpa knows no caps
     torch.nn.Module.eval(loaded).requires_grad_(False)
     return loaded

@@ -13,11 +13,14 @@ from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.engines.models.adapter_names import may_stay_unchanged
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.finite_weights import require_finite
-from rlhf.engines.models.heads import PackedInput, PackedModel
-from rlhf.engines.models.loading import choose_dtype, logits_rule
+from rlhf.engines.models.heads import PackedModel
+from rlhf.engines.models.loading import choose_dtype
+from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.packed import PackedInput
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.checkpoint import load_training_state, save_training_state
 from rlhf.engines.training.ema_reference import EmaCopy
+from rlhf.engines.training.examined import examine, probe_policy
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
@@ -26,6 +29,7 @@ from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partiti
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
+from rlhf.engines.weight_sync.probe import PolicyProbe
 from rlhf.errors import RlhfError
 from rlhf.types import FloatArray, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
 
@@ -63,13 +67,13 @@ class DeepSpeedEngine:
         )
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
-        rule = logits_rule(
-            self._loaded.model.config,
+        rule = LogitsRule(
             temperature=spec.temperature,
             chunk_tokens=section.log_probs_chunk_tokens,
             kept_bytes=int(section.log_probs_kept_mib * 2**20),
         )
-        packed_model = PackedModel(self._loaded.model, spec.head, rule)
+        self._temperature = spec.temperature
+        self._packed_model = packed_model = PackedModel(self._loaded.model, spec.head, rule, where=where)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(section, packed_model.parameters())
@@ -78,6 +82,7 @@ class DeepSpeedEngine:
             partition(packed_model, self._device, config)
         else:
             replicate(packed_model, self._device)
+        self.self_test = examine(packed_model, section, dtype=dtype, device=self._device, where=where)
         self._engine, _, _, _ = deepspeed.initialize(model=packed_model, optimizer=optimizer, config=config)
         self._engine.train()
         trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -98,6 +103,13 @@ class DeepSpeedEngine:
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         """The head's outputs for each of this rank's micro-batches: [T] log-probs or values, or [S] scores."""
         return [self._engine(PackedInput.from_numpy(batch, self._device))[0].cpu().numpy() for batch in batches]
+
+    def probe(self, packed: PackedTokens) -> PolicyProbe:
+        """This model's log-probs of `packed`, as a run computes them and of each sequence alone. All ranks get the
+        same batch."""
+        return probe_policy(
+            lambda: self.forward([packed])[0], self._packed_model, self.self_test, self._temperature, self._device
+        )
 
     def start_ema_reference(self, decay: float) -> None:
         """Start to keep an EMA reference of this model; `decay` is the share of it that one `update_ema` keeps."""

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from rlhf.config.models import ModelSection
-from rlhf.engines.models.heads import PackedInput, PackedModel
-from rlhf.engines.models.loading import load_model, logits_rule
+from rlhf.engines.models.heads import PackedModel
+from rlhf.engines.models.loading import choose_dtype, load_model
+from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.passes import own_pace
+from rlhf.engines.models.self_test import Examination
 from rlhf.types import FloatArray, Head, PackedTokens
 
 CHUNK_TOKENS = 1024
@@ -21,9 +25,18 @@ class LocalScorer:
         """Load `model` on `device` (cpu, cuda). Raises ModelError."""
         self._device = torch.device(device)
         loaded = load_model(section, model, head, where=where, device=self._device, seed=0, new_head=False)
-        rule = logits_rule(loaded.model.config, temperature=1.0, chunk_tokens=CHUNK_TOKENS)
-        packed_model = PackedModel(loaded.model, head, rule).requires_grad_(False).to(self._device)
+        rule = LogitsRule(temperature=1.0, chunk_tokens=CHUNK_TOKENS)
+        packed_model = PackedModel(loaded.model, head, rule, where=where).requires_grad_(False).to(self._device)
         self._model: torch.nn.Module = packed_model.eval()
+        self.self_test = Examination(
+            packed_model=packed_model,
+            asked=section.attention,
+            dtype=choose_dtype(section, self._device, where),
+            device=self._device,
+            where=where,
+            agree=float,
+            pace=own_pace,
+        ).run()
 
     @torch.no_grad()
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.models.heads import PackedInput, PackedModel
-from rlhf.engines.models.loading import choose_dtype, logits_rule
+from rlhf.engines.models.heads import PackedModel
+from rlhf.engines.models.loading import choose_dtype
+from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.packed import PackedInput
 from rlhf.engines.process.distributed import deepspeed, torch_device
+from rlhf.engines.training.examined import examine
 from rlhf.engines.training.optimizer import scoring_config
 from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
 from rlhf.engines.training.specs import ScorerSpec
@@ -28,16 +31,20 @@ class ScoringEngine:
         loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
         )
-        rule = logits_rule(loaded.model.config, temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS)
-        packed_model = PackedModel(loaded.model, spec.head, rule).requires_grad_(False)
+        rule = LogitsRule(temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS)
+        packed_model = PackedModel(loaded.model, spec.head, rule, where=where).requires_grad_(False)
         self._model: torch.nn.Module = packed_model.eval()
         dtype = choose_dtype(section, self._device, where)
-        if section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3:
-            config = scoring_config(section, dtype, self._device)
+        is_partitioned = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3
+        config = scoring_config(section, dtype, self._device)
+        if is_partitioned:
             partition(packed_model, self._device, config)
-            self._model, _, _, _ = deepspeed.initialize(model=packed_model, config=config)
         else:
             replicate(packed_model, self._device)
+        self.self_test = examine(packed_model, section, dtype=dtype, device=self._device, where=where)
+        # The test runs in training mode, too. DeepSpeed's hooks come after it.
+        if is_partitioned:
+            self._model, _, _, _ = deepspeed.initialize(model=packed_model, config=config)
 
     @torch.no_grad()
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:

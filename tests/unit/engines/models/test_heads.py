@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rlhf.engines.models.attention import PACKED_SDPA  # noqa: F401  registers the kernel
-from rlhf.engines.models.heads import PackedInput, PackedModel
+from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.log_probs import LogitsRule
+from rlhf.engines.models.packed import PackedInput
 from rlhf.types import Head, PackedTokens
 from tests.tiny_models import tiny_config
 

@@ -1,0 +1,79 @@
+"""The self-test of a model that is spread over the ranks of a process group."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from rlhf.config.models import ModelSection
+from rlhf.engines.models.gathering import is_partitioned
+from rlhf.engines.models.heads import PackedModel
+from rlhf.engines.models.passes import MostOnAnyRank, SinglePasses, own_pace
+from rlhf.engines.models.self_test import Examination, SelfTest
+from rlhf.engines.weight_sync.probe import PolicyProbe, probe_tolerance
+from rlhf.types import FloatArray
+
+
+def examine(
+    packed_model: PackedModel, section: ModelSection, *, dtype: torch.dtype, device: torch.device, where: str
+) -> SelfTest:
+    """Test `packed_model` after `replicate` or `partition`, before DeepSpeed installs its hooks, and set how it
+    computes; the same on every rank. Collective. Raises ModelError, whose lines begin with `where`."""
+    return Examination(
+        packed_model=packed_model,
+        asked=section.attention,
+        dtype=dtype,
+        device=device,
+        where=where,
+        agree=most_on_any_rank(device),
+        pace=pace_of(packed_model, device),
+    ).run()
+
+
+def probe_policy(
+    forward: Callable[[], FloatArray],
+    packed_model: PackedModel,
+    self_test: SelfTest,
+    temperature: float,
+    device: torch.device,
+) -> PolicyProbe:
+    """What `forward`, a pass of `packed_model` over some sequences at `temperature`, gives as a run computes it, and
+    for each sequence alone. Collective under ZeRO-3."""
+    log_probs = forward()
+    with each_sequence_alone(packed_model, device):
+        alone = forward()
+    return PolicyProbe(log_probs=log_probs, alone=alone, tolerance=probe_tolerance(self_test.noise, temperature))
+
+
+@contextmanager
+def each_sequence_alone(packed_model: PackedModel, device: torch.device) -> Iterator[None]:
+    """Inside this block `packed_model` computes each sequence alone, with eager attention."""
+    model, passes = packed_model.model, packed_model.passes
+    attention = model.config._attn_implementation
+    packed_model.passes = SinglePasses(pace_of(packed_model, device))
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        packed_model.passes = passes
+        model.set_attn_implementation(attention)
+
+
+def pace_of(packed_model: PackedModel, device: torch.device) -> MostOnAnyRank:
+    """ZeRO-3 gathers each layer in every pass, on all ranks: they must run equally many. Others need not."""
+    if not any(map(is_partitioned, packed_model.parameters())):
+        return own_pace
+    most = most_on_any_rank(device)
+    return lambda num_passes: int(most(num_passes))
+
+
+def most_on_any_rank(device: torch.device) -> Callable[[float], float]:
+    """The largest of the ranks' numbers, on every rank, by an all-reduce on `device`. Collective."""
+
+    def most(number: float) -> float:
+        held = torch.tensor([number], dtype=torch.float64, device=device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return float(held)
+
+    return most if dist.get_world_size() > 1 else float
