@@ -283,6 +283,7 @@ def test_a_write_error_on_one_rank_is_raised_on_all(folder: Path, stage: int, ba
         assert bool(results[f"{name}/export"]) == (bad == 0), "rank 0 writes the model"
         assert bool(results[f"{name}/undisturbed"])
         assert bool(results[f"{name}/saved"])
+        assert bool(results[f"{name}/replicas"]), "one weight of rank 1 was changed before the next save"
 
 
 @pytest.mark.parametrize(("stage", "bad"), [(0, 0), (2, 1), (3, 0), (3, 1)])

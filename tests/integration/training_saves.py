@@ -87,3 +87,8 @@ def refused(scenarios: "Scenarios") -> None:
             scenarios.step(one, experiences(seed=1), FOUR)
         scenarios.record(f"{name}/undisturbed", torch.equal(scenarios.weights(engine), scenarios.weights(alone)))
         scenarios.record(f"{name}/saved", error_of(engine.save, checkpoint) == "")
+        with torch.no_grad():
+            if scenarios.rank == 1 and stage == 0:
+                next(engine.module.parameters()).view(-1)[0] += 1
+        is_seen = "parameters differ between ranks: " in error_of(engine.save, checkpoint)
+        scenarios.record(f"{name}/replicas", is_seen is (stage == 0 and scenarios.num_ranks > 1))

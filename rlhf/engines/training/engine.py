@@ -26,6 +26,7 @@ from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
+from rlhf.engines.training.replicas import CHECK_EVERY_STEPS, require_equal_replicas
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
@@ -159,6 +160,8 @@ class DeepSpeedEngine:
             self._engine.step()
         finite = self._engine.was_step_applied() and not self._guard.skip
         self._num_steps += 1
+        if self._has_replicas and self._num_steps % CHECK_EVERY_STEPS == 0:
+            require_equal_replicas(self.module, self._where, self._device)
         unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
         return StepReport(grad_norm=self._grad_norm() if finite else math.inf, lr=lr, finite=finite, unmoved=unmoved)
 
@@ -177,14 +180,14 @@ class DeepSpeedEngine:
         before anything is sent, if some weights are not finite."""
         if self._sender is None:
             raise RlhfError("send_weights was called before a sender was attached")
-        require_finite(self.module, self._where, self._device)
+        self._require_sound()
         self._partition_all()
         return self._sender.send(version)
 
     def save(self, directory: Path) -> None:
         """Write this rank's weights, optimizer, schedule and random state to `directory`, which all ranks share.
         Raises CheckpointError; and NumericsError, before anything is written, if some weights are not finite."""
-        require_finite(self.module, self._where, self._device)
+        self._require_sound()
         save_training_state(self._engine, directory, num_steps=self._num_steps, copy=self._ema_copy)
 
     def load(self, directory: Path) -> None:
@@ -195,7 +198,7 @@ class DeepSpeedEngine:
     def export(self, directory: Path) -> None:
         """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; LoRA adapters
         are merged, and also written unmerged to its folder `adapter`. Raises as `save`."""
-        require_finite(self.module, self._where, self._device)
+        self._require_sound()
         self._partition_all()
         export_model(self._loaded, directory, self._section.lora)
 
@@ -210,6 +213,17 @@ class DeepSpeedEngine:
         and a checkpoint do the same."""
         if self._section.zero_stage == 3:
             self._engine.optimizer._partition_all_parameters()
+
+    def _require_sound(self) -> None:
+        """Check the weights before they leave the ranks. Collective. Raises NumericsError."""
+        require_finite(self.module, self._where, self._device)
+        if self._has_replicas:
+            require_equal_replicas(self.module, self._where, self._device)
+
+    @property
+    def _has_replicas(self) -> bool:
+        """Whether several ranks hold the whole model."""
+        return self.num_ranks > 1 and self._section.zero_stage < 3
 
     @property
     def _ema(self) -> EmaCopy:
