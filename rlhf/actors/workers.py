@@ -16,9 +16,10 @@ from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.ranks import RankActor
 from rlhf.config.reward import RemoteSource
+from rlhf.config.rollout import ENGINES
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.process.memory_errors import naming_memory_errors
-from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
+from rlhf.engines.rollout.open_engine import ServingEngine, engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.engines.weight_sync.base import Info
@@ -41,6 +42,7 @@ from rlhf.types import (
 
 if TYPE_CHECKING:
     from rlhf.engines.training.engine import DeepSpeedEngine
+    from rlhf.engines.weight_sync.source import WeightSource
 
 
 class ModelWorker(RankActor):
@@ -96,14 +98,18 @@ class ModelWorker(RankActor):
         from rlhf.engines.weight_sync.senders import make_sender
         from rlhf.engines.weight_sync.sources import make_source
 
-        source = AdapterSource if spec.adapter_rank else make_source
         trained = self._trained[role]
+        if spec.adapter_rank:
+            source: WeightSource = AdapterSource(trained.module, spec.dtype)
+        else:
+            stored_names = ENGINES[engine_kind(spec.section)].stored_names
+            source = make_source(trained.module, spec.dtype, stored_names=stored_names)
         address = node_address()
         trained.detach_sender()
         trained.attach_sender(
             make_sender(
                 spec.sync_backend,
-                source(trained.module, spec.dtype),
+                source,
                 RayEngineClient(engines),
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,

@@ -19,6 +19,8 @@ class EngineTraits:
     """Highest rank of LoRA adapters that it adds to a model at every token; 0: it takes merged weights only."""
     on_gpu: bool
     """It can receive weights on a GPU."""
+    stored_names: bool
+    """It takes weights under the names and in the shapes of a checkpoint; else under those of transformers' model."""
     tensor_parallel: bool
     """One engine can be spread over several GPUs."""
     cpu_process_gib: float
@@ -33,6 +35,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         mixes=False,
         max_adapter_rank=512,
         on_gpu=True,
+        stored_names=True,
         tensor_parallel=True,
         cpu_process_gib=0.75,
         # Linear layers multiply by packed copies, and loading leaves holes between these.
@@ -42,6 +45,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         mixes=True,
         max_adapter_rank=0,
         on_gpu=False,
+        stored_names=False,
         tensor_parallel=False,
         cpu_process_gib=0.55,
         cpu_weight_copies=1.0,

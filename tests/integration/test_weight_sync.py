@@ -36,7 +36,7 @@ from tests.integration.rollout_support import (
     require_same,
 )
 from tests.local_engine_client import LocalEngineClient
-from tests.tiny_models import make_policy
+from tests.tiny_models import make_family, make_policy
 
 pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
 
@@ -49,7 +49,7 @@ ENGINES = [
         ("transformers", []),
         ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
     )
-    for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit")
+    for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit", "experts")
     if (kind, weights) not in {("transformers", "adapters-alone"), ("vllm", "four-bit")}
 ]
 
@@ -71,7 +71,11 @@ class Setup:
     """A trainer's model, an engine that follows it, and the sender between them."""
 
     def __init__(self, kind: str, weights: str, folder: Path) -> None:
-        make_policy(folder, tied=weights == "tied")
+        if weights == "experts":
+            make_family(folder, "qwen3_moe")
+        else:
+            make_policy(folder, tied=weights == "tied")
+        self.stored_names = kind == "vllm"
         self.model = load_model(folder)
         if weights == "four-bit":
             use_four_bit_layers(self.model)
@@ -97,7 +101,9 @@ class Setup:
 
     def source(self) -> WeightSource:
         """What is sent."""
-        return AdapterSource(self.model, "float32") if self.alone else make_source(self.model, "float32")
+        if self.alone:
+            return AdapterSource(self.model, "float32")
+        return make_source(self.model, "float32", stored_names=self.stored_names)
 
     @torch.no_grad()
     def learn(self, seed: int) -> int:

@@ -20,6 +20,8 @@ from rlhf.errors import ModelError
 from rlhf.types import Head
 
 META = torch.device("meta")
+CONVERSIONS = "_weight_conversions"
+"""The attribute in which a model that transformers loaded keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class ModelLayout:
     parameters: Mapping[str, ParameterLayout]
     tensors: Mapping[tuple[str, str], torch.Tensor]
     """Buffers and other tensors that modules hold, by (module name, attribute name)."""
+    conversions: object
+    """How transformers converted the checkpoint's tensors, which it undoes to store them. A model on the meta device
+    does not know it."""
 
 
 def load_on_rank_zero(
@@ -99,7 +104,8 @@ def _layout_of(model: nn.Module) -> ModelLayout:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = owners.setdefault(parameter, name)
         parameters[name] = ParameterLayout(owner, parameter.shape, parameter.dtype)
-    return ModelLayout(parameters, {key: tensor.cpu() for key, tensor in _tensors(model).items()})
+    tensors = {key: tensor.cpu() for key, tensor in _tensors(model).items()}
+    return ModelLayout(parameters, tensors, vars(model).get(CONVERSIONS))
 
 
 def _apply_layout(model: nn.Module, layout: ModelLayout) -> None:
@@ -114,6 +120,7 @@ def _apply_layout(model: nn.Module, layout: ModelLayout) -> None:
         setattr(model.get_submodule(holder), leaf, fresh[parameter_layout.owner])
     for (holder, leaf), tensor in layout.tensors.items():
         setattr(model.get_submodule(holder), leaf, tensor)
+    setattr(model, CONVERSIONS, layout.conversions)
 
 
 def _tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:

@@ -9,6 +9,7 @@ that it needs next, so memory fragments and grows.
 import torch
 from torch.overrides import TorchFunctionMode
 from vllm.config import ModelConfig
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -30,12 +31,18 @@ class CpuReload:
     one buffer. A layer that keeps its weight (an embedding or a head) is loaded in place: at the end, vLLM treats it as
     a layer that was never loaded, and packs it. A head that is tied to the embedding needs this too: it is never loaded
     itself, and would keep multiplying by the old copy.
+
+    Experts are packed by their kernel. vLLM builds it for the first weights only, and copies later ones over the packed
+    ones as they are; without the old kernel, it builds one again.
     """
 
     def __init__(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         self._model = model
         self._model_config = model_config
         self._packed = {name: layer for name, layer in model.named_modules() if PACKED in vars(layer)}
+        self._experts = {
+            name: layer for name, layer in model.named_modules() if _is_computed_by(layer, UnquantizedFusedMoEMethod)
+        }
         linear = [layer for layer in model.modules() if _is_computed_by(layer, UnquantizedLinearMethod)]
         weights = [weight for layer in linear for weight in get_layerwise_info(layer).restore_metadata[0].values()]
         self.scratch = Scratch(max((weight.nbytes for weight in weights), default=0))
@@ -45,6 +52,8 @@ class CpuReload:
         """Prepare every layer to take new weights."""
         for layer in self._packed.values():
             vars(layer).pop(PACKED, None)  # already removed if the last update failed
+        for layer in self._experts.values():
+            layer.quant_method.moe_kernel = None
         for layer in self._model.modules():
             if _is_computed_by(layer, UnquantizedEmbeddingMethod):
                 get_layerwise_info(layer).load_numel_total = 0
@@ -55,8 +64,11 @@ class CpuReload:
         finalize_layerwise_reload(self._model, self._model_config)
 
     def require_complete(self) -> None:
-        """Raise WeightSyncError that names the linear layers without weights. (An embedding keeps its old weights.)"""
-        if bare := [name for name, layer in self._packed.items() if PACKED not in vars(layer)]:
+        """Raise WeightSyncError that names the linear layers and experts without weights. (An embedding keeps its old
+        weights.)"""
+        bare = [name for name, layer in self._packed.items() if PACKED not in vars(layer)]
+        bare += [name for name, layer in self._experts.items() if layer.quant_method.moe_kernel is None]
+        if bare:
             raise WeightSyncError(f"{len(bare)} layers got no weights: {', '.join(bare[:3])}{' ...' * (len(bare) > 3)}")
 
 

@@ -1,0 +1,53 @@
+"""What is sent to an engine that loads checkpoints are the tensors of a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf.engines.weight_sync.buckets import Bucket, plan_buckets
+from rlhf.engines.weight_sync.module_source import ModuleSource
+from rlhf.engines.weight_sync.stored_source import StoredSource
+from rlhf.errors import WeightSyncError
+from tests.tiny_models import FAMILIES, make_family
+
+
+def trained(folder: Path, family: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(make_family(folder / "base", family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bucket_bytes", [1, 60_000, 10_000_000])
+def test_the_tensors_are_those_that_transformers_would_store(family: str, bucket_bytes: int, tmp_path: Path) -> None:
+    model = trained(tmp_path, family)
+    parameters = {name for name, _ in model.named_parameters()}
+    buffers = {name for name in model.state_dict() if name not in parameters}
+    model.save_pretrained(tmp_path / "saved")
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    source = StoredSource(ModuleSource(model, torch.float32), model)
+    sent: dict[str, torch.Tensor] = {}
+    given: dict[str, torch.Tensor] = {}
+    for bucket in plan_buckets(source.specs(), torch.float32, bucket_bytes):
+        flat = torch.full((bucket.numel,), torch.nan)
+        source.gather(bucket, flat).wait(1.0)
+        sent |= {name: view.clone() for name, view in bucket.views(flat)}
+        given |= dict(source.materialize(bucket))
+    assert sent.keys() == given.keys() == {name for name in stored if name not in buffers}
+    for name, tensor in sent.items():
+        assert torch.equal(tensor, stored[name]), name
+        assert torch.equal(given[name], stored[name]), name
+
+
+def test_a_bucket_that_splits_an_expert_is_refused(tmp_path: Path) -> None:
+    model = trained(tmp_path, "mixtral")
+    source = StoredSource(ModuleSource(model, torch.float32), model)
+    half = Bucket.of([spec for spec in source.specs() if "layers.0.block_sparse_moe.experts.0.w1" in spec.name])
+    assert len(half.parameters) == 1
+    with pytest.raises(WeightSyncError, match="splits tensors that are converted together"):
+        source.gather(half, torch.zeros(half.numel))
