@@ -1,6 +1,7 @@
 """The base class of all workers: location, GPUs, memory, open ports, logs."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import ray
 
 from rlhf.actors.logs import Trace, redirect_output
+from rlhf.actors.portable_errors import with_portable_errors
 from rlhf.actors.ports import listening
 from rlhf.actors.post_mortem import write_stacks_on_signal
 from rlhf.engines.process.process_memory import peak_memory
@@ -25,7 +27,13 @@ def node_address() -> str:
 
 
 class Actor:
-    """The base class of all workers of a run."""
+    """The base class of all workers of a run. Their methods raise errors that can be sent to the driver."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, method in vars(cls).copy().items():
+            if inspect.isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, with_portable_errors(method))
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         """`folder` is the driver's working directory, which relative paths start from."""

@@ -15,6 +15,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from rlhf.actors.portable_errors import ForeignError, short_text
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 
 EXIT = re.compile(r"Worker exit type: (?P<kind>\w+) Worker exit detail: (?P<detail>.+)")
@@ -71,7 +72,7 @@ def error_in_worker(worker: Worker, phase: str, error: RayTaskError) -> RlhfErro
     cause = error.cause
     if isinstance(cause, RlhfError):
         return cause
-    text = f"{type(cause).__name__}: {first_line(cause)}"
+    text = short_text(cause) if isinstance(cause, ForeignError) else f"{type(cause).__name__}: {first_line(cause)}"
     is_lost = isinstance(cause, STORE_ERRORS)
     found = WorkerLostError(f"{phase}: {worker}: {text}") if is_lost else RlhfError(f"{phase}: {worker} failed: {text}")
     found.__cause__ = error  # its text is the traceback in the worker
@@ -91,5 +92,6 @@ def cause_of_death(error: RayActorError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's text that is not empty; all of it if that line is only a heading of what follows."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return short_text(error) if line.endswith(":") else line
