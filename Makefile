@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs image-cpu \
-	image-gpu release-notes clean bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
+	image-gpu models release-notes clean bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
 
 BIN := .venv/bin
 
@@ -65,6 +65,9 @@ bench-planning: .venv/.ready  ## `rlhf plan` for three model sizes on CPU, compa
 
 bench-trl: .venv/.ready  ## compared with TRL: two hours
 	$(BIN)/python -m benchmarks.beside_trl
+
+models: .venv/.ready  ## write docs/models.md: a tiny model of every type in the installed transformers; ten minutes
+	$(BIN)/python -m tests.models_page docs/models.md
 
 BASE ?= HEAD
 

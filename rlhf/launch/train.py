@@ -19,6 +19,7 @@ from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.data import load_data
+from rlhf.launch.end_report import report_at_end
 from rlhf.launch.models import load_run_tokenizer, require_models
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
@@ -68,9 +69,7 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     algorithm = build_algorithm(config.algo)
-    require_sections(config, algorithm.needs)
-    require_trackers(config.log)
-    require_models(config)
+    require_parts(config, algorithm.needs)
     tokenizer = load_run_tokenizer(config, algorithm)
     data = load_data(config, tokenizer)
     length = run_length(config, data.num_rows)
@@ -87,6 +86,7 @@ def run_training(
         stop = StopRequest(config.checkpoint.grace_s)
         with (
             stop.listening(),
+            report_at_end(config.log, directory, console),
             open_cluster(config, records, console, observers, stop) as cluster,
             records.open(),
             stop.naming_interruptions(),
@@ -107,8 +107,14 @@ def run_training(
             run_with_restarts(
                 attempts, resume_from, checkpoints=checkpoints, max_restarts=max_restarts, stop=stop, note=records.note
             )
-        metrics = last_metrics(directory.metrics)
-        return TrainResult(run_dir=directory.path, model=directory.model, step=length.num_steps, metrics=metrics)
+        return result_of(directory, length.num_steps)
+
+
+def require_parts(config: TrainConfig, needs: Needs) -> None:
+    """Refuse a run whose sections, trackers or models cannot be used. Raises ConfigError or ModelError."""
+    require_sections(config, needs)
+    require_trackers(config.log)
+    require_models(config)
 
 
 def say_start(console: Console, config: TrainConfig, length: RunLength) -> None:
@@ -156,6 +162,12 @@ def end_at_once(records: Records, error: WorkerLostError) -> None:
         tell([f"rlhf: error: {error}. Continue with --resume."])
     finally:
         os._exit(error.exit_code)
+
+
+def result_of(directory: RunDirectory, num_steps: int) -> TrainResult:
+    """What a run of `num_steps` that reached its end left in its directory."""
+    metrics = last_metrics(directory.metrics)
+    return TrainResult(run_dir=directory.path, model=directory.model, step=num_steps, metrics=metrics)
 
 
 def last_metrics(path: Path) -> dict[str, float]:

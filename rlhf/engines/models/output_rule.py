@@ -18,7 +18,7 @@ WORDS = ("logit", "lm_head", "soft_cap", "mup", "dim_model_base")
 multiplies (Cohere's logit_scale, HyperCLOVA X's logits_scaling) or divides (Granite's logits_scaling)."""
 LARGE_LOGIT = 40.0
 """Large enough to show a cap, which leaves small logits as they are."""
-ROWS = 5
+ROWS = 2
 """Tokens that are tried: each has a logit for every word of the vocabulary."""
 CLOSE = 1e-6
 """Share of the largest logit: float32 heads round to less."""
