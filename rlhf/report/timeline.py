@@ -18,11 +18,13 @@ NUM_SLOWEST = 3
 MOST_STEPS = 60
 MOST_BARS = 400
 """Most bars of one worker in one step."""
-READ_OF_TRACE = 32 * 2**20
-"""Most bytes of a worker's trace that are read: its end."""
+READ_OF_TRACES = 64 * 2**20
+"""Most bytes that are read of all workers' traces together: the end of each."""
 TOLERANCE = 1.05
 """Phases of the producer that take longer than this share of the wait did not run during it alone."""
 
+Window = tuple[float, float]
+"""Start and end, in seconds since 1970."""
 Bar = tuple[str, float, float]
 """Name, start and end, in seconds from the start of the step."""
 
@@ -42,13 +44,15 @@ def timelines(run: RunRecord, steps: Sequence[int]) -> list[dict[str, Json]]:
     timed = {step_of(row): row for row in run.steps if number(row.get("time/step")) is not None}
     if not timed:
         return []
-    traces = _traces(run.folder)
     slowest = sorted(timed, key=lambda step: -(number(timed[step].get("time/step")) or 0.0))[:NUM_SLOWEST]
     known = list(timed)
     chosen = [known[0], known[len(known) // 2], known[-1], *slowest, *(step for step in steps if step in timed)]
+    shown = sorted(set(list(dict.fromkeys(chosen))[:MOST_STEPS]))
+    windows = {step: _window(timed[step]) for step in shown}
+    traces = _traces(run.folder, [window for window in windows.values() if window is not None])
     found = []
-    for step in sorted(set(list(dict.fromkeys(chosen))[:MOST_STEPS])):
-        rows = [*phase_rows(timed[step]), *_worker_rows(timed[step], traces)]
+    for step in shown:
+        rows = [*phase_rows(timed[step]), *_worker_rows(windows[step], traces)]
         found.append(_as_json(step, number(timed[step].get("time/step")) or 0.0, rows, is_slow=step in slowest))
     return found
 
@@ -80,19 +84,29 @@ def phase_rows(row: Mapping[str, Json]) -> list[tuple[str, list[Bar]]]:
     return [("trainer", bars), ("rollouts" if inside else "rollouts (beside training; start not recorded)", made)]
 
 
-def _traces(folder: Path) -> dict[str, list[Call]]:
-    """Worker -> its calls, over all attempts of the run, in order."""
+def _window(row: Mapping[str, Json]) -> Window | None:
+    """When the step was, by the time at which its line was written."""
+    end, length = number(row.get("time")), number(row.get("time/step"))
+    return None if end is None or length is None else (end - length, end)
+
+
+def _traces(folder: Path, windows: Sequence[Window]) -> dict[str, list[Call]]:
+    """Worker -> its calls that touch one of the windows, over all attempts of the run, in order."""
+    files = sorted(folder.glob("logs/attempt_*/*.trace.jsonl"))
     found: dict[str, list[Call]] = {}
-    for file in sorted(folder.glob("logs/attempt_*/*.trace.jsonl")):
-        found.setdefault(file.name.removesuffix(".trace.jsonl"), []).extend(_calls(file))
+    for file in files:
+        of_worker = found.setdefault(file.name.removesuffix(".trace.jsonl"), [])
+        for call in _calls(file, READ_OF_TRACES // len(files)):
+            if any(call.end > first and call.start < last for first, last in windows):
+                of_worker.append(call)
     return {name: sorted(calls, key=lambda call: call.start) for name, calls in sorted(found.items())}
 
 
-def _calls(file: Path) -> Iterator[Call]:
+def _calls(file: Path, max_bytes: int) -> Iterator[Call]:
+    """The calls of a trace, from its last `max_bytes`."""
     with file.open("rb") as opened:
-        size = file.stat().st_size
-        opened.seek(max(0, size - READ_OF_TRACE))
-        lines = opened.read().splitlines()
+        opened.seek(max(0, file.stat().st_size - max_bytes))
+        lines = opened.read(max_bytes).splitlines()
     for line in lines:
         try:
             row = json.loads(line)
@@ -105,12 +119,11 @@ def _calls(file: Path) -> Iterator[Call]:
             yield Call(name=str(row.get("call")), start=start, end=end)
 
 
-def _worker_rows(row: Mapping[str, Json], traces: Mapping[str, Sequence[Call]]) -> list[tuple[str, list[Bar]]]:
-    """The calls of each worker during the step, in its time."""
-    last, length = number(row.get("time")), number(row.get("time/step"))
-    if last is None or length is None:
+def _worker_rows(window: Window | None, traces: Mapping[str, Sequence[Call]]) -> list[tuple[str, list[Bar]]]:
+    """The calls of each worker during a step, in its time."""
+    if window is None:
         return []
-    first = last - length
+    first, last = window
     rows = []
     for worker, calls in traces.items():
         bars = [
@@ -119,7 +132,7 @@ def _worker_rows(row: Mapping[str, Json], traces: Mapping[str, Sequence[Call]]) 
             if call.end > first and call.start < last
         ]
         if bars:
-            rows.append((worker, merged(bars, length / 1000)))
+            rows.append((worker, merged(bars, (last - first) / 1000)))
     return rows
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.run.files import write_text
 from rlhf.report.chosen_responses import choose_responses
 from rlhf.report.page import render
@@ -31,11 +31,15 @@ def write_report(
     """
     require_ours(path)
     names = names_of(runs)
-    responses = choose_responses(runs, steps, max_response_bytes)
-    shown = [
-        sorted({int(str(block["step"])) for block in responses if block["run"] == place}) for place in range(len(runs))
-    ]
-    data = page_data(runs, names, shown)
+    try:
+        responses = choose_responses(runs, steps, max_response_bytes)
+        shown = [
+            [int(str(block["step"])) for block in responses if block["run"] == place] for place in range(len(runs))
+        ]
+        data = page_data(runs, names, shown)
+    except OSError as error:
+        file = error.filename or f"a file of {', '.join(names)}"
+        raise DataError(f"{file}: cannot be read ({error.strerror or error}).") from error
     write_text(path, render(f"rlhf report: {', '.join(names)}", data.content, responses))
     return data.lines
 

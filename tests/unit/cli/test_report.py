@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
+from rlhf.orchestrator.run.run_directory import Status
 from tests.unit.report.support import make_run
 
 
@@ -44,6 +45,24 @@ def test_mistakes_have_the_code_of_their_kind(tmp_path: Path, capsys: pytest.Cap
     ):
         assert main(["report", *words]) == code
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "target"),
+    [
+        ("logs/attempt_1/a.log", "/"),
+        ("logs/attempt_1/a.trace.jsonl", "/"),
+        ("logs/attempt_1/a.trace.jsonl", "/proc/self/mem"),
+        ("rollouts/step_000001.jsonl", "/proc/self/mem"),
+    ],
+)
+def test_a_file_that_cannot_be_read_has_the_code_of_data(
+    tmp_path: Path, file: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "a", [{"time/step": 1.0}], status=Status.FAILED, error="RuntimeError: lost")
+    (folder / file).symlink_to(target)
+    assert main(["report", str(folder)]) == 3
+    assert "cannot be read (I" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl", "rollouts/step_000001.jsonl"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.report import timeline
 from rlhf.report.run_record import read_run
 from rlhf.report.timeline import merged, phase_rows, timelines
 from tests.unit.report.support import make_run
@@ -48,6 +49,21 @@ def test_workers_are_shown_with_their_calls_of_that_step(tmp_path: Path) -> None
         {"name": "trainer", "bars": [["other", 0.0, 10.0]]},
         {"name": "policy_rank_0", "bars": [["early", 0.0, 5.0]]},
     ]
+
+
+def test_only_the_end_of_long_traces_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "a", [])
+    (folder / "metrics.jsonl").write_text('{"step": 1, "time": 110.0, "time/step": 10.0}\n')
+    lines = [json.dumps({"call": f"call {i}", "start": 100.0 + i, "end": 100.5 + i}) for i in range(10)]
+    for worker in ("a", "b"):
+        (folder / f"logs/attempt_1/{worker}.trace.jsonl").write_text("".join(line + "\n" for line in lines))
+    monkeypatch.setattr(timeline, "READ_OF_TRACES", 2 * (3 * len(lines[0]) + 10))
+    (found,) = timelines(read_run(folder), [])
+    rows = found["rows"]
+    assert isinstance(rows, list)
+    for row in rows[1:]:
+        assert isinstance(row, dict)
+        assert row["bars"] == [[f"call {i}", float(i), i + 0.5] for i in (7, 8, 9)]
 
 
 def test_the_first_middle_last_slowest_and_chosen_steps_are_there(tmp_path: Path) -> None:
