@@ -186,7 +186,7 @@ def test_charts_change_their_colors_with_the_scheme(browser: Browser, tmp_path: 
     browser.wait(f"{picture} !== {json.dumps(light)}")
 
 
-def test_ten_thousand_steps_are_painted_within_two_seconds(browser: Browser, tmp_path: Path) -> None:
+def test_of_ten_thousand_steps_a_thousand_points_and_charts_in_view_are_drawn(browser: Browser, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", [])
     with (folder / "metrics.jsonl").open("w") as file:
         for step, row in enumerate(rows(10_000), 1):
@@ -194,18 +194,13 @@ def test_ten_thousand_steps_are_painted_within_two_seconds(browser: Browser, tmp
             file.write(json.dumps({"step": step, **row, **more}) + "\n")
     page = report_on(folder)
     assert page.stat().st_size < 3 * 2**20
-    # The machine may be busy with other tests: the best of three counts.
-    assert min(first_paint(browser, page) for _ in range(3)) < 2000
-    scroll_to(browser, "#metrics")
-    browser.wait("document.querySelectorAll('.chart canvas').length > 0")
-
-
-def first_paint(browser: Browser, page: Path) -> float:
-    """Milliseconds from opening a page until it shows something."""
     browser.open(page)
-    entry = "performance.getEntriesByName('first-contentful-paint')[0]"
-    browser.wait(entry)
-    return float(str(browser.js(f"{entry}.startTime")))
+    lengths = browser.js("data.curves.steps.map((steps) => steps.length)")
+    assert lengths == [1000]
+    assert float(str(browser.js("document.querySelectorAll('#main *').length"))) < 1000
+    scroll_to(browser, "#metrics")
+    browser.wait("document.querySelectorAll('.chart canvas').length === 2")
+    assert browser.js("document.querySelectorAll('.chart').length") == 2
 
 
 def test_a_run_without_a_step_has_a_page(browser: Browser, tmp_path: Path) -> None:

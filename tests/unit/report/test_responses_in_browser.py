@@ -119,24 +119,19 @@ def test_what_is_left_out_is_said(browser: Browser, folder: Path) -> None:
     assert notes[0].startswith("1 of 2 groups are left out; rlhf report ... --steps 3 shows all")
 
 
-def test_five_megabytes_of_responses_stay_fluent(browser: Browser, tmp_path: Path) -> None:
+def test_of_five_megabytes_of_responses_one_group_is_built(browser: Browser, tmp_path: Path) -> None:
+    """Blocks of other steps are not parsed, and groups that nobody opened have no elements."""
     trained = [group(i, ["word " * 200] * 8, [0.5] * 8, f"prompt {i}") for i in range(64)]
     responses = {step: StepResponses(trained=trained) for step in range(1, 11)}
     made = make_run(tmp_path / "a", [TIMES] * 10, responses=responses)
     page = open_report(browser, made, max_bytes=2**23)
     assert page.stat().st_size > 5 * 2**20
-    entry = "performance.getEntriesByName('first-contentful-paint')[0]"
-    best = 1e9
-    for _ in range(3):
-        browser.open(page)
-        browser.wait(entry)
-        best = min(best, float(str(browser.js(f"{entry}.startTime"))))
-    assert best < 2000
-    start = float(str(browser.js("performance.now()")))
+    assert browser.js("document.querySelectorAll('#responses .response').length") == 8
+    assert float(str(browser.js("document.querySelectorAll('#main *').length"))) < 1000
     choose(browser, "responses", "step 4")
+    assert browser.js("document.querySelectorAll('#responses .response').length") == 8
     browser.js("document.querySelectorAll('#responses .groups > details').forEach((d) => { d.open = true; })")
     browser.wait("document.querySelectorAll('#responses .response').length === 512")
-    assert float(str(browser.js("performance.now()"))) - start < 5000
 
 
 def test_it_fits_a_telephone(browser: Browser, folder: Path) -> None:
