@@ -19,7 +19,9 @@ from rlhf.actors.workers import CollectivesWorker
 from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.tools import BenchConfig
+from rlhf.engines.models.adapters import require_targets
 from rlhf.engines.models.fresh_model import make_llama
+from rlhf.engines.models.loading import inspect_model
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.launch.specs import make_engine_spec
@@ -63,8 +65,13 @@ def run_bench_sync(config: BenchConfig) -> int:
 
     Raises:
         ConfigError: the placement does not fit on the cluster.
+        ModelError: the model cannot be loaded.
         RlhfError: a process did not start or was lost, or a sync failed.
     """
+    if config.policy.model is not None:
+        meta = inspect_model(config.policy, config.policy.model, Head.LOG_PROBS, where="policy.model", new_head=False)
+        if config.policy.lora.rank:
+            require_targets(meta, config.policy.lora, "policy.lora.targets")
     folder = Path(config.folder).absolute()
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)

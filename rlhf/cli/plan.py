@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from rlhf.algorithms import build_algorithm
 from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import described_folder, read_config_json
 from rlhf.config.tools import PlanConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
@@ -28,7 +29,7 @@ from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths
 from rlhf.terminal import rich_console, tell, write
 
-HUB_TIMEOUT_S = 10.0
+HUB_TIMEOUT_S = 3.0
 CALIBRATION = "calibration.json"
 """File that `--calibrate` writes to a run's folder."""
 
@@ -39,7 +40,8 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
         if described_folder(model, os.environ) is None:
             tell([f"rlhf: {model} is not here; asking the hub for its config.json."])
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
-            return read_config_json(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
+            folder = snapshot_download(model, allow_patterns=["config.json"], etag_timeout=HUB_TIMEOUT_S)
+            return read_config_json(Path(folder))
     except (OSError, HfHubHTTPError) as error:
         text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
         raise ModelError(text) from error

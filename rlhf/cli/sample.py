@@ -2,14 +2,12 @@
 continued."""
 
 import hashlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from rlhf.algorithms.response_metrics import length_metrics
-from rlhf.config.model_files import ModelFileError, local_folder, read_model, require_tokenizer
 from rlhf.config.models import dtype_on
 from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
@@ -17,11 +15,12 @@ from rlhf.config.tools import SampleConfig
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
 from rlhf.engines.models.loading import resolve_folder
 from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
 from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError
 from rlhf.launch.trained_model import find_model
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import load_prompts
@@ -88,15 +87,15 @@ def run_sample(config: SampleConfig) -> int:
 
 def require_fit(config: SampleConfig, model: str) -> None:
     """Raise ModelError or ConfigError if the model's files show that it cannot be used."""
-    try:
-        folder = local_folder(model, os.environ)
-        facts = None if folder is None else read_model(folder)
-        if folder is not None:
-            require_tokenizer(folder)
-    except ModelFileError as error:
-        raise ModelError(f"model: {error}") from error
+    facts = require_whole_model(
+        model,
+        engine_kind(RolloutSection(engine=config.engine)),
+        where="model",
+        device=local_device(),
+        tensor_parallel_size=config.tensor_parallel_size,
+    )
     total = config.max_prompt_tokens + config.max_tokens
-    if facts is not None and facts.context is not None and total > facts.context:
+    if facts.context is not None and total > facts.context:
         room = facts.context - config.max_prompt_tokens
         advice = f"Lower --max-tokens to {room}." if room > 0 else "Lower --max-prompt-tokens too."
         sizes = f"{config.max_prompt_tokens} + {config.max_tokens}"

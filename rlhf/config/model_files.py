@@ -1,28 +1,17 @@
 """What a model's files say about it, read without a library that could run the model."""
 
-import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlhf.config.expected_tensors import linear_layers, require_expected_tensors
+from rlhf.config.json_file import ModelFileError, read_json
+from rlhf.config.tokenizer_files import require_rows
+from rlhf.config.weight_files import has_weights, tensor_shapes
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-MAX_HEADER_BYTES = 100 * 1024 * 1024
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-ITEM_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
-}  # fmt: skip
-"""Bits of a number in each of the safetensors formats that this package loads."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin")
-
-
-class ModelFileError(ValueError):
-    """A model's file cannot be used. The message says which and why."""
-
-
 CLASSIFIER = "ForSequenceClassification"
 HEAD_LAYERS = re.compile(
     r"(classifier|pre_classifier|classification_head|head|pooler|logits_proj|sequence_summary|v_head|value_head|"
@@ -44,6 +33,16 @@ class ModelFacts:
     has_chat_template: bool
     has_own_code: bool
     """The model comes with Python code that would have to be run."""
+    quantization: str | None = None
+    """How the weights in the files are quantized."""
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    """Dimensions of a head, where all heads have the same number."""
+    width: int | None = None
+    """Intermediate dimensions of a feed-forward layer, or of an expert."""
+    linear_layers: tuple[str, ...] | None = None
+    """Names of the layers that can have adapters, without the path to them."""
     other_head: str | None = None
     """Why a sequence classifier cannot be a reward model: it has no score layer at the last token, but another head."""
 
@@ -64,7 +63,7 @@ def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
     if not HUB_NAME.fullmatch(model) or looks_local:
         raise ModelFileError(f"no such folder: {model}.")
     cached = _cached(model, environ)
-    if cached is not None and _has_weights(cached):
+    if cached is not None and has_weights(cached):
         return cached
     if environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise ModelFileError(f"{model} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
@@ -88,6 +87,14 @@ def untrusted(model: str) -> str:
     return f"needs remote code; review it, then set trust_remote_code to {model}@<commit>."
 
 
+def quantized(model: str, method: str) -> str:
+    """The message about a model whose weights are quantized in its files."""
+    return (
+        f"{model} has quantized weights ({method}), which cannot be loaded here. Name the model that it was made from; "
+        "quantization=nf4 holds that in 4 bits."
+    )
+
+
 def _cached(model: str, environ: Mapping[str, str]) -> Path | None:
     """The newest snapshot of a hub model in huggingface_hub's cache, which may be incomplete."""
     home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -106,23 +113,31 @@ def read_model(folder: Path) -> ModelFacts:
         ModelFileError: a file is missing or damaged.
     """
     facts = describe_model(folder)
-    shapes = list(_shapes(folder))
-    facts = replace(facts, other_head=other_head(read_config_json(folder), [name for name, _ in shapes]))
-    for name, shape in shapes:
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, shape[0]):
+    config, shapes = read_config_json(folder), tensor_shapes(folder)
+    for name, shape in shapes.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, *shape[:1]):
             expected = f"config.json has a vocabulary of {facts.vocab_size}"
             raise ModelFileError(f"{name}: shape {list(shape)}, {expected}.")
-    return facts
+    require_expected_tensors(config, shapes)
+    require_rows(folder, shapes)
+    return replace(facts, other_head=other_head(config, shapes))
 
 
 def describe_model(folder: Path) -> ModelFacts:
     """What the small files of a model say. Raises ModelFileError."""
+    _require_no_adapter(folder)
     config = read_config_json(folder)
+    _require_token_ids(folder / "config.json", config)
+    if (generation := folder / "generation_config.json").is_file():
+        _require_token_ids(generation, read_json(generation))
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelFileError(f'{folder / "config.json"}: no "model_type".')
     text_config = config.get("text_config")
     inner = text_config if isinstance(text_config, dict) else config
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if inner.get(key) is not None and _whole(inner[key]) is None:
+            raise ModelFileError(f"{folder / 'config.json'}: {key} is {str(inner[key])[:40]!r}, need a whole number.")
     return ModelFacts(
         folder=folder,
         model_type=model_type,
@@ -131,7 +146,40 @@ def describe_model(folder: Path) -> ModelFacts:
         num_labels=_num_labels(config),
         has_chat_template=_has_chat_template(folder),
         has_own_code="auto_map" in config,
+        quantization=_quantization(config),
+        num_heads=_whole(inner.get("num_attention_heads")),
+        num_kv_heads=_whole(inner.get("num_key_value_heads")),
+        head_dim=_head_dim(inner),
+        width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
+        linear_layers=linear_layers(config),
     )
+
+
+def _require_no_adapter(folder: Path) -> None:
+    """Raises ModelFileError for a folder that peft wrote."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    base = read_json(file).get("base_model_name_or_path")
+    raise ModelFileError(
+        f"{folder} holds a LoRA adapter of {base or 'some model'} ({file.name}), which transformers would add to that. "
+        f'Merge it: peft.AutoPeftModelForCausalLM.from_pretrained("{folder}").merge_and_unload().save_pretrained('
+        '"merged"), add the tokenizer\'s files, and name the folder "merged"; or remove the adapter\'s files.'
+    )
+
+
+def _require_token_ids(file: Path, content: Mapping[str, object]) -> None:
+    """Raises ModelFileError unless the ids of special tokens are numbers."""
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        value = content.get(key)
+        ids = value if isinstance(value, list) else [value]
+        if value is not None and not all(type(token_id) is int for token_id in ids):
+            raise ModelFileError(f"{file}: {key} is {str(value)[:40]!r}, need a token id or a list of token ids.")
+
+
+def _quantization(config: Mapping[str, object]) -> str | None:
+    found = config.get("quantization_config")
+    return None if found is None else str(found.get("quant_method") if isinstance(found, dict) else found)[:40]
 
 
 def other_head(config: Mapping[str, object], tensors: Iterable[str]) -> str | None:
@@ -160,44 +208,14 @@ def read_config_json(folder: Path) -> dict[str, object]:
     """A model's config.json. Raises ModelFileError."""
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         raise ModelFileError(f"{folder} is the folder of a run. Name its model: {folder / 'model'}.")
-    return _json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
-def require_tokenizer(folder: Path) -> None:
-    """Raises ModelFileError if there is no tokenizer in the folder."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelFileError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}).")
-
-
-def different_tokens(ours: Path, theirs: Path) -> tuple[int, int]:
-    """How many of the token ids that both folders' tokenizers know stand for different text, and how many ids both
-    know. Special tokens, which are often renamed, do not count.
-
-    Raises:
-        ModelFileError: there is no tokenizer.json, or it cannot be read.
-    """
-    one, other = (_tokens(folder / "tokenizer.json") for folder in (ours, theirs))
-    shared = one.keys() & other.keys()
-    return sum(one[token_id] != other[token_id] for token_id in shared), len(shared)
-
-
-def _tokens(file: Path) -> dict[int, str]:
-    """Id -> text of a tokenizer.json, without the special tokens. The list of a unigram model is in the order of its
-    ids."""
-    content = _json(file)
-    model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):
-        tokens = {i: str(entry[0]) for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
-    elif isinstance(vocabulary, dict):
-        tokens = {token_id: text for text, token_id in vocabulary.items() if isinstance(token_id, int)}
-    else:
-        raise ModelFileError(f"{file}: no vocabulary in it.")
-    added = content.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and token.get("special") is True:
-            tokens.pop(token.get("id", -1), None)
-    return tokens
+def _head_dim(config: Mapping[str, object]) -> int | None:
+    if any(key in config for key in ("kv_lora_rank", "global_head_dim")):
+        return None  # heads of several sizes
+    hidden, heads = _whole(config.get("hidden_size")), _whole(config.get("num_attention_heads"))
+    return _whole(config.get("head_dim")) or (hidden // heads if hidden and heads else None)
 
 
 def _num_labels(config: Mapping[str, object]) -> int | None:
@@ -213,93 +231,8 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(_json(settings).get("chat_template"))
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
 
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _json(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFileError(f"{file.parent} has no {file.name}.") from None
-    except OSError as error:
-        raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise ModelFileError(f"{file} is not JSON.") from None
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{file} is not a JSON object.")
-    return content
-
-
-def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape, from the headers of the files that hold the weights."""
-    files = _weight_files(folder)
-    if not files and (pickles := _pickles(folder)):
-        raise ModelFileError(f"only pickle weights ({pickles[0]}); convert them to safetensors.")
-    if not files:
-        raise ModelFileError(f"{folder} has no model.safetensors.")
-    for file in files:
-        yield from _header(file)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that should hold the weights; empty if no file says which. Raises ModelFileError."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        return []
-    places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ModelFileError(f"{index}: no weight_map.")
-    return [folder / str(name) for name in dict.fromkeys(places.values())]
-
-
-def _pickles(folder: Path) -> list[str]:
-    return [name for name in PICKLES if (folder / name).is_file()]
-
-
-def _has_weights(folder: Path) -> bool:
-    """Whether a hub snapshot has weights of any kind, and none of their files is missing."""
-    files = _weight_files(folder)
-    return all(file.is_file() for file in files) if files else bool(_pickles(folder))
-
-
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in a safetensors file whose header and size agree.
-
-    Layout: 8 bytes with the header's length n, n bytes of JSON, the tensors' bytes.
-    """
-    damaged = ModelFileError(f"{file}: damaged safetensors header.")
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise damaged
-            header = json.loads(stream.read(length))
-    except OSError as error:
-        raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise damaged from None
-    if not isinstance(header, dict):
-        raise damaged
-    end = 0
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        match tensor:
-            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
-                dtype in ITEM_BITS and all(isinstance(n, int) and n >= 0 for n in shape)
-            ):
-                if stop - start != math.prod(shape) * ITEM_BITS[dtype] // 8 or not 0 <= start <= stop:
-                    raise damaged
-                end = max(end, stop)
-                yield name, tuple(shape)
-            case _:
-                raise damaged
-    if 8 + length + end != size:
-        raise ModelFileError(f"{file}: damaged, {size} bytes where its header says {8 + length + end}.")

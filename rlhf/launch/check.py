@@ -10,22 +10,16 @@ from urllib.parse import urlsplit
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.data import DataSection
+from rlhf.config.json_file import ModelFileError
 from rlhf.config.loading.load import read_config
 from rlhf.config.loading.user_function import find_module, problem_of
-from rlhf.config.model_files import (
-    ModelFacts,
-    ModelFileError,
-    local_folder,
-    read_model,
-    require_tokenizer,
-    trusted_commit,
-    untrusted,
-)
-from rlhf.config.models import ModelSection
+from rlhf.config.model_files import ModelFacts, local_folder, quantized, read_model, trusted_commit, untrusted
+from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource, HttpSource, JudgeSource, RewardSection
 from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
+from rlhf.config.tokenizer_files import require_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.model_checks import misfits
 from rlhf.launch.run_folder import folder_problems, require_folder
@@ -198,7 +192,21 @@ def _models(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem
         fact = facts[section.model]
         if fact and fact.has_own_code and trusted_commit(section.trust_remote_code, section.model) is None:
             yield Problem(keys=(f"{role}.model",), text=untrusted(section.model), error=ModelError)
+        if fact and fact.quantization is not None:
+            yield Problem(keys=(f"{role}.model",), text=quantized(section.model, fact.quantization), error=ModelError)
+        if fact and isinstance(section, TrainedModelSection) and (text := _unknown_targets(section, fact)):
+            yield Problem(keys=(f"{role}.lora.targets",), text=text, error=ModelError)
     yield from misfits(config, facts)
+
+
+def _unknown_targets(section: TrainedModelSection, fact: ModelFacts) -> str | None:
+    """Why adapters cannot be added to the layers that are named; None if they can, or if nothing is known about the
+    model's layers."""
+    known = fact.linear_layers
+    unknown = sorted(set(section.lora.targets) - set(known or ()))
+    if known is None or not section.lora.rank or not unknown:
+        return None
+    return f"no linear layers called {', '.join(unknown)}; have {', '.join(sorted(known))}."
 
 
 def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:

@@ -11,8 +11,9 @@ from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import GenerateConfig
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
-from rlhf.engines.rollout.open_engine import open_engine
+from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
 from rlhf.launch.trained_model import find_model
@@ -31,13 +32,14 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
         ModelError: the model cannot be loaded.
     """
     assert config.model is not None, "the config's loader asked for it"
-    model = find_model(config.model)
+    model, device = find_model(config.model), local_device()
+    section = RolloutSection(engine=config.engine)
+    require_whole_model(model, engine_kind(section), where="model", device=device)
     tokenizer = load_tokenizer(model, key="model", chat_template=config.chat_template, template_key="chat_template")
     prompts = read_prompts(config, tokenizer)
-    device = local_device()
     longest = max(len(prompt.token_ids) for prompt in prompts)
     spec = EngineSpec(
-        section=RolloutSection(engine=config.engine, max_prompt_tokens=longest, max_response_tokens=config.max_tokens),
+        section=section.model_copy(update={"max_prompt_tokens": longest, "max_response_tokens": config.max_tokens}),
         model=model,
         dtype=dtype_on("auto", device),
         device=device,

@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 from rlhf.config.commands import (
     OnlineConfig,
     TrainConfig,
 )
-from rlhf.config.model_files import (
-    ModelFacts,
-    ModelFileError,
-    different_tokens,
-)
+from rlhf.config.engine_limits import vllm_limit
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import ModelFacts
 from rlhf.config.problems import Problem
+from rlhf.config.rollout import ENGINES
+from rlhf.config.tokenizer_files import different_tokens
 from rlhf.errors import ModelError
 
+GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""A machine without any of these has no GPU that vLLM could use."""
 RENAMED_TOKENS = 0.01
 """Largest share of token ids with different tokens in two models: a few may be renamed; another tokenizer differs in
 nearly all."""
@@ -26,8 +30,9 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     yield from _context(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
-    if config.is_online:
+    if isinstance(config, OnlineConfig):
         yield from _scorers(known)
+        yield from _engine_limits(config, known)
 
 
 def _context(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
@@ -81,6 +86,17 @@ def _chat_template(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iter
         if fact and config.data.template == "chat" and not fact.has_chat_template:
             text = f"chat, but the tokenizer of {config.models[role].model} has no chat template. Use plain."
             yield Problem(keys=("data.template", f"{role}.model"), text=text, error=ModelError)
+
+
+def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """vLLM can serve the policy."""
+    rollout, fact = config.rollout, known.get("policy")
+    engine = next((name for name in ENGINES if find_spec(name)), "") if rollout.engine == "auto" else rollout.engine
+    if fact is None or engine != "vllm":
+        return
+    on_cpu = config.cluster.address is None and not any(Path(device).exists() for device in GPU_DEVICES)
+    if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu):
+        yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
 
 
 def _scorers(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlhf.config.commands import TrainConfig
-from rlhf.config.model_files import ModelFileError, local_folder
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import local_folder
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.errors import ConfigError

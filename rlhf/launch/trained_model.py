@@ -17,7 +17,7 @@ def find_model(name: str) -> str:
     if not folder.is_dir():
         require_found(name, "model")
         return name
-    if (folder / "config.json").is_file():
+    if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         return name
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")

@@ -7,7 +7,8 @@ from rlhf.algorithms.base import Needs
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import METHODS, OnlineConfig, TrainConfig, method_name
 from rlhf.config.fields import sections_in
-from rlhf.config.model_files import ModelFileError, described_folder, read_config_json
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import described_folder, read_config_json
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.reward import StartedSource
 from rlhf.config.rollout import RolloutSection

@@ -57,7 +57,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "model.safetensors: damaged safetensors header",
     ),
     "json": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-    "list": (lambda f: (f / "config.json").write_text("[]"), "config.json is not a mapping."),
+    "list": (lambda f: (f / "config.json").write_text("[]"), "config.json is not a JSON object."),
     "type": (lambda f: edit_config(f, model_type="foo"), 'config.json has model_type "foo", which is not supported'),
     "code": (lambda f: edit_config(f, auto_map={"AutoConfig": "a.B"}), "needs remote code; review it, then set"),
     "shape": (
@@ -172,7 +172,7 @@ def test_the_kernel_follows_the_config(tmp_path: Path) -> None:
     [
         (GatedRepoError, "policy.model: meta/x is gated; log in with `hf auth login`."),
         (RepositoryNotFoundError, "policy.model: no folder and no hub model of this name (got meta/x)."),
-        (LocalEntryNotFoundError, "policy.model: no folder meta/x, and the hub cannot be reached (no connection)."),
+        (LocalEntryNotFoundError, "policy.model: no folder meta/x, not in the hub's cache ("),
     ],
 )
 def test_a_hub_model_that_cannot_be_had_gets_its_line(
@@ -186,7 +186,7 @@ def test_a_hub_model_that_cannot_be_had_gets_its_line(
     monkeypatch.setattr("rlhf.engines.models.loading.snapshot_download", refuse)
     with pytest.raises(ModelError) as caught:
         load("meta/x")
-    assert str(caught.value) == line
+    assert str(caught.value).startswith(line)
 
 
 def test_a_gpu_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

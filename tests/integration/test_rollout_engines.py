@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore
 
+from rlhf.config.engine_limits import CPU_HEAD_SIZES, vllm_limit
+from rlhf.config.model_files import describe_model
 from rlhf.errors import ModelError, RlhfError
 from rlhf.types import FinishReason, Rollout
 from tests.integration.rollout_support import (
+    HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
     KINDS,
     ServingEngine,
@@ -24,7 +27,7 @@ from tests.integration.rollout_support import (
     reference_logits,
     request,
 )
-from tests.tiny_models import make_policy
+from tests.tiny_models import make_family, make_policy
 
 pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
 
@@ -266,3 +269,26 @@ def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:
     with pytest.raises(ModelError, match="asks for a mixture, but this engine has no reference"):
         engine.generate([request(0, mixture=0.5)])
     engine.close()
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
+def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
+    from vllm.config import ModelConfig, ParallelConfig  # noqa: PLC0415
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # noqa: PLC0415
+
+    assert set(CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
+    config, facts = ModelConfig(str(folder), dtype="float32"), describe_model(folder)
+    for size in (1, 2, 3, 4):
+        refused = False
+        try:
+            config.verify_with_parallel_config(ParallelConfig(tensor_parallel_size=size))
+        except ValueError:
+            refused = True
+        assert (vllm_limit(facts, size, on_cpu=True) is not None) == refused
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
+def test_what_vllm_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    folder = make_family(tmp_path, "qwen3_moe", head_dim=48)
+    with pytest.raises(ModelError, match=r"rollout: vLLM cannot serve .*(?s:.)*head"):
+        open_engine("vllm", folder)

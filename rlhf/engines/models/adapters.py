@@ -58,13 +58,7 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, *, seed: int, whe
     """
     import peft  # noqa: PLC0415  - takes seconds, and most runs have no adapters
 
-    linear = linear_layers(model)
-    kinds = sorted({target_module(name) for name in linear})
-    unknown = sorted(set(section.targets) - set(kinds))
-    if not linear:
-        raise ModelError(f"{where}: the model has no linear layers to adapt.")
-    if unknown:
-        raise ModelError(f"{where}: no linear layers called {', '.join(unknown)}; have {', '.join(kinds)}.")
+    linear = require_targets(model, section, where)
     chosen = [name for name in linear if not section.targets or target_module(name) in section.targets]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,6 +73,19 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, *, seed: int, whe
     for name, parameter in model.named_parameters():
         if name.startswith("score."):
             parameter.requires_grad_(True)
+
+
+def require_targets(model: PreTrainedModel, section: LoraSection, where: str) -> list[str]:
+    """The linear layers that can have adapters. Raises ModelError, which begins with `where`, if a target matches none
+    of them."""
+    linear = linear_layers(model)
+    kinds = sorted({target_module(name) for name in linear})
+    unknown = sorted(set(section.targets) - set(kinds))
+    if not linear:
+        raise ModelError(f"{where}: the model has no linear layers to adapt.")
+    if unknown:
+        raise ModelError(f"{where}: no linear layers called {', '.join(unknown)}; have {', '.join(kinds)}.")
+    return linear
 
 
 def adapters_of(model: nn.Module) -> dict[str, Adapter]:

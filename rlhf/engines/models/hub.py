@@ -6,7 +6,8 @@ import threading
 import urllib.request
 from urllib.parse import urlsplit
 
-from rlhf.config.model_files import ModelFileError, described_folder
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import described_folder
 from rlhf.errors import ModelError
 
 TIMEOUT_S = 3.0

@@ -1,22 +1,18 @@
 """Loads a Hugging Face model for one of the heads, and rejects an unusable one with all reasons at once."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,7 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlhf.config.model_files import other_head, trusted_commit, untrusted
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import describe_model, other_head, quantized, read_model, trusted_commit, untrusted
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.finite_weights import is_finite
@@ -35,6 +32,8 @@ from rlhf.errors import ModelError
 from rlhf.types import Head
 
 WEIGHTS = "*.safetensors"
+HUB_TIMEOUT_S = 3.0
+"""Time for the hub's first reply."""
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 CARRIED_FILES = (
     "tokenizer.json",
@@ -108,30 +107,55 @@ def load_model(
     """
     inspected = _inspect(section, name, head, where, new_head)
     dtype = choose_dtype(section, device, where)
-    try:
-        loaded = AUTO_CLASSES[head].from_pretrained(
-            inspected.folder,
-            config=inspected.config,
-            dtype=dtype,
-            attn_implementation=_attention(section, head, inspected.config, device, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=inspected.trusted is not None,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{where}: {inspected.folder.name} does not load: {_first_line(error)}") from error
-    model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
-    if head is not Head.LOG_PROBS and "score" not in dict(model.named_children()):
-        raise ModelError(
-            f"{where}: a {type(model).__name__} has no score layer; only decoder models can have one here."
-        )
-    problems = _loading_problems(info, inspected.has_score) + _bad_numbers(model)
+    attention = _attention(section, head, inspected.config, device, dtype)
+    model, problems = _read(inspected, head, where, dtype, attention, device_map=None)
+    problems += _bad_numbers(model)
     if problems:
         raise ModelError([f"{where}: {problem}" for problem in problems])
     if head is not Head.LOG_PROBS and not inspected.has_score:
         _initialize_score(model, seed)
     return LoadedModel(model=model, folder=inspected.folder, dropouts=inspected.dropouts)
+
+
+def inspect_model(section: ModelSection, name: str, head: Head, *, where: str, new_head: bool) -> PreTrainedModel:
+    """The model that `load_model` would load, on torch's meta device: only the headers of the weights are read.
+
+    Raises ModelError as `load_model`, except for numbers that are not finite.
+    """
+    inspected = _inspect(section, name, head, where, new_head)
+    try:
+        read_model(inspected.folder)
+    except ModelFileError as error:
+        raise ModelError(f"{where}: {error}") from error
+    model, problems = _read(inspected, head, where, torch.float32, "eager", device_map="meta")
+    if problems:
+        raise ModelError([f"{where}: {problem}" for problem in problems])
+    return model
+
+
+def _read(
+    inspected: _Inspected, head: Head, where: str, dtype: torch.dtype, attention: str, *, device_map: str | None
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model as transformers reads it, and which of its weights are missing, unexpected, or of another shape. Raises
+    ModelError if it does not load."""
+    with unreadable(f"{where}: {inspected.folder.name} does not load"):
+        loaded = AUTO_CLASSES[head].from_pretrained(
+            inspected.folder,
+            config=inspected.config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=inspected.trusted is not None,
+            device_map=device_map,
+        )
+    model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
+    if head is not Head.LOG_PROBS and "score" not in dict(model.named_children()):
+        raise ModelError(
+            f"{where}: a {type(model).__name__} has no score layer; only decoder models can have one here."
+        )
+    return model, _loading_problems(info, inspected.has_score)
 
 
 def build_meta_model(
@@ -202,19 +226,23 @@ def require_supported_model(section: ModelSection, name: str, *, where: str) -> 
 
 
 def _require_config(folder: Path, name: str, where: str) -> None:
-    if not (folder / "config.json").is_file():
+    if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise ModelError(f"{where}: {name} has no config.json; it is not a Hugging Face model.")
 
 
 def _download(name: str, revision: str | None, where: str, files: Sequence[str]) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        patterns = list(files)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
     except GatedRepoError as error:
         raise ModelError(f"{where}: {name} is gated; log in with `hf auth login`.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"{where}: no folder and no hub model of this name (got {name}).") from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{where}: no folder {name}, and the hub cannot be reached ({_first_line(error)}).") from error
+        raise ModelError(
+            f"{where}: no folder {name}, not in the hub's cache ({HF_HUB_CACHE}), and the hub ({ENDPOINT}) cannot be "
+            f"reached ({_network_error(error)})."
+        ) from error
 
 
 def choose_dtype(section: ModelSection, device: torch.device, where: str) -> torch.dtype:
@@ -231,19 +259,17 @@ def choose_dtype(section: ModelSection, device: torch.device, where: str) -> tor
 
 def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> PretrainedConfig:
     try:
-        raw = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"{where}: config.json is not JSON: {_first_line(error)}.") from error
-    if not isinstance(raw, dict):
-        raise ModelError(f"{where}: config.json is not a mapping.")
-    if "auto_map" in raw and trusted is None:
+        facts = describe_model(folder)
+    except ModelFileError as error:
+        raise ModelError(f"{where}: {error}") from error
+    if facts.has_own_code and trusted is None:
         raise ModelError(f"{where}: {untrusted(name)}")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted is not None)
-    except (ValueError, OSError, KeyError, StrictDataclassError) as error:
-        reason = f'config.json has model_type "{raw.get("model_type")}", which is not supported'
-        raise ModelError(f"{where}: {reason} ({_first_line(error)}).") from error
-    return cast(PretrainedConfig, config)
+    if facts.quantization is not None:
+        raise ModelError(f"{where}: {quantized(name, facts.quantization)}")
+    if not facts.has_own_code and facts.model_type not in CONFIG_MAPPING:
+        raise ModelError(f'{where}: config.json has model_type "{facts.model_type}", which is not supported.')
+    with unreadable(f"{where}: config.json cannot be used"):
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=trusted is not None))
 
 
 def _attention(
@@ -310,6 +336,30 @@ def _initialize_score(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     std = (weight.shape[-1] + 1) ** -0.5
     weight.data = (torch.randn(weight.shape, generator=generator) * std).to(weight.dtype)
+
+
+def _network_error(error: BaseException) -> str:
+    """What the system said about a connection. Texts of the hub's client may hold a token."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
+
+
+@contextmanager
+def unreadable(what: str) -> Iterator[None]:
+    """Inside, whatever a library raises about files that it reads becomes a ModelError that begins with `what`. A lack
+    of memory does not."""
+    try:
+        yield
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = _first_line(error)
+        kind = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
+        raise ModelError(f"{what}: {kind}{text}.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.engines.models.attention import caps_scores
+from rlhf.engines.models.context import context_of
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
@@ -67,7 +68,7 @@ class TransformersRolloutEngine:
             )
         self._compute(self._move, self._device)
         self._parameters = dict(self._model.named_parameters())
-        self._context = int(self._model.config.max_position_embeddings)
+        self._context = context_of(self._model.config)
         self._gate = ServingGate(name)
         self._busy = threading.Lock()
         self._receiver: GlooReceiver | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from pydantic import ValidationError
 from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,6 +22,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.engines.models.adapter_names import linear_layers, target_module
+from rlhf.engines.models.context import context_of
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.spec import EngineSpec
@@ -47,7 +49,7 @@ class VllmCore:
         section = spec.section
         on_cpu = spec.device == "cpu"
         self._context = self._max_model_len(spec)
-        self.llm = LLMEngine.from_engine_args(
+        self.llm = _start(
             EngineArgs(
                 model=spec.model,
                 dtype=spec.dtype,
@@ -88,7 +90,7 @@ class VllmCore:
     @staticmethod
     def _max_model_len(spec: EngineSpec) -> int:
         """The longest prompt and response together, and the one token that vLLM samples when it scores a sequence."""
-        context = int(AutoConfig.from_pretrained(spec.model).max_position_embeddings)
+        context = context_of(AutoConfig.from_pretrained(spec.model))
         return min(context, spec.section.max_prompt_tokens + spec.section.max_response_tokens + 1)
 
     @property
@@ -163,6 +165,18 @@ class VllmCore:
 
     def shutdown(self) -> None:
         self._client.shutdown()
+
+
+def _start(arguments: EngineArgs, *, usage_context: UsageContext) -> LLMEngine:
+    """Load the model. Raises ModelError with what vLLM says about a model or setting that it does not support."""
+    refused = f"rollout: vLLM cannot serve {arguments.model}"
+    try:
+        return LLMEngine.from_engine_args(arguments, usage_context=usage_context)
+    except ValidationError as error:
+        raise ModelError([f"{refused}: {one['msg']}" for one in error.errors()]) from None
+    except (ValueError, NotImplementedError, AssertionError, KeyError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{refused}: {text}") from error
 
 
 def _lora_target_modules(model: str) -> list[str]:

@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.model_files import (
-    ModelFileError,
-    described_folder,
-    different_tokens,
-    local_folder,
-    read_model,
-    require_tokenizer,
-)
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import described_folder, local_folder, read_model
+from rlhf.config.tokenizer_files import different_tokens, require_tokenizer
 
 Make = Callable[..., Path]
 
@@ -200,3 +195,60 @@ def test_a_hub_model_that_is_here_in_part_is_not_here(make: Make, tmp_path: Path
     assert described_folder("org/name", environ) == snapshot
     with pytest.raises(ModelFileError, match="HF_HUB_OFFLINE"):
         local_folder("org/name", environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def write_json(name: str, content: object) -> Callable[[Path], None]:
+    return replace(name, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            write_json("adapter_config.json", {"base_model_name_or_path": "org/base"}),
+            "holds a LoRA adapter of org/base",
+        ),
+        (write_json("generation_config.json", {"eos_token_id": "</s>"}), "eos_token_id is '</s>', need a token id"),
+        (write_json("generation_config.json", {"eos_token_id": [1, "2"]}), "need a token id or a list of token ids"),
+        (write_json("generation_config.json", {"pad_token_id": True}), "pad_token_id is 'True'"),
+        (write_json("generation_config.json", []), "generation_config.json is not a JSON object"),
+        (
+            write_json("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 8}}}),
+            "ids up to 8, model.embed_tokens.weight has 8",
+        ),
+        (write_json("tokenizer.json", {"added_tokens": [{"id": 9}]}), "the tokenizer has ids up to 9"),
+        (write_json("tokenizer_config.json", {"added_tokens_decoder": {"11": {}}}), "the tokenizer has ids up to 11"),
+    ],
+)
+def test_a_file_that_contradicts_the_model_is_named(make: Make, damage: Callable[[Path], None], said: str) -> None:
+    folder = make()
+    damage(folder)
+    with pytest.raises(ModelFileError) as raised:
+        read_model(folder)
+    assert said in str(raised.value)
+
+
+def test_an_adapter_without_a_model_says_how_to_merge_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelFileError, match=r"AutoPeftModelForCausalLM.from_pretrained\(.*merge_and_unload"):
+        read_model(tmp_path)
+
+
+def test_a_tokenizer_as_large_as_the_embeddings_fits(make: Make) -> None:
+    folder = make()
+    write_json("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 7}}, "added_tokens": [{"id": 3}, {}, 5]})(folder)
+    read_model(folder)
+
+
+def test_a_shard_that_lacks_what_the_index_promises_is_named(make: Make) -> None:
+    folder = make()
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    places = {"model.embed_tokens.weight": "model-1.safetensors", "norm": "model-1.safetensors"}
+    write_json("model.safetensors.index.json", {"weight_map": places})(folder)
+    read_model(folder)
+    write_json("model.safetensors.index.json", {"weight_map": {**places, "lost": "model-1.safetensors"}})(folder)
+    with pytest.raises(ModelFileError, match=r"model-1.safetensors lacks 1 weights of the index \(first: lost\)"):
+        read_model(folder)
+    write_json("model.safetensors.index.json", {"weight_map": {"norm": "../model-1.safetensors"}})(folder)
+    with pytest.raises(ModelFileError, match="need the name of a file in the folder"):
+        read_model(folder)

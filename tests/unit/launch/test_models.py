@@ -20,8 +20,9 @@ Hub = Callable[..., None]
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Models on a hub that gives no weights to who does not ask for them."""
 
-    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str], etag_timeout: float) -> str:
         assert revision is None
+        assert etag_timeout <= 3.0
         assert not [pattern for pattern in allow_patterns if "safetensors" in pattern]
         return str(tmp_path / name)
 

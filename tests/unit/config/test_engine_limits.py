@@ -1,0 +1,83 @@
+"""Sizes that vLLM does not support are refused by the setting that helps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlhf.cli.main import main
+from rlhf.config.engine_limits import vllm_limit
+from rlhf.config.model_files import ModelFacts, describe_model
+from tests.tiny_models import make_family, make_policy
+
+
+def facts(**sizes: int) -> ModelFacts:
+    plain = ModelFacts(
+        folder=Path("m"),
+        model_type="llama",
+        vocab_size=8,
+        context=None,
+        num_labels=None,
+        has_chat_template=False,
+        has_own_code=False,
+    )
+    return replace(plain, **sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parallel", "on_cpu", "expected"),
+    [
+        (
+            {"num_heads": 2},
+            4,
+            False,
+            ("tensor_parallel_size", "2 attention heads do not split over 4"),
+        ),
+        ({"num_heads": 8, "num_kv_heads": 2}, 4, False, None),
+        ({"num_heads": 12, "num_kv_heads": 4}, 6, False, ("tensor_parallel_size", "4 key-value heads do not split")),
+        ({"num_heads": 12, "num_kv_heads": 4, "width": 10}, 4, False, ("tensor_parallel_size", "10 intermediate")),
+        ({"num_heads": 2, "head_dim": 16}, 1, True, ("engine", "no attention for heads of 16 dimensions")),
+        ({"num_heads": 2, "head_dim": 16}, 2, False, None),
+        ({"num_heads": 2, "head_dim": 64}, 1, True, None),
+        ({}, 8, True, None),
+    ],
+)
+def test_limits(sizes: dict[str, int], parallel: int, on_cpu: bool, expected: tuple[str, str] | None) -> None:
+    limit = vllm_limit(facts(**sizes), parallel, on_cpu=on_cpu)
+    if expected is None:
+        assert limit is None
+        return
+    assert limit is not None
+    assert limit.setting == expected[0]
+    assert limit.text.startswith(expected[1]) or expected[1] in limit.text
+
+
+def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
+    dense, experts = make_policy(tmp_path / "dense"), make_family(tmp_path / "experts", "qwen3_moe")
+    latent = make_family(tmp_path / "latent", "deepseek_v3")
+    found = [describe_model(folder) for folder in (dense, experts, latent)]
+    assert [(f.num_heads, f.num_kv_heads, f.head_dim, f.width) for f in found] == [
+        (2, 1, 32, 96),
+        (2, 1, 32, 32),
+        (2, 2, None, 32),
+    ]
+
+
+def test_a_check_names_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_policy(tmp_path / "model")
+    Path("rows.jsonl").write_text('{"prompt": "a"}\n' * 64)
+    Path("rewards_of_limits.py").write_text("def score(prompts, responses): return [0.0] * len(prompts)\n")
+    code = main(
+        [
+            *("check", "grpo", "--policy.model", "model", "--data.path", "rows.jsonl", "--rollout.engine", "vllm"),
+            *("--reward.function", "rewards_of_limits:score", "--rollout.tensor-parallel-size", "4"),
+            *("--rollout.max-prompt-tokens", "64", "--rollout.max-response-tokens", "64", "--data.template", "plain"),
+        ]
+    )
+    assert code == 2
+    lines = capsys.readouterr().err
+    assert "--rollout.tensor-parallel-size" in lines
+    assert "2 attention heads do not split over 4 GPUs. Use one of 1, 2." in lines
