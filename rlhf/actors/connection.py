@@ -5,13 +5,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
 from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
@@ -171,7 +173,11 @@ def join(address: str, namespace: str) -> None:
     os.environ[CONTROL_STORE_WAIT] = "1"  # one attempt of up to 40 s: the server may not be Ray
     try:
         with own_signal_handlers():
+            if is_host_port:
+                GcsClient(address=address)  # unlike `ray.init`, it tells a missing token from a missing cluster
             ray.init(address=address, namespace=namespace, logging_level="error", log_to_driver=False)
+    except AuthenticationError as error:
+        raise ConfigError(f"ray: {token_problem(address, str(error), os.environ)}") from error
     except Exception as error:
         # Ray also raises plain Exceptions.
         if is_interruption(error):
@@ -179,6 +185,20 @@ def join(address: str, namespace: str) -> None:
         if versions := differing_versions(str(error)):
             raise ConfigError(f"ray: {versions}") from error
         raise ConfigError(f"ray: no cluster at {address}: {first_line(error).rstrip('.')}. {advice}") from error
+
+
+def token_problem(address: str, text: str, environ: Mapping[str, str]) -> str:
+    """Why a cluster with token authentication refused this process, from Ray's message, and what to do."""
+    if environ.get("RAY_AUTH_MODE") != "token":
+        why = "RAY_AUTH_MODE=token is not set here"
+    elif "no authentication token was found" in text:
+        why = "there is none here"
+    else:
+        why = "it rejects the one that is here"
+    return (
+        f"the cluster at {address} needs a token, and {why}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or "
+        "RAY_AUTH_TOKEN to the cluster's own token (`ray get-auth-token` on its head node)."
+    )
 
 
 def differing_versions(text: str) -> str | None:

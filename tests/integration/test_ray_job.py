@@ -4,6 +4,7 @@ theirs; and what they do when a node goes down."""
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,21 @@ def submit(head: RayHead, folder: Path, *command: str) -> str:
 def nodes_of(output: str) -> dict[str, str]:
     """Who sat on which node, as the run says when it has started."""
     return {name: node for name, node in re.findall(r"^  ([\w+ ]+?) \(node ([\d.]+), pid \d+\)", output, re.MULTILINE)}
+
+
+@pytest.mark.timeout(600)
+def test_a_process_without_the_clusters_token_is_told_so(narrow_head: RayHead) -> None:
+    """Not that there is no cluster."""
+    own = {key: value for key, value in narrow_head.environment.items() if not key.startswith("RAY_AUTH")}
+    join = f"from rlhf.actors.connection import join; join({narrow_head.address!r}, 'test')"
+    for environment, why in (
+        (own, "RAY_AUTH_MODE=token is not set here"),
+        ({**own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, "it rejects the one that is here"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", join], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert f"ConfigError: ray: the cluster at {narrow_head.address} needs a token, and {why}." in done.stderr
 
 
 @pytest.mark.timeout(900)

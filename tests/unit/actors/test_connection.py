@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray._private.utils import check_version_info
 
-from rlhf.actors.connection import differing_versions, join, require_token
+from rlhf.actors.connection import differing_versions, join, require_token, token_problem
 from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
 
@@ -33,6 +33,19 @@ def test_a_cluster_of_other_versions_is_named_with_both() -> None:
     ours = f"this process Ray {ray.__version__} on Python {platform.python_version()}"
     assert told == f"the cluster at that address has Ray 2.52.0 on Python 3.10.4, {ours}; use the same on both."
     assert differing_versions("Could not read the store. Ray: 1 Python: 2") is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "text", "why"),
+    [
+        ({}, "Authentication token is missing or incorrect", "RAY_AUTH_MODE=token is not set here"),
+        ({"RAY_AUTH_MODE": "token"}, "but no authentication token was found.", "there is none here"),
+        ({"RAY_AUTH_MODE": "token"}, "Authentication token is missing or incorrect", "it rejects the one that is here"),
+    ],
+)
+def test_a_cluster_that_wants_a_token_says_so(environ: dict[str, str], text: str, why: str) -> None:
+    told = token_problem("10.0.0.5:6379", text, environ)
+    assert told.startswith(f"the cluster at 10.0.0.5:6379 needs a token, and {why}. Set RAY_AUTH_MODE=token, ")
 
 
 @pytest.mark.parametrize("address", ["http://h:8265", "ray://h:10001", "10.0.0.5", ":6379", "h:port"])
