@@ -124,6 +124,9 @@ def gradient_of(results: Results, case: str) -> dict[str, torch.Tensor]:
 def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
+        if name.endswith("k_proj.bias"):  # softmax ignores what all scores of a query share: 0, but for rounding
+            assert float(gradient.norm()) < 1e-6, name
+            continue
         assert float((gradient - theirs[name]).norm() / theirs[name].norm()) < 1e-5, name
 
 
