@@ -1,10 +1,9 @@
 """The cluster that a run would use: the nodes of the Ray cluster that it would join, or this machine."""
 
 import os
-import shutil
-import subprocess
 
 from rlhf.config.commands import TrainConfig
+from rlhf.launch.local_gpus import local_gpus
 from rlhf.planning.cluster_shape import shape_of
 from rlhf.planning.hardware import ClusterShape
 from rlhf.planning.placement import Placement
@@ -19,16 +18,6 @@ def detect_cluster(config: TrainConfig, placement: Placement) -> ClusterShape:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     nodes = _ray_nodes(address) if address else [local_gpus()]
     return shape_of([] if config.cluster.device == "cpu" else nodes, placement)
-
-
-def local_gpus() -> list[str]:
-    """Names of this machine's GPUs."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return [line.strip() for line in result.stdout.splitlines() if line.strip()] if result.returncode == 0 else []
 
 
 def _ray_nodes(address: str) -> list[list[str]]:

@@ -13,9 +13,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Console
 from rich.markup import escape
 
-from rlhf.cli.detect_cluster import local_gpus
 from rlhf.config.tools import DoctorConfig
 from rlhf.errors import ConfigError
+from rlhf.launch.local_gpus import local_gpus
 from rlhf.orchestrator.run.diagnosis import diagnose
 from rlhf.orchestrator.run.run_directory import newest_processes
 from rlhf.planning.hardware import GIB, LEAST_SHARED_MEMORY_GIB

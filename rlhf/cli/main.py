@@ -110,12 +110,23 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
 def check(command: str, arguments: Sequence[str]) -> int:
     """`rlhf check COMMAND`: print what differs from the defaults, or raise with every problem."""
     from rlhf.config.loading.load import short_summary
-    from rlhf.launch.check import checked_config, data_notes, try_rewards
+    from rlhf.launch.check import checked_config, data_notes
 
     config, advice = checked_config(command, arguments, os.environ)
     tell(f"rlhf: warning: {line}" for line in advice)
-    seen = "".join(f"{line}\n" for line in [*data_notes(config), *try_rewards(config)])
-    return _show(f"{short_summary(config)}\n{seen}This run can start, as far as can be known without starting it.\n")
+    with importing():
+        from rlhf.launch.preflight import preflight
+
+    found = preflight(config, os.environ)
+    lines = [
+        *short_summary(config).splitlines(),
+        *data_notes(config),
+        *found.tried,
+        f"Checked: {'; '.join(found.looked_at)}.",
+        f"Not checked: {'; '.join(found.not_looked_at)}.",
+        "No mistake was found.",
+    ]
+    return _show("".join(f"{line}\n" for line in lines))
 
 
 def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObserver]" = ()) -> int:

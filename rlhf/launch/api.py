@@ -16,7 +16,7 @@ from rlhf.config.loading.load import read_config
 from rlhf.config.tools import GenerateConfig
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-from rlhf.launch.check import check_config, try_rewards
+from rlhf.launch.check import check_config
 
 if TYPE_CHECKING:
     from rlhf.launch.train import TrainResult
@@ -72,7 +72,9 @@ def check(config: TrainConfig) -> list[str]:
         RewardError: a reward function fails on the first rows.
     """
     warnings = check_config(config, os.environ)
-    try_rewards(config)
+    with importing():
+        from rlhf.launch.preflight import preflight
+    preflight(config, os.environ)
     return warnings
 
 

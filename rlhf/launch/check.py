@@ -31,7 +31,7 @@ from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
-MAX_QUICK_BYTES = 2 * 1024 * 1024
+MAX_QUICK_BYTES = 16 * 1024 * 1024
 """A check reads the rows of plain files up to this size. The run reads larger files, before it starts anything."""
 
 

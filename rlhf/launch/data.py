@@ -1,5 +1,6 @@
 """The data of a run: read, checked and tokenized before anything starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
@@ -20,10 +21,18 @@ class RunData:
     groups: DataSplit[ScoredGroup] | None = None
     texts: DataSplit[ScoredGroup] | None = None
     """Pretraining text for the ptx loss."""
+    tried: Sequence[str] = ()
+    """A line for each reward function: one row with its scores."""
 
     @property
     def fingerprint(self) -> str:
         return "-".join(split.fingerprint for split in (self.prompts, self.groups, self.texts) if split is not None)
+
+    @property
+    def num_looked_at(self) -> int:
+        """Rows that were tokenized, also those that are held out or left out."""
+        splits = [split for split in (self.prompts, self.groups) if split is not None]
+        return sum(len(split.train) + len(split.held_out) + sum(split.dropped.values()) for split in splits)
 
     @property
     def num_rows(self) -> int:
@@ -31,8 +40,8 @@ class RunData:
         return len(self.prompts.train) if self.prompts is not None else len(self.groups.train if self.groups else ())
 
 
-def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
-    """Read, check and tokenize every row.
+def load_data(config: TrainConfig, tokenizer: Tokenizer, max_rows: int | None = None) -> RunData:
+    """Read, check and tokenize every row; with `max_rows`, tokenize only so many of each file set, evenly spaced.
 
     Raises:
         DataError: rows are wrong, lack a column that a reward source needs, or are fewer than one step uses.
@@ -40,18 +49,19 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer) -> RunData:
         RewardError: a reward function fails on them.
     """
     if isinstance(config, OnlineConfig):
-        return _online_data(config, tokenizer)
-    groups = load_groups(config.data, tokenizer, method_of(config).rows)
-    groups.require(config.train.batch_size, "train.batch_size")
+        return _online_data(config, tokenizer, max_rows)
+    groups = load_groups(config.data, tokenizer, method_of(config).rows, max_rows)
+    if max_rows is None:
+        groups.require(config.train.batch_size, "train.batch_size")
     return RunData(groups=groups)
 
 
-def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
-    prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens)
+def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> RunData:
+    prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens, max_rows)
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
     if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
-    try_functions(config.reward, prompts.train)
+    tried = try_functions(config.reward, prompts.train)
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(
@@ -60,6 +70,7 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer) -> RunData:
             max_row_bytes=config.data.max_row_bytes,
             overlong="truncate",
         )
-        texts = load_groups(section, tokenizer, RowKind.TEXTS)
-    prompts.require(config.rollout.batch_size, "rollout.batch_size")
-    return RunData(prompts=prompts, texts=texts)
+        texts = load_groups(section, tokenizer, RowKind.TEXTS, max_rows)
+    if max_rows is None:
+        prompts.require(config.rollout.batch_size, "rollout.batch_size")
+    return RunData(prompts=prompts, texts=texts, tried=tried)

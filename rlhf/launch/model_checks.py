@@ -27,7 +27,7 @@ nearly all."""
 def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iterator[Problem]:
     """What does not work between models, and between them and the config. `facts` are by model, if known."""
     known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
-    yield from _context(config, known)
+    yield from too_long(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
     if isinstance(config, OnlineConfig):
@@ -35,7 +35,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
         yield from _engine_limits(config, known)
 
 
-def _context(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+def too_long(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
     """The longest sequence fits into every model's context."""
     for role, fact in known.items():
         if fact.context is None:

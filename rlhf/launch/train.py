@@ -10,20 +10,16 @@ from pathlib import Path
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.stragglers import Stragglers
 from rlhf.actors.waiting import CallObserver
-from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Needs
 from rlhf.config.commands import TrainConfig, method_name
 from rlhf.config.loading.load import dump_config, short_summary
 from rlhf.config.run import CheckpointSection
 from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
-from rlhf.launch.data import load_data
 from rlhf.launch.end_report import report_at_end
-from rlhf.launch.models import load_run_tokenizer, require_models
+from rlhf.launch.prepare import prepare
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
-from rlhf.launch.schedule import run_length
 from rlhf.launch.shown_waits import ShownWaits
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import Console
@@ -32,10 +28,9 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
-from rlhf.orchestrator.run.run_directory import RunDirectory
+from rlhf.orchestrator.run.run_directory import RunDirectory, require_unlocked
 from rlhf.orchestrator.run.schedule import RunLength
-from rlhf.orchestrator.run.trackers import numbers, require_trackers
-from rlhf.planning.roles import require_sections
+from rlhf.orchestrator.run.trackers import numbers
 from rlhf.terminal import tell
 
 START_OF_RAY = "start of Ray"
@@ -68,12 +63,9 @@ def run_training(
         RlhfError: the run failed; its class says how.
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
-    algorithm = build_algorithm(config.algo)
-    require_parts(config, algorithm.needs)
-    tokenizer = load_run_tokenizer(config, algorithm)
-    data = load_data(config, tokenizer)
-    length = run_length(config, data.num_rows)
-    fresh = initial_state(config, algorithm.needs, data.fingerprint)
+    require_unlocked(folder_of(config))  # known at once, and rows take long to read
+    prepared = prepare(config)
+    data, length, fresh = prepared.data, prepared.length, prepared.fresh
     with (
         RunDirectory.open(folder_of(config), resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
@@ -95,7 +87,7 @@ def run_training(
                 config=config,
                 algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
                 data=data,
-                tokenizer=tokenizer,
+                tokenizer=prepared.tokenizer,
                 length=length,
                 cluster=cluster,
                 records=records,
@@ -110,29 +102,11 @@ def run_training(
         return result_of(directory, length.num_steps)
 
 
-def require_parts(config: TrainConfig, needs: Needs) -> None:
-    """Refuse a run whose sections, trackers or models cannot be used. Raises ConfigError or ModelError."""
-    require_sections(config, needs)
-    require_trackers(config.log)
-    require_models(config)
-
-
 def say_start(console: Console, config: TrainConfig, length: RunLength) -> None:
     """Say what is trained, and with which settings."""
     console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder_of(config)}")
     for line in short_summary(config).splitlines():
         console.say(line)
-
-
-def initial_state(config: TrainConfig, needs: Needs, data_fingerprint: str) -> RunState:
-    """The state of a run before its first step."""
-    return RunState(
-        step=0,
-        seed=config.run.seed,
-        ranks={role: config.models[role.value].num_ranks for role in needs.trains},
-        config=config.model_dump(mode="json"),
-        data_fingerprint=data_fingerprint,
-    )
 
 
 def open_cluster(

@@ -38,8 +38,11 @@ logger = logging.getLogger(__name__)
 ALSO_HELD_OUT = "prompt also in eval_path"
 
 
-def load_prompts(section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: int) -> DataSplit[Prompt]:
-    """Prompts to be answered. Raises DataError with everything that is wrong with the rows."""
+def load_prompts(
+    section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: int, max_rows: int | None = None
+) -> DataSplit[Prompt]:
+    """Prompts to be answered; with `max_rows` only so many, evenly spaced. Raises DataError with everything that is
+    wrong with the rows."""
     encoder = Encoder(section, tokenizer)
 
     def make(record: Record) -> list[Prompt]:
@@ -49,19 +52,23 @@ def load_prompts(section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: 
         return [prompt]
 
     limit = f"prompts exceed {max_prompt_tokens} tokens"
-    return _load(section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content, encoder.notes)
+    return _load(
+        section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content, encoder.notes, max_rows
+    )
 
 
-def load_groups(section: DataSection, tokenizer: Tokenizer, kind: RowKind) -> DataSplit[ScoredGroup]:
-    """Prompts with given responses, read as rows of one kind. Raises DataError with everything that is wrong with the
-    rows."""
+def load_groups(
+    section: DataSection, tokenizer: Tokenizer, kind: RowKind, max_rows: int | None = None
+) -> DataSplit[ScoredGroup]:
+    """Prompts with given responses, read as rows of one kind; with `max_rows` only so many, evenly spaced. Raises
+    DataError with everything that is wrong with the rows."""
     rows, encoder = OFFLINE_ROWS[kind], Encoder(section, tokenizer)
 
     def make(record: Record) -> list[ScoredGroup]:
         return rows.groups(section, encoder, record)
 
     limit = f"rows exceed {section.max_tokens} tokens (data.max_tokens)"
-    return _load(section, kind, make, limit, rows.split_text, group_content, encoder.notes)
+    return _load(section, kind, make, limit, rows.split_text, group_content, encoder.notes, max_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +138,13 @@ def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind,
     return Side(records=records, unread=find_unread(rows, records, columns, meaning.reads(columns), to_rewards))
 
 
+def evenly_spaced(records: Sequence[T], number: int | None) -> Sequence[T]:
+    """`number` of the records, from the first to the last; all of them if there are no more, or with None."""
+    if number is None or len(records) <= number:
+        return records
+    return [records[i * len(records) // number] for i in range(number)]
+
+
 def _load(
     section: DataSection,
     kind: RowKind,
@@ -139,6 +153,7 @@ def _load(
     text_of: Callable[[T], str],
     content: Callable[[T], bytes],
     notes: Mapping[str, int],
+    max_rows: int | None,
 ) -> DataSplit[T]:
     if section.path is None:
         raise DataError("data.path: not given.")
@@ -146,7 +161,9 @@ def _load(
     dropped: Counter[str] = Counter()
 
     sides = read_sides(section, kind, problems)
-    items, given = (_make_all(side.records, make, section, limit, problems, dropped) for side in sides)
+    items, given = (
+        _make_all(evenly_spaced(side.records, max_rows), make, section, limit, problems, dropped) for side in sides
+    )
     note_unread(sides, problems)
     for what, count in notes.items():
         problems.note(f"{count} conversations: {what}.")

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -188,6 +189,15 @@ def _write(folder: Path, state: RunState, engines: Mapping[Role, TrainEngine]) -
     for directory in (path for path in folder.rglob("*") if path.is_dir()):
         sync_path(directory)
     write_json(folder / MANIFEST, {"format": FORMAT, "step": state.step, "files": files})
+
+
+def peek(folder: Path) -> RunState | None:
+    """The state of the newest checkpoint in a folder of checkpoints, whose files are not verified; None without one."""
+    for path in sorted(folder.glob("step_*"), key=lambda path: path.name.removeprefix("step_").zfill(12), reverse=True):
+        if (path / MANIFEST).is_file():
+            with suppress(CheckpointError):
+                return _read_state(path)
+    return None
 
 
 def verify(folder: Path) -> RunState:

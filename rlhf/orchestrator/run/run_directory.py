@@ -288,6 +288,17 @@ def _require_ours(path: Path) -> None:
         raise ConfigError(f"{path}: exists and is not an rlhf run. Choose another run.name or run.dir")
 
 
+def require_unlocked(path: Path) -> None:
+    """Raise ConfigError where another driver uses the folder of a run. The folder may not exist; nothing is changed."""
+    try:
+        with (path / LOCK).open("rb+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN) and (path / LOCK).is_file() and os.access(path / LOCK, os.W_OK):
+            holder = _describe_holder(path / "lock_holder.json")
+            raise ConfigError(f"{path}: in use by {holder}. Stop it first, or choose another run.name") from error
+
+
 def _lock(path: Path) -> int:
     """Hold the folder until the descriptor is closed or this process ends, however it ends. A child that was forked
     does not inherit it."""
