@@ -176,6 +176,9 @@ def _plan(arguments: list[str]) -> int:
     command, rest = _method("plan", arguments)
     show_translation("plan", command, rest)
     options, config = load_plan(command, rest, os.environ)
+    from rlhf.launch.check import require_context
+
+    require_context(config, os.environ)
     with importing():
         from rlhf.cli.plan import run_plan
 

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +14,16 @@ from rlhf.config.data import DataSection
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.loading.load import read_config
 from rlhf.config.loading.user_function import find_module, problem_of
-from rlhf.config.model_files import ModelFacts, local_folder, quantized, read_model, trusted_commit, untrusted
+from rlhf.config.model_files import (
+    ModelFacts,
+    describe_model,
+    described_folder,
+    local_folder,
+    quantized,
+    read_model,
+    trusted_commit,
+    untrusted,
+)
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource, HttpSource, JudgeSource, RewardSection
@@ -21,7 +31,7 @@ from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.tokenizer_files import require_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError
-from rlhf.launch.model_checks import misfits
+from rlhf.launch.model_checks import misfits, too_long
 from rlhf.launch.run_folder import folder_problems, require_folder
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data.layout import find_files, held_out_split, training_split
@@ -93,6 +103,19 @@ def try_rewards(config: TrainConfig) -> list[str]:
     files, _ = data_files(config)
     records = check_rows(config.data, method_of(config).rows).records if is_quick(config, files) else ()
     return try_functions(config.reward, prompts_of(records))
+
+
+def require_context(config: TrainConfig, environ: Mapping[str, str]) -> None:
+    """Raise ConfigError where sequences are longer than the context of a model on this machine, of which a plan needs
+    config.json alone."""
+    facts: dict[str, ModelFacts] = {}
+    for role, section in config.models.items():
+        with suppress(ModelFileError):  # a plan says itself which model it cannot read
+            folder = None if section.model is None else described_folder(section.model, environ)
+            if folder is not None:
+                facts[role] = describe_model(folder)
+    if problems := [f"{problem.keys[0]}: {problem.text}" for problem in too_long(config, facts)]:
+        raise ConfigError(problems)
 
 
 def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:

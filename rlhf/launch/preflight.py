@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from rlhf.config.commands import TrainConfig
-from rlhf.config.model_files import ModelFileError, described_folder
+from rlhf.config.json_file import ModelFileError
+from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
 from rlhf.launch.check import data_files, is_quick, try_rewards
 from rlhf.launch.run_folder import folder_of

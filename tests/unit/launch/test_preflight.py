@@ -146,7 +146,7 @@ CANNOT_WORK: list[tuple[list[str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("argv", "code", "said"), CANNOT_WORK, ids=[said for _, _, said in CANNOT_WORK])
+@pytest.mark.parametrize(("argv", "code", "said"), CANNOT_WORK, ids=[str(n) for n in range(len(CANNOT_WORK))])
 def test_check_and_train_say_the_same_of_a_run_that_cannot_work(
     argv: list[str],
     code: int,
