@@ -124,10 +124,9 @@ def gradient_of(results: Results, case: str) -> dict[str, torch.Tensor]:
 def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        if name.endswith("k_proj.bias"):  # softmax ignores what all scores of a query share: 0, but for rounding
-            assert float(gradient.norm()) < 1e-6, name
-            continue
-        assert float((gradient - theirs[name]).norm() / theirs[name].norm()) < 1e-5, name
+        # The gradient of a key's bias is 0 but for rounding: softmax ignores what all scores of a query share.
+        allowed = 1e-6 if name.endswith("k_proj.bias") else 1e-5 * float(theirs[name].norm())
+        assert float((gradient - theirs[name]).norm()) < allowed, name
 
 
 CASES = [
@@ -257,8 +256,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder: Path, two_ranks: Re
 
 
 def test_a_model_that_is_gathered_ahead_can_be_exported_after_a_forward_pass(two_ranks: Results) -> None:
-    assert bool(two_ranks["large/in_flight"])
-    assert bool(two_ranks["large/same"])
+    assert all(bool(two_ranks[f"large/{name}"]) for name in ("in_flight", "same"))
 
 
 def test_a_checkpoint_of_another_zero_stage_is_rejected(two_ranks: Results) -> None:
@@ -397,7 +395,6 @@ def test_a_score_head_is_trained_with_adapters(two_ranks: Results) -> None:
 
 def test_adapters_for_unknown_layers_are_rejected(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "tied")
-    with pytest.raises(
-        ModelError, match=r"^policy.lora.targets: no linear layers called query; have down_proj, .*q_proj"
-    ):
+    message = r"^policy.lora.targets: no linear layers called query; have down_proj, .*q_proj"
+    with pytest.raises(ModelError, match=message):
         add_adapters(model, LoraSection(rank=4, targets=("q_proj", "query")), seed=0, where="policy.lora.targets")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf.cli.main import main
 from rlhf.config.commands import RowKind
-from tests.unit.config.test_model_files import safetensors
+from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from tests.unit.orchestrator.data.arrow_tables import arrow_tables
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,12 +90,8 @@ def test_any_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: s
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    config = {"model_type": "llama", "vocab_size": 8, "max_position_embeddings": 1024}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
-    tensors = safetensors({"model.embed_tokens.weight": (8, 4)})
-    (tmp_path / "model" / "model.safetensors").write_bytes(tensors)
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    train_tokenizer(["a b c"], 300, tmp_path / "model")
+    make_llama(tmp_path / "model", vocab_size=300, hidden_size=32, num_layers=1, context=1024)
     return tmp_path
 
 

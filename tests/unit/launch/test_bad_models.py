@@ -77,7 +77,7 @@ def test_a_typo_in_the_targets_of_adapters_is_refused(
     assert "policy.lora.targets: no linear layers called q_prj; have " in capsys.readouterr().err
     assert main([*COMMANDS["bench"], "--policy.lora.rank", "4", "--policy.lora.targets", "q_prj"]) == 3
     code = main(["check", "sft", *SFT, *ONE_STEP, "--policy.lora.rank", "4", "--policy.lora.targets", "q_prj"])
-    assert code == (3 if family == "llama" else 0), "a check knows the layers of common models"
+    assert code == 3
 
 
 @pytest.mark.parametrize("name", [name for name in BAD_MODELS if name != "unknown type"])
