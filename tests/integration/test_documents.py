@@ -78,7 +78,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rewards.py").write_text("def score(prompts, responses): return [len(text) for text in responses]\n")
     for model in ("my_model", "runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
         train_tokenizer(["a b c"], 300, folder / model)
-        make_llama(folder / model, vocab_size=300, hidden_size=32, num_layers=1, context=4096)
+        make_llama(folder / model, vocab_size=300, hidden_size=128, num_layers=1, context=4096)
     as_scorer(folder / "runs/rm/model")
     return folder
 
