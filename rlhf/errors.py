@@ -24,7 +24,7 @@ class ConfigError(RlhfError, ValueError):
         "the command line or config is wrong, the run folder is another run's or in use, the cluster cannot be "
         "reached or is too small"
     )
-    advice = "Do what the lines say; `rlhf check` shows most of it in a second."
+    advice = "Fix what the lines name; `rlhf check` shows most of it without a start."
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)

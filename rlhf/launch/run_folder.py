@@ -9,7 +9,7 @@ from rlhf.config.model_files import local_folder
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.errors import ConfigError
-from rlhf.orchestrator.run.run_directory import require_kind, require_writable
+from rlhf.orchestrator.run.run_directory import require_kind, require_unlocked, require_writable
 
 LEAST_BYTES = 16 * 2**20
 """Room for records and logs."""
@@ -24,8 +24,9 @@ def folder_of(config: TrainConfig) -> Path:
 
 
 def folder_problems(config: TrainConfig) -> Iterator[Problem]:
-    """The folder is that of a run, and has a checkpoint exactly if the run resumes."""
+    """The folder is that of a run that no other driver uses, and has a checkpoint exactly if the run resumes."""
     try:
+        require_unlocked(folder_of(config))
         require_kind(folder_of(config), config.checkpoint.resume)
     except ConfigError as error:
         yield Problem(keys=("run.dir", "run.name", "checkpoint.resume"), text=f"{str(error).rstrip('.')}.")

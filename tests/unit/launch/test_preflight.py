@@ -170,7 +170,7 @@ def test_check_and_train_say_the_same_of_a_run_that_cannot_work(
 def test_a_folder_that_another_driver_holds(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The lock of another process; one's own would be given again."""
     folder = world / "runs" / "run"
-    folder.mkdir(parents=True)
+    (folder / "checkpoints" / "step_2").mkdir(parents=True)  # what is in use cannot be resumed either
     (folder / "lock").touch()
     code = "import fcntl, sys; f = open('lock', 'rb+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     holder = subprocess.Popen(
