@@ -193,6 +193,16 @@ def test_clips_by_hand(ratio: float, advantage: float) -> None:
     assert (low.item(), high.item()) == (False, ratio > 1.2)
 
 
+@pytest.mark.parametrize("advantage", [-0.5, 0.0, 0.5])
+def test_a_clip_acts_by_the_sign_of_an_advantage(advantage: float) -> None:
+    """However small it is; without an advantage nothing is held back."""
+    log_ratio = torch.tensor([0.3, 3.0], dtype=torch.float64).log()
+    advantages = torch.full_like(log_ratio, advantage)
+    tokens = PolicyTokens(log_probs=log_ratio, log_ratio=log_ratio, advantages=advantages, coefficients={})
+    low, high = Clip(0.2, 0.2).clipped(tokens)
+    assert (low.tolist(), high.tolist()) == ([advantage < 0, False], [False, advantage > 0])
+
+
 def test_ratios_by_hand() -> None:
     """Two tokens of 2 and 8, a gap between them; one of 3; none. The geometric mean of 2 and 8 is 4."""
     batch = tensor_batch([True, False, True, True, False], [3, 1, 0, 1])

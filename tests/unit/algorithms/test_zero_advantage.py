@@ -1,5 +1,8 @@
 """A run of a critic-free method that learns nothing says so, once."""
 
+import numpy as np
+
+from rlhf.algorithms.zero_advantage import PATIENCE_STEPS, ZeroAdvantageWatch
 from rlhf.config.algo import CriticFreeSection, GrpoSection, ReinforceSection
 from rlhf.types import ScoredGroup
 from tests.unit.algorithms.test_critic_free import PLAIN, build, grouped, said
@@ -20,6 +23,16 @@ def test_ten_steps_without_a_difference_are_told_once_also_after_a_restart() -> 
     state, algorithm = algorithm.state(), build(GrpoSection(**PLAIN))
     algorithm.restore(state)
     assert [warned(equal) for _ in range(8)] == [False] * 5 + [True, False, False]
+
+
+def test_steps_without_a_token_are_not_counted() -> None:
+    watch = ZeroAdvantageWatch()
+    for _ in range(PATIENCE_STEPS):
+        watch.observe(np.zeros(0))
+    assert watch.warnings() == ()
+    for _ in range(PATIENCE_STEPS):
+        watch.observe(np.zeros(3))
+    assert len(watch.warnings()) == 1
 
 
 def test_groups_that_differ_from_each_other_teach_where_the_batch_is_the_baseline() -> None:
