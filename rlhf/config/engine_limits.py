@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from rlhf.config.model_files import ModelFacts
 
-CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
-"""Dimensions of a head for which vLLM's attention on CPU has a kernel."""
+CPU_HEAD_SIZES = frozenset({32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
+"""Dimensions of a head for which vLLM's attention on CPU has a kernel: those that it lists, and 48, which it computes
+right. With others the first step ends in an error."""
 
 
 @dataclass(frozen=True, slots=True)

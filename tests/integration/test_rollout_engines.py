@@ -12,6 +12,8 @@ from torch._C._distributed_c10d import FileStore, PrefixStore
 
 from rlhf.config.engine_limits import CPU_HEAD_SIZES, vllm_limit
 from rlhf.config.model_files import describe_model
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ModelError, RlhfError
 from rlhf.types import FinishReason, Rollout
 from tests.integration.rollout_support import (
@@ -276,7 +278,7 @@ def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
     from vllm.config import ModelConfig, ParallelConfig  # noqa: PLC0415
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # noqa: PLC0415
 
-    assert set(CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
+    assert set(CPUAttentionBackend.get_supported_head_sizes()) | {48} == CPU_HEAD_SIZES
     config, facts = ModelConfig(str(folder), dtype="float32"), describe_model(folder)
     for size in (1, 2, 3, 4):
         refused = False
@@ -288,7 +290,20 @@ def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
-def test_what_vllm_refuses_is_told_in_its_words(tmp_path: Path) -> None:
-    folder = make_family(tmp_path, "qwen3_moe", head_dim=48)
-    with pytest.raises(ModelError, match=r"rollout: vLLM cannot serve .*(?s:.)*head"):
-        open_engine("vllm", folder)
+def test_what_vllm_refuses_is_told_in_its_words(folder: Path) -> None:
+    from rlhf.engines.rollout.vllm_engine import VllmRolloutEngine  # noqa: PLC0415
+
+    section = RolloutSection(tensor_parallel_size=3, max_prompt_tokens=300, max_response_tokens=200, kv_cache_gib=0.1)
+    with pytest.raises(ModelError, match=r"rollout: vLLM cannot serve (?s:.)*attention heads(?s:.)*divisible"):
+        VllmRolloutEngine(EngineSpec(section=section, model=str(folder), dtype="float32", device="cpu"))
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
+def test_a_head_of_48_dimensions_is_computed_right(tmp_path: Path) -> None:
+    """vLLM's own list leaves it out."""
+    folder, asked = make_family(tmp_path, "qwen3_moe", head_dim=48), request(0)
+    engine = open_engine("vllm", folder)
+    (sampled,) = engine.generate([asked])
+    engine.close()
+    expected = reference_log_probs(load_model(folder), np.concatenate([asked.prompt_token_ids, sampled.token_ids]))
+    np.testing.assert_allclose(sampled.log_probs, expected[len(asked.prompt_token_ids) :], atol=1e-5)
