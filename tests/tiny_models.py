@@ -28,6 +28,7 @@ CHAT_TEMPLATE = (
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FAMILIES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
+        "qwen3": {},
         "qwen3_moe": EXPERTS,
         "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
         "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},

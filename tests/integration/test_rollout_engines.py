@@ -301,7 +301,7 @@ def test_what_vllm_refuses_is_told_in_its_words(folder: Path) -> None:
 @pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
 def test_a_head_of_48_dimensions_is_computed_right(tmp_path: Path) -> None:
     """vLLM's own list leaves it out."""
-    folder, asked = make_family(tmp_path, "qwen3_moe", head_dim=48), request(0)
+    folder, asked = make_family(tmp_path, "qwen3", head_dim=48), request(0)
     engine = open_engine("vllm", folder)
     (sampled,) = engine.generate([asked])
     engine.close()
