@@ -37,11 +37,14 @@ torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
 		tests/unit/orchestrator/run/test_checkpoint.py tests/unit/config/loading/test_fuzz.py tests/unit/orchestrator/data/test_fuzz.py
 
-chaos: .venv/.ready  ## PPO with every kind of process killed in every phase, 48 faults for each of three seeds: three hours
+runs/stories/sft/model: .venv/.ready
+	$(BIN)/rlhf example stories
+
+chaos: runs/stories/sft/model  ## PPO with every kind of process killed in every phase, 48 faults for each of three seeds: three hours
 	for seed in 0 1 2; do $(BIN)/rlhf chaos ppo configs/ppo_stories_cpu.yaml --train.num-steps 60 \
 		--run.name chaos-$$seed --chaos-seed $$seed --num-faults 48 --kinds kill,tear || exit 1; done
 
-soak: .venv/.ready  ## leaks in 1,000 steps of PPO, without faults and with a process killed every 30 s: an hour
+soak: runs/stories/sft/model  ## leaks in 1,000 steps of PPO, without faults and with a process killed every 30 s: an hour
 	$(BIN)/python -m benchmarks.soak
 
 bench: .venv/.ready  ## benchmarks of memory, weight sync and time per step; each prints a table

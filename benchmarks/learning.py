@@ -91,6 +91,7 @@ def command(method: str, seed: int, num_steps: int, run: Path, extra: Sequence[s
         "run.dir": run.parent,
         "run.name": run.name,
         "run.seed": seed,
+        "policy.model": Path(os.environ["RLHF_TEST_DATA"], "models", "stories260k"),
         "policy.lr": LEARNING_RATES[method],
         "policy.num_gpus_per_node": 1,
         "rollout.num_engines": 1,

@@ -1,6 +1,7 @@
 """A long run under kills: whether any process grows, or anything is left behind.
 
-    RLHF_TEST_DATA=FOLDER python -m benchmarks.soak [--steps 1000] [--apart-s 30] [--config FILE.yaml]
+    rlhf example stories
+    python -m benchmarks.soak [--steps 1000] [--apart-s 30] [--config FILE.yaml]
 
 `rlhf chaos` runs PPO of small steps with vLLM and ZeRO-3, first in peace and then with a process killed every so often,
 and compares the weights. Meanwhile this process looks at all others every few seconds. The table says, for each kind of

@@ -132,6 +132,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf doctor [RUN]                                           what this machine lacks, or what happened to a run
   rlhf chaos METHOD [CONFIG.yaml]                             a run with injected faults, compared with one without
   rlhf quickstart                                             see the three steps of RLHF on a tiny model
+  rlhf example stories                                        make the model and the rows that the CPU configs use
   rlhf completion {{bash,zsh,fish}}                             a script that completes commands and flags
   rlhf --version                                              print the version
 

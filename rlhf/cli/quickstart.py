@@ -7,25 +7,21 @@ shown as it would be typed: `rlhf train sft`, then rm, then ppo. A table at the 
 import json
 import random
 import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.cli.made_folder import clear_folder, run_command, train_command, write_config, write_rows
 from rlhf.cli.zoo import Question, all_questions, demonstrations, preferences, true_score
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import QuickstartConfig
 from rlhf.engines.rollout.spec import EngineSpec
-from rlhf.errors import ConfigError
-from rlhf.terminal import rich_console, tell
+from rlhf.terminal import rich_console
 from rlhf.types import Json, PackedTokens, Rollout, RolloutRequest, Sampling
 
 FORMAT = "Visitor: {prompt}\nKeeper:"
@@ -102,12 +98,10 @@ def run_quickstart(config: QuickstartConfig) -> int:
     console.print(f"A zoo keeper's world is in {folder}: demonstrations, preferences, a tokenizer and a tiny Llama.")
     for stage, settings in stage_configs(folder, seed).items():
         path = folder / f"{stage}.yaml"
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        command = ["rlhf", "train", stage, str(path)]
+        write_config(path, settings)
+        command = train_command(stage, path)
         console.rule(f"[bold]{STAGES.index(stage) + 1} of {len(STAGES)}[/bold]: {shlex.join(command)}")
-        code = subprocess.run([sys.executable, "-m", "rlhf.cli.main", *command[1:]], check=False).returncode
-        if code:
-            tell([f"rlhf: quickstart: step {stage} ended with code {code}; again: {shlex.join(command)}"])
+        if code := run_command(command, "quickstart"):
             return code
     report(folder, held_out, seed, console)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes. Everything is in {folder}.")
@@ -118,11 +112,7 @@ def make_zoo(folder: Path, seed: int) -> list[Question]:
     """Write the data and the untrained model; returns the questions that are not in the training data."""
     from rlhf.engines.models.fresh_model import make_llama, train_tokenizer  # noqa: PLC0415  torch is slow to import
 
-    if folder.exists():
-        if not (folder / MARKER).is_file():
-            raise ConfigError(f"quickstart: {folder} exists and is not a quickstart. Choose another with --folder.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    clear_folder(folder, MARKER, "quickstart")
     rng = random.Random(seed)
     questions = all_questions()
     rng.shuffle(questions)
@@ -143,11 +133,6 @@ def make_zoo(folder: Path, seed: int) -> list[Question]:
 def with_space(row: Mapping[str, str]) -> dict[str, str]:
     """A row whose answers start with the space that follows "Keeper:"."""
     return {key: value if key == "prompt" else f" {value}" for key, value in row.items()}
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """One JSON object on each line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def report(folder: Path, held_out: Sequence[Question], seed: int, console: Console) -> None:

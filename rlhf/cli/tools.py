@@ -17,6 +17,7 @@ from rlhf.config.loading.load_tools import (
     load_curate,
     load_data_report,
     load_doctor,
+    load_example,
     load_report,
     load_rounds,
     load_sample,
@@ -27,6 +28,7 @@ from rlhf.config.tools import (
     CurateConfig,
     DataConfig,
     DoctorConfig,
+    ExampleConfig,
     ReportConfig,
     RoundsConfig,
     SampleConfig,
@@ -102,6 +104,13 @@ def _report(argv: Sequence[str], environ: Environ) -> int:
     return run_report(config)
 
 
+def _example(argv: Sequence[str], environ: Environ) -> int:
+    config = load_example(argv, environ)
+    from rlhf.cli.example import run_example
+
+    return run_example(config)
+
+
 TOOLS: dict[str, Tool] = {
     "sample": Tool(usage="MODEL [CONFIG.yaml] --data.path ROWS --out SAMPLES.jsonl", config=SampleConfig, run=_sample),
     "curate": Tool(
@@ -114,6 +123,7 @@ TOOLS: dict[str, Tool] = {
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
     "report": Tool(usage="RUN [RUN ...]", config=ReportConfig, run=_report),
     "compare": Tool(usage="RUN RUN [RUN ...]", config=CompareConfig, run=_compare),
+    "example": Tool(usage="stories", config=ExampleConfig, run=_example),
     "doctor": Tool(usage="[RUN]", config=DoctorConfig, run=_doctor, is_bare=True),
 }
 

@@ -295,3 +295,17 @@ class QuickstartConfig(Section):
     """Seed of every random choice."""
     debug: bool = False
     """Show tracebacks."""
+
+
+class ExampleConfig(Section):
+    """The model and the rows that the CPU configs in configs/ use: a tiny Llama that writes stories for children. They
+    are made on the spot and need no hub; the same seed makes the same."""
+
+    name: Literal["stories"] | None = None
+    """Which example; usually the first argument."""
+    folder: str = "runs/stories"
+    """Folder for everything that is made; an earlier example in it is replaced."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of every random choice."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -76,7 +76,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text(text)
         (folder / f"my_{name}.jsonl").write_text(text)
     (folder / "rewards.py").write_text("def score(prompts, responses): return [len(text) for text in responses]\n")
-    for model in ("my_model", "runs/sft/model", "runs/rm/model", "runs/ppo/model", "data/models/stories260k"):
+    (folder / "runs" / "stories").mkdir(parents=True)
+    for made, like in (("pairs", "preferences"), ("labeled", "labeled")):
+        shutil.copy(folder / f"{like}.jsonl", folder / "runs" / "stories" / f"{made}.jsonl")
+    for model in ("my_model", "runs/sft/model", "runs/rm/model", "runs/ppo/model", "runs/stories/sft/model"):
         train_tokenizer(["a b c"], 300, folder / model)
         make_llama(folder / model, vocab_size=300, hidden_size=128, num_layers=1, context=4096)
     as_scorer(folder / "runs/rm/model")
@@ -110,13 +113,12 @@ def test_a_shown_command_is_accepted(
     if words[0] == "check" and "--help" not in words and "--run.dir" not in words:
         # The folders of earlier runs, whose models the configs name, hold no run here; nor is there one to resume.
         words = [word for word in words if word != "--resume"] + ["--run.dir", "new"]
-    if words[0] in ("generate", "quickstart"):
+    if words[0] in ("generate", "quickstart", "example"):
         words.append("--help")
     if words[0] == "check":  # as if in an empty runs/, and whatever the length of a row in this model's tokens
         words = [word for word in words if word not in ("--resume", "--checkpoint.resume")]
         words += ["--run.dir", str(tmp_path), "--data.overlong", "drop"]
     monkeypatch.chdir(workspace)
-    monkeypatch.setenv("RLHF_TEST_DATA", str(workspace / "data"))
     code = main(words)
     assert code == 0, f"{command}\n{capsys.readouterr()}"
 

@@ -88,7 +88,8 @@ def test_a_config_is_checked_without_a_training_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("quickstart",), ("generate", "some/model", "--prompt", "Once"), ("bench", "sync")]
+    "arguments",
+    [("quickstart",), ("example", "stories"), ("generate", "some/model", "--prompt", "Once"), ("bench", "sync")],
 )
 def test_a_command_that_needs_more_says_what_to_install(arguments: tuple[str, ...]) -> None:
     done = run_without_training(*arguments)

@@ -17,6 +17,7 @@ from rlhf.config.tools import (
     CurateConfig,
     DataConfig,
     DoctorConfig,
+    ExampleConfig,
     ReportConfig,
     RoundsConfig,
     SampleConfig,
@@ -65,6 +66,11 @@ def load_compare(argv: Sequence[str], environ: Mapping[str, str]) -> CompareConf
 def load_report(argv: Sequence[str], environ: Mapping[str, str]) -> ReportConfig:
     """The options of `rlhf report RUN [RUN ...]`. Raises ConfigError with every problem."""
     return _load(ReportConfig, argv, environ, ("runs",), _report_problems)
+
+
+def load_example(argv: Sequence[str], environ: Mapping[str, str]) -> ExampleConfig:
+    """The options of `rlhf example NAME`. Raises ConfigError with every problem."""
+    return _load(ExampleConfig, argv, environ, ("name",), lambda config: _missing("name", config.name, "stories."))
 
 
 def _load(

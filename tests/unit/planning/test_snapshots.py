@@ -31,7 +31,7 @@ def command_for(config: Path) -> str:
 def planned(path: Path) -> str:
     """The plan of a config for Llama 3 8B, as JSON."""
     command = command_for(path)
-    config = load_config(command, [str(path), "--data.path", "rows.jsonl"], {"RLHF_TEST_DATA": "data"})
+    config = load_config(command, [str(path), "--data.path", "rows.jsonl"], {})
     needs = build_algorithm(config.algo).needs
     shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_8B))
     plan = plan_run(config, needs, shapes, parse_cluster(CLUSTER))
