@@ -1,11 +1,15 @@
 """Reward 1 for the label's text."""
 
+import re
 from collections.abc import Mapping
 
 from rlhf.config.reward import ExactMatchSource
 from rlhf.engines.rewards.answers import after_thinking, find_answer, reference_answer
 from rlhf.engines.rewards.rule import label_problem
 from rlhf.types import Json, Prompt, Rollout
+
+TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
+"""How words are written inside a formula."""
 
 
 class ExactMatch:
@@ -33,6 +37,8 @@ class ExactMatch:
         return float(self._normal(found) == self._normal(reference_answer(prompt.label or "", how)))
 
     def _normal(self, text: str) -> str:
+        if (words := TEXT.fullmatch(text.strip())) is not None:
+            text = words[1]
         text = " ".join(text.split()) if self._section.whitespace else text.strip()
         if self._section.punctuation:
             text = text.rstrip(" .,;!")

@@ -45,7 +45,7 @@ def are_equal(label: str, answer: str) -> bool:
     ours, theirs = read(label), read(answer)
     if not any(map(is_formula, ours)) or not any(map(is_formula, theirs)):
         raise UnreadableError
-    return bool(verify(ours, theirs, timeout_seconds=None))
+    return bool(verify(ours, theirs, allow_set_relation_comp=True, timeout_seconds=None))
 
 
 def is_formula(found: sympy.Basic | sympy.MatrixBase | str) -> bool:

@@ -8,23 +8,27 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from rlhf.engines.rewards.math_text import SECONDS, UNITS, WORD_MARK, normal, plain_key, tokens, unit_of, words
+from rlhf.engines.rewards.math_measures import date, measure, time_of_day
+from rlhf.engines.rewards.math_text import WORD_MARK, normal, plain_key, tokens, unit_of, words
 
 Verify = Callable[[str, str], bool]
 """Whether two formulas are equal, label first. Raises UnreadableError."""
 
 MAX_PARTS = 50
 DATE = re.compile(r"(\d{1,4})[-/.](\d{1,2})[-/.](\d{1,4})")
-TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?")
 RATIO = re.compile(r"[^:]+(?::[^:]+)+")
+SMALL_RATIO = re.compile(r"\s*\d+\s*:\s*\d\s*")
+"""No time of day."""
+TO = re.compile(rf"(\d[\d.]*)\s*{WORD_MARK}?\s*to\s*{WORD_MARK}?\s*(\d[\d.]*)")
+CHOICE = re.compile(rf"[(\s{WORD_MARK}]*([A-J])(?:[\s{WORD_MARK}]*[).:][\s{WORD_MARK}]*(?P<text>.*)|[\s{WORD_MARK}]*)")
+NAMED = re.compile(r"(?:[a-zA-Z]|\\[a-z]+|m?\s*\\angle\s*[A-Z]{1,3})\s*=\s*")
+PLUS_MINUS = r"\pm"
 BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
 MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 QUANTITY = re.compile(
     rf"(?P<value>[-+]?(?:[\d.]|\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|\([^()]*\)|\\sqrt\{{[^{{}}]*\}}|\\pi|[*^{{}}\s+/])+?)"
     rf"\s*(?P<unit>(?:{WORD_MARK}|[A-Za-z])[^\d\\=<>|,^]*(?:\^\s*\{{?-?\d\}}?[^\d\\=<>|,^]*)*)"
 )
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
-SEPARATOR = re.compile(r",|;|\band\b|\bor\b")
 OPEN, CLOSE = "([{", ")]}"
 
 
@@ -43,7 +47,7 @@ def _equal(label: str, answer: str, verify: Verify) -> bool:
         return False
     if plain_key(label) == plain_key(answer):
         return True
-    for compare in (_as_grids, _as_containers, _as_times, _as_quantities, _as_lists, _as_texts):
+    for compare in COMPARISONS:
         verdict = compare(label, answer, verify)
         if verdict is not None:
             return verdict
@@ -73,8 +77,9 @@ def _as_grids(label: str, answer: str, verify: Verify) -> bool | None:
 
 def _as_containers(label: str, answer: str, verify: Verify) -> bool | None:
     """Tuples, intervals, sets and vectors in brackets; unions of them in any order."""
-    if r"\cup" in label and r"\cup" in answer:
-        return _any_order(label.split(r"\cup"), answer.split(r"\cup"), verify)
+    if r"\cup" in label or r"\cup" in answer:
+        ours, theirs = (text.split(r"\cup") if r"\cup" in text else _listed(text) for text in (label, answer))
+        return _any_order(ours, theirs, verify) if len(ours) > 1 and len(theirs) > 1 else None
     first, second = _brackets(label), _brackets(answer)
     if first is None or second is None:
         return None
@@ -87,23 +92,37 @@ def _as_containers(label: str, answer: str, verify: Verify) -> bool | None:
     return _pairwise(*entries, verify)
 
 
+def _as_choices(label: str, answer: str, verify: Verify) -> bool | None:
+    """The letter of a choice, alone in one of the two: `A` and `(A) 5`."""
+    first, second = CHOICE.fullmatch(label), CHOICE.fullmatch(answer)
+    if first is None or second is None or bool(first["text"]) == bool(second["text"]):
+        return None
+    return first[1] == second[1]
+
+
 def _as_times(label: str, answer: str, verify: Verify) -> bool | None:
     """Dates, times of day, ratios and numbers with a base."""
-    for pattern in (DATE, TIME):
-        first, second = pattern.fullmatch(label), pattern.fullmatch(answer)
-        if first or second:
-            return bool(first and second and _numbers(first) == _numbers(second))
-    if RATIO.fullmatch(label) and RATIO.fullmatch(answer) and not words(label) and not words(answer):
-        return _proportional(label.split(":"), answer.split(":"), verify)
+    dates = date(label), date(answer)
+    if dates[0] is not None and dates[1] is not None:
+        return dates[0] == dates[1]
+    if DATE.fullmatch(label) or DATE.fullmatch(answer):
+        return _same_date(label, answer)
+    times = time_of_day(label), time_of_day(answer)
+    if times[0] is not None and times[1] is not None:
+        return times[0] == times[1]
+    ratios = [TO.sub(r"\1:\2", text) for text in (label, answer)]
+    may_be_ratios = times == (None, None) or any(SMALL_RATIO.fullmatch(text) for text in ratios)
+    if may_be_ratios and all(RATIO.fullmatch(text) and not words(text) for text in ratios):
+        return _proportional(ratios[0].split(":"), ratios[1].split(":"), verify)
     first, second = BASE.fullmatch(label), BASE.fullmatch(answer)
     if first and second:
         return first[1].lower() == second[1].lower() and first[2] == second[2]
-    return None
+    return False if times != (None, None) else None
 
 
 def _as_quantities(label: str, answer: str, verify: Verify) -> bool | None:
-    """Numbers with units: the same unit, or none in one of the two. Durations in any units of time."""
-    first, second = _seconds(label), _seconds(answer)
+    """Numbers with units: the same unit, or none in one of the two. Measures in any units of their dimension."""
+    first, second = measure(label), measure(answer)
     if first is not None and second is not None:
         return first == second
     first_value, first_unit = _quantity(label)
@@ -111,6 +130,8 @@ def _as_quantities(label: str, answer: str, verify: Verify) -> bool | None:
     if first_value is None or second_value is None or not (first_unit or second_unit):
         return None
     if first_unit and second_unit and first_unit != second_unit:
+        return False
+    if first_value.endswith("%") != second_value.endswith("%"):
         return False
     return _equal(first_value, second_value, verify)
 
@@ -158,8 +179,14 @@ def _proportional(first: Sequence[str], second: Sequence[str], verify: Verify) -
     return len(ours) == len(theirs) and all(a * theirs[0] == b * ours[0] for a, b in zip(ours, theirs, strict=True))
 
 
-def _numbers(match: re.Match[str]) -> list[int]:
-    return [int(group) for group in match.groups() if group is not None]
+def _same_date(label: str, answer: str) -> bool:
+    """Dates of which one at least is in digits, `6/20/2024`: number by number, or day and month in either order."""
+    in_digits = [match for match in (DATE.fullmatch(label), DATE.fullmatch(answer)) if match]
+    if len(in_digits) == 2:
+        return [int(group) for group in in_digits[0].groups()] == [int(group) for group in in_digits[1].groups()]
+    named = date(label) or date(answer)
+    first, second, year = (int(group) for group in in_digits[0].groups())
+    return named in ((year, first, second), (year, second, first))
 
 
 def _grid(text: str) -> list[list[str]] | None:
@@ -220,27 +247,27 @@ def _listed(text: str) -> list[str]:
     if inside is not None and inside[0] == ("{", "}"):
         text = inside[1]
     spelled = re.sub(rf"{WORD_MARK}\s*(?:,\s*)?(and|or)\s*{WORD_MARK}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])", ",", text)
-    return [part for part in _split(spelled, ",;") if part.strip(f" {WORD_MARK}")]
+    parts = [part for part in _split(spelled, ",;") if part.strip(f" {WORD_MARK}")]
+    return [each for part in parts for each in _both_signs(part)]
+
+
+def _both_signs(text: str) -> list[str]:
+    """`3 \\pm 1` as two answers."""
+    if text.count(PLUS_MINUS) != 1:
+        return [text]
+    before, _, after = text.partition(PLUS_MINUS)
+    plus = "" if not before.strip() or before.rstrip()[-1] in "=([{," else "+"
+    return [f"{before}{plus}{after}", f"{before}-{after.lstrip()}"]
 
 
 def _quantity(text: str) -> tuple[str | None, str]:
     """A value and its unit: all words behind it. (None, "") if a text with words is not of that form."""
     if not words(text):
         return text, ""
-    match = QUANTITY.fullmatch(re.sub(r"^[a-zA-Z]\s*=\s*", "", text))
+    match = QUANTITY.fullmatch(NAMED.sub("", text, count=1) if NAMED.match(text) else text)
     if match is None or not re.search(r"\d|\\pi", match["value"]):
         return None, ""
     return match["value"].strip(), unit_of(match["unit"])
 
 
-def _seconds(text: str) -> Fraction | None:
-    """A duration in seconds; None if the text is not one."""
-    plain = text.replace(WORD_MARK, " ").lower().strip()
-    total, end = Fraction(0), 0
-    while (match := DURATION.match(plain, end)) is not None:
-        unit = SECONDS.get(UNITS.get(match[2], ""))
-        if unit is None:
-            return None
-        total += Fraction(match[1]) * unit
-        end = match.end()
-    return total if end and end == len(plain) else None
+COMPARISONS = (_as_grids, _as_choices, _as_containers, _as_times, _as_quantities, _as_lists, _as_texts)

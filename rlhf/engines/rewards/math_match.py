@@ -29,7 +29,17 @@ MATH = re.compile(
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 WORDS_OF_SENTENCE = 3
 """A label with this many words around its formula is a sentence, whose answer is the formula."""
-ANNOUNCED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?([^\n]{1,500}?)(?:\.(?!\d)|$|\n)", re.IGNORECASE)
+ANNOUNCED = re.compile(
+    r"\banswers?[*_]*\s*(?:is|are|:|=)\s*:?[*_]*([^\n]{1,500}?)(?:\.(?![\w.\\])|$|\n)", re.IGNORECASE
+)
+CHOICE = re.compile(r"\(?[A-J](?:[).:].*)?")
+BETWEEN = re.compile(r"\b(?:and|or)\b")
+YES_OR_NO = re.compile(r"(yes|no|true|false)[,.!;:]\s", re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<=[a-zA-Z\d)])[.!?]\s+|\n")
+DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|than|except|without)\b|n't\b", re.IGNORECASE)
+BEHIND_WORD = re.compile(r"[A-Za-z]{2,}[:,]?\s*\u241f?\s*$")
+NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w*\}|\\[a-zA-Z]+")
 MAX_WORDS = 12
 """An unmarked response of one line with more words is prose."""
 UNREAD = "unread"
@@ -126,8 +136,7 @@ def at_once(label: str, answer: str) -> Reward | None:
 
 
 def final_answer(text: str, how: Extraction, label: str) -> str | None:
-    """The final answer of a response. Where nothing is marked and the label has words, it may be the whole response, if
-    it is short, or what follows `the answer is`."""
+    """The final answer of a response. Without a mark it is what `unmarked_answer` finds, else the last formula."""
     if how != "auto" or find_answer(text, how) is not None:
         return final_formula(text, how)
     whole = text.strip()
@@ -135,13 +144,42 @@ def final_answer(text: str, how: Extraction, label: str) -> str | None:
         return final_formula(text, how)
     if whole == label or plain_key(normal(whole)) == plain_key(normal(label)):
         return label
-    if is_readable(label) and words(normal(label)) and MATH.search(whole) is None:
-        announced = list(ANNOUNCED.finditer(whole))
-        if announced:
-            return announced[-1][1].strip()
-        if "\n" not in whole and len(whole.split()) <= MAX_WORDS:
-            return whole
-    return final_formula(text, how)
+    if not is_readable(label) or MATH.search(whole) is not None:
+        return final_formula(text, how)
+    return unmarked_answer(whole, label) or final_formula(text, how)
+
+
+def unmarked_answer(whole: str, label: str) -> str | None:
+    """What follows `the answer is`, if that is a formula, a choice, or the label has words; what a sentence ends with,
+    if that is the label; all of a short response, if the label has words."""
+    has_words = bool(words(normal(label)) or WORD.search(COMMAND.sub(" ", label)))
+    announced = [found[1].strip(" *_") for found in ANNOUNCED.finditer(whole)]
+    if announced and (has_words or WORD.search(COMMAND.sub(" ", announced[-1])) is None):
+        return announced[-1]
+    if announced and CHOICE.fullmatch(announced[-1]) and CHOICE.fullmatch(label):
+        return announced[-1]
+    if ends_with(whole, label):
+        return label
+    if has_words and (verdict := YES_OR_NO.match(whole)) is not None:
+        return verdict[1]
+    return whole if has_words and "\n" not in whole and len(whole.split()) <= MAX_WORDS else None
+
+
+def ends_with(whole: str, label: str) -> bool:
+    """Whether the last sentence of a response denies nothing and ends in the label, behind a word."""
+    sentence = SENTENCE_END.split(whole.rstrip(" .!*_\n"))[-1]
+    spelled, answer = normal(sentence), normal(label)
+    if len(answer) < 2 or NUMBER.fullmatch(answer):
+        return False
+    key, tail = spaceless(answer), spaceless(spelled)
+    if not tail.endswith(key):
+        return False
+    before = next((spelled[:cut] for cut in range(len(spelled), -1, -1) if spaceless(spelled[cut:]) == key), "")
+    return BEHIND_WORD.search(before) is not None and DENIAL.search(before) is None
+
+
+def spaceless(text: str) -> str:
+    return "".join(text.split()).lower()
 
 
 def final_formula(text: str, how: Extraction) -> str | None:
@@ -154,7 +192,7 @@ def final_formula(text: str, how: Extraction) -> str | None:
     if formulas:
         return content(formulas[-1])
     whole = text.strip()
-    if len(whole) <= MAX_CHARS and "\n" not in whole and WORD.search(whole) is None:
+    if len(whole) <= MAX_CHARS and "\n" not in whole and WORD.search(BETWEEN.sub(" ", whole)) is None:
         return whole
     return last_number_text(text)
 

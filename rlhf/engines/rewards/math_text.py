@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
+from rlhf.engines.rewards.number_words import number_of_words, with_scales
+
 SIGNS = {
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u22c5": r"\cdot ", "\u00b7": r"\cdot ", "\u00f7": "/",
     "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ",
@@ -25,8 +27,12 @@ TEXT = re.compile(
 SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad\b|~|\\hspace\{[^{}]*\}")
 SIZES = re.compile(r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|displaystyle|textstyle|limits)(?![a-zA-Z])")
 GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])")
-MIXED = re.compile(r"(?<![\d./^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/.])")
+MIXED = re.compile(
+    r"(?<![\w./^{}\\])(\d+)(?:\s+(\d+)\s*/\s*(\d+)(?![\d/.])|\s*\\frac\s*(?:\{(\d+)\}\{(\d+)\}|(\d)(\d)(?!\d)))"
+)
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
+TIMES_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)(?=\s*[{\d-])")
+APPROXIMATELY = re.compile(r"(?<=\S)\s*(?:\\approx|\u2248).*", re.DOTALL)
 REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{?(\d+)\}?")
 MAX_REPEATING = 12
 NAMES = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|infty|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|theta)(?![a-zA-Z])")
@@ -40,6 +46,10 @@ SIMPLE_QUANTITY = re.compile(
 )
 TOKEN = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?:st|nd|rd|th)?(?!\d)|(?P<word>[^\W\d_]+)|[^\s\w\u241f]")
 REMAINDER = re.compile(r"\b\d+\s*[rR]\s*\d+\b")
+NAMED_BY_LETTERS = re.compile(r"\\(angle|overrightarrow)\s*\{?([A-Z]{2,3})\}?(?![A-Za-z])")
+DERIVATIVE = re.compile(r"\\frac\s*\{d([a-zA-Z])\}\s*\{d([a-zA-Z])\}")
+PLAIN_SET = re.compile(r"^\{([^{}]*,[^{}]*)\}$")
+EMPTY_SET = re.compile(r"\\varnothing|\\\{\s*\\\}")
 WORD_MARK = "\u241f"
 """Surrounds what stood in \\text{}: words, however short."""
 
@@ -53,7 +63,14 @@ UNIT_NAMES = {
     "square": "sq", "cubic": "cu",
 }  # fmt: skip
 UNITS = {name: unit for unit, names in UNIT_NAMES.items() for name in (unit, f"{unit}s", *names.split())}
-SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+COMPOUNDS = {"mph": "mile hour", "kph": "kilometer hour", "kmh": "kilometer hour", "degree celsius": "celsius",
+             "degree c": "celsius", "degree fahrenheit": "fahrenheit", "degree f": "fahrenheit"}  # fmt: skip
+PHRASES = {
+    "does not exist": f"{WORD_MARK}dne{WORD_MARK}", "dne": f"{WORD_MARK}dne{WORD_MARK}",
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "the empty set": r"\emptyset",
+    "empty set": r"\emptyset", r"(-\infty, \infty)": r"\mathbb{R}", r"(-\infty,\infty)": r"\mathbb{R}",
+}  # fmt: skip
+"""Answers that are spelled in several ways, without marks of words."""
 SHORT_UNITS = {name for name in UNITS if len(name) < 4}
 SHORT_WORDS = {"and", "or", "no", "yes", "am", "pm", "if", "is", "to", "of", "by", "the", "an", "in", "on", "at", "up"}
 """Short runs of letters that are words and not products of variables."""
@@ -76,20 +93,25 @@ def normal(text: str) -> str:
     text = SPACES.sub(" ", re.sub(r"\\[()\[\]]", " ", text))
     text = text.replace("dfrac", "frac").replace("tfrac", "frac").replace("cfrac", "frac")
     text = GROUPED.sub(_joined, text) if not _in_brackets(text) else text
-    text = CURRENCY.sub(_with_unit, text)
+    text = CURRENCY.sub(_with_unit, with_scales(text)).replace("\u00a2", f" {WORD_MARK}cent{WORD_MARK} ")
     text = text.replace(r"\$", "").replace("$", "")
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b", f" {WORD_MARK}degree{WORD_MARK} ", text)
     while TEXT.search(text):
         text = TEXT.sub(rf" {WORD_MARK}\1{WORD_MARK} ", text)
-    text = REPEATING.sub(_repeating, MIXED.sub(r"(\1+\\frac{\2}{\3})", text))
-    text = SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
+    text = REPEATING.sub(_repeating, DERIVATIVE.sub(r"\1_{d\2}", MIXED.sub(_mixed, text)))
+    text = TIMES_TEN.sub(r"\1 \\times 10^", SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text))
     text = ROOT_OF.sub(r"\\sqrt{\1}", NAMES.sub(_command, text))
     text = re.sub(rf"(?<=[\d}}])\s*{WORD_MARK}?\s*percent\s*{WORD_MARK}?", "%", text, flags=re.IGNORECASE)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     text = " ".join(text.split()).strip()
+    text = text if "=" in text else NAMED_BY_LETTERS.sub(_one_word, text)
+    text = PLAIN_SET.sub(r"\\{\1\\}", APPROXIMATELY.sub("", text))
+    text = EMPTY_SET.sub(r"\\emptyset", text)
     text = re.sub(r"^[a-zA-Z]\s*\\in\s*(?=[(\[\\])", "", text)
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore)\s*", "", text)
-    return text.rstrip(".").strip() if not text.endswith("...") else text
+    text = text.rstrip(".").strip() if not text.endswith("...") else text
+    plain = " ".join(text.replace(WORD_MARK, " ").split())
+    return PHRASES.get(plain.lower()) or number_of_words(plain) or text
 
 
 def words(text: str) -> list[str]:
@@ -126,7 +148,7 @@ def tokens(text: str) -> Iterator[str]:
         elif found["word"]:
             word = found["word"].lower()
             if word not in ("a", "an", "the", "of"):
-                yield UNITS.get(word, word)
+                yield "remainder" if word == "r" else UNITS.get(word, word)
         elif found[0] not in ",.;!?'\"()":
             yield found[0]
 
@@ -139,7 +161,8 @@ def unit_of(text: str) -> str:
     if "square" in names or "cubic" in names:
         powers.append("2" if "square" in names else "3")
         names = [name for name in names if name not in ("square", "cubic")]
-    return " ".join([*names, *(f"^{power}" for power in powers)])
+    unit = " ".join(names)
+    return " ".join([COMPOUNDS.get(unit, unit), *(f"^{power}" for power in powers)])
 
 
 def _in_brackets(text: str) -> bool:
@@ -163,6 +186,18 @@ def _fraction_sign(character: str) -> str:
         return character
     over, _, under = unicodedata.normalize("NFKC", character).partition("\u2044")
     return rf"\frac{{{over}}}{{{under}}}"
+
+
+def _one_word(match: re.Match[str]) -> str:
+    """Letters that are no product: an angle, which reads the same from both ends, or a vector."""
+    letters = min(match[2], match[2][::-1]) if match[1] == "angle" else match[2]
+    return rf"\{match[1]} {WORD_MARK}{letters}{WORD_MARK}"
+
+
+def _mixed(match: re.Match[str]) -> str:
+    """A whole number and a fraction below 1 as one fraction."""
+    whole, over, under = (int(group) for group in match.groups() if group)
+    return rf"\frac{{{whole * under + over}}}{{{under}}}" if 0 < over < under else match[0]
 
 
 def _repeating(match: re.Match[str]) -> str:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
+from rlhf.engines.rewards.digits import plain
+
 MAX_CHARS = 300
 """A longer number is ignored."""
 
@@ -12,14 +14,16 @@ UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(
     rf"(?<![\w.])(?P<sign>(?<![)\]])[-+\u2212])?(?:\\?[$€£¥]\s?)?(?P<inner>[-\u2212])?(?P<digits>{UNSIGNED})"
     r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
-    r"(?:\s(?P<part>[0-9]+)/(?P<under>[0-9]+)(?![0-9/.])|/(?P<over>[0-9]+)(?![0-9/.]))?(?P<percent>\s?\\?%)?"
+    r"(?:\s(?P<part>[0-9]+)/(?P<under>[0-9]+)(?![0-9/]|\.[0-9])|/(?P<over>[0-9]+)(?![0-9/]|\.[0-9]))?(?P<percent>\s?\\?%)?"
 )
-FRACTION = re.compile(
-    r"(?P<whole>(?<![\w.])[0-9]+)?\s*\\[dt]?frac\s?(?:\{([0-9]+)\}\s?\{([0-9]+)\}|([0-9])\s?([0-9])(?![0-9]))"
+SPACED = re.compile(r"[-+]?[0-9]{1,3}(?: [0-9]{3})+")
+SPACED_END = re.compile(r"(?<![^\s(:=$+-])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})+(?=[.\s]*$)")
+FUNCTION = re.compile(
+    r"\\(?:sqrt|pi|log|ln|exp|sin|cos|tan|infty|pm|d?binom|choose)(?![a-zA-Z])|[\u221a\u03c0\u221e\u00b1]|[0-9]\s*!"
 )
-EXPONENT = re.compile(r"(\\(?:text|mathrm|mbox)\s?\{[^{}]*\}|(?<![\\A-Za-z])[A-Za-z]+)\s?\^\s?(?:\{-?[0-9]+\}|-?[0-9])")
-"""A power of a unit or a variable, whose digits are no answer."""
-LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
+"""A number under or beside one of these is not the value of the whole text."""
+BEFORE = re.compile(r"(?:\\sqrt\s*\{?|\u221a\s*\(?)$")
+BEHIND = re.compile(r"\s*(?:\\(?:pi|sqrt)(?![a-zA-Z])|[\u03c0\u221a])")
 
 
 def numbers(text: str, *, divide_percent: bool = False) -> Iterator[Fraction]:
@@ -35,14 +39,19 @@ def numbers(text: str, *, divide_percent: bool = False) -> Iterator[Fraction]:
 
 
 def single_number(text: str, *, divide_percent: bool = False) -> Fraction | None:
-    """The text's number; None if it has none, or several different ones: a hedged answer is no answer."""
+    """The text's number; None if it has none, several different ones (a hedged answer is no answer), or one that is not
+    the value of the text, as in `5\\pi`."""
+    if FUNCTION.search(text):
+        return None
+    if SPACED.fullmatch(text.strip()):
+        text = text.replace(" ", "")
     found = set(numbers(text, divide_percent=divide_percent))
     return found.pop() if len(found) == 1 else None
 
 
 def last_number(text: str, *, divide_percent: bool = False) -> Fraction | None:
     """The last number of the text."""
-    last = last_match(plain(text))
+    last = last_match(plain(SPACED_END.sub(lambda found: found[0].replace(" ", ""), text)))
     return None if last is None else value_of(last, divide_percent)
 
 
@@ -53,19 +62,13 @@ def last_number_text(text: str) -> str | None:
 
 
 def last_match(text: str) -> re.Match[str] | None:
+    """The last number; None if it is under a root or multiplies pi, so that it is not what the text ends with."""
     last = None
     for match in NUMBER.finditer(text):
         last = match
+    if last is None or BEHIND.match(text, last.end()) or BEFORE.search(text, 0, last.start()):
+        return None
     return last
-
-
-def plain(text: str) -> str:
-    """The text with LaTeX's simple fractions and spaces as plain text, without powers of units."""
-    if "^" in text:
-        text = EXPONENT.sub(r"\1", text)
-    if "\\" not in text and "{" not in text:
-        return text
-    return FRACTION.sub(_plain_fraction, LATEX_SPACE.sub(lambda found: "," if found.group() == "{,}" else "", text))
 
 
 def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
@@ -87,8 +90,3 @@ def value_of(match: re.Match[str], divide_percent: bool) -> Fraction | None:
         value /= 100
     minus = match["sign"] in ("-", "\u2212") or match["inner"] is not None
     return -value if minus else value
-
-
-def _plain_fraction(match: re.Match[str]) -> str:
-    over, under = (match[2], match[3]) if match[2] else (match[4], match[5])
-    return f"{match['whole'] or ''} {over}/{under}"

@@ -33,7 +33,16 @@ def scores(source: MathReward, answers: Sequence[str], label: str | None) -> lis
 
 
 EQUAL: dict[str, list[str]] = {
-    "72": ["72", "#### 72", r"\boxed{72}", r"\boxed{72.00}", r"so $x = 72$", r"\boxed{\frac{144}{2}}", "72 clips"],
+    "72": [
+        "72",
+        "#### 72",
+        r"\boxed{72}",
+        r"\boxed{72.00}",
+        r"so $x = 72$",
+        r"\boxed{\frac{144}{2}}",
+        "72 clips",
+        "seventy-two",
+    ],
     "1,000": [r"\boxed{1000}", r"\boxed{1{,}000}", r"\boxed{10^3}"],
     r"\frac{1}{2}": [r"\boxed{0.5}", r"\boxed{\dfrac12}", "$1/2$", r"\boxed{2^{-1}}"],
     r"$\frac{\sqrt{2}}{2}$": [r"\boxed{\frac{1}{\sqrt{2}}}", r"it is \(\sqrt{2}/2\)."],
@@ -44,7 +53,16 @@ EQUAL: dict[str, list[str]] = {
     r"\text{yes}": [r"\boxed{\text{yes}}"],
 }
 DIFFERENT: dict[str, list[str]] = {
-    "72": ["73", r"\boxed{72} or \boxed{73}", "", "NaN", r"\boxed{}", "seventy-two", "\u0667\u0662", r"\boxed{\infty}"],
+    "72": [
+        "73",
+        r"\boxed{72} or \boxed{73}",
+        "",
+        "NaN",
+        r"\boxed{}",
+        "seventy-three",
+        "\u0667\u0662",
+        r"\boxed{\infty}",
+    ],
     "[0,1)": [r"\boxed{[0,1]}", r"\boxed{0,1}"],
     r"\{1,2\}": [r"\boxed{\{1,2,3\}}"],
     "x+1": [r"\boxed{y+1}"],
