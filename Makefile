@@ -1,5 +1,6 @@
 .PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs image-cpu \
-	image-gpu models release-notes clean bench-learning bench-lag bench-preferences bench-addition bench-planning bench-trl same
+	image-gpu models contracts release-notes clean bench-learning bench-lag bench-preferences bench-addition \
+	bench-planning bench-trl same
 
 BIN := .venv/bin
 
@@ -72,6 +73,11 @@ bench-trl: .venv/.ready  ## compared with TRL: two hours
 models: .venv/.ready  ## write docs/models.md: a tiny model of every type in the installed transformers; ten minutes
 	$(BIN)/python -m tests.models_page docs/models.md
 
+contracts: .venv/.ready  ## what the code uses of its libraries, against the installed ones and vLLM's wheels for GPUs: a minute
+	$(BIN)/python -m tests.contracts
+	$(BIN)/python -m tests.contracts $(WHEELS)
+
+WHEELS ?= vllm==0.32.0 vllm==0.33.0
 BASE ?= HEAD
 
 same: .venv/.ready  ## compare six steps of every method with the code of revision BASE, bit for bit: 15 minutes
