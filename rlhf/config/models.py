@@ -31,6 +31,13 @@ class ModelSection(Section):
     attention: AttentionName = "auto"
     """Attention implementation; auto takes flash_attention_2 if it is installed and the model is on a GPU and not in
     float32, else sdpa; and eager where these compute something else than the model's authors (a cap on scores)."""
+    float32_head: bool = False
+    """Compute logits in float32 where the model is in bfloat16, so that they are not rounded to 8 bits. While the
+    output layer runs, it needs 4 more bytes for each of its weights. A reference that is the same model as the policy
+    follows the policy, unless it is set."""
+    float32_router: bool = False
+    """Compute the routers of a mixture of experts in float32 where the model is in bfloat16. A reference follows the
+    policy as for float32_head."""
     trust_remote_code: str | None = None
     """Allow the model's own Python code, only as repo@commit. Off by default."""
     num_nodes: PositiveInt = 1
@@ -45,12 +52,13 @@ class ModelSection(Section):
 
     def beside(self, policy: "ModelSection") -> Self:
         """This reference model with what the policy decides: without a model of its own it is the policy's, and the
-        policy's model is quantized as in the policy unless set otherwise, because it would otherwise differ from what
-        the policy starts as."""
+        policy's model is quantized and computed as in the policy unless set otherwise, because it would otherwise
+        differ from what the policy starts as."""
         filled = self if self.model is not None else self.model_copy(update={"model": policy.model})
-        if filled.model != policy.model or "quantization" in self.model_fields_set:
+        if filled.model != policy.model:
             return filled
-        return filled.model_copy(update={"quantization": policy.quantization})
+        names = {"quantization", "float32_head", "float32_router"} - self.model_fields_set
+        return filled.model_copy(update={name: value for name, value in policy if name in names})
 
     @property
     def num_ranks(self) -> int:
@@ -76,8 +84,8 @@ class LoraSection(Section):
     alpha: PositiveFloat = Field(32.0, allow_inf_nan=False)
     """The adapters' output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters (q_proj, v_proj, ...); if empty, all linear layers except the output
-    layer."""
+    """Names of the layers that get adapters (q_proj, v_proj, ...); if empty, all linear layers except the output layer.
+    Experts that are one tensor a layer, and their routers, are none, and stay as they are."""
 
 
 class TrainedModelSection(ModelSection):
@@ -99,6 +107,9 @@ class TrainedModelSection(ModelSection):
     """AdamW's weight decay."""
     max_grad_norm: FiniteFloat = Field(1.0, ge=0.0)
     """Clip the gradient's norm to this; 0 does not clip."""
+    freeze_router: bool = False
+    """Leave the routers of a mixture of experts as they are, so that experts keep the tokens that they were trained
+    for."""
     lora: LoraSection = LoraSection()
     offload_optimizer: bool = False
     """Keep optimizer states in host memory, and take the optimizer step on the CPU."""

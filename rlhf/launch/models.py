@@ -12,6 +12,7 @@ from rlhf.config.reward import StartedSource
 from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.adapters import require_targets
 from rlhf.engines.models.loading import WEIGHTS, inspect_model, require_supported_model
+from rlhf.engines.models.routers import checked_routers, num_chosen
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.rewards import head_of
 from rlhf.errors import ConfigError, ModelError
@@ -55,7 +56,7 @@ def require_models(config: TrainConfig) -> None:
         except ModelFileError as error:
             problems.append(f"{role}.model: {error}")
             classes.add(ModelError)
-    problems += _unloadable(config, build_algorithm(config.algo).needs, facts)
+    problems += _unusable(config, build_algorithm(config.algo).needs, facts)
     if problems:
         classes.add(ModelError)
     for misfit in misfits(config, facts):
@@ -65,8 +66,9 @@ def require_models(config: TrainConfig) -> None:
         raise refusal(problems, classes)
 
 
-def _unloadable(config: TrainConfig, needs: Needs, facts: Mapping[str, ModelFacts | None]) -> Iterator[str]:
-    """Why models that are on this machine do not load with the head that they get, a line for each problem."""
+def _unusable(config: TrainConfig, needs: Needs, facts: Mapping[str, ModelFacts | None]) -> Iterator[str]:
+    """Why models that are on this machine do not load with the head that they get, or lack what is asked of them, a
+    line for each problem."""
     seen: set[tuple[str, Head]] = set()
     for name, section in config.models.items():
         fact = facts.get(section.model or "")
@@ -78,6 +80,9 @@ def _unloadable(config: TrainConfig, needs: Needs, facts: Mapping[str, ModelFact
             model = inspect_model(section, section.model, head, where=f"{name}.model", new_head=is_trained)
             if isinstance(section, TrainedModelSection) and section.lora.rank:
                 require_targets(model, section.lora, f"{name}.lora.targets")
+            checked_routers(model, section, f"{name}.model")
+            if config.algo.router_aux_coef and is_trained and head is not Head.VALUES:
+                num_chosen(model, f"{name}.model")
         except ModelError as error:
             yield from error.problems
 

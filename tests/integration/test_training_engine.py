@@ -16,24 +16,33 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.config.models import LoraSection
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.training.checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
-from rlhf.types import Signal
 from tests.families import tiny_family
 from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
+from tests.integration.training_experts import CASES as EXPERTS
+from tests.integration.training_experts import COEF
+from tests.integration.training_oracles import (
+    TEMPERATURE,
+    Results,
+    assert_same_gradient,
+    balanced_gradient,
+    gradient_of,
+    naive_gradient,
+    naive_log_probs,
+    naive_loss,
+)
 from tests.integration.training_rows import experiences, rankings
 from tests.integration.training_saves import EXPORTED
 from tests.rounding import rounded
 from tests.tiny_models import make_family, make_policy, make_reward_model, tiny_config, tiny_tokenizer
 
-Results = dict[str, torch.Tensor]
-TEMPERATURE = 0.7
 TIMEOUT_S = 540
 
 pytestmark = pytest.mark.timeout(600)
@@ -64,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_policy(folder / "untied")
     tiny_family("opt").save_pretrained(folder / "opt")
     make_family(folder / "experts", "qwen3_moe")
+    tiny_family("gpt_oss").save_pretrained(folder / "unpacked_experts")
     make_reward_model(folder / "zero_score")
     weights = load_file(folder / "zero_score" / "model.safetensors")
     weights["score.weight"].zero_()
@@ -88,45 +98,6 @@ def two_ranks(folder: Path) -> Results:
 @pytest.fixture(scope="module")
 def one_rank(folder: Path) -> Results:
     return load_file(folder / "results_1_0.safetensors")
-
-
-def naive_log_probs(model: PreTrainedModel, token_ids: np.ndarray, temperature: float) -> tuple[torch.Tensor, ...]:
-    """[T] log-probs and entropies of one sequence, alone and unpacked, from all logits at once."""
-    ids = torch.tensor(token_ids)
-    log_p = (model(ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
-    log_probs = log_p.gather(-1, ids[1:, None]).squeeze(-1)
-    return torch.cat([torch.zeros(1), log_probs]), torch.cat([torch.zeros(1), -(log_p.exp() * log_p).sum(-1)])
-
-
-def naive_loss(model: PreTrainedModel) -> torch.Tensor:
-    """The worker's loss, one sequence at a time."""
-    sequences = [experience.sequences[0] for experience in experiences()]
-    loss = torch.zeros(())
-    for sequence in sequences:
-        log_probs, entropy = naive_log_probs(model, sequence.token_ids, TEMPERATURE)
-        gain = torch.tensor(sequence.signals[Signal.ADVANTAGES]) * log_probs + 0.1 * entropy
-        loss = loss - gain[torch.tensor(sequence.loss_mask)].sum()
-    return loss / sum(int(sequence.loss_mask.sum()) for sequence in sequences)
-
-
-def naive_gradient(folder: Path) -> dict[str, torch.Tensor]:
-    """The gradient of the worker's loss, one sequence at a time, by autograd through transformers' own model."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    naive_loss(model).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def gradient_of(results: Results, case: str) -> dict[str, torch.Tensor]:
-    prefix = f"gradients/{case}/grad/"
-    return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
-
-
-def assert_same_gradient(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        # The gradient of a key's bias is 0 but for rounding: softmax ignores what all scores of a query share.
-        allowed = 1e-6 if name.endswith("k_proj.bias") else 1e-5 * float(theirs[name].norm())
-        assert float((gradient - theirs[name]).norm()) < allowed, name
 
 
 CASES = [
@@ -154,6 +125,28 @@ def test_no_gradient_leaks_into_the_next_step(
 ) -> None:
     results = {1: one_rank, 2: two_ranks}[num_ranks]
     assert_same_gradient(gradient_of(results, f"second{zero_stage}"), naive_gradient(folder / "untied"))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize(("model", "stage", "limit"), EXPERTS)
+def test_the_balance_of_experts_is_the_same_in_every_split(
+    folder: Path, num_ranks: int, model: str, stage: int, limit: tuple[int, int | None]
+) -> None:
+    ranks = [load_file(folder / f"results_{num_ranks}_{rank}.safetensors") for rank in range(num_ranks)]
+    balance, expected = balanced_gradient(folder / model, COEF)
+    name = f"{model}-zero{stage}-{limit[0]}"
+    total = sum(float(results[f"experts/{name}/balance"]) for results in ranks)
+    assert total == pytest.approx(balance, rel=1e-5)
+    prefix = f"experts/{name}/grad/"
+    found = {key.removeprefix(prefix): value for key, value in ranks[0].items() if key.startswith(prefix)}
+    assert_same_gradient(found, expected)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_frozen_routers_stay_and_the_rest_moves(two_ranks: Results, stage: int) -> None:
+    assert two_ranks[f"experts/routers{stage}/frozen"].tolist() == [0.0, 0.0]
+    assert two_ranks[f"experts/routers{stage}/free"].tolist() == [1.0, 1.0]
+    assert float(two_ranks[f"experts/routers{stage}/unmoved"]) == 0.0
 
 
 def test_metrics_of_the_ranks_add_up_to_those_of_one(folder: Path, one_rank: Results, two_ranks: Results) -> None:

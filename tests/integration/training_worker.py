@@ -33,6 +33,7 @@ from rlhf.orchestrator.step.batching import (
 from rlhf.types import Experience, FloatArray, Head, LearnedSequence, Metrics, Signal, StepReport
 from tests.integration.expected_errors import error_of
 from tests.integration.training_adapters import adapters
+from tests.integration.training_experts import experts
 from tests.integration.training_large_model import large_model
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences, rankings, whole
@@ -54,13 +55,19 @@ class Scenarios:
         self.tensors: dict[str, torch.Tensor] = {}
 
     def engine(
-        self, model: str = "untied", head: Head = Head.LOG_PROBS, *, num_steps: int = 10, **settings: object
+        self,
+        model: str = "untied",
+        head: Head = Head.LOG_PROBS,
+        *,
+        num_steps: int = 10,
+        router_aux_coef: float = 0.0,
+        **settings: object,
     ) -> DeepSpeedEngine:
         spec = TrainedModelSpec(
             section=TrainedModelSection.model_validate({**QUIET, **settings}),
             model=str(self.folder / model),
             head=head,
-            algorithm=SftSection(),
+            algorithm=SftSection(router_aux_coef=router_aux_coef),
             temperature=0.7,
             num_steps=num_steps,
             seed=0,
@@ -328,7 +335,7 @@ def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     scenarios = Scenarios(folder)
-    chosen: list[Callable[[Scenarios], None]] = [Scenarios.gradients, Scenarios.offloads]
+    chosen: list[Callable[[Scenarios], None]] = [Scenarios.gradients, Scenarios.offloads, experts]
     if world_size > 1:
         chosen += [
             Scenarios.ratio,

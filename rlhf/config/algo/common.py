@@ -18,6 +18,10 @@ class AlgorithmSection(Section):
 
     type: str = ""
     """Kind of the algorithm."""
+    router_aux_coef: NonNegative = 0.0
+    """Weight of the load-balancing loss of a mixture of experts (router_aux_loss_coef in transformers), over all tokens
+    that an optimizer step learns from; 0 has none. An optimizer step of several micro-batches then takes one more
+    forward pass, which counts the experts' tokens."""
 
     @property
     def uses_reference(self) -> bool:

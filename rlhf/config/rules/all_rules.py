@@ -100,6 +100,17 @@ def _learning(role: str, model: TrainedModelSection) -> Iterator[Problem]:
         )
 
 
+def routers(config: TrainConfig) -> Iterator[Problem]:
+    """A loss of routers acts on routers that learn."""
+    for role, model in config.models.items():
+        if isinstance(model, TrainedModelSection) and model.freeze_router and config.algo.router_aux_coef:
+            yield Problem(
+                keys=(f"{role}.freeze_router", "algo.router_aux_coef"),
+                text=f"routers that do not learn cannot be balanced (algo.router_aux_coef "
+                f"{config.algo.router_aux_coef:g}). Set one of them.",
+            )
+
+
 def held_out(config: TrainConfig) -> Iterator[Problem]:
     """Where held-out rows come from."""
     data = config.data
@@ -134,6 +145,7 @@ def columns(config: TrainConfig) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     required,
     models,
+    routers,
     held_out,
     columns,
     colocation,

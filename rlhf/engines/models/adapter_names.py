@@ -1,10 +1,13 @@
 """Names that peft gives to LoRA matrices, in a model and in a file, and the layers that can have adapters."""
 
+import re
+
 from torch import nn
 from transformers import PreTrainedModel
 
 NAME = "default"
 """Peft's name for the only adapter of a model."""
+EXPERT = re.compile(r"\bexperts\.\d+\.")
 BASE_LAYER = ".base_layer."
 DOWN, UP = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
 FILE_PREFIX = "base_model.model."
@@ -28,8 +31,9 @@ def plain_name(name: str) -> str | None:
 
 
 def may_stay_unchanged(name: str) -> bool:
-    """Whether a first update may leave this parameter unchanged: A has no gradient while B is 0."""
-    return name.endswith(DOWN)
+    """Whether a first update may leave this parameter unchanged: A has no gradient while B is 0; and an expert that is
+    a module of its own may have got no token."""
+    return name.endswith(DOWN) or EXPERT.search(name) is not None
 
 
 def names_in_file(layer: str) -> tuple[str, str]:

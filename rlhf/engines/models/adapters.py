@@ -84,7 +84,9 @@ def require_targets(model: PreTrainedModel, section: LoraSection, where: str) ->
     if not linear:
         raise ModelError(f"{where}: the model has no linear layers to adapt.")
     if unknown:
-        raise ModelError(f"{where}: no linear layers called {', '.join(unknown)}; have {', '.join(kinds)}.")
+        fused = sorted({target_module(name) for name, p in model.named_parameters() if p.dim() == 3} & set(unknown))
+        why = f" ({', '.join(fused)}: all experts of a layer in one tensor, which gets no adapters)" if fused else ""
+        raise ModelError(f"{where}: no linear layers called {', '.join(unknown)}{why}; have {', '.join(kinds)}.")
     return linear
 
 

@@ -65,7 +65,9 @@ class OwnLogProbHead(nn.Module):
         return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
 
     def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-        logits = own_logits(self._model[0], self._head_name, hidden, self.weight, self.bias)
+        wide = self.rule.widened
+        bias = None if self.bias is None else wide(self.bias)
+        logits = own_logits(self._model[0], self._head_name, wide(hidden), wide(self.weight), bias)
         log_p = (logits.float() / temperature).log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         return torch.stack([log_p.gather(-1, targets[:, None]).squeeze(-1), entropy])

@@ -28,10 +28,17 @@ class LogitsRule:
     chunk_tokens: int = 1024
     kept_bytes: int = 0
     """Largest matrix of log-probs [n, vocabulary] that is kept for the backward pass."""
+    float32: bool = False
+    """Multiply in float32 where the model is in a coarser format."""
+
+    def widened(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A factor of the matrix product, in the format of that product."""
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if self.float32 else tensor
 
     def forward(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """[n, hidden] -> float32 logits [n, vocabulary]."""
-        logits = torch.nn.functional.linear(hidden, weight, bias).float()
+        offset = None if bias is None else self.widened(bias)
+        logits = torch.nn.functional.linear(self.widened(hidden), self.widened(weight), offset).float()
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap:
@@ -111,17 +118,18 @@ class _TokenLogProbs(torch.autograd.Function):
             grad.scatter_add_(-1, targets[rows, None], -factor)
             if not (isinstance(slope, float) and slope == 1.0):
                 grad.mul_(slope)
-            grad = grad.to(weight.dtype)
-            grad_hidden[rows] = grad @ weight
+            factors = rule.widened(hidden[rows]), rule.widened(weight)
+            grad = grad.to(factors[1].dtype)
+            grad_hidden[rows] = (grad @ factors[1]).to(hidden.dtype)
             if grad_weight is None:
                 pass
-            elif weight.dtype == torch.float32:
-                grad_weight.addmm_(grad.T, hidden[rows])
+            elif grad.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, factors[0])
             else:
-                grad_weight += grad.T @ hidden[rows]
+                grad_weight += grad.T @ factors[0]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            del log_p, p, grad  # else they would be in memory beside the next chunk's
+            del log_p, p, grad, factors  # else they would be in memory beside the next chunk's
         cast_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         cast_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, cast_weight, cast_bias, None, None

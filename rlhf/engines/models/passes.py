@@ -33,6 +33,10 @@ class SequencePasses(Protocol):
         """`token_ids` and `position_ids` [T], which restart with each sequence -> the last hidden states [T, d]."""
         ...
 
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """[T]: the tokens in the order in which layers see them, pass by pass. Idle passes come after them."""
+        ...
+
 
 class PackedPass:
     """One pass; position ids that restart tell attention where sequences begin."""
@@ -44,6 +48,10 @@ class PackedPass:
     ) -> torch.Tensor:
         """See `SequencePasses.hidden`."""
         return _backbone(model, token_ids, position_ids, lengths)
+
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """See `SequencePasses.order`."""
+        return torch.arange(sum(lengths))
 
 
 class BoundariesPass:
@@ -71,6 +79,10 @@ class BoundariesPass:
             seq_idx=index[None],
         )
 
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """See `SequencePasses.order`."""
+        return torch.arange(sum(lengths))
+
 
 class SinglePasses:
     """One pass for each sequence: right for every causal model."""
@@ -88,6 +100,10 @@ class SinglePasses:
         parts = zip(token_ids.split(lengths), position_ids.split(lengths), strict=True)
         outputs = [_alone(model, *part) for part in parts]
         return torch.cat(_with_idle_passes(outputs, num_passes, model, token_ids))
+
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """See `SequencePasses.order`."""
+        return torch.arange(sum(lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +124,7 @@ class ByLength:
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
         """See `SequencePasses.hidden`."""
-        places = torch.arange(len(token_ids), device=token_ids.device).split(lengths)
-        fitting = [place for place in places if len(place) <= self.limit]
-        longer = [place for place in places if len(place) > self.limit]
+        fitting, longer = self._places(lengths, token_ids.device)
         num_passes = self.most_on_any_rank(bool(fitting) + len(longer))
         outputs = []
         if fitting:
@@ -122,6 +136,17 @@ class ByLength:
         outputs += [_alone(model, token_ids[place], position_ids[place]) for place in longer]
         order = torch.cat([*fitting, *longer]).argsort()
         return torch.cat(_with_idle_passes(outputs, num_passes, model, token_ids))[order]
+
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """See `SequencePasses.order`."""
+        fitting, longer = self._places(lengths, torch.device("cpu"))
+        return torch.cat([*fitting, *longer])
+
+    def _places(self, lengths: list[int], device: torch.device) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The tokens of each sequence that fits, and of each longer one."""
+        places = torch.arange(sum(lengths), device=device).split(lengths)
+        fitting = [place for place in places if len(place) <= self.limit]
+        return fitting, [place for place in places if len(place) > self.limit]
 
 
 def own_pace(num_passes: int) -> int:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
+from rlhf.algorithms.losses import to_metrics
 from rlhf.engines.models.adapter_names import may_stay_unchanged
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.finite_weights import require_finite
@@ -17,6 +18,7 @@ from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.routers import set_up_routers
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.checkpoint import load_training_state, save_training_state
 from rlhf.engines.training.ema_reference import EmaCopy
@@ -27,6 +29,7 @@ from rlhf.engines.training.optimizer import build_optimizer, learning_rate, trai
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
 from rlhf.engines.training.replicas import CHECK_EVERY_STEPS, require_equal_replicas
+from rlhf.engines.training.router_balance import BALANCE, RouterBalance
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.engines.training.step_guard import GradientWatch, StepGuard
 from rlhf.engines.weight_sync.base import WeightSender
@@ -68,13 +71,18 @@ class DeepSpeedEngine:
         )
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
+        set_up_routers(self.module, section, where)
         rule = LogitsRule(
             temperature=spec.temperature,
+            float32=section.float32_head,
             chunk_tokens=section.log_probs_chunk_tokens,
             kept_bytes=int(section.log_probs_kept_mib * 2**20),
         )
         self._temperature = spec.temperature
         self._packed_model = packed_model = PackedModel(self._loaded.model, spec.head, rule, where=where)
+        self._balance: RouterBalance | None = None
+        if spec.balances_routers:
+            self._balance = RouterBalance(packed_model, spec.algorithm.router_aux_coef, where=where)
         if section.gradient_checkpointing:
             self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(section, packed_model.parameters())
@@ -128,8 +136,10 @@ class DeepSpeedEngine:
     def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the metrics."""
         metrics = Metrics()
+        if self._balance is not None:
+            self._balance.count(self._outputs, batches)
         for batch in batches:
-            predictions, *entropy = self._engine(PackedInput.from_numpy(batch.tokens, self._device)).unbind()
+            predictions, *entropy = self._outputs(batch).unbind()
             if batch.is_padding:
                 loss = 0.0 * predictions.sum()
             else:
@@ -137,11 +147,18 @@ class DeepSpeedEngine:
                 result = self._objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, self._device))
                 metrics = metrics + result.metrics
                 loss = result.loss if result.loss.requires_grad else result.loss + 0.0 * predictions.sum()
+            if self._balance is not None:
+                weighted, balance = self._balance.loss(batch)
+                loss, metrics = loss + weighted, metrics + to_metrics({BALANCE: balance})
             self._watch.observe_loss(loss)
             # DeepSpeed averages gradients over ranks; this is the one place that turns the mean into a sum.
             self._engine.backward(loss * self.num_ranks)
             self._window_is_open = True
         return metrics
+
+    def _outputs(self, batch: TrainBatch) -> torch.Tensor:
+        outputs: torch.Tensor = self._engine(PackedInput.from_numpy(batch.tokens, self._device))
+        return outputs
 
     def optim_step(self) -> StepReport:
         """Apply the accumulated gradient and clear it; if any rank saw a number that is not finite, only clear it. A

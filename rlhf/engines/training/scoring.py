@@ -9,6 +9,7 @@ from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.routers import set_up_routers
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.examined import examine
 from rlhf.engines.training.optimizer import scoring_config
@@ -31,7 +32,8 @@ class ScoringEngine:
         loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
         )
-        rule = LogitsRule(temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS)
+        set_up_routers(loaded.model, section, where)
+        rule = LogitsRule(temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS, float32=section.float32_head)
         packed_model = PackedModel(loaded.model, spec.head, rule, where=where).requires_grad_(False)
         self._model: torch.nn.Module = packed_model.eval()
         dtype = choose_dtype(section, self._device, where)

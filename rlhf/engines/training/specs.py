@@ -36,3 +36,8 @@ class TrainedModelSpec:
     """Optimizer steps that this model will take in the whole run: the learning rate's schedule spans them."""
     seed: int
     """Decides the weights of a new scalar head and of new LoRA adapters."""
+
+    @property
+    def balances_routers(self) -> bool:
+        """Whether the load-balancing loss is part of this model's. It is not of a critic's, which may be dense."""
+        return self.algorithm.router_aux_coef > 0.0 and self.head is not Head.VALUES

@@ -147,3 +147,26 @@ def test_no_tokens() -> None:
     log_probs.sum().backward()
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 20])
+def test_a_float32_head_does_not_round_logits(kept_bytes: int) -> None:
+    """Against the same bfloat16 numbers in float64. Without it, logits of about 10 are rounded to steps of 1/16."""
+    hidden, weight, offset, targets = inputs(23, bias=True)
+    assert offset is not None
+    leaves = [(3 * hidden).bfloat16(), weight.bfloat16(), offset.bfloat16()]
+    found = {}
+    for name, rule in (("wide", LogitsRule(chunk_tokens=7, kept_bytes=kept_bytes, float32=True)),
+                       ("narrow", LogitsRule(chunk_tokens=7, kept_bytes=kept_bytes))):  # fmt: skip
+        given = [leaf.clone().requires_grad_() for leaf in leaves]
+        log_probs, entropy = token_log_probs(given[0], given[1], given[2], targets, rule)
+        found[name] = [log_probs, entropy, *torch.autograd.grad((log_probs + entropy).sum(), given)]
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    log_probs, entropy = naive(exact[0], exact[1], exact[2], targets, LogitsRule())
+    right = [log_probs, entropy, *torch.autograd.grad((log_probs + entropy).sum(), exact)]
+    for wide, expected in zip(found["wide"][:2], right[:2], strict=True):
+        torch.testing.assert_close(wide.double(), expected, rtol=1e-5, atol=1e-5)
+    for wide, expected in zip(found["wide"][2:], right[2:], strict=True):
+        assert wide.dtype == torch.bfloat16
+        assert float((wide.double() - expected).detach().norm()) < 4e-3 * float(expected.detach().norm())
+    assert float((found["narrow"][0].double() - right[0]).detach().abs().max()) > 1e-2
