@@ -19,6 +19,9 @@ HEAD_LAYERS = re.compile(
 )
 """Layers of heads other than `score`, at the top of a model."""
 
+SCORE_CAPS = frozenset({"attn_logit_softcapping", "attention_logit_cap", "attn_logit_soft_cap"})
+"""What families call a cap on attention scores."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -41,6 +44,8 @@ class ModelFacts:
     """Dimensions of a head, where all heads have the same number."""
     width: int | None = None
     """Intermediate dimensions of a feed-forward layer, or of an expert."""
+    caps_scores: bool = False
+    """Attention scores are capped (Gemma 2)."""
     linear_layers: tuple[str, ...] | None = None
     """Names of the layers that can have adapters, without the path to them."""
     other_head: str | None = None
@@ -151,7 +156,16 @@ def describe_model(folder: Path) -> ModelFacts:
         num_kv_heads=_whole(inner.get("num_key_value_heads")),
         head_dim=_head_dim(inner),
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
+        caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
+    )
+
+
+def caps_scores(config: Mapping[str, object]) -> bool:
+    """Whether a config, or one inside it, says that attention scores are capped."""
+    return any(
+        caps_scores(value) if isinstance(value, Mapping) else bool(value and name in SCORE_CAPS)
+        for name, value in config.items()
     )
 
 

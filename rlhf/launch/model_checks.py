@@ -30,6 +30,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     yield from too_long(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
+    yield from _attention(config, known)
     if isinstance(config, OnlineConfig):
         yield from _scorers(known)
         yield from _engine_limits(config, known)
@@ -55,6 +56,14 @@ def too_long(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[P
             text = f"{shown} tokens > context {fact.context} of {model}. {advice}"
             yield Problem(keys=(*keys, f"{role}.model"), text=text)
             return
+
+
+def _attention(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """No model is asked for an attention that leaves out a part of it."""
+    for role, fact in known.items():
+        if fact.caps_scores and config.models[role].attention == "sdpa":
+            text = f"sdpa knows no cap on attention scores, which {config.models[role].model} has. Set auto or eager."
+            yield Problem(keys=(f"{role}.attention", f"{role}.model"), text=text, error=ModelError)
 
 
 def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

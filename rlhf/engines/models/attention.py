@@ -4,14 +4,14 @@ Transformers' own sdpa masks a packed batch with one [T, T] mask. Here each sequ
 and there is no mask, as in variable-length flash attention (`cu_seqlens`) on GPUs.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from rlhf.config.model_files import caps_scores
 from rlhf.config.models import AttentionName
 
 PACKED_SDPA = "rlhf_packed_sdpa"
@@ -64,17 +64,6 @@ def alternatives(asked: AttentionName, chosen: str) -> list[str]:
     `chosen`."""
     slower = {FLASH: ["sdpa", "eager"], "sdpa": ["eager"], PACKED_SDPA: ["sdpa", "eager"]}
     return [chosen, *(slower.get(chosen, []) if asked == "auto" else [])]
-
-
-def caps_scores(values: Mapping[str, Any]) -> bool:
-    """Whether a config says that attention scores are capped (Gemma 2), by the names that families use."""
-    return any(
-        caps_scores(value) if isinstance(value, Mapping) else bool(value and name in SCORE_CAPS)
-        for name, value in values.items()
-    )
-
-
-SCORE_CAPS = frozenset({"attn_logit_softcapping", "attention_logit_cap", "attn_logit_soft_cap"})
 
 
 def is_plain_causal(config: PretrainedConfig) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.engines.models.attention import caps_scores
+from rlhf.config.model_files import caps_scores
 from rlhf.engines.models.context import context_of
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.engines.process.process_memory import peak_memory
