@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 TEXTS = [
     *sorted(ROOT.glob("rlhf/**/*.py")),
     *sorted(ROOT.glob("docs/*.md")),
-    *sorted(ROOT.glob("examples/*")),
-    *sorted(ROOT.glob("configs/*.yaml")),
+    *sorted(path for path in ROOT.glob("examples/*") if path.is_file()),
+    *sorted(ROOT.glob("configs/**/*.yaml")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "mkdocs.yml")),
 ]
 OLD_NAMES = {
