@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf.errors import RlhfError
     from rlhf.launch.api import Generation, Reward, check, generate, load_config, train
     from rlhf.launch.train import TrainResult
+    from rlhf.reward_log import log
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check",
     "generate",
     "load_config",
+    "log",
     "train",
 ]
 
@@ -36,6 +38,7 @@ _MODULES = {
     "Algorithm": "rlhf.algorithms.base",
     "RlhfError": "rlhf.errors",
     "TrainResult": "rlhf.launch.train",
+    "log": "rlhf.reward_log",
     **dict.fromkeys(("Generation", "Reward", "check", "generate", "load_config", "train"), "rlhf.launch.api"),
 }
 """Where each public name is defined."""

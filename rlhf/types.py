@@ -160,6 +160,8 @@ class Reward:
 
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """What the call that scored the response reported by `rlhf.log`: the mean of each name."""
 
     @property
     def is_scored(self) -> bool:

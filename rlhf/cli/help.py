@@ -126,6 +126,7 @@ Trains language models from feedback on a Ray cluster.
   rlhf curate METHOD SAMPLES.jsonl --out DATA.jsonl           choose training data from scored samples
   rlhf rounds {{sft,dpo}} --model MODEL --data.path ROWS        sample, choose and train in rounds
   rlhf data KIND --data.path ROWS                             show what is in a data set, and what is wrong with it
+  rlhf reward try FILE.py:FUNCTION --data.path ROWS           call a reward function on rows: arguments, scores, time
   rlhf bench sync [--policy.num-gpus-per-node N ...]          how fast weights reach the engines of this cluster
   rlhf report RUN [RUN ...]                                   write a page about a run, or several: curves, events
   rlhf compare RUN RUN [RUN ...]                              runs side by side, and which one did best

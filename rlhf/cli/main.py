@@ -30,7 +30,7 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 HELP = {"-h", "--help"}
-TOOLS = ("sample", "curate", "rounds", "data", "bench", "report", "compare", "example", "doctor")
+TOOLS = ("sample", "curate", "rounds", "data", "reward", "bench", "report", "compare", "example", "doctor")
 VERBS = ("train", "check", "plan", "generate", *TOOLS, "chaos", "quickstart", "completion")
 
 

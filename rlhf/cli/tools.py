@@ -19,6 +19,7 @@ from rlhf.config.loading.load_tools import (
     load_doctor,
     load_example,
     load_report,
+    load_reward_try,
     load_rounds,
     load_sample,
 )
@@ -30,6 +31,7 @@ from rlhf.config.tools import (
     DoctorConfig,
     ExampleConfig,
     ReportConfig,
+    RewardTryConfig,
     RoundsConfig,
     SampleConfig,
 )
@@ -104,6 +106,13 @@ def _report(argv: Sequence[str], environ: Environ) -> int:
     return run_report(config)
 
 
+def _reward(argv: Sequence[str], environ: Environ) -> int:
+    config = load_reward_try(argv, environ)
+    from rlhf.cli.reward_try import run_reward_try
+
+    return run_reward_try(config)
+
+
 def _example(argv: Sequence[str], environ: Environ) -> int:
     config = load_example(argv, environ)
     from rlhf.cli.example import run_example
@@ -120,6 +129,7 @@ TOOLS: dict[str, Tool] = {
     ),
     "rounds": Tool(usage="{sft,dpo} [CONFIG.yaml] --model MODEL --data.path ROWS", config=RoundsConfig, run=_rounds),
     "data": Tool(usage=f"{{{','.join(RowKind)}}} --data.path ROWS", config=DataConfig, run=_data),
+    "reward": Tool(usage="try {module,file.py}:FUNCTION --data.path ROWS", config=RewardTryConfig, run=_reward),
     "bench": Tool(usage="sync [CONFIG.yaml]", config=BenchConfig, run=_bench),
     "report": Tool(usage="RUN [RUN ...]", config=ReportConfig, run=_report),
     "compare": Tool(usage="RUN RUN [RUN ...]", config=CompareConfig, run=_compare),

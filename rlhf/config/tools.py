@@ -4,7 +4,7 @@ the quickstart."""
 import string
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
 from rlhf.config.commands import RowKind
@@ -150,6 +150,27 @@ class DataConfig(Section):
     """Longest prompt that a run would sample responses to (prompts)."""
     as_json: bool = False
     """Print the report as JSON (short: --json)."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+class RewardTryConfig(Section):
+    """A reward function called on rows of a data set, in its own process, as a run calls it: what each parameter gets,
+    the scores and the time."""
+
+    what: Literal["try"] | None = None
+    """What to do; usually the first argument."""
+    function: str | None = None
+    """The function, as module:name or folder/file.py:name; usually the second argument."""
+    data: DataSection = DataSection()
+    responses: tuple[str, ...] = ()
+    """Responses to score, each for every row. By default the row's label, if it has one, and "No.". Repeatable."""
+    num_rows: PositiveInt = 3
+    """How many rows, from the first."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest time for one call."""
+    memory_gib: PositiveFloat | None = None
+    """Most memory that the function's process may allocate."""
     debug: bool = False
     """Show tracebacks."""
 

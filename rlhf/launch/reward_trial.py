@@ -27,7 +27,7 @@ def try_functions(section: RewardSection, prompts: Sequence[Prompt]) -> list[str
     return [_try(source, prompts[:NUM_ROWS]) for source in section.all_sources if isinstance(source, FunctionSource)]
 
 
-def prompts_of(records: Sequence[Record]) -> list[Prompt]:
+def prompts_of(records: Sequence[Record], num_rows: int = NUM_ROWS) -> list[Prompt]:
     """The first rows as prompts that no tokenizer has seen: text is not rendered, and there are no tokens."""
     return [
         Prompt(
@@ -37,7 +37,7 @@ def prompts_of(records: Sequence[Record]) -> list[Prompt]:
             label=record.label,
             metadata={**record.metadata, "messages": _messages(record)},
         )
-        for record in records[:NUM_ROWS]
+        for record in records[:num_rows]
     ]
 
 
@@ -45,11 +45,11 @@ def _try(source: FunctionSource, prompts: Sequence[Prompt]) -> str:
     if not prompts:
         check_function(source.function)
         return f"reward {source.label}: {source.function} can be imported; the rows were not read."
-    tried = [(prompt, text) for prompt in prompts for text in _responses(prompt)]
+    tried = [(prompt, text) for prompt in prompts for text in default_responses(prompt)]
     of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
     with closing(FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)) as reward:
         start = time.monotonic()
-        scores = reward.score(of_each, texts, [_as_bytes(prompt, text) for prompt, text in tried])
+        scores = reward.score(of_each, texts, [response_of(prompt, text) for prompt, text in tried])
         seconds = time.monotonic() - start
         got = reward.binding_for(prompts).described
     first, others = (_scored(text, score) for text, score in list(zip(texts, scores, strict=True))[:2])
@@ -60,21 +60,30 @@ def _try(source: FunctionSource, prompts: Sequence[Prompt]) -> str:
     )
 
 
-def _responses(prompt: Prompt) -> tuple[str, str]:
+def default_responses(prompt: Prompt) -> tuple[str, str]:
     """The row's label, which a right response is or contains, and a made-up response."""
     return (PROBE_RESPONSES[0] if prompt.label is None else prompt.label, PROBE_RESPONSES[1])
 
 
-def _as_bytes(prompt: Prompt, text: str) -> Rollout:
-    """There may be no tokenizer: one token a byte."""
+def response_of(prompt: Prompt, text: str) -> Rollout:
+    """A response with this text. There may be no tokenizer: one token a byte."""
     return made_up_rollout(prompt, text, list(text.encode(errors="replace") or b" "))
 
 
 def _scored(text: str, reward: Reward) -> str:
+    return f"{shown_text(text)} scores {shown_score(reward)}"
+
+
+def shown_text(text: str) -> str:
+    """The beginning of a text, in quotes and on one line."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_SHOWN])
+    return f'"{shown}{"..." if len(text) > MAX_SHOWN else ""}"'
+
+
+def shown_score(reward: Reward) -> str:
+    """A score with its parts."""
     parts = "".join(f", {name} {value:g}" for name, value in reward.parts.items())
-    score = f"{reward.total:g}" if reward.is_scored else "None"
-    return f'"{shown}{"..." if len(text) > MAX_SHOWN else ""}" scores {score}{f" ({parts[2:]})" if parts else ""}'
+    return f"{f'{reward.total:g}' if reward.is_scored else 'None'}{f' ({parts[2:]})' if parts else ''}"
 
 
 def _messages(record: Record) -> list[Json]:

@@ -20,7 +20,7 @@ from rlhf.orchestrator.step.batching import (
     plan_batches,
     unpack_scores,
 )
-from rlhf.orchestrator.step.sources import Sampler, request_seed
+from rlhf.orchestrator.step.sources import Sampler, logged_means, request_seed
 from rlhf.orchestrator.step.token_scores import Models, token_outputs
 from rlhf.types import (
     FinishReason,
@@ -240,4 +240,5 @@ def describe_samples(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> 
         "eval/length": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
         "eval/truncated": float(np.mean([r.finish_reason is FinishReason.LENGTH for r in rollouts])),
         **{f"eval/source/{name}": float(np.mean(values)) for name, values in parts.items()},
+        **{f"eval/reward/{name}": mean for name, mean in logged_means(rewards).items()},
     }

@@ -17,6 +17,7 @@ from rlhf.config.loading.load_tools import (
     load_compare,
     load_curate,
     load_report,
+    load_reward_try,
     load_rounds,
     load_sample,
 )
@@ -46,6 +47,7 @@ LOADERS: dict[str, Callable[[list[str]], object]] = {
     "sample": lambda words: load_sample(words, {}),
     "curate": lambda words: load_curate(words, {}),
     "rounds": lambda words: load_rounds(words, {}),
+    "reward": lambda words: load_reward_try(words, {}),
     "bench": lambda words: load_bench(words, {}),
     "chaos": lambda words: load_chaos(words[0], words[1:], {}),
     "report": lambda words: load_report(words, {}),

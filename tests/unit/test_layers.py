@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "rlhf"
 
-LEAVES = {"types", "config", "errors", "importing", "terminal"}
+LEAVES = {"types", "config", "errors", "importing", "terminal", "reward_log"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "importing": set(),
     "terminal": set(),
+    "reward_log": set(),
     "config": {"errors"},
     "algorithms": LEAVES,
     "conversations": LEAVES,

@@ -19,6 +19,7 @@ from rlhf.config.tools import (
     DoctorConfig,
     ExampleConfig,
     ReportConfig,
+    RewardTryConfig,
     RoundsConfig,
     SampleConfig,
     SamplingConfig,
@@ -71,6 +72,11 @@ def load_report(argv: Sequence[str], environ: Mapping[str, str]) -> ReportConfig
 def load_example(argv: Sequence[str], environ: Mapping[str, str]) -> ExampleConfig:
     """The options of `rlhf example NAME`. Raises ConfigError with every problem."""
     return _load(ExampleConfig, argv, environ, ("name",), lambda config: _missing("name", config.name, "stories."))
+
+
+def load_reward_try(argv: Sequence[str], environ: Mapping[str, str]) -> RewardTryConfig:
+    """The options of `rlhf reward try FUNCTION`. Raises ConfigError with every problem."""
+    return _load(RewardTryConfig, argv, environ, ("what", "function"), _reward_try_problems)
 
 
 def _load(
@@ -173,6 +179,12 @@ def _compare_problems(config: CompareConfig) -> Iterator[Problem]:
 def _report_problems(config: ReportConfig) -> Iterator[Problem]:
     if not config.runs:
         yield Problem(keys=("runs",), text="missing; name the folder of a run, or of several.")
+
+
+def _reward_try_problems(config: RewardTryConfig) -> Iterator[Problem]:
+    yield from _missing("what", config.what, "try.")
+    yield from _missing("function", config.function, "name it, as module:name or file.py:name.")
+    yield from _missing("data.path", config.data.path, "name a file, a folder or a hub data set.")
 
 
 def _bench_problems(config: BenchConfig) -> Iterator[Problem]:

@@ -203,19 +203,26 @@ def answer(function: Callable[..., object], request: dict[str, object]) -> dict[
     assert isinstance(count, int), "the parent sends a number"
     given = {**{f"argument {n + 1}": values for n, values in enumerate(placed)}, **named}
     before = {key: list(values) for key, values in given.items()}
+    taken_logs()  # of a call that failed
     try:
         if each:
             calls = [
                 function(*(values[n] for values in placed), **{key: values[n] for key, values in named.items()})
                 for n in range(count)
             ]
-            return scored(awaited(calls), count)
+            return scored(awaited(calls), count) | {"logged": taken_logs()}
         reply = scored(awaited([function(*placed, **named)])[0], count)
         if changed := rearranged(before, given):
             return {"wrong": changed}
-        return reply
+        return reply | {"logged": taken_logs()}
     except BaseException as error:
         return {"raised": describe(error)}
+
+
+def taken_logs() -> object:
+    """What the function reported by `rlhf.log` since the last time; nothing if it never imported it."""
+    module = sys.modules.get("rlhf.reward_log")
+    return {} if module is None else vars(module)["take"]()
 
 
 def awaited(results: list[object]) -> list[object]:
@@ -345,7 +352,8 @@ def named_type(value: object) -> str:
 
 def describe(error: BaseException) -> str:
     """`rewards.py:44 ZeroDivisionError: division by zero`, with the last line outside the libraries."""
-    libraries = ("<frozen", __file__, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    package = str(Path(__file__).parents[2]) + os.sep  # rlhf.log raises for its caller
+    libraries = ("<frozen", package, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno} " if own else ""
     text = " ".join(str(error).split())[:200]

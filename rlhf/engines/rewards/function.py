@@ -163,6 +163,9 @@ def rewards_of(reply: Mapping[str, Json], prompt_ids: Sequence[str]) -> list[Rew
     assert isinstance(scores, list), "the child sends a list"
     assert isinstance(parts, dict), "the child sends an object"
     totals = iter(checked_scores([0.0 if score is None else score for score in scores], prompt_ids))
+    logged = reply.get("logged", {})
+    assert isinstance(logged, dict), "the child sends an object"
+    reported = {name: value for name, value in logged.items() if isinstance(value, float)}
     named: list[dict[str, float]] = [{} for _ in prompt_ids]
     for name, values in parts.items():
         assert isinstance(values, list), "the child sends a list for each part"
@@ -170,6 +173,6 @@ def rewards_of(reply: Mapping[str, Json], prompt_ids: Sequence[str]) -> list[Rew
             if isinstance(value, float) and math.isfinite(value):
                 one[name] = value
     return [
-        Reward(total=total if score is not None else UNSCORED, parts=part)
+        Reward(total=total if score is not None else UNSCORED, parts=part, logged=reported)
         for total, score, part in zip(totals, scores, named, strict=True)
     ]

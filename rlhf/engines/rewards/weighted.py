@@ -21,6 +21,7 @@ class WeightedRewards:
     """The weighted sum of named sources. A response that one source does not score has no total.
 
     Each reward's `parts` are the unweighted scores of the sources, and what a source reports itself, as `SOURCE/PART`.
+    Of two sources that log the same name, the later one's value counts.
     """
 
     def __init__(self, sources: Mapping[str, Weighted]) -> None:
@@ -36,7 +37,10 @@ class WeightedRewards:
             if not math.isfinite(total):
                 raise RewardError(f"reward: the sum for {prompt.id} is not finite ({parts}).")
             reported = {f"{name}/{part}": value for name, one in own.items() for part, value in one.parts.items()}
-            rewards.append(Reward(total=total if len(parts) == len(own) else UNSCORED, parts=parts | reported))
+            logged = {name: value for one in own.values() for name, value in one.logged.items()}
+            rewards.append(
+                Reward(total=total if len(parts) == len(own) else UNSCORED, parts=parts | reported, logged=logged)
+            )
         return rewards
 
     def close(self) -> None:

@@ -281,6 +281,13 @@ def scored_part(group: ScoredGroup, plan: RolloutPlan) -> ScoredGroup | None:
     )
 
 
+def logged_means(rewards: Sequence[Reward]) -> dict[str, float]:
+    """What reward functions reported by `rlhf.log`: the mean of each name over the responses whose call logged it."""
+    names = sorted({name for reward in rewards for name in reward.logged})
+    found = {name: [reward.logged[name] for reward in rewards if name in reward.logged] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, float]:
     """Metrics of everything that was sampled, whether it is trained on or not."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -297,6 +304,7 @@ def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, 
         **({"reward/mean_all": sum(totals) / len(totals)} if totals else {}),
         "reward/unscored": 1.0 - len(totals) / len(rewards),
         **{f"reward/source/{name}": sum(values) / len(values) for name, values in parts.items()},
+        **{f"reward/{name}": mean for name, mean in logged_means(rewards).items()},
         **({"rollout/baseline": sum(baselines) / len(baselines)} if baselines else {}),
         "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
         "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),

@@ -124,7 +124,7 @@ def test_a_closed_pipe_is_quiet(words: str, tmp_path: Path) -> None:
     [
         (
             ["tran"],
-            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, bench, report, compare, example, doctor, chaos, quickstart, completion). Did you mean train?',
+            'rlhf: error: unknown command "tran" (have train, check, plan, generate, sample, curate, rounds, data, reward, bench, report, compare, example, doctor, chaos, quickstart, completion). Did you mean train?',
         ),
         (["train", "pppo"], 'rlhf: error: train: unknown method "pppo" (have {have}). Did you mean ppo?'),
         (["train", "dappo"], 'rlhf: error: train: unknown method "dappo" (have {have}). Did you mean dapo?'),

@@ -139,7 +139,7 @@ def test_the_process_refuses_to_compile_text(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     process = FunctionProcess("attacks:refused")
     try:
-        assert process.ask(call_with("", ""), 20.0) == {"scores": [9.0], "parts": {}}
+        assert process.ask(call_with("", ""), 20.0) == {"scores": [9.0], "parts": {}, "logged": {}}
     finally:
         process.close()
     assert not owned.exists()
