@@ -30,11 +30,16 @@ SINGULAR: Mapping[str, Argument] = {
     "response": "responses",
     "completion": "responses",
     "solution_str": "responses",
+    "model_output": "responses",
+    "predict_str": "responses",
+    "prediction": "responses",
 }
 """Parameters of functions that get one response at a time."""
 LABELS = {
     "labels", "label", "ground_truths", "ground_truth", "answers", "answer", "solutions", "solution",
-    "references", "reference", "targets", "target", "reference_answer", "gold",
+    "references", "reference", "targets", "target", "reference_answer", "reference_answers", "gold", "golds", "gt",
+    "gold_answer", "gold_answers", "golden_answer", "golden_answers", "correct_answer", "correct_answers",
+    "expected_answer", "expected_answers", "expected", "refs", "gts",
 }  # fmt: skip
 """Names of the reference answer. The rows' column of that name comes first."""
 EITHER = ("answers", "solutions")
@@ -44,6 +49,18 @@ COLUMNS_OF_LISTS = {"data_sources": "data_source", "ground_truths": "ground_trut
 COLUMNS = {"data_source", "data_sources", "ability", "info", "state", "task", "trainer_state", "tokenizer", "metadata"}
 """Names that are columns in other systems, and therefore never prompts or responses by place."""
 NEVER_BY_PLACE = (LABELS | COLUMNS) - set(EITHER)
+PROMPT_WORDS = {"prompt", "question", "input", "instruction", "problem", "query", "context", "source"}
+RESPONSE_WORDS = {
+    "response", "completion", "output", "generation", "generated", "prediction", "predicted", "pred", "reply",
+    "hypothesis", "hyp", "candidate", "continuation",
+}  # fmt: skip
+LABEL_WORDS = {"label", "gold", "golden", "truth", "reference", "ref", "target", "expected", "correct"}
+OTHER_WORDS = {
+    "id", "token", "mask", "score", "reward", "logprob", "length", "weight", "meta", "metadata", "info", "state", "arg",
+    "kwarg", "config", "cfg", "sample", "batch", "data", "row", "item", "example", "model", "tokenizer", "index", "idx",
+    "step",
+}  # fmt: skip
+"""Words of a parameter's name that say what it is not: `outputs` is no prompt, `prompt_ids` is no text."""
 OPTIONAL_COLUMNS = ("extra_info", "extra_infos")
 SEVERAL = ("list", "List", "Sequence", "Iterable", "tuple", "Tuple", "collections.abc.", "typing.")
 
@@ -192,10 +209,18 @@ class _Binder:
                 raise self._unclear(f"{first} may mean prompts or responses")
             if knows_second and values[second] in ("prompts", "labels"):
                 raise self._unclear(f"{first} stands before {second}, and may mean prompts or responses")
-            if first not in NEVER_BY_PLACE and (not knows_second or second in ("responses", "response", *EITHER)):
+            if _says(first, RESPONSE_WORDS | LABEL_WORDS):
+                raise self._unclear(f"{first} does not sound like prompts")
+            if (
+                first not in NEVER_BY_PLACE
+                and not _says(first, OTHER_WORDS)
+                and (not knows_second or second in ("responses", "response", *EITHER))
+            ):
                 values[first] = "prompts"
         unknown = second and not knows_second and second not in NEVER_BY_PLACE
         if unknown and values.get(first) == "prompts" and not _shows_responses(values.values()):
+            if _says(second, PROMPT_WORDS | LABEL_WORDS | OTHER_WORDS):
+                raise self._unclear(f"{second} does not sound like responses")
             values[second] = "responses"
 
     def _rest(self, values: Mapping[str, Value]) -> dict[str, Value]:
@@ -236,6 +261,13 @@ class _Binder:
 def _shows_responses(values: Collection[Value]) -> bool:
     """Whether a function that gets these values can see the responses."""
     return any(value in ("responses", "queries", "token_ids") for value in values)
+
+
+def _says(name: str, meanings: set[str]) -> bool:
+    """Whether one of these words, in singular or plural, is in a parameter's name."""
+    words = name.lower().split("_")
+    singular = {word.removesuffix("s") for word in words} | {f"{word[:-3]}y" for word in words if word.endswith("ies")}
+    return not meanings.isdisjoint({*words, *singular, *(word.replace("hypotheses", "hypothesis") for word in words)})
 
 
 def _shown(value: Value) -> str:

@@ -63,7 +63,22 @@ def bind(signature: str, *columns: str) -> Binding:
         ("prompts, completions, completion_ids", "", "prompts, completions = responses, completion_ids = token ids"),
         ("**kwargs", "", "labels, prompts, responses, completions = responses"),
         ("*args, **kwargs", "", "labels, prompts, responses, completions = responses"),
+        (
+            "prompts, completions, answer, **kwargs",
+            "labels answer",
+            "prompts, completions = responses, answer = column answer, labels",
+        ),
+        ("completions, solution, log_metric=None", "solution", "completions = responses, solution = column solution"),
+        ("completions, gt=None", "labels", "completions = responses, gt = labels"),
+        ("responses, expected_answer", "labels", "responses, expected_answer = labels"),
+        ("*, responses, prompts", "", "responses, prompts"),
         # verl
+        (
+            "model_output: str, ground_truth: str, timeout_score: float = 0",
+            "labels",
+            "model_output = responses, ground_truth = labels",
+        ),
+        ("predict_str, ground_truth", "labels", "predict_str = responses, ground_truth = labels"),
         (
             "data_source, solution_str, ground_truth, extra_info=None",
             "data_source reward_model extra_info",
@@ -86,7 +101,7 @@ def bind(signature: str, *columns: str) -> Binding:
 def test_arguments_are_given_by_name(signature: str, columns: str, described: str) -> None:
     binding = bind(signature, *columns.split())
     assert sorted(binding.described.split(", ")) == sorted(described.split(", "))
-    assert binding.each is ("solution_str," in signature)
+    assert binding.each is any(name in signature for name in ("solution_str,", "model_output", "predict_str"))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +146,19 @@ def test_a_function_of_one_response_is_called_for_each(signature: str, each: boo
         ("level, completions", "labels", "needs level, which the rows do not have"),
         ("self, prompts, responses", "labels", "needs self, which the rows do not have"),
         ("prompts, responses, x, y", "labels", "needs x, y, which the rows do not have"),
+        ("outputs, inputs", "labels", "outputs does not sound like prompts"),
+        ("response_texts, prompt_texts", "labels", "response_texts does not sound like prompts"),
+        ("preds, goldens", "labels", "preds does not sound like prompts"),
+        ("hypotheses, sources", "labels", "hypotheses does not sound like prompts"),
+        ("texts, questions", "labels", "questions does not sound like responses"),
+        ("prompts, scores", "labels", "scores does not sound like responses"),
+        ("prompts, response_ids", "labels", "response_ids does not sound like responses"),
+        ("prompt_ids, outputs", "labels", "needs prompt_ids, outputs, which the rows do not have"),
+        ("args, sample, **kwargs", "labels", "needs args, sample, which the rows do not have"),
+        ("samples, prompts, outputs, **kwargs", "labels", "needs samples, outputs, which the rows do not have"),
+        ("preds, refs", "labels", "preds stands before refs, and may mean prompts or responses"),
+        ("reply: str, question: str", "labels", "reply does not sound like prompts"),
+        ("prompt, completions, prompt_ids, completion_ids, answer", "labels", "prompt means one response"),
         ("completions, trainer_state", "labels", "needs trainer_state, which the rows do not have"),
     ],
 )
