@@ -17,7 +17,7 @@ from rlhf.conversations.forms import Form, forms_for, write
 from rlhf.conversations.lost import lost_messages, python_arguments
 from rlhf.engines.models.chat_template import Templates, cause_of, choose_template, require_one
 from rlhf.engines.models.hub import require_found
-from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends
+from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends, turn_marks
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Json, Message
 
@@ -55,7 +55,8 @@ class HfTokenizer:
         ends = turn_ends(self._render, tokenizer) if self.has_chat_template else []
         self.stop_token_ids = tuple(dict.fromkeys([eos, *stop_token_ids, *ends]))
         stops = (token for token in tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)) if token)
-        self.control_tokens = tuple(dict.fromkeys([*special_texts(tokenizer), *stops]))
+        marks = turn_marks(self._render, tokenizer) if self.has_chat_template else []
+        self.control_tokens = tuple(dict.fromkeys([*special_texts(tokenizer), *stops, *marks]))
         self._first = self._backend.encode("a", add_special_tokens=True).ids
         self._first = self._first[: self._first.index(self.encode("a")[0])]
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.conversations.lost import TAG
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Json
 
@@ -55,6 +56,17 @@ def turn_ends(render: Render, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         outside = special - set(among(calls.between, special))
         ends += among(calls.last, outside)[-1:] or among(calls.middle, outside)[:1]
     return ends
+
+
+def turn_marks(render: Render, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The added tokens that the chat template writes around a question and an answer, special or not: in a text they
+    would begin another turn. Tags of thoughts are no marks of turns."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    found: dict[str, None] = {}
+    for turns, then in _answers():
+        ids = tokenizer.backend_tokenizer.encode(_rendered(render, [*turns, then]), add_special_tokens=False).ids
+        found |= dict.fromkeys(added[number].content for number in ids if number in added)
+    return [text for text in found if text.strip() and TAG.fullmatch(text.strip()) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,18 @@ def test_special_tokens_that_only_tokenizer_json_knows_are_refused_in_text(tmp_p
     assert shown == "hello<|im_end|>"
 
 
+@pytest.mark.parametrize(("text", "is_refused"), [("<|User|>", True), ("<|Assistant|>", True), ("<think>", False)])
+def test_an_added_token_that_begins_a_turn_is_refused_in_text_special_or_not(text: str, is_refused: bool) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|><think></think>"
+        "{{ m.content }}<|End|>{% endif %}{% endfor %}"
+    )
+    plain = ["<|User|>", "<|Assistant|>", "<think>", "</think>", "<call>"]
+    tokenizer = HfTokenizer(chat_tokenizer(template, plain=plain))
+    assert (text in tokenizer.control_tokens) is is_refused
+    assert "<call>" not in tokenizer.control_tokens
+
+
 def test_an_answer_ends_at_the_first_token_that_an_engine_would_stop_at(tmp_path: Path) -> None:
     template = CHATML.removesuffix("{% endif %}") + "{% else %}{{ eos_token }}{% endif %}"
     tokenizer = HfTokenizer(chat_tokenizer(template))
