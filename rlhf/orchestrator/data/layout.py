@@ -28,6 +28,11 @@ KEYWORDS = {
 """What a file or folder may be called that holds a split, and the name of the split."""
 SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})")
 SEPARATORS = re.compile(r"[-._ 0-9/]+")
+HELD_OUT = re.compile(
+    r"(?:^|[-._ 0-9/])(?:test|valid|validation|eval|dev|h[eo]ld[-_ ]?out)(?:set|data|split|rows|s)?(?:$|[-._ 0-9/])",
+    re.IGNORECASE,
+)
+"""Words of a file's name that are no split's name, and may mean held-out rows."""
 NO_ROWS = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 UNREADABLE = {
     ".arrow",
@@ -125,6 +130,11 @@ def _of_split(
     _require_whole(splits or {TRAIN: list(files)}, folder)
     if not splits:
         wanted.choose([TRAIN], str(path))
+        if doubtful := [file for file in files if HELD_OUT.search(file.relative_to(folder).as_posix())]:
+            problems.note(
+                f"{_names(doubtful, folder)} in {path} may hold test rows by the name, and is read as training rows; "
+                "name the files to read in data.path."
+            )
         return list(files)
     split = wanted.choose(list(splits), str(path))
     read = list(splits) if split == ALL else [split]

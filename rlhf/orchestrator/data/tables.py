@@ -86,7 +86,7 @@ def _repeated(path: str, fields: "list[pyarrow.Field]") -> list[str]:
 
 def _values(batch: "pyarrow.RecordBatch", max_row_bytes: int) -> Iterator[Mapping[str, object] | ValueError]:
     """The rows of a batch as Python objects, or what is wrong with each. All at once where no row can be too long."""
-    batch = _without_dictionaries(batch)
+    batch = _decoded(batch)
     if batch.nbytes <= max_row_bytes:
         try:
             rows = batch.to_pylist(maps_as_pydicts="strict")
@@ -100,14 +100,24 @@ def _values(batch: "pyarrow.RecordBatch", max_row_bytes: int) -> Iterator[Mappin
         yield ValueError(too_long(max_row_bytes)) if row.nbytes > max_row_bytes else _one(row)
 
 
-def _without_dictionaries(batch: "pyarrow.RecordBatch") -> "pyarrow.RecordBatch":
-    """Columns stored as numbers of a list of values, as the values: else a row would seem to hold all of the list."""
+def _decoded(batch: "pyarrow.RecordBatch") -> "pyarrow.RecordBatch":
+    """Columns stored as numbers of a list of values, as the values: else a row would seem to hold all of the list.
+    Short floats as the numbers that were written: 0.1 in 32 bits is 0.1, not 0.10000000149."""
     import pyarrow  # noqa: PLC0415
 
-    arrays = [
+    plain_columns = [
         array.dictionary_decode() if pyarrow.types.is_dictionary(array.type) else array for array in batch.columns
     ]
+    short = (pyarrow.float16(), pyarrow.float32())
+    arrays = [
+        pyarrow.array(_written(array), pyarrow.float64()) if array.type in short else array for array in plain_columns
+    ]
     return pyarrow.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _written(array: "pyarrow.Array") -> list[float | None]:
+    given = array.to_numpy(zero_copy_only=False)
+    return [float(str(given[index])) if array[index].is_valid else None for index in range(len(array))]
 
 
 def _one(row: "pyarrow.RecordBatch") -> Mapping[str, Json] | ValueError:

@@ -191,6 +191,22 @@ def test_a_split_that_is_not_there_is_refused(
     assert complaints(error) == [f'data.split: {where} has no split "{split}" (have {have}).']
 
 
+@pytest.mark.parametrize(
+    ("name", "is_named"),
+    [
+        ("Test.jsonl", True), ("testset.jsonl", True), ("my_TEST_2.jsonl", True), ("held-out.jsonl", True),
+        ("holdout/x.jsonl", True), ("evalset-1.jsonl", True), ("devdata.jsonl", True), ("Validation.jsonl", True),
+        ("contest.jsonl", False), ("devices.jsonl", False), ("latest.jsonl", False), ("evaluated.jsonl", False),
+    ],
+)  # fmt: skip
+def test_files_that_may_hold_test_rows_by_their_names_are_named(tmp_path: Path, name: str, is_named: bool) -> None:
+    folder = lay_out(tmp_path / "set", ["a.jsonl", name])
+    prompts, notes = read(folder)
+    assert sorted(map(str, prompts)) == sorted(["a.jsonl", name])
+    said = f"{name} in {folder} may hold test rows by the name, and is read as training rows; name the files to read"
+    assert [note.startswith(said) for note in notes] == [True] * is_named
+
+
 def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "set", ["train.jsonl", "test.jsonl"])
     assert read(folder / "test.jsonl") == (["test.jsonl"], [])
