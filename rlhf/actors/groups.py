@@ -31,18 +31,21 @@ class WorkerGroup:
         self._calls = calls
         self._submitting = threading.Lock()
 
-    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
-        """Call every rank through `submit(rank, handle)` and return the results, in rank order.
+    def run(self, submit: Submit, *, phase: str, timeout_s: float, peers: Sequence[Worker] = ()) -> list[object]:
+        """Call every rank through `submit(rank, handle)` and return the results, in rank order. `peers` are workers of
+        other groups that these calls wait for.
 
         Raises: as `RemoteCalls.run`.
         """
-        return self._run(self.workers, submit, phase, timeout_s)
+        return self._run(self.workers, submit, phase, timeout_s, peers)
 
     def subset(self, workers: Sequence[Worker]) -> "WorkerGroup":
         """Some of the workers as a group that does not replace lost ones."""
         return WorkerGroup(workers, self._calls)
 
-    def _run(self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float) -> list[object]:
+    def _run(
+        self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float, peers: Sequence[Worker]
+    ) -> list[object]:
         def submit_all() -> list[Call]:
             with self._submitting:
                 try:
@@ -50,7 +53,7 @@ class WorkerGroup:
                 except RayError as error:  # the arguments do not fit into the object store, or a worker is dead
                     raise WorkerLostError(f"{phase}: could not be called: {first_line(error)}") from error
 
-        return self._calls.run(submit_all, phase=phase, timeout_s=timeout_s)
+        return self._calls.run(submit_all, phase=phase, timeout_s=timeout_s, peers=peers)
 
 
 class ReplaceableGroup(WorkerGroup):
@@ -65,16 +68,16 @@ class ReplaceableGroup(WorkerGroup):
         self._replace = replace
         self._replacing = threading.Lock()
 
-    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
+    def run(self, submit: Submit, *, phase: str, timeout_s: float, peers: Sequence[Worker] = ()) -> list[object]:
         """As `WorkerGroup.run`. Raises: as `RemoteCalls.run` for the new workers, or why these could not start."""
         called = self.workers
         try:
-            return self._run(called, submit, phase, timeout_s)
+            return self._run(called, submit, phase, timeout_s, peers)
         except INFRASTRUCTURE as error:
             with self._replacing:
                 if self.workers is called:  # else another thread has replaced them already
                     self.workers = tuple(self._new_workers(called, error))
-        return self._run(self.workers, submit, phase, timeout_s)
+        return self._run(self.workers, submit, phase, timeout_s, peers)
 
     def _new_workers(self, lost: Sequence[Worker], error: RlhfError) -> Sequence[Worker]:
         try:
@@ -110,12 +113,7 @@ class GroupEngine:
         return cast(StepReport, results[0])
 
     def send_weights(self, version: int) -> SyncReport:
-        results = self.group.run(
-            lambda _rank, handle: handle.send_weights.remote(self.role, version),
-            phase=f"weight sync of version {version}",
-            timeout_s=self._sync_timeout_s,
-        )
-        return cast(SyncReport, results[0])
+        return self._send_weights(version, ())
 
     def save(self, directory: Path) -> None:
         self._run("save", lambda _rank, handle: handle.save.remote(self.role, directory))
@@ -131,6 +129,15 @@ class GroupEngine:
         if they differ, CheckpointError if the disk refuses."""
         self.export(directory)
         self._run("trial of export", lambda _rank, handle: handle.check_export.remote(self.role, directory))
+
+    def _send_weights(self, version: int, engines: Sequence[Worker]) -> SyncReport:
+        results = self.group.run(
+            lambda _rank, handle: handle.send_weights.remote(self.role, version),
+            phase=f"weight sync of version {version}",
+            timeout_s=self._sync_timeout_s,
+            peers=engines,
+        )
+        return cast(SyncReport, results[0])
 
     def _run(self, phase: str, submit: Submit) -> list[object]:
         return self.group.run(submit, phase=f"{self.role} {phase}", timeout_s=self._step_timeout_s)

@@ -212,6 +212,7 @@ class Launcher:
                 lambda _rank, handle: handle.send_weights_again.remote(Role.POLICY),
                 phase="weight sync of replaced engines",
                 timeout_s=self._start_timeout_s,
+                peers=others,
             )
 
         assert self._spec.engine is not None
@@ -250,6 +251,7 @@ class Launcher:
             lambda _rank, handle: handle.connect_rollout.remote(Role.POLICY, self._spec.engine, list(engines)),
             phase="connection of policy and rollout engines",
             timeout_s=self._start_timeout_s,
+            peers=engines,
         )
 
     def _load_models(self, roles: Sequence[Role], workers: Sequence[Worker]) -> list[Call]:

@@ -134,6 +134,8 @@ def examine_local(processes: Sequence[LocalProcess]) -> dict[int, str]:
             status = process.status()
             if status in FINDINGS:
                 found[pid] = FINDINGS[status]
+            elif stopped := _stopped_children(process):
+                found[pid] = f"waits for its child processes {', '.join(stopped)}"
             if file is not None and _takes_signal(pid):
                 with contextlib.suppress(OSError):
                     os.truncate(file, 0)
@@ -141,6 +143,17 @@ def examine_local(processes: Sequence[LocalProcess]) -> dict[int, str]:
         except psutil.Error:
             found[pid] = GONE
     time.sleep(WRITE_STACKS_S)
+    return found
+
+
+def _stopped_children(process: psutil.Process) -> list[str]:
+    """The processes below an actor that are stopped: a tensor-parallel engine computes in processes of its own."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            status = child.status()
+            if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                found.append(f"{child.pid} ({child.name()}), which {FINDINGS[status]}")
     return found
 
 

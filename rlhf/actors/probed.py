@@ -40,7 +40,7 @@ class ProbedPolicy(GroupEngine):
         """As `GroupEngine.send_weights`. Raises NumericsError if an engine or the policy
         computes something else than the policy's weights say."""
         self._pool(self._engines).require_alive()  # replaces lost engines before the sync starts
-        report = super().send_weights(version)
+        report = self._send_weights(version, self._engines.workers)
         if self._probed != self._engines.workers:
             for worker in self._engines.workers:
                 self._probe(worker.name, self._pool(self._engines.subset([worker])).generate(self._requests), version)

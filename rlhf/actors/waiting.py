@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -62,9 +63,11 @@ class RemoteCalls:
         phase: str,
         timeout_s: float,
         meanwhile: Callable[[], None] | None = None,
+        peers: Sequence[Worker] = (),
     ) -> list[object]:
         """Submit calls and return their results, in order. `meanwhile` is called every `POLL_EVERY_S`; an error that it
-        raises ends the wait.
+        raises ends the wait. `peers` are workers that were not called and that the called ones wait for: if one of them
+        is stopped or gone, the error names it.
 
         Raises:
             StallError: some calls had not returned after `timeout_s`, or their workers stay stopped; names these.
@@ -74,7 +77,7 @@ class RemoteCalls:
         with self.waiting(phase):
             try:
                 awaited = partial(self._tell_awaited, phase)
-                results, seconds = _first_failure_raises(submit(), phase, timeout_s, meanwhile, awaited)
+                results, seconds = _first_failure_raises(submit(), phase, timeout_s, meanwhile, awaited, peers)
             finally:
                 self._tell_awaited(phase, [])
             for observer in self._observers:
@@ -192,6 +195,7 @@ def _first_failure_raises(
     timeout_s: float,
     meanwhile: Callable[[], None] | None,
     awaited: Callable[[Sequence[Call]], None],
+    peers: Sequence[Worker],
 ) -> tuple[list[object], Sequence[tuple[Worker, float]]]:
     """Results and times of the calls. Raises: as `RemoteCalls.run`."""
     stopped: set[post_mortem.Process] = set()
@@ -200,7 +204,7 @@ def _first_failure_raises(
         nonlocal stopped
         if meanwhile is not None:
             meanwhile()
-        late = [call.worker for call in pending]
+        late = [*peers, *(call.worker for call in pending)]
         before, stopped = stopped, post_mortem.find_stopped(processes_by_node(late))
         if still_stopped := before & stopped:
             findings = post_mortem.examine(processes_by_node(late))
@@ -209,17 +213,33 @@ def _first_failure_raises(
 
     outcome = wait(calls, phase=phase, timeout_s=timeout_s, stop_at_failure=True, check=check, awaited=awaited)
     if outcome.failures:
-        raise root_cause(outcome.failures, outcome.pending, phase)
+        raise root_cause(outcome.failures, outcome.pending, phase, peers)
     if outcome.pending:
         late = [call.worker for call in outcome.pending]
         findings = post_mortem.examine(processes_by_node(late))
-        raise StallError(f"{phase}: no reply after {timeout_s:g} s from {describe_late(late, findings)}")
+        stall = StallError(f"{phase}: no reply after {timeout_s:g} s from {describe_late(late, findings)}")
+        raise blame_peers(stall, peers, phase) or stall
     return results_of(calls, phase), outcome.seconds
 
 
-def root_cause(failures: Sequence[RlhfError], pending: Sequence[Call], phase: str) -> RlhfError:
-    """The failure to report. A dead worker explains the failed collectives of the others, and an error of this package
-    says more than a wrapped one."""
+def blame_peers(error: RlhfError, peers: Sequence[Worker], phase: str) -> StallError | None:
+    """An error that names the peers that are stopped or gone; None if there are none, or if `error` names them."""
+    found = post_mortem.examine(processes_by_node(peers)) if peers else {}
+    passing = post_mortem.FINDINGS[psutil.STATUS_DISK_SLEEP]
+    findings = {process: text for process, text in found.items() if text != passing}
+    workers = [worker for worker in peers if (worker.node_id, worker.pid) in findings]
+    if all(str(worker) in str(error) for worker in workers):
+        return None
+    stall = StallError(f"{phase}: no reply can come from {describe_late(workers, findings)} Meanwhile {error}")
+    stall.__cause__ = error
+    return stall
+
+
+def root_cause(
+    failures: Sequence[RlhfError], pending: Sequence[Call], phase: str, peers: Sequence[Worker]
+) -> RlhfError:
+    """The failure to report. A dead worker explains the failed collectives of the others, a peer that is stopped or
+    gone explains those of all, and an error of this package says more than a wrapped one."""
     found = list(failures)
     if pending:
         ready, late = ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=DEAD_PEER_GRACE_S)
@@ -231,7 +251,8 @@ def root_cause(failures: Sequence[RlhfError], pending: Sequence[Call], phase: st
                 stall = StallError(f"{phase}: no reply from {describe_late(workers, findings)} Meanwhile {found[0]}")
                 stall.__cause__ = found[0]
                 found.append(stall)
-    return min(found, key=lambda error: (not isinstance(error, WorkerLostError), type(error) is RlhfError))
+    cause = min(found, key=lambda error: (not isinstance(error, WorkerLostError), type(error) is RlhfError))
+    return cause if isinstance(cause, WorkerLostError) else blame_peers(cause, peers, phase) or cause
 
 
 def describe_late(late: Sequence[Worker], findings: Mapping[post_mortem.Process, str]) -> str:

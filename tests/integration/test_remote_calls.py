@@ -17,7 +17,7 @@ from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.engine_client import RayEngineClient
-from rlhf.actors.groups import GroupEngine, ReplaceableGroup, WorkerGroup
+from rlhf.actors.groups import GroupEngine, ReplaceableGroup, Submit, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.stragglers import Stragglers
 from rlhf.actors.waiting import RemoteCalls, describe_late, processes_by_node
@@ -322,6 +322,30 @@ def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortal
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(WeightSyncError, match=r"(?s)critic rank 1.*critic rank 2"):
         client.start_weight_update(30)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
+def test_an_engine_that_is_lost_in_a_sync_is_named_and_not_the_ranks_that_wait_for_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, workers: list[Worker], mortals: list[Worker], fault: int
+) -> None:
+    """Whether a rank fails first, or all wait."""
+    os.kill((engine := mortals[1]).pid, fault)
+    found = "is stopped (by SIGSTOP or a debugger)" if fault == signal.SIGSTOP else "is gone"
+    psutil.wait_procs([psutil.Process(engine.pid)], timeout=10 if fault == signal.SIGKILL else 0)
+    group = WorkerGroup(workers, cluster.calls)
+
+    def sync(timeout_s: float, submit: Submit) -> str:
+        with pytest.raises(StallError) as raised:
+            group.run(submit, phase="sync", timeout_s=timeout_s, peers=mortals)
+        assert str(raised.value).startswith(f"sync: no reply can come from {engine}. {engine.name} {found}.")
+        return str(raised.value)
+
+    assert "Meanwhile sync: policy rank 1" in sync(30, lambda rank, to: (to.nap, to.stumble, to.nap)[rank].remote(1))
+    assert "Meanwhile sync: no reply after 0.5 s" in sync(0.5, lambda _rank, handle: handle.nap.remote(1))
+    monkeypatch.setattr("rlhf.actors.waiting.POLL_EVERY_S", 0.3)
+    sync(600 if fault == signal.SIGSTOP else 1, lambda _rank, handle: handle.nap.remote(2))
+    with pytest.raises(RlhfError, match=r"^sync: policy rank . .* failed: ZeroDivisionError"):
+        group.run(lambda _r, handle: handle.stumble.remote(), phase="sync", timeout_s=30, peers=[mortals[0]])
 
 
 def test_a_cleared_cluster_starts_again(cluster: Cluster) -> None:

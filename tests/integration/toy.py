@@ -28,7 +28,7 @@ class Toy:
     def fail(self) -> None:
         raise RewardError("reward: p12 took over 30 s")
 
-    def stumble(self) -> None:
+    def stumble(self, _seconds: float = 0.0) -> None:
         raise ZeroDivisionError("by zero")
 
     def overflow(self) -> None:

@@ -86,10 +86,10 @@ class GlooReceiver:
         arriving = self._start_receiving(buckets[0], dtype)
         for index, bucket in enumerate(buckets):
             arrived = arriving
-            if index + 1 < len(buckets):
-                arriving = self._start_receiving(buckets[index + 1], dtype)
             where = f"engine {self.engine}: version {info.version}: bucket {index + 1} of {len(buckets)}"
             try:
+                if index + 1 < len(buckets):
+                    arriving = self._start_receiving(buckets[index + 1], dtype)
                 arrived.wait(self._timeout)
             except RuntimeError as error:
                 raise WeightSyncError(f"{where} did not arrive: {error}") from error
@@ -188,8 +188,7 @@ class GlooSender:
             # Even if the engines failed, the other trainer ranks must be able to send their shards.
             if index + 1 < len(self._buckets):
                 gather = self._gather(index + 1)
-            if broadcast.failure is None:
-                broadcast.work = self._broadcast(buffer)
+            broadcast.start(self._broadcast, buffer)
         broadcast.wait()
         digest = version_digest(self._source.dtype, self._buckets, digests)
         self._finish_update(version, digest, reply, broadcast.failure)
@@ -231,13 +230,15 @@ class GlooSender:
 
     def _finish_update(self, version: int, digest: str, reply: Future[None] | None, failure: Exception | None) -> None:
         """Have the engines serve the version, or raise WeightSyncError that names those that did not receive it."""
-        if reply is None and failure is not None:
+        if reply is None:
+            assert failure is not None
             raise failure
-        if reply is None or failure is not None:
+        if failure is not None:
             self._broken = True
             progress = self._progress(version)
-            self._group.close()
-            raise WeightSyncError(f"version {version}: {failure}\n{progress}") from failure
+            self._group.close()  # an engine that still waits for a broadcast fails at once, so the reply comes soon
+            reason = self._reason(reply)
+            raise WeightSyncError(f"version {version}: {reason}\n{progress}\n{failure}") from failure
         self._wait_for(reply)
         received = self._client.finish_weight_update(version, digest, self._timeout_s)
         wrong = [f"engine {name}: version {version}: digest {d}, need {digest}" for name, d in received.items()]
@@ -253,13 +254,21 @@ class GlooSender:
             raise WeightSyncError(f"engines {', '.join(self._client.engine_names)}: no reply within {limit_s:g} s")
         reply.result()
 
+    def _reason(self, reply: Future[None]) -> str:
+        """What the client knows about a broadcast that failed: which engines are stopped or gone."""
+        try:
+            self._wait_for(reply)
+        except WeightSyncError as error:
+            return str(error)
+        return "a broadcast failed, and every engine says that it received the weights"
+
     def _progress(self, version: int) -> str:
         """A line for each receiving process: how many buckets it has verified."""
         lines = []
         for name, rank in self._receivers():
             key = progress_key(version, rank)
             count = int(self._store.get(key)) if self._store.check([key]) else 0
-            lines.append(f"engine {name}: version {version}: stopped at bucket {count + 1} of {len(self._buckets)}")
+            lines.append(f"engine {name}: {count} of {len(self._buckets)} buckets of version {version} arrived")
         return "\n".join(lines)
 
     def _receivers(self) -> list[tuple[str, int]]:
@@ -300,12 +309,20 @@ class _PendingBroadcast:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
-        self.work: dist.Work | None = None
+        self._work: dist.Work | None = None
         self.failure: Exception | None = None
+
+    def start(self, broadcast: Callable[[torch.Tensor], dist.Work], buffer: torch.Tensor) -> None:
+        """Start to send `buffer`, unless an earlier broadcast failed."""
+        if self.failure is None:
+            try:
+                self._work = broadcast(buffer)
+            except RuntimeError as error:  # a connection is closed already
+                self.failure = error
 
     def wait(self) -> None:
         """Block until the broadcast is done or has failed."""
-        work, self.work = self.work, None
+        work, self._work = self._work, None
         if work is not None and self.failure is None:
             try:
                 work.wait(self._timeout)
@@ -314,11 +331,15 @@ class _PendingBroadcast:
 
 
 class GatherOnlySender:
-    """The other trainer ranks: they send their shards to rank 0, and do not communicate with engines."""
+    """The other trainer ranks: they send their shards to rank 0, and do not communicate with engines.
+
+    Rank 0 takes a shard only after it has waited for the engines. It can name the engine that does not reply, so a rank
+    here waits for longer than rank 0 does.
+    """
 
     def __init__(self, source: WeightSource, *, bucket_bytes: int, timeout_s: float) -> None:
         self._source = source
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s + CLIENT_MARGIN_S + HEALTH_CHECK_S
         self._buckets = plan_buckets(source.specs(), source.dtype, bucket_bytes)
 
     def send(self, version: int) -> SyncReport:

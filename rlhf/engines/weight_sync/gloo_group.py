@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from rlhf.engines.process.rendezvous import join_store, open_listener, serve_store
-from rlhf.errors import WeightSyncError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,10 @@ class GlooGroup:
         self._group: _Broadcasting | None = cast(_Broadcasting, group)
 
     def broadcast(self, buffer: torch.Tensor) -> dist.Work:
-        """Start a broadcast from rank 0. Until it is done the buffer must be kept alive, and not be read or written."""
+        """Start a broadcast from rank 0. Until it is done the buffer must be kept alive, and not be read or written.
+        Raises RuntimeError if the group or a connection is closed."""
         if self._group is None:
-            raise WeightSyncError("the weight transfer group was closed on this rank")
+            raise RuntimeError("the weight transfer group was closed on this rank")
         return self._group.broadcast(buffer, 0)
 
     def close(self) -> None:

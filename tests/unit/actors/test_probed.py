@@ -67,7 +67,9 @@ class LocalGroup(WorkerGroup):
     def subset(self, workers: Sequence[Worker]) -> WorkerGroup:
         return LocalGroup(*workers)
 
-    def _run(self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float) -> list[object]:
+    def _run(
+        self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float, peers: Sequence[Worker]
+    ) -> list[object]:
         return [submit(rank, worker.handle) for rank, worker in enumerate(workers)]
 
 

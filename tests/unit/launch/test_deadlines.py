@@ -1,5 +1,8 @@
 """Deadlines that lie around others are longer than those, whose errors say more."""
 
+from collections.abc import Sequence
+
+from rlhf.actors.calls import Worker
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.config.commands import GrpoConfig
@@ -16,7 +19,7 @@ class TimedGroup(WorkerGroup):
         super().__init__((), RemoteCalls(()))
         self.timeouts: dict[str, float] = {}
 
-    def run(self, submit: Submit, *, phase: str, timeout_s: float) -> list[object]:
+    def run(self, submit: Submit, *, phase: str, timeout_s: float, peers: Sequence[Worker] = ()) -> list[object]:
         self.timeouts[phase] = timeout_s
         return []
 
