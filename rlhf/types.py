@@ -6,7 +6,7 @@ given the tokens before it, the value of the state before it). The first entry, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -98,6 +98,38 @@ class Prompt:
     text: str
     label: str | None = None
     metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+class RepairKind(StrEnum):
+    """What a run did about a fault by itself, so that nothing else came of it."""
+
+    REWARD_PROCESS = "reward process"
+    """The process of a reward function, verifier or sandbox was replaced, or its call repeated."""
+    REWARD_REQUEST = "reward request"
+    """A request to a reward service or judge was sent again."""
+    WORKER = "worker"
+    """Lost workers were replaced."""
+    RESTART = "restart"
+    """Processes started again from a checkpoint."""
+    CHECKPOINT = "checkpoint"
+    """A damaged checkpoint was passed over, or one could not be saved."""
+    STORE = "store"
+    """Stored log-probs were damaged and computed again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """One thing that a run repaired by itself. `where` is the source, service, worker or file; `count` says how often
+    the same thing happened since it was last told."""
+
+    kind: RepairKind
+    where: str
+    text: str
+    count: int = 1
+
+
+Repaired: TypeAlias = Callable[[Repair], None]
+"""Is told of each repair, in any thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

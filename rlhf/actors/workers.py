@@ -19,6 +19,7 @@ from rlhf.config.reward import RemoteSource
 from rlhf.config.rollout import ENGINES
 from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.process.memory_errors import naming_memory_errors
+from rlhf.engines.process.repairs import RepairLog
 from rlhf.engines.rollout.open_engine import ServingEngine, engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
@@ -31,6 +32,7 @@ from rlhf.types import (
     Metrics,
     PackedTokens,
     Prompt,
+    Repair,
     Reward,
     Role,
     Rollout,
@@ -248,17 +250,21 @@ class RewardWorker(Actor):
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._source: RewardSource | None = None
+        self._repairs = RepairLog()
 
     def start(self, source: RemoteSource) -> None:
         """Open the source. The module of a function may be in the driver's working directory."""
         from rlhf.engines.rewards import build_source
 
-        self._source = build_source(source)
+        self._source = build_source(source, self._repairs.add)
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]
+    ) -> tuple[list[Reward], list[Repair]]:
+        """The rewards, and what the source repaired since the last call."""
         assert self._source is not None, "start was not called"
         with self._trace.span("score"):
-            return self._source.score(prompts, responses, rollouts)
+            return self._source.score(prompts, responses, rollouts), self._repairs.take()
 
     def close(self) -> None:
         if self._source is not None:

@@ -29,8 +29,8 @@ from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
 """Exit codes of runs that used up their restarts and can be resumed."""
-TIMED = ("time", "throughput/", "sync/seconds", "memory/")
-"""Metrics that differ between any two runs."""
+TIMED = ("time", "throughput/", "sync/seconds", "memory/", "repairs/")
+"""Metrics that differ between any two runs, or between one with faults and one without."""
 
 
 def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:

@@ -39,7 +39,7 @@ from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
-from rlhf.types import Role
+from rlhf.types import Repair, RepairKind, Role
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,7 +147,7 @@ class RunAttempts:
             return
         timeout_s = scoring_timeout_s(config.reward, config.train.step_timeout_s)
         num_responses = config.rollout.group_size + needs.greedy_baseline
-        for source in remote_rewards(sources, timeout_s).values():
+        for source in remote_rewards(sources, timeout_s, self.records.repair).values():
             probe(source, prompts.train[0], self.tokenizer, group_size=num_responses)
 
     def _show_workers(self, placement: Placement) -> None:
@@ -171,13 +171,15 @@ class RunAttempts:
         """The parts of the loop."""
         config, data = self.config, self.data
         if isinstance(config, OnlineConfig):
-            return assemble_online(config, algorithm, data, workers, placement, self.tokenizer, self.stop)
+            return assemble_online(
+                config, algorithm, data, workers, placement, self.tokenizer, self.stop, self.records.repair
+            )
         assert data.groups is not None
         return assemble_offline(config, self.algorithm, algorithm, data.groups, workers, reference)
 
     def _note_replaced(self, text: str) -> None:
         """Note that lost workers were replaced."""
-        self.records.note("replacement", text)
+        self.records.repair(Repair(kind=RepairKind.WORKER, where=text, text=text))
         self._write_processes()
 
     def _write_processes(self) -> None:

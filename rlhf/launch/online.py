@@ -32,7 +32,7 @@ from rlhf.orchestrator.step.sources import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import reward_model
-from rlhf.types import Prompt, Role, RolloutRequest, ScoredGroup
+from rlhf.types import Prompt, Repaired, Role, RolloutRequest, ScoredGroup
 
 
 def assemble_online(
@@ -43,15 +43,16 @@ def assemble_online(
     placement: Placement,
     tokenizer: Tokenizer,
     stop: StopRequest,
+    repaired: Repaired,
 ) -> Parts:
-    """The parts of the loop of an online method."""
+    """The parts of the loop of an online method. `repaired` is told of what reward sources repair."""
     assert data.prompts is not None
     assert workers.engines is not None
     prompts, needs = data.prompts.train, algorithm.needs
     pool = partial(rollout_pool, config, colocated_models(placement, workers.groups))
     sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
     requests = probe_requests(config.rollout, tokenizer, prompts)
-    rewards = reward_sources(config, workers, tokenizer)
+    rewards = reward_sources(config, workers, tokenizer, repaired)
     sampler = Sampler(
         SleepingRolloutPool(pool(workers.engines)) if sleeps else pool(workers.engines),
         build_reward(config.reward.all_sources, rewards),
@@ -98,10 +99,12 @@ def models(train: TrainSection, algorithm: Algorithm, workers: Workers, policy: 
     return Models(trained={**trained, Role.POLICY: policy}, reference=reference)
 
 
-def reward_sources(config: OnlineConfig, workers: Workers, tokenizer: Tokenizer) -> Mapping[str, RewardSource]:
+def reward_sources(
+    config: OnlineConfig, workers: Workers, tokenizer: Tokenizer, repaired: Repaired
+) -> Mapping[str, RewardSource]:
     """The reward sources that run in other processes, by label: those with workers of their own, and the model."""
     timeout_s = config.train.step_timeout_s
-    opened = remote_rewards(workers.rewards, scoring_timeout_s(config.reward, timeout_s))
+    opened = remote_rewards(workers.rewards, scoring_timeout_s(config.reward, timeout_s), repaired)
     source = reward_model(config)
     if source is not None and Role.REWARD in workers.groups:
         scorer = role_engine(workers, Role.REWARD, timeout_s)

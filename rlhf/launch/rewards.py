@@ -9,12 +9,12 @@ from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.planning.roles import model_of
-from rlhf.types import Prompt, Role
+from rlhf.types import Prompt, Repaired, Role
 
 
-def remote_rewards(groups: Mapping[str, WorkerGroup], timeout_s: float) -> dict[str, RewardSource]:
+def remote_rewards(groups: Mapping[str, WorkerGroup], timeout_s: float, repaired: Repaired) -> dict[str, RewardSource]:
     """The reward sources that run in workers of their own, by label."""
-    return {label: RemoteReward(group, timeout_s=timeout_s) for label, group in groups.items()}
+    return {label: RemoteReward(group, timeout_s=timeout_s, repaired=repaired) for label, group in groups.items()}
 
 
 def model_reward(

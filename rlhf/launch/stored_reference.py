@@ -55,7 +55,7 @@ def open_store(
     root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
     source = offline_source(config, groups.train, algorithm)
     sequences = reference_sequences(source, num_steps, algorithm, held_out(config.eval, groups))
-    store = ReferenceStore(root.absolute() / fingerprint[:32], sequences, config.train, warn=records.warn)
+    store = ReferenceStore(root.absolute() / fingerprint[:32], sequences, config.train, repaired=records.repair)
     if store.is_complete:
         records.say(f"reference: read from {store.folder}; no reference is started")
     return store

@@ -71,10 +71,12 @@ def run_training(
         closing(open_console(length.num_steps)) as console,
     ):
         say_start(console, config, length)
-        checkpoints = Checkpoints(directory.checkpoints, keep=config.checkpoint.keep, warn=console.say)
+        records = make_records(config, directory, console, length.num_steps)
+        checkpoints = Checkpoints(
+            directory.checkpoints, keep=config.checkpoint.keep, warn=records.warn, repaired=records.repair
+        )
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
         directory.write_config(dump_config(config))
-        records = make_records(config, directory, console, length.num_steps)
         stop = StopRequest(config.checkpoint.grace_s)
         with (
             stop.listening(),
@@ -95,9 +97,13 @@ def run_training(
                 stop=stop,
                 fresh=fresh,
             )
-            max_restarts = config.cluster.max_restarts
             run_with_restarts(
-                attempts, resume_from, checkpoints=checkpoints, max_restarts=max_restarts, stop=stop, note=records.note
+                attempts,
+                resume_from,
+                checkpoints=checkpoints,
+                max_restarts=config.cluster.max_restarts,
+                stop=stop,
+                repaired=records.repair,
             )
         return result_of(directory, length.num_steps)
 

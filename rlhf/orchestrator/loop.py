@@ -235,6 +235,7 @@ class Loop:
             metrics["responses"] = response_metrics(batch.groups)
             metrics["lag"] = lag_metrics(batch.groups, step - 1)
             metrics["rows"] = row_metrics(batch.groups)
+        metrics["repairs"] = self._records.take_repair_metrics()
         metrics["loop"] = {
             "data/position": float(batch.position),
             "data/examples": float(len(examples)),

@@ -28,6 +28,7 @@ from rlhf.config.reward import (
 )
 from rlhf.config.reward.arguments import has_known_names
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward, arguments_of
@@ -43,7 +44,7 @@ from rlhf.engines.rewards.think_format import ThinkFormat
 from rlhf.engines.rewards.unit_tests import CodeRequirement, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
 from rlhf.errors import ConfigError
-from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
+from rlhf.types import FinishReason, Head, Json, Prompt, Repaired, Reward, Rollout
 
 __all__ = [
     "CodeReward",
@@ -95,23 +96,26 @@ def build_scored(
     )
 
 
-def build_source(source: PureSource | RemoteSource) -> RewardSource:
-    """Open one source that needs no model. Raises ConfigError if it cannot be used."""
+def build_source(source: PureSource | RemoteSource, repaired: Repaired = log_repair) -> RewardSource:
+    """Open one source that needs no model; `repaired` is told of each fault that it repairs. Raises ConfigError if it
+    cannot be used."""
     match source:
         case FunctionSource():
-            return FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)
+            return FunctionReward(
+                source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib, repaired=repaired
+            )
         case HttpSource():
             from rlhf.engines.rewards.http import HttpReward  # noqa: PLC0415  imports an HTTP library: slow
 
-            return HttpReward(source)
+            return HttpReward(source, repaired=repaired)
         case JudgeSource():
             from rlhf.engines.rewards.judge import JudgeReward  # noqa: PLC0415  as above
 
-            return JudgeReward(source)
+            return JudgeReward(source, repaired=repaired)
         case MathSource():
-            return MathReward(source)
+            return MathReward(source, repaired=repaired)
         case CodeSource():
-            return CodeReward(source)
+            return CodeReward(source, repaired=repaired)
         case _:
             return RuleReward(build_rule(source), source.label)
 

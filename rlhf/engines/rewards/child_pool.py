@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.errors import RewardError
-from rlhf.types import Json
+from rlhf.types import Json, Repaired
 
 NUM_TRIES = 2
 
@@ -43,12 +44,22 @@ class ChildPool:
     child, then its reply. Unblocked by: the reply or the item's timeout.
     """
 
-    def __init__(self, function: str, *, num_processes: int, timeout_s: float, memory_gib: float | None) -> None:
+    def __init__(
+        self,
+        function: str,
+        *,
+        num_processes: int,
+        timeout_s: float,
+        memory_gib: float | None,
+        repaired: Repaired = log_repair,
+    ) -> None:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         # The first child shows whether the function can be loaded; the others are started when needed.
-        self._children = [FunctionProcess(function, memory_gib=memory_gib)]
-        self._open: Callable[[], FunctionProcess] = lambda: FunctionProcess(function, memory_gib=memory_gib)
+        self._children = [FunctionProcess(function, memory_gib=memory_gib, repaired=repaired)]
+        self._open: Callable[[], FunctionProcess] = lambda: FunctionProcess(
+            function, memory_gib=memory_gib, repaired=repaired
+        )
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="reward-child")
 
@@ -87,9 +98,11 @@ class ChildPool:
             try:
                 reply = child.ask(item, self._timeout_s)
             except ChildOverranError as error:
+                child.tell(f"{error} on one item; its process was replaced, and the item is not tried again")
                 return Verdict(score=None, failure=str(error))
             except ChildFailedError as error:
                 failure = str(error)
+                child.tell(f"its process {failure}; it was replaced")
                 continue
             scores, parts = reply.get("scores"), reply.get("parts")
             if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], int | float):

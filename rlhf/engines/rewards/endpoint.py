@@ -16,11 +16,11 @@ import httpx
 import tenacity
 
 from rlhf.config.reward import EndpointSource
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.address import check_address
 from rlhf.engines.rewards.scores import listed
 from rlhf.errors import ConfigError, RewardError
-
-logger = logging.getLogger(__name__)
+from rlhf.types import Repair, Repaired, RepairKind
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_WAIT_S = 30.0
@@ -59,10 +59,11 @@ class Endpoint:
     BadReplyError if the reply is not JSON.
     """
 
-    def __init__(self, source: EndpointSource, *, first_wait_s: float = 1.0) -> None:
+    def __init__(self, source: EndpointSource, *, first_wait_s: float = 1.0, repaired: Repaired = log_repair) -> None:
         private = check_address(source.url, allow_plain_http=source.allow_plain_http)
         self._source = source
         self._first_wait_s = first_wait_s
+        self._repaired = repaired
         self._closed = threading.Event()
         parts = urlsplit(source.url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
@@ -114,10 +115,14 @@ class Endpoint:
                 f"about {listed(prompt_ids)}; resume when it is up."
             ) from error
 
+    def tell(self, reason: str) -> None:
+        """Tell that a request is sent again."""
+        text = f"reward.url: {reason}; the request was sent again"
+        self._repaired(Repair(kind=RepairKind.REWARD_REQUEST, where=self._origin, text=text))
+
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        wait_s = state.next_action.sleep if state.next_action else 0.0
-        logger.warning("reward.url: no reply from %s (%s); next try in %.1f s", self._origin, error, wait_s)
+        self.tell(f"no reply from {self._origin} ({error})")
 
     def _post(self, content: bytes) -> bytes:
         """The body of a successful reply. Raises OutageError if another try may help, else RewardError."""

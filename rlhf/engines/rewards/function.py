@@ -15,10 +15,11 @@ from rlhf.config.reward.arguments import (
     Value,
     bind_arguments,
 )
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import ConfigError, RewardError
-from rlhf.types import UNSCORED, Json, Prompt, Reward, Rollout
+from rlhf.types import UNSCORED, Json, Prompt, Repaired, Reward, Rollout
 
 NUM_TRIES = 2
 SEARCH_TIMEOUT_S = 10.0
@@ -83,8 +84,15 @@ class FunctionReward:
     Raises ConfigError if the function cannot be used, RewardError if it fails.
     """
 
-    def __init__(self, function: str, *, timeout_s: float = 60.0, memory_gib: float | None = None) -> None:
-        self._process = FunctionProcess(function, memory_gib=memory_gib)
+    def __init__(
+        self,
+        function: str,
+        *,
+        timeout_s: float = 60.0,
+        memory_gib: float | None = None,
+        repaired: Repaired = log_repair,
+    ) -> None:
+        self._process = FunctionProcess(function, memory_gib=memory_gib, repaired=repaired)
         self._function = function
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -106,11 +114,17 @@ class FunctionReward:
             self._process.close()
 
     def _try(self, call: Call) -> dict[str, Json]:
+        failure: ChildFailedError | None = None
         for _ in range(NUM_TRIES):
             try:
-                return self._ask(call.request(slice(None)), self._timeout_s)
+                reply = self._ask(call.request(slice(None)), self._timeout_s)
             except ChildFailedError as error:
                 failure = error
+                continue
+            if failure is not None:
+                process = "" if isinstance(failure, FunctionRaisedError) else " in a new process"
+                self._process.tell(f"{failure}; its call was repeated{process}")
+            return reply
         failing = self._failing_prompt(call, failure.kind) if isinstance(failure, FunctionRaisedError) else None
         where = failing or listed([prompt.id for prompt in call.prompts])
         advice = f" {MORE_TIME}" if isinstance(failure, ChildOverranError) else ""

@@ -17,8 +17,9 @@ from typing import IO
 from pydantic import TypeAdapter
 
 from rlhf.config.reward.arguments import Parameter
+from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError
-from rlhf.types import Json
+from rlhf.types import Json, Repair, Repaired, RepairKind
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ class FunctionProcess:
 
     parameters: tuple[Parameter, ...]
 
-    def __init__(self, function: str, *, memory_gib: float | None = None) -> None:
+    def __init__(self, function: str, *, memory_gib: float | None = None, repaired: Repaired = log_repair) -> None:
         self._function = function
+        self._repaired = repaired
         self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
         self._process: subprocess.Popen[bytes] | None = None
         self._overran = threading.Event()
@@ -55,10 +57,17 @@ class FunctionProcess:
 
     def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a request and wait for its reply. Raises ChildFailedError."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self.tell(f"its process {_ending(self._process)} between two calls and was started again")
             self.close()
+        if self._process is None:
             self._start()
         return self._exchange(request, timeout_s)
+
+    def tell(self, text: str) -> None:
+        """Tell of a repair."""
+        where = f"reward {self._function}"
+        self._repaired(Repair(kind=RepairKind.REWARD_PROCESS, where=where, text=f"{where}: {text}"))
 
     def close(self) -> None:
         """Kill the process and everything that it started."""

@@ -1,17 +1,15 @@
 """Rewards from a service: POST {ids, prompts, responses}, reply {ids, scores}."""
 
 import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rlhf.config.reward import HttpSource
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.endpoint import BadReplyError, Endpoint, start_of
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Reward, Rollout
-
-logger = logging.getLogger(__name__)
+from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
 
 
 class HttpReward:
@@ -21,8 +19,8 @@ class HttpReward:
     address or its token cannot be used, RewardError if the service fails.
     """
 
-    def __init__(self, source: HttpSource, *, first_wait_s: float = 1.0) -> None:
-        self._endpoint = Endpoint(source, first_wait_s=first_wait_s)
+    def __init__(self, source: HttpSource, *, first_wait_s: float = 1.0, repaired: Repaired = log_repair) -> None:
+        self._endpoint = Endpoint(source, first_wait_s=first_wait_s, repaired=repaired)
         self._source = source
         self._pool = ThreadPoolExecutor(source.max_concurrency, thread_name_prefix="reward-http")
 
@@ -52,7 +50,7 @@ class HttpReward:
         try:
             return self._ask(body, ids, prompt_ids)
         except BadReplyError as error:
-            logger.warning("%s; sending the request once more", str(error).rstrip("."))
+            self._endpoint.tell(str(error).removeprefix("reward.url: ").rstrip("."))
             return self._ask(body, ids, prompt_ids)
 
     def _ask(self, body: dict[str, Json], ids: Sequence[str], prompt_ids: Sequence[str]) -> list[float]:

@@ -1,7 +1,6 @@
 """Rewards from an LLM judge, behind a chat-completions endpoint (Zheng et al. 2023, arXiv:2306.05685)."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from rlhf.config.reward import JudgeSource
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.endpoint import BadReplyError, Endpoint
 from rlhf.engines.rewards.rule import require_usable_row
 from rlhf.engines.rewards.verdicts import (
@@ -20,9 +20,7 @@ from rlhf.engines.rewards.verdicts import (
     winner_in,
 )
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Reward, Rollout
-
-logger = logging.getLogger(__name__)
+from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
 
 T = TypeVar("T")
 
@@ -65,8 +63,8 @@ class JudgeReward:
     Raises DataError for a row without a rubric, RewardError if a response cannot be judged for another reason.
     """
 
-    def __init__(self, section: JudgeSource, *, first_wait_s: float = 1.0) -> None:
-        self._endpoint = Endpoint(section, first_wait_s=first_wait_s)
+    def __init__(self, section: JudgeSource, *, first_wait_s: float = 1.0, repaired: Repaired = log_repair) -> None:
+        self._endpoint = Endpoint(section, first_wait_s=first_wait_s, repaired=repaired)
         self._section = section
         self._need = RubricRequirement(section)
         self._pool = ThreadPoolExecutor(section.max_concurrency, thread_name_prefix="reward-judge")
@@ -136,7 +134,10 @@ class JudgeReward:
     def _ask(self, question: str, prompt_id: str, verdict_in: Callable[[str], T]) -> T:
         """The verdict in the judge's reply; the judge has `max_tries` tries to give one."""
         messages: list[Json] = [{"role": "user", "content": question}]
-        for attempt in range(1, self._section.max_tries + 1):
+        failure: BadReplyError | None = None
+        for _ in range(self._section.max_tries):
+            if failure is not None:
+                self._endpoint.tell(str(failure).removeprefix("reward.url: ").rstrip("."))
             try:
                 text = message_text(self._endpoint.post(self._body(messages), [prompt_id]))
             except BadReplyError as error:
@@ -146,7 +147,6 @@ class JudgeReward:
                 return verdict_in(text)
             except BadReplyError as error:
                 failure = error
-                logger.warning("%s on %s (try %d)", str(error).rstrip("."), prompt_id, attempt)
                 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": REMINDER}]
         raise RewardError(f"{str(failure).rstrip('.')} on {prompt_id} ({self._section.max_tries} tries).") from failure
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.reward import Extraction, MathSource
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.answers import after_thinking, find_answer
 from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.engines.rewards.math_text import normal, plain_key, words
 from rlhf.engines.rewards.numerals import last_number_text
 from rlhf.engines.rewards.rule import label_problem, require_usable_row
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Reward, Rollout
+from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class MathReward:
     children do not work at all.
     """
 
-    def __init__(self, section: MathSource) -> None:
+    def __init__(self, section: MathSource, *, repaired: Repaired = log_repair) -> None:
         self._how = section.extract
         self._name = section.label
         self._need = MathRequirement(section)
@@ -89,6 +90,7 @@ class MathReward:
             num_processes=section.num_processes,
             timeout_s=section.timeout_s,
             memory_gib=section.memory_gib,
+            repaired=repaired,
         )
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:

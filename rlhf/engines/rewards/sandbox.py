@@ -17,6 +17,7 @@ from typing import Protocol
 from rlhf.config.reward import CodeSource
 from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.errors import RewardError
+from rlhf.types import Repaired
 
 LAUNCHER = Path(__file__).with_name("sandbox_child.py")
 MAX_OUTPUT_BYTES = 2**20
@@ -34,10 +35,10 @@ class Sandbox(Protocol):
     def close(self) -> None: ...
 
 
-def open_sandbox(section: CodeSource) -> Sandbox:
+def open_sandbox(section: CodeSource, repaired: Repaired) -> Sandbox:
     """The sandbox of a config section. Raises ConfigError if it cannot be used."""
     if section.function is not None:
-        return FunctionSandbox(section)
+        return FunctionSandbox(section, repaired)
     if section.command:
         return CommandSandbox(section.command, section)
     memory = int(section.memory_gib * 2**30)
@@ -48,10 +49,14 @@ def open_sandbox(section: CodeSource) -> Sandbox:
 class FunctionSandbox:
     """The user's function (programs, markers) -> scores, in child processes."""
 
-    def __init__(self, section: CodeSource) -> None:
+    def __init__(self, section: CodeSource, repaired: Repaired) -> None:
         assert section.function is not None, "the caller checked it"
         self._pool = ChildPool(
-            section.function, num_processes=section.num_processes, timeout_s=section.timeout_s, memory_gib=None
+            section.function,
+            num_processes=section.num_processes,
+            timeout_s=section.timeout_s,
+            memory_gib=None,
+            repaired=repaired,
         )
 
     def run(self, programs: Sequence[str], markers: Sequence[str]) -> list[float]:

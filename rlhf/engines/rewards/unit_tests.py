@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.reward import CodeSource
+from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.answers import after_thinking
 from rlhf.engines.rewards.rule import require_usable_row
 from rlhf.engines.rewards.sandbox import open_sandbox
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Reward, Rollout
+from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
 
 FENCE = re.compile(r"^```(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 
@@ -43,10 +44,10 @@ class CodeReward:
     count. Raises DataError for a row without tests, RewardError if the sandbox fails on a program that does nothing.
     """
 
-    def __init__(self, section: CodeSource) -> None:
+    def __init__(self, section: CodeSource, *, repaired: Repaired = log_repair) -> None:
         self._name = section.label
         self._need = CodeRequirement(section.tests_key)
-        self._sandbox = open_sandbox(section)
+        self._sandbox = open_sandbox(section, repaired)
         self._check_sandbox()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:

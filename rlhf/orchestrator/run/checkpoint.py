@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import CheckpointError, RlhfError
 from rlhf.orchestrator.run.files import sync_path, write_json
-from rlhf.types import Json, Role
+from rlhf.types import Json, Repair, Repaired, RepairKind, Role
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,11 +59,13 @@ class Checkpoints:
         *,
         keep: int,
         warn: Warn,
+        repaired: Repaired,
         free_bytes: Callable[[Path], int] = lambda f: shutil.disk_usage(f).free,
     ) -> None:
         self._folder = folder
         self._keep = keep
         self._warn = warn
+        self._repaired = repaired
         self._free_bytes = free_bytes
         self._failures_in_a_row = 0
 
@@ -113,7 +115,7 @@ class Checkpoints:
             except NewerFormatError:
                 raise
             except CheckpointError as error:
-                self._warn(f"{error}; not used")
+                self._repaired(Repair(kind=RepairKind.CHECKPOINT, where=str(path), text=f"{error}; not used"))
         raise CheckpointError(f"{self._folder.parent}: {len(found)} checkpoints, none complete")
 
     def _found(self) -> list[Path]:

@@ -1,38 +1,44 @@
 """Everything that a run records or shows, in one place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
 from rlhf.errors import CheckpointError, PreemptedError
 from rlhf.orchestrator.run.console import Console
+from rlhf.orchestrator.run.repairs import RepairCount
 from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
 from rlhf.orchestrator.run.samples_shown import most_telling
-from rlhf.types import Json
+from rlhf.types import Json, Repair, RepairKind
 
 GOOD_NEWS = ("resume",)
 """Kinds of events that are no warnings."""
+EVENTS = {RepairKind.WORKER: "replacement", RepairKind.RESTART: "restart"}
+"""The events of repairs; of the others it is `repair`."""
 
 
 class Records:
-    """Sends metrics, events and samples of a run to its folder, its trackers and the console."""
+    """Sends metrics, events and samples of a run to its folder, its trackers and the console. Trackers are opened by
+    `open`, so that a run that is refused before leaves nothing in them."""
 
     def __init__(
         self,
         directory: RunDirectory,
-        trackers: Sequence[Tracker],
+        open_trackers: Callable[[], Sequence[Tracker]],
         console: Console,
         section: LogSection,
         num_steps: int,
     ) -> None:
         self.directory = directory
-        self._trackers = trackers
+        self._open_trackers = open_trackers
+        self._trackers: Sequence[Tracker] = ()
         self._console = console
         self._section = section
         self._num_steps = num_steps
         self._step = 0
+        self._repairs = RepairCount()
 
     def step(self, step: int, metrics: Mapping[str, Json], responses: StepResponses) -> None:
         """Record a finished step."""
@@ -54,6 +60,20 @@ class Records:
         with self._lossy():
             self.directory.note(kind, text, step=self._step, **more)
         (self._console.say if kind in GOOD_NEWS else self._console.warn)(f"{kind}: {text}")
+
+    def repair(self, repair: Repair) -> None:
+        """Record what the run repaired by itself: in events.jsonl and the metric `repairs/count` each time, on the
+        console the first time that it happens there. May be called from any thread."""
+        is_new, event = self._repairs.add(repair), EVENTS.get(repair.kind, "repair")
+        with self._lossy():
+            more: dict[str, Json] = {"repaired": repair.kind.value, "count": repair.count}
+            self.directory.note(event, repair.text, step=self._step, **more)
+        if is_new:
+            self._console.warn(f"{event}: {repair.text}")
+
+    def take_repair_metrics(self) -> dict[str, float]:
+        """How many repairs there were since the last call."""
+        return {"repairs/count": float(self._repairs.take())}
 
     def warn(self, text: str) -> None:
         """Record a warning: an event that may need the user to act."""
@@ -96,6 +116,7 @@ class Records:
         """Inside, trackers are in use. An error is recorded as the end of the run; folder and console stay open."""
         try:
             with self.recording_failure():
+                self._trackers = self._open_trackers()
                 yield
         finally:
             for tracker in self._trackers:

@@ -8,7 +8,7 @@ Every random choice is a function of the seed and the step, so a restarted synch
 never failed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -17,11 +17,9 @@ from rlhf.errors import INFRASTRUCTURE, CheckpointError, MemoryExhaustedError, P
 from rlhf.orchestrator.run.checkpoint import Checkpoints
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.resume import ResumePoint
+from rlhf.types import Repair, Repaired, RepairKind
 
 LONGEST_PAUSE_S = 30.0
-
-Note = Callable[[str, str], None]
-"""Takes the kind and the text of something that the user should know."""
 
 
 class Action(StrEnum):
@@ -94,7 +92,7 @@ def run_with_restarts(
     checkpoints: Checkpoints,
     max_restarts: int,
     stop: StopRequest,
-    note: Note,
+    repaired: Repaired,
 ) -> None:
     """Run to the end, through restarts. `max_restarts` are allowed in a row without a step saved in between.
 
@@ -133,7 +131,8 @@ def run_with_restarts(
         except INFRASTRUCTURE as worse:
             raise type(worse)(f"{failure} {worse}") from worse
         who = f"All but {surviving} start again" if surviving else "Everything starts again"
-        note("restart", f"{failure} {who} after step {saved.state.step} ({decision.reason})")
+        text = f"{failure} {who} after step {saved.state.step} ({decision.reason})"
+        repaired(Repair(kind=RepairKind.RESTART, where=text, text=text))
         if stop.wait(decision.pause_s):
             raise PreemptedError(f"asked to stop: step {saved.state.step} is saved; continue with --resume")
         point, num_restarts = saved, num_restarts + 1

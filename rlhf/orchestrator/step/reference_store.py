@@ -24,7 +24,7 @@ from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.run.files import checkpoint_errors, write_bytes
 from rlhf.orchestrator.step.batching import PADDING, MicroBatchLimits, pack_tokens, plan_batches, unpack_tokens
 from rlhf.orchestrator.step.sources import GroupSource
-from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, ScoredGroup
+from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, Repair, Repaired, RepairKind, ScoredGroup
 
 CHUNK_SEQUENCES = 512
 PROGRESS_S = 10.0
@@ -88,12 +88,14 @@ class ReferenceStore:
 
     num_ranks = 1
 
-    def __init__(self, folder: Path, sequences: Iterable[ReferenceSequence], train: TrainSection, *, warn: Say) -> None:
+    def __init__(
+        self, folder: Path, sequences: Iterable[ReferenceSequence], train: TrainSection, *, repaired: Repaired
+    ) -> None:
         """`folder` is for one reference model in one precision and on one kind of device. A damaged file counts as
         missing."""
         self.folder = folder
         self._train = train
-        self._warn = warn
+        self._repaired = repaired
         self._log_probs: dict[bytes, FloatArray] = {}
         # Sorted by key, so that the same rows in another order are the same chunks. One token is predicted by nothing.
         by_key = {
@@ -189,13 +191,17 @@ class ReferenceStore:
                 log_probs: FloatArray = file.get_tensor(NAME)
                 digest = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError) as error:
-            self._warn(f"{path}: cannot be read ({error}); computed again")
+            self._tell(path, f"cannot be read ({error})")
             return False
         if log_probs.shape != (chunk.num_tokens,) or digest != sha256(log_probs.tobytes()).hexdigest():
-            self._warn(f"{path}: damaged; computed again")
+            self._tell(path, "damaged")
             return False
         self._remember(chunk, log_probs)
         return True
+
+    def _tell(self, path: Path, what: str) -> None:
+        text = f"{path}: {what}; computed again"
+        self._repaired(Repair(kind=RepairKind.STORE, where=str(self.folder), text=text))
 
     def _remember(self, chunk: Chunk, log_probs: FloatArray) -> None:
         ends = np.cumsum([len(one.token_ids) for one in chunk.sequences])

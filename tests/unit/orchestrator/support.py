@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,8 @@ class Run:
     def open(self, *, resume: bool) -> Iterator[tuple[Records, Checkpoints, RunState]]:
         """Hold the run's folder."""
         with RunDirectory.open(self.path, resume=resume) as directory:
-            trackers = make_trackers(
+            open_trackers = partial(
+                make_trackers,
                 LOG,
                 metrics_path=directory.metrics,
                 tensorboard_folder=directory.tensorboard,
@@ -179,8 +181,8 @@ class Run:
                 config={},
                 warn=lambda _: None,
             )
-            records = Records(directory, trackers, PlainConsole(self.num_steps, self.out), LOG, self.num_steps)
-            checkpoints = Checkpoints(directory.checkpoints, keep=self.keep, warn=records.warn)
+            records = Records(directory, open_trackers, PlainConsole(self.num_steps, self.out), LOG, self.num_steps)
+            checkpoints = Checkpoints(directory.checkpoints, keep=self.keep, warn=records.warn, repaired=records.repair)
             fresh = RunState(
                 step=0,
                 seed=self.seed,

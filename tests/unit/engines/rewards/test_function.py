@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
 def open_reward(module: Callable[..., str]) -> Iterator[Open]:
     opened: list[FunctionReward] = []
 
-    def open_one(body: str, signature: str = "prompts, responses, **columns", **options: float) -> FunctionReward:
+    def open_one(body: str, signature: str = "prompts, responses, **columns", **options: Any) -> FunctionReward:
         opened.append(FunctionReward(module(body, signature), **options))
         return opened[-1]
 

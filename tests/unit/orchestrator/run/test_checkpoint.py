@@ -16,7 +16,7 @@ import pytest
 from rlhf.engines.fakes import FakeTrainEngine
 from rlhf.errors import CheckpointError, StallError
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState, sha256_of
-from rlhf.types import Head, Role
+from rlhf.types import Head, Repair, RepairKind, Role
 
 STATE = RunState(step=0, seed=7, algorithm={"kl": {"coef": 0.1}}, config={"algo": {"type": "ppo"}})
 Engines = dict[Role, FakeTrainEngine]
@@ -27,11 +27,15 @@ class Setup:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.warnings: list[str] = []
-        self.checkpoints = Checkpoints(folder, keep=keep, warn=self.warnings.append)
+        self.checkpoints = Checkpoints(folder, keep=keep, warn=self.warnings.append, repaired=self.repaired)
         self.engines: Engines = {
             Role.POLICY: FakeTrainEngine(np.zeros(4), Head.LOG_PROBS),
             Role.CRITIC: FakeTrainEngine(np.zeros(4), Head.VALUES),
         }
+
+    def repaired(self, repair: Repair) -> None:
+        assert repair.kind is RepairKind.CHECKPOINT
+        self.warnings.append(repair.text)
 
     def save(self, step: int) -> Path:
         self.engines[Role.POLICY].table[0] = step
@@ -198,7 +202,7 @@ def test_a_stalled_engine_is_not_taken_for_a_full_disk(setup: Setup) -> None:
 
 def test_free_space_is_checked_before_writing(setup: Setup) -> None:
     folder = setup.checkpoints.newest()[0].parent
-    full = Checkpoints(folder, keep=2, warn=setup.warnings.append, free_bytes=lambda _: 100)
+    full = Checkpoints(folder, keep=2, warn=setup.warnings.append, repaired=setup.repaired, free_bytes=lambda _: 100)
     with pytest.raises(CheckpointError, match=r"needs about \S+ GB, 1e-07 GB free in"):
         full.save(replace(STATE, step=3), setup.engines)
     assert full.newest()[0].name == "step_2"
@@ -207,7 +211,9 @@ def test_free_space_is_checked_before_writing(setup: Setup) -> None:
 @pytest.mark.parametrize(("free", "is_warned"), [(10**6, False), (100, True)])
 def test_the_first_save_warns_of_a_disk_that_will_be_too_small(tmp_path: Path, free: int, is_warned: bool) -> None:
     setup = Setup(tmp_path)
-    setup.checkpoints = Checkpoints(tmp_path, keep=2, warn=setup.warnings.append, free_bytes=lambda _: free)
+    setup.checkpoints = Checkpoints(
+        tmp_path, keep=2, warn=setup.warnings.append, repaired=setup.repaired, free_bytes=lambda _: free
+    )
     setup.save(0)
     assert [text for text in setup.warnings if "2 more of" in text and "lower checkpoint.keep" in text] == (
         setup.warnings if is_warned else []

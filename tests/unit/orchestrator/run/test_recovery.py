@@ -22,6 +22,7 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import Action, FailureContext, decide, run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint
+from rlhf.types import Repair
 from tests.unit.orchestrator.counted import CallCounter, counted_run, evidence
 from tests.unit.orchestrator.support import Run
 
@@ -95,8 +96,8 @@ def run_through_failures(
         launches = Launches(make, records, checkpoints, fresh)
         launches.spared = list(spared)
 
-        def note(kind: str, text: str) -> None:
-            notes.append(f"{kind}: {text}")
+        def note(repair: Repair) -> None:
+            notes.append(f"{repair.kind}: {repair.text}")
             on_note()
 
         run_with_restarts(
@@ -105,7 +106,7 @@ def run_through_failures(
             checkpoints=checkpoints,
             max_restarts=max_restarts,
             stop=stop or StopRequest(20.0),
-            note=note,
+            repaired=note,
         )
     return launches, notes
 
@@ -224,7 +225,9 @@ def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error:
         def clear(self) -> Sequence[str]:
             raise AssertionError
 
-    checkpoints = Checkpoints(tmp_path / "none", keep=1, warn=pytest.fail)
+    checkpoints = Checkpoints(
+        tmp_path / "none", keep=1, warn=pytest.fail, repaired=lambda repair: pytest.fail(repair.text)
+    )
     with pytest.raises(type(error)) as caught:
         run_with_restarts(
             Once(),
@@ -232,6 +235,6 @@ def test_what_another_start_would_meet_again_ends_the_run(tmp_path: Path, error:
             checkpoints=checkpoints,
             max_restarts=5,
             stop=StopRequest(20.0),
-            note=lambda _kind, text: pytest.fail(text),
+            repaired=lambda repair: pytest.fail(repair.text),
         )
     assert caught.value is error

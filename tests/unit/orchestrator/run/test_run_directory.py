@@ -224,7 +224,7 @@ def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
         for file in (run.events, run.metrics):
             file.symlink_to("/dev/full")
         out = io.StringIO()
-        records = Records(run, [JsonLines(run.metrics)], make_console(3, out), LogSection(), num_steps=3)
+        records = Records(run, lambda: [JsonLines(run.metrics)], make_console(3, out), LogSection(), num_steps=3)
         with records.open():
             records.step(1, {"loss": 0.5}, StepResponses())
             records.warn("a tie")

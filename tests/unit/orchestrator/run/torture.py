@@ -40,7 +40,7 @@ def engines(step: int) -> dict[Role, FakeTrainEngine]:
 
 def save_for_ever(folder: Path, first: int, said: int) -> None:
     """Save step after step, and write each to the descriptor `said` once it is saved."""
-    checkpoints = Checkpoints(folder, keep=2, warn=lambda _: None)
+    checkpoints = Checkpoints(folder, keep=2, warn=lambda _: None, repaired=lambda _: None)
     for step in range(first, first + 10_000):
         checkpoints.save(replace(STATE, step=step), engines(step))
         os.write(said, step.to_bytes(4, "big"))
@@ -63,7 +63,7 @@ def child_of(work: Callable[[], None]) -> int:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest whole checkpoint, both of whose roles must be of that step."""
-    path, state = Checkpoints(folder, keep=2, warn=lambda _: None).newest()
+    path, state = Checkpoints(folder, keep=2, warn=lambda _: None, repaired=lambda _: None).newest()
     for role, engine in engines(-1).items():
         engine.load(path / role)
         assert (engine.table == state.step).all(), (path, role, engine.table[0])
@@ -111,7 +111,9 @@ def fill_the_disk(folder: Path, chance: random.Random) -> bool:
 
     def save() -> None:
         parts = {**engines(before + 1), Role.CRITIC: critic}
-        Checkpoints(folder, keep=2, warn=lambda _: None).save(replace(STATE, step=before + 1), parts)
+        Checkpoints(folder, keep=2, warn=lambda _: None, repaired=lambda _: None).save(
+            replace(STATE, step=before + 1), parts
+        )
 
     _, status = os.waitpid(child_of(save), 0)
     code = os.waitstatus_to_exitcode(status)
@@ -124,7 +126,7 @@ def fill_the_disk(folder: Path, chance: random.Random) -> bool:
 def main() -> None:
     folder, number, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     chance = random.Random(seed)
-    Checkpoints(folder, keep=2, warn=lambda _: None).save(STATE, engines(0))
+    Checkpoints(folder, keep=2, warn=lambda _: None, repaired=lambda _: None).save(STATE, engines(0))
     cut_off = sum(kill_while_saving(folder, chance) for _ in range(number))
     full = sum(fill_the_disk(folder, chance) for _ in range(number))
     sys.stdout.write(f"{cut_off} {full}\n")

@@ -72,7 +72,7 @@ class Setup:
         self.lines: list[str] = []
 
     def open(self, asked: Sequence[ReferenceSequence]) -> ReferenceStore:
-        return ReferenceStore(self.folder, asked, TRAIN, warn=self.warnings.append)
+        return ReferenceStore(self.folder, asked, TRAIN, repaired=lambda repair: self.warnings.append(repair.text))
 
     def filled(
         self,
@@ -125,9 +125,9 @@ def test_other_rows_and_other_packing_are_measured_anew(setup: Setup) -> None:
     setup.filled(asked)
     assert not setup.open(sequences(6)).is_complete
     assert not ReferenceStore(
-        setup.folder, asked, TRAIN.model_copy(update={"max_tokens_per_micro_batch": 41}), warn=print
+        setup.folder, asked, TRAIN.model_copy(update={"max_tokens_per_micro_batch": 41}), repaired=print
     ).is_complete
-    assert not ReferenceStore(setup.folder.parent / "another", asked, TRAIN, warn=print).is_complete
+    assert not ReferenceStore(setup.folder.parent / "another", asked, TRAIN, repaired=print).is_complete
 
 
 class StoppedError(Exception):
