@@ -79,9 +79,14 @@ class RunAttempts:
         limit = min(train.max_tokens_per_micro_batch, error.splittable_tokens) // 2
         if train.on_oom == "stop" or not limit:
             return None
-        halved = train.model_copy(update={"max_tokens_per_micro_batch": limit})
-        self.config = self.config.model_copy(update={"train": halved})
+        self.limit_tokens(limit)
         return f"micro-batches have at most {limit} tokens (train.max_tokens_per_micro_batch)"
+
+    def limit_tokens(self, limit: int) -> None:
+        """Give micro-batches at most `limit` tokens from the next attempt on; checkpoints remember it."""
+        train = self.config.train.model_copy(update={"max_tokens_per_micro_batch": limit})
+        self.config = self.config.model_copy(update={"train": train})
+        self.fresh = replace(self.fresh, token_limit=limit)
 
     def _run(self, resume_from: ResumePoint | None) -> None:
         config, cluster, records = self.config, self.cluster, self.records

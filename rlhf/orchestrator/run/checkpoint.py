@@ -48,6 +48,8 @@ class RunState:
     """Processes of each trained role."""
     config: dict[str, Json] = field(default_factory=dict)
     data_fingerprint: str = ""
+    token_limit: int = 0
+    """The most tokens of a micro-batch since memory ran out with larger ones; 0 if it did not."""
 
 
 class Checkpoints:

@@ -73,7 +73,8 @@ class RunProgress:
     def restore(self, point: ResumePoint) -> None:
         """Load models, optimizers and state from a checkpoint.
 
-        What the user may change between two starts (config, number of ranks, accepted data) stays as it is now.
+        What may change between two starts (config, number of ranks, accepted data, limit of tokens) stays as it is
+        now.
         """
         for role, engine in self._engines.items():
             engine.load(point.path / role)
@@ -83,6 +84,7 @@ class RunProgress:
             config=self.state.config,
             ranks=self.state.ranks,
             data_fingerprint=self.state.data_fingerprint,
+            token_limit=self.state.token_limit,
         )
         if self._pretraining_rows is not None:
             self._pretraining_rows.position = point.state.pretraining_position

@@ -69,6 +69,13 @@ def find_resume_point(
     return ResumePoint(path=path, state=saved)
 
 
+def remembered_token_limit(saved: RunState, now: RunState) -> int:
+    """The limit of tokens that a run reached when memory ran out, for its continuation; 0 where it did not, or where
+    the limit of the config has changed since."""
+    limits = [dict(_leaves(state.config)).get("train.max_tokens_per_micro_batch") for state in (saved, now)]
+    return saved.token_limit if limits[0] == limits[1] else 0
+
+
 def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) -> None:
     """Compare a checkpoint with the run that wants to continue it.
 

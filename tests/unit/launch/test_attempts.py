@@ -1,0 +1,79 @@
+"""What an attempt changes for the next one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config.commands import SftConfig
+from rlhf.config.loading.load import load_config
+from rlhf.errors import MemoryExhaustedError
+from rlhf.launch.attempts import RunAttempts
+from rlhf.orchestrator.run.checkpoint import RunState, verify
+from rlhf.orchestrator.run.resume import ResumePoint, remembered_token_limit
+from tests.unit.orchestrator.support import sft_run
+
+
+def attempts(*flags: str) -> RunAttempts:
+    config = load_config("sft", ["--policy.model", "m", "--data.path", "rows.jsonl", *flags], {})
+    assert isinstance(config, SftConfig)
+    nothing: Any = None
+    return RunAttempts(
+        config=config, algorithm=config.algo, data=nothing, tokenizer=nothing, length=nothing, cluster=nothing,
+        records=nothing, checkpoints=nothing, stop=nothing, fresh=state(config),
+    )  # fmt: skip
+
+
+def state(config: SftConfig, token_limit: int = 0) -> RunState:
+    return RunState(step=0, seed=0, config=config.model_dump(mode="json"), token_limit=token_limit)
+
+
+def exhausted(tokens: int) -> MemoryExhaustedError:
+    return MemoryExhaustedError("out of memory", tokens)
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(1000, 500), (5000, 1024), (3, 1)])
+def test_the_next_attempt_has_half_micro_batches(tokens: int, limit: int) -> None:
+    """Half of the largest that was tried, or of the limit."""
+    run = attempts("--train.max-tokens-per-micro-batch", "2048")
+    told = run.use_less_memory(exhausted(tokens))
+    assert told == f"micro-batches have at most {limit} tokens (train.max_tokens_per_micro_batch)"
+    assert run.config.train.max_tokens_per_micro_batch == run.fresh.token_limit == limit
+    again = run.use_less_memory(exhausted(limit))
+    assert run.fresh.token_limit == (limit // 2 or limit)
+    assert (again is None) == (limit == 1)
+
+
+def test_nothing_changes_where_that_cannot_help_or_is_not_allowed() -> None:
+    run = attempts()
+    assert run.use_less_memory(exhausted(0)) is None
+    run = attempts("--train.on-oom", "stop")
+    assert run.use_less_memory(exhausted(1000)) is None
+    assert run.fresh.token_limit == 0
+
+
+def test_a_continuation_keeps_the_limit_until_the_config_changes() -> None:
+    before = attempts("--train.max-tokens-per-micro-batch", "2048")
+    before.limit_tokens(300)
+    same = attempts("--train.max-tokens-per-micro-batch", "2048").fresh
+    other = attempts("--train.max-tokens-per-micro-batch", "4096").fresh
+    assert before.fresh.config == same.config, "a limit that memory set is no change of the config"
+    assert remembered_token_limit(before.fresh, same) == 300
+    assert remembered_token_limit(before.fresh, other) == 0
+    assert remembered_token_limit(same, same) == 0
+
+
+def test_checkpoints_hold_the_limit_of_the_attempt_that_saves(tmp_path: Path) -> None:
+    run = sft_run(tmp_path)
+    run.num_steps, run.checkpoint_every = 2, 1
+    with run.open(resume=False) as (records, checkpoints, fresh):
+        run.loop(records, checkpoints, replace(fresh, token_limit=7)).run(None)
+    run = sft_run(tmp_path)
+    run.num_steps, run.checkpoint_every = 3, 1
+    with run.open(resume=True) as (records, checkpoints, fresh):
+        path, saved = checkpoints.newest()
+        assert saved.token_limit == 7
+        point = ResumePoint(path=path, state=saved)
+        run.loop(records, checkpoints, replace(fresh, token_limit=3)).run(point)
+    assert verify(run.path / "checkpoints" / "step_3").token_limit == 3
