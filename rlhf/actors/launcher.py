@@ -78,6 +78,11 @@ class Launcher:
         self._surviving = SurvivingWorkers()
         self._workers: Workers | None = None
 
+    @property
+    def threads(self) -> str:
+        """OMP_NUM_THREADS of every process that holds a model on CPUs; empty on GPUs."""
+        return self._env.get("OMP_NUM_THREADS", "")
+
     def find_surviving(self) -> list[Worker]:
         """Choose the workers of the last launch that the next one can use again; empty if a node is gone.
 

@@ -34,7 +34,7 @@ from rlhf.orchestrator.loop import Loop, Parts
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
-from rlhf.orchestrator.run.resume import ResumePoint
+from rlhf.orchestrator.run.resume import ResumePoint, warn_of_threads
 from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
@@ -101,6 +101,7 @@ class RunAttempts:
                 records.say(line)
         workers = self._start(needs, placement)
         self._show_workers(placement)
+        self._record_threads(resume_from)
         if not self.has_started:
             self._check_export(workers, algorithm.needs.exported_role)
         self.has_started = True
@@ -186,6 +187,13 @@ class RunAttempts:
         """Note that lost workers were replaced."""
         self.records.repair(Repair(kind=RepairKind.WORKER, where=text, text=text))
         self._write_processes()
+
+    def _record_threads(self, resume_from: ResumePoint | None) -> None:
+        """Put the number of threads into the checkpoints, and say where it is another one than before."""
+        assert self.launcher is not None
+        self.fresh = replace(self.fresh, threads=self.launcher.threads)
+        if resume_from is not None and (line := warn_of_threads(resume_from.state, self.fresh)):
+            self.records.warn(line)
 
     def _write_processes(self) -> None:
         self.records.directory.write_processes(

@@ -50,6 +50,8 @@ class RunState:
     data_fingerprint: str = ""
     token_limit: int = 0
     """The most tokens of a micro-batch since memory ran out with larger ones; 0 if it did not."""
+    threads: str = ""
+    """OMP_NUM_THREADS of every process that computes with a model on CPUs: it decides how sums are rounded."""
 
 
 class Checkpoints:

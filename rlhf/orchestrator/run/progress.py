@@ -73,8 +73,8 @@ class RunProgress:
     def restore(self, point: ResumePoint) -> None:
         """Load models, optimizers and state from a checkpoint.
 
-        What may change between two starts (config, number of ranks, accepted data, limit of tokens) stays as it is
-        now.
+        What may change between two starts (config, number of ranks, accepted data, limit of tokens, threads) stays as
+        it is now.
         """
         for role, engine in self._engines.items():
             engine.load(point.path / role)
@@ -85,6 +85,7 @@ class RunProgress:
             ranks=self.state.ranks,
             data_fingerprint=self.state.data_fingerprint,
             token_limit=self.state.token_limit,
+            threads=self.state.threads,
         )
         if self._pretraining_rows is not None:
             self._pretraining_rows.position = point.state.pretraining_position

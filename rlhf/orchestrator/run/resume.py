@@ -76,6 +76,18 @@ def remembered_token_limit(saved: RunState, now: RunState) -> int:
     return saved.token_limit if limits[0] == limits[1] else 0
 
 
+def warn_of_threads(saved: RunState, now: RunState) -> str:
+    """A line about processes that compute with another number of threads than those that wrote a checkpoint; empty if
+    they do not, or if either is not known."""
+    if saved.threads == now.threads or not saved.threads or not now.threads:
+        return ""
+    return (
+        f"resume: step_{saved.step} was computed with {saved.threads} threads in each process, now there are "
+        f"{now.threads}: sums are rounded differently, so the weights will not be equal to the byte to those of a run "
+        f"that was never interrupted. For equal ones set OMP_NUM_THREADS={saved.threads}"
+    )
+
+
 def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) -> None:
     """Compare a checkpoint with the run that wants to continue it.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,16 +65,31 @@ def test_a_continuation_keeps_the_limit_until_the_config_changes() -> None:
     assert remembered_token_limit(same, same) == 0
 
 
-def test_checkpoints_hold_the_limit_of_the_attempt_that_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "now", "is_told"), [("2", "4", True), ("2", "2", False), ("", "4", False)])
+def test_another_number_of_threads_is_said(before: str, now: str, is_told: bool) -> None:
+    run, lines = attempts(), list[str]()
+    launcher: Any = SimpleNamespace(threads=now)
+    records: Any = SimpleNamespace(warn=lines.append)
+    run.launcher, run.records = launcher, records
+    saved = replace(run.fresh, step=7, threads=before)
+    run._record_threads(None)
+    run._record_threads(ResumePoint(path=Path("step_7"), state=saved))
+    assert run.fresh.threads == now
+    assert [line.startswith(f"resume: step_7 was computed with {before} threads") for line in lines] == [True] * is_told
+    assert all(line.endswith(f"set OMP_NUM_THREADS={before}") for line in lines)
+
+
+def test_checkpoints_hold_limit_and_threads_of_the_attempt_that_saves(tmp_path: Path) -> None:
     run = sft_run(tmp_path)
     run.num_steps, run.checkpoint_every = 2, 1
     with run.open(resume=False) as (records, checkpoints, fresh):
-        run.loop(records, checkpoints, replace(fresh, token_limit=7)).run(None)
+        run.loop(records, checkpoints, replace(fresh, token_limit=7, threads="2")).run(None)
     run = sft_run(tmp_path)
     run.num_steps, run.checkpoint_every = 3, 1
     with run.open(resume=True) as (records, checkpoints, fresh):
         path, saved = checkpoints.newest()
-        assert saved.token_limit == 7
+        assert (saved.token_limit, saved.threads) == (7, "2")
         point = ResumePoint(path=path, state=saved)
-        run.loop(records, checkpoints, replace(fresh, token_limit=3)).run(point)
-    assert verify(run.path / "checkpoints" / "step_3").token_limit == 3
+        run.loop(records, checkpoints, replace(fresh, token_limit=3, threads="4")).run(point)
+    saved = verify(run.path / "checkpoints" / "step_3")
+    assert (saved.token_limit, saved.threads) == (3, "4")
