@@ -109,9 +109,14 @@ class Launcher:
         )
         return self._surviving.workers
 
-    def launch(self, probe_rewards: Callable[[Mapping[str, WorkerGroup]], None]) -> Workers:
+    def launch(
+        self,
+        probe_rewards: Callable[[Mapping[str, WorkerGroup]], None],
+        check_savers: Callable[[Sequence[Worker]], None] = lambda _: None,
+    ) -> Workers:
         """Reserve bundles, start workers, set up process groups, load models. `probe_rewards` gets the new reward
-        workers while the models load, so that an error of a reward source is known early."""
+        workers while the models load, so that an error of a reward source is known early; `check_savers` gets the
+        workers that will write checkpoints, before anything loads."""
         spec, surviving = self._spec, self._surviving
         if not surviving.workers:
             self._slots = self._cluster.reserve(self._placement)
@@ -122,6 +127,8 @@ class Launcher:
             engines = self._cluster.wait_started(self._start_engines())
         sources = [name for name in spec.rewards if name not in surviving.rewards]
         rewards = self._wait_started({name: self._start_reward(name) for name in sources})
+        is_saver = {roles: any(role in spec.trained for role in roles) for roles in models}
+        check_savers([worker for roles, ranks in models.items() if is_saver[roles] for worker in ranks])
         self._gpus_of_engines = self._shared_gpus(models)
         self._join(list(models.values()))
         calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]

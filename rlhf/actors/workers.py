@@ -66,6 +66,12 @@ class ModelWorker(RankActor):
         self._engines[role] = engine
         return engine.self_test.notes
 
+    def folder_problem(self, folder: Path, marker: str, room: int) -> str:
+        """As `shared_folder.folder_problem`, from this worker's node."""
+        from rlhf.engines.process.shared_folder import folder_problem
+
+        return folder_problem(folder, marker, room)
+
     def unload(self, role: Role) -> None:
         """Drop a model that is not trained, and free its memory."""
         from rlhf.engines.process.device_memory import free_memory

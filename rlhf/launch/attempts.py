@@ -1,12 +1,14 @@
 """The attempts of a run: each starts every worker, assembles the loop and runs it."""
 
+import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.launch_spec import Workers
@@ -18,7 +20,7 @@ from rlhf.config.algo import AlgorithmSection
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.engines.base import Tokenizer, TokenScorer
 from rlhf.engines.rewards import probe
-from rlhf.errors import MemoryExhaustedError
+from rlhf.errors import CheckpointError, MemoryExhaustedError
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import role_engine
 from rlhf.launch.gpu_budget import gpu_budget
@@ -27,11 +29,13 @@ from rlhf.launch.memory_forecast import memory_forecast
 from rlhf.launch.offline import assemble_offline
 from rlhf.launch.online import assemble_online
 from rlhf.launch.rewards import remote_rewards, scoring_timeout_s
+from rlhf.launch.run_folder import needed_room
 from rlhf.launch.schedule import loop_sections
 from rlhf.launch.specs import make_launch_spec
 from rlhf.launch.stored_reference import fill_store, open_store, without_reference
 from rlhf.orchestrator.loop import Loop, Parts
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
+from rlhf.orchestrator.run.files import checkpoint_errors
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import ResumePoint, warn_of_threads
@@ -141,10 +145,27 @@ class RunAttempts:
                 collective_timeout_s=config.train.step_timeout_s,
                 on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
-        workers = self.launcher.launch(partial(self._probe_rewards, needs))
+        workers = self.launcher.launch(partial(self._probe_rewards, needs), self._require_folder)
         for note in () if self.has_started else workers.notes:
             self.records.warn(note)
         return workers
+
+    def _require_folder(self, savers: Sequence[Worker]) -> None:
+        """Check that every node that will write checkpoints can write to the run's folder, before models are loaded.
+
+        Raises:
+            CheckpointError: one cannot; names the worker and its node.
+        """
+        folder, room = self.records.directory.path, needed_room(self.config, os.environ)
+        with checkpoint_errors(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as marker:
+            name = Path(marker.name).name
+            calls = [Call(worker=one, ref=one.handle.folder_problem.remote(folder, name, room)) for one in savers]
+            problems = self.cluster.calls.wait_all(
+                calls, phase="look at run.dir", timeout_s=self.config.cluster.start_timeout_s
+            )
+        found = [f"{worker}: {problem}" for worker, problem in zip(savers, problems, strict=True) if problem]
+        if found:
+            raise CheckpointError(f"run.dir: {folder}: {'; '.join(found)}")
 
     def _probe_rewards(self, needs: Needs, sources: Mapping[str, WorkerGroup]) -> None:
         """Score made-up responses by every reward source that has workers of its own."""

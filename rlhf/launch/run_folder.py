@@ -34,7 +34,12 @@ def folder_problems(config: TrainConfig) -> Iterator[Problem]:
 
 def require_folder(config: TrainConfig, environ: Mapping[str, str]) -> None:
     """Raise CheckpointError if the folder cannot be written, or its disk has no room for one checkpoint."""
-    require_writable(folder_of(config), LEAST_BYTES + least_checkpoint_bytes(config, environ))
+    require_writable(folder_of(config), needed_room(config, environ))
+
+
+def needed_room(config: TrainConfig, environ: Mapping[str, str]) -> int:
+    """Bytes that a run needs at least on the disk of its folder."""
+    return LEAST_BYTES + least_checkpoint_bytes(config, environ)
 
 
 def least_checkpoint_bytes(config: TrainConfig, environ: Mapping[str, str]) -> int:

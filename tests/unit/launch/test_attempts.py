@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from rlhf.actors.calls import Worker
 from rlhf.config.commands import SftConfig
 from rlhf.config.loading.load import load_config
-from rlhf.errors import MemoryExhaustedError
+from rlhf.errors import CheckpointError, MemoryExhaustedError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.orchestrator.run.checkpoint import RunState, verify
 from rlhf.orchestrator.run.resume import ResumePoint, remembered_token_limit
@@ -77,6 +78,31 @@ def test_another_number_of_threads_is_said(before: str, now: str, is_told: bool)
     assert run.fresh.threads == now
     assert [line.startswith(f"resume: step_7 was computed with {before} threads") for line in lines] == [True] * is_told
     assert all(line.endswith(f"set OMP_NUM_THREADS={before}") for line in lines)
+
+
+@pytest.mark.parametrize("problem", ["", "it cannot write there (Read-only file system)"])
+def test_every_node_that_saves_looks_at_the_folder(tmp_path: Path, problem: str) -> None:
+    seen: list[tuple[Path, bool, int]] = []
+
+    def look(folder: Path, marker: str, room: int) -> str:
+        seen.append((folder, (folder / marker).exists(), room))
+        return problem if len(seen) == 2 else ""
+
+    handle = SimpleNamespace(folder_problem=SimpleNamespace(remote=look))
+    savers = [Worker(handle=handle, name=f"policy rank {n}", node=f"10.0.0.{n}", node_id="x", pid=n) for n in (1, 2)]
+    run = attempts()
+    records: Any = SimpleNamespace(directory=SimpleNamespace(path=tmp_path))
+    waiting = SimpleNamespace(wait_all=lambda calls, **_: [call.ref for call in calls])
+    cluster: Any = SimpleNamespace(calls=waiting)
+    run.records, run.cluster = records, cluster
+    if problem:
+        with pytest.raises(CheckpointError) as raised:
+            run._require_folder(savers)
+        assert str(raised.value) == f"run.dir: {tmp_path}: policy rank 2 (node 10.0.0.2, pid 2): {problem}"
+    else:
+        run._require_folder(savers)
+    assert [(folder, is_there, room >= 2**24) for folder, is_there, room in seen] == [(tmp_path, True, True)] * 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_hold_limit_and_threads_of_the_attempt_that_saves(tmp_path: Path) -> None:
