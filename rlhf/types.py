@@ -113,6 +113,8 @@ class RepairKind(StrEnum):
     """Processes started again from a checkpoint."""
     CHECKPOINT = "checkpoint"
     """A damaged checkpoint was passed over, or one could not be saved."""
+    START = "start"
+    """The start of a Ray cluster was repeated."""
     STORE = "store"
     """Stored log-probs were damaged and computed again."""
 

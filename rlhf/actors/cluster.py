@@ -21,10 +21,11 @@ from rlhf.actors.connection import LOCAL, connect
 from rlhf.actors.control_store import JOINED_TIMEOUT_S, LOCAL_TIMEOUT_S, ControlStoreWatch
 from rlhf.actors.waiting import CallObserver, RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
+from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, StallError, WorkerLostError
 from rlhf.planning.layout import core_share, lay_out
 from rlhf.planning.placement import DeviceGroup, Placement, shortages
-from rlhf.types import Role
+from rlhf.types import Repaired, Role
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +116,11 @@ class Cluster:
         log_folder: Path | None = None,
         observers: Sequence[CallObserver] = (),
         on_lost: Callable[[WorkerLostError], None] | None = None,
+        repaired: Repaired = log_repair,
     ) -> None:
         """Each worker writes its output to a file in `log_folder`; without it, to Ray's logs. `observers` see every
         wait for a remote call. `on_lost` is called, in another thread, when Ray's control store is gone, seconds before
-        Ray ends this process."""
+        Ray ends this process. `repaired` is told of a start of Ray that had to be repeated."""
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
@@ -127,7 +129,9 @@ class Cluster:
         self._workers: list[Worker] = []
         self._num_starts = 1
         self._log_folder = log_folder
-        self._orphans = connect(self.address, namespace, allow_unauthenticated=section.allow_unauthenticated)
+        self._orphans = connect(
+            self.address, namespace, allow_unauthenticated=section.allow_unauthenticated, repaired=repaired
+        )
         self.calls = RemoteCalls(observers)
         self._watch: ControlStoreWatch | None = None
         if on_lost is not None:

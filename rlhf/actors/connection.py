@@ -17,7 +17,9 @@ from ray.exceptions import AuthenticationError
 
 from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
+from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, PreemptedError, StallError
+from rlhf.types import Repair, Repaired, RepairKind
 
 LOCAL = "local"
 AUTO = "auto"
@@ -43,8 +45,11 @@ JOIN_ATTEMPTS = 3
 JOIN_TIMEOUT_S = 10.0
 
 
-def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False) -> OrphanWatch:
+def connect(
+    address: str, namespace: str, *, allow_unauthenticated: bool = False, repaired: Repaired = log_repair
+) -> OrphanWatch:
     """Connect this process to the cluster at `address`, or start one. Returns the watch over the started processes.
+    `repaired` is told of a start that had to be repeated.
 
     Raises:
         ConfigError: this process is connected to a cluster already; there is no cluster at `address`; or the cluster
@@ -54,7 +59,7 @@ def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False
     if ray.is_initialized():
         raise ConfigError("ray: this process is connected to a cluster already. Call ray.shutdown() first.")
     if address == LOCAL:
-        return start(namespace)
+        return start(namespace, repaired)
     join(address, namespace)
     if not allow_unauthenticated:
         try:
@@ -65,7 +70,7 @@ def connect(address: str, namespace: str, *, allow_unauthenticated: bool = False
     return OrphanWatch()
 
 
-def start(namespace: str) -> OrphanWatch:
+def start(namespace: str, repaired: Repaired) -> OrphanWatch:
     """Start a cluster on this machine. Tries twice: some steps have a fixed timeout of 30 s in Ray."""
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,6 +88,9 @@ def start(namespace: str) -> OrphanWatch:
                     log_to_driver=False,
                     _node_ip_address=LOOPBACK,
                 )
+            if failure:
+                text = f"ray: did not start ({failure}); it was started once more"
+                repaired(Repair(kind=RepairKind.START, where="ray", text=text))
             return orphans
         except BaseException as error:
             orphans.close()

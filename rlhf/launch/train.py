@@ -132,6 +132,7 @@ def open_cluster(
             log_folder,
             observers=[Stragglers(records.warn), shown, *observers],
             on_lost=partial(end_at_once, records),
+            repaired=records.repair,
         )
     console.waiting(START_OF_RAY, [])
     return cluster

@@ -8,9 +8,11 @@ import pytest
 import ray
 from ray._private.utils import check_version_info
 
+from rlhf.actors import connection
 from rlhf.actors.connection import differing_versions, join, require_token, token_problem
 from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
+from rlhf.types import Repair
 
 
 def test_a_cluster_that_asks_for_no_token_is_refused() -> None:
@@ -73,3 +75,22 @@ def test_an_address_that_is_not_ours_is_named() -> None:
 def test_an_interface_is_found_by_its_address() -> None:
     assert interface_of("127.0.0.1") == interface_of("127.0.0.3") is not None
     assert interface_of("192.0.2.1") is None
+
+
+def test_a_start_that_had_to_be_repeated_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[object] = []
+    for name, value in {**connection.LOCAL_ENVIRONMENT, connection.CONTROL_STORE_WAIT: "1"}.items():
+        monkeypatch.setenv(name, value)  # so that what a start sets is forgotten
+
+    def init(**_: object) -> None:
+        starts.append(None)
+        if len(starts) == 1:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    told: list[Repair] = []
+    connection.start("test", told.append).close()
+    (repair,) = told
+    assert repair.text == "ray: did not start (The current node timed out during startup.); it was started once more"
+    connection.start("test", told.append).close()
+    assert len(told) == 1
