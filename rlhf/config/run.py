@@ -1,11 +1,11 @@
 """The run itself: name, length, batches, evaluation, checkpoints, logs, cluster and placement."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from rlhf.config.base import Section
+from rlhf.config.reward.address import require_no_secrets
 
 
 class RunSection(Section):
@@ -97,8 +97,8 @@ class LogSection(Section):
     @field_validator("mlflow_uri")
     @classmethod
     def _holds_no_secret(cls, uri: str | None) -> str | None:
-        if uri is not None and (urlsplit(uri).username or urlsplit(uri).password):
-            raise ValueError("no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD.")
+        if uri is not None:
+            require_no_secrets(uri, "no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD.")
         return uri
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlhf.config.reward.address import FunctionName, Url, check_plain_http
+from rlhf.config.reward.address import FunctionName, Url, Variable, check_plain_http
 from rlhf.config.reward.base import SourceSection
 
 
@@ -27,7 +27,7 @@ class EndpointSource(SourceSection):
 
     url: Url
     """http(s) address of the service."""
-    auth_env: str | None = None
+    auth_env: Variable | None = None
     """Environment variable that holds the bearer token. The token itself is never part of a config."""
     allow_plain_http: bool = False
     """Allow http:// to a public host."""

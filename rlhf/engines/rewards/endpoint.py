@@ -34,7 +34,7 @@ ADVICE: dict[int, str] = {
 }
 """What to do about a status that fails at once."""
 # Their messages contain whole addresses and headers.
-for name in ("httpx", "httpcore"):
+for name in ("httpx", "httpcore", "urllib3"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -67,8 +67,9 @@ class Endpoint:
         self._closed = threading.Event()
         parts = urlsplit(source.url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
+        token = self._token = _token(source.auth_env)
         self._client = httpx.Client(
-            headers={"Accept-Encoding": "identity", **_auth_header(source.auth_env)},
+            headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {token}"} if token else {})},
             verify=_trust(source),
             timeout=httpx.Timeout(source.read_timeout_s, connect=source.connect_timeout_s),
             follow_redirects=False,
@@ -115,9 +116,18 @@ class Endpoint:
                 f"about {listed(prompt_ids)}; resume when it is up."
             ) from error
 
+    def without_token(self, error: RewardError) -> RewardError:
+        """The error, or one like it if it contains the token: services repeat it in their replies. Raise it outside of
+        the handler of the first one, which would be its context."""
+        text = self._hidden(str(error))
+        return error if text == str(error) else type(error)(text)
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._token, "***") if self._token else text
+
     def tell(self, reason: str) -> None:
         """Tell that a request is sent again."""
-        text = f"reward.url: {reason}; the request was sent again"
+        text = self._hidden(f"reward.url: {reason}; the request was sent again")
         self._repaired(Repair(kind=RepairKind.REWARD_REQUEST, where=self._origin, text=text))
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
@@ -142,7 +152,7 @@ class Endpoint:
     def _check_status(self, response: httpx.Response) -> None:
         code = response.status_code
         if response.is_redirect:
-            raise RewardError(f"reward.url: redirect to {response.headers.get('location', 'nowhere')} refused.")
+            raise RewardError(f"reward.url: redirect to {_host_of(response.headers.get('location', ''))} refused.")
         if code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or response.is_server_error:
             raise OutageError(f"status {code}", _retry_after_s(response.headers.get("retry-after", "")))
         if code != HTTPStatus.OK:
@@ -150,16 +160,23 @@ class Endpoint:
             raise RewardError(f"reward.url: {self._origin} replied with status {code}{hint}.")
 
 
-def _auth_header(auth_env: str | None) -> dict[str, str]:
+def _host_of(location: str) -> str:
+    """Where a redirect leads, without path and query: these may carry a token for it."""
+    parts = urlsplit(location)
+    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"
+
+
+def _token(auth_env: str | None) -> str:
+    """The bearer token; empty if the service needs none."""
     if auth_env is None:
-        return {}
+        return ""
     token = os.environ.get(auth_env, "").strip()
     if not token:
         raise ConfigError(f"reward.auth_env: environment variable {auth_env} is not set.")
     # Checked here, because the library's error message about a bad header would contain the token.
     if not (token.isascii() and token.isprintable()):
         raise ConfigError(f"reward.auth_env: {auth_env} holds characters that a header cannot carry.")
-    return {"Authorization": f"Bearer {token}"}
+    return token
 
 
 def _trust(source: EndpointSource) -> ssl.SSLContext:

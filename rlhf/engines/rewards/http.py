@@ -47,11 +47,15 @@ class HttpReward:
             "prompts": [prompt.text for prompt in prompts],
             "responses": list(responses),
         }
-        try:
-            return self._ask(body, ids, prompt_ids)
-        except BadReplyError as error:
-            self._endpoint.tell(str(error).removeprefix("reward.url: ").rstrip("."))
-            return self._ask(body, ids, prompt_ids)
+        for tries_left in (1, 0):
+            try:
+                return self._ask(body, ids, prompt_ids)
+            except RewardError as error:
+                failure = error
+            if not tries_left or not isinstance(failure, BadReplyError):
+                break
+            self._endpoint.tell(str(failure).removeprefix("reward.url: ").rstrip("."))
+        raise self._endpoint.without_token(failure)
 
     def _ask(self, body: dict[str, Json], ids: Sequence[str], prompt_ids: Sequence[str]) -> list[float]:
         content = self._endpoint.post(json.dumps(body).encode(), prompt_ids)

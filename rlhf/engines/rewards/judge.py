@@ -133,6 +133,13 @@ class JudgeReward:
 
     def _ask(self, question: str, prompt_id: str, verdict_in: Callable[[str], T]) -> T:
         """The verdict in the judge's reply; the judge has `max_tries` tries to give one."""
+        try:
+            return self._verdict(question, prompt_id, verdict_in)
+        except RewardError as error:
+            failure = error
+        raise self._endpoint.without_token(failure)
+
+    def _verdict(self, question: str, prompt_id: str, verdict_in: Callable[[str], T]) -> T:
         messages: list[Json] = [{"role": "user", "content": question}]
         failure: BadReplyError | None = None
         for _ in range(self._section.max_tries):
