@@ -89,17 +89,27 @@ class ReplaceableGroup(WorkerGroup):
 class GroupEngine:
     """One role of a worker group as a `TrainEngine`: the policy, critic, reference or reward model of the loop."""
 
-    def __init__(self, group: WorkerGroup, role: Role, *, step_timeout_s: float, sync_timeout_s: float) -> None:
+    def __init__(
+        self,
+        group: WorkerGroup,
+        role: Role,
+        *,
+        step_timeout_s: float,
+        sync_timeout_s: float,
+        sequence_parallel_size: int = 1,
+    ) -> None:
+        """`sequence_parallel_size` consecutive ranks compute each micro-batch together: to the loop they are one."""
         self.group = group
         self.role = role
-        self.num_ranks = len(group.workers)
+        self.num_ranks = len(group.workers) // sequence_parallel_size
+        self._size = sequence_parallel_size
         self._step_timeout_s = step_timeout_s
         self._sync_timeout_s = sync_timeout_s
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         parts = self._split(batches)
         results = self._run("forward", lambda rank, handle: handle.forward.remote(self.role, parts[rank]))
-        return [array for part in results for array in cast(list[FloatArray], part)]
+        return self._joined(results)
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
         parts = self._split(batches)
@@ -142,12 +152,17 @@ class GroupEngine:
     def _run(self, phase: str, submit: Submit) -> list[object]:
         return self.group.run(submit, phase=f"{self.role} {phase}", timeout_s=self._step_timeout_s)
 
+    def _joined(self, results: Sequence[object]) -> list[FloatArray]:
+        """The outputs of all batches, in their order. Ranks that compute together have the same."""
+        return [array for part in results[:: self._size] for array in cast(list[FloatArray], part)]
+
     def _split(self, batches: Sequence[Item]) -> list[Sequence[Item]]:
-        """The batches of each rank: contiguous parts of equal length."""
+        """The batches of each rank: contiguous parts of equal length, the same for ranks that compute together."""
         if len(batches) % self.num_ranks:
             raise ValueError(f"{len(batches)} micro-batches do not split over {self.num_ranks} ranks.")
         share = len(batches) // self.num_ranks
-        return [batches[rank * share : (rank + 1) * share] for rank in range(self.num_ranks)]
+        parts = [batches[start : start + share] for start in range(0, len(batches), share)]
+        return [part for part in parts for _ in range(self._size)]
 
 
 class EmaReferenceEngine(GroupEngine):
@@ -158,7 +173,7 @@ class EmaReferenceEngine(GroupEngine):
         results = self._run(
             "forward_ema_reference", lambda rank, handle: handle.forward_ema_reference.remote(self.role, parts[rank])
         )
-        return [array for part in results for array in cast(list[FloatArray], part)]
+        return self._joined(results)
 
     def update_ema(self) -> float:
         results = self._run("update_ema", lambda _rank, handle: handle.update_ema.remote(self.role))

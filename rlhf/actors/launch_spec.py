@@ -26,6 +26,12 @@ class LaunchSpec:
     rewards: Mapping[str, RemoteSource] = field(default_factory=dict)
     """Reward sources that run in a worker of their own, by label."""
 
+    @property
+    def sequence_parallel(self) -> Mapping[Role, int]:
+        """How many ranks of each model compute a micro-batch together."""
+        trained = {role: spec.section.sequence_parallel_size for role, spec in self.trained.items()}
+        return trained | {role: spec.section.sequence_parallel_size for role, spec in self.scorers.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
@@ -39,6 +45,8 @@ class Workers:
     """The rollout engines, one worker each; None for offline methods."""
     rewards: Mapping[str, WorkerGroup]
     """By the label of the reward source."""
+    sequence_parallel: Mapping[Role, int] = field(default_factory=dict)
+    """How many ranks of a model compute a micro-batch together; 1 where it is not named."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the models compute, each once."""
 

@@ -148,6 +148,7 @@ class Launcher:
         self._workers = Workers(
             device=self._cluster.device,
             groups=groups,
+            sequence_parallel=spec.sequence_parallel,
             engines=self._engine_group(groups, engines) if spec.engine is not None else None,
             rewards=dict(surviving.rewards)
             | {name: self._reward_group(name, workers) for name, workers in rewards.items()},

@@ -29,8 +29,15 @@ class ProbedPolicy(GroupEngine):
         requests: Sequence[RolloutRequest],
         step_timeout_s: float,
         sync_timeout_s: float,
+        sequence_parallel_size: int = 1,
     ) -> None:
-        super().__init__(group, Role.POLICY, step_timeout_s=step_timeout_s, sync_timeout_s=sync_timeout_s)
+        super().__init__(
+            group,
+            Role.POLICY,
+            step_timeout_s=step_timeout_s,
+            sync_timeout_s=sync_timeout_s,
+            sequence_parallel_size=sequence_parallel_size,
+        )
         self._engines = engines
         self._pool = pool
         self._requests = requests

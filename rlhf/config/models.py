@@ -47,6 +47,9 @@ class ModelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters (not on a single
     process)."""
+    sequence_parallel_size: PositiveInt = 1
+    """Processes that compute each micro-batch together (Ulysses): each holds the activations of its share of the
+    tokens, so that longer sequences fit. Must divide the number of attention heads and of the model's processes."""
     offload_parameters: bool = False
     """Keep ZeRO-3 parameter shards in host memory."""
 

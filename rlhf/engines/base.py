@@ -67,7 +67,8 @@ class TokenScorer(Protocol):
     """Runs a model forward over packed micro-batches.
 
     `batches` are in rank-major order: with n = len(batches) / num_ranks, rank r runs batches[r*n:(r+1)*n]. All ranks
-    run the same number of micro-batches.
+    run the same number of micro-batches. Ranks that compute each micro-batch together (sequence parallelism) count as
+    one.
     """
 
     num_ranks: int

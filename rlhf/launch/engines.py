@@ -8,13 +8,24 @@ from rlhf.types import Role
 
 def role_engine(workers: Workers, role: Role, timeout_s: float) -> GroupEngine:
     """The workers of one role as an engine. `timeout_s` is the deadline of each call."""
-    return GroupEngine(workers.groups[role], role, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    return GroupEngine(
+        workers.groups[role],
+        role,
+        step_timeout_s=timeout_s,
+        sync_timeout_s=timeout_s,
+        sequence_parallel_size=workers.sequence_parallel.get(role, 1),
+    )
 
 
 def ema_reference_engine(workers: Workers, timeout_s: float) -> EmaReferenceEngine:
     """The EMA reference: a copy of the policy in the policy's own workers. `timeout_s` is the deadline of each call."""
-    policy = workers.groups[Role.POLICY]
-    return EmaReferenceEngine(policy, Role.POLICY, step_timeout_s=timeout_s, sync_timeout_s=timeout_s)
+    return EmaReferenceEngine(
+        workers.groups[Role.POLICY],
+        Role.POLICY,
+        step_timeout_s=timeout_s,
+        sync_timeout_s=timeout_s,
+        sequence_parallel_size=workers.sequence_parallel.get(Role.POLICY, 1),
+    )
 
 
 def memory_gauge(workers: Workers, timeout_s: float) -> MemoryGauge:

@@ -28,6 +28,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     """What does not work between models, and between them and the config. `facts` are by model, if known."""
     known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
     yield from too_long(config, known)
+    yield from _split_heads(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
     yield from _attention(config, known)
@@ -64,6 +65,19 @@ def _attention(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator
         if fact.caps_scores and config.models[role].attention == "sdpa":
             text = f"sdpa knows no cap on attention scores, which {config.models[role].model} has. Set auto or eager."
             yield Problem(keys=(f"{role}.attention", f"{role}.model"), text=text, error=ModelError)
+
+
+def _split_heads(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """Attention heads split over the processes that compute a micro-batch together."""
+    for role, fact in known.items():
+        size, num_heads = config.models[role].sequence_parallel_size, fact.num_heads
+        if num_heads and num_heads % size:
+            fitting = ", ".join(str(n) for n in range(1, min(num_heads, 64) + 1) if num_heads % n == 0)
+            yield Problem(
+                keys=(f"{role}.sequence_parallel_size", f"{role}.model"),
+                text=f"{num_heads} attention heads of {fact.folder.name} do not split over {size} processes. Use one "
+                f"of {fitting}.",
+            )
 
 
 def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -84,6 +84,7 @@ def policy(
         step_timeout_s=config.train.step_timeout_s,
         # Joining, sending and finishing each have a shorter deadline of their own, with more precise errors.
         sync_timeout_s=4 * config.rollout.sync_timeout_s,
+        sequence_parallel_size=config.policy.sequence_parallel_size,
     )
 
 

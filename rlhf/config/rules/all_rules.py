@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from rlhf.config.commands import RowKind, TrainConfig, method_name, method_of
-from rlhf.config.models import LoraSection, TrainedModelSection
+from rlhf.config.models import LoraSection, ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules.kto import KTO_RULES
@@ -60,8 +60,26 @@ def models(config: TrainConfig) -> Iterator[Problem]:
                 keys=(f"{role}.attention", f"{role}.dtype"),
                 text="flash_attention_2 cannot compute in float32. Use sdpa, or dtype bfloat16.",
             )
+        yield from _sequence_parallel(role, model)
         if isinstance(model, TrainedModelSection):
             yield from _learning(role, model)
+
+
+def _sequence_parallel(role: str, model: ModelSection) -> Iterator[Problem]:
+    size = model.sequence_parallel_size
+    if model.num_ranks % size:
+        fitting = ", ".join(str(n) for n in range(1, model.num_ranks + 1) if model.num_ranks % n == 0)
+        yield Problem(
+            keys=(f"{role}.sequence_parallel_size", f"{role}.num_gpus_per_node", f"{role}.num_nodes"),
+            text=f"{model.num_ranks} processes do not split into groups of {size}. Use one of {fitting}, or more "
+            "processes.",
+        )
+    if size > 1 and model.attention == "eager":
+        yield Problem(
+            keys=(f"{role}.attention", f"{role}.sequence_parallel_size"),
+            text="eager does not compute packed sequences on several processes. Use auto or sdpa, or "
+            f"{role}.sequence_parallel_size 1.",
+        )
 
 
 def _adapters(role: str, model: TrainedModelSection) -> Iterator[Problem]:

@@ -27,9 +27,10 @@ def packed_sdpa(
     *,
     sequence_lengths: list[int],
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of the packed sequences.
+    """Causal attention within each of the packed sequences; with a sliding window w, to the last w tokens only.
 
     `query` [1, heads, T, d]; `key` and `value` may have fewer heads (grouped queries). Returns [1, T, heads, d].
     """
@@ -37,8 +38,27 @@ def packed_sdpa(
     if num_groups > 1:
         key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
     parts = zip(*(torch.split(x, sequence_lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling) for q, k, v in parts]
+    outputs = [_causal(q, k, v, scaling, sliding_window or q.shape[2]) for q, k, v in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int
+) -> torch.Tensor:
+    """[1, heads, n, d] of one sequence. Queries go in blocks as long as the window: each sees two blocks of keys."""
+    size = query.shape[2]
+    if size <= window:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    outputs = []
+    for start in range(0, size, window):
+        stop, first = min(start + window, size), max(0, start - window + 1)
+        ages = torch.arange(start, stop, device=query.device)[:, None] - torch.arange(first, stop, device=query.device)
+        seen = (ages >= 0) & (ages < window)
+        keys, values = key[:, :, first:stop], value[:, :, first:stop]
+        outputs.append(
+            scaled_dot_product_attention(query[:, :, start:stop], keys, values, attn_mask=seen, scale=scaling)
+        )
+    return torch.cat(outputs, dim=2)
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)

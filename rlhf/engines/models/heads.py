@@ -4,6 +4,10 @@ A head owns the parameter of the layer that it replaces (`lm_head` or `score`), 
 Hugging Face's, tied embeddings stay tied, and ZeRO-3's module hooks gather the weight once when the head runs, however
 many chunks it uses.
 
+A head gets the hidden states of the whole batch, or those from token `start` on that one rank of a group computes
+(`sequence_parallel.py`); what it returns is 0 where other ranks know the output, so that the sum over the ranks is the
+output of the batch.
+
 Each head returns one tensor. ZeRO-3 tracks a module's outputs one by one through the backward pass, and ranks whose
 losses use different outputs (padding needs no entropy) would wait for each other forever.
 """
@@ -38,10 +42,10 @@ class LogProbHead(nn.Module):
         """[T, d] -> [2, T]: log-probs and entropies, aligned with the tokens; 0 at each sequence's first token, and at
         tokens that are not `wanted`."""
         targets = packed.token_ids[packed.wanted]
-        rows = hidden[packed.wanted - 1]
+        rows = hidden[packed.wanted - 1 - packed.start]
         rule = self.rule if packed.temperature is None else replace(self.rule, temperature=packed.temperature)
         known = torch.stack(token_log_probs(rows, self.weight, self.bias, targets, rule))
-        return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
+        return known.new_zeros(2, len(packed.token_ids)).index_copy(1, packed.wanted, known)
 
 
 class OwnLogProbHead(nn.Module):
@@ -58,11 +62,17 @@ class OwnLogProbHead(nn.Module):
         """As `LogProbHead.forward`."""
         temperature = self.rule.temperature if packed.temperature is None else packed.temperature
         parts = [
-            checkpoint(self._chunk, hidden[wanted - 1], packed.token_ids[wanted], temperature, use_reentrant=False)
+            checkpoint(
+                self._chunk,
+                hidden[wanted - 1 - packed.start],
+                packed.token_ids[wanted],
+                temperature,
+                use_reentrant=False,
+            )
             for wanted in packed.wanted.split(self.rule.chunk_tokens)
         ]
         known = torch.cat(parts, dim=1)
-        return known.new_zeros(2, len(hidden)).index_copy(1, packed.wanted, known)
+        return known.new_zeros(2, len(packed.token_ids)).index_copy(1, packed.wanted, known)
 
     def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
         wide = self.rule.widened
@@ -82,8 +92,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
         """[T, d] -> [1, T]: entry t is the output at token t-1; 0 at each sequence's first token."""
-        values = self.weight.float() @ hidden[packed.predicted - 1].float().T
-        return values.new_zeros(1, len(hidden)).index_copy(1, packed.predicted, values)
+        values = self.weight.float() @ hidden[packed.predicted - 1 - packed.start].float().T
+        return values.new_zeros(1, len(packed.token_ids)).index_copy(1, packed.predicted, values)
 
 
 class ScoreHead(nn.Module):
@@ -95,7 +105,8 @@ class ScoreHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
         """[T, d] -> [1, S]."""
-        return self.weight.float() @ hidden[packed.last].float().T
+        scores = self.weight.float() @ hidden[packed.last - packed.start].float().T
+        return scores.new_zeros(1, len(packed.lengths)).index_copy(1, packed.ending, scores)
 
 
 class TokenScoreHead(nn.Module):
@@ -109,7 +120,9 @@ class TokenScoreHead(nn.Module):
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
         """[T, d] -> [1, T]."""
         scores = self.weight.float() @ hidden.float().T
-        return scores if self.bias is None else scores + self.bias.float()
+        scores = scores if self.bias is None else scores + self.bias.float()
+        before, after = packed.start, len(packed.token_ids) - packed.start - len(hidden)
+        return nn.functional.pad(scores, (before, after)) if before or after else scores
 
 
 class PackedModel(nn.Module):
@@ -137,9 +150,7 @@ class PackedModel(nn.Module):
 
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """The head's outputs, float32: [1, T], or [1, S] scores; for log-probs [2, T], the second row the entropy."""
-        hidden = self.passes.hidden(self.model, packed.token_ids, packed.position_ids, packed.lengths)
-        outputs: torch.Tensor = self.model.get_submodule(self.head_name)(hidden, packed)
-        return outputs
+        return self.passes.outputs(self.model, self.head, packed)
 
     @property
     def head(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """A packed batch on its device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,8 @@ class PackedInput:
     `lengths` gives their sizes (whose running sum is `cu_seqlens`).
 
     `predicted` are the indices of the tokens that have a predecessor (all but each sequence's first), `wanted` those of
-    them whose log-probs are needed, `last` [S] those of each sequence's last token. `temperature`: see `PackedTokens`.
+    them whose log-probs are needed, `last` [S] those of each sequence's last token, `ending` [S] those of the sequences
+    themselves. `temperature`: see `PackedTokens`. `start` is the token of a head's first hidden state.
     """
 
     token_ids: torch.Tensor
@@ -21,8 +22,10 @@ class PackedInput:
     predicted: torch.Tensor
     wanted: torch.Tensor
     last: torch.Tensor
+    ending: torch.Tensor
     lengths: list[int]
     temperature: float | None
+    start: int = 0
 
     @classmethod
     def from_numpy(cls, tokens: PackedTokens, device: torch.device) -> "PackedInput":
@@ -36,6 +39,20 @@ class PackedInput:
             predicted=torch.tensor(predicted.nonzero()[0], device=device),
             wanted=torch.tensor(wanted.nonzero()[0], device=device),
             last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
+            ending=torch.arange(len(tokens.lengths), device=device),
             lengths=tokens.lengths.tolist(),
             temperature=tokens.temperature,
+        )
+
+    def of_rows(self, start: int, stop: int) -> "PackedInput":
+        """The same batch for a head that gets the hidden states of tokens start to stop - 1 only: `predicted` and
+        `wanted` are the tokens that these predict, `last` and `ending` are of the sequences that end there."""
+        ends_here = (self.last >= start) & (self.last < stop)
+        return replace(
+            self,
+            predicted=self.predicted[(self.predicted > start) & (self.predicted <= stop)],
+            wanted=self.wanted[(self.wanted > start) & (self.wanted <= stop)],
+            last=self.last[ends_here],
+            ending=self.ending[ends_here],
+            start=start,
         )

@@ -3,15 +3,18 @@
 Which way is right depends on the model and its kernels: the self-test (`self_test.py`) chooses.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.engines.models.attention import PACKED_SDPA
 from rlhf.engines.models.own_logits import backbone
+from rlhf.engines.models.packed import PackedInput
 from rlhf.engines.models.rope_state import forget_longest_sequence
 
 MostOnAnyRank = Callable[[int], int]
@@ -20,25 +23,44 @@ layer in every pass, on all ranks; then it is an all-reduce."""
 
 
 class SequencePasses(Protocol):
-    """Runs S sequences, T tokens laid end to end, through a model's backbone."""
+    """Runs S sequences, T tokens laid end to end, through a model's backbone and a head."""
 
     @property
     def name(self) -> str:
         """What a user reads."""
         ...
 
+    def outputs(self, model: PreTrainedModel, head: nn.Module, packed: PackedInput) -> torch.Tensor:
+        """What the head says of the whole batch (see `heads.py`)."""
+        ...
+
+    def order(self, lengths: list[int]) -> torch.Tensor:
+        """The tokens of this rank in the order in which layers see them, pass by pass. Those of idle passes, and
+        padding, come after them."""
+        ...
+
+
+class OwnPasses(ABC):
+    """Passes in which a rank computes all tokens of its batch."""
+
+    @abstractmethod
     def hidden(
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
         """`token_ids` and `position_ids` [T], which restart with each sequence -> the last hidden states [T, d]."""
-        ...
 
+    def outputs(self, model: PreTrainedModel, head: nn.Module, packed: PackedInput) -> torch.Tensor:
+        """See `SequencePasses.outputs`."""
+        hidden = self.hidden(model, packed.token_ids, packed.position_ids, packed.lengths)
+        outputs: torch.Tensor = head(hidden, packed)
+        return outputs
+
+    @abstractmethod
     def order(self, lengths: list[int]) -> torch.Tensor:
-        """[T]: the tokens in the order in which layers see them, pass by pass. Idle passes come after them."""
-        ...
+        """[T]: see `SequencePasses.order`."""
 
 
-class PackedPass:
+class PackedPass(OwnPasses):
     """One pass; position ids that restart tell attention where sequences begin."""
 
     name = "packed"
@@ -46,15 +68,15 @@ class PackedPass:
     def hidden(
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
-        """See `SequencePasses.hidden`."""
-        return _backbone(model, token_ids, position_ids, lengths)
+        """See `OwnPasses.hidden`."""
+        return run_backbone(model, token_ids, position_ids, lengths)
 
     def order(self, lengths: list[int]) -> torch.Tensor:
         """See `SequencePasses.order`."""
         return torch.arange(sum(lengths))
 
 
-class BoundariesPass:
+class BoundariesPass(OwnPasses):
     """One pass; the model's kernels get the boundaries of sequences (variable-length attention, and convolutions and
     scans that restart)."""
 
@@ -63,11 +85,11 @@ class BoundariesPass:
     def hidden(
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
-        """See `SequencePasses.hidden`."""
+        """See `OwnPasses.hidden`."""
         sizes = torch.tensor(lengths, device=token_ids.device)
         ends = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
         index = torch.arange(len(lengths), device=token_ids.device, dtype=torch.int32).repeat_interleave(sizes)
-        return _backbone(
+        return run_backbone(
             model,
             token_ids,
             position_ids,
@@ -84,7 +106,7 @@ class BoundariesPass:
         return torch.arange(sum(lengths))
 
 
-class SinglePasses:
+class SinglePasses(OwnPasses):
     """One pass for each sequence: right for every causal model."""
 
     name = "one sequence a forward pass"
@@ -95,7 +117,7 @@ class SinglePasses:
     def hidden(
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
-        """See `SequencePasses.hidden`."""
+        """See `OwnPasses.hidden`."""
         num_passes = self._most_on_any_rank(len(lengths))
         parts = zip(token_ids.split(lengths), position_ids.split(lengths), strict=True)
         outputs = [_alone(model, *part) for part in parts]
@@ -107,11 +129,11 @@ class SinglePasses:
 
 
 @dataclass(frozen=True, slots=True)
-class ByLength:
+class ByLength(OwnPasses):
     """Sequences of at most `limit` tokens by other passes; each longer one alone, because rotary embeddings scale with
     the longest sequence of a pass beyond it."""
 
-    short: SequencePasses
+    short: PackedPass | BoundariesPass
     limit: int
     most_on_any_rank: MostOnAnyRank
 
@@ -123,7 +145,7 @@ class ByLength:
     def hidden(
         self, model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
-        """See `SequencePasses.hidden`."""
+        """See `OwnPasses.hidden`."""
         fitting, longer = self._places(lengths, token_ids.device)
         num_passes = self.most_on_any_rank(bool(fitting) + len(longer))
         outputs = []
@@ -167,12 +189,13 @@ def _with_idle_passes(
 
 def _alone(model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     forget_longest_sequence(model)
-    return _backbone(model, token_ids, position_ids, [len(token_ids)])
+    return run_backbone(model, token_ids, position_ids, [len(token_ids)])
 
 
-def _backbone(
+def run_backbone(
     model: PreTrainedModel, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[int], **kernel: object
 ) -> torch.Tensor:
+    """One pass over `token_ids` [T] -> the last hidden states [T, d]; `kernel` is what attention and layers get."""
     if model.config._attn_implementation == PACKED_SDPA:
         kernel["sequence_lengths"] = lengths
     _, below = backbone(model)

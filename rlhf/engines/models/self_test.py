@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf.config.models import AttentionName
-from rlhf.engines.models.attention import FLASH, alternatives
+from rlhf.engines.models.attention import FLASH, PACKED_SDPA, alternatives
 from rlhf.engines.models.heads import (
     LogProbHead,
     OwnLogProbHead,
@@ -39,6 +39,7 @@ from rlhf.engines.models.output_rule import RuleFinder
 from rlhf.engines.models.passes import BoundariesPass, ByLength, MostOnAnyRank, PackedPass, SequencePasses, SinglePasses
 from rlhf.engines.models.rope_state import forget_longest_sequence, scaling_starts_at
 from rlhf.engines.models.self_test_input import SHARED, context_length, packed_input, random_sequences
+from rlhf.engines.models.sequence_parallel import ULYSSES, SequenceGroup, SplitPass
 from rlhf.errors import ModelError
 from rlhf.types import Head
 
@@ -95,6 +96,8 @@ class Examination:
     agree: Agree
     pace: MostOnAnyRank
     """For passes of which each sequence takes one."""
+    group: SequenceGroup | None = None
+    """The ranks that compute each batch together; None: each rank computes its own."""
     finer: torch.dtype = field(init=False)
     noise: float = field(init=False, default=0.0)
     sequences: tuple[torch.Tensor, torch.Tensor] = field(init=False)
@@ -115,8 +118,8 @@ class Examination:
             right = self._right()
             self._settle_head()
             alone = self._settle_attention(chosen, right)
-            passes, leak = self._settle_passes(alone)
-            self.packed_model.passes = passes = self._settle_long_sequences(passes)
+            passes, leak = (self._split(self.group, alone), 0.0) if self.group else self._settle_passes(alone)
+            self.packed_model.passes = passes
             self._require_repeatable(right)
         self.packed_model.train(is_training)
         return SelfTest(
@@ -236,7 +239,7 @@ class Examination:
             except FAILURES:
                 difference, allowed = float("inf"), 0.0
             if difference <= allowed:
-                return passes, leak
+                return self._settle_long_sequences(passes), leak
             leak = leak or difference
         self.notes.append(
             f"{self.where}: sequences packed together would see each other (log-probs differ by {leak:.2g} nats in the "
@@ -245,10 +248,28 @@ class Examination:
         )
         return SinglePasses(self.pace), leak
 
-    def _settle_long_sequences(self, passes: SequencePasses) -> SequencePasses:
+    def _split(self, group: SequenceGroup, alone: torch.Tensor) -> SplitPass:
+        """The pass over the ranks of `group`, if that gives what each sequence alone gives."""
+        setting = f"{self.where.rpartition('.')[0]}.sequence_parallel_size".lstrip(".")
+        refusal = f"{setting}: {group.size} ranks cannot share the sequences of a {type(self.model).__name__}"
+        if scaling_starts_at(self.model.config) is not None:
+            raise ModelError(f"{refusal}: its rotary embeddings depend on how long they are. Set it to 1.")
+        checks = [(PACKED_SDPA, self.finer, alone, self.finer_tolerance)]
+        if self.attention == FLASH:
+            checks.append((FLASH, self.dtype, self._ours(SinglePasses(self.pace), self.dtype), self.tolerance))
+        self.model.set_attn_implementation(ULYSSES)
+        for kernel, dtype, right, allowed in checks:
+            passes = SplitPass(group, kernel)
+            difference = self._difference(self._ours(passes, dtype), right)
+            if difference > allowed:
+                why = "its layers carry a state from token to token, or mask attention in a way of their own"
+                raise ModelError(f"{refusal} (log-probs are off by {difference:.2g} nats): {why}. Set it to 1.")
+        return passes
+
+    def _settle_long_sequences(self, passes: PackedPass | BoundariesPass) -> SequencePasses:
         """Keep long sequences away from others, if these would be computed differently beside them."""
         longest = context_length(self.model.config)
-        if isinstance(passes, SinglePasses) or longest is None:
+        if longest is None:
             return passes
         num_first = len(self.sequences[0])
         positions = [torch.arange(len(one), device=self.device) for one in self.sequences]
@@ -311,11 +332,9 @@ class Examination:
 
     def _ours(self, passes: SequencePasses, dtype: torch.dtype, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[T]: what a run computes of each token of both sequences."""
-        lengths = [len(one) for one in self.sequences]
         packed = packed_input(self.sequences, positions)
         with self._fails_as_model_error(), at_least(dtype, self.packed_model):
-            hidden = passes.hidden(self.model, packed.token_ids, packed.position_ids, lengths)
-            outputs: torch.Tensor = self.packed_model.head(hidden, packed)
+            outputs = passes.outputs(self.model, self.packed_model.head, packed)
         return outputs[0]
 
     def _own(self, dtype: torch.dtype) -> torch.Tensor:

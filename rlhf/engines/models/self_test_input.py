@@ -37,6 +37,7 @@ def packed_input(sequences: tuple[torch.Tensor, ...], position_ids: torch.Tensor
         predicted=predicted,
         wanted=predicted,
         last=torch.tensor(lengths, device=token_ids.device).cumsum(0) - 1,
+        ending=torch.arange(len(lengths), device=token_ids.device),
         lengths=lengths,
         temperature=1.0,
     )

@@ -54,6 +54,8 @@ class DeepSpeedEngine:
         `objectives` are the losses by the names that batches give. Raises ModelError, whose lines begin with `where`.
         """
         self.num_ranks = dist.get_world_size()
+        # Ranks that compute a micro-batch together all have its whole loss, which is reported once.
+        self._counts = dist.get_rank() % spec.section.sequence_parallel_size == 0
         self._device = torch_device(device)
         dtype = choose_dtype(spec.section, self._device, where)
         stage = spec.section.stage_on(self.num_ranks, is_float32=dtype == torch.float32)
@@ -145,7 +147,7 @@ class DeepSpeedEngine:
             else:
                 outputs = Outputs(predictions=predictions, entropy=entropy[0] if entropy else None)
                 result = self._objectives[batch.objective](outputs, TensorBatch.from_numpy(batch, self._device))
-                metrics = metrics + result.metrics
+                metrics = metrics + result.metrics if self._counts else metrics
                 loss = result.loss if result.loss.requires_grad else result.loss + 0.0 * predictions.sum()
             if self._balance is not None:
                 weighted, balance = self._balance.loss(batch)

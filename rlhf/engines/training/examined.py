@@ -11,6 +11,7 @@ from rlhf.engines.models.gathering import is_partitioned
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.passes import MostOnAnyRank, SinglePasses, own_pace
 from rlhf.engines.models.self_test import Examination, SelfTest
+from rlhf.engines.models.sequence_parallel import join_sequence_group
 from rlhf.engines.weight_sync.probe import PolicyProbe, probe_tolerance
 from rlhf.types import FloatArray
 
@@ -19,7 +20,8 @@ def examine(
     packed_model: PackedModel, section: ModelSection, *, dtype: torch.dtype, device: torch.device, where: str
 ) -> SelfTest:
     """Test `packed_model` after `replicate` or `partition`, before DeepSpeed installs its hooks, and set how it
-    computes; the same on every rank. Collective. Raises ModelError, whose lines begin with `where`."""
+    computes; the same on every rank, or together with the ranks that share its sequences. Collective. Raises
+    ModelError, whose lines begin with `where`."""
     return Examination(
         packed_model=packed_model,
         asked=section.attention,
@@ -28,6 +30,7 @@ def examine(
         where=where,
         agree=most_on_any_rank(device),
         pace=pace_of(packed_model, device),
+        group=join_sequence_group(section.sequence_parallel_size, device),
     ).run()
 
 

@@ -1,7 +1,6 @@
 """What the loop is given."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,7 +31,8 @@ def test_held_out_responses_weigh_what_those_trained_on_do(monkeypatch: pytest.M
     evaluator: Any = lambda _models, algorithm, *_: seen.append(algorithm)  # noqa: E731
     evaluators = cast(dict[tuple[RowKind, str], OfflineEvaluator], EVALUATORS)
     monkeypatch.setitem(evaluators, (RowKind.LABELED, "policy"), evaluator)
-    workers: Any = SimpleNamespace(groups={Role.POLICY: WorkerGroup([], RemoteCalls())}, engines=None)
-    assemble_offline(config, weighed, build_algorithm(weighed), given, cast(Workers, workers), None)
+    groups = {Role.POLICY: WorkerGroup([], RemoteCalls())}
+    workers = Workers(device="cpu", groups=groups, engines=None, rewards={})
+    assemble_offline(config, weighed, build_algorithm(weighed), given, workers, None)
     assert seen[0]._section == weighed
     assert (weighed.desirable_weight, weighed.undesirable_weight) == (3.0, 1.0)

@@ -1,0 +1,147 @@
+"""Ranks that compute each micro-batch together give what one rank alone gives: outputs, losses, gradients.
+
+Four ranks run the cases of `sequence_parallel_worker.py`: groups of one, two and four, in every ZeRO stage, with
+sequences of unequal lengths in one pack and in several. RLHF_TEST_SEQUENCE_PARALLEL=all runs all of them.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from rlhf.engines.training.router_balance import BALANCE
+from tests.families import tiny_family
+from tests.integration.ports import held_port
+from tests.tiny_models import make_family, tiny_config
+
+Results = dict[str, dict[str, torch.Tensor]]
+"""What the cases recorded, by case."""
+TIMEOUT_S = 900
+NUM_RANKS = 4
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8}
+ALL = os.environ.get("RLHF_TEST_SEQUENCE_PARALLEL") == "all"
+ALONE = {
+    "llama-log_probs": "llama-log_probs-1-0-packed",
+    "llama-log_probs-lora": "llama-log_probs-1-0-packed-lora",
+    "llama-values": "llama-values-1-0-40",
+    "scorer-scores": "scorer-scores-1-0-40",
+    "mistral-log_probs": "mistral-log_probs-1-0-packed",
+    "experts-log_probs": "experts-log_probs-1-0-packed",
+    "experts-log_probs-balance": "experts-log_probs-1-0-40-balance",
+}
+"""The case of each model that computes without groups."""
+FEW = (
+    *("llama-log_probs-4-3-40", "llama-log_probs-2-0-packed", "llama-log_probs-2-2-packed-lora"),
+    "scorer-scores-2-0-40",
+)
+MORE = (
+    *(f"llama-log_probs-{size}-{stage}-packed" for size in (2, 4) for stage in (0, 1, 2, 3)),
+    *(f"llama-log_probs-{size}-{stage}-packed-lora" for size in (2, 4) for stage in (0, 1, 2, 3)),
+    *("llama-log_probs-4-3-packed-checkpointing", "llama-log_probs-2-0-packed-chunked"),
+    *("llama-log_probs-2-3-40-offload", "llama-log_probs-2-3-single", "llama-log_probs-4-0-single"),
+    *("llama-values-2-0-40", "llama-values-4-3-40", "scorer-scores-2-3-40", "scorer-scores-4-1-40"),
+    *("mistral-log_probs-2-0-packed", "mistral-log_probs-4-3-40"),
+    *("experts-log_probs-2-0-packed", "experts-log_probs-4-3-40"),
+    *("experts-log_probs-2-0-40-balance", "experts-log_probs-4-3-40-balance"),
+)
+SHARED = tuple(dict.fromkeys((*FEW, *MORE))) if ALL else FEW
+REFUSED_FEW = {"qwen3_5_text": "carry a state from token to token"}
+REFUSED_MORE = {
+    "gpt_oss": "knows no attention with s_aux",
+    "gemma2": "knows no attention with softcap",
+    "falcon_h1": "carry a state from token to token",
+    "lfm2": "carry a state from token to token",
+    "bloom": "cannot",
+}
+REFUSED = {**REFUSED_FEW, **(REFUSED_MORE if ALL else {})}
+
+pytestmark = pytest.mark.timeout(1000)
+
+
+def alone(case: str) -> str:
+    """The case to compare with."""
+    model, head, *_, last = case.split("-")
+    return ALONE[f"{model}-{head}-{last}" if last in ("lora", "balance") else f"{model}-{head}"]
+
+
+def wider(config: LlamaConfig) -> LlamaConfig:
+    """More heads, which four ranks can share; two of keys and values, of which four ranks need copies."""
+    for name, value in HEADS.items():
+        setattr(config, name, value)
+    return config
+
+
+def make_models(folder: Path) -> None:
+    torch.manual_seed(0)
+    LlamaForCausalLM(wider(tiny_config())).save_pretrained(folder / "llama")
+    LlamaForSequenceClassification(wider(tiny_config())).save_pretrained(folder / "scorer")
+    for family in REFUSED:
+        tiny_family(family).save_pretrained(folder / family)
+    if ALL:
+        make_family(folder / "experts", "qwen3_moe", **HEADS)
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+        sizes = {name: getattr(tiny_config(), name) for name in names}
+        config = MistralConfig(**{**sizes, **HEADS, "sliding_window": 6, "initializer_range": 0.1})
+        MistralForCausalLM(config).save_pretrained(folder / "mistral")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("sequence_parallel")
+    make_models(folder)
+    cases = [*dict.fromkeys(alone(case) for case in SHARED), *SHARED]
+    cases += [f"{family}-log_probs-2-0-packed" for family in REFUSED]
+    with held_port() as port, (folder / "log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.integration.sequence_parallel_worker"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(
+            [*command, str(NUM_RANKS), str(port), str(folder), *cases],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            code = process.wait(TIMEOUT_S)
+        finally:
+            process.kill()
+    assert code == 0, (folder / "log").read_text()[-6000:]
+    found: Results = {}
+    for name, value in load_file(folder / f"results_{NUM_RANKS}.safetensors").items():
+        case, _, key = name.partition("/")
+        found.setdefault(case, {})[key] = value
+    return found
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_ranks_that_share_sequences_compute_what_one_computes(results: Results, case: str) -> None:
+    ours, theirs = results[case], results[alone(case)]
+    torch.testing.assert_close(ours["outputs"], theirs["outputs"], rtol=1e-5, atol=1e-5)
+    for key in ("loss", "norm", "second_norm", BALANCE):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-6)
+    if "reference" in ours:
+        torch.testing.assert_close(ours["reference"], theirs["outputs"], rtol=1e-5, atol=1e-5)
+    assert int(ours["num_unmoved"]) == 0
+    gradients = [name for name in theirs if name.startswith("grad/")]
+    assert gradients
+    assert {name for name in ours if name.startswith("grad/")} == set(gradients)
+    for name in gradients:
+        difference = float((ours[name] - theirs[name]).norm())
+        assert difference <= 1e-5 * float(theirs[name].norm()), name
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_model_whose_sequences_cannot_be_shared_is_refused(results: Results, family: str) -> None:
+    said = bytes(results[f"{family}-log_probs-2-0-packed"]["refused"].tolist()).decode()
+    assert said.startswith("policy.")
+    assert REFUSED[family] in said
