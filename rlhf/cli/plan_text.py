@@ -31,6 +31,11 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str])
         if amount:
             room = plan.cluster.host_gib_per_node
             console.print(f"  node {node} holds {amount / GIB:.1f} GiB in host memory, of {room:.0f}")
+    console.print(
+        f"  micro-batches, and sequences, of up to {plan.fitting_tokens:,} tokens fit; this run has up to "
+        f"{plan.work.micro_batch_tokens:,}",
+        soft_wrap=True,
+    )
     console.print(_times(plan))
     console.print(
         f"  a step of {plan.work.learned} sequences of {plan.work.sequence_tokens:,.0f} tokens takes "
@@ -69,6 +74,7 @@ def as_json(plan: Plan, found: Sequence[Suggestion]) -> dict[str, Json]:
         "step_s": plan.step_s,
         "tokens_per_s": plan.tokens_per_s,
         "idle_share": plan.idle_share,
+        "fitting_tokens": plan.fitting_tokens,
         "suggestions": [
             {"flags": as_flags(suggestion.edits), "step_s": suggestion.plan.step_s} for suggestion in found
         ],

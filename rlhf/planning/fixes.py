@@ -11,6 +11,7 @@ from rlhf.planning.plan import Plan
 Planner = Callable[[TrainConfig], Plan]
 Edits = Mapping[str, object]
 MAX_DOUBLINGS = 6
+SEQUENCE_PARALLEL = (2, 4, 8)
 MERGES = (("policy,reference",), ("policy,reference", "critic,reward"), ("policy,reference,critic,reward",), ("all",))
 
 
@@ -68,16 +69,34 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
     if isinstance(config, OnlineConfig):
         for factor in (2, 4, 8):
             yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
-    for key in ("num_gpus_per_node", "num_nodes"):
-        for doubling in range(1, MAX_DOUBLINGS):
-            sizes = {name: dict(model)[key] * 2**doubling for name, model in config.models.items()}
-            yield {f"{name}.{key}": size for name, size in sizes.items()}
+    yield from _more_devices(config)
     if kept := changes(config, {f"{name}.offload_optimizer": True for name in trained}):
         yield (
             kept
             | {f"{name}.swap_optimizer": False for name in trained}
             | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
         )
+
+
+def _more_devices(config: TrainConfig) -> Iterator[Edits]:
+    """More devices for each model; then, where long sequences are what does not fit, several for each of them."""
+    for key in ("num_gpus_per_node", "num_nodes"):
+        for doubling in range(1, MAX_DOUBLINGS):
+            sizes = {name: dict(model)[key] * 2**doubling for name, model in config.models.items()}
+            yield {f"{name}.{key}": size for name, size in sizes.items()}
+    for size in SEQUENCE_PARALLEL:
+        if shared := _shared(config, size):
+            yield shared
+
+
+def _shared(config: TrainConfig, size: int) -> dict[str, object]:
+    """Edits after which `size` processes of each model compute each micro-batch together, on more GPUs if need be."""
+    values: dict[str, object] = {}
+    for name, model in config.models.items():
+        if model.sequence_parallel_size < size:
+            values[f"{name}.sequence_parallel_size"] = size
+            values[f"{name}.num_gpus_per_node"] = -(-model.num_gpus_per_node // size) * size
+    return values
 
 
 def fitting(config: TrainConfig, edits: Edits, planner: Planner) -> Plan | None:

@@ -6,6 +6,7 @@ an attention kernel that never materializes the score matrix.
 """
 
 from dataclasses import dataclass, fields
+from math import ceil
 from typing import Self
 
 from rlhf.planning.model_shape import ModelShape
@@ -71,6 +72,8 @@ class ModelLoad:
     chunk_tokens: int = 1024
     kept_log_probs: float = 0.0
     """Most bytes of log-probs that are kept for the backward pass."""
+    sequence_parallel: int = 1
+    """Ranks that compute each micro-batch together, each its share of the tokens."""
     adapter_rank: int = 0
     """Rank of the adapters that learn instead of the model; 0: the model learns."""
     on_cpu: bool = False
@@ -156,6 +159,7 @@ def largest_matrix(shape: ModelShape) -> int:
 def forward(load: ModelLoad, num_tokens: int) -> Memory:
     """Additional memory during the forward pass of one packed micro-batch."""
     shape, b = load.shape, load.dtype_bytes
+    num_tokens = ceil(num_tokens / load.sequence_parallel)
     width = 4 * shape.hidden + 3 * shape.intermediate + shape.num_heads * shape.head_dim
     return Memory(
         activations=float(num_tokens * width * b), gathered=gathered(load), logits=_logits(load, num_tokens, copies=2)
@@ -165,6 +169,7 @@ def forward(load: ModelLoad, num_tokens: int) -> Memory:
 def learning(load: ModelLoad, num_tokens: int) -> Memory:
     """Additional memory during the forward and backward pass of one packed micro-batch, or during the optimizer step
     after it if that needs more."""
+    num_tokens = ceil(num_tokens / load.sequence_parallel)
     layer = layer_activations(load.shape, load.dtype_bytes)
     kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
     buckets = 0.0

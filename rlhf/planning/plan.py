@@ -88,6 +88,8 @@ class Plan:
     """Tokens of the longest sequences that one engine decodes at once."""
     other_s: float = 0.0
     """Seconds of a step outside the phases."""
+    fitting_tokens: int = 0
+    """Tokens of the largest micro-batch, or the longest sequence, for which the devices have the memory."""
 
     @property
     def seconds(self) -> Mapping[str, float]:

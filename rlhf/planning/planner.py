@@ -1,5 +1,6 @@
 """From a config, its models and a cluster to the run's plan."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import ceil
 
@@ -7,6 +8,7 @@ from rlhf.algorithms.base import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.rollout import RolloutSection
+from rlhf.errors import ConfigError
 from rlhf.planning import memory, timing
 from rlhf.planning.calibration import ENGINE, MODELS, NONE, Calibration
 from rlhf.planning.hardware import GIB, ClusterShape
@@ -26,6 +28,9 @@ GPU_PROCESS = 1.3 * GIB
 CPU_PROCESS = 0.55 * GIB
 """torch, transformers, DeepSpeed and Ray in one process."""
 BYTES = {"float32": 4, "bfloat16": 2}
+TOKEN_STEP = 256
+MAX_STEPS = 2**16
+"""Of `TOKEN_STEP` tokens: longer sequences than any model takes."""
 
 
 def plan_run(
@@ -43,7 +48,8 @@ def plan_run(
     `shapes` holds the model of every role that the run starts, with its original head.
 
     Raises:
-        ConfigError: the placement does not fit on the nodes. Names each bundle that finds no place.
+        ConfigError: the placement does not fit on the nodes (names each bundle that finds no place), or attention heads
+            do not split.
     """
     placement = place(config, needs)
     bundles = lay_out(placement, [cluster.devices_per_node] * cluster.num_nodes)
@@ -61,6 +67,7 @@ def plan_run(
         cache_tokens=planner.cache_tokens() if config.is_online else 0.0,
         cache_wanted=planner.cache_wanted() if config.is_online else 0.0,
         other_s=calibration.other_s,
+        fitting_tokens=planner.fitting_tokens(),
     )
 
 
@@ -88,14 +95,18 @@ class _Planner:
         self.shapes = {role: shape.as_scorer() if role in scalar else shape for role, shape in shapes.items()}
         self._sections = sections(config, needs)
         self._loads = {
-            role: self._load(section, self.shapes[role], learns=role in needs.trains)
-            for role, section in self._sections.items()
+            role: self._load(role, section, learns=role in needs.trains) for role, section in self._sections.items()
         }
         self._placement = placement
 
-    def _load(self, section: ModelSection, shape: ModelShape, *, learns: bool) -> ModelLoad:
+    def _load(self, role: Role, section: ModelSection, *, learns: bool) -> ModelLoad:
+        shape = self.shapes[role]
         trained = section if isinstance(section, TrainedModelSection) and learns else None
         dtype = dtype_on(section.dtype, self._device)
+        size = section.sequence_parallel_size
+        if shape.num_heads % size:
+            text = f"{shape.num_heads} attention heads do not split over {size} processes."
+            raise ConfigError(f"{role}.sequence_parallel_size: {text}")
         return ModelLoad(
             shape=shape,
             num_ranks=section.num_ranks,
@@ -108,6 +119,7 @@ class _Planner:
             swap_optimizer=trained is not None and trained.swap_optimizer,
             gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
+            sequence_parallel=size,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
             adapter_rank=0 if trained is None else trained.lora.rank,
             on_cpu=self._cluster.device.is_cpu,
@@ -115,25 +127,12 @@ class _Planner:
 
     def group(self, group: DeviceGroup, bundles: tuple[Bundle, ...]) -> GroupPlan:
         models = [role for role in group.roles if role != Role.ROLLOUT]
-        held: dict[str, dict[Role, Memory]] = {}
-        for phase in self._phases():
-            active = [role for role in models if role in self._active(phase)]
-            widest = max(active, key=lambda role: self._transient(role, phase).total, default=None)
-            held[phase] = {
-                role: (
-                    memory.resident(self._loads[role]) + (self._transient(role, phase) if role == widest else Memory())
-                ).times(self._calibration.memory_factors.get(MODELS, 1.0))
-                + Memory(process=self._process(Role.POLICY) if role == models[0] else 0.0)
-                for role in models
-            }
-            if Role.ROLLOUT in group.roles:
-                held[phase][Role.ROLLOUT] = self._engine(phase, shares=bool(models))
         each = group.shape.num_devices_per_node
         fixed = {phase: self._seconds(group, phase, timing.boundless(self._rates)) for phase in self._phases()}
         return GroupPlan(
             group=group,
             bundles=bundles,
-            memory=held,
+            memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
             host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             seconds={
@@ -143,6 +142,41 @@ class _Planner:
             fixed_seconds=fixed,
             capacity=self._cluster.capacity_gib * GIB,
         )
+
+    def _held(self, group: DeviceGroup, phase: str, num_tokens: int) -> dict[Role, Memory]:
+        """What each role of a group holds on one device, where micro-batches have this many tokens."""
+        models: list[Role] = [role for role in group.roles if role != Role.ROLLOUT]
+        passing = {role: self._transient(role, phase, num_tokens) for role in models if role in self._active(phase)}
+        widest = max(passing, key=lambda role: passing[role].total, default=None)
+        held = {
+            role: (memory.resident(self._loads[role]) + (passing[role] if role == widest else Memory())).times(
+                self._calibration.memory_factors.get(MODELS, 1.0)
+            )
+            + Memory(process=self._process(Role.POLICY) if role == models[0] else 0.0)
+            for role in models
+        }
+        if Role.ROLLOUT in group.roles:
+            held[Role.ROLLOUT] = self._engine(phase, shares=bool(models))
+        return held
+
+    def fitting_tokens(self) -> int:
+        """Tokens of the largest micro-batch, or longest sequence, for which every device has the memory, in steps of
+        `TOKEN_STEP`; 0 if there is none. Without GPUs all processes share the machine's memory."""
+        capacity = self._cluster.capacity_gib * GIB
+
+        def fits(steps: int) -> bool:
+            peaks = [
+                (max(self._size(group, phase, steps * TOKEN_STEP) for phase in self._phases()), group.shape.num_devices)
+                for group in self._placement.groups
+            ]
+            together = sum(peak * number for peak, number in peaks)
+            shared = self._cluster.device.is_cpu and together > self._cluster.num_nodes * capacity
+            return not shared and all(peak <= capacity for peak, _ in peaks)
+
+        return TOKEN_STEP * bisect_left(range(1, MAX_STEPS), True, key=lambda steps: not fits(steps))
+
+    def _size(self, group: DeviceGroup, phase: str, num_tokens: int) -> float:
+        return sum(part.total for part in self._held(group, phase, num_tokens).values())
 
     def _phases(self) -> Sequence[str]:
         return PHASES if self._work.sampled else ("learn",)
@@ -161,15 +195,15 @@ class _Planner:
             case _:
                 return frozenset()
 
-    def _transient(self, role: Role, phase: str) -> Memory:
-        load, tokens = self._loads[role], self._work.micro_batch_tokens
+    def _transient(self, role: Role, phase: str, num_tokens: int) -> Memory:
+        load = self._loads[role]
         match phase:
             case "learn":
-                return memory.learning(load, tokens)
+                return memory.learning(load, num_tokens)
             case "sync":
                 return Memory(gathered=memory.largest_matrix(load.shape) * load.dtype_bytes, sync=2 * self._bucket())
             case _:
-                return memory.forward(load, tokens)
+                return memory.forward(load, num_tokens)
 
     def _bucket(self) -> float:
         policy = self._loads[Role.POLICY]

@@ -97,9 +97,9 @@ def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine
         return 0.0
     each = num_tokens / load.num_ranks
     flops = each * load.shape.flops_per_token(work.sequence_tokens / 2)
-    batches = ceil(each / work.micro_batch_tokens)
+    batches = ceil(each * load.sequence_parallel / work.micro_batch_tokens)
     computing = flops / (machine.sheet.tflops * TERA * rates.scoring)
-    exchanging = batches * _gather_s(load, machine, rates)
+    exchanging = batches * _gather_s(load, machine, rates) + each * _all_to_all_s(load, machine, rates)
     return max(computing, exchanging) + batches * rates.micro_batch_s
 
 
@@ -109,9 +109,10 @@ def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficienc
     forwards = 1 + (FROZEN_BACKWARD if load.adapter_rank else BACKWARD) + load.gradient_checkpointing
     flops = each * load.shape.flops_per_token(work.sequence_tokens / 2) * forwards
     updates = max(1, work.num_updates // work.num_passes)
-    batches = updates * ceil(each / updates / work.micro_batch_tokens)
+    batches = updates * ceil(each / updates * load.sequence_parallel / work.micro_batch_tokens)
     computing = flops / (machine.sheet.tflops * TERA * rates.learning)
-    exchanging = batches * _exchange_s(load, machine, rates)
+    passes = 2 + load.gradient_checkpointing
+    exchanging = batches * _exchange_s(load, machine, rates) + each * passes * _all_to_all_s(load, machine, rates)
     one_pass = max(computing, exchanging) + 2 * batches * rates.micro_batch_s
     return work.num_passes * one_pass + work.num_updates * _optimizer_s(load, machine, rates)
 
@@ -131,6 +132,14 @@ def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
     seconds = load.held_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
     host = load.held_bytes / load.num_ranks / (HOST_LINK_GB_S * GB) if load.offload_parameters else 0.0
     return max(seconds, host)
+
+
+def _all_to_all_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
+    """One pass over one of a rank's tokens where ranks compute together: queries, keys and values of each layer go to
+    the ranks of their heads, and what attention gives comes back."""
+    shape, others = load.shape, (load.sequence_parallel - 1) / load.sequence_parallel
+    numbers = shape.num_layers * 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    return numbers * load.dtype_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
 
 
 def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:

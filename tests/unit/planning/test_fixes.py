@@ -46,6 +46,12 @@ def run_of(command: str, flags: str, cluster: str) -> tuple[TrainConfig, Planner
         ("sft", "", "1xH100", {"policy.offload_optimizer": True}),
         (
             "sft",
+            "--policy.num-gpus-per-node 8 --data.max-tokens 262144 --policy.gradient-checkpointing",
+            "8xH100",
+            {"policy.sequence_parallel_size": 4},
+        ),
+        (
+            "sft",
             "--policy.num-gpus-per-node 8 --data.max-tokens 4096 --train.max-tokens-per-micro-batch 16384",
             "8xH100",
             {"policy.gradient_checkpointing": True},

@@ -143,3 +143,11 @@ def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
     full, checkpointed = (learning(replace(LOAD, gradient_checkpointing=on), 1000) for on in (False, True))
     layer = layer_activations(LOAD.shape, 2)
     assert full.activations - checkpointed.activations == 1000 * 32 * (layer - 4096 * 2)
+
+
+def test_each_of_the_ranks_that_share_a_micro_batch_passes_its_share_of_the_tokens() -> None:
+    shared = replace(LOAD, sequence_parallel=4)
+    for passing in (forward, learning):
+        assert passing(shared, 4000) == passing(LOAD, 1000)
+        assert passing(shared, 3997) == passing(LOAD, 1000)
+    assert resident(shared) == resident(LOAD)

@@ -155,3 +155,26 @@ def test_without_devices_all_processes_share_the_node_s_memory() -> None:
     assert large.short_of_memory
     assert not large.fits
     assert any("all processes together need" in line for line in shortages(large))
+
+
+LONG = ("--policy.num-gpus-per-node", "8", "--policy.gradient-checkpointing", "--data.max-tokens", "65536")
+
+
+def test_processes_that_share_sequences_each_hold_their_share_of_the_activations() -> None:
+    alone, shared = (plan_for("sft", [*LONG, "--policy.sequence-parallel-size", size], "8xH100") for size in "14")
+    held = [plan.groups[0].memory["learn"][Role.POLICY] for plan in (alone, shared)]
+    assert held[1].activations == held[0].activations / 4
+    assert held[1].parameters == held[0].parameters
+    assert shared.fitting_tokens == pytest.approx(4 * alone.fitting_tokens, rel=0.02)
+    assert alone.fitting_tokens > 65536
+
+
+def test_a_sequence_that_fits_is_planned_to_fit_and_a_longer_one_is_not() -> None:
+    most = plan_for("sft", LONG, "8xH100").fitting_tokens
+    assert plan_for("sft", [*LONG[:-1], str(most)], "8xH100").fits
+    assert not plan_for("sft", [*LONG[:-1], str(most + 256)], "8xH100").fits
+
+
+def test_heads_that_do_not_split_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"policy.sequence_parallel_size: 32 attention heads do not split over 3"):
+        plan_for("sft", ["--policy.num-gpus-per-node", "3", "--policy.sequence-parallel-size", "3"], "8xH100")
