@@ -23,7 +23,8 @@ from rlhf.config.loading.openrlhf.joint import max_samples, micro_batch_size, ro
 IN_RUN_FOLDER = "checkpoints are in the run's folder"
 EVERY_STEP = "every step is logged"
 ALWAYS = "always so"
-WHOLE_SEQUENCES = "models are split by ZeRO alone, and a sequence stays on one GPU"
+WHOLE_LAYERS = "models are split by ZeRO alone"
+SHARED_SEQUENCES = "policy.sequence_parallel_size spreads each sequence over that many of the policy's processes"
 ONLY_SPEED = "speed and memory alone"
 KERNELS = ("eager", "sdpa", "flash_attention_2")
 
@@ -76,9 +77,9 @@ COMPUTING: Mapping[str, Entry] = {
     "ds.overlap_comm": switch_for_nothing(ONLY_SPEED),
     "ds.zpg": nothing(ONLY_SPEED),
     "ds.experts_implementation": nothing(ONLY_SPEED),
-    "ds.tensor_parallel_size": nothing(WHOLE_SEQUENCES),
-    "ds.ring_attn_size": nothing(WHOLE_SEQUENCES),
-    "ds.ring_attn_head_stride": nothing(WHOLE_SEQUENCES),
+    "ds.tensor_parallel_size": nothing(WHOLE_LAYERS),
+    "ds.ring_attn_size": nothing(SHARED_SEQUENCES),
+    "ds.ring_attn_head_stride": nothing(SHARED_SEQUENCES),
     "local_rank": nothing("Ray starts the processes"),
     "use_ms": refused("models and data sets come from the Hugging Face hub or from folders. Leave it out.", words=0),
 }
