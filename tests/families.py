@@ -63,7 +63,7 @@ def tiny_family_config(family: str, changes: Mapping[str, object] = MappingProxy
     """The default config of a model type with small sizes, one layer of each of its kinds (at least two), and
     `changes`."""
     kind: Callable[..., PretrainedConfig] = CONFIG_MAPPING[family]
-    values = {**_small(kind()), **TOKENS, **SPECIAL.get(family, {}), **changes}
+    values = {**small_values(kind()), **TOKENS, **SPECIAL.get(family, {}), **changes}
     config = kind(**values)
     if "is_decoder" in vars(config):
         config.is_decoder = True
@@ -96,7 +96,8 @@ def make_loud(model: torch.nn.Module) -> None:
             parameter.mul_(LOUDER)
 
 
-def _small(config: PretrainedConfig) -> dict[str, object]:
+def small_values(config: PretrainedConfig) -> dict[str, object]:
+    """The settings of a config whose sizes are made small."""
     given = config.to_dict()
     values: dict[str, object] = {
         name: SIZES[name]
@@ -107,7 +108,7 @@ def _small(config: PretrainedConfig) -> dict[str, object]:
         values["num_key_value_heads"] = SIZES["num_attention_heads"]
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
-            values[name] = _small(value)
+            values[name] = small_values(value)
     values |= _layers(given, values)
     return values
 

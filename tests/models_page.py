@@ -91,10 +91,10 @@ def tried(family: str) -> Row:
                 ModelSection(), str(folder / "saved"), Head.LOG_PROBS, where="policy.model", device=CPU, seed=0,
                 new_head=False,
             )  # fmt: skip
-            packed_model, found = _examined(loaded)
-            difference = _difference(packed_model)
-            if difference > found.tolerance:
-                raise AssertionError(f"{family}: {difference:.2g} nats from its own forward pass, and not refused")
+            packed_model, found = examined(loaded)
+            off_by = difference(packed_model)
+            if off_by > found.tolerance:
+                raise AssertionError(f"{family}: {off_by:.2g} nats from its own forward pass, and not refused")
             _export(loaded, folder / "exported")
         except RlhfError as error:
             return Row(family=family, result=REFUSED, reason=_reason(error, folder))
@@ -109,7 +109,8 @@ def tried(family: str) -> Row:
     )
 
 
-def _examined(loaded: LoadedModel) -> tuple[PackedModel, SelfTest]:
+def examined(loaded: LoadedModel) -> tuple[PackedModel, SelfTest]:
+    """A loaded model after its self-test, and what that found."""
     rule = LogitsRule(chunk_tokens=1024)
     packed_model = PackedModel(loaded.model, Head.LOG_PROBS, rule, where="policy.model").train()
     found = Examination(
@@ -120,7 +121,7 @@ def _examined(loaded: LoadedModel) -> tuple[PackedModel, SelfTest]:
 
 
 @torch.no_grad()
-def _difference(packed_model: PackedModel) -> float:
+def difference(packed_model: PackedModel) -> float:
     """Largest difference of log-probs to the model's own forward, each sequence alone, in nats."""
     ids = np.random.default_rng(3).integers(4, 120, sum(LENGTHS))
     packed = PackedTokens(token_ids=ids, lengths=np.array(LENGTHS))

@@ -5,6 +5,8 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf.engines.models.text_part import text_backbone
+
 NAME = "default"
 """Peft's name for the only adapter of a model."""
 EXPERT = re.compile(r"\bexperts\.\d+\.")
@@ -16,7 +18,7 @@ FILE_DOWN, FILE_UP = ".lora_A.weight", ".lora_B.weight"
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers of a model's backbone, without the output layer (logits or scores)."""
-    backbone = set(model.base_model.modules())
+    backbone = set(text_backbone(model).modules())
     return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer in backbone]
 
 

@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import describe_model, other_head, quantized, read_model, trusted_commit, untrusted
@@ -27,6 +27,7 @@ from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.finite_weights import is_finite
 from rlhf.engines.models.noise import remove_noise
+from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import ModelError
 from rlhf.types import Head
@@ -54,13 +55,12 @@ CARRIED_FILES = (
     "*.py",
 )
 """What an export takes over from the model's folder as it is: the tokenizer, sampling settings, and custom code."""
-AUTO_CLASSES = {
-    Head.LOG_PROBS: AutoModelForCausalLM,
+SCORERS = {
     Head.VALUES: AutoModelForSequenceClassification,
     Head.SCORES: AutoModelForSequenceClassification,
     Head.TOKEN_SCORES: AutoModelForTokenClassification,
 }
-"""The transformers class that loads and saves a model with each head."""
+"""The transformers class that loads and saves a model with each scalar head."""
 HEAD_WEIGHTS = ("lm_head.", "score.")
 
 
@@ -139,7 +139,7 @@ def _read(
     """A model as transformers reads it, and which of its weights are missing, unexpected, or of another shape. Raises
     ModelError if it does not load."""
     with unreadable(f"{where}: {inspected.folder.name} does not load"):
-        loaded = AUTO_CLASSES[head].from_pretrained(
+        loaded = _auto_class(head, inspected.config).from_pretrained(
             inspected.folder,
             config=inspected.config,
             dtype=dtype,
@@ -165,7 +165,7 @@ def build_meta_model(
     inspected = _inspect(section, name, head, where, new_head)
     dtype = choose_dtype(section, device, where)
     with torch.device("meta"):
-        model = AUTO_CLASSES[head].from_config(
+        model = _auto_class(head, inspected.config).from_config(
             inspected.config,
             dtype=dtype,
             attn_implementation=_attention(section, head, inspected.config, device, dtype),
@@ -180,7 +180,7 @@ def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head:
     trusted = trusted_commit(section.trust_remote_code, name)
     folder = resolve_folder(name, where=where, revision=trusted)
     config = _load_config(name, folder, trusted, where)
-    ending = AUTO_CLASSES[head].__name__.removeprefix("AutoModel")
+    ending = _auto_class(head, config).__name__.removeprefix("AutoModel")
     has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
     if head is not Head.LOG_PROBS:
         _require_score_layer(config, folder, where)
@@ -188,6 +188,11 @@ def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head:
         config.num_labels = 1
     dropouts = remove_noise(config)
     return _Inspected(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
+
+
+def _auto_class(head: Head, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+    """The transformers class that loads and saves a model with this head."""
+    return SCORERS[head] if head in SCORERS else language_model_class(config)
 
 
 def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Path:
@@ -275,7 +280,7 @@ def _load_config(name: str, folder: Path, trusted: str | None, where: str) -> Pr
 def _attention(
     section: ModelSection, head: Head, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> str:
-    kinds = cast(Mapping[type[PretrainedConfig], type[PreTrainedModel]], AUTO_CLASSES[head]._model_mapping)
+    kinds = cast(Mapping[type[PretrainedConfig], type[PreTrainedModel]], _auto_class(head, config)._model_mapping)
     has_sdpa = kinds[type(config)]._supports_sdpa if type(config) in kinds else True  # a model with its own code
     return choose_attention(section.attention, config, device, dtype, has_sdpa=has_sdpa)
 

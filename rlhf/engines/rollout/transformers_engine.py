@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from rlhf.config.model_files import caps_scores
 from rlhf.engines.models.context import context_of
+from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.library_output import silence_libraries
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.decoders import Decoder, MixedDecoder, ModelDecoder
@@ -260,7 +261,8 @@ class TransformersRolloutEngine:
 
 
 def _load(model: str, dtype: str) -> "PreTrainedModel":
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype_of(dtype), use_safetensors=True)
+    kind = language_model_class(AutoConfig.from_pretrained(model))
+    loaded: PreTrainedModel = kind.from_pretrained(model, dtype=dtype_of(dtype), use_safetensors=True)
     if caps_scores(loaded.config.to_dict()):
         loaded.set_attn_implementation("eager")  # sdpa knows no caps
     torch.nn.Module.eval(loaded).requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.config.lora import MaxLoRARanks
@@ -23,6 +23,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.engines.models.adapter_names import linear_layers, target_module
 from rlhf.engines.models.context import context_of
+from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.spec import EngineSpec
@@ -183,7 +184,8 @@ def _lora_target_modules(model: str) -> list[str]:
     """Names of the layers that may have LoRA adapters. Not the output layer: with an adapter on it vLLM cannot score a
     prompt on CPU."""
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        config = AutoConfig.from_pretrained(model)
+        whole = language_model_class(config).from_config(config)  # type: ignore[no-untyped-call]
     return sorted({target_module(name) for name in linear_layers(whole)})
 
 

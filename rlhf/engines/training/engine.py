@@ -19,6 +19,7 @@ from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
 from rlhf.engines.models.routers import set_up_routers
+from rlhf.engines.models.text_part import freeze_other_parts
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.checkpoint import load_training_state, save_training_state
 from rlhf.engines.training.ema_reference import EmaCopy
@@ -71,6 +72,7 @@ class DeepSpeedEngine:
         self._loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=True
         )
+        freeze_other_parts(self.module)
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         set_up_routers(self.module, section, where)

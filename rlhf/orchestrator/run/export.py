@@ -1,5 +1,6 @@
 """Writing the trained model in Hugging Face format, and telling the user how to load it."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ LOADING_CLASSES = {
     Head.SCORES: "AutoModelForSequenceClassification",
     Head.TOKEN_SCORES: "AutoModelForTokenClassification",
 }
-"""The transformers class that loads an exported model; AutoModelForCausalLM for the other heads."""
+"""The transformers class that loads an exported model with a scalar head."""
 
 
 def export_model(engine: TrainEngine, directory: Path) -> None:
@@ -39,6 +40,13 @@ def export_model(engine: TrainEngine, directory: Path) -> None:
 
 def show_model(directory: Path, head: Head, say: Callable[[str], None]) -> None:
     """Say where the model is and how to load it."""
-    loading_class = LOADING_CLASSES.get(head, "AutoModelForCausalLM")
+    loading_class = LOADING_CLASSES.get(head) or _language_model_class(directory / "config.json")
     say(f"model: {directory}")
     say(f'load it: transformers.{loading_class}.from_pretrained("{directory}")')
+
+
+def _language_model_class(config: Path) -> str:
+    """The transformers class that loads a language model; one that reads images too has another."""
+    architectures = json.loads(config.read_text())["architectures"] if config.is_file() else []
+    reads_images = any(name.endswith("ForConditionalGeneration") for name in architectures)
+    return "AutoModelForImageTextToText" if reads_images else "AutoModelForCausalLM"
