@@ -23,6 +23,7 @@ from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.training.checkpoint import require_all_seen
 from rlhf.errors import CheckpointError, ModelError
 from tests.families import tiny_family
+from tests.integration.list_experts import list_experts
 from tests.integration.ports import held_port
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import LORA
@@ -74,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_family("opt").save_pretrained(folder / "opt")
     make_family(folder / "experts", "qwen3_moe")
     tiny_family("gpt_oss").save_pretrained(folder / "unpacked_experts")
+    list_experts().save_pretrained(folder / "list_experts")
     make_reward_model(folder / "zero_score")
     weights = load_file(folder / "zero_score" / "model.safetensors")
     weights["score.weight"].zero_()
@@ -140,6 +142,10 @@ def test_the_balance_of_experts_is_the_same_in_every_split(
     prefix = f"experts/{name}/grad/"
     found = {key.removeprefix(prefix): value for key, value in ranks[0].items() if key.startswith(prefix)}
     assert_same_gradient(found, expected)
+
+
+def test_ranks_may_call_different_experts_of_a_list(folder: Path, two_ranks: Results) -> None:
+    assert_same_gradient(gradient_of(two_ranks, "list_experts"), naive_gradient(folder / "list_experts"))
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -6,6 +6,7 @@ import torch
 
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.training.router_balance import BALANCE
+from tests.integration import list_experts  # noqa: F401  registers the model
 from tests.integration.training_rows import experiences
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ of its own."""
 
 
 def experts(scenarios: "Scenarios") -> None:
-    """A step with a load-balancing loss, and one with frozen routers."""
+    """A step with a load-balancing loss, one of ranks that call different experts, and one with frozen routers."""
     for model, stage, limit in CASES:
         engine = scenarios.engine(
             model, router_aux_coef=COEF, zero_stage=stage, max_grad_norm=0.0, adam_betas=(0.0, 0.95)
@@ -35,6 +36,11 @@ def experts(scenarios: "Scenarios") -> None:
         scenarios.record(f"{name}/balance", metrics.sums[BALANCE])
         for parameter, gradient in scenarios.gradient(engine).items():
             scenarios.record(f"{name}/grad/{parameter}", gradient)
+    if scenarios.num_ranks > 1:
+        apart = scenarios.engine("list_experts", zero_stage=3, max_grad_norm=0.0, adam_betas=(0.0, 0.95))
+        scenarios.step(apart, experiences(), SINGLE)
+        for parameter, gradient in scenarios.gradient(apart).items():
+            scenarios.record(f"gradients/list_experts/grad/{parameter}", gradient)
     for stage in (0, 3):
         frozen = scenarios.engine("experts", zero_stage=stage, lr=1e-2, freeze_router=True)
         free = scenarios.engine("experts", zero_stage=stage, lr=1e-2)

@@ -15,6 +15,7 @@ from torch import nn
 from rlhf.config.models import ModelSection
 from rlhf.engines.models.four_bit import FourBitLinear, use_four_bit_layers
 from rlhf.engines.models.loading import LoadedModel, build_meta_model, load_model
+from rlhf.engines.models.routers import expert_lists
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.errors import ModelError
 from rlhf.types import Head
@@ -86,6 +87,9 @@ def replicate(model: nn.Module, device: torch.device) -> None:
 def partition(model: nn.Module, device: torch.device, config: Mapping[str, object]) -> None:
     """Partition `model` over the ranks' devices, by DeepSpeed's ZeRO-3 `config`. Collective; `model` as for
     `replicate`."""
+    if names := expert_lists(model):
+        # Ranks use different experts, and each gather needs all ranks: a layer's experts are gathered at once.
+        deepspeed.utils.set_z3_leaf_modules_by_name(model, names)
     # Children first: DeepSpeed partitions a module with everything in it, and skips what is partitioned already.
     for module in reversed(list(model.modules())):
         _quantize(module, device)
