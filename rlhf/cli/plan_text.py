@@ -10,6 +10,7 @@ from rich.table import Table
 from rlhf.planning.edits import as_flags
 from rlhf.planning.hardware import GIB
 from rlhf.planning.memory import Memory
+from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.plan import GroupPlan, Plan
 from rlhf.planning.suggest import Suggestion
 from rlhf.types import Json
@@ -22,6 +23,10 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str])
     """The placement as a drawing, memory by phase, seconds by phase, and advice."""
     used = f"{plan.placement.num_devices} of {plan.cluster.num_devices} devices"
     console.print(f"[bold]{command}[/bold] on {plan.cluster}: {used} in {len(plan.groups)} groups")
+    for roles, shape in _models(plan).items():
+        active = f", {_count(shape.num_active_parameters)} of them active for a token"
+        is_sparse = shape.num_active_parameters < shape.num_parameters
+        console.print(f"  {roles}: {_count(shape.num_parameters)} parameters{active if is_sparse else ''}")
     console.print(_drawing(plan))
     console.print(_memory(plan))
     for group in plan.groups:
@@ -69,6 +74,10 @@ def as_json(plan: Plan, found: Sequence[Suggestion]) -> dict[str, Json]:
         "cluster": str(plan.cluster),
         "num_devices": plan.placement.num_devices,
         "fits": plan.fits,
+        "models": {
+            str(role): {"parameters": shape.num_parameters, "active_parameters": shape.num_active_parameters}
+            for role, shape in plan.shapes.items()
+        },
         "groups": [_group_json(group) for group in plan.groups],
         "seconds": dict(plan.seconds),
         "step_s": plan.step_s,
@@ -92,6 +101,22 @@ def _group_json(group: GroupPlan) -> dict[str, Json]:
         "host_bytes": round(group.host_bytes),
         "seconds": dict(group.seconds),
     }
+
+
+def _models(plan: Plan) -> dict[str, ModelShape]:
+    """The sizes of the run's models, by the names of the roles that share one."""
+    roles: dict[ModelShape, list[str]] = {}
+    for role, shape in plan.shapes.items():
+        roles.setdefault(shape, []).append(str(role))
+    return {", ".join(names): shape for shape, names in roles.items()}
+
+
+def _count(number: float) -> str:
+    """A number of parameters, in three digits."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"
 
 
 def _letter(plan: Plan, group: GroupPlan) -> str:

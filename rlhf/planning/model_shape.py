@@ -69,6 +69,11 @@ class ModelShape:
         return layers + self.embedding_parameters + self.head_parameters + self.norm_parameters
 
     @property
+    def num_active_parameters(self) -> int:
+        """Those that one token uses: of the experts of each layer, the chosen ones."""
+        return self.num_parameters - self.num_layers * (self.layer_parameters - self.active_layer_parameters)
+
+    @property
     def kv_numbers_per_token(self) -> int:
         """Numbers in the KV cache for one token."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim

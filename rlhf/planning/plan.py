@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rlhf.planning.hardware import GIB, ClusterShape
 from rlhf.planning.layout import Bundle
 from rlhf.planning.memory import Memory
+from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.planning.workload import Workload
 from rlhf.types import Role
@@ -79,6 +80,8 @@ class Plan:
     cluster: ClusterShape
     placement: Placement
     groups: tuple[GroupPlan, ...]
+    shapes: Mapping[Role, ModelShape]
+    """The model of every role that the run starts."""
     work: Workload
     overlaps: bool
     """Asynchronous: rollouts of the next step run during training (max_lag above 0)."""

@@ -62,6 +62,7 @@ def plan_run(
         cluster=cluster,
         placement=placement,
         groups=groups,
+        shapes=shapes,
         work=work,
         overlaps=config.max_lag > 0,
         cache_tokens=planner.cache_tokens() if config.is_online else 0.0,

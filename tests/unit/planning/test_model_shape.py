@@ -81,6 +81,34 @@ def test_a_token_meets_its_experts_only() -> None:
     assert shape.active_layer_parameters == dense.layer_parameters + 3 * 48 * 80 + 48 * 4
 
 
+@pytest.mark.parametrize(
+    ("config", "total", "active"),
+    [
+        (
+            {
+                "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+                "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+                "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+            },
+            30.5, 3.3,
+        ),
+        (
+            {
+                "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+                "num_local_experts": 8, "num_experts_per_tok": 2,
+            },
+            46.7, 12.9,
+        ),
+    ],
+)  # fmt: skip
+def test_familiar_experts_have_their_published_sizes(config: dict[str, object], total: float, active: float) -> None:
+    """Qwen3-30B-A3B and Mixtral 8x7B, in billions."""
+    shape = model_shape("policy.model", config)
+    assert shape.num_parameters / 1e9 == pytest.approx(total, abs=0.06)
+    assert shape.num_active_parameters / 1e9 == pytest.approx(active, abs=0.06)
+
+
 def test_flops_are_two_a_weight_and_attention() -> None:
     shape = model_shape("policy.model", MODELS["llama"])
     weights = 3 * shape.layer_parameters + 320 * 48

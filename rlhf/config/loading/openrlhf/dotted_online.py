@@ -96,7 +96,7 @@ MODELS_OF_A_RUN: Mapping[str, Entry] = {
     "critic.save_value_network": switch_for_nothing("checkpoints hold the critic"),
     "actor.gradient_checkpointing_enable": trained("gradient_checkpointing", "true"),
     "actor.gradient_checkpointing_reentrant": switch_for_nothing("speed and memory alone"),
-    "actor.aux_loss_coef": only("0", "there is no such loss", "no balancing loss is added here. Use 0."),
+    "actor.aux_loss_coef": Own(("algo.router_aux_coef",), never="0"),
     "actor.freeze_visual_encoder": refused(TEXT_ONLY, words=0),
     "data.image_key": nothing("images are not read"),
     "data.max_images_per_prompt": only("0", "models read text only", TEXT_ONLY),

@@ -40,7 +40,7 @@ SUPERVISED: Mapping[str, Entry] = {
     "ref.model_name_or_path": Own(("reference.model",)),
     "model.gradient_checkpointing_enable": trained("gradient_checkpointing", "true"),
     "model.gradient_checkpointing_reentrant": switch_for_nothing("speed and memory alone"),
-    "model.aux_loss_coef": only("0", "there is no such loss", "no balancing loss is added here. Use 0."),
+    "model.aux_loss_coef": Own(("algo.router_aux_coef",), never="0"),
     "model.pretrain_mode_enable": refused("sft learns responses only. Give rows with responses.", words=0),
     "model.beta": Own(("algo.loss.beta",), otherwise=("algo.beta",)),
     "model.ipo_enable": Own(

@@ -49,7 +49,6 @@ REFUSED = {
     "grpo: prorl": "reward.stop_properly_penalty_coef",
     "grpo: reinforce baseline with agents": "train.agent_func_path",
     "grpo: asynchronous agents": "train.agent_func_path",
-    "sft: mixture of experts": "model.aux_loss_coef",
 }
 """Launches with a flag that is refused, since it changes what is learned and has no counterpart."""
 
