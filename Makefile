@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs image-cpu \
-	image-gpu models contracts release-notes clean bench-learning bench-lag bench-preferences bench-addition \
+	image-gpu models model-runs contracts release-notes clean bench-learning bench-lag bench-preferences bench-addition \
 	bench-planning bench-trl same
 
 BIN := .venv/bin
@@ -72,6 +72,10 @@ bench-trl: .venv/.ready  ## compared with TRL: two hours
 
 models: .venv/.ready  ## write docs/models.md: a tiny model of every type in the installed transformers; ten minutes
 	$(BIN)/python -m tests.models_page docs/models.md
+
+model-runs: .venv/.ready  ## real runs of some families for docs/models.md, which `make models` writes; half an hour
+	RLHF_TEST_MODELS=1 RLHF_TEST_MODELS_OUT=tests/family_results.jsonl $(BIN)/pytest -q \
+	  tests/integration/test_family_runs.py
 
 contracts: .venv/.ready  ## what the code uses of its libraries, against the installed ones and vLLM's wheels for GPUs: a minute
 	$(BIN)/python -m tests.contracts

@@ -32,6 +32,7 @@ from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import RlhfError
 from rlhf.types import Head, PackedTokens
 from tests.families import tiny_family
+from tests.family_results import KEPT, read_rows, table
 
 CPU = torch.device("cpu")
 LENGTHS = (11, 29, 3, 18)
@@ -51,6 +52,10 @@ rounding noise), exported, and the export was loaded and compared.
   machine of a run.
 - **refused**: exit code 3 before the first step, with the reason.
 - **not tried**: no tiny model can be made of its config alone.
+
+Checkpoints that read images too (Qwen3.5, Gemma 3 and 4, Mistral 3) are loaded, sent and exported whole. Their text
+part learns; towers get no gradient and stay as they are. Llama 4 with its tower is refused. In a mixture of experts,
+all experts of a layer are one tensor, of which ZeRO-3 gathers the whole; there is no expert parallelism in training.
 
 | model type | result | attention | logits | packed sequences differ by | reason |
 |---|---|---|---|---|---|
@@ -181,7 +186,8 @@ def page(rows: Sequence[Row]) -> str:
     """The page's text."""
     counts = [f"{sum(row.result == result for row in rows)} {result}" for result in (WORKS, UNPACKED, REFUSED, UNKNOWN)]
     heading = HEADING.format(version=transformers.__version__)
-    return heading + "\n".join(map(str, rows)) + f"\n\nOf {len(rows)}: {', '.join(counts)}.\n"
+    summary = f"\n\nOf {len(rows)}: {', '.join(counts)}.\n"
+    return heading + "\n".join(map(str, rows)) + summary + table(read_rows(KEPT))
 
 
 def main(arguments: Sequence[str]) -> None:

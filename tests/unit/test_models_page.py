@@ -8,10 +8,12 @@ import pytest
 import torch
 import transformers
 
+from tests.family_results import KEPT, read_rows, table
 from tests.models_page import REFUSED, UNKNOWN, UNPACKED, WORKS, families, tried
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in PAGE.splitlines() if line.startswith("| ")}
+ZOO, _, RUNS = PAGE.partition("## Runs of some families")
+ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in ZOO.splitlines() if line.startswith("| ")}
 SAMPLE = ["qwen3_moe", "opt", "bert"]
 TRIED = families() if os.environ.get("RLHF_TEST_MODELS") else SAMPLE
 
@@ -38,3 +40,9 @@ def test_the_page_lists_every_model_type_of_the_installed_transformers() -> None
 @pytest.mark.parametrize("family", TRIED)
 def test_what_the_page_says_of_a_model_type_is_so(family: str) -> None:
     assert str(tried(family)) == ROWS[family]
+
+
+def test_the_page_shows_the_runs_that_are_kept() -> None:
+    rows = read_rows(KEPT)
+    assert bool(rows) == bool(RUNS)
+    assert PAGE.endswith(table(rows)), "run make models"

@@ -1,0 +1,63 @@
+"""What real runs of some families gave (tests/integration/test_family_runs.py), kept for docs/models.md."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+KEPT = Path(__file__).with_name("family_results.jsonl")
+HEADING = """
+## Runs of some families
+
+Real runs of tiny checkpoints, whole, with their towers for images: `sft`, `dpo` and `grpo` in float32 on a CPU, with
+every weight sync verified by its digest. `make model-runs` repeats them. The log-prob gap is the
+largest difference of policy and engine at a sampled token; a fresh process computes the logits of the export, which are
+compared with those of the last checkpoint; a resumed run ends with the same bytes, or not.
+
+| family | `sft`: loss falls by | `dpo`: pairs learned | `grpo` by | log-prob gap | fresh process | resumed | towers |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyRow:
+    """What the runs of one family gave."""
+
+    family: str
+    sft: float
+    """Nats a token from the first to the last step."""
+    dpo: float
+    """Share of the last step's pairs whose order was learned."""
+    engine: str
+    log_prob_gap: float
+    """Largest difference of policy and engine over a run, in nats."""
+    export_is_equal: bool
+    """The logits of the export in a fresh process are those of the checkpoint, bit for bit."""
+    resumed_is_equal: bool
+    """A resumed run ends with the same bytes."""
+    tower: str
+    """unchanged; none where there is none."""
+
+    def __str__(self) -> str:
+        same = {True: "equal", False: "differs"}
+        cells = (
+            *(self.family, f"{self.sft:.2f} nats", f"{self.dpo:.0%}", self.engine, f"{self.log_prob_gap:.1g} nats"),
+            *(same[self.export_is_equal], same[self.resumed_is_equal], self.tower),
+        )
+        return "| " + " | ".join(cells) + " |"
+
+
+def keep_row(file: Path, row: FamilyRow) -> None:
+    """Write a row to a file, in place of the family's earlier one."""
+    rows = {one.family: one for one in read_rows(file)} | {row.family: row}
+    file.write_text("".join(json.dumps(asdict(one)) + "\n" for _, one in sorted(rows.items())))
+
+
+def read_rows(file: Path) -> list[FamilyRow]:
+    """The rows of a file; none if there is none."""
+    return [FamilyRow(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def table(rows: Sequence[FamilyRow]) -> str:
+    """The section of the page."""
+    return HEADING + "\n".join(map(str, rows)) + "\n" if rows else ""

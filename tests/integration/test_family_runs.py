@@ -1,0 +1,134 @@
+"""Real runs of families that people train: SFT, DPO and GRPO with vLLM, a resumed run, and the export in a process of
+its own. Each takes minutes: RLHF_TEST_MODELS=1 asks for them, and RLHF_TEST_MODELS_OUT names the file that keeps what
+was found, a line a family, for docs/models.md."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from rlhf.engines.models.text_part import language_model_class
+from tests.family_models import write_family
+from tests.family_results import FamilyRow, keep_row
+from tests.integration.command_line import CommandLine, Run
+from tests.integration.ray_head import RayHead
+
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("RLHF_TEST_MODELS" not in os.environ, reason="RLHF_TEST_MODELS is not set"),
+]
+
+COMMON = (
+    *("--policy.lr", "1e-3", "--policy.warmup-ratio", "0", "--data.template", "plain", "--no-log.tensorboard"),
+    *("--checkpoint.every-steps", "2", "--checkpoint.keep", "5"),
+)
+GIVEN = ("--data.max-tokens", "64", "--train.batch-size", "8", "--train.num-steps", "4")
+SAMPLED = (
+    *("--data.path", "prompts.jsonl", "--reward.function", "taste:vowels", "--rollout.enforce-eager"),
+    *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.batch-size", "4"),
+    *("--rollout.group-size", "4", "--train.batch-size", "16", "--train.num-steps", "3"),
+    *("--rollout.kv-cache-gib", "0.1"),
+)
+ENGINES = {
+    "mixtral": "vllm",
+    "qwen3_moe": "vllm",
+    "gpt_oss": "vllm",
+    "qwen3_5": "vllm",
+    "qwen3_5_moe": "vllm",
+    "gemma3": "vllm",
+    "mistral3": "vllm",
+}
+"""Families, and what samples from them: vLLM where its CPU build has their layers."""
+FRESH = """
+import sys, torch, transformers
+torch.set_num_threads(1)
+kind, folder, out = sys.argv[1:]
+model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(4, 40)[None], use_cache=False).logits
+torch.save(logits, out)
+"""
+
+
+@pytest.mark.parametrize("family", ENGINES)
+def test_runs_of_a_family(family: str, command: CommandLine, head: RayHead) -> None:
+    base = write_family(command.workplace / family, family)
+
+    def run(method: str, name: str, *arguments: str) -> Run:
+        words = (method, "--policy.model", family, *COMMON, *arguments, "--cluster.address", head.address)
+        return command.run(*words, name=f"{family}-{name}", environment=head.environment)
+
+    sft = run("sft", "sft", "--data.path", "demonstrations.jsonl", *GIVEN)
+    weights = sft.weights
+    row = FamilyRow(
+        family=family,
+        sft=sft.metrics[0]["policy/loss"] - sft.metrics[-1]["policy/loss"],
+        dpo=run("dpo", "dpo", "--data.path", "preferences.jsonl", *GIVEN).metrics[-1]["pairs/accuracy"],
+        engine=ENGINES[family],
+        log_prob_gap=max(
+            row["mismatch/log_prob_max"]
+            for row in run("grpo", "grpo", *SAMPLED, "--rollout.engine", ENGINES[family]).metrics
+        ),
+        export_is_equal=torch.equal(fresh_logits(sft, command.workplace), checkpoint_logits(sft, base)),
+        resumed_is_equal=resumed(sft, run).weights == weights,
+        tower=tower(base, sft.model),
+    )
+    if (out := os.environ.get("RLHF_TEST_MODELS_OUT")) is not None:
+        keep_row(Path(out), row)
+    assert row.sft > 0.0, row
+    assert row.log_prob_gap <= 1e-4, row
+    assert row.export_is_equal, row
+    assert row.resumed_is_equal, row
+    assert row.tower in ("unchanged", "none"), row
+
+
+def resumed(whole: Run, run: Callable[..., Run]) -> Run:
+    """The same run again, from its checkpoint in the middle."""
+    shutil.rmtree(whole.folder / "checkpoints" / "step_4")
+    shutil.rmtree(whole.model)
+    return run("sft", "sft", "--data.path", "demonstrations.jsonl", *GIVEN, "--resume")
+
+
+def fresh_logits(run: Run, folder: Path) -> torch.Tensor:
+    """What a process without this package computes with the export."""
+    kind = language_model_class(AutoConfig.from_pretrained(run.model)).__name__
+    subprocess.run([sys.executable, "-c", FRESH, kind, str(run.model), str(folder / "logits.pt")], check=True)
+    logits: torch.Tensor = torch.load(folder / "logits.pt")
+    return logits
+
+
+def checkpoint_logits(run: Run, base: Path) -> torch.Tensor:
+    """The same of the weights in the last checkpoint, in the model before training."""
+    (file,) = (run.folder / "checkpoints").glob("step_4/policy/deepspeed/*model_states.pt")
+    weights = {name.removeprefix("model."): w for name, w in torch.load(file, weights_only=False)["module"].items()}
+    kind = language_model_class(AutoConfig.from_pretrained(base))
+    model = kind.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    found = model.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys
+    assert {name.partition(".")[0] for name in found.missing_keys} <= {"lm_head"}  # tied
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(4, 40)[None], use_cache=False).logits
+    torch.set_num_threads(threads)
+    return logits
+
+
+def tower(base: Path, exported: Path) -> str:
+    """Whether an export has the parts for images as they were."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, exported))
+    names = [name for name in before if "vis" in name or "multi_modal" in name]
+    if not names:
+        return "none"
+    return (
+        "unchanged"
+        if all(torch.equal(before[name], after[name]) for name in names if name in after) and set(names) <= set(after)
+        else "differs"
+    )
