@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from rlhf.cli.shown_row import shown_row
 from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.config.tools import DataConfig
+from rlhf.engines.base import Tokenizer
 from rlhf.orchestrator.data.encoding import Encoder, cut
 from rlhf.orchestrator.data.kinds import ROWS
 from rlhf.orchestrator.data.kinds.base import Rows
@@ -41,13 +44,21 @@ def run_data_report(config: DataConfig) -> int:
     note_unread(sides, problems)
     records, given = (list(side.records) for side in sides)
     measure: Measure = characters
+    console = rich_console(soft_wrap=True)
+    row: list[Text] = []
     if config.tokenizer is not None:
-        records, given, measure = tokenized(config, config.tokenizer, (records, given), problems)
+        tokenizer = open_tokenizer(config, config.tokenizer)
+        records, given, measure = tokenized(config, tokenizer, (records, given), problems)
+        row = one_row(config, tokenizer, records, in_color=console.color_system is not None)
     report = make_report(config, records, given, measure, problems)
     if config.as_json:
         write(json.dumps(report, indent=1) + "\n")
     else:
-        show(report, rich_console(soft_wrap=True))
+        show(report, console)
+        for line in row or [
+            Text("--tokenizer MODEL shows a row as the model gets it, with the tokens that are trained.")
+        ]:
+            console.print(line)
     problems.settle()
     return 0
 
@@ -83,14 +94,29 @@ def make_report(
     return report
 
 
-def tokenized(
-    config: DataConfig, model: str, sides: tuple[list[Record], list[Record]], problems: Problems
-) -> tuple[list[Record], list[Record], Measure]:
-    """The records that the tokenizer accepts, and their lengths in tokens, with prompts as a run would render them."""
+def open_tokenizer(config: DataConfig, model: str) -> Tokenizer:
+    """The tokenizer of a model, with the chat template that the rows are to be rendered with."""
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
 
+    return load_tokenizer(model, key="tokenizer", chat_template=config.data.chat_template)
+
+
+def one_row(config: DataConfig, tokenizer: Tokenizer, records: Sequence[Record], *, in_color: bool) -> list[Text]:
+    """The first good record as tokens; empty if there is none."""
     assert config.kind is not None, "checked by the config's loader"
-    tokenizer = load_tokenizer(model, key="tokenizer", chat_template=config.data.chat_template)
+    if not records:
+        return []
+    rows, encoder = ROWS[config.kind], Encoder(config.data, tokenizer)
+    first = rows.readings(encoder, encoder.settle_kind(records[0]))[0]
+    prompt, responses = rows.encode(encoder, first)
+    return list(shown_row(prompt, responses, tokenizer, in_color=in_color))
+
+
+def tokenized(
+    config: DataConfig, tokenizer: Tokenizer, sides: tuple[list[Record], list[Record]], problems: Problems
+) -> tuple[list[Record], list[Record], Measure]:
+    """The records that the tokenizer accepts, and their lengths in tokens, with prompts as a run would render them."""
+    assert config.kind is not None, "checked by the config's loader"
     rows, encoder = ROWS[config.kind], Encoder(config.data, tokenizer)
     lengths: dict[int, Lengths] = {}
 

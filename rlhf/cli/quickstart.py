@@ -162,7 +162,7 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
     page = folder / "runs" / "ppo" / "report.html"
     console.print(f"The report of PPO, to open in a browser: {page.absolute()}", soft_wrap=True)
     console.print(f"The model is in {models['ppo']}. Talk to it:")
-    prompt = shlex.quote(FORMAT.format(prompt=held_out[0].text))
+    prompt = shlex.quote(held_out[0].text)
     console.print(f"  rlhf generate {models['ppo']} --max-tokens {MAX_ANSWER_TOKENS} --prompt {prompt}", soft_wrap=True)
 
 

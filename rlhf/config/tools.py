@@ -290,9 +290,15 @@ class GenerateConfig(Section):
     """A prompt. Repeatable."""
     prompts: str | None = None
     """File of prompts: one on each line, or the rows of a data set."""
+    template: Literal["auto", "chat", "plain"] | None = None
+    """chat renders a prompt through the chat template, plain puts it into prompt_format, auto is chat where the model
+    has a chat template. By default as in the run that trained the model, where this is a run's model, else auto."""
     chat_template: str | None = None
     """Chat template in place of the tokenizer's default: the name of another one of its templates, or a .jinja
-    file."""
+    file; by default that of the run."""
+    prompt_format: str | None = None
+    """Text around a prompt that is not rendered as chat, e.g. "Question: {prompt}\\nAnswer:"; by default that of the
+    run."""
     max_tokens: PositiveInt = 256
     """Longest response, in tokens."""
     temperature: float = Field(1.0, ge=0.0, le=2.0)

@@ -123,7 +123,8 @@ def generate(
 
     Args:
         model: a folder (`TrainResult.model`) or a hub name.
-        prompts: user messages where the model has a chat template, else plain text.
+        prompts: texts, which become prompts as in the run that trained the model (data.template, data.prompt_format).
+            Otherwise they are user messages where the model has a chat template, else plain text.
         max_tokens: longest response.
         temperature: divides the logits; 0 is greedy.
         num_samples: responses to each prompt.

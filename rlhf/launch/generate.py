@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from rlhf.config.data import DataSection
 from rlhf.config.models import dtype_on
@@ -16,7 +17,7 @@ from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rollout.open_engine import engine_kind, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
-from rlhf.launch.trained_model import find_model
+from rlhf.launch.trained_model import STYLE_KEYS, find_model, prompt_style
 from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
 
@@ -35,8 +36,9 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     model, device = find_model(config.model), local_device()
     section = RolloutSection(engine=config.engine)
     require_whole_model(model, engine_kind(section), where="model", device=device)
-    tokenizer = load_tokenizer(model, key="model", chat_template=config.chat_template, template_key="chat_template")
-    prompts = read_prompts(config, tokenizer)
+    style = style_of(config, model)
+    tokenizer = load_tokenizer(model, key="model", chat_template=style.chat_template, template_key="chat_template")
+    prompts = read_prompts(config, tokenizer, style)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     spec = EngineSpec(
         section=section.model_copy(update={"max_prompt_tokens": longest, "max_response_tokens": config.max_tokens}),
@@ -74,28 +76,41 @@ def make_requests(config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: 
     ]
 
 
-def read_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> list[Prompt]:
+def style_of(config: GenerateConfig, model: str) -> DataSection:
+    """How prompts are made of texts: as in the model's run, but for what is given."""
+    given = {key: value for key, value in config.model_dump(include=set(STYLE_KEYS)).items() if value is not None}
+    try:
+        return DataSection.model_validate(prompt_style(model).model_dump(include=set(STYLE_KEYS)) | given)
+    except ValidationError as error:
+        lines = [f"{one['loc'][0]}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()]
+        raise ConfigError(lines) from error
+
+
+def read_prompts(config: GenerateConfig, tokenizer: Tokenizer, style: DataSection) -> list[Prompt]:
     """Prompts from the command line, from a text file with one per line, or from the rows of a data set."""
     if config.prompts is None:
-        return [as_prompt(index, text, tokenizer) for index, text in enumerate(config.prompt)]
+        return [as_prompt(index, text, tokenizer, style) for index, text in enumerate(config.prompt)]
     path = Path(config.prompts)
     if path.suffix in ROW_FILES:
-        return list(load_prompts(DataSection(path=config.prompts), tokenizer, MAX_PROMPT_TOKENS).train)
+        section = style.model_copy(update={"path": config.prompts})
+        return list(load_prompts(section, tokenizer, MAX_PROMPT_TOKENS).train)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if not lines:
         raise ConfigError(f"--prompts: {path} contains no prompt.")
-    return [as_prompt(index, line, tokenizer) for index, line in enumerate(lines)]
+    return [as_prompt(index, line, tokenizer, style) for index, line in enumerate(lines)]
 
 
-def as_prompt(index: int, text: str, tokenizer: Tokenizer) -> Prompt:
-    """A prompt through the model's chat template if it has one, else unchanged."""
-    if tokenizer.has_chat_template:
+def as_prompt(index: int, text: str, tokenizer: Tokenizer, style: DataSection) -> Prompt:
+    """A prompt through the model's chat template, or in the format for plain text. If the style does not say which, a
+    format decides for plain text; without one, a chat template is used where the model has one."""
+    has_format = style.prompt_format != DataSection().prompt_format
+    if style.template == "chat" or (style.template == "auto" and tokenizer.has_chat_template and not has_format):
         rendered = tokenizer.render([Message(role="user", content=text)], add_generation_prompt=True)
         token_ids = tokenizer.encode(rendered)
     else:
-        rendered = text
+        rendered = style.prompt_format.replace("{prompt}", text)
         token_ids = tokenizer.encode(text, add_special_tokens=True)
     return Prompt(id=str(index), token_ids=np.array(token_ids, dtype=np.int64), text=rendered)

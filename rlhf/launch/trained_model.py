@@ -1,10 +1,17 @@
 """Which model a name stands for: a folder, a hub name, or the folder of a run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from rlhf.config.data import DataSection
+from rlhf.config.loading.yaml_text import Document
 from rlhf.engines.models.hub import require_found
 from rlhf.errors import ModelError
+
+STYLE_KEYS = ("template", "chat_template", "prompt_format")
 
 
 def find_model(name: str) -> str:
@@ -24,6 +31,22 @@ def find_model(name: str) -> str:
     if (folder / "status.json").is_file():
         raise ModelError(f"model: the run {name} has no model yet{_progress(folder)}. It writes one when it ends.")
     raise ModelError(f"model: {name} has no config.json: neither a model's folder nor a run's.")
+
+
+def prompt_style(model: str) -> DataSection:
+    """How the run that trained a model, a folder from `find_model`, made prompts of texts: data.template,
+    data.chat_template and data.prompt_format of its config. Their defaults for any other model, or where the run's
+    config cannot be read."""
+    folder = Path(model).expanduser().parent
+    if not (folder / "status.json").is_file():
+        return DataSection()
+    try:
+        config = Document((folder / "config.yaml").read_text(encoding="utf-8")).value
+        given = config.get("data") if isinstance(config, Mapping) else None
+        known = given if isinstance(given, Mapping) else {}
+        return DataSection.model_validate({key: known[key] for key in STYLE_KEYS if key in known})
+    except (OSError, ValueError, ValidationError):
+        return DataSection()
 
 
 def _progress(folder: Path) -> str:
