@@ -22,6 +22,8 @@ class DataSection(Section):
     split_seed: NonNegativeInt = 0
     """Seed that chooses the held-out prompts. It is separate from run.seed, so that sft, rm and ppo hold out the same
     ones."""
+    subset: str | None = None
+    """Configuration of a hub data set, or of a folder whose README.md describes several, as main of openai/gsm8k."""
     split: str = "train"
     """Split to read, where file names (train.jsonl, test-00000-of-00002.parquet, validation/) or a data set name
     splits; all reads every split."""

@@ -142,6 +142,7 @@ _DATA = {
     "val_files": ("data.eval_path",),
     "eval_dataset": ("data.eval_path",),
     "dataset_train_split": ("data.split",),
+    "dataset_config": ("data.subset",),
     "reward_funcs": ("reward.function",),
     "reward_func": ("reward.function",),
     "reward_fn": ("reward.function",),

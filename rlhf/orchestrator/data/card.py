@@ -14,16 +14,17 @@ MAX_BYTES = 2**20
 CARD = "README.md"
 
 
-def described_files(folder: Path) -> dict[str, list[Path]] | None:
-    """The files of each split, in sorted order; None where the folder has no card that describes them.
+def described_files(folder: Path, subset: str | None = None) -> dict[str, list[Path]] | None:
+    """The files of each split, in sorted order; None where the folder has no card that describes them. Of several sets
+    of files, `subset` is the name of the one that is meant.
 
     Raises DataError where the card cannot be read, describes several sets of files, or files that are not there.
     """
     name = folder / CARD
     configs = _configs(name)
-    if not configs:
+    if not configs and subset is None:
         return None
-    given = _chosen(configs, name).get("data_files")
+    given = _chosen(configs, name, subset).get("data_files")
     if given is None:
         return None
     splits: dict[str, list[Path]] = {}
@@ -53,12 +54,18 @@ def _configs(name: Path) -> list[Mapping[str, Json]]:
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
 
 
-def _chosen(configs: list[Mapping[str, Json]], name: Path) -> Mapping[str, Json]:
-    """The only set of files, or the one that is marked as the usual one."""
+def _chosen(configs: list[Mapping[str, Json]], name: Path, subset: str | None) -> Mapping[str, Json]:
+    """The set of files that is named, or the only one, or the one that is marked as the usual one."""
+    if subset is not None:
+        named = [config for config in configs if config.get("config_name") == subset]
+        if len(named) != 1:
+            have = ", ".join(str(config.get("config_name")) for config in configs) or "none"
+            raise DataError(f'data.subset: {name} describes no set of files "{subset}" (have {have}).')
+        return named[0]
     usual = [config for config in configs if config.get("default") is True or config.get("config_name") == "default"]
     if len(configs) > 1 and len(usual) != 1:
         names = ", ".join(str(config.get("config_name")) for config in configs)
-        raise DataError(f"data: {name} describes several sets of files ({names}). Name the files in data.path.")
+        raise DataError(f"data: {name} describes several sets of files ({names}). Name one by data.subset.")
     return configs[0] if len(configs) == 1 else usual[0]
 
 

@@ -54,10 +54,12 @@ UNREADABLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The split to read: the first of `names` that is there. `key` is the setting that says so."""
+    """The split to read: the first of `names` that is there. `key` is the setting that says so. `subset` is the
+    configuration of the data set, where it has several."""
 
     names: tuple[str, ...]
     key: str
+    subset: str | None = None
 
     def choose(self, have: Sequence[str], where: str) -> str:
         """The split to read of those that `where` has, or ALL. Raises DataError."""
@@ -71,13 +73,13 @@ class Wanted:
 
 def training_split(section: DataSection) -> Wanted:
     """The split of data.path."""
-    return Wanted(names=(section.split,), key="data.split")
+    return Wanted(names=(section.split,), key="data.split", subset=section.subset)
 
 
 def held_out_split(section: DataSection) -> Wanted:
     """The split of data.eval_path."""
     names = ("validation", "test", TRAIN) if section.eval_split is None else (section.eval_split,)
-    return Wanted(names=names, key="data.eval_split")
+    return Wanted(names=names, key="data.eval_split", subset=section.subset)
 
 
 def find_files(pattern: str, wanted: Wanted, problems: Problems, max_row_bytes: int = MAX_ROW_BYTES) -> list[Source]:
@@ -87,7 +89,10 @@ def find_files(pattern: str, wanted: Wanted, problems: Problems, max_row_bytes: 
     path = Path(pattern).expanduser()
     if path.is_dir():
         files = _files_in(path, problems)
-        found = _of_split(files, described_files(path) or split_files(files, path), path, wanted, problems)
+        splits = described_files(path, wanted.subset) or split_files(files, path)
+        found = _of_split(files, splits, path, wanted, problems)
+    elif wanted.subset is not None:
+        raise DataError(f"data.subset: {pattern} is neither a hub data set nor a folder. Remove it.")
     elif path.is_file():
         wanted.choose(list(dict.fromkeys([TRAIN, *_split_of_name(path.name)])), pattern)
         found = [path]

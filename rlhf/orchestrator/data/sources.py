@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SUBSETS = re.compile(r"(Config name is missing|BuilderConfig \S+ not found).*?\[(?P<names>[^]]*)\]", re.DOTALL)
+"""What `datasets` says where it needs the name of a subset."""
 
 
 class Place(Enum):
@@ -70,6 +72,8 @@ def _read_saved(folder: Path, wanted: Wanted, problems: Problems, max_row_bytes:
     # Imported where it is used because it takes seconds.
     import datasets  # noqa: PLC0415
 
+    if wanted.subset is not None:
+        raise DataError(f"data.subset: {folder} was saved by `datasets` and has none. Remove it.")
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever the library makes of a damaged folder
@@ -96,8 +100,11 @@ def _read_hub(name: str, wanted: Wanted, problems: Problems, max_row_bytes: int)
     failures: list[DataError] = []
     for split in wanted.names:
         try:
-            loaded = datasets.load_dataset(name, split=split)
+            loaded = datasets.load_dataset(name, wanted.subset, split=split)
         except ValueError as error:
+            if (several := SUBSETS.search(str(error))) is not None:
+                have = several["names"].replace("'", "")
+                raise DataError(f"data.subset: {name} has {have}; choose one (got {wanted.subset}).") from error
             failures.append(DataError(f"data: {name}: {first_line(error)}."))
         except Exception as error:  # whatever the library makes of a name, a network and the files it finds
             reason = first_line(error)
