@@ -12,6 +12,7 @@ from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.config.tools import DataConfig
 from rlhf.engines.base import Tokenizer
+from rlhf.orchestrator.data.columns import find_columns
 from rlhf.orchestrator.data.encoding import Encoder, cut
 from rlhf.orchestrator.data.kinds import ROWS
 from rlhf.orchestrator.data.kinds.base import Rows
@@ -32,6 +33,9 @@ from rlhf.orchestrator.data.report import (
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
 from rlhf.terminal import rich_console, show_logs, write
 from rlhf.types import Json
+
+WITH_LABEL = (RowKind.PROMPTS, RowKind.LABELED, RowKind.STEPS)
+"""Kinds of rows whose label a run uses."""
 
 
 def run_data_report(config: DataConfig) -> int:
@@ -80,6 +84,7 @@ def make_report(
     report: Facts = {
         "kind": config.kind,
         "path": section.path,
+        "columns": columns_of(config, records),
         "unit": "tokens" if in_tokens else "characters",
         "wrong": {what: {"rows": count, "first": first} for what, (count, first) in problems.reasons.items()},
         "train": facts_of(train, measure, *limits) if train else {"rows": 0},
@@ -92,6 +97,22 @@ def make_report(
     assert isinstance(facts, dict), "made above"
     report["warnings"] = [*problems.notes, *warnings_of(facts, shared)]
     return report
+
+
+def columns_of(config: DataConfig, records: Sequence[Record]) -> Facts:
+    """Which columns are read as what, as the first row has them."""
+    assert config.kind is not None, "checked by the config's loader"
+    if not records:
+        return {}
+    prompt, *responses = (name.partition("[")[0] for name in records[0].names)
+    columns: Facts = {"prompt": prompt}
+    if responses:
+        columns["responses"] = ", ".join(dict.fromkeys(responses))
+    if config.kind in WITH_LABEL and any(record.label is not None or record.names[1:] for record in records):
+        rows, there = ROWS[config.kind], dict.fromkeys(name for record in records for name in record.row.values)
+        label = find_columns(config.data, [*there], rows.response_names, rows.label_names).label
+        columns |= {"label": label} if label is not None else {}
+    return columns
 
 
 def open_tokenizer(config: DataConfig, model: str) -> Tokenizer:
@@ -165,6 +186,9 @@ def show(report: Mapping[str, Json], console: Console) -> None:
             facts.add_row(f"also trained on: {name.replace('_', ' ')}", "", str(value))
     console.print(facts)
     console.print(length_table(sides, str(report["unit"])))
+    if isinstance(meant := report["columns"], dict) and meant:
+        read = ", ".join(f"{what} = {name}" for what, name in meant.items())
+        console.print(f"columns: {read}", markup=False, highlight=False)
     wrong, warnings = report["wrong"], report["warnings"]
     for what, found in wrong.items() if isinstance(wrong, dict) else ():
         if isinstance(found, dict):

@@ -41,6 +41,34 @@ def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "columns"),
+    [
+        ("prompts", {"question": "q", "answer": "5", "level": 1}, {"prompt": "question", "label": "answer"}),
+        ("prompts", {"prompt": "q"}, {"prompt": "prompt"}),
+        ("demonstrations", {"question": "q", "answer": "5"}, {"prompt": "question", "responses": "answer"}),
+        (
+            "preferences",
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            {"prompt": "prompt", "responses": "chosen, rejected"},
+        ),
+        (
+            "labeled",
+            {"prompt": "q", "completion": "a", "label": True},
+            {"prompt": "prompt", "responses": "completion", "label": "label"},
+        ),
+    ],
+)  # fmt: skip
+def test_columns_are_named_by_what_they_are_read_as(
+    kind: str, row: dict[str, Json], columns: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [row, {**row, "label": False}] if kind == "labeled" else [row])
+    assert report(capsys, kind, path)["columns"] == columns
+    assert main(["data", kind, "--data.path", str(path)]) == 0
+    said = ", ".join(f"{what} = {name}" for what, name in columns.items())
+    assert f"columns: {said}\n" in capsys.readouterr().out
+
+
 def test_length_bias_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [{"prompt": f"p{n}", "chosen": "long " * n, "rejected": "b"} for n in range(2, 12)]
     said = report(capsys, "preferences", write_rows(tmp_path / "t.jsonl", rows))
