@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.browser import Browser, find_browser
 
 WIDTH, HEIGHT = 1100, 720
-PICTURES = (("summary", False), ("metrics", False), ("responses", True))
+PICTURES = (("summary", False), ("timeline", True))
 """Sections that a picture begins with, and whether it is in dark mode."""
 
 
