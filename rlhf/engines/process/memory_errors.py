@@ -47,6 +47,8 @@ def named_memory_error(
         longest = max(int(batch.lengths.max()) for batch in batches)
         sizes = f" with micro-batches of up to {len(largest.token_ids)} tokens, the longest sequence {longest}"
         splittable = len(largest.token_ids) if len(largest.lengths) > 1 else 0
+        if not splittable:
+            advice += f" {role}.sequence_parallel_size lets several processes share a sequence."
     said = next(iter(str(error).splitlines()), "").partition(". Of the allocated memory")[0].rstrip(".")
     return MemoryExhaustedError(f"{role} {phase}: out of memory{sizes}: {said}. {advice}", splittable)
 

@@ -43,6 +43,7 @@ def test_a_single_sequence_cannot_be_split() -> None:
     error = caught(MemoryError(), "reward", "forward", packed(9), packed(2, 3))
     assert isinstance(error, MemoryExhaustedError)
     assert error.splittable_tokens == 0
+    assert str(error).endswith(" reward.sequence_parallel_size lets several processes share a sequence.")
 
 
 @pytest.mark.parametrize("phase", ADVICE)
