@@ -115,6 +115,8 @@ class RepairKind(StrEnum):
     """A damaged checkpoint was passed over, or one could not be saved."""
     START = "start"
     """The start of a Ray cluster was repeated."""
+    DOWNLOAD = "download"
+    """A request to the model hub was sent again."""
     STORE = "store"
     """Stored log-probs were damaged and computed again."""
 

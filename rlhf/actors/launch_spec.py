@@ -10,7 +10,7 @@ from rlhf.config.reward import RemoteSource
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.planning.placement import DeviceGroup, Placement
-from rlhf.types import Role
+from rlhf.types import Repair, Role
 
 UNLOAD_TIMEOUT_S = 60.0
 
@@ -47,7 +47,7 @@ class Workers:
     """By the label of the reward source."""
     sequence_parallel: Mapping[Role, int] = field(default_factory=dict)
     """How many ranks of a model compute a micro-batch together; 1 where it is not named."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Repair, ...] = ()
     """What the user should know about how the models compute, each once."""
 
 

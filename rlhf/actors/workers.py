@@ -18,6 +18,7 @@ from rlhf.actors.ranks import RankActor
 from rlhf.config.reward import RemoteSource
 from rlhf.config.rollout import ENGINES
 from rlhf.engines.base import RewardSource, TokenScorer
+from rlhf.engines.process.hub_retries import telling_hub_retries
 from rlhf.engines.process.memory_errors import naming_memory_errors
 from rlhf.engines.process.repairs import RepairLog
 from rlhf.engines.rollout.open_engine import ServingEngine, engine_kind, open_engine
@@ -55,16 +56,18 @@ class ModelWorker(RankActor):
         self._trained: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
         self._sent_version: int | None = None
+        self._repairs = RepairLog()
 
-    def load_scorer(self, role: Role, spec: ScorerSpec) -> tuple[str, ...]:
-        """Load a model that is not trained. Returns what the user should know about how it computes."""
+    def load_scorer(self, role: Role, spec: ScorerSpec) -> tuple[str | Repair, ...]:
+        """Load a model that is not trained. Returns what the user should know about how it computes, and what was
+        repaired on the way."""
         with importing():
             from rlhf.engines.training.scoring import ScoringEngine
 
-        with naming_memory_errors(role, "load"):
+        with naming_memory_errors(role, "load"), telling_hub_retries(self._repairs.add):
             engine = ScoringEngine(spec, device=self._rank.device, where=f"{role}.model")
         self._engines[role] = engine
-        return engine.self_test.notes
+        return (*engine.self_test.notes, *self._repairs.take())
 
     def folder_problem(self, folder: Path, marker: str, room: int) -> str:
         """As `shared_folder.folder_problem`, from this worker's node."""
@@ -85,20 +88,20 @@ class ModelWorker(RankActor):
 
         empty_cache()
 
-    def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> tuple[str, ...]:
+    def load_trained_model(self, role: Role, spec: TrainedModelSpec) -> tuple[str | Repair, ...]:
         """Load a model that is trained, with the losses of the algorithm that its config describes. Returns what the
-        user should know about how it computes."""
+        user should know about how it computes, and what was repaired on the way."""
         with importing():
             from rlhf.algorithms import build_algorithm
             from rlhf.engines.training.engine import DeepSpeedEngine
 
         algorithm = build_algorithm(spec.algorithm)
-        with naming_memory_errors(role, "load"):
+        with naming_memory_errors(role, "load"), telling_hub_retries(self._repairs.add):
             engine = DeepSpeedEngine(spec, algorithm.objectives(), device=self._rank.device, where=f"{role}.model")
             if role is Role.POLICY and algorithm.needs.ema_reference is not None:
                 engine.start_ema_reference(algorithm.needs.ema_reference.decay)
         self._engines[role] = self._trained[role] = engine
-        return engine.self_test.notes
+        return (*engine.self_test.notes, *self._repairs.take())
 
     def connect_rollout(self, role: Role, spec: EngineSpec, engines: Sequence[Worker]) -> None:
         """Connect to rollout engines: `send_weights` sends to these from now on. Called on every rank."""

@@ -146,8 +146,11 @@ class RunAttempts:
                 on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
         workers = self.launcher.launch(partial(self._probe_rewards, needs), self._require_folder)
-        for note in () if self.has_started else workers.notes:
-            self.records.warn(note)
+        for note in workers.notes:
+            if isinstance(note, Repair):
+                self.records.repair(note)
+            elif not self.has_started:
+                self.records.warn(note)
         return workers
 
     def _require_folder(self, savers: Sequence[Worker]) -> None:

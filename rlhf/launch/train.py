@@ -13,6 +13,8 @@ from rlhf.actors.waiting import CallObserver
 from rlhf.config.commands import TrainConfig, method_name
 from rlhf.config.loading.load import dump_config, short_summary
 from rlhf.config.run import CheckpointSection
+from rlhf.engines.process.hub_retries import telling_hub_retries
+from rlhf.engines.process.repairs import RepairLog
 from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
@@ -64,7 +66,9 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     require_unlocked(folder_of(config))  # known at once, and rows take long to read
-    prepared = prepare(config)
+    downloads = RepairLog()
+    with telling_hub_retries(downloads.add):
+        prepared = prepare(config)
     data, length, fresh = prepared.data, prepared.length, prepared.fresh
     with (
         RunDirectory.open(folder_of(config), resume=config.checkpoint.resume) as directory,
@@ -72,6 +76,8 @@ def run_training(
     ):
         say_start(console, config, length)
         records = make_records(config, directory, console, length.num_steps)
+        for repair in downloads.take():
+            records.repair(repair)
         checkpoints = Checkpoints(
             directory.checkpoints, keep=config.checkpoint.keep, warn=records.warn, repaired=records.repair
         )
