@@ -12,7 +12,7 @@ from rlhf.report.run_record import RunRecord
 EXPLAINING = ("kl/ref_per_response", "response/length", "response/truncated", "groups/zero_std")
 """Metrics whose change is worth a sentence beside that of the results."""
 MOST_RESULTS = 3
-UNTOLD = {"resume", "checkpoint", "replacement", "diagnosis"}
+UNTOLD = {"resume", "checkpoint", "replacement", "repair", "diagnosis"}
 """Kinds of events that are no trouble, and of those that were true early in a run: what holds at its end is among the
 diagnosis's causes."""
 SHOWN_EVENTS = 3

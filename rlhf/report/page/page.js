@@ -1,7 +1,7 @@
 "use strict";
 // The page, from its data.
 
-const HARMLESS = new Set(["resume", "checkpoint", "replacement"]);
+const HARMLESS = new Set(["resume", "checkpoint", "replacement", "repair"]);
 const data = JSON.parse(document.getElementById("data").textContent);
 const names = data.runs.map((run) => run.name);
 const several = names.length > 1;
