@@ -37,7 +37,10 @@ def resume(scenarios: "Scenarios") -> None:
         name = f"zero{stage}-{dtype}"
         settings = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine", "warmup_ratio": 0.3}
         whole = scenarios.engine("tied", num_steps=4, **settings)  # type: ignore[arg-type]
-        lrs = [scenarios.step(whole, experiences(seed=i), FOUR)[1].lr for i in range(4)]
+        start = scenarios.weights(whole)
+        lrs = [scenarios.step(whole, experiences(seed=0), FOUR)[1].lr]
+        scenarios.record(f"resume/{name}/first_update", (scenarios.weights(whole) - start).abs().max())
+        lrs += [scenarios.step(whole, experiences(seed=i), FOUR)[1].lr for i in range(1, 4)]
         first = scenarios.engine("tied", num_steps=4, **settings)  # type: ignore[arg-type]
         for i in range(2):
             scenarios.step(first, experiences(seed=i), FOUR)
