@@ -47,7 +47,7 @@ from rlhf.orchestrator.run.metrics_file import RENAMED_METRICS
 ROOT = Path(__file__).parents[1]
 DROPPED_METRICS: tuple[str, ...] = ("tricks/",)
 """Metrics of the base revision that are no longer written. "NAME/" stands for all that begin with it."""
-ADDED_METRICS: tuple[str, ...] = ("policy/clip_frac", "reward/std")
+ADDED_METRICS: tuple[str, ...] = ("policy/clip_frac", "reward/std", "repairs/count")
 """Metrics that the base revision does not write of every method, as above."""
 TIMED_METRICS = ("time", "throughput/", "memory/", "sync/seconds")
 """Prefixes of metrics that depend on the machine's speed and memory, under their old and new names."""
