@@ -38,7 +38,7 @@ from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.files import checkpoint_errors
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
-from rlhf.orchestrator.run.resume import ResumePoint, warn_of_threads
+from rlhf.orchestrator.run.resume import ResumePoint, remembered_token_limit, warn_of_threads
 from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
@@ -85,6 +85,12 @@ class RunAttempts:
             return None
         self.limit_tokens(limit)
         return f"micro-batches have at most {limit} tokens (train.max_tokens_per_micro_batch)"
+
+    def keep_token_limit(self, resume_from: ResumePoint | None) -> None:
+        """Keep the limit of tokens that an earlier launch of this run reached when memory ran out."""
+        if resume_from is not None and (limit := remembered_token_limit(resume_from.state, self.fresh)):
+            self.records.say(f"micro-batches have at most {limit} tokens: memory ran out in this run with larger ones")
+            self.limit_tokens(limit)
 
     def limit_tokens(self, limit: int) -> None:
         """Give micro-batches at most `limit` tokens from the next attempt on; checkpoints remember it."""

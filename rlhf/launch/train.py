@@ -29,7 +29,7 @@ from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import run_with_restarts
-from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point, remembered_token_limit
+from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory, require_unlocked
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import numbers
@@ -75,9 +75,7 @@ def run_training(
         closing(open_console(length.num_steps)) as console,
     ):
         say_start(console, config, length)
-        records = make_records(config, directory, console, length.num_steps)
-        for repair in downloads.take():
-            records.repair(repair)
+        records = make_records(config, directory, console, length.num_steps, downloads.take())
         checkpoints = Checkpoints(
             directory.checkpoints, keep=config.checkpoint.keep, warn=records.warn, repaired=records.repair
         )
@@ -103,9 +101,7 @@ def run_training(
                 stop=stop,
                 fresh=fresh,
             )
-            if resume_from is not None and (limit := remembered_token_limit(resume_from.state, fresh)):
-                records.say(f"micro-batches have at most {limit} tokens: memory ran out in this run with larger ones")
-                attempts.limit_tokens(limit)
+            attempts.keep_token_limit(resume_from)
             run_with_restarts(
                 attempts,
                 resume_from,
