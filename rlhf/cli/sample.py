@@ -151,14 +151,15 @@ def open_rewards(section: RewardSection, tokenizer: Tokenizer, device: str) -> R
     models = [source for source in section.all_sources if isinstance(source, StartedSource)]
     opened: dict[str, RewardSource] = {}
     for source in models:
-        from rlhf.engines.training.local_scoring import LocalScorer  # noqa: PLC0415  most runs have no reward model
+        from rlhf.engines.models.text_pairs import load_reward_tokenizer  # noqa: PLC0415  most runs have no reward model
+        from rlhf.engines.training.local_scoring import LocalScorer  # noqa: PLC0415  as above
 
         assert source.model is not None, "a model source names its model"
         opened[source.label] = build_scored(
             source,
             LocalScorer(source, source.model, head_of(source), device=device, where="reward.model"),
             policy_tokenizer=tokenizer,
-            reward_tokenizer=load_tokenizer(source.model, key="reward.model"),
+            reward_tokenizer=load_reward_tokenizer(source, source.model, key="reward.model"),
         )
     return build_reward(section.all_sources, opened) if section.all_sources else None
 

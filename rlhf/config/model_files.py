@@ -19,6 +19,8 @@ HEAD_LAYERS = re.compile(
 )
 """Layers of heads other than `score`, at the top of a model."""
 
+POSITIONS_BEHIND_PAD = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer"})
+TWO_STACKS = frozenset({"t5", "mt5", "umt5", "bart", "mbart", "led", "plbart", "mvp"})
 SCORE_CAPS = frozenset({"attn_logit_softcapping", "attention_logit_cap", "attn_logit_soft_cap"})
 """What families call a cap on attention scores."""
 
@@ -49,7 +51,9 @@ class ModelFacts:
     linear_layers: tuple[str, ...] | None = None
     """Names of the layers that can have adapters, without the path to them."""
     other_head: str | None = None
-    """Why a sequence classifier cannot be a reward model: it has no score layer at the last token, but another head."""
+    """What a sequence classifier has in place of a score at the last token: `a BertForSequenceClassification has
+    classifier`. It can score, but neither be trained nor be a critic."""
+    has_decoder_behind_encoder: bool = False
 
 
 def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
@@ -147,7 +151,7 @@ def describe_model(folder: Path) -> ModelFacts:
         folder=folder,
         model_type=model_type,
         vocab_size=_whole(inner.get("vocab_size")),
-        context=next((size for key in CONTEXT_KEYS if (size := _whole(inner.get(key)))), None),
+        context=_context(inner),
         num_labels=_num_labels(config),
         has_chat_template=_has_chat_template(folder),
         has_own_code="auto_map" in config,
@@ -158,6 +162,7 @@ def describe_model(folder: Path) -> ModelFacts:
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
+        has_decoder_behind_encoder=config.get("is_encoder_decoder") is True or model_type in TWO_STACKS,
     )
 
 
@@ -197,8 +202,8 @@ def _quantization(config: Mapping[str, object]) -> str | None:
 
 
 def other_head(config: Mapping[str, object], tensors: Iterable[str]) -> str | None:
-    """Why a sequence classifier cannot be a reward model, by its class and the names of its tensors; None if it can be
-    one, or is no sequence classifier.
+    """What a sequence classifier has in place of a score at the last token, by its class and the names of its tensors;
+    None if it has one, or is no sequence classifier.
 
     Classifiers of decoders have one layer, `score`, at the last token. Those of encoders pool all tokens, or the first,
     by layers of other names.
@@ -212,10 +217,17 @@ def other_head(config: Mapping[str, object], tensors: Iterable[str]) -> str | No
     heads = sorted({name.partition(".")[0] for name in names if HEAD_LAYERS.match(name)})
     if not heads:
         return None  # the head is missing, which is reported when the model is loaded
-    return (
-        f"a {found} has no score head at the last token (it has {', '.join(heads)}); only decoder models can be reward "
-        "models here, others can be served over HTTP (reward.url)."
-    )
+    return f"a {found} has no score at the last token (it has {', '.join(heads)})"
+
+
+def only_scores(other: str) -> str:
+    """The message about a model with another head that would have to be trained."""
+    return f"{other}; it can be the reward model of an online run, but neither be trained nor be a critic or a PRM."
+
+
+def two_stacks(other: str) -> str:
+    """The message about a classifier that reads with an encoder and a decoder."""
+    return f"{other}, and reads with an encoder and a decoder; serve it over HTTP (reward.url)."
 
 
 def read_config_json(folder: Path) -> dict[str, object]:
@@ -223,6 +235,15 @@ def read_config_json(folder: Path) -> dict[str, object]:
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         raise ModelFileError(f"{folder} is the folder of a run. Name its model: {folder / 'model'}.")
     return read_json(folder / "config.json")
+
+
+def _context(config: Mapping[str, object]) -> int | None:
+    """The longest sequence. Families that number positions from behind the pad token have that many fewer."""
+    size = next((size for key in CONTEXT_KEYS if (size := _whole(config.get(key)))), None)
+    if size is None or config.get("model_type") not in POSITIONS_BEHIND_PAD:
+        return size
+    pad = config.get("pad_token_id")
+    return size - 1 - (pad if isinstance(pad, int) else 1)
 
 
 def _head_dim(config: Mapping[str, object]) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf.types import (
     FloatArray,
@@ -40,6 +40,23 @@ class Tokenizer(Protocol):
 
     def fingerprint(self) -> str:
         """sha256 of vocabulary, special ids and chat template. Equal for all roles that exchange token ids."""
+        ...
+
+
+@runtime_checkable
+class PairTokenizer(Protocol):
+    """Makes the tokens of a prompt and a response for an encoder that reads at most `max_tokens` (None: no limit)."""
+
+    max_tokens: int | None
+
+    def encode_pair(self, prompt: str, response: str) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int] | None:
+        """A conversation by the tokenizer's chat template; None if it has none."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """As `Tokenizer.fingerprint`; None for a tokenizer that no policy could have."""
         ...
 
 

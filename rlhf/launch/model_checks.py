@@ -11,8 +11,9 @@ from rlhf.config.commands import (
 )
 from rlhf.config.engine_limits import vllm_limit
 from rlhf.config.json_file import ModelFileError
-from rlhf.config.model_files import ModelFacts
+from rlhf.config.model_files import ModelFacts, only_scores, two_stacks
 from rlhf.config.problems import Problem
+from rlhf.config.reward import PrmSource
 from rlhf.config.rollout import ENGINES
 from rlhf.config.tokenizer_files import different_tokens
 from rlhf.errors import ModelError
@@ -33,7 +34,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     yield from _chat_template(config, known)
     yield from _attention(config, known)
     if isinstance(config, OnlineConfig):
-        yield from _scorers(known)
+        yield from _scorers(config, known)
         yield from _engine_limits(config, known)
 
 
@@ -122,13 +123,16 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
 
 
-def _scorers(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
-    """Reward models have a head with one output."""
+def _scorers(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """Reward models have a head with one output, critics and process reward models a score for each token."""
+    has_steps = any(isinstance(source, PrmSource) for source in config.reward.all_sources)
     for role, fact in known.items():
-        if not role.startswith("reward"):
+        is_reward = role.startswith("reward")
+        if fact.other_head is not None and (fact.has_decoder_behind_encoder or not is_reward or has_steps):
+            says = two_stacks if fact.has_decoder_behind_encoder else only_scores
+            yield Problem(keys=(f"{role}.model",), text=says(fact.other_head), error=ModelError)
             continue
-        if fact.other_head is not None:
-            yield Problem(keys=(f"{role}.model",), text=fact.other_head, error=ModelError)
+        if not is_reward:
             continue
         if fact.num_labels == 1:
             continue

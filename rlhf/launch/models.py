@@ -72,8 +72,10 @@ def _unusable(config: TrainConfig, needs: Needs, facts: Mapping[str, ModelFacts 
     seen: set[tuple[str, Head]] = set()
     for name, section in config.models.items():
         fact = facts.get(section.model or "")
-        head, is_trained = _head_of(name, section, needs)
-        if section.model is None or fact is None or not any(fact.folder.glob(WEIGHTS)) or (section.model, head) in seen:
+        if section.model is None or fact is None:
+            continue
+        head, is_trained = _head_of(name, section, needs, is_scorer=fact.num_labels == 1)
+        if not any(fact.folder.glob(WEIGHTS)) or (section.model, head) in seen:
             continue
         seen.add((section.model, head))
         try:
@@ -87,8 +89,11 @@ def _unusable(config: TrainConfig, needs: Needs, facts: Mapping[str, ModelFacts 
             yield from error.problems
 
 
-def _head_of(name: str, section: ModelSection, needs: Needs) -> tuple[Head, bool]:
-    """The head that a model of the config is loaded with, and whether it is trained."""
+def _head_of(name: str, section: ModelSection, needs: Needs, *, is_scorer: bool) -> tuple[Head, bool]:
+    """The head that a model of the config is loaded with, and whether it is trained. `is_scorer`: its files are those
+    of a classifier with one label."""
     if name in set(Role) and (role := Role(name)) in needs.trains:
         return needs.trains[role], True
-    return head_of(section) if isinstance(section, StartedSource) else Head.LOG_PROBS, False
+    if isinstance(section, StartedSource):
+        return head_of(section), False
+    return Head.SCORES if name == Role.REWARD and is_scorer else Head.LOG_PROBS, False

@@ -6,7 +6,7 @@ from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.reward import RemoteReward
 from rlhf.config.reward import EndpointSource, RemoteSource, RewardSection, StartedSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
-from rlhf.engines.models.tokenizer import load_tokenizer
+from rlhf.engines.models.text_pairs import load_reward_tokenizer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.planning.roles import model_of
 from rlhf.types import Prompt, Repaired, Role
@@ -25,7 +25,7 @@ def model_reward(
         source,
         scorer,
         policy_tokenizer=policy_tokenizer,
-        reward_tokenizer=load_tokenizer(model_of(source, Role.REWARD), key="reward.model"),
+        reward_tokenizer=load_reward_tokenizer(source, model_of(source, Role.REWARD), key="reward.model"),
         max_tokens_per_batch=max_tokens_per_batch,
     )
 

@@ -22,7 +22,16 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from rlhf.config.json_file import ModelFileError
-from rlhf.config.model_files import describe_model, other_head, quantized, read_model, trusted_commit, untrusted
+from rlhf.config.model_files import (
+    describe_model,
+    only_scores,
+    other_head,
+    quantized,
+    read_model,
+    trusted_commit,
+    two_stacks,
+    untrusted,
+)
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.finite_weights import is_finite
@@ -91,6 +100,8 @@ class _Inspected:
     trusted: str | None
     has_score: bool
     dropouts: dict[str, float]
+    is_pooled: bool = False
+    """The classifier has another head than a score at the last token."""
 
 
 def load_model(
@@ -151,7 +162,7 @@ def _read(
             device_map=device_map,
         )
     model, info = cast(tuple[PreTrainedModel, LoadingInfo], loaded)
-    if head is not Head.LOG_PROBS and "score" not in dict(model.named_children()):
+    if head is not Head.LOG_PROBS and not inspected.is_pooled and "score" not in dict(model.named_children()):
         raise ModelError(
             f"{where}: a {type(model).__name__} has no score layer; only decoder models can have one here."
         )
@@ -182,12 +193,15 @@ def _inspect(section: ModelSection, name: str, head: Head, where: str, new_head:
     config = _load_config(name, folder, trusted, where)
     ending = _auto_class(head, config).__name__.removeprefix("AutoModel")
     has_score = head is not Head.LOG_PROBS and any(name.endswith(ending) for name in config.architectures or ())
+    is_pooled = False
     if head is not Head.LOG_PROBS:
-        _require_score_layer(config, folder, where)
+        is_pooled = _is_pooled(config, folder, where, can_be=head is Head.SCORES and not new_head)
         _require_scorer(config, has_score, new_head, where, "token" if head is Head.TOKEN_SCORES else "sequence")
         config.num_labels = 1
     dropouts = remove_noise(config)
-    return _Inspected(folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts)
+    return _Inspected(
+        folder=folder, config=config, trusted=trusted, has_score=has_score, dropouts=dropouts, is_pooled=is_pooled
+    )
 
 
 def _auto_class(head: Head, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
@@ -293,14 +307,18 @@ def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, w
         raise ModelError(f"{where}: has no score head ({kinds}), need a {unit} classifier with 1 label.")
 
 
-def _require_score_layer(config: PretrainedConfig, folder: Path, where: str) -> None:
-    """Raise ModelError for a classifier with another head than a score at the last token."""
+def _is_pooled(config: PretrainedConfig, folder: Path, where: str, *, can_be: bool) -> bool:
+    """Whether a classifier has another head than a score at the last token. Raises ModelError where it cannot be."""
     names: list[str] = []
     for path in sorted(folder.glob(WEIGHTS)):
         with safe_open(path, framework="pt") as file:
             names += file.keys()
-    if (why := other_head({"architectures": config.architectures}, names)) is not None:
-        raise ModelError(f"{where}: {why}")
+    other = other_head({"architectures": config.architectures}, names)
+    if other is not None and describe_model(folder).has_decoder_behind_encoder:
+        raise ModelError(f"{where}: {two_stacks(other)}")
+    if other is not None and not can_be:
+        raise ModelError(f"{where}: {only_scores(other)}")
+    return other is not None
 
 
 def _loading_problems(info: LoadingInfo, has_score: bool) -> list[str]:

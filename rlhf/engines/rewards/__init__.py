@@ -27,9 +27,10 @@ from rlhf.config.reward import (
     StartedSource,
 )
 from rlhf.config.reward.arguments import has_known_names
-from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
+from rlhf.engines.base import PairTokenizer, RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.choice import Choice
+from rlhf.engines.rewards.encoder import EncoderReward
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward, arguments_of
 from rlhf.engines.rewards.function_process import FunctionProcess
@@ -82,10 +83,18 @@ def build_scored(
     scorer: TokenScorer,
     *,
     policy_tokenizer: Tokenizer,
-    reward_tokenizer: Tokenizer,
+    reward_tokenizer: Tokenizer | PairTokenizer,
     max_tokens_per_batch: int = 4096,
 ) -> RewardSource:
-    """A source whose model has been started as `scorer`, with the head that `head_of` gives."""
+    """A source whose model has been started as `scorer`, with the head that `head_of` gives. The tokenizer of an
+    encoder is a PairTokenizer (`load_reward_tokenizer`)."""
+    if isinstance(reward_tokenizer, PairTokenizer):
+        return EncoderReward(
+            scorer,
+            policy_tokenizer=policy_tokenizer,
+            reward_tokenizer=reward_tokenizer,
+            max_tokens_per_batch=max_tokens_per_batch,
+        )
     if isinstance(source, PrmSource):
         return StepReward(source, scorer, tokenizer=reward_tokenizer, max_tokens_per_batch=max_tokens_per_batch)
     return ModelReward(

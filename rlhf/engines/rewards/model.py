@@ -33,8 +33,6 @@ class ModelReward:
         self._same = policy_tokenizer.fingerprint() == reward_tokenizer.fingerprint()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        if not rollouts:
-            return []
         if self._same:
             sequences = [
                 np.concatenate([prompt.token_ids, rollout.token_ids])
@@ -42,14 +40,7 @@ class ModelReward:
             ]
         else:
             sequences = [self._tokenize(*item) for item in zip(prompts, responses, rollouts, strict=True)]
-        batches = plan_batches([len(sequence) for sequence in sequences], self._scorer.num_ranks, self._max_tokens)
-        replies = self._scorer.forward([pack([sequences[index] for index in batch]) for batch in batches])
-        scores = [0.0] * len(sequences)
-        for batch, reply in zip(batches, replies, strict=True):
-            for index, score in zip(batch, reply.tolist(), strict=True):
-                scores[index] = score
-        checked = checked_scores(list(scores), [prompt.id for prompt in prompts])
-        return [Reward(total=score) for score in checked]
+        return scored(self._scorer, sequences, prompts, self._max_tokens)
 
     def close(self) -> None:
         """Nothing to do: the scorer's creator closes it."""
@@ -75,6 +66,23 @@ class ModelReward:
         if ended and token_ids[-1] not in self._tokenizer.stop_token_ids:
             token_ids.append(self._tokenizer.eos_token_id)
         return np.array(token_ids, dtype=np.int64)
+
+
+def scored(
+    scorer: TokenScorer, sequences: Sequence[IntArray], prompts: Sequence[Prompt], max_tokens: int
+) -> list[Reward]:
+    """The scorer's score of each sequence, which ends the response to a prompt. Raises RewardError for a score that is
+    not finite."""
+    if not sequences:
+        return []
+    batches = plan_batches([len(sequence) for sequence in sequences], scorer.num_ranks, max_tokens)
+    replies = scorer.forward([pack([sequences[index] for index in batch]) for batch in batches])
+    scores = [0.0] * len(sequences)
+    for batch, reply in zip(batches, replies, strict=True):
+        for index, score in zip(batch, reply.tolist(), strict=True):
+            scores[index] = score
+    checked = checked_scores(list(scores), [prompt.id for prompt in prompts])
+    return [Reward(total=score) for score in checked]
 
 
 def plan_batches(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[int]]:

@@ -9,13 +9,15 @@ from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.pooled import PooledModel
 from rlhf.engines.models.routers import set_up_routers
+from rlhf.engines.models.text_pairs import separator_of
 from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.examined import examine
 from rlhf.engines.training.optimizer import scoring_config
 from rlhf.engines.training.partitioned_loading import load_on_rank_zero, partition, replicate
 from rlhf.engines.training.specs import ScorerSpec
-from rlhf.types import FloatArray, PackedTokens
+from rlhf.types import FloatArray, Head, PackedTokens
 
 CHUNK_TOKENS = 1024
 
@@ -32,10 +34,18 @@ class ScoringEngine:
         loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
         )
+        self._model: torch.nn.Module
+        if spec.head is Head.SCORES and "score" not in dict(loaded.model.named_children()):
+            # An encoder is small: every rank holds all of it, whatever the stage.
+            pooled = PooledModel(loaded.model, separator=separator_of(loaded.folder)).requires_grad_(False)
+            replicate(pooled, self._device)
+            self._model = pooled.eval()
+            self.self_test = pooled.examine(where)
+            return
         set_up_routers(loaded.model, section, where)
         rule = LogitsRule(temperature=spec.temperature, chunk_tokens=CHUNK_TOKENS, float32=section.float32_head)
         packed_model = PackedModel(loaded.model, spec.head, rule, where=where).requires_grad_(False)
-        self._model: torch.nn.Module = packed_model.eval()
+        self._model = packed_model.eval()
         dtype = choose_dtype(section, self._device, where)
         is_partitioned = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3
         config = scoring_config(section, dtype, self._device)

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import load_config
+from rlhf.config.model_files import read_model
 from rlhf.engines.models import loading
 from rlhf.errors import ConfigError, ModelError
+from rlhf.launch.model_checks import misfits
 from rlhf.launch.models import require_models
-from tests.tiny_models import tiny_config, tiny_tokenizer
+from tests.tiny_models import make_policy, tiny_config, tiny_tokenizer
 
 Hub = Callable[..., None]
 
@@ -77,3 +80,23 @@ def test_a_model_that_is_not_there_is_told_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         require_models(ppo(policy=str(tmp_path)))
     assert error.value.problems == (f"policy.model: {tmp_path} has no config.json; it is not a Hugging Face model.",)
+
+
+def test_an_encoder_may_score_but_not_be_a_critic_or_judge_steps(tmp_path: Path) -> None:
+    make_policy(tmp_path / "policy")
+    config = BertConfig(
+        hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=1, id2label={0: "a"}
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "scorer")
+    policy, scorer = str(tmp_path / "policy"), str(tmp_path / "scorer")
+    facts = {name: read_model(Path(name)) for name in (policy, scorer)}
+
+    def problems(method: str, *words: str) -> list[str]:
+        lengths = ("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8")
+        named = ("--policy.model", policy, "--data.path", "rows.jsonl", *lengths, *words)
+        return [f"{problem}" for problem in misfits(load_config(method, named, {}), facts)]
+
+    assert problems("grpo", "--reward.model", scorer) == []
+    said = "\n".join(problems("ppo", "--reward.model", scorer))
+    assert "a BertForSequenceClassification has no score at the last token (it has classifier)" in said
+    assert "neither be trained nor be a critic or a PRM" in said
