@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test integration torture chaos soak bench lock wheel docs image-cpu \
+.PHONY: setup quickstart check lint types unit test integration torture damage chaos soak bench lock wheel docs image-cpu \
 	image-gpu models model-runs contracts release-notes clean bench-learning bench-lag bench-preferences bench-addition \
 	bench-planning bench-trl same
 
@@ -37,6 +37,9 @@ test: unit integration  ## all tests, with the real Ray, vLLM and DeepSpeed
 torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
 		tests/unit/orchestrator/run/test_checkpoint.py tests/unit/config/loading/test_fuzz.py tests/unit/orchestrator/data/test_fuzz.py
+
+damage: .venv/.ready  ## 50 damages of each file of a model, a table and a config through check, plan and data
+	RLHF_TEST_FILES=50 $(BIN)/pytest -q tests/unit/launch/test_fuzz_files.py
 
 runs/stories/sft/model: .venv/.ready
 	$(BIN)/rlhf example stories
