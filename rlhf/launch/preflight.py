@@ -1,6 +1,8 @@
 """`rlhf check` beyond the config: the same as `rlhf train` does before it starts Ray, and what was not looked at."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -8,9 +10,10 @@ from rlhf.config.commands import TrainConfig
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
-from rlhf.launch.check import data_files, is_quick, try_rewards
+from rlhf.launch.check import data_files, data_notes, is_quick, try_rewards
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.services import services_of, starts_ray_here
+from rlhf.orchestrator.data import load
 from rlhf.orchestrator.run.checkpoint import RunState, peek
 from rlhf.orchestrator.run.resume import require_same_run
 from rlhf.orchestrator.run.run_directory import require_unlocked
@@ -54,7 +57,8 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
     from rlhf.launch.devices import describe_devices  # noqa: PLC0415
     from rlhf.launch.prepare import prepare  # noqa: PLC0415
 
-    prepared = prepare(config, MAX_ROWS)
+    with _without(data_notes(config)):
+        prepared = prepare(config, MAX_ROWS)
     num_rows = prepared.data.num_looked_at
     is_sample = num_rows >= MAX_ROWS
     looked += ["models", describe_devices(config, prepared.algorithm.needs), *services_of(config)]
@@ -65,6 +69,22 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
         looked.append("the settings of the newest checkpoint")
         unseen.append("whether that checkpoint is whole")
     return Preflight(tried=prepared.data.tried, looked_at=looked, not_looked_at=unseen)
+
+
+@contextmanager
+def _without(lines: Sequence[str]) -> Iterator[None]:
+    """Loading rows logs notes about them; `lines` are left out, which a check shows with its findings."""
+    said = frozenset(lines)
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return record.getMessage() not in said
+
+    loader = logging.getLogger(load.__name__)
+    loader.addFilter(is_new)
+    try:
+        yield
+    finally:
+        loader.removeFilter(is_new)
 
 
 def _missing_models(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

@@ -193,6 +193,21 @@ def test_a_good_run_says_what_was_checked_and_what_was_not(world: Path, capsys: 
     assert not (world / "runs").exists(), "a check leaves nothing behind"
 
 
+def test_a_note_about_the_rows_is_said_once(
+    world: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loading the rows logs notes that a check shows too."""
+    (world / "set").mkdir()
+    for split in ("train", "test"):
+        write_rows(world / "set" / f"{split}.jsonl", 64)
+    rows = world / "set" / "train.jsonl"
+    rows.write_text(rows.read_text().replace('"answer"', '"nobody": 1, "answer"'))
+    assert cli.main(["check", "grpo", *GOOD, "--data.path", "set"]) == 0
+    said = [*capsys.readouterr().out.splitlines(), *caplog.messages]
+    assert sum("the split train is read" in line for line in said) == 1
+    assert sum("columns that nothing read" in line for line in said) == 1
+
+
 def test_of_many_rows_some_are_tokenized(world: Path) -> None:
     write_rows(world / "rows.jsonl", MAX_ROWS + 10)
     config, _ = checked_config("grpo", GOOD, {})
