@@ -19,6 +19,8 @@ FOUR_BITS = 0.5 + FLOAT32 / 64
 """Bytes of a weight in NormalFloat, including its share of its block's scale."""
 REDUCE_BUCKET = 5 * 10**8
 """Gradients in DeepSpeed's reduce buffer."""
+CHECKSUM = 5 * 8 * 2**24
+"""Most bytes that a checksum on a GPU takes at a time: five int64 arrays of its chunk of weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,32 @@ def _kept_log_probs(load: ModelLoad, num_tokens: int) -> float:
 def _head_gradient(load: ModelLoad) -> float:
     """The output layer's gradient is accumulated over chunks in float32."""
     return 0.0 if load.shape.is_scalar or load.adapter_rank else float(load.shape.vocab * load.shape.hidden * FLOAT32)
+
+
+def sending(load: ModelLoad, bucket: float) -> Memory:
+    """Additional memory of a rank that sends weights in buckets of at least `bucket` bytes: on a GPU a bucket that is
+    gathered, its copy, and the buffer that engines read. On a CPU two buckets in turns."""
+    largest = float(largest_matrix(load.shape) * load.dtype_bytes)
+    if load.on_cpu:
+        return Memory(gathered=largest, sync=2 * _bucket(load, bucket))
+    return Memory(gathered=largest, sync=2 * max(bucket, largest) + _checksum(load.shape))
+
+
+def receiving(load: ModelLoad, bucket: float) -> float:
+    """Bytes that one device of an engine needs while it receives weights: on a GPU a copy of the bucket, and the layer
+    that is made anew from it. On a CPU two buckets in turns."""
+    largest = float(largest_matrix(load.shape) * load.dtype_bytes)
+    if load.on_cpu:
+        return 2 * _bucket(load, bucket)
+    return max(bucket, largest) + largest + _checksum(load.shape)
+
+
+def _bucket(load: ModelLoad, bucket: float) -> float:
+    return max(bucket, float(load.shape.layer_parameters * load.dtype_bytes))
+
+
+def _checksum(shape: ModelShape) -> float:
+    return float(min(CHECKSUM, 5 * 8 * largest_matrix(shape)))
 
 
 def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:

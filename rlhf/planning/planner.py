@@ -25,6 +25,8 @@ from rlhf.types import Role
 MIB = 2**20
 GPU_PROCESS = 1.3 * GIB
 """A CUDA context, its kernels and NCCL's buffers."""
+CUDA_GRAPHS = 1.0 * GIB
+"""CUDA graphs of a rollout engine, which stay on the device in sleep mode. vLLM logs 0.2 to 1.5 GiB, by the model."""
 CPU_PROCESS = 0.55 * GIB
 """torch, transformers, DeepSpeed and Ray in one process."""
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -134,7 +136,7 @@ class _Planner:
             group=group,
             bundles=bundles,
             memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
-            host_bytes=sum(memory.host(self._loads[role]) * each for role in models),
+            host_bytes=(sum(memory.host(self._loads[role]) for role in models) + self._asleep(group)) * each,
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             seconds={
                 phase: self._calibration.time(phase, self._seconds(group, phase, self._rates), fixed[phase])
@@ -202,13 +204,14 @@ class _Planner:
             case "learn":
                 return memory.learning(load, num_tokens)
             case "sync":
-                return Memory(gathered=memory.largest_matrix(load.shape) * load.dtype_bytes, sync=2 * self._bucket())
+                return memory.sending(load, self._bucket)
             case _:
                 return memory.forward(load, num_tokens)
 
+    @property
     def _bucket(self) -> float:
-        policy = self._loads[Role.POLICY]
-        return max(self._rollout.sync_bucket_mib * MIB, float(policy.shape.layer_parameters * policy.dtype_bytes))
+        """Bytes."""
+        return self._rollout.sync_bucket_mib * MIB
 
     def _process(self, role: Role) -> float:
         if not self._cluster.device.is_cpu:
@@ -223,17 +226,28 @@ class _Planner:
     def _engine(self, phase: str, *, shares: bool) -> Memory:
         """One device of an engine. On shared GPUs it is in sleep mode except while it samples and receives weights,
         unless it samples during training. On CPU it keeps its memory."""
-        sleeps = shares and not self._cluster.device.is_cpu and not self._rollout.max_lag
-        process = Memory(process=self._process(Role.ROLLOUT))
-        if sleeps and phase not in ("generate", "sync"):
+        process = Memory(process=self._process(Role.ROLLOUT) + self._graphs())
+        if shares and self._sleeps() and phase not in ("generate", "sync"):
             return process
         copies = self._rollout.expected_traits.cpu_weight_copies if self._cluster.device.is_cpu else 1
         held = Memory(
             parameters=self._engine_weights() * copies,
             kv_cache=self._cache_bytes(),
-            sync=2 * self._bucket() if phase == "sync" else 0.0,
+            sync=memory.receiving(self._loads[Role.POLICY], self._bucket) if phase == "sync" else 0.0,
         )
         return held.times(self._calibration.memory_factors.get(ENGINE, 1.0)) + process
+
+    def _sleeps(self) -> bool:
+        """Whether engines that share devices with models sleep while these compute."""
+        return not self._cluster.device.is_cpu and not self._rollout.max_lag
+
+    def _asleep(self, group: DeviceGroup) -> float:
+        """Bytes of host memory that hold the weights of one device's engine while it sleeps."""
+        shares = Role.ROLLOUT in group.roles and len(group.roles) > 1
+        return self._engine_weights() if shares and self._sleeps() else 0.0
+
+    def _graphs(self) -> float:
+        return 0.0 if self._cluster.device.is_cpu or self._rollout.enforce_eager else CUDA_GRAPHS
 
     def _engine_weights(self) -> float:
         """Of one device."""
@@ -244,7 +258,8 @@ class _Planner:
         rollout, sheet = self._rollout, self._cluster.device
         if sheet.is_cpu:
             return rollout.kv_cache_gib * GIB
-        return max(0.0, rollout.gpu_memory_utilization * sheet.memory_gib * GIB - self._engine_weights() - GPU_PROCESS)
+        other = self._engine_weights() + GPU_PROCESS + self._graphs()
+        return max(0.0, rollout.gpu_memory_utilization * sheet.memory_gib * GIB - other)
 
     def cache_tokens(self) -> float:
         """Tokens that fit into the KV cache of one engine."""

@@ -79,7 +79,7 @@ def test_grpo_of_70b_on_64_devices() -> None:
     assert plan.groups[0].memory["learn"][Role.REFERENCE].parameters == numbers * 2 / 32
     assert plan.groups[1].memory["generate"][Role.ROLLOUT].parameters == numbers * 2 / 4
     assert plan.cache_tokens == pytest.approx(
-        (0.85 * 79.6 * GIB - numbers * 2 / 4 - 1.3 * GIB) / (2 * 80 * 8 * 128 * 2 / 4), rel=1e-6
+        (0.85 * 79.6 * GIB - numbers * 2 / 4 - 2.3 * GIB) / (2 * 80 * 8 * 128 * 2 / 4), rel=1e-6
     )
     assert plan.fits
     # One process reads policy and reference one after the other, for all ranks.
@@ -87,6 +87,29 @@ def test_grpo_of_70b_on_64_devices() -> None:
     narrow = replace(plan.cluster, device=replace(plan.cluster.device, host_gib=16.0))
     (shortage,) = shortages(replace(plan, cluster=narrow))
     assert shortage.endswith("need 131 GiB on a node, it has 128.")
+
+
+def test_ppo_of_8b_with_everything_on_8_devices() -> None:
+    """The table in docs/planning.md."""
+    flags = (
+        "--policy.num-gpus-per-node 8 --reference.num-gpus-per-node 8 --critic.num-gpus-per-node 8 --colocate all "
+        "--reward.model rm --reward.num-gpus-per-node 8 --rollout.num-engines 8 --policy.gradient-checkpointing "
+        "--rollout.gpu-memory-utilization 0.4 --critic.gradient-checkpointing --train.max-tokens-per-micro-batch 8192 "
+        "--policy.swap-optimizer --critic.swap-optimizer"
+    )
+    (group,) = (plan := plan_for("ppo", shlex.split(flags), "8xH100")).groups
+    policy, scalar, table = 8_030_261_248, 8_030_261_248 - 128_256 * 4096 + 4096, 128_256 * 4096 * 2
+    checksum = 5 * 8 * 2**24
+    sending, receiving = (group.memory["sync"][role] for role in (Role.POLICY, Role.ROLLOUT))
+    assert sending.gathered + sending.sync == table + 2 * table + checksum
+    assert receiving.sync == table + table + checksum
+    # An engine sleeps while models compute: its weights are in host memory, and its graphs stay.
+    assert group.memory["learn"][Role.ROLLOUT].total == 2.3 * GIB
+    asleep, moments = policy * 2, 12 * (policy + scalar)
+    assert group.host_bytes == pytest.approx(8 * asleep + moments)
+    assert plan.fits
+    alone = plan_for("ppo", [*shlex.split(flags), "--rollout.enforce-eager"], "8xH100")
+    assert alone.groups[0].memory["learn"][Role.ROLLOUT].total == 1.3 * GIB
 
 
 def test_phases_follow_one_another_and_groups_work_side_by_side() -> None:
