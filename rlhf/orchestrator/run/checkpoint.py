@@ -25,7 +25,10 @@ STATE = "state.json"
 NAME = re.compile(r"step_(0|[1-9][0-9]*)")
 TEMPORARY = "tmp-"
 SPARE_ROOM = 1.2
-"""A new checkpoint must find this many times the size of the last one free."""
+"""A new checkpoint must find this many times its expected size free."""
+WITH_MOMENTS = 3
+"""A checkpoint is this many times as large once the optimizer has made a step: only then are there two moments to each
+weight."""
 MAX_FAILURES_IN_A_ROW = 3
 
 Warn = Callable[[str], None]
@@ -148,10 +151,11 @@ class Checkpoints:
     def _warn_of_little_room(self, first: Path) -> None:
         """Warn at the first checkpoint where the disk will be full after hours: `keep` more are written before the
         oldest is removed."""
-        needed, free = int(_size(first) * self._keep), self._free_bytes(self._folder)
+        size = _size_of_next(first)
+        needed, free = size * self._keep, self._free_bytes(self._folder)
         if free < needed:
             self._warn(
-                f"checkpoint: {self._keep} more of {_size(first) / 1e9:.3g} GB need {needed / 1e9:.3g} GB, "
+                f"checkpoint: {self._keep} more of {size / 1e9:.3g} GB need {needed / 1e9:.3g} GB, "
                 f"{free / 1e9:.3g} GB free in {self._folder}: lower checkpoint.keep, or make room"
             )
 
@@ -159,17 +163,20 @@ class Checkpoints:
         found = self._found()
         if not found:
             return
-        size = _size(found[0])
-        needed, free = int(size * SPARE_ROOM), self._free_bytes(self._folder)
+        needed, free = int(_size_of_next(found[0]) * SPARE_ROOM), self._free_bytes(self._folder)
         if free < needed:
             raise CheckpointError(
                 f"checkpoint: needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB free in {self._folder}"
             )
 
 
-def _size(folder: Path) -> int:
-    """Bytes in the files of a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _size_of_next(newest: Path) -> int:
+    """Bytes that the next checkpoint will have, by the newest one."""
+    size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+    with suppress(CheckpointError):  # a damaged one still has a size
+        if not _read_state(newest).num_updates:
+            return size * WITH_MOMENTS
+    return size
 
 
 class NewerFormatError(CheckpointError):

@@ -221,6 +221,32 @@ def test_the_first_save_warns_of_a_disk_that_will_be_too_small(tmp_path: Path, f
     assert bool(setup.warnings) is is_warned
 
 
+@pytest.mark.parametrize("num_updates", [0, 1])
+def test_the_first_checkpoint_with_moments_is_three_times_as_large(tmp_path: Path, num_updates: int) -> None:
+    setup = Setup(tmp_path)
+    first = setup.checkpoints.save(replace(STATE, step=0, num_updates=num_updates), setup.engines)
+    size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
+    needed = size * (3 if num_updates == 0 else 1)
+    free = int(needed * 1.2) - 1
+    tight = Checkpoints(
+        tmp_path, keep=2, warn=setup.warnings.append, repaired=setup.repaired, free_bytes=lambda _: free
+    )
+    with pytest.raises(CheckpointError, match="needs about"):
+        tight.save(replace(STATE, step=1), setup.engines)
+    free += 1
+    tight.save(replace(STATE, step=1), setup.engines)
+
+
+def test_the_first_warning_counts_the_moments(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.checkpoints = Checkpoints(
+        tmp_path, keep=2, warn=setup.warnings.append, repaired=setup.repaired, free_bytes=lambda _: 0
+    )
+    first = setup.checkpoints.save(replace(STATE, step=0, num_updates=0), setup.engines)
+    size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
+    assert f"2 more of {3 * size / 1e9:.3g} GB need {6 * size / 1e9:.3g} GB" in setup.warnings[-1]
+
+
 def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None:
     setup = Setup(tmp_path, keep=1)
     setup.save(1)
