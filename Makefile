@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test integration torture damage chaos soak bench lock wheel docs image-cpu \
-	image-gpu models model-runs contracts release-notes clean bench-learning bench-lag bench-preferences bench-addition \
+	image-gpu models model-runs contracts gpu-day release-notes clean bench-learning bench-lag bench-preferences bench-addition \
 	bench-planning bench-trl same
 
 BIN := .venv/bin
@@ -80,6 +80,10 @@ model-runs: .venv/.ready  ## real runs of some families for docs/models.md, whic
 	RLHF_TEST_MODELS=1 RLHF_TEST_MODELS_OUT=tests/family_results.jsonl $(BIN)/pytest -q \
 	  tests/integration/test_family_runs.py
 
+gpu-day:  ## on a machine with GPUs: what runs there, how fast and in which memory; writes docs/gpu.md. DRY=1: on a CPU
+	$(PYTHON) -m benchmarks.gpu_day $(if $(DRY),--dry)
+
+PYTHON ?= $(if $(wildcard .venv/.ready),$(BIN)/python,python3)
 contracts: .venv/.ready  ## what the code uses of its libraries, against the installed ones and vLLM's wheels for GPUs: a minute
 	$(BIN)/python -m tests.contracts
 	$(BIN)/python -m tests.contracts $(WHEELS)
