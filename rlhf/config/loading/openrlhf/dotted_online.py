@@ -85,7 +85,9 @@ PLACEMENT: Mapping[str, Entry] = {
     ),
     "ref.offload": Own(("reference.offload_parameters",), "true"),
     "reward.offload": Own(("reward.offload_parameters",), "true"),
-    "ds.enable_sleep": switch_for_nothing("models make room for engines that share their devices"),
+    "ds.enable_sleep": switch_for_nothing(
+        "models free unused memory for engines on their devices; policy.swap_optimizer moves optimizer states too"
+    ),
 }
 
 MODELS_OF_A_RUN: Mapping[str, Entry] = {

@@ -39,7 +39,9 @@ FLAT: Mapping[str, Entry] = {
     "vllm_gpu_memory_utilization": Own(("rollout.gpu_memory_utilization",)),
     "vllm_sync_backend": nothing("the placement decides it: nccl between GPUs, CUDA IPC within one"),
     "vllm_enable_sleep": switch_for_nothing("engines that share devices always sleep"),
-    "deepspeed_enable_sleep": switch_for_nothing("models make room for engines that share their devices"),
+    "deepspeed_enable_sleep": switch_for_nothing(
+        "models free unused memory for engines on their devices; policy.swap_optimizer moves optimizer states too"
+    ),
     "micro_rollout_batch_size": nothing("batches are cut by train.max_tokens_per_micro_batch"),
     "enforce_eager": Own(("rollout.enforce_eager",), "true"),
     "rollout_batch_size": Own(("rollout.batch_size",)),
