@@ -13,14 +13,14 @@ from rlhf.planning.hardware import GIB
 
 REWARD = '''\
 def length(prompts, responses, **columns):
-    """The share of the letter e."""
-    return [response.count("e") / max(1, len(response)) for response in responses]
+    """The share of letters before n, which differs between almost any two responses."""
+    return [sum(letter < "n" for letter in response) / (1 + len(response)) for response in responses]
 '''
 METHODS: Mapping[str, Mapping[str, object]] = {
     "ppo": {},
     "grpo": {"rollout.group_size": 4},
     "online-dpo": {},
-    "online-kto": {},
+    "online-kto": {"rollout.group_size": 1},  # its optimizer step is that of all responses
 }
 LINES = 3
 """Of what a command printed last, in an error."""

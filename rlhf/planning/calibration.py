@@ -70,7 +70,7 @@ def measured(steps: Sequence[Mapping[str, Json]], phases: Sequence[str], num_seq
     """Read the lines of a metrics.jsonl. `num_sequences` are learned from in a step.
 
     Raises:
-        DataError: there are too few steps.
+        DataError: there are too few steps, or most of them learned from nothing.
     """
     usual = steps[WARM_UP:]
     if not usual:
@@ -80,6 +80,8 @@ def measured(steps: Sequence[Mapping[str, Json]], phases: Sequence[str], num_seq
         return median(_number(step, name) for step in usual)
 
     tokens = median(_number(step, "throughput/tokens_per_s") * _number(step, "time/step") for step in usual)
+    if not tokens:
+        raise DataError("calibration: most steps of the run learned from nothing, so they show no lengths.")
     each = tokens / num_sequences
     response = min(middle("response/length"), each)
     names = sorted({name for step in usual for name in step if name.startswith("memory/")})

@@ -49,6 +49,12 @@ def test_a_run_of_two_steps_says_nothing() -> None:
         measured(STEPS[:2], PHASES, 512)
 
 
+def test_a_run_that_learned_from_nothing_calibrates_nothing() -> None:
+    steps = [{"throughput/tokens_per_s": 0.0, "time/step": 1.0, "response/length": 4.0}] * 4
+    with pytest.raises(DataError, match="learned from nothing"):
+        measured(steps, PHASES, 8)
+
+
 def test_a_calibrated_plan_says_what_was_measured() -> None:
     config = load_config("grpo", [*GRPO, *RUN], {})
     needs = build_algorithm(config.algo).needs
