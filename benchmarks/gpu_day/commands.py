@@ -16,11 +16,11 @@ def length(prompts, responses, **columns):
     """The share of letters before n, which differs between almost any two responses."""
     return [sum(letter < "n" for letter in response) / (1 + len(response)) for response in responses]
 '''
-METHODS: Mapping[str, Mapping[str, object]] = {
+METHODS: Mapping[str, Mapping[str, int]] = {
     "ppo": {},
     "grpo": {"rollout.group_size": 4},
     "online-dpo": {},
-    "online-kto": {"rollout.group_size": 1},  # its optimizer step is that of all responses
+    "online-kto": {"rollout.group_size": 4},
 }
 LINES = 3
 """Of what a command printed last, in an error."""
@@ -77,7 +77,8 @@ def method(name: str, setting: Setting) -> Figures:
         "rollout.batch_size": size,
         "rollout.max_prompt_tokens": 64,
         "rollout.max_response_tokens": 8 if setting.is_dry else 512,
-        "train.batch_size": size,
+        # Online KTO learns from all responses of a step at once.
+        "train.batch_size": size * (METHODS[name]["rollout.group_size"] if name == "online-kto" else 1),
         "train.num_steps": steps,
         "checkpoint.every_steps": 1000,
         "log.sample_every_steps": 0,
