@@ -1,5 +1,6 @@
 """Rewards from a reward model: its scalar head at the last token of prompt and response."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,38 @@ from rlhf.engines.rewards.scores import checked_scores
 from rlhf.types import FinishReason, IntArray, Message, PackedTokens, Prompt, Reward, Rollout
 
 
-class ModelReward:
+class ScoredSequences(ABC):
+    """What reward models share: a scorer that gives one score for each sequence. If policy and reward model have the
+    same tokenizer, that sequence is the prompt and the sampled token ids, as they are."""
+
+    def __init__(self, scorer: TokenScorer, *, has_same_tokenizer: bool, max_tokens_per_batch: int) -> None:
+        self._scorer = scorer
+        self._same = has_same_tokenizer
+        self._max_tokens = max_tokens_per_batch
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        items = zip(prompts, responses, rollouts, strict=True)
+        return scored(self._scorer, [self._sequence(*item) for item in items], prompts, self._max_tokens)
+
+    def close(self) -> None:  # noqa: B027  nothing to close is right for all of them
+        """Nothing to do: the scorer's creator closes it."""
+
+    def _sequence(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
+        """The tokens that are scored."""
+        if self._same:
+            return np.concatenate([prompt.token_ids, rollout.token_ids])
+        return self._tokenize(prompt, response, rollout)
+
+    @abstractmethod
+    def _tokenize(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
+        """Prompt and response by the reward model's own tokenizer."""
+
+
+class ModelReward(ScoredSequences):
     """Scores by a scorer with the head `scores`.
 
-    If policy and reward model have the same tokenizer, the sampled token ids are scored as they are; otherwise the text
-    is tokenized by the reward model's tokenizer (and its chat template, for a chat prompt), the response behind the
-    prompt as in training. A response that was cut off gets no end token.
+    With another tokenizer than the policy's the text is tokenized by the reward model's (and its chat template, for a
+    chat prompt), the response behind the prompt as in training. A response that was cut off gets no end token.
     """
 
     def __init__(
@@ -27,23 +54,9 @@ class ModelReward:
         reward_tokenizer: Tokenizer,
         max_tokens_per_batch: int = 4096,
     ) -> None:
-        self._scorer = scorer
+        same = policy_tokenizer.fingerprint() == reward_tokenizer.fingerprint()
+        super().__init__(scorer, has_same_tokenizer=same, max_tokens_per_batch=max_tokens_per_batch)
         self._tokenizer = reward_tokenizer
-        self._max_tokens = max_tokens_per_batch
-        self._same = policy_tokenizer.fingerprint() == reward_tokenizer.fingerprint()
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
-        if self._same:
-            sequences = [
-                np.concatenate([prompt.token_ids, rollout.token_ids])
-                for prompt, rollout in zip(prompts, rollouts, strict=True)
-            ]
-        else:
-            sequences = [self._tokenize(*item) for item in zip(prompts, responses, rollouts, strict=True)]
-        return scored(self._scorer, sequences, prompts, self._max_tokens)
-
-    def close(self) -> None:
-        """Nothing to do: the scorer's creator closes it."""
 
     def _tokenize(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
         """Prompt and response as in the reward model's training: the response's tokens are those that it adds behind
