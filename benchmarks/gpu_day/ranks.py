@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from benchmarks.gpu_day.setting import Setting
 
 TIMEOUT_S = 300.0
@@ -50,6 +52,7 @@ def main() -> None:
     init_distributed(args.rank, args.num_ranks, store, device=setting.device, timeout_s=TIMEOUT_S)
     work = {"zero": training.zero_rank, "nccl": transfer.collective_rank}[args.work]
     work(setting, args.rank, args.num_ranks)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 
 from rlhf.config.models import ModelSection
 from rlhf.engines.process.device_memory import free_memory
@@ -67,6 +68,8 @@ def main() -> None:
         results[case] = load(*case.rsplit(":", 2))
         free_memory()
     Path(sys.argv[4]).write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
