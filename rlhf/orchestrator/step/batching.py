@@ -6,6 +6,7 @@ passes do the same arithmetic on the same rows, and the first ratio is exactly 1
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
 from itertools import chain
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,8 @@ from rlhf.types import (
 
 T = TypeVar("T")
 
+FULL = -1
+"""Tokens that fit into a micro-batch with as many examples as it may hold: no example has fewer."""
 PADDING = PackedTokens(token_ids=np.zeros(1, dtype=np.int64), lengths=np.ones(1, dtype=np.int64))
 """What a rank runs when it has no example left: one token that no loss reads."""
 
@@ -106,6 +109,11 @@ def split_minibatches(num_examples: int, batch_size: int, seed: int | Sequence[i
     return minibatches
 
 
+def count_tokens(examples: Sequence[HasSequences]) -> list[int]:
+    """Tokens of each example."""
+    return [sum(len(sequence.token_ids) for sequence in example.sequences) for example in examples]
+
+
 def plan_batches(
     examples: Sequence[HasSequences], limits: MicroBatchLimits, indices: Sequence[int] | None = None
 ) -> BatchPlan:
@@ -117,11 +125,11 @@ def plan_batches(
     """
     chosen = range(len(examples)) if indices is None else indices
     sizes = {i: sum(len(sequence.token_ids) for sequence in examples[i].sequences) for i in chosen}
-    loads = [0] * limits.num_ranks
+    loads = [(0, rank) for rank in range(limits.num_ranks)]  # a heap
     shares: list[list[int]] = [[] for _ in loads]
     for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
-        rank = loads.index(min(loads))
-        loads[rank] += sizes[i]
+        load, rank = loads[0]
+        heapreplace(loads, (load + sizes[i], rank))
         shares[rank].append(i)
     ranks = [_split(share, sizes, limits) for share in shares]
     num_passes = max(1, *(len(rank) for rank in ranks)) if sizes else 0
@@ -141,17 +149,14 @@ def _split(share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLim
 def _first_fit(share: Sequence[int], sizes: Mapping[int, int], limits: MicroBatchLimits) -> list[list[int]]:
     """Each example in the first micro-batch that has room."""
     bins: list[list[int]] = []
-    loads: list[int] = []
+    room = np.full(len(share), limits.max_tokens_per_micro_batch)
     for i in share:
-        for k, members in enumerate(bins):
-            has_room = limits.micro_batch_size is None or len(members) < limits.micro_batch_size
-            if has_room and loads[k] + sizes[i] <= limits.max_tokens_per_micro_batch:
-                members.append(i)
-                loads[k] += sizes[i]
-                break
-        else:
-            bins.append([i])
-            loads.append(sizes[i])
+        fits = room[: len(bins)] >= sizes[i]
+        k = int(fits.argmax()) if fits.any() else len(bins)
+        if k == len(bins):
+            bins.append([])
+        bins[k].append(i)
+        room[k] = room[k] - sizes[i] if len(bins[k]) != limits.micro_batch_size else FULL
     return bins
 
 
@@ -160,14 +165,14 @@ def _equal(
 ) -> list[list[int]] | None:
     """Each example in the emptiest of `num` micro-batches; None where one does not fit."""
     bins: list[list[int]] = [[] for _ in range(num)]
-    loads = [0] * num
+    loads = [(0, k) for k in range(num)]  # a heap of those that have room
     for i in share:
-        has_room = [k for k in range(num) if limits.micro_batch_size is None or len(bins[k]) < limits.micro_batch_size]
-        k = min(has_room, key=lambda k: loads[k])
-        if bins[k] and loads[k] + sizes[i] > limits.max_tokens_per_micro_batch:
+        load, k = heappop(loads)
+        if bins[k] and load + sizes[i] > limits.max_tokens_per_micro_batch:
             return None
         bins[k].append(i)
-        loads[k] += sizes[i]
+        if len(bins[k]) != limits.micro_batch_size:
+            heappush(loads, (load + sizes[i], k))
     return bins
 
 
@@ -212,9 +217,12 @@ def unpack_tokens(
     for members, output in zip(plan.micro_batches, outputs, strict=True):
         start = 0
         for i in members:
-            ends = start + np.cumsum([len(s.token_ids) for s in examples[i].sequences])
-            arrays[i] = tuple(np.split(output[start : ends[-1]], ends[:-1] - start))
-            start = int(ends[-1])
+            parts = []
+            for sequence in examples[i].sequences:
+                end = start + len(sequence.token_ids)
+                parts.append(output[start:end])
+                start = end
+            arrays[i] = tuple(parts)
         if members and start != len(output):
             raise ValueError(f"a micro-batch of {start} tokens came back with {len(output)} values")
     return dict(sorted(arrays.items()))
@@ -239,9 +247,10 @@ def unpack_scores(
 def count_denominators(experiences: Sequence[Experience]) -> Denominators:
     """What the losses of one optimizer step are divided by."""
     masks = [sequence.loss_mask for experience in experiences for sequence in experience.sequences]
+    counts = [int(np.count_nonzero(mask)) for mask in masks]
     return Denominators(
-        tokens=float(sum(mask.sum() for mask in masks)),
-        sequences=float(sum(mask.any() for mask in masks)),
+        tokens=float(sum(counts)),
+        sequences=float(len(counts) - counts.count(0)),
         examples=float(len(experiences)),
     )
 
@@ -269,10 +278,11 @@ def build_batches(
     for indices in plan.micro_batches:
         members = [experiences[i] for i in indices]
         sequences = [sequence for experience in members for sequence in experience.sequences]
+        tokens = _pack(sequences, temperature)
         batches.append(
             TrainBatch(
-                tokens=_pack(sequences, temperature),
-                loss_mask=np.concatenate([s.loss_mask for s in sequences] or [np.zeros(1, dtype=np.bool_)]),
+                tokens=tokens,
+                loss_mask=np.zeros(1, dtype=np.bool_) if tokens.wanted is None else tokens.wanted,
                 example_index=_example_index(members),
                 targets=_per_sequence([e.targets or (0.0,) * len(e.sequences) for e in members]),
                 margins=_per_sequence([(0.0, *(e.margins or (0.0,) * (len(e.sequences) - 1))) for e in members]),
@@ -294,7 +304,7 @@ def _pack_signals(sequences: Sequence[LearnedSequence], expected: Set[Signal]) -
         raise ValueError(f"experiences of one step must hold the same signals (got {' and '.join(held)})")
     num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
     packed = {
-        signal: np.concatenate([sequence.signals[signal] for sequence in sequences]).astype(np.float32)
+        signal: np.concatenate([sequence.signals[signal] for sequence in sequences]).astype(np.float32, copy=False)
         for signal in expected
     }
     for signal, array in packed.items():

@@ -10,6 +10,7 @@ from rlhf.orchestrator.step.batching import (
     BatchPlan,
     HasSequences,
     MicroBatchLimits,
+    count_tokens,
     merge_plans,
     pack_tokens,
     plan_batches,
@@ -37,6 +38,8 @@ class StepPlan:
     """Each trained role's passes over one rollout batch: one plan per minibatch, equal minibatches for every role."""
 
     by_role: Mapping[Role, tuple[BatchPlan, ...]]
+    num_tokens: Sequence[int]
+    """Of each example: all that the plans depend on."""
 
     @property
     def num_minibatches(self) -> int:
@@ -52,6 +55,8 @@ def plan_step(step: int, examples: Sequence[Example], models: Models, train: Tra
 def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Models, train: TrainSection) -> StepPlan:
     """The minibatches of `plan`, packed for learning. An experience may hold fewer sequences than its example
     (KTO's mismatched responses are scored, not learned from); otherwise this is the same plan."""
+    if count_tokens(experiences) == plan.num_tokens:
+        return plan
     minibatches = [part.indices for part in next(iter(plan.by_role.values()))]
     return _plan(minibatches, experiences, models, train)
 
@@ -59,14 +64,10 @@ def plan_learning(plan: StepPlan, experiences: Sequence[Experience], models: Mod
 def _plan(
     minibatches: Sequence[Sequence[int]], items: Sequence[HasSequences], models: Models, train: TrainSection
 ) -> StepPlan:
-    return StepPlan(
-        by_role={
-            role: tuple(
-                plan_batches(items, MicroBatchLimits.of(train, engine.num_ranks), indices) for indices in minibatches
-            )
-            for role, engine in models.trained.items()
-        }
-    )
+    limits = {role: MicroBatchLimits.of(train, engine.num_ranks) for role, engine in models.trained.items()}
+    # Roles with equally many ranks, as usual, share their plans.
+    plans = {one: tuple(plan_batches(items, one, indices) for indices in minibatches) for one in limits.values()}
+    return StepPlan(by_role={role: plans[one] for role, one in limits.items()}, num_tokens=count_tokens(items))
 
 
 def score_tokens(

@@ -118,6 +118,41 @@ def test_micro_batches_are_few_and_equal(lengths: list[int], limits: MicroBatchL
     assert [sum(lengths[i] for i in members) for members in plan.micro_batches] == expected
 
 
+def plan_by_definition(sizes: list[int], limits: MicroBatchLimits) -> tuple[tuple[int, ...], ...]:
+    """The docstring of `plan_batches`, one example after the other, by looking at every rank and every micro-batch."""
+    most, fullest = limits.max_tokens_per_micro_batch, limits.micro_batch_size or len(sizes)
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    shares: list[list[int]] = [[] for _ in range(limits.num_ranks)]
+
+    def load(members: list[int]) -> int:
+        return sum(sizes[i] for i in members)
+
+    for i in order:
+        min(shares, key=load).append(i)
+    ranks = []
+    for share in shares:
+        few: list[list[int]] = []
+        for i in share:
+            fitting = [one for one in few if len(one) < fullest and load(one) + sizes[i] <= most]
+            if fitting:
+                fitting[0].append(i)
+            else:
+                few.append([i])
+        equal: list[list[int]] = [[] for _ in few]
+        for i in share:
+            min((one for one in equal if len(one) < fullest), key=load).append(i)
+        fits = all(len(one) == 1 or load(one) <= most for one in equal)
+        ranks.append([tuple(sorted(one)) for one in sorted(equal if fits else few, key=load, reverse=True)])
+    num_passes = max(1, *map(len, ranks)) if sizes else 0
+    return tuple(itertools.chain.from_iterable([*rank, *[()] * (num_passes - len(rank))] for rank in ranks))
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), limits)
+@settings(deadline=None)
+def test_a_plan_is_its_definition(sizes: list[int], limits: MicroBatchLimits) -> None:
+    assert plan_batches([example(n) for n in sizes], limits).micro_batches == plan_by_definition(sizes, limits)
+
+
 def _loads(plan: BatchPlan, lengths: list[int]) -> list[int]:
     n = len(plan.micro_batches) // plan.num_ranks
     shares = [plan.micro_batches[r * n : (r + 1) * n] for r in range(plan.num_ranks)]
