@@ -12,7 +12,7 @@ from rlhf.config.run import TrainSection
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.run.schedule import RunLength
-from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, merge_rank_major, plan_batches
+from rlhf.orchestrator.step.batching import BatchPlan, MicroBatchLimits, build_batches, merge_rank_major, plan_batches
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
@@ -113,9 +113,10 @@ class Learner:
         total = LearnResult()
         for epoch in range(self._length.num_epochs if roles else 0):
             order = self._order(step, epoch, plan.num_minibatches)
-            # Nothing is built, sent or kept for a role that does not learn in this step.
-            work = {role: self._minibatches(role, experiences, plan, order) for role in roles}
-            jobs = {role: in_thread(self._run, role, step, batches) for role, batches in work.items()}
+            jobs = {
+                role: in_thread(self._run, role, step, experiences, [plan.by_role[role][k] for k in order])
+                for role in roles
+            }
             timeout_s = self._train.step_timeout_s * len(order)
             one_epoch = LearnResult()
             for learned in gather(jobs, phase=f"learn (step {step})", timeout_s=timeout_s).values():
@@ -132,18 +133,12 @@ class Learner:
         order: list[int] = np.random.default_rng([self._seed, step, epoch]).permutation(num_minibatches).tolist()
         return order
 
-    def _minibatches(
-        self, role: Role, experiences: Sequence[Experience], plan: StepPlan, order: Sequence[int]
-    ) -> list[tuple[list[str], list[TrainBatch]]]:
-        """For each optimizer step the ids of its experiences and its micro-batches."""
-        minibatches = []
-        for k in order:
-            part = plan.by_role[role][k]
-            batches = build_batches(part, experiences, str(role))
-            if role is Role.POLICY and self._pretraining is not None:
-                batches = self._with_pretraining(self._pretraining, batches, part.num_ranks)
-            minibatches.append(([experiences[i].id for i in part.indices], batches))
-        return minibatches
+    def _batches(self, role: Role, experiences: Sequence[Experience], part: BatchPlan) -> list[TrainBatch]:
+        """The micro-batches of one optimizer step."""
+        batches = build_batches(part, experiences, str(role))
+        if role is Role.POLICY and self._pretraining is not None:
+            batches = self._with_pretraining(self._pretraining, batches, part.num_ranks)
+        return batches
 
     def _with_pretraining(
         self, pretraining: Pretraining, batches: list[TrainBatch], num_ranks: int
@@ -152,11 +147,15 @@ class Learner:
         plan = plan_batches(texts, MicroBatchLimits.of(self._train, num_ranks))
         return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
-    def _run(self, role: Role, step: int, minibatches: Sequence[tuple[list[str], list[TrainBatch]]]) -> LearnResult:
-        """One role's optimizer steps of one epoch."""
+    def _run(
+        self, role: Role, step: int, experiences: Sequence[Experience], minibatches: Sequence[BatchPlan]
+    ) -> LearnResult:
+        """One role's optimizer steps of one epoch. Each is built when its turn comes and kept no longer: those of a
+        whole step would be one more copy of all its arrays."""
         engine, learned = self._engines[role], LearnResult()
-        for ids, batches in minibatches:
-            metrics = engine.forward_backward(batches)
+        for part in minibatches:
+            metrics = engine.forward_backward(self._batches(role, experiences, part))
+            ids = [experiences[i].id for i in part.indices]
             report = engine.optim_step()
             if report.unmoved:
                 text = f"{role}: {len(report.unmoved)} of its parameters did not change in the first update"
