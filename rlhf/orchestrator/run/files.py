@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -22,10 +22,15 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` at once: temporary file beside it, fsync, rename, fsync of the folder."""
+    _write_pieces(path, [text])
+
+
+def _write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """`write_text` of a text that need not be in memory as a whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with checkpoint_errors(path):
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -64,11 +69,11 @@ def write_json(path: Path, value: Mapping[str, Json]) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
-    """Replace `path` by `rows` as .jsonl, at once. Makes its folder."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Json]]) -> None:
+    """Replace `path` by `rows` as .jsonl, at once. Makes its folder. Takes one row after the other."""
     with checkpoint_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    _write_pieces(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def append_json(path: Path, value: Mapping[str, Json]) -> None:

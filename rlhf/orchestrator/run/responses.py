@@ -1,8 +1,10 @@
 """The responses of a step, and the lines that record them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from rlhf.types import Experience, Json, ScoredGroup, Signal
 
@@ -24,35 +26,38 @@ def mean_advantages(experiences: Sequence[Experience]) -> dict[str, float]:
     advantages."""
     found = {}
     for experience in experiences:
-        for sequence in experience.sequences:
-            advantages = sequence.signals.get(Signal.ADVANTAGES)
-            if advantages is not None and len(experience.sequences) == 1 and sequence.loss_mask.any():
-                found[experience.id] = float(advantages[sequence.loss_mask].mean())
+        if len(experience.sequences) != 1 or Signal.ADVANTAGES not in experience.sequences[0].signals:
+            continue
+        (sequence,) = experience.sequences
+        advantages = sequence.signals[Signal.ADVANTAGES][sequence.loss_mask]
+        if len(advantages):
+            # What `mean` does, without its checks, which cost more than the sum.
+            found[experience.id] = float(np.add.reduce(advantages) / len(advantages))
     return found
 
 
-def response_rows(step: int, groups: Sequence[ScoredGroup], advantages: Mapping[str, float]) -> list[dict[str, Json]]:
+def response_rows(
+    step: int, groups: Sequence[ScoredGroup], advantages: Mapping[str, float]
+) -> Iterator[dict[str, Json]]:
     """A line for each sampled response. `group` counts the groups of the step from 0: a step may draw a prompt twice.
     Numbers that are not finite become null, which every JSON reader takes."""
-    return [
-        {
-            "step": step,
-            "group": number,
-            "prompt_id": group.prompt.id,
-            "prompt": group.prompt.text,
-            "label": group.prompt.label,
-            "columns": dict(group.prompt.metadata),
-            "response": text,
-            "reward": _finite(reward.total),
-            "parts": {name: _finite(value) for name, value in reward.parts.items()},
-            "advantage": advantages.get(rollout.id),
-            "finish_reason": rollout.finish_reason,
-            "num_tokens": len(rollout.token_ids),
-            "weight_version": rollout.weight_version,
-        }
-        for number, group in enumerate(groups)
-        for text, reward, rollout in zip(group.texts, group.rewards, group.rollouts, strict=True)
-    ]
+    for number, group in enumerate(groups):
+        for text, reward, rollout in zip(group.texts, group.rewards, group.rollouts, strict=True):
+            yield {
+                "step": step,
+                "group": number,
+                "prompt_id": group.prompt.id,
+                "prompt": group.prompt.text,
+                "label": group.prompt.label,
+                "columns": dict(group.prompt.metadata),
+                "response": text,
+                "reward": _finite(reward.total),
+                "parts": {name: _finite(value) for name, value in reward.parts.items()},
+                "advantage": advantages.get(rollout.id),
+                "finish_reason": rollout.finish_reason,
+                "num_tokens": len(rollout.token_ids),
+                "weight_version": rollout.weight_version,
+            }
 
 
 def _finite(value: float) -> float | None:

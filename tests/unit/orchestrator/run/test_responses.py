@@ -23,7 +23,8 @@ def test_a_row_holds_what_explains_its_reward() -> None:
     group = given_group(1, ["ab", "a"], [1.0, 0.0])
     group = replace(group, prompt=replace(group.prompt, label="c", metadata={"difficulty": 3}))
     group = replace(group, rewards=(Reward(total=1.0, parts={"rule": 2.0}), group.rewards[1]))
-    rows = response_rows(4, [as_sampled(group), as_sampled(given_group(1, ["b"], [0.5]))], {"r1-0": 0.25})
+    groups = [as_sampled(group), as_sampled(given_group(1, ["b"], [0.5]))]
+    rows = list(response_rows(4, groups, {"r1-0": 0.25}))
     assert rows[0] == {
         "step": 4,
         "group": 0,
