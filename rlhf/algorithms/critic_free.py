@@ -78,16 +78,19 @@ class CriticFree(Algorithm):
         for i, response in enumerate(responses):
             if len(response):
                 groups[examples[i].group].append(i)
-        rewards = [self._rewards(response) for response in responses]
+        totals = [0.0] * len(responses)
         advantages = [np.zeros(0) for _ in responses]
         for members in groups.values():
             greedy = examples[members[0]].baseline
+            rewards = [self._rewards(responses[i]) for i in members]
+            for i, reward in zip(members, rewards, strict=True):
+                totals[i] = float(reward.sum())
             of_group = self._advantages(
-                [rewards[i] for i in members], None if greedy is None else self._greedy_score(greedy)
+                rewards, [totals[i] for i in members], None if greedy is None else self._greedy_score(greedy)
             )
             for i, one in zip(members, of_group, strict=True):
                 advantages[i] = one[: num_learned(responses[i], self._section.truncated)]
-        advantages = self._scaled_over_batch(advantages, [rewards[i].sum() for i in chain(*groups.values())])
+        advantages = self._scaled_over_batch(advantages, [totals[i] for i in chain(*groups.values())])
         weights, weight_metrics = importance_weights(self._section.correction, responses)
         experiences = [
             Experience(
@@ -98,7 +101,8 @@ class CriticFree(Algorithm):
             for example, signal, a, w in zip(examples, signals, advantages, weights, strict=True)
         ]
         in_groups = [[responses[i] for i in members] for members in groups.values()]
-        metrics = ref_kl_metrics(responses) + weight_metrics + self._metrics(in_groups, rewards, advantages)
+        totals = [total for total, response in zip(totals, responses, strict=True) if len(response)]
+        metrics = ref_kl_metrics(responses) + weight_metrics + self._metrics(in_groups, totals, advantages)
         non_empty = [response.kl for response in responses if len(response)]
         self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
@@ -118,7 +122,8 @@ class CriticFree(Algorithm):
         """Of each token: the score and the length penalty on the last, the KL on all where it acts here."""
         coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
         score = self._score(response.score, len(response), response.truncated)
-        return at_end(score, len(response)) + kl_penalty(response, self._section.estimator, coef)
+        rewards = at_end(score, len(response))
+        return rewards + kl_penalty(response, self._section.estimator, coef) if coef else rewards
 
     def _greedy_score(self, greedy: GreedyResponse) -> float:
         rollout = greedy.rollout
@@ -136,12 +141,12 @@ class CriticFree(Algorithm):
             return 0.0
         return -min(max(num_tokens - (limit - buffer), 0) / buffer, 1.0)
 
-    def _advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
+    def _advantages(self, rewards: Sequence[Floats], totals: Sequence[float], greedy: float | None) -> list[Floats]:
+        """Of the responses to one prompt, whose tokens' rewards add up to `totals`."""
         advantages = self.advantages(rewards, greedy)
         if self._section.scale != "group":
             return advantages
-        totals = np.array([reward.sum() for reward in rewards])
-        scale = deviation(totals, sample=self._section.std == "sample") + EPSILON
+        scale = deviation(np.array(totals), sample=self._section.std == "sample") + EPSILON
         return [advantage / scale for advantage in advantages]
 
     def objectives(self) -> Mapping[str, Objective]:
@@ -161,16 +166,16 @@ class CriticFree(Algorithm):
         return {Role.POLICY: policy}
 
     def _metrics(
-        self, groups: Sequence[Sequence[ResponseTokens]], rewards: Sequence[Floats], advantages: Sequence[Floats]
+        self, groups: Sequence[Sequence[ResponseTokens]], totals: Sequence[float], advantages: Sequence[Floats]
     ) -> Metrics:
-        """Metrics of rewards and advantages, before importance weights."""
+        """Metrics of rewards, whose sums over responses are `totals`, and of advantages before importance weights."""
         joined = np.concatenate([*advantages, np.zeros(0)])
         several = [np.array([response.score for response in group]) for group in groups if len(group) > 1]
         sums = {
             "kl/coef": self._kl.coef,
             "advantages/mean": mean(joined),
             "advantages/std": deviation(joined, sample=False),
-            "reward/shaped": mean([float(reward.sum()) for reward in rewards if len(reward)]),
+            "reward/shaped": mean(totals),
             "groups/zero_std": mean([are_equal(scores) for scores in several]),
         }
         self._zero_advantage.observe(joined)

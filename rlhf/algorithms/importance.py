@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
+from rlhf.algorithms.chunks import chunks, split
 from rlhf.algorithms.kl import MAX_LOG_RATIO
 from rlhf.algorithms.responses import ResponseTokens
 from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, RatioToSampler
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Metrics, Signal, Signals
+from rlhf.types import Example, FloatArray, Metrics, Signal, Signals
 
 MAX_UNKNOWN = 0.001
 """Largest share of tokens whose log-probs the sampler may have failed to give."""
@@ -58,20 +59,22 @@ def importance_weights(correction: Correction, responses: Sequence[ResponseToken
     """
     if isinstance(correction, NoCorrection | RatioToSampler):
         return [np.ones(len(response)) for response in responses], Metrics()
-    ratios = [_ratios(response, correction.level) for response in responses]
-    joined = np.concatenate([*ratios, np.zeros(0)])
-    unknown = sum(int((~np.isfinite(_sampled(response))).sum()) for response in responses)
-    if unknown > MAX_UNKNOWN * len(joined):
+    parts, unknown = [np.zeros(0)], 0
+    for chunk in chunks(responses):
+        sampled = np.concatenate([_sampled(response) for response in chunk])
+        unknown += len(sampled) - int(np.count_nonzero(np.isfinite(sampled)))
+        parts.append(_ratios(chunk, sampled, correction.level))
+    ratios = np.concatenate(parts)
+    if unknown > MAX_UNKNOWN * len(ratios):
         raise NumericsError(
-            f"sampler: {unknown} of {len(joined)} log-probs are not finite, so their importance weights are unknown. "
+            f"sampler: {unknown} of {len(ratios)} log-probs are not finite, so their importance weights are unknown. "
             "Look at the sampler's dtype; algo.correction.type none learns without weights"
         )
     if isinstance(correction, MaskedWeights):
-        inside = [(ratio >= correction.low) & (ratio <= correction.high) for ratio in ratios]
-        weights = [np.where(kept, ratio, 0.0) for kept, ratio in zip(inside, ratios, strict=True)]
+        weights = np.where((ratios >= correction.low) & (ratios <= correction.high), ratios, 0.0)
     else:
-        weights = [np.minimum(ratio, correction.cap) for ratio in ratios]
-    return weights, _metrics(np.concatenate([*weights, np.zeros(0)]), joined)
+        weights = np.minimum(ratios, correction.cap)
+    return split(weights, [len(response) for response in responses]), _metrics(weights, ratios)
 
 
 def _sampled(response: ResponseTokens) -> npt.NDArray[np.float32]:
@@ -80,11 +83,13 @@ def _sampled(response: ResponseTokens) -> npt.NDArray[np.float32]:
     return response.sampler_log_probs
 
 
-def _ratios(response: ResponseTokens, level: str) -> Floats:
-    """p / q of each token, or of the whole response at each token; 0 where q is unknown."""
-    gap: Floats = response.old_log_probs - _sampled(response).astype(np.float64)
+def _ratios(responses: Sequence[ResponseTokens], sampled: FloatArray, level: str) -> Floats:
+    """p / q of each token, or of its whole response, of the responses one after the other; 0 where q, whose logarithms
+    are `sampled`, is unknown."""
+    gap: Floats = np.concatenate([response.old_log_probs for response in responses]) - sampled.astype(np.float64)
     if level == "sequence":
-        gap = np.full(len(response), gap.sum())
+        lengths = np.array([len(response) for response in responses])
+        gap = np.repeat([of_response.sum() for of_response in split(gap, lengths.tolist())], lengths)
     known = np.isfinite(gap)
     clamped = np.clip(np.where(known, gap, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return np.where(known, np.exp(clamped), 0.0)

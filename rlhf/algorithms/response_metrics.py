@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import num_own_tokens
 from rlhf.types import FinishReason, ScoredGroup
 
 
@@ -21,7 +21,7 @@ def length_metrics(lengths: Sequence[int]) -> dict[str, float]:
 def response_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, lengths and truncation of the responses of a step's groups. Empty where there is no response."""
     responses = [
-        (int(join(group.prompt, response).loss_mask.sum()), reward.total, response.finish_reason)
+        (num_own_tokens(group.prompt, response), reward.total, response.finish_reason)
         for group in groups
         for response, reward in zip(group.responses, group.rewards, strict=True)
     ]

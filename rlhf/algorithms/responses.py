@@ -35,7 +35,7 @@ class ResponseTokens:
 
         def at_tokens(signal: Signal) -> Floats:
             numbers = signals[signal][0][mask].astype(np.float64)
-            wrong = len(numbers) - int(np.isfinite(numbers).sum())
+            wrong = len(numbers) - np.count_nonzero(np.isfinite(numbers))
             if wrong:
                 raise NumericsError(f"{example.id}: {signal}: {wrong} of {len(numbers)} tokens are not finite.")
             return numbers
@@ -89,13 +89,15 @@ def with_credit(
     """A one-sequence example's sequence with advantages and returns: one number for each model token, or one for
     all. `num_tokens` learns from that many model tokens alone, counted from the first."""
     (sequence,) = example.sequences
-    learned = np.flatnonzero(sequence.loss_mask)[:num_tokens]
-    loss_mask = np.zeros_like(sequence.loss_mask)
-    loss_mask[learned] = True
+    loss_mask = sequence.loss_mask
+    if num_tokens is not None and num_tokens < np.count_nonzero(loss_mask):
+        learned = np.flatnonzero(loss_mask)[:num_tokens]
+        loss_mask = np.zeros_like(loss_mask)
+        loss_mask[learned] = True
 
     def on_tokens(numbers: Floats) -> FloatArray:
         aligned = np.zeros(len(sequence), dtype=np.float32)
-        aligned[learned] = numbers
+        aligned[loss_mask] = numbers
         return aligned
 
     of_models = {signal: arrays[0] for signal, arrays in signals.items()}

@@ -21,9 +21,19 @@ def join(prompt: Prompt, response: Response) -> TokenSequence:
     return TokenSequence(token_ids=token_ids, loss_mask=loss_mask)
 
 
+def num_own_tokens(prompt: Prompt, response: Response) -> int:
+    """How many tokens of the response can be learned from: those that `join` marks."""
+    if response.finish_reason is FinishReason.ABORTED or not len(response.token_ids):
+        return 0
+    is_own = response.loss_mask
+    count = len(response.token_ids) if is_own is None else int(np.count_nonzero(is_own))
+    is_first_own = not len(prompt.token_ids) and (is_own is None or bool(is_own[0]))
+    return count - is_first_own
+
+
 def is_empty(prompt: Prompt, response: Response) -> bool:
     """Whether the response holds no token to learn from: it has none, was aborted, or others wrote all of it."""
-    return not join(prompt, response).loss_mask.any()
+    return not num_own_tokens(prompt, response)
 
 
 def after_prompt(prompt: Prompt, of_response: FloatArray) -> FloatArray:

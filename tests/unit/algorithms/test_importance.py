@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -68,6 +69,22 @@ def test_figures_by_hand() -> None:
     )
     assert metrics.maxima == pytest.approx({"importance/ratio_max": 4.0})
     assert not importance_weights(NoCorrection(), [answer([1.0])])[1].sums
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_weights_of_many_responses_are_those_of_each_alone(level: Literal["token", "sequence"]) -> None:
+    """Bit for bit, also where responses are computed together."""
+    draw = np.random.default_rng(0)
+    many = [answer(np.exp(draw.normal(size=n)).tolist()) for n in draw.integers(0, 40, size=150)]
+    many = [unknown_at(one, 0) if number == 70 else one for number, one in enumerate(many)]
+
+    def alone(one: ResponseTokens) -> list[float]:
+        assert one.sampler_log_probs is not None
+        gap = one.old_log_probs - one.sampler_log_probs.astype(np.float64)
+        gap = np.full(len(gap), gap.sum()) if level == "sequence" else gap
+        return [min(float(np.exp(x)), 2.0) if math.isfinite(x) else 0.0 for x in gap]
+
+    assert weights(TruncatedWeights(level=level), *many) == [alone(one) for one in many]
 
 
 def test_equal_policies_weigh_1_and_are_worth_all_their_tokens() -> None:
