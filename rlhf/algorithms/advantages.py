@@ -4,13 +4,17 @@ Arrays hold one entry per token that the model wrote: tokens of an environment o
 recursions over time (GAE, reward-to-go) skip them.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
+from rlhf.algorithms.chunks import chunks, split
+
 Floats = npt.NDArray[np.float64]
+GAE_RESPONSES = 512
+"""Responses whose recursions over time run together."""
 
 
 def gae(
@@ -21,11 +25,42 @@ def gae(
     delta_t = r_t + gamma * V_{t+1} - V_t with V_n = `end_value`, 0 for a response that ended; A_t = sum_l (gamma *
     lambda)^l delta_{t+l}; the return is A_t + V_t.
     """
-    deltas = rewards + gamma * np.append(values[1:], end_value)[: len(values)] - values
-    decay = gamma * gae_lambda
-    backwards = accumulate(deltas[::-1].tolist(), lambda later, delta: delta + decay * later)
-    advantages = np.array(list(backwards), dtype=np.float64)[::-1]
-    return advantages, advantages + values
+    (of_response,) = gae_of_all([rewards], [values], [end_value], gamma=gamma, gae_lambda=gae_lambda)
+    return of_response
+
+
+def gae_of_all(
+    rewards: Sequence[Floats],
+    values: Sequence[Floats],
+    end_values: Sequence[float],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> list[tuple[Floats, Floats]]:
+    """`gae` of many responses."""
+    together = zip(
+        chunks(rewards, GAE_RESPONSES), chunks(values, GAE_RESPONSES), chunks(end_values, GAE_RESPONSES), strict=True
+    )
+    return list(chain.from_iterable(_gae_of_chunk(*each, gamma, gamma * gae_lambda) for each in together))
+
+
+def _gae_of_chunk(
+    rewards: Sequence[Floats], values: Sequence[Floats], end_values: Sequence[float], gamma: float, decay: float
+) -> Iterable[tuple[Floats, Floats]]:
+    """From the last token to the first, in all responses at the same time."""
+    lengths = np.array([len(one) for one in values])
+    ends = np.cumsum(lengths)
+    joined = np.concatenate(values)
+    following = np.append(joined[1:], 0.0)[: len(joined)]
+    following[ends[lengths > 0] - 1] = np.array(end_values)[lengths > 0]
+    # Row t is about the token t places before the last one of each response.
+    place = np.repeat(ends, lengths) - 1 - np.arange(len(joined)), np.repeat(np.arange(len(values)), lengths)
+    table = np.zeros((lengths.max(), len(values)))
+    table[place] = np.concatenate(rewards) + gamma * following - joined
+    for t in range(1, len(table)):
+        table[t] += decay * table[t - 1]
+    advantages = table[place]
+    return zip(split(advantages, lengths.tolist()), split(advantages + joined, lengths.tolist()), strict=True)
 
 
 def whole_response(rewards: Floats, values: Floats) -> tuple[Floats, Floats]:

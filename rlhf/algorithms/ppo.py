@@ -4,11 +4,10 @@ Schulman et al. 2017 (arXiv:1707.06347) for the losses, Ouyang et al. 2022 (arXi
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
-from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_response
+from rlhf.algorithms.advantages import Floats, explained_variance, gae_of_all, whiten, whole_response
 from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
 from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
@@ -47,7 +46,6 @@ class PPO(Algorithm):
         self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
         self._shaper = RewardShaper(section)
         self._num_credited = 0
-        self._gae = partial(gae, gamma=section.gamma, gae_lambda=section.gae_lambda)
         self.needs = Needs(
             trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
             signals=old_policy_signals(section.correction)
@@ -61,7 +59,7 @@ class PPO(Algorithm):
         signals = with_old_policy(self._section.correction, examples, signals)
         responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
         rewards, reward_metrics = self._shaper.shape(responses, self._kl.coef)
-        estimates = [self._estimate(reward, response) for reward, response in zip(rewards, responses, strict=True)]
+        estimates = self._estimates(rewards, responses)
         learned = [num_learned(response, self._section.truncated) for response in responses]
         advantages = [a[:num_tokens] for (a, _), num_tokens in zip(estimates, learned, strict=True)]
         returns = [r[:num_tokens] for (_, r), num_tokens in zip(estimates, learned, strict=True)]
@@ -84,13 +82,19 @@ class PPO(Algorithm):
             self._kl.update(mean(non_empty), len(non_empty))
         return experiences, metrics
 
-    def _estimate(self, rewards: Floats, response: ResponseTokens) -> tuple[Floats, Floats]:
-        """Advantages and returns of the response's actions; without those of the token whose value is bootstrapped."""
+    def _estimates(self, rewards: Sequence[Floats], responses: Sequence[ResponseTokens]) -> list[tuple[Floats, Floats]]:
+        """Advantages and returns of each response's actions; without those of a token whose value is bootstrapped."""
+        values = [response.values for response in responses]
         if not self._section.token_level:
-            return whole_response(rewards, response.values)
-        if self._section.truncated == "bootstrap" and response.truncated and len(response):
-            return self._gae(rewards[:-1], response.values[:-1], end_value=float(response.values[-1]))
-        return self._gae(rewards, response.values)
+            return [whole_response(*one) for one in zip(rewards, values, strict=True)]
+        cut = [self._section.truncated == "bootstrap" and one.truncated and len(one) > 0 for one in responses]
+        return gae_of_all(
+            [one[:-1] if is_cut else one for one, is_cut in zip(rewards, cut, strict=True)],
+            [one[:-1] if is_cut else one for one, is_cut in zip(values, cut, strict=True)],
+            [float(one[-1]) if is_cut else 0.0 for one, is_cut in zip(values, cut, strict=True)],
+            gamma=self._section.gamma,
+            gae_lambda=self._section.gae_lambda,
+        )
 
     def objectives(self) -> Mapping[str, Objective]:
         policy = policy_objective(self._section)

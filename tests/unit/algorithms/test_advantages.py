@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import Floats, explained_variance, gae, whiten, whole_response
+from rlhf.algorithms.advantages import (
+    GAE_RESPONSES,
+    Floats,
+    explained_variance,
+    gae,
+    gae_of_all,
+    whiten,
+    whole_response,
+)
 
 numbers = st.floats(-100.0, 100.0, allow_nan=False, width=32)
 unit = st.floats(0.0, 1.0)
@@ -27,6 +35,23 @@ def test_gae_is_its_definition(steps: list[tuple[float, float]], gamma: float, g
     np.testing.assert_allclose(advantages, gae_by_definition(rewards, values, gamma, gae_lambda), rtol=1e-9, atol=1e-6)
     np.testing.assert_allclose(returns, advantages + values)
     assert advantages.shape == returns.shape == rewards.shape
+
+
+def test_gae_of_many_responses_is_the_recursion_in_each() -> None:
+    """Bit for bit, as Python's own numbers give it, over more responses than are computed together."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(0, 9, size=GAE_RESPONSES + 3)
+    rewards, values = ([draw.normal(size=n) for n in lengths] for _ in range(2))
+    ends = draw.normal(size=len(lengths)).tolist()
+    found = gae_of_all(rewards, values, ends, gamma=0.97, gae_lambda=0.9)
+    for reward, value, end, (advantages, returns) in zip(rewards, values, ends, found, strict=True):
+        expected, later, next_value = [], 0.0, end
+        for r, v in zip(reward.tolist()[::-1], value.tolist()[::-1], strict=True):
+            later = r + 0.97 * next_value - v + 0.97 * 0.9 * later
+            next_value = v
+            expected.append(later)
+        assert advantages.tolist() == expected[::-1]
+        assert returns.tolist() == [a + v for a, v in zip(advantages.tolist(), value.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize(
