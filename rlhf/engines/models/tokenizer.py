@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from rlhf.conversations.forms import Form, forms_for, write
 from rlhf.conversations.lost import lost_messages, python_arguments
+from rlhf.engines.models.byte_level import TokenBytes, is_byte_level, special_ids
 from rlhf.engines.models.chat_template import Templates, cause_of, choose_template, require_one
 from rlhf.engines.models.hub import require_found
 from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends, turn_marks
@@ -54,6 +55,11 @@ class HfTokenizer:
         self.pad_token_id = _choose_pad(tokenizer, eos)
         ends = turn_ends(self._render, tokenizer) if self.has_chat_template else []
         self.stop_token_ids = tuple(dict.fromkeys([eos, *stop_token_ids, *ends]))
+        self._bytes: dict[bool, TokenBytes] | None = None
+        """Where a table decodes: that with special tokens, and that without."""
+        if is_byte_level(self._backend):
+            left_out = {*self.stop_token_ids, *special_ids(self._backend)}
+            self._bytes = {False: TokenBytes(self._backend), True: TokenBytes(self._backend, left_out)}
         stops = (token for token in tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)) if token)
         marks = turn_marks(self._render, tokenizer) if self.has_chat_template else []
         self.control_tokens = tuple(dict.fromkeys([*special_texts(tokenizer), *stops, *marks]))
@@ -68,6 +74,8 @@ class HfTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, without cleaning up spaces. Stop tokens count as special."""
+        if self._bytes is not None:
+            return self._bytes[skip_special_tokens].decode(token_ids)
         stops = self.stop_token_ids if skip_special_tokens else ()
         kept = [token for token in token_ids if token not in stops]
         return self._backend.decode(kept, skip_special_tokens=skip_special_tokens)

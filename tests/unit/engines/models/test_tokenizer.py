@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -63,6 +65,21 @@ def test_text_is_unchanged_by_encoding_and_decoding() -> None:
     tokenizer: Tokenizer = HfTokenizer(byte_tokenizer())
     for text in ("Hi you", "  two  spaces , here .", "日本 🙂", ""):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+BYTES = byte_tokenizer(pad="<pad>")
+BYTES.add_tokens(["<call tool>", "é", "日本"])
+
+
+@given(st.lists(st.integers(0, len(BYTES) + 3), max_size=30))
+def test_text_is_what_the_library_decodes(token_ids: list[int]) -> None:
+    """Bytes that are no UTF-8, texts that were added as a token, and ids without a token included."""
+    tokenizer, backend = HfTokenizer(BYTES, stop_token_ids=[20]), BYTES.backend_tokenizer
+    assert tokenizer.decode(token_ids, skip_special_tokens=False) == backend.decode(
+        token_ids, skip_special_tokens=False
+    )
+    kept = [token for token in token_ids if token not in tokenizer.stop_token_ids]
+    assert tokenizer.decode(token_ids) == backend.decode(kept, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("ends_with_eos", [False, True])
