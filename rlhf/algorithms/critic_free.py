@@ -73,7 +73,24 @@ class CriticFree(Algorithm):
         """Rewards, then advantages within each prompt's responses, then over the batch. Responses without tokens are
         left out of baselines."""
         signals = with_old_policy(self._section.correction, examples, signals)
-        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        coefficients = {"kl": self._kl.coef}
+        weighed, metrics = self._weighed(
+            examples, [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        )
+        experiences = [
+            Experience(
+                id=example.id,
+                sequences=(with_credit(example, signal, advantages, num_tokens=len(advantages)),),
+                coefficients=coefficients,
+            )
+            for example, signal, advantages in zip(examples, signals, weighed, strict=True)
+        ]
+        return experiences, metrics
+
+    def _weighed(
+        self, examples: Sequence[Example], responses: Sequence[ResponseTokens]
+    ) -> tuple[list[Floats], Metrics]:
+        """Advantages times importance weights, of the tokens that are learned from. Also moves the KL coefficient."""
         groups: dict[str, list[int]] = defaultdict(list)
         for i, response in enumerate(responses):
             if len(response):
@@ -91,21 +108,13 @@ class CriticFree(Algorithm):
             for i, one in zip(members, of_group, strict=True):
                 advantages[i] = one[: num_learned(responses[i], self._section.truncated)]
         advantages = self._scaled_over_batch(advantages, [totals[i] for i in chain(*groups.values())])
-        weights, weight_metrics = importance_weights(self._section.correction, responses)
-        experiences = [
-            Experience(
-                id=example.id,
-                sequences=(with_credit(example, signal, a * w[: len(a)], num_tokens=len(a)),),
-                coefficients={"kl": self._kl.coef},
-            )
-            for example, signal, a, w in zip(examples, signals, advantages, weights, strict=True)
-        ]
         in_groups = [[responses[i] for i in members] for members in groups.values()]
         totals = [total for total, response in zip(totals, responses, strict=True) if len(response)]
-        metrics = ref_kl_metrics(responses) + weight_metrics + self._metrics(in_groups, totals, advantages)
+        metrics = ref_kl_metrics(responses) + self._metrics(in_groups, totals, advantages)
         non_empty = [response.kl for response in responses if len(response)]
         self._kl.update(mean(non_empty), len(non_empty))
-        return experiences, metrics
+        weights, weight_metrics = importance_weights(self._section.correction, responses)
+        return [a * w[: len(a)] for a, w in zip(advantages, weights, strict=True)], metrics + weight_metrics
 
     def _scaled_over_batch(self, advantages: list[Floats], totals: Sequence[float]) -> list[Floats]:
         """Advantages of the whole batch, divided by a standard deviation that all of it shares, where `scale` says so;

@@ -59,12 +59,13 @@ def importance_weights(correction: Correction, responses: Sequence[ResponseToken
     """
     if isinstance(correction, NoCorrection | RatioToSampler):
         return [np.ones(len(response)) for response in responses], Metrics()
-    parts, unknown = [np.zeros(0)], 0
+    lengths = [len(response) for response in responses]
+    ratios, unknown, end = np.zeros(sum(lengths)), 0, 0
     for chunk in chunks(responses):
         sampled = np.concatenate([_sampled(response) for response in chunk])
         unknown += len(sampled) - int(np.count_nonzero(np.isfinite(sampled)))
-        parts.append(_ratios(chunk, sampled, correction.level))
-    ratios = np.concatenate(parts)
+        start, end = end, end + len(sampled)
+        ratios[start:end] = _ratios(chunk, sampled, correction.level)
     if unknown > MAX_UNKNOWN * len(ratios):
         raise NumericsError(
             f"sampler: {unknown} of {len(ratios)} log-probs are not finite, so their importance weights are unknown. "
@@ -74,7 +75,7 @@ def importance_weights(correction: Correction, responses: Sequence[ResponseToken
         weights = np.where((ratios >= correction.low) & (ratios <= correction.high), ratios, 0.0)
     else:
         weights = np.minimum(ratios, correction.cap)
-    return split(weights, [len(response) for response in responses]), _metrics(weights, ratios)
+    return split(weights, lengths), _metrics(weights, ratios)
 
 
 def _sampled(response: ResponseTokens) -> npt.NDArray[np.float32]:

@@ -57,44 +57,57 @@ class PPO(Algorithm):
         """Shape the scores into token rewards, then estimate advantages and returns."""
         coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
         signals = with_old_policy(self._section.correction, examples, signals)
-        responses = [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
-        rewards, reward_metrics = self._shaper.shape(responses, self._kl.coef)
-        estimates = self._estimates(rewards, responses)
-        learned = [num_learned(response, self._section.truncated) for response in responses]
-        advantages = [a[:num_tokens] for (a, _), num_tokens in zip(estimates, learned, strict=True)]
-        returns = [r[:num_tokens] for (_, r), num_tokens in zip(estimates, learned, strict=True)]
-        whitened = whiten(advantages) if self._section.whiten_advantages else advantages
-        weights, weight_metrics = importance_weights(self._section.correction, responses)
-        weighed = [a * w[:num_tokens] for a, w, num_tokens in zip(whitened, weights, learned, strict=True)]
+        weighed, returns, metrics = self._weighed(
+            [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
+        )
         experiences = [
             Experience(
                 id=example.id,
-                sequences=(with_credit(example, signal, a, num_tokens=num_tokens, returns=r),),
+                sequences=(with_credit(example, signal, a, num_tokens=len(a), returns=r),),
                 coefficients=coefficients,
             )
-            for example, signal, a, r, num_tokens in zip(examples, signals, weighed, returns, learned, strict=True)
+            for example, signal, a, r in zip(examples, signals, weighed, returns, strict=True)
         ]
-        metrics = ref_kl_metrics(responses) + reward_metrics + weight_metrics + self._metrics(advantages, returns)
+        return experiences, metrics
+
+    def _weighed(self, responses: Sequence[ResponseTokens]) -> tuple[list[Floats], list[Floats], Metrics]:
+        """Advantages times importance weights, and returns, of the tokens that are learned from. Also moves the KL
+        coefficient."""
+        learned = [num_learned(response, self._section.truncated) for response in responses]
+        advantages, returns, reward_metrics = self._estimates(responses, learned)
+        metrics = ref_kl_metrics(responses) + reward_metrics + self._metrics(advantages, returns)
         non_empty = [response.kl for response in responses if len(response)]
         self._num_credited += 1
         # During critic warm-up the policy is still the reference: its KL of 0 says nothing about the coefficient.
         if self._num_credited > self._section.critic_warmup_steps:
             self._kl.update(mean(non_empty), len(non_empty))
-        return experiences, metrics
+        if self._section.whiten_advantages:
+            advantages = whiten(advantages)
+        weights, weight_metrics = importance_weights(self._section.correction, responses)
+        weighed = [a * w[:num_tokens] for a, w, num_tokens in zip(advantages, weights, learned, strict=True)]
+        return weighed, returns, metrics + weight_metrics
 
-    def _estimates(self, rewards: Sequence[Floats], responses: Sequence[ResponseTokens]) -> list[tuple[Floats, Floats]]:
-        """Advantages and returns of each response's actions; without those of a token whose value is bootstrapped."""
+    def _estimates(
+        self, responses: Sequence[ResponseTokens], learned: Sequence[int]
+    ) -> tuple[list[Floats], list[Floats], Metrics]:
+        """Advantages and returns of each response's first `learned` actions, and metrics of the rewards. The value of a
+        token that is bootstrapped ends the recursion before it."""
+        rewards, metrics = self._shaper.shape(responses, self._kl.coef)
         values = [response.values for response in responses]
-        if not self._section.token_level:
-            return [whole_response(*one) for one in zip(rewards, values, strict=True)]
-        cut = [self._section.truncated == "bootstrap" and one.truncated and len(one) > 0 for one in responses]
-        return gae_of_all(
-            [one[:-1] if is_cut else one for one, is_cut in zip(rewards, cut, strict=True)],
-            [one[:-1] if is_cut else one for one, is_cut in zip(values, cut, strict=True)],
-            [float(one[-1]) if is_cut else 0.0 for one, is_cut in zip(values, cut, strict=True)],
-            gamma=self._section.gamma,
-            gae_lambda=self._section.gae_lambda,
-        )
+        if self._section.token_level:
+            cut = [self._section.truncated == "bootstrap" and one.truncated and len(one) > 0 for one in responses]
+            estimates = gae_of_all(
+                [one[:-1] if is_cut else one for one, is_cut in zip(rewards, cut, strict=True)],
+                [one[:-1] if is_cut else one for one, is_cut in zip(values, cut, strict=True)],
+                [float(one[-1]) if is_cut else 0.0 for one, is_cut in zip(values, cut, strict=True)],
+                gamma=self._section.gamma,
+                gae_lambda=self._section.gae_lambda,
+            )
+        else:
+            estimates = [whole_response(*one) for one in zip(rewards, values, strict=True)]
+        advantages = [a[:num_tokens] for (a, _), num_tokens in zip(estimates, learned, strict=True)]
+        returns = [r[:num_tokens] for (_, r), num_tokens in zip(estimates, learned, strict=True)]
+        return advantages, returns, metrics
 
     def objectives(self) -> Mapping[str, Objective]:
         policy = policy_objective(self._section)
