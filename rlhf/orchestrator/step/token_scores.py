@@ -1,7 +1,6 @@
 """The forward passes before credit: log-probs and values of each example's tokens, by the models of the run."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from rlhf.config.run import TrainSection
@@ -19,8 +18,6 @@ from rlhf.orchestrator.step.batching import (
 )
 from rlhf.orchestrator.step.waiting import gather, in_thread
 from rlhf.types import SCORED_BY, Example, Experience, FloatArray, Role, Signal, Signals
-
-PerExample = Mapping[int, tuple[FloatArray, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +79,31 @@ def score_tokens(
     The policy and the critic use the plan that training will use, so that both passes do the same arithmetic.
     Raises StallError where a model takes longer than `train.step_timeout_s`.
     """
-
-    def start(signal: Signal) -> Future[PerExample]:
-        role = SCORED_BY[signal]
-        if role in models.trained:
-            return in_thread(_forward, models.trained[role], merge_plans(plan.by_role[role]), examples)
-        if role is not Role.REFERENCE or models.reference is None:
-            raise ValueError(f"the algorithm needs {signal}, and no {role} was started")
-        reference_plan = plan_batches(examples, MicroBatchLimits.of(train, models.reference.num_ranks))
-        return in_thread(_forward, models.reference, reference_plan, examples)
-
-    jobs = {signal: start(signal) for signal in SCORED_BY if signal in signals}
-    outputs = gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s)
+    scorers = {signal: _scorer(signal, models) for signal in SCORED_BY if signal in signals}
+    plans = {
+        signal: merge_plans(plan.by_role[SCORED_BY[signal]])
+        if SCORED_BY[signal] in models.trained
+        else plan_batches(examples, MicroBatchLimits.of(train, scorer.num_ranks))
+        for signal, scorer in scorers.items()
+    }
+    # Packed in this thread: memory that another thread has freed is of no use to credit, which comes next.
+    packed = {one: pack_tokens(one, examples) for one in set(plans.values())}
+    jobs = {signal: in_thread(scorer.forward, packed[plans[signal]]) for signal, scorer in scorers.items()}
+    outputs = {
+        signal: unpack_tokens(plans[signal], examples, output)
+        for signal, output in gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s).items()
+    }
     return [{signal: arrays[i] for signal, arrays in outputs.items()} for i in range(len(examples))]
+
+
+def _scorer(signal: Signal, models: Models) -> TokenScorer:
+    """The model that computes a signal."""
+    role = SCORED_BY[signal]
+    if role in models.trained:
+        return models.trained[role]
+    if role is not Role.REFERENCE or models.reference is None:
+        raise ValueError(f"the algorithm needs {signal}, and no {role} was started")
+    return models.reference
 
 
 def token_outputs(
@@ -102,9 +111,5 @@ def token_outputs(
 ) -> list[tuple[FloatArray, ...]]:
     """One model's per-token output [n] for each sequence of each example, outside of a step (evaluation)."""
     plan = plan_batches(examples, MicroBatchLimits.of(train, engine.num_ranks))
-    outputs = _forward(engine, plan, examples)
+    outputs = unpack_tokens(plan, examples, engine.forward(pack_tokens(plan, examples)))
     return [outputs[i] for i in range(len(examples))]
-
-
-def _forward(engine: TokenScorer, plan: BatchPlan, examples: Sequence[Example]) -> PerExample:
-    return unpack_tokens(plan, examples, engine.forward(pack_tokens(plan, examples)))
