@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import psutil
 import ray
@@ -21,6 +21,9 @@ DEAD_PEER_GRACE_S = 3.0
 before Ray reports the death."""
 POLL_EVERY_S = 30.0
 """How often a wait checks that its workers can still finish; its deadline may be an hour away."""
+
+Processes: TypeAlias = Mapping[str, Sequence[post_mortem.LocalProcess]]
+"""Processes by their node's id in Ray."""
 
 
 class CallObserver(Protocol):
@@ -198,18 +201,12 @@ def _first_failure_raises(
     peers: Sequence[Worker],
 ) -> tuple[list[object], Sequence[tuple[Worker, float]]]:
     """Results and times of the calls. Raises: as `RemoteCalls.run`."""
-    stopped: set[post_mortem.Process] = set()
+    stopped = StoppedWorkers(phase, peers, find_stopped=post_mortem.find_stopped, examine=post_mortem.examine)
 
     def check(pending: Sequence[Call]) -> None:
-        nonlocal stopped
         if meanwhile is not None:
             meanwhile()
-        late = [*peers, *(call.worker for call in pending)]
-        before, stopped = stopped, post_mortem.find_stopped(processes_by_node(late))
-        if still_stopped := before & stopped:
-            findings = post_mortem.examine(processes_by_node(late))
-            workers = [worker for worker in late if (worker.node_id, worker.pid) in still_stopped]
-            raise StallError(f"{phase}: no reply can come from {describe_late(workers, findings)}")
+        stopped.check([call.worker for call in pending])
 
     outcome = wait(calls, phase=phase, timeout_s=timeout_s, stop_at_failure=True, check=check, awaited=awaited)
     if outcome.failures:
@@ -220,6 +217,38 @@ def _first_failure_raises(
         stall = StallError(f"{phase}: no reply after {timeout_s:g} s from {describe_late(late, findings)}")
         raise blame_peers(stall, peers, phase) or stall
     return results_of(calls, phase), outcome.seconds
+
+
+class StoppedWorkers:
+    """Ends a wait whose workers are stopped. A process that is stopped in one check may go on, so it counts only if it
+    is still stopped in the next one.
+
+    `find_stopped` and `examine` are those of `post_mortem`.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        peers: Sequence[Worker],
+        *,
+        find_stopped: Callable[[Processes], set[post_mortem.Process]],
+        examine: Callable[[Processes], Mapping[post_mortem.Process, str]],
+    ) -> None:
+        self._phase = phase
+        self._peers = peers
+        self._find_stopped = find_stopped
+        self._examine = examine
+        self._before: set[post_mortem.Process] = set()
+
+    def check(self, pending: Sequence[Worker]) -> None:
+        """Raises StallError that names those of the pending workers and their peers that were stopped in the last check
+        and are in this one."""
+        late = [*self._peers, *pending]
+        before, self._before = self._before, self._find_stopped(processes_by_node(late))
+        if still_stopped := before & self._before:
+            findings = self._examine(processes_by_node(late))
+            workers = [worker for worker in late if (worker.node_id, worker.pid) in still_stopped]
+            raise StallError(f"{self._phase}: no reply can come from {describe_late(workers, findings)}")
 
 
 def blame_peers(error: RlhfError, peers: Sequence[Worker], phase: str) -> StallError | None:
