@@ -301,6 +301,8 @@ def _understood(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)[:SHOWN_OF_NAME]
         return ConfigError(f"no such file: {name}... (longer than a file's name may be).")
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+        return ConfigError("a path begins with ~ and the name of a user who has no home folder here. Write it in full.")
     return error
 
 

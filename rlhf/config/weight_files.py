@@ -44,7 +44,10 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
         return {folder / "model.safetensors": []}
     if not index.is_file():
         return {}
-    places = read_json(index).get("weight_map")
+    content = read_json(index)
+    if not isinstance(content.get("metadata", {}), dict):  # transformers adds to it
+        raise ModelFileError(f"{index}: metadata is no object.")
+    places = content.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ModelFileError(f"{index}: no weight_map.")
     files: dict[Path, list[str]] = {}

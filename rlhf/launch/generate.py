@@ -35,7 +35,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     assert config.model is not None, "the config's loader asked for it"
     model, device = find_model(config.model), local_device()
     section = RolloutSection(engine=config.engine)
-    require_whole_model(model, engine_kind(section), where="model", device=device)
+    facts = require_whole_model(model, engine_kind(section), where="model", device=device)
     style = style_of(config, model)
     tokenizer = load_tokenizer(model, key="model", chat_template=style.chat_template, template_key="chat_template")
     prompts = read_prompts(config, tokenizer, style)
@@ -50,7 +50,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     )
     engine = open_engine(spec, name="generate")
     try:
-        rollouts = engine.generate(make_requests(config, prompts, tokenizer))
+        rollouts = engine.generate(make_requests(config, prompts, tokenizer, facts.context))
     finally:
         engine.close()
     texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
@@ -58,10 +58,15 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     return [(prompt, tuple(texts[i * n : (i + 1) * n])) for i, prompt in enumerate(prompts)]
 
 
-def make_requests(config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[RolloutRequest]:
-    """`num_samples` requests for each prompt, each with its own seed."""
+def make_requests(
+    config: GenerateConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, context: int | None
+) -> list[RolloutRequest]:
+    """`num_samples` requests for each prompt, each with its own seed. A response ends with the context, and engines
+    allocate for the longest one."""
     sampling = Sampling(
-        max_tokens=config.max_tokens, temperature=config.temperature, stop_token_ids=tokenizer.stop_token_ids
+        max_tokens=min(config.max_tokens, context or config.max_tokens),
+        temperature=config.temperature,
+        stop_token_ids=tokenizer.stop_token_ids,
     )
     return [
         RolloutRequest(
@@ -89,6 +94,7 @@ def style_of(config: GenerateConfig, model: str) -> DataSection:
 def read_prompts(config: GenerateConfig, tokenizer: Tokenizer, style: DataSection) -> list[Prompt]:
     """Prompts from the command line, from a text file with one per line, or from the rows of a data set."""
     if config.prompts is None:
+        _require_text(config.prompt)
         return [as_prompt(index, text, tokenizer, style) for index, text in enumerate(config.prompt)]
     path = Path(config.prompts)
     if path.suffix in ROW_FILES:
@@ -101,6 +107,15 @@ def read_prompts(config: GenerateConfig, tokenizer: Tokenizer, style: DataSectio
     if not lines:
         raise ConfigError(f"--prompts: {path} contains no prompt.")
     return [as_prompt(index, line, tokenizer, style) for index, line in enumerate(lines)]
+
+
+def _require_text(prompts: Sequence[str]) -> None:
+    """Raise ConfigError for bytes on the command line that are not UTF-8."""
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"--prompt: character {error.start + 1} is not text in UTF-8.") from error
 
 
 def as_prompt(index: int, text: str, tokenizer: Tokenizer, style: DataSection) -> Prompt:

@@ -53,5 +53,5 @@ def least_checkpoint_bytes(config: TrainConfig, environ: Mapping[str, str]) -> i
         except ModelFileError:
             continue
         files = [] if folder is None else folder.glob("*.safetensors")
-        size += STATES_PER_WEIGHT * sum(file.stat().st_size for file in files)
+        size += STATES_PER_WEIGHT * sum(file.stat().st_size for file in files if file.is_file())
     return size

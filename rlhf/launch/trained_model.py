@@ -53,5 +53,5 @@ def _progress(folder: Path) -> str:
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
         return f": {status['status']}, step {status['step']} of {status['num_steps']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""

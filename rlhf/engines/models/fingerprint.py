@@ -19,7 +19,7 @@ def model_fingerprint(model: str, settings: Mapping[str, str], *, where: str, tr
     `model` is a folder or hub name; `where` begins each line of an error. Raises ModelError.
     """
     folder = resolve_folder(model, where=where, revision=trusted_commit(trust_remote_code, model))
-    files = {path.name: _digest(path) for pattern in DECIDING for path in folder.glob(pattern)}
+    files = {path.name: _digest(path) for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}
     libraries = {name: version(name) for name in LIBRARIES}
     return hashlib.sha256(json.dumps([files, dict(settings), libraries], sort_keys=True).encode()).hexdigest()
 

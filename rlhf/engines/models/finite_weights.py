@@ -45,5 +45,7 @@ def is_finite(tensor: torch.Tensor) -> torch.Tensor:
     allocated."""
     if not tensor.numel():
         return torch.ones((), dtype=torch.bool, device=tensor.device)
+    if tensor.element_size() < 2:
+        tensor = tensor.to(torch.bfloat16)  # torch has no minimum of float8
     least, largest = tensor.aminmax()
     return least.isfinite() & largest.isfinite()

@@ -226,6 +226,8 @@ def resolve_folder(name: str, *, where: str, revision: str | None = None) -> Pat
                 pass
         except SafetensorError as error:
             raise ModelError(f"{where}: {path.name}: damaged safetensors header ({error}).") from error
+        except OSError as error:
+            raise ModelError(f"{where}: {path.name} cannot be read ({error.strerror or error}).") from error
     return folder
 
 

@@ -119,7 +119,7 @@ def is_finished(path: Path) -> bool:
         num_answers = json.loads(settings_of(path).read_text(encoding="utf-8"))[NUM_ANSWERS]
         with path.open("rb") as file:
             return bool(sum(line.endswith(b"\n") for line in file) == num_answers)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -157,7 +157,7 @@ def _hold(path: Path, file: BinaryIO) -> None:
 def _read_settings(beside: Path) -> dict[str, Json]:
     try:
         settings = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--out: {beside} is damaged ({error}). Choose another --out.") from error
     return settings if isinstance(settings, dict) else {}
 
@@ -207,7 +207,7 @@ def _id_of(line: bytes) -> str | None:
     """The id of a whole row; None where a crash tore it."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return str(row["id"]) if isinstance(row, dict) and "id" in row else None
 

@@ -247,7 +247,7 @@ def _verify_file(folder: Path, entry: str, recorded: Json) -> None:
 def _read_object(path: Path, name: str) -> dict[str, Json]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: {path.name} cannot be read ({type(error).__name__})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{name}: {path.name} is not an object")

@@ -60,6 +60,14 @@ def test_only_whole_chunks_count_as_done(tmp_path: Path) -> None:
         assert path.read_bytes() == b"".join(lines[:2])
 
 
+@pytest.mark.parametrize("settings", [b"[]", b"7", b"null", b"{}", b"\xff", b"[" * 100_000])
+def test_a_file_whose_settings_are_damaged_is_not_finished(settings: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    write(path)
+    settings_of(path).write_bytes(settings)
+    assert not is_finished(path)
+
+
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     write(path, until=1)

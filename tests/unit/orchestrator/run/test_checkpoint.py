@@ -74,6 +74,24 @@ def test_a_truncated_file_is_seen(setup: Setup, name: str, part: int) -> None:
     assert "step_2" in setup.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 100_000, "cannot be read (RecursionError)"),
+        (b"\xff", "cannot be read (UnicodeDecodeError)"),
+        (b'{"format": 1', "cannot be read (JSONDecodeError)"),
+        (b"[]", "is not an object"),
+        (b"null", "is not an object"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_a_reason_to_use_the_older_one(
+    setup: Setup, content: bytes, reason: str
+) -> None:
+    (setup.checkpoints.newest()[0] / "manifest.json").write_bytes(content)
+    assert setup.checkpoints.newest()[0].name == "step_1"
+    assert setup.warnings == [f"step_2: manifest.json {reason}; not used"]
+
+
 @pytest.mark.parametrize("name", FILES[1:])
 def test_one_flipped_bit_is_seen_and_the_file_is_named(setup: Setup, name: str) -> None:
     file = setup.checkpoints.newest()[0] / name
@@ -257,6 +275,17 @@ def test_an_older_one_goes_only_after_the_newer_is_whole(tmp_path: Path) -> None
     setup.engines[Role.CRITIC] = FakeTrainEngine(np.zeros(4), Head.VALUES)
     setup.save(3)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
+
+
+def test_an_older_one_that_cannot_be_removed_does_not_fail_the_save(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    assert setup.save(3).name == "step_3"
+    assert setup.checkpoints.newest()[1].step == 3
 
 
 class Flushes:
