@@ -18,9 +18,10 @@ from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
-from rlhf.engines.rollout.open_engine import engine_kind, open_engine
+from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, DataError
+from rlhf.launch.sampling_engine import open_tried_engine
 from rlhf.launch.trained_model import find_model
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import load_prompts
@@ -184,7 +185,7 @@ def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
         seed=config.seed,
         sync_backend="gloo" if device == "cpu" else "nccl",
     )
-    return open_engine(spec, name="sample")
+    return open_tried_engine(spec, name="sample")
 
 
 def write_chunks(

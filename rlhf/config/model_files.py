@@ -20,6 +20,8 @@ HEAD_LAYERS = re.compile(
 """Layers of heads other than `score`, at the top of a model."""
 
 POSITIONS_BEHIND_PAD = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer"})
+MOST_LAYERS = 1000
+"""No model has more layers that share their weights."""
 TWO_STACKS = frozenset({"t5", "mt5", "umt5", "bart", "mbart", "led", "plbart", "mvp"})
 SCORE_CAPS = frozenset({"attn_logit_softcapping", "attention_logit_cap", "attn_logit_soft_cap"})
 """What families call a cap on attention scores."""
@@ -127,6 +129,7 @@ def read_model(folder: Path) -> ModelFacts:
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and facts.vocab_size not in (None, *shape[:1]):
             expected = f"config.json has a vocabulary of {facts.vocab_size}"
             raise ModelFileError(f"{name}: shape {list(shape)}, {expected}.")
+    _require_layers(folder / "config.json", config, len(shapes))
     require_expected_tensors(config, shapes)
     require_rows(folder, shapes)
     return replace(facts, other_head=other_head(config, shapes))
@@ -144,6 +147,7 @@ def describe_model(folder: Path) -> ModelFacts:
         raise ModelFileError(f'{folder / "config.json"}: no "model_type".')
     text_config = config.get("text_config")
     inner = text_config if isinstance(text_config, dict) else config
+    _require_names(folder / "config.json", config)
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if inner.get(key) is not None and _whole(inner[key]) is None:
             raise ModelFileError(f"{folder / 'config.json'}: {key} is {str(inner[key])[:40]!r}, need a whole number.")
@@ -185,6 +189,22 @@ def _require_no_adapter(folder: Path) -> None:
         f'Merge it: peft.AutoPeftModelForCausalLM.from_pretrained("{folder}").merge_and_unload().save_pretrained('
         '"merged"), add the tokenizer\'s files, and name the folder "merged"; or remove the adapter\'s files.'
     )
+
+
+def _require_names(file: Path, config: Mapping[str, object]) -> None:
+    """Raises ModelFileError unless `architectures` is a list of names, or not there."""
+    found = config.get("architectures")
+    if found is not None and not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+        raise ModelFileError(f"{file}: architectures is {str(found)[:40]!r}, need a list of names.")
+
+
+def _require_layers(file: Path, config: Mapping[str, object], num_tensors: int) -> None:
+    """Raises ModelFileError for more layers than the files can hold: building these would not end."""
+    text_config = config.get("text_config")
+    inner = text_config if isinstance(text_config, dict) else config
+    num_layers = _whole(inner.get("num_hidden_layers"))
+    if num_layers is not None and num_layers > max(MOST_LAYERS, num_tensors):
+        raise ModelFileError(f"{file}: num_hidden_layers is {num_layers}, and the files hold {num_tensors} weights.")
 
 
 def _require_token_ids(file: Path, content: Mapping[str, object]) -> None:

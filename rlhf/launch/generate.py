@@ -14,9 +14,10 @@ from rlhf.engines.base import Tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
-from rlhf.engines.rollout.open_engine import engine_kind, open_engine
+from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError
+from rlhf.launch.sampling_engine import open_tried_engine
 from rlhf.launch.trained_model import STYLE_KEYS, find_model, prompt_style
 from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
@@ -48,7 +49,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
         seed=config.seed,
         sync_backend="gloo" if device == "cpu" else "nccl",
     )
-    engine = open_engine(spec, name="generate")
+    engine = open_tried_engine(spec, name="generate")
     try:
         rollouts = engine.generate(make_requests(config, prompts, tokenizer, facts.context))
     finally:

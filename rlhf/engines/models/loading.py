@@ -38,7 +38,7 @@ from rlhf.engines.models.finite_weights import is_finite
 from rlhf.engines.models.noise import remove_noise
 from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.library_output import silence_libraries
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, RlhfError
 from rlhf.types import Head
 
 WEIGHTS = "*.safetensors"
@@ -376,10 +376,10 @@ def _network_error(error: BaseException) -> str:
 @contextmanager
 def unreadable(what: str) -> Iterator[None]:
     """Inside, whatever a library raises about files that it reads becomes a ModelError that begins with `what`. A lack
-    of memory does not."""
+    of memory does not, and errors of this package stay as they are."""
     try:
         yield
-    except (ModelError, MemoryError, torch.OutOfMemoryError):
+    except (RlhfError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         text = _first_line(error)

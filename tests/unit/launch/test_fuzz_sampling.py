@@ -278,6 +278,31 @@ def test_odd_things_in_a_folder_are_no_internal_errors(
         assert (code, not code or reason in said) == (expected, True), said
 
 
+WRONG: tuple[tuple[str, object, str], ...] = (
+    ("sliding_window", -1, "does not compute with its config.json: "),
+    ("sliding_window", "wide", "does not compute with its config.json: "),
+    ("rms_norm_eps", -0.5, "does not compute with its config.json: "),
+    ("rope_parameters", {"rope_type": "linear", "factor": 0}, "does not compute with its config.json: "),
+    ("attn_implementation", 1e30, "does not load: "),
+    ("attn_implementation", "auto", "does not load: "),
+    ("architectures", 3, "config.json: architectures is '3', need a list of names"),
+    ("architectures", ["LlamaForCausalLM", None], "need a list of names"),
+    ("num_hidden_layers", 10**25, f"num_hidden_layers is {10**25}, and the files hold 21 weights"),
+)
+
+
+@pytest.mark.parametrize("command", [GENERATE, SAMPLE])
+@pytest.mark.parametrize(("key", "value", "reason"), WRONG)
+def test_settings_that_no_model_computes_with_are_refused(
+    key: str, value: object, reason: str, command: Sequence[str], world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = world / "model/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    code = main(command)
+    said = capsys.readouterr().err
+    assert (code, reason in said) == (3, True), said
+
+
 @pytest.mark.parametrize("line", [DEEP, b"\xff", b"{}", b"[]", b'{"id": []}', b"1" * 5000])
 def test_samples_that_were_changed_are_no_internal_errors(
     line: bytes, world: Path, capsys: pytest.CaptureFixture[str]
