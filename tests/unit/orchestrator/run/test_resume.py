@@ -15,7 +15,7 @@ from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, ConfigError, PreemptedError
 from rlhf.orchestrator.run.checkpoint import RunState
 from rlhf.orchestrator.run.preemption import StopRequest
-from rlhf.orchestrator.run.resume import changed_keys, require_same_run
+from rlhf.orchestrator.run.resume import changed_keys, require_same_run, warn_of_threads
 from rlhf.types import (
     Head,
     Json,
@@ -257,6 +257,26 @@ def test_another_zero_stage_is_never_accepted() -> None:
         require_same_run(saved, now, ("policy.*",))
     scorers = [replace(SAVED, config={"reference": {"zero_stage": stage}}) for stage in (3, 0)]
     require_same_run(scorers[0], scorers[1], ("reference.*",))  # of a reference nothing is saved
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_warned"),
+    [("2", "2", False), ("2", "4", True), ("", "4", False), ("2", "", False), ("", "", False)],
+)
+def test_another_number_of_threads_is_said_where_both_are_known(before: str, now: str, is_warned: bool) -> None:
+    line = warn_of_threads(replace(SAVED, threads=before), replace(SAVED, threads=now))
+    assert line.startswith(
+        f"resume: step_400 was computed with {before} threads in each process, now there are {now}: "
+    ) == (is_warned)
+    assert line.endswith(f"For equal ones set OMP_NUM_THREADS={before}") == is_warned
+    assert bool(line) == is_warned
+
+
+@pytest.mark.parametrize(("length", "shown"), [(40, "x" * 40), (41, "x" * 37 + "...")])
+def test_a_long_value_is_cut(length: int, shown: str) -> None:
+    now = replace(SAVED, config=changed(data__path="x" * length))
+    with pytest.raises(ConfigError, match=rf"data\.path a -> {shown}\. To accept".replace("...", r"\.\.\.")):
+        require_same_run(SAVED, now, ())
 
 
 def test_keys_that_come_and_go_are_changes() -> None:
