@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rlhf.config.fields import Field
+from rlhf.config.fields import Field, list_items
 from rlhf.config.loading.user_function import import_name
 from rlhf.config.loading.yaml_text import Document, KeyPath, Value, YamlError
 from rlhf.config.renamed import current_key
@@ -122,6 +122,13 @@ class Layer:
         except YamlError as error:
             self.refuse(path, f"not valid YAML: {error.what}.", origin)
 
+    def set_value(self, path: KeyPath, value: Value, origin: Origin, known: Field | None) -> None:
+        """Set a value. A list of words or numbers may be one text, as in a flag: `rules: number`."""
+        if isinstance(value, str) and known is not None and known.is_list and not list_items(known):
+            self.set_text(path, value, origin, known)
+        else:
+            self.settings.append(Setting(path, value, origin))
+
     def current(self, path: KeyPath, origin: Origin, known: Collection[str]) -> KeyPath:
         """`path` under its present name. Notes where an old one was given."""
         new = current_key(dotted(path), known)
@@ -201,7 +208,7 @@ def python_layer(settings: Mapping[str, object], fields: Mapping[str, Field]) ->
     names, tuples lists."""
     layer, origin = Layer(), InPython()
     for path, value in flattened(_plain(settings, layer, ()), fields=fields):
-        layer.settings.append(Setting(path, value, origin))
+        layer.set_value(path, value, origin, fields.get(dotted(path)))
     return layer
 
 
@@ -255,7 +262,7 @@ def file_layer(file: Path, environ: Mapping[str, str], fields: Mapping[str, Fiel
         elif isinstance(substituted, str) and substituted != value:
             layer.set_text(path, substituted, origin, fields.get(dotted(path)))
         else:
-            layer.settings.append(Setting(path, substituted, origin))
+            layer.set_value(path, substituted, origin, fields.get(dotted(path)))
     layer.refuse_both_names()
     return layer
 

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.algo import PpoSection
 from rlhf.config.commands import PpoConfig, RmConfig, SftConfig, TrainConfig
-from rlhf.config.loading.load import dump_config, load_config, load_generate, short_summary
+from rlhf.config.loading.load import dump_config, load_config, load_generate, read_config, short_summary
 from rlhf.errors import ConfigError
 
 RIGHT = ("--data.path", "x.jsonl", "--policy.model", "m", "--reward.function", "rewards:score")
@@ -102,6 +102,40 @@ def test_a_boolean_flag_leaves_the_config_file_alone(file: Path) -> None:
 def test_a_flags_list_replaces_the_files(file: Path) -> None:
     file.write_text("cluster: {colocate: ['policy,critic']}\n")
     assert ppo(str(file), "--colocate", "all").cluster.colocate == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("written", "rules"),
+    [
+        ("number", ("number",)),
+        ("[number]", ("number",)),
+        ("[number, format]", ("number", "format")),
+        ("number, format", ("number", "format")),
+        ('"[number, format]"', ("number", "format")),
+        ("exact-match", ("exact-match",)),
+    ],
+)
+def test_a_list_may_be_one_text_in_a_file_as_in_a_flag(file: Path, written: str, rules: tuple[str, ...]) -> None:
+    file.write_text(f"reward: {{rules: {written}}}\n" if "," not in written else f"reward:\n  rules: {written}\n")
+    argv = ["--data.path", "x.jsonl", "--policy.model", "m"]
+    in_python = read_config("ppo", argv, {}, {"reward.rules": written.strip('"')}).config
+    configs = [load_config("ppo", [str(file), *argv], {}), in_python]
+    configs.append(load_config("ppo", [*argv, "--reward.rules", written.strip('"')], {}))
+    for config in configs:
+        assert isinstance(config, PpoConfig)
+        assert tuple(source.type for source in config.reward.all_sources) == rules
+
+
+def test_texts_in_a_list_stay_whole_as_in_a_flag(file: Path) -> None:
+    file.write_text("policy: {lora: {rank: 8, targets: q_proj}}\ncluster: {colocate: 'policy,reference'}\n")
+    config = ppo(str(file))
+    assert (config.policy.lora.targets, config.cluster.colocate) == (("q_proj",), ("policy,reference",))
+
+
+def test_a_text_in_place_of_sections_is_refused(file: Path) -> None:
+    file.write_text("reward: {sources: number}\n")
+    with pytest.raises(ConfigError, match=r"config.yaml:1: reward.sources: must be a list \(got \"number\"\)"):
+        load_config("ppo", [str(file), *RIGHT[:4]], {})
 
 
 def test_reward_sources_in_a_file(file: Path) -> None:
