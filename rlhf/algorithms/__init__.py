@@ -1,48 +1,16 @@
 """What to learn: algorithms as pure functions and small classes on tensors. No I/O, no processes, no engines."""
 
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from rlhf.algorithms.base import Algorithm
-from rlhf.algorithms.custom import custom
-from rlhf.algorithms.dpo import DPO
-from rlhf.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, DrGRPO
-from rlhf.algorithms.kto import KTO
-from rlhf.algorithms.nash_md import NashMD
-from rlhf.algorithms.online_dpo import OnlineDPO
-from rlhf.algorithms.online_kto import OnlineKTO
-from rlhf.algorithms.ppo import PPO
-from rlhf.algorithms.prm import PRM
-from rlhf.algorithms.reinforce import Reinforce, ReinforceBaseline
-from rlhf.algorithms.remax import ReMax
-from rlhf.algorithms.rloo import RLOO
-from rlhf.algorithms.rm import RM
-from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import AlgorithmSection
 
-ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
-    "sft": SFT,
-    "rm": RM,
-    "prm": PRM,
-    "ppo": PPO,
-    "grpo": GRPO,
-    "rloo": RLOO,
-    "reinforce++": Reinforce,
-    "reinforce++-baseline": ReinforceBaseline,
-    "remax": ReMax,
-    "dr-grpo": DrGRPO,
-    "dapo": DAPO,
-    "gspo": GSPO,
-    "cispo": CISPO,
-    "dpo": DPO,
-    "online-dpo": OnlineDPO,
-    "nash-md": NashMD,
-    "kto": KTO,
-    "online-kto": OnlineKTO,
-    "custom": custom,
-}
-"""Section type -> algorithm, made from its section alone."""
+if TYPE_CHECKING:
+    from rlhf.algorithms.base import Algorithm
 
 
-def build_algorithm(section: AlgorithmSection) -> Algorithm:
-    """The algorithm that a config section describes; driver and workers each build their own."""
+def build_algorithm(section: AlgorithmSection) -> "Algorithm":
+    """The algorithm that a config section describes; driver and workers each build their own. What one needs is known
+    without it (`needs.py`)."""
+    from rlhf.algorithms.registry import ALGORITHMS  # noqa: PLC0415  imports torch
+
     return ALGORITHMS[section.type](section)

@@ -7,66 +7,21 @@ from typing import TypeAlias
 
 import torch
 
+from rlhf.algorithms.needs import EmaReference, Needs
 from rlhf.algorithms.sequences import one_by_one
-from rlhf.errors import ConfigError
 from rlhf.types import (
-    SCORED_BY,
     Denominators,
     Example,
     Experience,
-    Head,
     Json,
     Metrics,
-    Role,
     ScoredGroup,
     Signal,
     Signals,
     TrainBatch,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmaReference:
-    """A reference that follows the policy: after every `every_steps` steps it becomes decay * itself + (1 - decay) *
-    the policy. Decay 0 copies the policy."""
-
-    every_steps: int
-    decay: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head; `signals`
-    are the per-token arrays that models compute before credit, out of those in `rlhf.types.SCORED_BY`.
-
-    `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
-    reference is started. `greedy_baseline`: one more response per prompt is sampled greedily and scored. `mixture`: the
-    share of the reference in the geometric mixture that responses are sampled from; `opponents`: how many of the last
-    responses of each group are sampled from it, None for all.
-    """
-
-    trains: Mapping[Role, Head]
-    signals: frozenset[Signal] = frozenset()
-    online: bool = True
-    ema_reference: EmaReference | None = None
-    greedy_baseline: bool = False
-    mixture: float = 0.0
-    opponents: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError where no model of the run could compute a signal."""
-        for signal in self.signals:
-            role = SCORED_BY.get(signal)
-            if role is None:
-                choices = ", ".join(SCORED_BY)
-                raise ConfigError(f"needs.signals: no model computes {signal}; choose from {choices}.")
-            if role is not Role.REFERENCE and role not in self.trains:
-                raise ConfigError(f"needs.signals: {signal} comes from the {role}; add it to needs.trains.")
-
-    @property
-    def exported_role(self) -> Role:
-        """The role whose model a run exports at its end: the first of `trains`."""
-        return next(iter(self.trains))
+__all__ = ["Algorithm", "EmaReference", "LossOutput", "Needs", "Objective", "Outputs", "TensorBatch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,15 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import ClassVar
 
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
-from rlhf.algorithms.base import Algorithm, Needs, Objective
-from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
+from rlhf.algorithms.base import Algorithm, Objective
+from rlhf.algorithms.importance import importance_weights, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
 from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
@@ -25,12 +25,10 @@ from rlhf.types import (
     Experience,
     FinishReason,
     GreedyResponse,
-    Head,
     Json,
     Metrics,
     Role,
     ScoredGroup,
-    Signal,
     Signals,
 )
 
@@ -41,18 +39,11 @@ EPSILON = 1e-6
 class CriticFree(Algorithm):
     """Each method computes its `advantages`; everything else follows from its settings."""
 
-    greedy_baseline: ClassVar[bool] = False
-
     def __init__(self, section: CriticFreeSection) -> None:
         self._section = section
         self._kl = kl_controller(section.kl)
         self._zero_advantage = ZeroAdvantageWatch()
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS},
-            signals=old_policy_signals(section.correction)
-            | ({Signal.REF_LOG_PROBS} if section.uses_reference else set()),
-            greedy_baseline=self.greedy_baseline,
-        )
+        self.needs = needs_of(section)
 
     @abstractmethod
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:

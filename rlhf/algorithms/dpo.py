@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import Algorithm, Needs, Objective
+from rlhf.algorithms.base import Algorithm, Objective
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import DpoSection
-from rlhf.types import Example, Experience, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
+from rlhf.types import Example, Experience, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class DPO(Algorithm):
@@ -18,11 +19,7 @@ class DPO(Algorithm):
         self._picker = PairPicker(from_policy=False)
         self._objective = PairObjective(loss)
         self._standstill = StuckLossWatch(watches=loss.type in STARTS_AT_LN_2)
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS},
-            signals=frozenset({Signal.REF_LOG_PROBS} if loss.uses_reference else ()),
-            online=False,
-        )
+        self.needs = needs_of(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair per prompt."""

@@ -25,11 +25,6 @@ MAX_UNKNOWN = 0.001
 """Largest share of tokens whose log-probs the sampler may have failed to give."""
 
 
-def old_policy_signals(correction: Correction) -> frozenset[Signal]:
-    """What the trainer computes about the old policy: its log-probs, unless the sampler's take their place."""
-    return frozenset() if isinstance(correction, RatioToSampler) else frozenset({Signal.OLD_LOG_PROBS})
-
-
 def with_old_policy(
     correction: Correction, examples: Sequence[Example], signals: Sequence[Signals]
 ) -> Sequence[Signals]:

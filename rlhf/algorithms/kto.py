@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 
 from rlhf.algorithms.advantages import Floats
-from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import KtoSection, OnlineKtoSection
@@ -19,7 +20,6 @@ from rlhf.errors import NumericsError
 from rlhf.types import (
     Example,
     Experience,
-    Head,
     LearnedSequence,
     Metrics,
     Role,
@@ -51,11 +51,7 @@ class KTO(Algorithm):
         self._section = section
         free = (-np.inf, np.inf)
         self._limits = (section.humanline_low, section.humanline_high) if section.humanline else free
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS},
-            signals=frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS}),
-            online=isinstance(section, OnlineKtoSection),
-        )
+        self.needs = needs_of(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to learn from."""

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
 from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs, version_of
 from rlhf.config.algo import NashMdSection
-from rlhf.types import Example, Experience, FinishReason, Head, Metrics, Role, ScoredGroup, Signal, Signals
+from rlhf.types import Example, Experience, FinishReason, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class NashMD(Algorithm):
@@ -22,12 +23,7 @@ class NashMD(Algorithm):
     def __init__(self, section: NashMdSection) -> None:
         self._section = section
         self._dropped = 0
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS},
-            signals=frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS}),
-            mixture=section.mixture,
-            opponents=1,
-        )
+        self.needs = needs_of(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One response per prompt, with its reward and its opponent's. A group where one of the two holds no token is

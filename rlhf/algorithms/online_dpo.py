@@ -3,12 +3,13 @@ of BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import Algorithm, EmaReference, Needs, Objective
+from rlhf.algorithms.base import Algorithm, Objective
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import OnlineDpoSection
-from rlhf.types import Example, Experience, FloatArray, Head, Json, Metrics, Role, ScoredGroup, Signal, Signals
+from rlhf.types import Example, Experience, FloatArray, Json, Metrics, Role, ScoredGroup, Signal, Signals
 
 
 class OnlineDPO(Algorithm):
@@ -16,20 +17,13 @@ class OnlineDPO(Algorithm):
     and counted; none is sampled in its place."""
 
     def __init__(self, section: OnlineDpoSection) -> None:
-        # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
-        from_policy = not section.mixture
-        self._picker = PairPicker(from_policy=from_policy)
+        self._picker = PairPicker(from_policy=not section.mixture)
         self._objective = PairObjective(section.loss)
         # A reference that follows the policy takes the loss back to ln 2 again and again.
         self._standstill = StuckLossWatch(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
         own_reference = section.reference == "behavior"
         self._reference_signal = Signal.OLD_LOG_PROBS if own_reference else Signal.REF_LOG_PROBS
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS},
-            signals=frozenset({self._reference_signal} | ({Signal.OLD_LOG_PROBS} if from_policy else set())),
-            ema_reference=ema_reference(section),
-            mixture=section.mixture,
-        )
+        self.needs = needs_of(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair per prompt."""
@@ -61,13 +55,6 @@ class OnlineDPO(Algorithm):
 
     def restore(self, state: Mapping[str, Json]) -> None:
         self._standstill.restore(state)
-
-
-def ema_reference(section: OnlineDpoSection) -> EmaReference | None:
-    """How the reference follows the policy, where it does."""
-    if section.reference == "refresh":
-        return EmaReference(every_steps=section.reference_every_steps)
-    return EmaReference(every_steps=1, decay=section.reference_decay) if section.reference == "ema" else None
 
 
 def distance(examples: Sequence[Example], signals: Sequence[Signals]) -> dict[str, float]:

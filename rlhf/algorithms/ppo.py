@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae_of_all, whiten, whole_response
-from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
-from rlhf.algorithms.importance import importance_weights, old_policy_signals, with_old_policy
+from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
+from rlhf.algorithms.importance import importance_weights, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
 from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import RewardShaper
@@ -20,11 +21,9 @@ from rlhf.config.algo import PpoSection
 from rlhf.types import (
     Example,
     Experience,
-    Head,
     Json,
     Metrics,
     Role,
-    Signal,
     Signals,
 )
 
@@ -46,12 +45,7 @@ class PPO(Algorithm):
         self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
         self._shaper = RewardShaper(section)
         self._num_credited = 0
-        self.needs = Needs(
-            trains={Role.POLICY: Head.LOG_PROBS, Role.CRITIC: Head.VALUES},
-            signals=old_policy_signals(section.correction)
-            | {Signal.VALUES}
-            | ({Signal.REF_LOG_PROBS} if section.uses_reference else set()),
-        )
+        self.needs = needs_of(section)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Shape the scores into token rewards, then estimate advantages and returns."""

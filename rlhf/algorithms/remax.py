@@ -13,8 +13,6 @@ class ReMax(CriticFree):
     Li et al. 2024, arXiv:2310.10505.
     """
 
-    greedy_baseline = True
-
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         if greedy is None:
             raise ValueError("ReMax needs the score of the greedy response, which the group does not hold")

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import bradley_terry, to_metrics
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import RmSection
-from rlhf.types import Example, Experience, Head, LearnedSequence, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, LearnedSequence, Metrics, Role, ScoredGroup, Signals
 
 
 class RM(Algorithm):
@@ -23,7 +24,7 @@ class RM(Algorithm):
     def __init__(self, section: RmSection) -> None:
         self._use_margins = section.use_margins
         self._dropped_pairs = 0
-        self.needs = Needs(trains={Role.REWARD: Head.SCORES}, online=False)
+        self.needs = needs_of(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether any two different responses are ordered."""

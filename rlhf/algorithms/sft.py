@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf.algorithms.base import Algorithm, LossOutput, Needs, Objective, Outputs, TensorBatch
+from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
+from rlhf.algorithms.needs import needs_of
 from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.algorithms.sequences import is_empty, join
 from rlhf.config.algo import SftSection
 from rlhf.types import (
     Example,
     Experience,
-    Head,
     LearnedSequence,
     Metrics,
     Role,
@@ -24,7 +24,7 @@ class SFT(Algorithm):
     conversation, the assistant's turns only."""
 
     def __init__(self, section: SftSection) -> None:
-        self.needs = Needs(trains={Role.POLICY: Head.LOG_PROBS}, online=False)
+        self.needs = needs_of(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to imitate."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.errors import ConfigError, ModelError

@@ -1,6 +1,6 @@
 """What the size of a run's models asks of its start: the time to load them, and a device that was meant."""
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.roles import local_config_json, shapes_of

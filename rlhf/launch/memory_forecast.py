@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from rlhf.actors.cluster import Cluster
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import shortages

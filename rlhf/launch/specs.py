@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rlhf.actors.launch_spec import LaunchSpec
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.reward import RemoteSource, StartedSource

@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.launch_spec import Workers, end_role
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig
 from rlhf.config.models import dtype_on
 from rlhf.config.run import TrainSection

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import METHODS, OnlineConfig, TrainConfig, method_name
 from rlhf.config.fields import sections_in

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.algo import num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.reward import StartedSource

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.algorithms import ALGORITHMS, build_algorithm
+from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Needs
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.help import bounds_and_variant, kind_of
 from rlhf.cli.pages.configuration import default_cell
 from rlhf.config.algo import AlgorithmSection, CustomSection

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.algorithms import ALGORITHMS, build_algorithm
+from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.critic_free import CriticFree
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.algorithms.sequences import one_by_one
 from rlhf.config.algo import (
@@ -48,16 +49,9 @@ from rlhf.types import (
 from tests.unit.algorithms.build import group, rollout
 
 SECTIONS: tuple[type[CriticFreeSection], ...] = (
-    GrpoSection,
-    RlooSection,
-    ReinforceSection,
-    ReinforceBaselineSection,
-    RemaxSection,
-    DrGrpoSection,
-    DapoSection,
-    GspoSection,
-    CispoSection,
-)
+    GrpoSection, RlooSection, ReinforceSection, ReinforceBaselineSection, RemaxSection, DrGrpoSection, DapoSection,
+    GspoSection, CispoSection,
+)  # fmt: skip
 GOLDEN = [1.0, 0.0, 0.5, 1.0]
 PLAIN = {"kl": FixedKl(coef=0.0), "correction": NoCorrection()}
 

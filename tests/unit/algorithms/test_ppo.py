@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms import ALGORITHMS, build_algorithm
+from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.config.algo import (
     AdaptiveKl,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config.commands import METHODS, OnlineConfig, RowKind
 from rlhf.orchestrator.data.kinds import OFFLINE_ROWS, ROWS
 

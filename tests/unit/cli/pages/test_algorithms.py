@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.pages.algorithms import kinds_of, page
 from rlhf.config.commands import METHODS
 from rlhf.config.fields import sections_in, variant_of

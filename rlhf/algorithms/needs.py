@@ -1,0 +1,163 @@
+"""What a run must start for an algorithm, by its config section alone. Imports no torch: `rlhf check` and `rlhf plan`
+ask for nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+
+from rlhf.config.algo import (
+    AlgorithmSection,
+    Correction,
+    CriticFreeSection,
+    CustomSection,
+    DpoSection,
+    KtoSection,
+    NashMdSection,
+    OnlineDpoSection,
+    OnlineKtoSection,
+    PpoSection,
+    PrmSection,
+    RatioToSampler,
+    RemaxSection,
+    RmSection,
+    SftSection,
+)
+from rlhf.errors import ConfigError
+from rlhf.types import SCORED_BY, Head, Role, Signal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmaReference:
+    """A reference that follows the policy: after every `every_steps` steps it becomes decay * itself + (1 - decay) *
+    the policy. Decay 0 copies the policy."""
+
+    every_steps: int
+    decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head; `signals`
+    are the per-token arrays that models compute before credit, out of those in `rlhf.types.SCORED_BY`.
+
+    `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
+    reference is started. `greedy_baseline`: one more response per prompt is sampled greedily and scored. `mixture`: the
+    share of the reference in the geometric mixture that responses are sampled from; `opponents`: how many of the last
+    responses of each group are sampled from it, None for all.
+    """
+
+    trains: Mapping[Role, Head]
+    signals: frozenset[Signal] = frozenset()
+    online: bool = True
+    ema_reference: EmaReference | None = None
+    greedy_baseline: bool = False
+    mixture: float = 0.0
+    opponents: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no model of the run could compute a signal."""
+        for signal in self.signals:
+            role = SCORED_BY.get(signal)
+            if role is None:
+                choices = ", ".join(SCORED_BY)
+                raise ConfigError(f"needs.signals: no model computes {signal}; choose from {choices}.")
+            if role is not Role.REFERENCE and role not in self.trains:
+                raise ConfigError(f"needs.signals: {signal} comes from the {role}; add it to needs.trains.")
+
+    @property
+    def exported_role(self) -> Role:
+        """The role whose model a run exports at its end: the first of `trains`."""
+        return next(iter(self.trains))
+
+
+POLICY: Mapping[Role, Head] = {Role.POLICY: Head.LOG_PROBS}
+
+
+@singledispatch
+def needs_of(section: AlgorithmSection) -> Needs:
+    """What the algorithm of a section needs. That of the user's own, which only its class knows, is built for it.
+
+    Raises ConfigError where the user's own algorithm cannot be built.
+    """
+    raise TypeError(f"{section.type} is no algorithm")
+
+
+@needs_of.register
+def _(section: SftSection) -> Needs:
+    return Needs(trains=POLICY, online=False)
+
+
+@needs_of.register
+def _(section: RmSection) -> Needs:
+    return Needs(trains={Role.REWARD: Head.SCORES}, online=False)
+
+
+@needs_of.register
+def _(section: PrmSection) -> Needs:
+    return Needs(trains={Role.REWARD: Head.TOKEN_SCORES}, online=False)
+
+
+@needs_of.register
+def _(section: DpoSection) -> Needs:
+    return Needs(trains=POLICY, signals=_reference(section.loss.uses_reference), online=False)
+
+
+@needs_of.register(KtoSection)
+@needs_of.register(OnlineKtoSection)
+def _(section: KtoSection | OnlineKtoSection) -> Needs:
+    signals = frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS})
+    return Needs(trains=POLICY, signals=signals, online=isinstance(section, OnlineKtoSection))
+
+
+@needs_of.register
+def _(section: NashMdSection) -> Needs:
+    signals = frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS})
+    return Needs(trains=POLICY, signals=signals, mixture=section.mixture, opponents=1)
+
+
+@needs_of.register
+def _(section: OnlineDpoSection) -> Needs:
+    own = Signal.OLD_LOG_PROBS if section.reference == "behavior" else Signal.REF_LOG_PROBS
+    # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
+    from_policy = not section.mixture
+    return Needs(
+        trains=POLICY,
+        signals=frozenset({own} | ({Signal.OLD_LOG_PROBS} if from_policy else set())),
+        ema_reference=ema_reference(section),
+        mixture=section.mixture,
+    )
+
+
+@needs_of.register
+def _(section: CriticFreeSection) -> Needs:
+    signals = old_policy_signals(section.correction) | _reference(section.uses_reference)
+    return Needs(trains=POLICY, signals=signals, greedy_baseline=isinstance(section, RemaxSection))
+
+
+@needs_of.register
+def _(section: PpoSection) -> Needs:
+    signals = old_policy_signals(section.correction) | {Signal.VALUES} | _reference(section.uses_reference)
+    return Needs(trains={**POLICY, Role.CRITIC: Head.VALUES}, signals=signals)
+
+
+@needs_of.register
+def _(section: CustomSection) -> Needs:
+    from rlhf.algorithms.custom import custom  # noqa: PLC0415  imports torch
+
+    return custom(section).needs
+
+
+def old_policy_signals(correction: Correction) -> frozenset[Signal]:
+    """What the trainer computes about the old policy: its log-probs, unless the sampler's take their place."""
+    return frozenset() if isinstance(correction, RatioToSampler) else frozenset({Signal.OLD_LOG_PROBS})
+
+
+def _reference(is_used: bool) -> frozenset[Signal]:
+    return frozenset({Signal.REF_LOG_PROBS} if is_used else ())
+
+
+def ema_reference(section: OnlineDpoSection) -> EmaReference | None:
+    """How the reference follows the policy, where it does."""
+    if section.reference == "refresh":
+        return EmaReference(every_steps=section.reference_every_steps)
+    return EmaReference(every_steps=1, decay=section.reference_decay) if section.reference == "ema" else None
