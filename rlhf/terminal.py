@@ -23,6 +23,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `2 processes`."""
+    return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
 def escaped(text: str) -> str:
     """`text` with such characters escaped, except line breaks and tabs."""
     if text.isprintable():

@@ -24,7 +24,7 @@ from rlhf.errors import ConfigError, NumericsError, RlhfError, StallError, Worke
 from rlhf.orchestrator.run.checkpoint import sha256_of
 from rlhf.orchestrator.run.files import read_rows, write_text
 from rlhf.orchestrator.run.run_directory import PRIVATE, newest_processes
-from rlhf.terminal import rich_console
+from rlhf.terminal import counted, rich_console
 from rlhf.types import Json
 
 RESUMABLE = {WorkerLostError.exit_code, StallError.exit_code}
@@ -59,7 +59,7 @@ def run_chaos(command: str, config: TrainConfig, options: ChaosConfig) -> int:
     # By name: those that were replaced come last in the run's own list.
     faults = draw(options, sorted(process.name for process in processes), phases_of(work, clean))
     write_text(work / "plan.json", json.dumps([asdict(fault) for fault in faults]))
-    console.print(f"the run with {len(faults)} faults, into {disturbed}")
+    console.print(f"the run with {counted(len(faults), 'fault')}, into {disturbed}")
     codes = run_to_end(command, config, disturbed, work, console, most_drivers=len(faults) + 1)
     witnesses = read_rows(work / WITNESSES)
     console.print(table(faults, witnesses))

@@ -7,7 +7,7 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.orchestrator.data.curation import Curated, Sample, condition, describe, pair, select
 from rlhf.orchestrator.data.samples import read_samples
 from rlhf.orchestrator.run.files import write_rows
-from rlhf.terminal import write_line
+from rlhf.terminal import counted, write_line
 
 BEST = ("best-of-n", "raft")
 
@@ -31,7 +31,7 @@ def run_curate(config: CurateConfig) -> int:
     if not curated.rows:
         raise DataError(f"curate: none of the {len(samples)} samples of {config.samples} is kept.")
     write_rows(path, curated.rows)
-    write_line(f"{len(curated.rows)} rows in {path}")
+    write_line(f"{counted(len(curated.rows), 'row')} in {path}")
     return 0
 
 

@@ -31,7 +31,7 @@ from rlhf.orchestrator.data.report import (
     warnings_of,
 )
 from rlhf.orchestrator.data.split import divide, held_out_keys, prompt_key
-from rlhf.terminal import rich_console, show_logs, write
+from rlhf.terminal import counted, rich_console, show_logs, write
 from rlhf.types import Json
 
 WITH_LABEL = (RowKind.PROMPTS, RowKind.LABELED, RowKind.STEPS)
@@ -153,7 +153,7 @@ def tokenized(
 
     train, held_out = map(kept, sides)
     for what, count in encoder.notes.items():
-        problems.note(f"{count} conversations: {what}.")
+        problems.note(f"{counted(count, 'conversation')}: {what}.")
     return train, held_out, lambda record: lengths[id(record)]
 
 
@@ -193,7 +193,9 @@ def show(report: Mapping[str, Json], console: Console) -> None:
     for what, found in wrong.items() if isinstance(wrong, dict) else ():
         if isinstance(found, dict):
             console.print(
-                f"wrong: {found['rows']} rows (first {found['first']}): {what}", markup=False, highlight=False
+                f"wrong rows: {found['rows']} (first {found['first']}): {what}",
+                markup=False,
+                highlight=False,
             )
     for line in warnings if isinstance(warnings, list) else []:
         console.print(f"note: {line}", markup=False, highlight=False)

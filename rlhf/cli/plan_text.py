@@ -13,6 +13,7 @@ from rlhf.planning.memory import Memory
 from rlhf.planning.model_shape import ModelShape
 from rlhf.planning.plan import GroupPlan, Plan
 from rlhf.planning.suggest import Suggestion
+from rlhf.terminal import counted
 from rlhf.types import Json
 
 BAR = 30
@@ -21,8 +22,8 @@ FREE = "·"
 
 def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str]) -> None:
     """The placement as a drawing, memory by phase, seconds by phase, and advice."""
-    used = f"{plan.placement.num_devices} of {plan.cluster.num_devices} devices"
-    console.print(f"[bold]{command}[/bold] on {plan.cluster}: {used} in {len(plan.groups)} groups")
+    used = f"{plan.placement.num_devices} of {counted(plan.cluster.num_devices, 'device')}"
+    console.print(f"[bold]{command}[/bold] on {plan.cluster}: {used} in {counted(len(plan.groups), 'group')}")
     for roles, shape in _models(plan).items():
         active = f", {_count(shape.num_active_parameters)} of them active for a token"
         is_sparse = shape.num_active_parameters < shape.num_parameters
@@ -43,7 +44,7 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str])
     )
     console.print(_times(plan))
     console.print(
-        f"  a step of {plan.work.learned} sequences of {plan.work.sequence_tokens:,.0f} tokens takes "
+        f"  a step of {counted(plan.work.learned, 'sequence')} of {plan.work.sequence_tokens:,.0f} tokens takes "
         f"{plan.step_s:,.1f} s: {plan.tokens_per_s:,.0f} tokens/s; devices idle {plan.idle_share:.0%} of it",
         soft_wrap=True,
     )

@@ -14,7 +14,7 @@ from rlhf.engines.rewards.function import Call
 from rlhf.errors import ConfigError
 from rlhf.launch.reward_trial import default_responses, prompts_of, response_of, shown_score, shown_text
 from rlhf.orchestrator.data.load import check_rows
-from rlhf.terminal import write_line
+from rlhf.terminal import counted, write_line
 from rlhf.types import Json, Prompt
 
 FILE = re.compile(r"(?P<path>.+)\.py:(?P<function>[A-Za-z_][\w.]*)")
@@ -55,7 +55,9 @@ def run_reward_try(config: RewardTryConfig) -> int:
         write_line(f"    {shown_text(text)} scores {shown_score(scores[index])}")
     for name, mean in scores[0].logged.items():
         write_line(f"logged: reward/{name} {mean:g}")
-    write_line(f"{len(texts)} responses in {seconds:.3f} s, {1000 * seconds / len(texts):.1f} ms each, in one call")
+    write_line(
+        f"{counted(len(texts), 'response')} in {seconds:.3f} s, {1000 * seconds / len(texts):.1f} ms each, in one call"
+    )
     write_line(f"in a run: --reward.function {function} --data.path {config.data.path}")
     return 0
 

@@ -30,7 +30,7 @@ from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_request
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.step.sources import Sampler
-from rlhf.terminal import library_output_to, write_line
+from rlhf.terminal import counted, library_output_to, write_line
 from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -82,7 +82,7 @@ def run_sample(config: SampleConfig) -> int:
         finally:
             if rewards is not None:
                 rewards.close()
-    write_line(f"{path}: {settings[NUM_ANSWERS]} responses to {len(prompts)} prompts.")
+    write_line(f"{path}: {settings[NUM_ANSWERS]} responses to {counted(len(prompts), 'prompt')}.")
     return 0
 
 

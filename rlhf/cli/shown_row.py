@@ -7,6 +7,7 @@ from rich.text import Text
 
 from rlhf.engines.base import Tokenizer
 from rlhf.orchestrator.data.encoding import EncodedResponse
+from rlhf.terminal import counted
 from rlhf.types import Prompt
 
 MAX_TOKENS = 400
@@ -25,12 +26,12 @@ def shown_row(
     what = f"trained tokens are {marks}" if responses else "the policy continues it"
     yield Text(f"row {prompt.id} as the model gets it ({what}):", style="bold")
     prompt_ids = [int(token) for token in prompt.token_ids]
-    yield Text(f"prompt, {len(prompt_ids)} tokens:")
+    yield Text(f"prompt, {counted(len(prompt_ids), 'token')}:")
     yield _tokens(prompt_ids, [False] * len(prompt_ids), tokenizer, in_color=in_color)
     names = NAMES.get(len(responses)) or tuple(f"response {n}" for n in range(1, len(responses) + 1))
     for name, response in zip(names, responses, strict=True):
         written = [bool(one) for one in response.written]
-        yield Text(f"{name}, {len(written)} tokens, {sum(written)} of them trained on:")
+        yield Text(f"{name}, {counted(len(written), 'token')}, {sum(written)} of them trained on:")
         yield _tokens([int(token) for token in response.token_ids], written, tokenizer, in_color=in_color)
     if prompt.label is not None:
         yield Text(f"label: {prompt.label}")

@@ -43,6 +43,7 @@ from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
+from rlhf.terminal import counted
 from rlhf.types import Repair, RepairKind, Role
 
 
@@ -189,7 +190,8 @@ class RunAttempts:
     def _show_workers(self, placement: Placement) -> None:
         """Say which workers run where, and what they listen on."""
         cluster = self.cluster
-        lines = [f"{placement.num_devices} devices ({cluster.device}) in {len(placement.groups)} groups"]
+        groups = counted(len(placement.groups), "group")
+        lines = [f"{counted(placement.num_devices, 'device')} ({cluster.device}) in {groups}"]
         lines += [f"  {worker}" for worker in cluster.workers]
         for line in (*lines, *open_ports(cluster.workers, cluster.calls, self.config.cluster.start_timeout_s)):
             self.records.say(line)

@@ -2,13 +2,14 @@
 
 import os
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError
 from rlhf.launch.local_gpus import usable_gpus
 from rlhf.launch.services import starts_ray_here
 from rlhf.planning.placement import shortages
 from rlhf.planning.roles import place
+from rlhf.terminal import counted
 
 
 def require_devices(config: TrainConfig, needs: Needs) -> None:
@@ -32,8 +33,8 @@ def describe_devices(config: TrainConfig, needs: Needs) -> str:
     """What a run would use, as a few words."""
     num_devices = place(config, needs).num_devices
     if not starts_ray_here(config, os.environ):
-        return f"{num_devices} devices of a cluster"
+        return f"{counted(num_devices, 'device')} of a cluster"
     gpus = [] if config.cluster.device == "cpu" else usable_gpus()
     if not gpus:
-        return f"{num_devices} processes on the CPU"
-    return f"{num_devices} of {len(gpus)} GPUs ({', '.join(sorted(set(gpus)))})"
+        return f"{counted(num_devices, 'process')} on the CPU"
+    return f"{num_devices} of {counted(len(gpus), 'GPU')} ({', '.join(sorted(set(gpus)))})"

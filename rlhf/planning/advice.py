@@ -7,6 +7,7 @@ from rlhf.planning.edits import as_flags
 from rlhf.planning.fixes import Edits
 from rlhf.planning.hardware import GIB
 from rlhf.planning.plan import Plan
+from rlhf.terminal import counted
 
 NEARLY_FULL = 0.92
 MOSTLY_IDLE = 0.5
@@ -66,7 +67,7 @@ def _warnings(plan: Plan, config: TrainConfig) -> Iterator[str]:
         yield f"devices idle {plan.idle_share:.0%} of the time; {slowest} takes longest. Try --suggest{overlap}."
     wasted = plan.cluster.num_devices - plan.placement.num_devices
     if wasted and not plan.cluster.device.is_cpu:
-        yield f"{wasted} of {plan.cluster.num_devices} devices are not used."
+        yield f"Not used: {wasted} of {counted(plan.cluster.num_devices, 'device')}."
 
 
 def _knob(phase: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.cli.main import exit_code_of
 from rlhf.errors import DataError, RewardError
-from rlhf.terminal import escaped, is_terminal, rich_console, tell, visible, write, write_line
+from rlhf.terminal import counted, escaped, is_terminal, rich_console, tell, visible, write, write_line
 
 ROOT = Path(__file__).parents[2] / "rlhf"
 NASTY = "a\x1b[2Jb\r\x07\u202ec\x9b31m\ud800\x7f"
@@ -71,6 +71,11 @@ def test_only_one_module_writes_to_the_terminal(path: Path) -> None:
 )
 def test_another_way_to_the_terminal_is_seen(line: str) -> None:
     assert len(other_writes(line)) == 1
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    shown = [counted(number, noun) for number, noun in ((0, "row"), (1, "device"), (2, "group"), (2, "process"))]
+    assert shown == ["0 rows", "1 device", "2 groups", "2 processes"]
 
 
 def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:

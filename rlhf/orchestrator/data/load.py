@@ -29,6 +29,7 @@ from rlhf.orchestrator.data.split import (
     prompt_key,
 )
 from rlhf.orchestrator.data.unread import NONE_UNREAD, Unread, find_unread
+from rlhf.terminal import counted
 from rlhf.types import Prompt, ScoredGroup
 
 T = TypeVar("T")
@@ -166,7 +167,7 @@ def _load(
     )
     note_unread(sides, problems)
     for what, count in notes.items():
-        problems.note(f"{count} conversations: {what}.")
+        problems.note(f"{counted(count, 'conversation')}: {what}.")
     problems.settle()
     for note in problems.notes:
         logger.warning("%s", note)

@@ -185,12 +185,12 @@ def warnings_of(train: Mapping[str, Json], shared: Mapping[str, Json]) -> list[s
                     f"the better response is the longer one in {share:.0%} of pairs: length may be what is taught."
                 )
             if contradictory:
-                lines.append(f"{contradictory} pairs stand there in both orders.")
+                lines.append(f"pairs that are there in both orders: {contradictory}.")
     match train.get("labels"):
         case {"desirable": int(good), "undesirable": int(bad)} if good and bad:
             lines += _balance_advice(good, bad)
     if train.get("repeated"):
-        lines.append(f"{train['repeated']} rows repeat another one: they weigh twice.")
+        lines.append(f"rows that repeat another one: {train['repeated']}. Each weighs twice.")
     return lines
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rlhf.errors import DataError
+from rlhf.terminal import counted
 from rlhf.types import IntArray, Prompt, ScoredGroup
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class DataSplit(Generic[T]):
 
 def too_few_rows(num_rows: int, key: str, asked: int) -> str:
     """What to say of rows that are fewer than the config key `key` asks for."""
-    return f"data: {num_rows} rows < {key} {asked}. Lower {key} or add rows."
+    return f"data: {counted(num_rows, 'row')} < {key} {asked}. Lower {key} or add rows."
 
 
 def prompt_key(text: str) -> str:

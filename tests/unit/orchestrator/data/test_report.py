@@ -36,8 +36,8 @@ def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "mean_difference": pytest.approx((3 - 3 + 0 + 0 - 1 + 6) / 6),
     }  # fmt: skip
     assert said["warnings"] == [
-        "1 pairs stand there in both orders.",
-        "1 rows repeat another one: they weigh twice.",
+        "pairs that are there in both orders: 1.",
+        "rows that repeat another one: 1. Each weighs twice.",
     ]
 
 
