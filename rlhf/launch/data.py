@@ -29,6 +29,14 @@ class RunData:
         return "-".join(split.fingerprint for split in (self.prompts, self.groups, self.texts) if split is not None)
 
     @property
+    def template(self) -> str:
+        """How the rows became prompts: `chat` through the chat template, `plain` as text, `auto` some of each."""
+        splits = [split for split in (self.prompts, self.groups) if split is not None]
+        prompts = (item.prompt if isinstance(item, ScoredGroup) else item for split in splits for item in split.train)
+        kinds = {"chat" if "messages" in prompt.metadata else "plain" for prompt in prompts}
+        return kinds.pop() if len(kinds) == 1 else "auto"
+
+    @property
     def num_looked_at(self) -> int:
         """Rows that were tokenized, also those that are held out or left out."""
         splits = [split for split in (self.prompts, self.groups) if split is not None]

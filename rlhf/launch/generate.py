@@ -128,5 +128,5 @@ def as_prompt(index: int, text: str, tokenizer: Tokenizer, style: DataSection) -
         token_ids = tokenizer.encode(rendered)
     else:
         rendered = style.prompt_format.replace("{prompt}", text)
-        token_ids = tokenizer.encode(text, add_special_tokens=True)
+        token_ids = tokenizer.encode(rendered, add_special_tokens=True)
     return Prompt(id=str(index), token_ids=np.array(token_ids, dtype=np.int64), text=rendered)

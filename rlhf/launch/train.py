@@ -23,6 +23,7 @@ from rlhf.launch.prepare import prepare
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.shown_waits import ShownWaits
+from rlhf.launch.trained_model import remember_prompts
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.console import Console
 from rlhf.orchestrator.run.files import read_rows
@@ -33,7 +34,7 @@ from rlhf.orchestrator.run.resume import ResumePoint, find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory, require_unlocked
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import numbers
-from rlhf.terminal import tell
+from rlhf.terminal import counted, tell
 
 START_OF_RAY = "start of Ray"
 
@@ -80,7 +81,7 @@ def run_training(
             directory.checkpoints, keep=config.checkpoint.keep, warn=records.warn, repaired=records.repair
         )
         resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
-        directory.write_config(dump_config(config))
+        write_settings(directory, config, data.template)
         stop = StopRequest(config.checkpoint.grace_s)
         with (
             stop.listening(),
@@ -113,9 +114,15 @@ def run_training(
         return result_of(directory, length.num_steps)
 
 
+def write_settings(directory: RunDirectory, config: TrainConfig, template: str) -> None:
+    """Save the config and how rows became prompts: what `rlhf generate` asks a run for."""
+    directory.write_config(dump_config(config))
+    remember_prompts(directory.path, template)
+
+
 def say_start(console: Console, config: TrainConfig, length: RunLength) -> None:
     """Say what is trained, and with which settings."""
-    console.say(f"rlhf train {method_name(config)}: {length.num_steps} steps into {folder_of(config)}")
+    console.say(f"rlhf train {method_name(config)}: {counted(length.num_steps, 'step')} into {folder_of(config)}")
     for line in short_summary(config).splitlines():
         console.say(line)
 

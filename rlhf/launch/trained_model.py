@@ -10,8 +10,11 @@ from rlhf.config.data import DataSection
 from rlhf.config.loading.yaml_text import Document
 from rlhf.engines.models.hub import require_found
 from rlhf.errors import ModelError
+from rlhf.orchestrator.run.files import write_json
 
 STYLE_KEYS = ("template", "chat_template", "prompt_format")
+PROMPTS = "prompts.json"
+"""File of a run's folder that says which template its rows came to, where data.template left that to them."""
 
 
 def find_model(name: str) -> str:
@@ -33,10 +36,15 @@ def find_model(name: str) -> str:
     raise ModelError(f"model: {name} has no config.json: neither a model's folder nor a run's.")
 
 
+def remember_prompts(folder: Path, template: str) -> None:
+    """Write to a run's folder how its rows became prompts: `plain`, `chat`, or `auto` for some of each."""
+    write_json(folder / PROMPTS, {"template": template})
+
+
 def prompt_style(model: str) -> DataSection:
     """How the run that trained a model, a folder from `find_model`, made prompts of texts: data.template,
-    data.chat_template and data.prompt_format of its config. Their defaults for any other model, or where the run's
-    config cannot be read."""
+    data.chat_template and data.prompt_format of its config, and which template its rows came to where that is auto.
+    Their defaults for any other model, or where the run's config cannot be read."""
     folder = Path(model).expanduser().parent
     if not (folder / "status.json").is_file():
         return DataSection()
@@ -44,9 +52,20 @@ def prompt_style(model: str) -> DataSection:
         config = Document((folder / "config.yaml").read_text(encoding="utf-8")).value
         given = config.get("data") if isinstance(config, Mapping) else None
         known = given if isinstance(given, Mapping) else {}
-        return DataSection.model_validate({key: known[key] for key in STYLE_KEYS if key in known})
+        style = DataSection.model_validate({key: known[key] for key in STYLE_KEYS if key in known})
     except (OSError, ValueError, ValidationError):
         return DataSection()
+    return style if style.template != "auto" else style.model_copy(update={"template": _template_of_rows(folder)})
+
+
+def _template_of_rows(folder: Path) -> str:
+    """What `remember_prompts` wrote; auto where it did not, or where that cannot be read."""
+    try:
+        content = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+        template = content["template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto"
+    return template if template in ("plain", "chat") else "auto"
 
 
 def _progress(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """The folder of a run: its files, and the lock that lets one driver write them.
 
-runs/NAME/  config.yaml (resolved)  metrics.jsonl  events.jsonl  rollouts/*.jsonl  evaluations/*.jsonl
+runs/NAME/  config.yaml (resolved)  prompts.json  metrics.jsonl  events.jsonl  rollouts/*.jsonl  evaluations/*.jsonl
             checkpoints/step_N/  model/  tensorboard/  logs/attempt_K/  status.json  report.html  lock
 """
 

@@ -1,5 +1,6 @@
 """Prompts for `rlhf generate`: made as in the run that trained the model."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from rlhf.config.data import DataSection
 from rlhf.config.tools import GenerateConfig
 from rlhf.engines.fakes import FakeTokenizer
 from rlhf.errors import ConfigError
+from rlhf.launch.data import RunData
 from rlhf.launch.generate import read_prompts, style_of
-from rlhf.launch.trained_model import prompt_style
+from rlhf.launch.trained_model import prompt_style, remember_prompts
+from rlhf.orchestrator.data import load_prompts
 from rlhf.types import Json, Message
 
 
@@ -40,6 +43,13 @@ def prompt_for(model: str, *, has_chat_template: bool = True, **given: str) -> s
     return prompt.text
 
 
+def tokens_for(model: str, *, has_chat_template: bool) -> str:
+    """The prompt's tokens as text."""
+    config, tokenizer = GenerateConfig(model=model, prompt=("abc",)), Tokenizer(has_chat_template)
+    (prompt,) = read_prompts(config, tokenizer, style_of(config, model))
+    return tokenizer.decode(prompt.token_ids.tolist())
+
+
 @pytest.mark.parametrize(
     ("data", "has_chat_template", "expected"),
     [
@@ -55,7 +65,48 @@ def prompt_for(model: str, *, has_chat_template: bool = True, **given: str) -> s
 def test_a_prompt_is_made_as_in_the_run(
     data: dict[str, str], has_chat_template: bool, expected: str, tmp_path: Path
 ) -> None:
-    assert prompt_for(a_run(tmp_path, **data), has_chat_template=has_chat_template) == expected
+    model = a_run(tmp_path, **data)
+    assert prompt_for(model, has_chat_template=has_chat_template) == expected
+    assert tokens_for(model, has_chat_template=has_chat_template) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "data", "expected"),
+    [
+        ("plain", {}, "abc"),
+        ("plain", {"prompt_format": "<{prompt}>"}, "<abc>"),
+        ("chat", {}, "[abc]"),
+        ("chat", {"prompt_format": "<{prompt}>"}, "[abc]"),
+        ("auto", {}, "[abc]"),
+        ("chat", {"template": "plain"}, "abc"),
+        ("plain", {"template": "chat"}, "[abc]"),
+    ],
+)
+def test_a_run_remembers_what_its_rows_were(template: str, data: dict[str, str], expected: str, tmp_path: Path) -> None:
+    """With data.template auto, texts and conversations become prompts in different ways."""
+    model = a_run(tmp_path, **data)
+    remember_prompts(tmp_path, template)
+    assert prompt_for(model) == expected
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"template": "<other>"}', '{"template": []}'])
+def test_what_a_run_remembers_may_be_damaged(content: str, tmp_path: Path) -> None:
+    model = a_run(tmp_path)
+    (tmp_path / "prompts.json").write_text(content)
+    assert prompt_for(model) == "[abc]"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [(["text"], "plain"), (["chat"], "chat"), (["chat", "chat"], "chat"), (["text", "chat"], "auto")],
+)
+def test_the_rows_say_how_they_became_prompts(kinds: list[str], expected: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}]
+    rows = [{"prompt": "a" * (n + 1) if kind == "text" else turns} for n, kind in enumerate(kinds)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = DataSection(path=str(path), eval_fraction=0.0)
+    assert RunData(prompts=load_prompts(section, Tokenizer(True), 16)).template == expected
 
 
 def test_what_is_given_replaces_what_the_run_did(tmp_path: Path) -> None:
