@@ -1,7 +1,7 @@
 """A run's plan: its groups on nodes, the memory of each device phase by phase, and the time of a step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from rlhf.planning.hardware import GIB, ClusterShape
 from rlhf.planning.layout import Bundle
@@ -91,8 +91,13 @@ class Plan:
     """Tokens of the longest sequences that one engine decodes at once."""
     other_s: float = 0.0
     """Seconds of a step outside the phases."""
-    fitting_tokens: int = 0
-    """Tokens of the largest micro-batch, or the longest sequence, for which the devices have the memory."""
+    find_fitting_tokens: Callable[[], int] = field(default=int, compare=False, repr=False)
+    """Finds `fitting_tokens`, which takes longer than the rest of the plan: a search has no use for it."""
+
+    @property
+    def fitting_tokens(self) -> int:
+        """Tokens of the largest micro-batch, or the longest sequence, for which the devices have the memory."""
+        return self.find_fitting_tokens()
 
     @property
     def seconds(self) -> Mapping[str, float]:

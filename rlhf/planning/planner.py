@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import ceil
 
-from rlhf.algorithms.base import Needs
+from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.rollout import RolloutSection
@@ -70,7 +70,7 @@ def plan_run(
         cache_tokens=planner.cache_tokens() if config.is_online else 0.0,
         cache_wanted=planner.cache_wanted() if config.is_online else 0.0,
         other_s=calibration.other_s,
-        fitting_tokens=planner.fitting_tokens(),
+        find_fitting_tokens=planner.fitting_tokens,
     )
 
 
