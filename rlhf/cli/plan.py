@@ -6,16 +6,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
-from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.needs import needs_of
 from rlhf.cli.detect_cluster import detect_cluster
 from rlhf.cli.plan_text import as_json, show_plan, show_suggestions
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder, read_config_json
 from rlhf.config.tools import PlanConfig
+from rlhf.engines.models.hub import HUB_TIMEOUT_S
 from rlhf.errors import ConfigError, ModelError
 from rlhf.planning.advice import advice_on
 from rlhf.planning.calibration import NONE, Calibration
@@ -29,7 +27,6 @@ from rlhf.planning.suggest import suggest
 from rlhf.planning.workload import Lengths
 from rlhf.terminal import rich_console, tell, write
 
-HUB_TIMEOUT_S = 3.0
 CALIBRATION = "calibration.json"
 """File that `--calibrate` writes to a run's folder."""
 
@@ -38,16 +35,24 @@ def config_json(model: str, where: str) -> Mapping[str, object]:
     """Like `local_config_json`; a hub model downloads its config.json alone. Raises ModelError."""
     try:
         if described_folder(model, os.environ) is None:
-            tell([f"rlhf: {model} is not here; asking the hub for its config.json."])
-            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
-            folder = snapshot_download(model, allow_patterns=["config.json"], etag_timeout=HUB_TIMEOUT_S)
-            return read_config_json(Path(folder))
-    except (OSError, HfHubHTTPError) as error:
-        text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
-        raise ModelError(text) from error
+            return read_config_json(_downloaded(model, where))
     except ModelFileError as error:
         raise ModelError(f"{where}: {error}") from error
     return local_config_json(model, where)
+
+
+def _downloaded(model: str, where: str) -> Path:
+    """The folder of a hub model's config.json. Raises ModelError."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow to import
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    tell([f"rlhf: {model} is not here; asking the hub for its config.json."])
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
+    try:
+        return Path(snapshot_download(model, allow_patterns=["config.json"], etag_timeout=HUB_TIMEOUT_S))
+    except (OSError, HfHubHTTPError) as error:
+        text = f"{where}: {model} is not here, and the hub gave no config.json. Name a folder that holds one."
+        raise ModelError(text) from error
 
 
 def unplaced(error: ConfigError, config: TrainConfig, planner: Planner) -> ConfigError:
@@ -66,7 +71,7 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
         ConfigError: the placement finds no room on the cluster.
         ModelError: a model's size is unknown.
     """
-    needs = build_algorithm(config.algo).needs
+    needs = needs_of(config.algo)
     cluster = (
         detect_cluster(config, place(config, needs)) if options.cluster is None else parse_cluster(options.cluster)
     )

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rlhf.algorithms.needs import needs_of
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.data import DataSection
@@ -39,6 +40,7 @@ from rlhf.orchestrator.data.load import check_rows
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
+from rlhf.planning.roles import require_sections
 
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 16 * 1024 * 1024
@@ -241,11 +243,8 @@ def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
         text = f"no module {module} in {Path.cwd()} or on the Python path."
         yield Problem(keys=("algo.algorithm",), text=text)
         return
-    from rlhf.algorithms import build_algorithm  # noqa: PLC0415  imports torch, which only a custom algorithm costs
-    from rlhf.planning.roles import require_sections  # noqa: PLC0415  as above
-
     try:
-        require_sections(config, build_algorithm(config.algo).needs)
+        require_sections(config, needs_of(config.algo))
     except ConfigError as error:
         for text in error.problems:
             key, _, rest = text.partition(": ")

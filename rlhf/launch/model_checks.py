@@ -5,24 +5,35 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf.config.commands import (
-    OnlineConfig,
-    TrainConfig,
-)
+from rlhf.algorithms.needs import Needs
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.engine_limits import vllm_limit
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, only_scores, two_stacks
+from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem
-from rlhf.config.reward import PrmSource
+from rlhf.config.reward import PrmSource, StartedSource
 from rlhf.config.rollout import ENGINES
 from rlhf.config.tokenizer_files import different_tokens
+from rlhf.engines.rewards import head_of
 from rlhf.errors import ModelError
+from rlhf.types import Head, Role
 
 GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """A machine without any of these has no GPU that vLLM could use."""
 RENAMED_TOKENS = 0.01
 """Largest share of token ids with different tokens in two models: a few may be renamed; another tokenizer differs in
 nearly all."""
+
+
+def head_of_role(name: str, section: ModelSection, needs: Needs, *, is_scorer: bool) -> tuple[Head, bool]:
+    """The head that a model of the config is loaded with, and whether it is trained. `is_scorer`: its files are those
+    of a classifier with one label."""
+    if name in set(Role) and (role := Role(name)) in needs.trains:
+        return needs.trains[role], True
+    if isinstance(section, StartedSource):
+        return head_of(section), False
+    return Head.SCORES if name == Role.REWARD and is_scorer else Head.LOG_PROBS, False
 
 
 def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iterator[Problem]:

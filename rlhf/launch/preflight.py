@@ -17,6 +17,7 @@ from rlhf.orchestrator.data import load
 from rlhf.orchestrator.run.checkpoint import RunState, peek
 from rlhf.orchestrator.run.resume import require_same_run
 from rlhf.orchestrator.run.run_directory import require_unlocked
+from rlhf.terminal import counted
 
 MAX_ROWS = 2000
 """Rows that a check tokenizes: of more it takes so many, evenly spaced."""
@@ -61,8 +62,8 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
         prepared = prepare(config, MAX_ROWS)
     num_rows = prepared.data.num_looked_at
     is_sample = num_rows >= MAX_ROWS
-    looked += ["models", describe_devices(config, prepared.algorithm.needs), *services_of(config)]
-    looked.append(f"{num_rows} rows{', evenly spaced,' if is_sample else ''} with the tokenizer")
+    looked += ["models", describe_devices(config, prepared.needs), *services_of(config)]
+    looked.append(f"{counted(num_rows, 'row')}{', evenly spaced,' if is_sample else ''} with the tokenizer")
     unseen += ["the length of the other rows"] if is_sample else []
     if config.checkpoint.resume:
         _require_same_run(config, prepared.fresh, is_sample=is_sample)

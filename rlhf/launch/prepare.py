@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.algorithms.needs import Needs, needs_of
 from rlhf.config.commands import TrainConfig
 from rlhf.engines.base import Tokenizer
 from rlhf.launch.data import RunData, load_data
@@ -21,7 +20,7 @@ from rlhf.planning.roles import require_sections
 class Prepared:
     """What is known of a run before anything of it is started."""
 
-    algorithm: Algorithm
+    needs: Needs
     tokenizer: Tokenizer
     data: RunData
     length: RunLength
@@ -33,25 +32,26 @@ def prepare(config: TrainConfig, max_rows: int | None = None) -> Prepared:
     """Check sections, trackers, models, devices and services, then read, check and tokenize the rows, and call the
     reward functions on the first ones.
 
-    With `max_rows`, of more rows only so many, evenly spaced, are tokenized; such a run is not to be started.
+    With `max_rows`, of more rows only so many, evenly spaced, are tokenized, and transformers is not imported for a
+    tokenizer whose files need none of it; such a run is not to be started.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError: it cannot start.
     """
-    algorithm = build_algorithm(config.algo)
-    require_sections(config, algorithm.needs)
+    needs = needs_of(config.algo)
+    require_sections(config, needs)
     require_trackers(config.log)
     require_models(config)
-    require_devices(config, algorithm.needs)
+    require_devices(config, needs)
     require_services(config)
-    tokenizer = load_run_tokenizer(config, algorithm)
+    tokenizer = load_run_tokenizer(config, needs, plain=max_rows is not None)
     data = load_data(config, tokenizer, max_rows)
     return Prepared(
-        algorithm=algorithm,
+        needs=needs,
         tokenizer=tokenizer,
         data=data,
         length=run_length(config, data.num_rows),
-        fresh=initial_state(config, algorithm.needs, data.fingerprint),
+        fresh=initial_state(config, needs, data.fingerprint),
     )
 
 

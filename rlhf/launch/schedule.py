@@ -1,11 +1,14 @@
 """How long a run is, and what happens at which step."""
 
 from math import ceil
+from typing import TYPE_CHECKING
 
 from rlhf.config.algo import critic_warmup_steps, num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.orchestrator.loop import LoopSections
 from rlhf.orchestrator.run.schedule import RunLength
+
+if TYPE_CHECKING:
+    from rlhf.orchestrator.loop import LoopSections
 
 
 def run_length(config: TrainConfig, num_rows: int) -> RunLength:
@@ -29,8 +32,10 @@ def _steps_of_epochs(config: TrainConfig, num_rows: int) -> int:
     return config.train.num_epochs * ceil(num_rows / rows_per_step)
 
 
-def loop_sections(config: TrainConfig) -> LoopSections:
+def loop_sections(config: TrainConfig) -> "LoopSections":
     """The sections of the config that the loop reads."""
+    from rlhf.orchestrator.loop import LoopSections  # noqa: PLC0415  imports torch, which a check does without
+
     return LoopSections(
         train=config.train,
         eval=config.eval,

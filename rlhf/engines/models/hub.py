@@ -10,7 +10,8 @@ from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ModelError
 
-TIMEOUT_S = 3.0
+HUB_TIMEOUT_S = 3.0
+"""Time for the hub's first reply, for whatever is asked."""
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
@@ -24,7 +25,7 @@ def require_found(model: str, key: str) -> None:
         raise ModelError(f"{key}: {model} is no folder, and the hub cannot be reached.")
 
 
-def hub_is_reachable(timeout_s: float = TIMEOUT_S) -> bool:
+def hub_is_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
     """Whether a connection to the hub (`HF_ENDPOINT`), or to the proxy on the way to it, opens in time."""
     endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
     address = urlsplit(urllib.request.getproxies().get(urlsplit(endpoint).scheme) or endpoint)

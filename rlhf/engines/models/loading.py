@@ -35,6 +35,7 @@ from rlhf.config.model_files import (
 from rlhf.config.models import ModelSection, dtype_on
 from rlhf.engines.models.attention import choose_attention
 from rlhf.engines.models.finite_weights import is_finite
+from rlhf.engines.models.hub import HUB_TIMEOUT_S
 from rlhf.engines.models.noise import remove_noise
 from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.library_output import silence_libraries
@@ -42,8 +43,6 @@ from rlhf.errors import ModelError, RlhfError
 from rlhf.types import Head
 
 WEIGHTS = "*.safetensors"
-HUB_TIMEOUT_S = 3.0
-"""Time for the hub's first reply."""
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 CARRIED_FILES = (
     "tokenizer.json",

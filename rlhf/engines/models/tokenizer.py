@@ -9,15 +9,13 @@ from pathlib import Path
 
 import jinja2
 import tokenizers
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from rlhf.conversations.forms import Form, forms_for, write
 from rlhf.conversations.lost import lost_messages, python_arguments
 from rlhf.engines.models.byte_level import TokenBytes, is_byte_level, special_ids
 from rlhf.engines.models.chat_template import Templates, cause_of, choose_template, require_one
 from rlhf.engines.models.hub import require_found
+from rlhf.engines.models.plain_tokenizer import FastTokenizer, read_plain_tokenizer
 from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends, turn_marks
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Json, Message
@@ -29,12 +27,12 @@ PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|paddin
 
 
 class HfTokenizer:
-    """A fast tokenizer of transformers behind the Tokenizer protocol. Thread-safe: it uses the backend, which `encode`
+    """A fast tokenizer behind the Tokenizer protocol. Thread-safe: it uses the backend, which `encode`
     and `decode` do not change."""
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: FastTokenizer,
         *,
         stop_token_ids: Sequence[int] = (),
         chat_template: Templates = None,
@@ -60,7 +58,7 @@ class HfTokenizer:
         if is_byte_level(self._backend):
             left_out = {*self.stop_token_ids, *special_ids(self._backend)}
             self._bytes = {False: TokenBytes(self._backend), True: TokenBytes(self._backend, left_out)}
-        stops = (token for token in tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)) if token)
+        stops = (token for number in self.stop_token_ids if (token := self._backend.id_to_token(number)))
         marks = turn_marks(self._render, tokenizer) if self.has_chat_template else []
         self.control_tokens = tuple(dict.fromkeys([*special_texts(tokenizer), *stops, *marks]))
         self._first = self._backend.encode("a", add_special_tokens=True).ids
@@ -120,10 +118,6 @@ class HfTokenizer:
         content = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def save(self, directory: Path) -> None:
-        """Write the tokenizer's files to a model's folder."""
-        self._tokenizer.save_pretrained(str(directory))
-
     def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False, tools: Sequence[Json] = ()) -> str:
         require_one(self._templates)
         try:
@@ -151,31 +145,33 @@ def load_tokenizer(
     trust_remote_code: str | None = None,
     chat_template: str | None = None,
     template_key: str = "data.chat_template",
+    plain: bool = False,
 ) -> HfTokenizer:
     """The tokenizer of a model folder or hub name.
 
     `key` is its config key, for errors; `trust_remote_code` is None or repo@commit; `chat_template` is the name of one
     of its templates, or a .jinja file, and `template_key` the key of that. A response stops at the EOS token, at those
-    of generation_config.json, and at the tokens that end a turn of the chat template.
+    of generation_config.json, and at the tokens that end a turn of the chat template. With `plain`, transformers is
+    not imported for files that need none of it (`plain_tokenizer.py`).
     Raises ModelError.
     """
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or folder.exists()
     if looks_local and not folder.is_dir():
         raise ModelError(f"{key}: {path} is no folder.")
-    revision = trust_remote_code.partition("@")[2] if trust_remote_code else None
     name = str(folder) if looks_local else path
     if not looks_local:
         require_found(path, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code is not None, revision=revision or "main"
-        )
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise ModelError(f"{key}: {path} has no fast tokenizer (tokenizer.json).")
+        generation: Path | None = folder / "generation_config.json"
+        tokenizer: FastTokenizer | None = None
+        if plain and looks_local and trust_remote_code is None:
+            tokenizer = read_plain_tokenizer(folder)
+        if tokenizer is None:
+            tokenizer, generation = _by_transformers(name, path, key, trust_remote_code)
         return HfTokenizer(
             tokenizer,
-            stop_token_ids=_stop_tokens(name, revision or "main", key),
+            stop_token_ids=_stop_tokens(generation, key) if generation is not None and generation.exists() else (),
             chat_template=choose_template(tokenizer.chat_template, chat_template, key=template_key),
         )
     except ModelError:
@@ -187,18 +183,33 @@ def load_tokenizer(
         raise ModelError(f"{key}: {path} {_explain(error, folder if looks_local else None)}") from error
 
 
-def _stop_tokens(name: str, revision: str, key: str) -> list[int]:
-    """The end tokens of generation_config.json, if there is one. Raises ModelError where it cannot be read."""
+def _by_transformers(
+    name: str, path: str, key: str, trust_remote_code: str | None
+) -> tuple[FastTokenizer, Path | None]:
+    """A tokenizer as transformers reads it, and generation_config.json, if there is one. Raises ModelError for a
+    tokenizer that is not fast, and whatever transformers raises."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415  takes seconds
+    from transformers.utils.hub import cached_file  # noqa: PLC0415
+
+    revision = trust_remote_code.partition("@")[2] if trust_remote_code else ""
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, trust_remote_code=trust_remote_code is not None, revision=revision or "main"
+    )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"{key}: {path} has no fast tokenizer (tokenizer.json).")
     try:
         file = cached_file(
-            name, "generation_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+            name, "generation_config.json", revision=revision or "main", _raise_exceptions_for_missing_entries=False
         )
     except OSError:
-        return []
-    if file is None:
-        return []
+        file = None
+    return tokenizer, None if file is None else Path(file)
+
+
+def _stop_tokens(file: Path, key: str) -> list[int]:
+    """The end tokens of generation_config.json. Raises ModelError where it cannot be read."""
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{key}: {file} is no JSON object.") from error
     if not isinstance(content, dict):
@@ -210,7 +221,7 @@ def _stop_tokens(name: str, revision: str, key: str) -> list[int]:
     return stops
 
 
-def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
+def _choose_pad(tokenizer: FastTokenizer, eos: int) -> int:
     """The pad token: the tokenizer's own, unless that is EOS; else the first of PAD_NAMES in the vocabulary; else EOS.
 
     Batches are packed and loss masks select the trained tokens, so EOS is trained whichever token is chosen.
@@ -220,13 +231,19 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase, eos: int) -> int:
         return own
     vocabulary = tokenizer.get_vocab()
     pad = next((vocabulary[name] for name in PAD_NAMES if vocabulary.get(name, eos) != eos), eos)
-    chosen = tokenizer.convert_ids_to_tokens(pad)
+    chosen = tokenizer.backend_tokenizer.id_to_token(pad)
     reason = "has no pad token" if own is None else "pads with EOS"
     logger.info("the tokenizer %s; %s is used, and EOS is still trained", reason, chosen)
     return pad
 
 
 def _explain(error: BaseException, folder: Path | None) -> str:
+    from huggingface_hub.errors import (  # noqa: PLC0415  slow to import
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, GatedRepoError):

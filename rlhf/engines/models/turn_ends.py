@@ -5,9 +5,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from transformers import PreTrainedTokenizerFast
-
 from rlhf.conversations.lost import TAG
+from rlhf.engines.models.plain_tokenizer import FastTokenizer
 from rlhf.errors import DataError, ModelError
 from rlhf.types import Json
 
@@ -21,14 +20,14 @@ FIRST = "firstcall"
 """The same of the first of two calls."""
 
 
-def special_texts(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+def special_texts(tokenizer: FastTokenizer) -> tuple[str, ...]:
     """The texts that the tokenizer encodes as one special token, whichever of its files says so."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     own = [token.content for token in added if token.special and token.content]
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *own]))
 
 
-def turn_ends(render: Render, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def turn_ends(render: Render, tokenizer: FastTokenizer) -> list[int]:
     """The tokens that end an assistant's turn in what the chat template makes of an answer and of calls of a tool.
 
     An answer's end is the last token that follows it both at the end of a conversation and before another turn. The end
@@ -58,7 +57,7 @@ def turn_ends(render: Render, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return ends
 
 
-def turn_marks(render: Render, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def turn_marks(render: Render, tokenizer: FastTokenizer) -> list[str]:
     """The added tokens that the chat template writes around a question and an answer, special or not: in a text they
     would begin another turn. Tags of thoughts are no marks of turns."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()

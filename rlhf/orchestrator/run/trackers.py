@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tensorboard.summary import Writer
-
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.run import LogSection
 from rlhf.engines.base import Tracker
@@ -41,6 +39,8 @@ class TensorBoard:
     """TensorBoard's event files."""
 
     def __init__(self, folder: Path) -> None:
+        from tensorboard.summary import Writer  # noqa: PLC0415  slow to import, and no check writes
+
         self._writer = Writer(str(folder))
 
     def log(self, step: int, metrics: Mapping[str, Json]) -> None:
