@@ -93,8 +93,9 @@ def _command_meant(verb: str) -> str:
 
 
 def _train_or_check(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.help import commands_help
-    from rlhf.cli.train_help import train_help
+    with importing():
+        from rlhf.cli.help import commands_help
+        from rlhf.cli.train_help import train_help
 
     command, rest = _method(verb, arguments)
     if command in HELP:
@@ -109,13 +110,13 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
 
 def check(command: str, arguments: Sequence[str]) -> int:
     """`rlhf check COMMAND`: print what differs from the defaults, or raise with every problem."""
-    from rlhf.config.loading.load import short_summary
-    from rlhf.launch.check import checked_config, data_notes
+    with importing():
+        from rlhf.config.loading.load import short_summary
+        from rlhf.launch.check import checked_config, data_notes
+        from rlhf.launch.preflight import preflight
 
     config, advice = checked_config(command, arguments, os.environ)
     tell(f"rlhf: warning: {line}" for line in advice)
-    with importing():
-        from rlhf.launch.preflight import preflight
 
     found = preflight(config, os.environ)
     lines = [
@@ -160,7 +161,8 @@ def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _plan(arguments: list[str]) -> int:
-    from rlhf.cli.help import plan_help
+    with importing():
+        from rlhf.cli.help import plan_help
 
     if HELP & set(arguments) or not arguments:
         return _show(plan_help())

@@ -1,4 +1,5 @@
-"""What every config section is: frozen, strict about names, documented by its attributes' docstrings."""
+"""What every config section is: frozen, strict about names, documented by its attributes' docstrings
+(`docstrings.py`)."""
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -11,7 +12,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
     )

@@ -15,22 +15,24 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from rlhf.config.base import Section
+from rlhf.config.docstrings import attribute_docs
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A setting.
+    """A setting of `section`.
 
     `owners` are the values of a `type` that have this field, if only some kinds of a section have it. `variants` are
-    the values of a `type` that chooses the kind of a section, each with its meaning.
+    the values of a `type` that chooses the kind of a section, each with that kind.
     """
 
     name: str
+    section: type[Section]
     info: FieldInfo
     default: object
     """The value if it is not set."""
     owners: tuple[str, ...] = ()
-    variants: Mapping[str, str] = dataclass_field(default_factory=dict)
+    variants: Mapping[str, type[Section]] = dataclass_field(default_factory=dict)
 
     @property
     def kind(self) -> object:
@@ -65,8 +67,8 @@ class Field:
     def meaning(self) -> str:
         """The help text; for a `type`, the help text of each kind."""
         if len(self.variants) > 1:
-            return " ".join(f"{kind}: {text}" for kind, text in self.variants.items())
-        return one_line(self.info.description)
+            return " ".join(f"{kind}: {meaning_of(section, 'type')}" for kind, section in self.variants.items())
+        return meaning_of(self.section, self.name.rpartition(".")[2])
 
     @property
     def is_text(self) -> bool:
@@ -150,9 +152,10 @@ def variant_of(section: type[Section]) -> str:
     return str(section.model_fields["type"].default)
 
 
-def meaning_of(section: type[Section]) -> str:
-    """The help text of that `type`."""
-    return one_line(section.model_fields["type"].description)
+def meaning_of(section: type[Section], key: str) -> str:
+    """The help text of a field of a section."""
+    kinds = [kind for kind in reversed(section.__mro__) if issubclass(kind, Section)]
+    return one_line(attribute_docs(kinds).get(key))
 
 
 def fields_of(section: type[Section], prefix: str = "", values: Section | None = None) -> Iterator[Field]:
@@ -167,7 +170,7 @@ def fields_of(section: type[Section], prefix: str = "", values: Section | None =
         default: object = info.default if values is None else dict(values)[key]
         inside = default if isinstance(default, Section) else None
         if not inner:
-            yield Field(name, info, default)
+            yield Field(name, section, info, default)
         elif len(inner) == 1:
             yield from fields_of(inner[0], f"{name}.", inside)
         else:
@@ -183,9 +186,9 @@ def _fields_of_union(kinds: tuple[type[Section], ...], prefix: str, values: Sect
             owners = tuple(variant_of(other) for other in kinds if key in other.model_fields)
             # Of sections within sections the innermost decides: its type is the one to set.
             owners = field.owners or (owners if len(owners) < len(kinds) else ())
-            variants = {variant_of(other): meaning_of(other) for other in kinds} if key == "type" else field.variants
+            variants = {variant_of(other): other for other in kinds} if key == "type" else field.variants
             if field.name not in seen:
-                yield Field(field.name, field.info, field.default, owners, variants)
+                yield Field(field.name, field.section, field.info, field.default, owners, variants)
             seen.add(field.name)
 
 

@@ -10,6 +10,7 @@ from rlhf.config.commands import TrainConfig
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
+from rlhf.importing import importing
 from rlhf.launch.check import data_files, data_notes, is_quick, try_rewards
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.services import services_of, starts_ray_here
@@ -54,9 +55,10 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
             looked.append("models' files")
             unseen.append("rows: only plain files up to 16 MiB are read; the run reads all before it starts anything")
         return Preflight(tried=try_rewards(config), looked_at=looked, not_looked_at=unseen)
-    # torch is imported for a config without a mistake only: what needs no rows is known before.
-    from rlhf.launch.devices import describe_devices  # noqa: PLC0415
-    from rlhf.launch.prepare import prepare  # noqa: PLC0415
+    # What reads models and tokenizers comes with the training libraries.
+    with importing():
+        from rlhf.launch.devices import describe_devices  # noqa: PLC0415
+        from rlhf.launch.prepare import prepare  # noqa: PLC0415
 
     with _without(data_notes(config)):
         prepared = prepare(config, MAX_ROWS)

@@ -346,8 +346,8 @@ def test_every_setting_is_documented(config: type[GenerateConfig]) -> None:
     fields = list(fields_of(config))
     fields += [field for known in fields for item in list_items(known) for field in fields_of(item)]
     for field in fields:
-        assert field.info.description, field.name
-        assert field.info.description.rstrip().endswith("."), field.name
+        assert field.meaning, field.name
+        assert field.meaning.endswith("."), field.name
 
 
 def test_the_commands_named_in_the_help_exist() -> None:
