@@ -5,8 +5,10 @@ with float32 master weights and moments, gradients accumulated in float32. Activ
 an attention kernel that never materializes the score matrix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import ceil
+from operator import attrgetter
 from typing import Self
 
 from rlhf.planning.model_shape import ModelShape
@@ -42,16 +44,20 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        return float(sum(parts_of(self)))
 
     def times(self, factor: float) -> Self:
         """Every part multiplied."""
-        return type(self)(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+        return type(self)(**{name: part * factor for name, part in zip(PARTS, parts_of(self), strict=True)})
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        both = zip(PARTS, parts_of(self), parts_of(other), strict=True)
+        return type(self)(**{name: ours + theirs for name, ours, theirs in both})
 
 
+PARTS = tuple(field.name for field in fields(Memory))
+parts_of: Callable[[Memory], tuple[float, ...]] = attrgetter(*PARTS)
+"""The parts of a memory: a search for a placement adds up a hundred thousand."""
 NOTHING = Memory()
 
 

@@ -62,11 +62,12 @@ class GroupPlan:
 
     @property
     def peak_phase(self) -> str:
-        return max(self.totals, key=lambda phase: self.totals[phase])
+        totals = self.totals
+        return max(totals, key=lambda phase: totals[phase])
 
     @property
     def peak(self) -> float:
-        return self.totals[self.peak_phase]
+        return max(self.totals.values())
 
     @property
     def fits(self) -> bool:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -129,6 +130,27 @@ def test_suggestions_fit_are_ordered_and_differ() -> None:
     assert all(plan.fits for plan in plans)
     assert [plan.step_s for plan in plans] == sorted(plan.step_s for plan in plans)
     assert len({tuple(group.name for group in plan.placement.groups) for plan in plans}) == 3
+
+
+def test_a_search_does_not_look_for_the_largest_micro_batch_of_each_placement() -> None:
+    """That takes longer than the rest of a plan, and only the plan that is shown says it."""
+    config, planner, _ = run_of("grpo", "--reward.rules math", "8xH100")
+    asked: list[Plan] = []
+
+    def watched(candidate: TrainConfig) -> Plan:
+        plan = planner(candidate)
+
+        def find() -> int:
+            asked.append(plan)
+            return plan.find_fitting_tokens()
+
+        return replace(plan, find_fitting_tokens=find)
+
+    assert isinstance(config, OnlineConfig)
+    found = suggest(config, watched, parse_cluster("8xH100"), [Role.POLICY, Role.REFERENCE])
+    assert asked == []
+    assert found[0].plan.fitting_tokens > 0
+    assert len(asked) == 1
 
 
 def test_a_listed_reward_model_is_placed_by_its_own_key() -> None:
