@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tokenizers import AddedToken, Tokenizer
 
 from rlhf.config.json_file import read_json
+from rlhf.engines.models import qwen_tokenizer
 from rlhf.engines.models.chat_template import Templates
 from rlhf.engines.models.known_models import known_config
 from rlhf.engines.models.template_rendering import rendered
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 FastTokenizer: TypeAlias = "PreTrainedTokenizerFast | PlainTokenizer"
 GENERIC = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
 """Classes that take tokenizer.json as it is."""
-MODEL_TYPES = frozenset({"llama", "qwen3"})
-"""Model types for which transformers uses these classes where tokenizer_config.json names them."""
+CLASSES = {"llama": GENERIC, "qwen2": qwen_tokenizer.CLASSES, "qwen3": GENERIC | qwen_tokenizer.CLASSES}
+"""The classes that transformers uses for each model type where tokenizer_config.json names them."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 WITHOUT_EFFECT = frozenset({
     "tokenizer_class", "model_max_length", "clean_up_tokenization_spaces", "backend", "is_local", "local_files_only",
@@ -123,11 +124,16 @@ def read_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
 
 def _read(folder: Path) -> PlainTokenizer:
     config = known_config(folder)
-    if config is None or config.model_type not in MODEL_TYPES:
-        raise NotPlainError("the model's type")
-    if OTHER_FILES & {path.name for path in folder.iterdir()}:
-        raise NotPlainError("other files")
+    if config is None or OTHER_FILES & {path.name for path in folder.iterdir()}:
+        raise NotPlainError("other files, or another model")
     settings, content = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
+    kind = settings.get("tokenizer_class")
+    if kind not in CLASSES.get(config.model_type, ()):
+        raise NotPlainError("the class")
+    if kind in qwen_tokenizer.CLASSES:
+        if not qwen_tokenizer.is_built_alike(content, settings):
+            raise NotPlainError("what the class builds")
+        settings = {**qwen_tokenizer.DEFAULTS, **settings}
     named = {name: settings[name] for name in NAMED if settings.get(name) is not None}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     if not _is_plain(folder, settings, named, extra) or content.get("truncation") or content.get("padding"):
@@ -148,8 +154,7 @@ def _is_plain(folder: Path, settings: Mapping[str, object], named: Mapping[str, 
     known = {*NAMED, *WITHOUT_EFFECT, "added_tokens_decoder", "chat_template"}
     both = ("extra_special_tokens", "additional_special_tokens")
     return (
-        settings.get("tokenizer_class") in GENERIC
-        and settings.keys() <= {*known, *both, "split_special_tokens"}
+        settings.keys() <= {*known, *both, "split_special_tokens"}
         and settings.get("split_special_tokens") in (None, False)
         and not settings.get("add_prefix_space")
         and not (settings.get(both[0]) and settings.get(both[1]))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from rlhf.engines.models.fresh_model import train_tokenizer
 from rlhf.engines.models.plain_tokenizer import PlainTokenizer, read_plain_tokenizer
@@ -135,6 +135,32 @@ def with_tokens_as_objects(folder: Path) -> Path:
     return folder
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes, a few merges, and tokens behind them."""
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("o", "n"), ("on", "ce"), ("c", "e"), ("\u0120", "a"), ("h", "e"), ("t", "he")]
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    make: Callable[..., Qwen2Tokenizer] = Qwen2Tokenizer
+    tokenizer = make(vocab=vocabulary, merges=merges, eos_token="<|im_end|>", unk_token=None)
+    marks = [
+        AddedToken(text, special=True, normalized=False) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    ]
+    tokenizer.add_tokens([*marks, AddedToken("<think>", special=False, normalized=False)])
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def qwen(folder: Path, kind: str, *, is_old: bool = False) -> Path:
+    """A folder with a Qwen tokenizer, as versions of transformers before 5 saved it where `is_old`."""
+    in_folder(folder, qwen_tokenizer())
+    config = {"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"]}
+    change(folder / "config.json", config)
+    if is_old:
+        change(folder / "tokenizer_config.json", {"added_tokens_decoder": added_tokens(folder), "errors": "replace"})
+    return folder
+
+
 FOLDERS: Mapping[str, Callable[[Path], Path]] = {
     "characters": lambda folder: in_folder(folder, tiny_tokenizer()),
     "without a template": lambda folder: in_folder(folder, tiny_tokenizer(chat_template=None)),
@@ -143,6 +169,9 @@ FOLDERS: Mapping[str, Callable[[Path], Path]] = {
     "trained": story_words,
     "version 4": as_version_4_saved,
     "tokens as objects": with_tokens_as_objects,
+    "adds no bos": lambda folder: in_folder(folder, tiny_tokenizer(), add_bos_token=True),
+    "qwen2": lambda folder: qwen(folder, "qwen2"),
+    "qwen3": lambda folder: qwen(folder, "qwen3", is_old=True),
 }
 
 
@@ -213,6 +242,41 @@ def test_what_only_transformers_knows_is_left_to_it(changed: Callable[[Path], No
     assert read_plain_tokenizer(folder) is not None
     changed(folder)
     assert read_plain_tokenizer(folder) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        in_tokenizer(normalizer=None),
+        in_tokenizer(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}),
+        lambda folder: change_inside(folder, "model", {"ignore_merges": True}),
+        lambda folder: change_inside(folder, "model", {"unk_token": "a"}),
+        lambda folder: add_token(folder, 1000),
+        setting(added_tokens_decoder={}),
+        setting(tokenizer_class="PreTrainedTokenizerFast"),
+        setting(pad_token="<never seen>"),
+    ],
+)  # fmt: skip
+def test_a_qwen_tokenizer_that_its_class_would_build_otherwise_is_left_to_it(
+    changed: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = qwen(tmp_path / "model", "qwen2")
+    assert read_plain_tokenizer(folder) is not None
+    changed(folder)
+    assert read_plain_tokenizer(folder) is None
+
+
+def change_inside(folder: Path, part: str, settings: Mapping[str, object]) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content[part] |= settings
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def add_token(folder: Path, number: int) -> None:
+    """A token whose id leaves a gap."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "content": "<far>", "id": number})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
 def both_render(
