@@ -1,6 +1,6 @@
 .PHONY: setup quickstart check lint types unit test integration torture damage chaos soak bench lock wheel docs image-cpu \
 	image-gpu models model-runs contracts gpu-day release-notes clean bench-learning bench-lag bench-preferences bench-addition \
-	bench-planning bench-trl same
+	bench-planning bench-stream bench-trl same
 
 BIN := .venv/bin
 
@@ -56,6 +56,9 @@ bench: .venv/.ready  ## benchmarks of memory, weight sync and time per step; eac
 
 bench-learning: .venv/.ready  ## does each online method learn, with the real Ray, vLLM and DeepSpeed: half an hour
 	$(BIN)/python -m benchmarks.learning
+
+bench-stream: .venv/.ready  ## how busy 64 rollout engines are, in virtual time: four minutes
+	$(BIN)/python -m benchmarks.stream
 
 bench-lag: .venv/.ready  ## off-policy GRPO (rollout.max_lag), with truncated importance sampling and without
 	$(BIN)/python -m benchmarks.learning --lag

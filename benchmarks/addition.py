@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.tables import show
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import generate
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.rollout.spec import EngineSpec
@@ -120,7 +121,7 @@ def share_right(model: Path, problems: Sequence[Problem], temperature: float) ->
         RolloutRequest(id=str(i), prompt_id=str(i), prompt_token_ids=prompt, seed=i, sampling=sampling)
         for i, prompt in enumerate(prompts)
     ]
-    answers = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in engine.generate(requests)]
+    answers = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in generate(engine, requests)]
     return float(np.mean([text.strip() == str(a + b) for text, (a, b) in zip(answers, problems, strict=True)]))
 
 

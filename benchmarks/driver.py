@@ -19,7 +19,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,7 +193,7 @@ class MadeResponses:
         self.num_tokens = sum(len(r.token_ids) for _, rollouts in self._made for r in rollouts)
         self.num_sequence_tokens = self.num_tokens + sum(PROMPT_TOKENS * len(rollouts) for _, rollouts in self._made)
 
-    def start(self, first_step: int, last_step: int, position: int) -> None:
+    def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None:
         """The responses are there."""
 
     def take(self, step: int) -> GroupBatch:

@@ -17,9 +17,10 @@ with which their old names are still read; metrics that were dropped or added ar
 the results of the base revision are stored and used again by later calls. Those of the working tree are used again with
 `--again` only: after a change of the tables alone nothing needs to run.
 
-The runs use vLLM with one engine, strictly on-policy, and DeepSpeed ZeRO-3 on two ranks where a case says so. On one
-machine such runs are deterministic without any further setting: each request has its own seed, and collectives add in a
-fixed order. Runs on machines with different numbers of cores are not comparable: the number of threads differs.
+The runs use vLLM, with one engine where a case says nothing else, strictly on-policy, and DeepSpeed ZeRO-3 on two
+ranks where a case says so. On one machine such runs are deterministic without any further setting: each request has its
+own seed, and collectives add in a fixed order. Runs on machines with different numbers of cores are not comparable: the
+number of threads differs.
 """
 
 import argparse
@@ -47,7 +48,10 @@ from rlhf.orchestrator.run.metrics_file import RENAMED_METRICS
 ROOT = Path(__file__).parents[1]
 DROPPED_METRICS: tuple[str, ...] = ("tricks/",)
 """Metrics of the base revision that are no longer written. "NAME/" stands for all that begin with it."""
-ADDED_METRICS: tuple[str, ...] = ("policy/clip_frac", "reward/std", "repairs/count")
+ADDED_METRICS: tuple[str, ...] = (
+    *("policy/clip_frac", "reward/std", "repairs/count"),
+    *("rollout/under_way", "rollout/waiting", "rollout/expired"),
+)
 """Metrics that the base revision does not write of every method, as above."""
 TIMED_METRICS = ("time", "throughput/", "memory/", "sync/seconds")
 """Prefixes of metrics that depend on the machine's speed and memory, under their old and new names."""
@@ -120,6 +124,8 @@ CASES: Mapping[str, Config] = {
     },
     "grpo": {**ONLINE, **TWO_RANKS, "train.batch_size": 16},
     "online-dpo": {**ONLINE, **TWO_RANKS, "train.batch_size": 8},
+    "grpo-2-engines": {**ONLINE, "rollout.num_engines": 2, "train.batch_size": 16},
+    "grpo-3-engines": {**ONLINE, "rollout.num_engines": 3, "train.batch_size": 16},
     "online-kto": {**ONLINE, "train.batch_size": 32},
     "sft": {**POLICY, **GIVEN, "data.path": "{inputs}/demonstrations.jsonl", "train.batch_size": 16},
     "rm": {**REWARD, **GIVEN, "train.batch_size": 8},
@@ -127,7 +133,8 @@ CASES: Mapping[str, Config] = {
     "kto": {**POLICY, **GIVEN, "train.batch_size": 16},
     "prm": {**REWARD, **GIVEN, "data.path": "{inputs}/steps.jsonl", "train.batch_size": 8},
 }
-"""The config of each method, with the keys of the base revision."""
+"""The config of each case, with the keys of the base revision. A case is a method, or one of `METHOD_OF`."""
+METHOD_OF = {"grpo-2-engines": "grpo", "grpo-3-engines": "grpo"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +249,7 @@ def result_of(revision: Revision, method: str, inputs: Path, lock: Path | None, 
     with held(lock), log.open("wb") as output:
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "rlhf.cli.main", "train", method, str(config_file)],
+            [sys.executable, "-m", "rlhf.cli.main", "train", METHOD_OF.get(method, method), str(config_file)],
             cwd=revision.code,
             env=environment_of(revision, inputs),
             stdin=subprocess.DEVNULL,

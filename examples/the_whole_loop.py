@@ -27,6 +27,7 @@ from rlhf.algorithms.ppo import PPO
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import PpoSection
 from rlhf.config.commands import PpoConfig
+from rlhf.engines.base import generate
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.launch.specs import make_launch_spec
@@ -77,7 +78,7 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
     policy.send_weights(version=step - 1)
     tokenizer = load_tokenizer(config.policy.model or "")
     prompts = [make_prompt(text, tokenizer.encode(text)) for text in PROMPTS for _ in range(GROUP_SIZE)]
-    rollouts = engine.generate([make_request(step, n, prompt) for n, prompt in enumerate(prompts)])
+    rollouts = generate(engine, [make_request(step, n, prompt) for n, prompt in enumerate(prompts)])
 
     # 2. Score each response, here by a rule. A reward model or an HTTP service is also possible.
     scores = [score(tokenizer.decode(rollout.token_ids.tolist())) for rollout in rollouts]

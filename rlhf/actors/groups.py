@@ -39,6 +39,18 @@ class WorkerGroup:
         """
         return self._run(self.workers, submit, phase, timeout_s, peers)
 
+    def wait(self, calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
+        """The results of calls of some workers, in order. Raises: as `RemoteCalls.run`."""
+        return self._calls.wait_all(calls, phase=phase, timeout_s=timeout_s)
+
+    def tell_seconds(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
+        """Report how long each worker took for its part of some work that has no wait of its own."""
+        self._calls.tell_seconds(phase, seconds)
+
+    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
+        """Replace workers that `error` reported as lost. Raises `error` where workers are not replaceable."""
+        raise error
+
     def subset(self, workers: Sequence[Worker]) -> "WorkerGroup":
         """Some of the workers as a group that does not replace lost ones."""
         return WorkerGroup(workers, self._calls)
@@ -74,10 +86,14 @@ class ReplaceableGroup(WorkerGroup):
         try:
             return self._run(called, submit, phase, timeout_s, peers)
         except INFRASTRUCTURE as error:
-            with self._replacing:
-                if self.workers is called:  # else another thread has replaced them already
-                    self.workers = tuple(self._new_workers(called, error))
+            self.replace(called, error)
         return self._run(self.workers, submit, phase, timeout_s, peers)
+
+    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
+        """Replace all workers, of which some are lost. Raises: why new ones could not start."""
+        with self._replacing:
+            if self.workers is lost:  # else another thread has replaced them already
+                self.workers = tuple(self._new_workers(lost, error))
 
     def _new_workers(self, lost: Sequence[Worker], error: RlhfError) -> Sequence[Worker]:
         try:

@@ -25,6 +25,8 @@ class LaunchSpec:
     """The rollout engines; None for offline methods."""
     rewards: Mapping[str, RemoteSource] = field(default_factory=dict)
     """Reward sources that run in a worker of their own, by label."""
+    reward_concurrency: int = 1
+    """Calls of each of them at the same time."""
 
     @property
     def sequence_parallel(self) -> Mapping[Role, int]:

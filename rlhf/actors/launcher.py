@@ -193,7 +193,12 @@ class Launcher:
         ]
 
     def _start_reward(self, name: str) -> list[Call]:
-        return [self._cluster.start_worker(RewardWorker, None, name=f"reward {name}", title="Reward", env={})]
+        concurrency = self._spec.reward_concurrency
+        return [
+            self._cluster.start_worker(
+                RewardWorker, None, name=f"reward {name}", title="Reward", env={}, max_concurrency=concurrency
+            )
+        ]
 
     def _wait_started(self, calls: Mapping[Key, Sequence[Call]]) -> dict[Key, list[Worker]]:
         """Wait until the workers of every group run."""
@@ -289,7 +294,8 @@ class Launcher:
         ]
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
-        return [Call(worker=worker, ref=worker.handle.start.remote(self._spec.rewards[name])) for worker in workers]
+        source, concurrency = self._spec.rewards[name], self._spec.reward_concurrency
+        return [Call(worker=worker, ref=worker.handle.start.remote(source, concurrency)) for worker in workers]
 
     def _release_memory(self, groups: Mapping[Role, WorkerGroup]) -> None:
         """Have colocated models release unused GPU memory before engines start."""

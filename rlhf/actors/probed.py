@@ -9,6 +9,7 @@ import numpy as np
 from rlhf.actors.calls import Worker
 from rlhf.actors.groups import GroupEngine, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
+from rlhf.engines.base import generate
 from rlhf.engines.weight_sync.probe import PolicyProbe, require_agreement
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport
 
@@ -50,7 +51,8 @@ class ProbedPolicy(GroupEngine):
         report = self._send_weights(version, self._engines.workers)
         if self._probed != self._engines.workers:
             for worker in self._engines.workers:
-                self._probe(worker.name, self._pool(self._engines.subset([worker])).generate(self._requests), version)
+                rollouts = generate(self._pool(self._engines.subset([worker])), self._requests)
+                self._probe(worker.name, rollouts, version)
             self._probed = self._engines.workers
         return report
 

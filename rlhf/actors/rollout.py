@@ -1,17 +1,72 @@
-"""The pool of rollout engines: distributes requests over the engines."""
+"""The pool of rollout engines: which engine serves which request, and what happens to requests of a lost engine."""
 
-from collections.abc import Sequence
-from itertools import chain, pairwise
-from typing import TypeVar, cast
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import cast
+from uuid import uuid4
 
+from ray.exceptions import RayError
+
+from rlhf.actors.calls import Call, Worker, first_line
 from rlhf.actors.groups import Submit, WorkerGroup
+from rlhf.engines.rollout.loads import Load, least_loaded
+from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
-Item = TypeVar("Item")
+PHASE = "rollout generation"
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request whose response is not complete."""
+
+    request: RolloutRequest
+    future: "Future[Rollout]" = field(default_factory=Future)
+    is_repeated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that it may take."""
+        return len(self.request.prompt_token_ids) + self.request.sampling.max_tokens
+
+
+@dataclass(slots=True)
+class _Engine:
+    """One engine, and what it was asked for."""
+
+    index: int
+    worker: Worker
+    asked: dict[str, _Asked] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    """Calls that submitted requests, and have not been waited for."""
+    load: Load = field(default_factory=Load)
+    is_served: bool = False
+    """Whether a thread collects its responses."""
+    busy_since: float = 0.0
+    busy_s: float = 0.0
+    """Seconds with requests since `usage` was read."""
+    failure: RlhfError | None = None
 
 
 class RolloutPool:
-    """Engines that act as one `RolloutEngine`. Thread-safe: its only state is its groups of workers."""
+    """Engines that act as one `RolloutEngine`. Thread-safe.
+
+    A request goes to the engine with the fewest tokens outstanding, together with the others for the same prompt, which
+    share its KV cache. No engine gets more than it can decode at once and a few to go on with: the others wait here for
+    whichever engine has room first. A request's seed decides its tokens, so it does not matter which engine that is.
+
+    One thread an engine, while that has requests.
+        consumes: the engine's responses. Produces: the ends of futures, and further requests to engines with room.
+        Waits for: a response, `generate_timeout_s`. Unblocked by: a response, or the loss of the engine.
+    Where an engine is lost, the others finish what they have. Then the group replaces lost workers, if it can, and the
+    requests of the lost engine are asked once more. An error that is no loss ends all futures.
+    """
 
     def __init__(
         self,
@@ -21,24 +76,55 @@ class RolloutPool:
         control_timeout_s: float,
         colocated: Sequence[WorkerGroup] = (),
         colocated_timeout_s: float = 0.0,
+        slots: int | None = None,
     ) -> None:
         """`colocated` are the models on the same devices; they release unused memory before the engines wake, which
-        waits for what they are doing: `colocated_timeout_s` is the longest that one of their calls may take."""
+        waits for what they are doing: `colocated_timeout_s` is the longest that one of their calls may take. An engine
+        gets at most `slots` requests at a time; None: no limit."""
         self._group = group
         self._colocated = colocated
         self._colocated_timeout_s = colocated_timeout_s
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
+        self._slots = slots
+        self._name = uuid4().hex
+        self._lock = threading.Lock()
+        self._queue: deque[list[_Asked]] = deque()
+        """Requests that no engine has, those for one prompt together."""
+        self._workers: Sequence[Worker] = ()
+        self._engines: list[_Engine] = []
+        self._failure: RlhfError | None = None
+        """Why an engine was lost whose requests are to be asked again."""
+        self._seconds: list[tuple[Worker, float]] = []
+        """How long engines took that are done, while others are not."""
+        self._read_at = time.monotonic()
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout for each request, in the order of the requests. Neighboring requests, which are for the same
-        prompt, go to the same engine, where they share the prompt's KV cache."""
-        parts = self._split(requests)
-        results = self._all(
-            "generation", lambda index, handle: handle.generate.remote(parts[index]), self._generate_timeout_s
-        )
-        by_id = {rollout.id: rollout for rollout in chain.from_iterable(cast(list[list[Rollout]], results))}
-        return [by_id[request.id] for request in requests]
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """See `RolloutEngine.submit`."""
+        asked = [_Asked(request) for request in requests]
+        with self._lock:
+            self._queue.extend(_by_prompt(asked))
+            self._send()
+        return [one.future for one in asked]
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """See `RolloutEngine.abort`."""
+        unwanted = set(request_ids)
+        aborted: list[_Asked] = []
+        with self._lock:
+            waiting = [one for group in self._queue for one in group]
+            self._queue = deque(_by_prompt([one for one in waiting if one.request.id not in unwanted]))
+            aborted += [one for one in waiting if one.request.id in unwanted]
+            for engine in self._engines:
+                ids = [name for name in engine.asked if name in unwanted]
+                aborted += [_taken(engine, name) for name in ids]
+                if ids:
+                    with suppress(RayError):  # its loss is noticed by the thread that waits for it
+                        engine.worker.handle.abort.remote(ids)
+            self._send()
+        for one in aborted:
+            if one.future.cancel():
+                one.future.set_running_or_notify_cancel()
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         """Log-probs by the first engine."""
@@ -66,11 +152,150 @@ class RolloutPool:
     def close(self) -> None:
         self._all("close", lambda _index, handle: handle.close.remote(), self._control_timeout_s)
 
+    def usage(self) -> Mapping[str, float]:
+        """The share of time since the last call in which engines had requests: the mean over the engines, and the
+        lowest."""
+        with self._lock:
+            now = time.monotonic()
+            for engine in self._engines:
+                if engine.asked:
+                    engine.busy_s, engine.busy_since = engine.busy_s + now - engine.busy_since, now
+            shares = [engine.busy_s / max(now - self._read_at, 1e-9) for engine in self._engines]
+            for engine in self._engines:
+                engine.busy_s = 0.0
+            self._read_at = now
+        if not shares:
+            return {}
+        return {"throughput/busy_share": sum(shares) / len(shares), "throughput/busy_share_min": min(shares)}
+
     def _all(self, phase: str, submit: Submit, timeout_s: float) -> list[object]:
         return self._group.run(submit, phase=f"rollout {phase}", timeout_s=timeout_s)
 
-    def _split(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Contiguous parts of nearly equal size, one an engine."""
-        num_engines = len(self._group.workers)
-        bounds = [len(items) * index // num_engines for index in range(num_engines + 1)]
-        return [list(items[start:end]) for start, end in pairwise(bounds)]
+    def _send(self) -> None:
+        """Give waiting requests to engines with room. Holds the lock."""
+        if self._failure is not None:
+            return  # until the lost engine is replaced
+        if self._workers is not self._group.workers and not any(engine.asked for engine in self._engines):
+            self._workers = self._group.workers
+            self._engines = [_Engine(index, worker) for index, worker in enumerate(self._workers)]
+        parts: dict[int, list[_Asked]] = defaultdict(list)
+        while self._queue:
+            group = self._queue[0]
+            index = least_loaded([engine.load for engine in self._engines], len(group), self._slots)
+            if index is None:
+                break
+            engine = self._engines[index]
+            parts[index] += self._queue.popleft()
+            if not engine.asked:
+                engine.busy_since = time.monotonic()
+            for one in group:
+                engine.asked[one.request.id] = one
+                engine.load.add(one.tokens)
+        for index, asked in parts.items():
+            self._submit_to(self._engines[index], [one.request for one in asked])
+
+    def _submit_to(self, engine: _Engine, requests: Sequence[RolloutRequest]) -> None:
+        try:
+            ref = engine.worker.handle.submit.remote(self._name, requests)
+            engine.calls.append(Call(worker=engine.worker, ref=ref))
+        except RayError as error:  # the arguments do not fit into the object store, or the worker is dead
+            engine.failure = WorkerLostError(f"{PHASE}: {engine.worker} could not be called: {first_line(error)}")
+        if not engine.is_served:
+            engine.is_served = True
+            threading.Thread(target=self._serve, args=(engine,), name=f"rollout-{engine.index}", daemon=True).start()
+
+    def _serve(self, engine: _Engine) -> None:
+        """Collect an engine's responses until it has no requests. In a thread of its own."""
+        start = time.monotonic()
+        try:
+            while self._collect(engine):
+                pass
+        except RlhfError as error:
+            with self._lock:
+                engine.failure, engine.is_served = error, False
+                self._failure = self._failure or error
+        else:
+            self._tell_seconds(engine, time.monotonic() - start)
+        self._recover()
+
+    def _collect(self, engine: _Engine) -> bool:
+        """Wait for one or more responses. False: the engine has no requests any more."""
+        with self._lock:
+            if engine.failure is not None:
+                raise engine.failure
+            if not engine.asked:
+                engine.is_served = False
+                return False
+            calls, engine.calls = engine.calls, []
+        collected = Call(worker=engine.worker, ref=engine.worker.handle.collect.remote(self._name))
+        *_, rollouts = self._group.wait(
+            [*calls, collected], phase=f"{PHASE} {engine.index}", timeout_s=self._generate_timeout_s
+        )
+        ended = []
+        with self._lock:
+            for rollout in cast(list[Rollout], rollouts):
+                if rollout.id in engine.asked:  # else it was aborted in the meantime
+                    ended.append((_taken(engine, rollout.id), rollout))
+            self._send()
+        for one, rollout in ended:
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_result(rollout)
+        return True
+
+    def _tell_seconds(self, engine: _Engine, seconds: float) -> None:
+        """Tell the observers of waits how long each engine took, once all are done."""
+        with self._lock:
+            self._seconds.append((engine.worker, seconds))
+            if any(engine.is_served for engine in self._engines):
+                return
+            told, self._seconds = self._seconds, []
+        self._group.tell_seconds(PHASE, told)
+
+    def _recover(self) -> None:
+        """After a loss, once the other engines are done: replace the lost one, and ask it again. Where that cannot be,
+        all futures end with the error."""
+        with self._lock:
+            error = self._failure
+            is_lost = isinstance(error, INFRASTRUCTURE)
+            if error is None or (is_lost and any(engine.is_served for engine in self._engines)):
+                return
+            asked = [one for engine in self._engines for one in engine.asked.values()]
+            workers, self._workers, self._engines = self._workers, (), []
+        try:
+            if not is_lost or any(one.is_repeated for one in asked):
+                raise error
+            self._group.replace(workers, error)
+        except RlhfError as worse:
+            self._fail(asked, worse)
+            return
+        with self._lock:
+            for one in asked:
+                one.is_repeated = True
+            self._queue.extendleft(reversed(_by_prompt(asked)))
+            self._failure = None
+            self._send()
+
+    def _fail(self, asked: Sequence[_Asked], error: RlhfError) -> None:
+        """End the futures of requests, and of those that wait, with an error."""
+        with self._lock:
+            unended = [*asked, *(one for group in self._queue for one in group)]
+            self._queue.clear()
+            self._failure = None
+            self._name = uuid4().hex  # what the engines still have for the old name concerns nobody
+        for one in unended:
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_exception(error)
+
+
+def _by_prompt(asked: Iterable[_Asked]) -> list[list[_Asked]]:
+    """Neighboring requests for the same prompt together."""
+    return [list(group) for _, group in groupby(asked, key=lambda one: one.request.prompt_id)]
+
+
+def _taken(engine: _Engine, request_id: str) -> _Asked:
+    """A request that an engine has, taken from it. Holds the lock."""
+    one = engine.asked.pop(request_id)
+    engine.load.remove(one.tokens)
+    if not engine.asked:
+        engine.busy_s += time.monotonic() - engine.busy_since
+    return one

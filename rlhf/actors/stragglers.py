@@ -40,7 +40,7 @@ class Stragglers:
 
     def wait_succeeded(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
         """Compare the workers of one wait."""
-        if len(seconds) < 2:
+        if len({str(worker) for worker, _ in seconds}) < 2:
             return
         kind = phase.rstrip("0123456789")  # without the weight version
         *others, (last, took_s) = sorted(seconds, key=lambda one: one[1])

@@ -93,6 +93,11 @@ class RemoteCalls:
         """The results of submitted calls, in order. Raises: as `run`."""
         return self.run(lambda: calls, phase=phase, timeout_s=timeout_s, meanwhile=meanwhile)
 
+    def tell_seconds(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
+        """Tell the observers how long workers took for work that several waits were for."""
+        for observer in self._observers:
+            observer.wait_succeeded(phase, seconds)
+
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
         """Count everything inside as one wait. Raises WorkerLostError after `stop`."""

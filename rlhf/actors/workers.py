@@ -7,7 +7,9 @@ The driver imports this module and must stay light, so each worker imports its e
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from rlhf.actors import environment
@@ -193,11 +195,17 @@ class CollectivesWorker(RankActor):
 
 
 class RolloutWorker(Actor):
-    """One rollout engine. Its methods run in threads, so that it can be called while it generates."""
+    """One rollout engine. Its methods run in threads, so that it can be called while it generates.
+
+    A pool of the driver submits requests, and one call of `collect` at a time waits for what is complete. So there is
+    neither a thread nor a remote call for each response.
+    """
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
         self._engine: ServingEngine | None = None
+        self._ended: dict[str, SimpleQueue[Future[Rollout] | None]] = {}
+        """The futures that have ended, by the pool that submitted them; None ends a call of `collect`."""
 
     def start(self, spec: EngineSpec, name: str, gpus: Sequence[str]) -> None:
         """Load the model on `gpus`; if empty, on the GPUs that Ray assigned to this process."""
@@ -212,6 +220,9 @@ class RolloutWorker(Actor):
 
     def reset(self) -> None:
         self.engine.reset()
+        ended, self._ended = self._ended, {}
+        for queue in ended.values():
+            queue.put(None)
 
     def peak_memory(self) -> int:
         return self.engine.peak_memory()
@@ -222,9 +233,24 @@ class RolloutWorker(Actor):
             raise RlhfError("the rollout engine was called before it was started")
         return self._engine
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    def submit(self, pool: str, requests: Sequence[RolloutRequest]) -> None:
+        """Ask the engine for responses, which `collect` gives to the same pool."""
+        ended = self._ended.setdefault(pool, SimpleQueue())
+        with naming_memory_errors("rollout", "engine"):
+            for future in self.engine.submit(requests):
+                future.add_done_callback(ended.put)
+
+    def collect(self, pool: str) -> list[Rollout]:
+        """Wait until a response to a request of the pool is complete, or aborted; returns those that are complete."""
+        queue = self._ended.setdefault(pool, SimpleQueue())
         with self._trace.span("generate"), naming_memory_errors("rollout", "engine"):
-            return self.engine.generate(requests)
+            ended = [queue.get()]
+            while not queue.empty():
+                ended.append(queue.get())
+            return [future.result() for future in ended if future is not None and not future.cancelled()]
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.engine.abort(request_ids)
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         return self.engine.score(sequences)
@@ -258,23 +284,30 @@ class RewardWorker(Actor):
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         super().__init__(folder, log_file)
-        self._source: RewardSource | None = None
+        self._sources: list[RewardSource] = []
+        self._free: SimpleQueue[RewardSource] = SimpleQueue()
         self._repairs = RepairLog()
 
-    def start(self, source: RemoteSource) -> None:
-        """Open the source. The module of a function may be in the driver's working directory."""
+    def start(self, source: RemoteSource, concurrency: int) -> None:
+        """Open the source, once for each call that may run at the same time. The module of a function may be in the
+        driver's working directory."""
         from rlhf.engines.rewards import build_source
 
-        self._source = build_source(source, self._repairs.add)
+        for _ in range(concurrency):
+            self._sources.append(build_source(source, self._repairs.add))
+            self._free.put(self._sources[-1])
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]
     ) -> tuple[list[Reward], list[Repair]]:
         """The rewards, and what the source repaired since the last call."""
-        assert self._source is not None, "start was not called"
-        with self._trace.span("score"):
-            return self._source.score(prompts, responses, rollouts), self._repairs.take()
+        source = self._free.get()
+        try:
+            with self._trace.span("score"):
+                return source.score(prompts, responses, rollouts), self._repairs.take()
+        finally:
+            self._free.put(source)
 
     def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
+        for source in self._sources:
+            source.close()

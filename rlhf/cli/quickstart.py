@@ -168,6 +168,7 @@ def report(folder: Path, held_out: Sequence[Question], seed: int, console: Conso
 
 def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -> Verdict:
     """Let `model` respond to each question once greedily and several times by sampling, and measure the samples."""
+    from rlhf.engines.base import generate  # noqa: PLC0415
     from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415
     from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine  # noqa: PLC0415  torch is slow to import
 
@@ -180,7 +181,8 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
             max_tokens=MAX_ANSWER_TOKENS, temperature=temperature, stop_token_ids=tokenizer.stop_token_ids
         )
         engine = TransformersRolloutEngine(EngineSpec(section=section, model=str(model), dtype="float32", device="cpu"))
-        return engine.generate(
+        return generate(
+            engine,
             [
                 RolloutRequest(
                     id=f"{index}/{sample}",
@@ -191,7 +193,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
                 )
                 for index, prompt in enumerate(prompts)
                 for sample in range(num_samples)
-            ]
+            ],
         )
 
     sampled = answers(1.0, NUM_JUDGED)

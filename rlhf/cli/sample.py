@@ -12,7 +12,7 @@ from rlhf.config.models import dtype_on
 from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import SampleConfig
-from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer
+from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, generate
 from rlhf.engines.models.loading import resolve_folder
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.models.whole_model import require_whole_model
@@ -29,7 +29,7 @@ from rlhf.orchestrator.data.curation import Row
 from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.run.console import make_console
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.terminal import counted, library_output_to, write_line
 from rlhf.types import Json, Prompt, RolloutRequest, Sampling
 
@@ -222,7 +222,7 @@ def sample_chunk(
     by_id = {prompt.id: prompt for prompt in prompts}
     request_prompts = [by_id[request.prompt_id] for request in requests]
     if rewards is None:
-        rollouts = engine.generate(requests)
+        rollouts = generate(engine, requests)
         responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
         return [
             sample_row(*item, None, model) for item in zip(request_prompts, requests, rollouts, responses, strict=True)

@@ -23,6 +23,8 @@ class EngineTraits:
     """It takes weights under the names and in the shapes of a checkpoint; else under those of transformers' model."""
     tensor_parallel: bool
     """One engine can be spread over several GPUs."""
+    continuous: bool
+    """Requests join those that it decodes already (continuous batching); else they wait for the end of a batch."""
     cpu_process_gib: float
     """Memory of its process on a CPU, without weights and KV cache: the libraries."""
     cpu_weight_copies: float
@@ -37,6 +39,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         on_gpu=True,
         stored_names=True,
         tensor_parallel=True,
+        continuous=True,
         cpu_process_gib=0.75,
         # Linear layers multiply by packed copies, and loading leaves holes between these.
         cpu_weight_copies=1.5,
@@ -47,6 +50,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         on_gpu=False,
         stored_names=False,
         tensor_parallel=False,
+        continuous=False,
         cpu_process_gib=0.55,
         cpu_weight_copies=1.0,
     ),
@@ -87,6 +91,16 @@ class RolloutSection(Section):
     max_lag: NonNegativeInt = 0
     """Asynchronous (off-policy) rollouts: the greatest staleness, in policy versions, of the weights that sample while
     training goes on. 0 is strictly on-policy: sampling and training alternate."""
+    order: Literal["fifo", "ready"] = "fifo"
+    """Which groups a step learns from. fifo: those whose prompts come first. ready: those that are complete first, so
+    that no step waits for the longest response; with max_lag above 0."""
+    oversample: float = Field(1.0, ge=1.0, le=4.0, allow_inf_nan=False)
+    """Groups to sample for a step, as a multiple of batch_size, with order ready. The step learns from those that are
+    complete first. With max_lag 0 the others are aborted and their prompts come again: this favors short responses.
+    With max_lag above 0 they go on into the next step."""
+    partial: Literal["keep", "abort"] = "keep"
+    """Responses that are not complete when new weights arrive, with max_lag above 0. keep: they go on with the new
+    weights. abort: they are sampled again, so that each response comes from one version of the weights."""
     max_num_seqs: PositiveInt | Literal["auto"] = "auto"
     """Responses that one engine decodes at the same time. auto is 64 on CPU and 512 on GPUs: while weights are read for
     each token, more responses take hardly more time. Those that the KV cache has no room for wait."""
@@ -107,7 +121,7 @@ class RolloutSection(Section):
     stall_timeout_s: PositiveFloat = 300.0
     """Longest time in which an engine with unfinished requests may produce no token."""
     generate_timeout_s: PositiveFloat = 3600.0
-    """Longest time for sampling one step's responses."""
+    """Longest time in which an engine with unfinished requests may complete none."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
 

@@ -1,8 +1,9 @@
 """The interfaces that the training loop uses; single-process engines, pools of Ray workers and fakes implement them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rlhf.types import (
     FloatArray,
@@ -18,6 +19,8 @@ from rlhf.types import (
     SyncReport,
     TrainBatch,
 )
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -61,10 +64,18 @@ class PairTokenizer(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Samples responses. An engine serves only a complete, verified version of the weights."""
+    """Samples responses. An engine serves only a complete, verified version of the weights. Thread-safe."""
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout for each request, in the order of the requests. Thread-safe."""
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """Ask for one response to each request. Future i belongs to request i, and ends by itself: with its rollout, or
+        with the error of an engine that is lost, stuck or has no complete weights. It never waits for the others.
+
+        `await asyncio.wrap_future(future)` waits for one in a coroutine, `generate` below for all.
+        """
+        ...
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Cancel the futures of these requests, where they have not ended: nobody wants their responses any more."""
         ...
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
@@ -78,6 +89,25 @@ class RolloutEngine(Protocol):
     def wake(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def generate(engine: RolloutEngine, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    """One rollout for each request, in the order of the requests. Raises the first error, and then aborts the others.
+
+    It has no deadline of its own: each future that an engine gives ends by itself.
+    """
+    return gather(engine.submit(requests), lambda late: engine.abort([requests[index].id for index in late]))
+
+
+def gather(futures: Sequence[Future[T]], abort: Callable[[Sequence[int]], None]) -> list[T]:
+    """The results of all futures, in their order. Raises the first error; `abort` then gets the indices of those that
+    have not ended."""
+    done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+    if pending:
+        abort([index for index, future in enumerate(futures) if future in pending])
+        for future in done:
+            future.result()
+    return [future.result() for future in futures]
 
 
 class TokenScorer(Protocol):

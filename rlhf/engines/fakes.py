@@ -6,7 +6,8 @@ are the table's entries, so all gradients are written out here, and the reward o
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +120,20 @@ class FakeRollout:
             self.table, self.version = table.copy(), version
         return digest(table)
 
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """Futures that have ended already."""
+        futures: list[Future[Rollout]] = [Future() for _ in requests]
+        for future, rollout in zip(futures, self.generate(requests), strict=True):
+            future.set_result(rollout)
+        return futures
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Nothing is under way."""
+
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Sample at once, after the delay."""
         if not self.awake:
-            raise RuntimeError("generate was called on a sleeping engine")
+            raise RuntimeError("a sleeping engine was asked for responses")
         self._delay()
         with self._lock:
             table, version = self.table, self.version

@@ -10,7 +10,7 @@ from rlhf.config.data import DataSection
 from rlhf.config.models import dtype_on
 from rlhf.config.rollout import RolloutSection
 from rlhf.config.tools import GenerateConfig
-from rlhf.engines.base import Tokenizer
+from rlhf.engines.base import Tokenizer, generate
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
@@ -51,7 +51,7 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     )
     engine = open_tried_engine(spec, name="generate")
     try:
-        rollouts = engine.generate(make_requests(config, prompts, tokenizer, facts.context))
+        rollouts = generate(engine, make_requests(config, prompts, tokenizer, facts.context))
     finally:
         engine.close()
     texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]

@@ -1,9 +1,10 @@
 """The parts of a loop that trains on the policy's own responses (PPO, GRPO, online DPO)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
-from rlhf.actors.colocated import SleepingRolloutPool, WakeBeforeSync
+from rlhf.actors.colocated import SleepMode, WakeBeforeSync
 from rlhf.actors.launch_spec import Workers, colocated_models
 from rlhf.actors.probed import OpenPool, ProbedPolicy
 from rlhf.algorithms import build_algorithm
@@ -28,7 +29,7 @@ from rlhf.orchestrator.evaluation import Evaluator, SampleEvaluator
 from rlhf.orchestrator.loop import Parts
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.step.learning import Pretraining
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import reward_model
@@ -49,15 +50,14 @@ def assemble_online(
     assert data.prompts is not None
     assert workers.engines is not None
     prompts, needs = data.prompts.train, algorithm.needs
-    pool = partial(rollout_pool, config, colocated_models(placement, workers.groups))
+    pool = partial(rollout_pool, config, colocated_models(placement, workers.groups), workers.device)
     sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
     requests = probe_requests(config.rollout, tokenizer, prompts)
     rewards = reward_sources(config, workers, tokenizer, repaired)
-    sampler = Sampler(
-        SleepingRolloutPool(pool(workers.engines)) if sleeps else pool(workers.engines),
-        build_reward(config.reward.all_sources, rewards),
-        tokenizer,
-    )
+    engines = pool(workers.engines)
+    memory = memory_gauge(workers, config.train.step_timeout_s)
+    reward = build_reward(config.reward.all_sources, rewards)
+    sampler = Sampler(engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)
     num_responses = config.rollout.group_size + needs.greedy_baseline
     probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
     return Parts(
@@ -66,7 +66,7 @@ def assemble_online(
         source=rollout_source(config, prompts, sampler, algorithm, tokenizer, stop),
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
-        gauge=memory_gauge(workers, config.train.step_timeout_s),
+        gauge=lambda: {**memory(), **engines.usage()},
     )
 
 

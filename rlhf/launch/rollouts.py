@@ -1,5 +1,6 @@
 """Rollouts of an online run: the engines that sample, their requests, and the deadlines."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,16 +8,24 @@ from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.rollout import RolloutPool
 from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.commands import OnlineConfig
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.reward import RewardSection, StartedSource
+from rlhf.config.rollout import ENGINES, RolloutSection
 from rlhf.engines.base import Tokenizer
+from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.launch.rewards import scoring_timeout_s
 from rlhf.orchestrator.data import Order
 from rlhf.orchestrator.run.preemption import StopRequest
-from rlhf.orchestrator.step.buffer import LagBuffer
-from rlhf.orchestrator.step.sources import GroupSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.orchestrator.step.batch_queue import BatchQueue
+from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
+from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler
+from rlhf.orchestrator.step.sources import GroupSource
+from rlhf.orchestrator.step.stream import StreamLimits
 from rlhf.planning.placement import Placement
 from rlhf.types import Prompt, Role, RolloutRequest, Sampling
 
+SLOTS_AHEAD = 1.25
+"""Requests that an engine gets, as a multiple of those that it decodes at once: it never waits for the driver, and most
+requests still wait where every engine can take them."""
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 8
 START_MARGIN_S = 60.0
@@ -29,15 +38,19 @@ def engines_sleep_during_training(placement: Placement, max_lag: int) -> bool:
     return placement.group_of(Role.ROLLOUT).is_shared_by_engines and max_lag == 0
 
 
-def rollout_pool(config: OnlineConfig, colocated: Sequence[WorkerGroup], engines: WorkerGroup) -> RolloutPool:
+def rollout_pool(
+    config: OnlineConfig, colocated: Sequence[WorkerGroup], device: str, engines: WorkerGroup
+) -> RolloutPool:
     """All rollout engines as one. `colocated` are the models on the same devices, which may be saving a checkpoint when
     the engines are to wake."""
+    is_continuous = ENGINES[engine_kind(config.rollout)].continuous
     return RolloutPool(
         engines,
         generate_timeout_s=config.rollout.generate_timeout_s,
         control_timeout_s=config.rollout.sync_timeout_s,
         colocated=colocated,
         colocated_timeout_s=config.train.step_timeout_s,
+        slots=math.ceil(SLOTS_AHEAD * config.rollout.max_num_seqs_on(device)) if is_continuous else None,
     )
 
 
@@ -73,22 +86,44 @@ def rollout_source(
 ) -> GroupSource:
     """Groups of responses that the policy samples during the run."""
     rollout = config.rollout
-    timeout_s = sampling_timeout_s(config)
     return RolloutSource(
         Order(prompts, seed=config.run.seed, shuffle=config.data.shuffle),
         sampler,
         RolloutPlan(
-            batch_size=rollout.batch_size,
             group_size=rollout.group_size,
             sampling=sampling(rollout, tokenizer, rollout.temperature),
             seed=config.run.seed,
-            max_rounds=config.algo.sampling_rounds,
             greedy_baseline=algorithm.needs.greedy_baseline,
             mixture=algorithm.needs.mixture,
             num_opponents=num_opponents(algorithm.needs, rollout.group_size),
         ),
-        LagBuffer(max_lag=rollout.max_lag, slot_timeout_s=timeout_s, take_timeout_s=timeout_s, check=stop.check),
+        stream_limits(rollout, config.algo.sampling_rounds),
+        scoring_plan(config.reward, rollout.max_lag),
+        BatchQueue(take_timeout_s=sampling_timeout_s(config), check=stop.check),
         algorithm.keep,
+    )
+
+
+def stream_limits(rollout: RolloutSection, max_rounds: int) -> StreamLimits:
+    """How many groups may be on their way, and how old they may become."""
+    return StreamLimits(
+        batch_size=rollout.batch_size,
+        max_lag=rollout.max_lag,
+        order=rollout.order,
+        extra=math.ceil((rollout.oversample - 1.0) * rollout.batch_size),
+        max_rounds=max_rounds,
+        finish_partial=rollout.partial == "keep",
+    )
+
+
+def scoring_plan(reward: RewardSection, max_lag: int) -> ScoringPlan:
+    """Which responses are scored together. With a model among the sources and `max_lag` 0 these are a whole step's, so
+    that a run with the same seed is the same run, and that the model finds its memory free of engines."""
+    return ScoringPlan(
+        whole_step=max_lag == 0 and any(isinstance(source, StartedSource) for source in reward.all_sources),
+        call_size=reward.call_size,
+        call_wait_s=reward.call_wait_s,
+        concurrency=reward.concurrency,
     )
 
 

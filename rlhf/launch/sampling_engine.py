@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rlhf.engines.base import generate
 from rlhf.engines.models.loading import unreadable
 from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
@@ -34,7 +35,7 @@ def open_tried_engine(spec: EngineSpec, *, name: str) -> ServingEngine:
     )
     try:
         with unreadable(wrong):
-            (rollout,) = engine.generate([trial])
+            (rollout,) = generate(engine, [trial])
         if not np.isfinite(rollout.log_probs).all():
             raise ModelError(f"{wrong}: its log-probs are not finite.")
     except BaseException:

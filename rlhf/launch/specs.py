@@ -61,6 +61,7 @@ def make_launch_spec(
             config.policy, config.rollout, placement, device, config.run.seed, mixed_reference(config, needs)
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
+        reward_concurrency=config.reward.concurrency,
     )
 
 

@@ -20,7 +20,8 @@ from rlhf.orchestrator.step.batching import (
     plan_batches,
     unpack_scores,
 )
-from rlhf.orchestrator.step.sources import Sampler, logged_means, request_seed
+from rlhf.orchestrator.step.sampled_metrics import logged_means
+from rlhf.orchestrator.step.sampler import Sampler, request_seed
 from rlhf.orchestrator.step.token_scores import Models, token_outputs
 from rlhf.types import (
     FinishReason,

@@ -143,7 +143,7 @@ class Loop:
         try:
             self._weights.sync(state.step)
             self._clock = PhaseClock()
-            self._source.start(first, self._num_steps, state.position)
+            self._source.start(first, self._num_steps, state.position, state.ahead)
             for step in range(first, self._num_steps + 1):
                 self._stop.check()
                 self._step(step)
@@ -169,7 +169,7 @@ class Loop:
         if self._weights.is_ema_due(step):
             with self._clock.phase("ema_reference"):
                 metrics["reference"] = self._weights.update_ema_reference(step)
-        self._progress.advance(step, position=batch.position, num_updates=learned.num_updates)
+        self._progress.advance(step, position=batch.position, ahead=batch.ahead, num_updates=learned.num_updates)
         evaluation = self._evaluate(step)
         metrics["evaluation"] = evaluation.metrics
         merged = merge({**metrics, **self._describe(step, batch, examples, learned)})

@@ -22,6 +22,7 @@ from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.stragglers import Stragglers
 from rlhf.actors.waiting import RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
+from rlhf.engines.base import generate
 from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightSyncError, WorkerLostError
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import PackedTokens, Role, RolloutRequest, Sampling
@@ -297,20 +298,17 @@ def test_an_answer_that_is_an_error_replaces_nobody(cluster: Cluster, workers: l
 
 def test_a_pool_returns_rollouts_by_request(cluster: Cluster, workers: list[Worker]) -> None:
     pool = RolloutPool(WorkerGroup(workers, cluster.calls), generate_timeout_s=30, control_timeout_s=30)
+    one = Sampling(max_tokens=1)
     requests = [
         RolloutRequest(
-            id=f"p{index}/0",
-            prompt_id=f"p{index}",
-            prompt_token_ids=np.array([index]),
-            seed=index,
-            sampling=Sampling(max_tokens=1),
+            id=f"p{n}/0", prompt_id=f"p{n}", prompt_token_ids=np.array([n]), seed=n, sampling=one,
         )
-        for index in range(7)
-    ]
-    rollouts = pool.generate(requests)
+        for n in range(7)
+    ]  # fmt: skip
+    rollouts = generate(pool, requests)
     assert [rollout.id for rollout in rollouts] == [request.id for request in requests]
     assert {rollout.weight_version for rollout in rollouts} == {worker.pid for worker in workers}
-    assert [rollout.id for rollout in pool.generate(requests[:1])] == ["p0/0"]
+    assert [rollout.id for rollout in generate(pool, requests[:1])] == ["p0/0"]
 
 
 def test_the_client_names_every_engine_that_failed(workers: list[Worker], mortals: list[Worker]) -> None:

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore
 from rlhf.config.engine_limits import CPU_HEAD_SIZES, vllm_limit
 from rlhf.config.model_files import describe_model
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import generate
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ModelError, RlhfError
 from rlhf.types import FinishReason, Rollout
@@ -57,7 +58,7 @@ def same(a: Rollout, b: Rollout) -> bool:
 
 def test_each_request_gets_its_own_response_in_order(engine: ServingEngine) -> None:
     requests = [request(seed, max_tokens=3 + seed) for seed in range(20)]  # more than run at once
-    rollouts = engine.generate(requests)
+    rollouts = generate(engine, requests)
     assert [(r.id, r.prompt_id) for r in rollouts] == [(r.id, r.prompt_id) for r in requests]
     assert [len(r.token_ids) for r in rollouts] == [3 + seed for seed in range(20)]
     for rollout in rollouts:
@@ -70,12 +71,12 @@ def test_each_request_gets_its_own_response_in_order(engine: ServingEngine) -> N
 def test_prompts_that_do_not_fit_into_one_step_together_change_no_response(engine: ServingEngine) -> None:
     """vLLM computes at most 2048 tokens a step here; what is left of a prompt waits."""
     requests = [request(seed, prompt_ids=prompt(seed, 290), max_tokens=6) for seed in range(8)]
-    together = engine.generate(requests)
-    assert all(same(a, engine.generate([one])[0]) for a, one in zip(together, requests, strict=True))
+    together = generate(engine, requests)
+    assert all(same(a, generate(engine, [one])[0]) for a, one in zip(together, requests, strict=True))
 
 
 def test_no_requests_give_no_rollouts(engine: ServingEngine) -> None:
-    assert engine.generate([]) == []
+    assert generate(engine, []) == []
     assert engine.score([]) == []
 
 
@@ -86,7 +87,7 @@ def test_log_probs_are_the_models_at_the_sampling_temperature(
     engine: ServingEngine, model: torch.nn.Module, sampling: dict[str, float]
 ) -> None:
     requests = [request(seed, **sampling) for seed in range(6)]  # type: ignore[arg-type]
-    for sent, rollout in zip(requests, engine.generate(requests), strict=True):
+    for sent, rollout in zip(requests, generate(engine, requests), strict=True):
         ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         expected = reference_log_probs(model, ids, sampling.get("temperature", 1.0))
         np.testing.assert_allclose(rollout.log_probs, expected[len(sent.prompt_token_ids) :], atol=2e-5)
@@ -103,7 +104,7 @@ def test_log_probs_are_the_models_at_the_sampling_temperature(
 
 def test_temperature_zero_takes_the_most_likely_token(engine: ServingEngine, model: torch.nn.Module) -> None:
     requests = [request(seed, temperature=0.0) for seed in range(3)]
-    mixed = engine.generate([*requests, request(9, temperature=1.3)])
+    mixed = generate(engine, [*requests, request(9, temperature=1.3)])
     for sent, rollout in zip(requests, mixed[:3], strict=True):
         ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         start = len(sent.prompt_token_ids)
@@ -112,56 +113,58 @@ def test_temperature_zero_takes_the_most_likely_token(engine: ServingEngine, mod
 
 
 def test_a_sampled_stop_token_ends_the_response_and_belongs_to_it(engine: ServingEngine) -> None:
-    (free,) = engine.generate([request(4, max_tokens=30)])
+    (free,) = generate(engine, [request(4, max_tokens=30)])
     stop = int(free.token_ids[11])
     end = free.token_ids.tolist().index(stop) + 1
-    (stopped,) = engine.generate([request(4, max_tokens=30, stop_token_ids=(stop, 127))])
+    (stopped,) = generate(engine, [request(4, max_tokens=30, stop_token_ids=(stop, 127))])
     assert stopped.finish_reason is FinishReason.STOP
     assert stopped.token_ids.tolist() == free.token_ids[:end].tolist()
     np.testing.assert_allclose(stopped.log_probs, free.log_probs[:end], atol=2e-5)
 
 
 def test_no_stop_token_is_appended_to_a_truncated_response(engine: ServingEngine) -> None:
-    (rollout,) = engine.generate([request(4, max_tokens=5, stop_token_ids=(2,))])
+    (rollout,) = generate(engine, [request(4, max_tokens=5, stop_token_ids=(2,))])
     assert rollout.finish_reason is FinishReason.LENGTH
     assert len(rollout.token_ids) == 5
     assert 2 not in rollout.token_ids
 
 
 def test_a_response_that_stops_at_once_is_one_stop_token(engine: ServingEngine) -> None:
-    (rollout,) = engine.generate([request(4, stop_token_ids=tuple(range(128)))])
+    (rollout,) = generate(engine, [request(4, stop_token_ids=tuple(range(128)))])
     assert rollout.finish_reason is FinishReason.STOP
     assert len(rollout.token_ids) == len(rollout.log_probs) == 1
 
 
 def test_only_the_requests_own_stop_tokens_end_it(engine: ServingEngine) -> None:
     """The model's configuration names an EOS token, which is not consulted."""
-    rollouts = engine.generate([request(seed, max_tokens=100, temperature=1.9) for seed in range(8)])
+    rollouts = generate(engine, [request(seed, max_tokens=100, temperature=1.9) for seed in range(8)])
     assert any(2 in rollout.token_ids for rollout in rollouts)
     assert {rollout.finish_reason for rollout in rollouts} == {FinishReason.LENGTH}
 
 
 def test_only_the_seed_decides_whatever_else_is_in_the_batch(engine: ServingEngine) -> None:
     requests = [request(seed, max_tokens=20) for seed in range(8)]
-    together = engine.generate(requests)
-    assert all(same(a, b) for a, b in zip(together, engine.generate(requests), strict=True))
-    assert all(same(a, b) for a, b in zip(together[::-1], engine.generate(requests[::-1]), strict=True))
-    assert all(same(together[i], engine.generate([requests[i]])[0]) for i in (0, 5))
+    together = generate(engine, requests)
+    assert all(same(a, b) for a, b in zip(together, generate(engine, requests), strict=True))
+    assert all(same(a, b) for a, b in zip(together[::-1], generate(engine, requests[::-1]), strict=True))
+    assert all(same(together[i], generate(engine, [requests[i]])[0]) for i in (0, 5))
     one_prompt = [request(seed, prompt_ids=prompt(0), max_tokens=20) for seed in range(8)]
-    assert len({tuple(rollout.token_ids.tolist()) for rollout in engine.generate(one_prompt)}) == 8
+    assert len({tuple(rollout.token_ids.tolist()) for rollout in generate(engine, one_prompt)}) == 8
 
 
 def test_a_repeated_call_gives_the_same_bits(engine: ServingEngine) -> None:
     requests = [request(seed, max_tokens=20) for seed in range(8)]
-    first, second = engine.generate(requests), engine.generate(requests)
+    first, second = generate(engine, requests), generate(engine, requests)
     assert [r.log_probs.tobytes() for r in first] == [r.log_probs.tobytes() for r in second]
 
 
 def test_threads_may_generate_concurrently(engine: ServingEngine) -> None:
     requests = [[request(10 * thread + i, max_tokens=10 + thread) for i in range(3)] for thread in range(4)]
-    alone = [engine.generate(part) for part in requests]
+    alone = [generate(engine, part) for part in requests]
     answers: dict[int, list[Rollout]] = {}
-    threads = [threading.Thread(target=lambda i=i: answers.update({i: engine.generate(requests[i])})) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda i=i: answers.update({i: generate(engine, requests[i])})) for i in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -180,14 +183,14 @@ def test_scores_are_log_probs_at_temperature_one(engine: ServingEngine, model: t
 
 def test_scores_do_not_come_from_a_cache(engine: ServingEngine, model: torch.nn.Module) -> None:
     ids = prompt(5, 280)
-    engine.generate([request(1, prompt_ids=ids)])
+    generate(engine, [request(1, prompt_ids=ids)])
     for _ in range(2):
         np.testing.assert_allclose(engine.score([packed(ids)])[0], reference_log_probs(model, ids), atol=5e-5)
 
 
 def test_a_response_ends_with_the_context(engine: ServingEngine) -> None:
     long = prompt(1, 490)
-    (rollout,) = engine.generate([request(1, prompt_ids=long, max_tokens=100)])
+    (rollout,) = generate(engine, [request(1, prompt_ids=long, max_tokens=100)])
     assert rollout.finish_reason is FinishReason.LENGTH
     assert len(rollout.token_ids) in (11, 22)  # vLLM's context is the longest prompt + answer + 1 of the config
 
@@ -195,8 +198,8 @@ def test_a_response_ends_with_the_context(engine: ServingEngine) -> None:
 @pytest.mark.parametrize("length", [0, 600])
 def test_a_prompt_of_unusable_length_is_an_error(engine: ServingEngine, length: int) -> None:
     with pytest.raises(ModelError, match=f"prompt of {length} tokens"):
-        engine.generate([request(1), request(2, prompt_ids=prompt(1, length))])
-    assert len(engine.generate([request(1)])) == 1
+        generate(engine, [request(1), request(2, prompt_ids=prompt(1, length))])
+    assert len(generate(engine, [request(1)])) == 1
 
 
 def test_the_rendezvous_file_of_an_engine_is_removed(engine: ServingEngine) -> None:
@@ -207,14 +210,14 @@ def test_the_rendezvous_file_of_an_engine_is_removed(engine: ServingEngine) -> N
 
 
 def test_a_sleeping_engine_raises(engine: ServingEngine) -> None:
-    (awake,) = engine.generate([request(1)])
+    (awake,) = generate(engine, [request(1)])
     engine.sleep()
     with pytest.raises(RlhfError, match="rollout-0: asleep"):
-        engine.generate([request(1)])
+        generate(engine, [request(1)])
     with pytest.raises(RlhfError, match="rollout-0: asleep"):
         engine.score([packed(prompt(1))])
     engine.wake()
-    assert same(engine.generate([request(1)])[0], awake)
+    assert same(generate(engine, [request(1)])[0], awake)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +243,7 @@ def test_a_mixture_is_the_geometric_one_of_policy_and_reference(
     requests = [
         request(seed, mixture=mixture, temperature=temperature, max_tokens=3 + 4 * (seed % 5)) for seed in range(11)
     ]
-    for sent, rollout in zip(requests, mixing.generate(requests), strict=True):
+    for sent, rollout in zip(requests, generate(mixing, requests), strict=True):
         ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
         mixed = (1 - mixture) * reference_logits(model, ids) + mixture * reference_logits(reference, ids)
         log_probs = (mixed / temperature).log_softmax(-1)[len(sent.prompt_token_ids) - 1 : -1]
@@ -251,8 +254,8 @@ def test_a_mixture_is_the_geometric_one_of_policy_and_reference(
 def test_responses_of_the_policy_are_the_same_in_a_call_with_a_mixture(mixing: ServingEngine) -> None:
     own = [request(seed) for seed in range(5)]
     mixed = [request(seed + 10, mixture=0.5) for seed in range(5)]
-    alone = mixing.generate(own)
-    together = mixing.generate([request for pair in zip(mixed, own, strict=True) for request in pair])
+    alone = generate(mixing, own)
+    together = generate(mixing, [request for pair in zip(mixed, own, strict=True) for request in pair])
     for a, b in zip(alone, together[1::2], strict=True):
         assert same(a, b)
         assert a.log_probs.tobytes() == b.log_probs.tobytes()
@@ -260,7 +263,7 @@ def test_responses_of_the_policy_are_the_same_in_a_call_with_a_mixture(mixing: S
 
 def test_a_mixture_can_be_greedy(mixing: ServingEngine, model: torch.nn.Module, other: Path) -> None:
     sent = request(3, mixture=0.5, temperature=0.0)
-    (rollout,) = mixing.generate([sent])
+    (rollout,) = generate(mixing, [sent])
     ids = np.concatenate([sent.prompt_token_ids, rollout.token_ids])
     mixed = 0.5 * reference_logits(model, ids) + 0.5 * reference_logits(load_model(other), ids)
     assert rollout.token_ids.tolist() == mixed[len(sent.prompt_token_ids) - 1 : -1].argmax(-1).tolist()
@@ -269,7 +272,7 @@ def test_a_mixture_can_be_greedy(mixing: ServingEngine, model: torch.nn.Module, 
 def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:
     engine = open_engine("transformers", folder)
     with pytest.raises(ModelError, match="asks for a mixture, but this engine has no reference"):
-        engine.generate([request(0, mixture=0.5)])
+        generate(engine, [request(0, mixture=0.5)])
     engine.close()
 
 
@@ -303,7 +306,7 @@ def test_a_head_of_48_dimensions_is_computed_right(tmp_path: Path) -> None:
     """vLLM's own list leaves it out."""
     folder, asked = make_family(tmp_path, "qwen3", head_dim=48), request(0)
     engine = open_engine("vllm", folder)
-    (sampled,) = engine.generate([asked])
+    (sampled,) = generate(engine, [asked])
     engine.close()
     expected = reference_log_probs(load_model(folder), np.concatenate([asked.prompt_token_ids, sampled.token_ids]))
     np.testing.assert_allclose(sampled.log_probs, expected[len(asked.prompt_token_ids) :], atol=1e-5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rlhf.config.models import LoraSection
+from rlhf.engines.base import generate
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.four_bit import four_bit_layers, use_four_bit_layers
 from rlhf.engines.weight_sync.adapter_source import AdapterSource
@@ -145,7 +146,7 @@ def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: S
         expected = np.concatenate([setup.log_probs(ids) for ids in sequences])
         require_same(setup.engine, packed(*sequences), expected)
         np.testing.assert_allclose(setup.engine.score([packed(*sequences)])[0], expected, rtol=0, atol=1e-4)
-        (rollout,) = setup.engine.generate([request(seed)])
+        (rollout,) = generate(setup.engine, [request(seed)])
         assert rollout.weight_version == version
     assert len(digests) == 3
 
@@ -153,9 +154,9 @@ def test_after_every_sync_the_engine_computes_what_the_trainer_computes(setup: S
 def test_the_prefix_cache_is_empty_after_a_sync(setup: Setup) -> None:
     ids = prompt(4, 280)
     for seed in (10, 11):
-        setup.engine.generate([request(1, prompt_ids=ids), request(2, prompt_ids=ids)])
+        generate(setup.engine, [request(1, prompt_ids=ids), request(2, prompt_ids=ids)])
         setup.sender.send(setup.learn(seed))
-        (rollout,) = setup.engine.generate([request(3, prompt_ids=ids)])
+        (rollout,) = generate(setup.engine, [request(3, prompt_ids=ids)])
         expected = setup.log_probs(np.concatenate([ids, rollout.token_ids]))[len(ids) :]
         np.testing.assert_allclose(rollout.log_probs, expected, atol=1e-3)
 
@@ -168,13 +169,13 @@ def test_a_damaged_bucket_is_named_and_nothing_is_served_until_a_complete_sync(s
         match=rf"engine rollout-0: version {version}: bucket 2 of \d \((base_model\.model\.)?model\.layers",
     ):
         setup.sender.send(version)
-    for work in (lambda: setup.engine.generate([request(1)]), lambda: setup.engine.score([packed(prompt(1))])):
+    for work in (lambda: generate(setup.engine, [request(1)]), lambda: setup.engine.score([packed(prompt(1))])):
         with pytest.raises(WeightSyncError, match="serves nothing until a complete sync"):
             work()
     setup.sender.send(setup.learn(21))
     ids = prompt(1, 40)
     require_same(setup.engine, packed(ids), setup.log_probs(ids))
-    assert setup.engine.generate([request(1)])[0].weight_version == setup.version
+    assert generate(setup.engine, [request(1)])[0].weight_version == setup.version
 
 
 def test_a_sync_into_a_sleeping_engine_is_an_error_and_changes_nothing(setup: Setup) -> None:
@@ -182,13 +183,13 @@ def test_a_sync_into_a_sleeping_engine_is_an_error_and_changes_nothing(setup: Se
     with pytest.raises(WeightSyncError, match="asleep"):
         setup.sender.send(99)
     setup.engine.wake()
-    assert setup.engine.generate([request(1)])[0].weight_version == setup.version
+    assert generate(setup.engine, [request(1)])[0].weight_version == setup.version
 
 
 def test_a_response_in_progress_is_completed_and_carries_the_older_version(setup: Setup) -> None:
     older = setup.version
     answers: list[Rollout] = []
-    thread = threading.Thread(target=lambda: answers.extend(setup.engine.generate([request(1, max_tokens=150)])))
+    thread = threading.Thread(target=lambda: answers.extend(generate(setup.engine, [request(1, max_tokens=150)])))
     thread.start()
     time.sleep(0.05)
     newer = setup.learn(30)
@@ -197,7 +198,7 @@ def test_a_response_in_progress_is_completed_and_carries_the_older_version(setup
     (answer,) = answers
     assert len(answer.token_ids) == len(answer.log_probs) == 150
     assert answer.weight_version == older
-    assert setup.engine.generate([request(1)])[0].weight_version == newer
+    assert generate(setup.engine, [request(1)])[0].weight_version == newer
     if not np.allclose(
         answer.log_probs, setup.log_probs(np.concatenate([prompt(1, 4), answer.token_ids]))[4:], atol=1e-3
     ):

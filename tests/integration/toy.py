@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 from ray.exceptions import ObjectStoreFullError
 
@@ -17,6 +18,7 @@ class Toy:
 
     def __init__(self, folder: Path, log_file: Path) -> None:
         write_stacks_on_signal(log_file)
+        self._asked: dict[str, SimpleQueue[list[RolloutRequest]]] = {}
 
     def location(self) -> tuple[str, int, str]:
         return process_location()
@@ -43,7 +45,12 @@ class Toy:
     def optim_step(self, role: Role) -> StepReport:
         return StepReport(grad_norm=1.0, lr=0.1, finite=True)
 
-    def generate(self, requests: list[RolloutRequest]) -> list[Rollout]:
+    def submit(self, pool: str, requests: list[RolloutRequest]) -> None:
+        self._asked.setdefault(pool, SimpleQueue()).put(requests)
+
+    def collect(self, pool: str) -> list[Rollout]:
+        """What was asked for in one call, the last first."""
+        requests = self._asked.setdefault(pool, SimpleQueue()).get()
         return [
             Rollout(
                 id=request.id,

@@ -45,7 +45,7 @@ from rlhf.orchestrator.evaluation import (
     StepEvaluator,
 )
 from rlhf.orchestrator.step.learning import Pretraining
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Metrics, Role, Sampling, ScoredGroup, TrainBatch
 from tests.unit.orchestrator.support import (
@@ -180,6 +180,7 @@ def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
     ):
         logged |= logged_by_online(tmp_path / type(algorithm).__name__, algorithm)
     logged.add(BALANCE)  # of experts, which no fake has
+    logged |= {"throughput/busy_share", "throughput/busy_share_min"}  # of workers
     named = named_by_page()
     assert sorted(logged - set(named)) == [], "logged, and docs/metrics.md does not name them"
     assert sorted(set(named) - logged) == [], "docs/metrics.md names them, and nothing logs them"

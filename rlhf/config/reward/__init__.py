@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from rlhf.config.models import ModelSection
 from rlhf.config.reward.address import FunctionName, Url, check_plain_http, is_link_local, is_private, literal_address
@@ -114,6 +114,14 @@ class RewardSection(ModelSection):
     overlong."""
     sources: tuple[Annotated[Source, Field(discriminator="type")], ...] = ()
     """Several named sources with weights; the reward is their weighted sum."""
+    call_size: NonNegativeInt = 0
+    """Responses that one call of the sources waits for; 0: a call begins as soon as a group is complete, with
+    all that are. The responses to one prompt always share a call. Where a reward model scores and rollout.max_lag is 0,
+    a call gets the whole step."""
+    call_wait_s: NonNegativeFloat = 1.0
+    """Longest wait for call_size responses, in seconds."""
+    concurrency: PositiveInt = 1
+    """Calls of the sources at the same time. Functions, services, judges and verifiers then have as many processes."""
 
     @model_validator(mode="after")
     def _given_once(self) -> Self:

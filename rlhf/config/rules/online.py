@@ -73,6 +73,17 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
         )
 
 
+def stream(config: OnlineConfig) -> Iterator[Problem]:
+    """Steps take as many groups as they can have."""
+    rollout = config.rollout
+    if rollout.oversample > 1.0 and rollout.order != "ready":
+        yield Problem(
+            keys=("rollout.oversample", "rollout.order"),
+            text=f"{rollout.oversample:g} samples more groups than a step needs, and order fifo takes all in their "
+            "order. Use order ready.",
+        )
+
+
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a unique name and a model if it needs one."""
     sources = config.reward.all_sources
@@ -123,7 +134,7 @@ def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
 
 
 ONLINE_RULES = (
-    for_config(OnlineConfig, batches, sampling, reward_given, policy_learns),
+    for_config(OnlineConfig, batches, sampling, stream, reward_given, policy_learns),
     for_algorithm(CriticFreeSection, punished_once),
     for_algorithm(PpoSection, pretraining_text),
 )

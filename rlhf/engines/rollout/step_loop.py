@@ -1,9 +1,10 @@
 """A thread that owns a decoder with continuous batching and steps it while there is work.
 
-Any thread may submit requests at any time; they join the running batch at the next step, and each caller is unblocked
-by its own responses. This makes vLLM's in-process core usable from several threads.
+Any thread may submit requests at any time; they join the running batch at the next step, and each has a future of its
+own. This makes vLLM's in-process core usable from several threads.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from rlhf.engines.base import gather
 from rlhf.engines.process.memory_errors import named_memory_error
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.errors import RlhfError, StallError, WorkerLostError
@@ -64,40 +66,52 @@ C = TypeVar("C", bound=DecoderCore)
 
 @dataclass(slots=True)
 class DecodedTokens:
-    """Everything that was decoded for one request."""
+    """Everything that was decoded for one request. `weight_version` is the one that decoded its first token: later ones
+    may come from newer weights."""
 
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     prompt_log_probs: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     finish_reason: FinishReason = FinishReason.ABORTED
+    weight_version: int = 0
 
 
 class StepLoop(Generic[C]):
-    """The loop's thread and the queue of jobs for it.
+    """The loop's thread and the queue of jobs for it, and a thread that watches it.
 
-    Consumes: jobs (functions to run between two steps; adding requests is one), from any thread. Produces: responses,
-    in futures that the callers of `decode` wait for. Waits for: a job, while no request is running or the gate is not
-    serving. Unblocked by: `call`, `decode`, `close`.
+    The loop
+        consumes: jobs (functions to run between two steps; adding requests is one), from any thread. Produces:
+        responses, in the futures of `submit`. Waits for: a job, while no request is running or the gate is not serving.
+        Unblocked by: `call`, `submit`, `abort`, `close`.
+    The watch
+        ends all futures with StallError when no request gets a token for `stall_timeout_s`: the loop may be in a step
+        that never ends. Unblocked by: `close`.
 
-    If a step raises, the loop ends: every waiting caller, and every later one, gets WorkerLostError, or
-    MemoryExhaustedError if memory ran out.
+    If a step raises, the loop ends: every future, and every later caller, gets WorkerLostError, or MemoryExhaustedError
+    if memory ran out.
     """
 
-    def __init__(self, name: str, build: Callable[[], C], gate: ServingGate) -> None:
+    def __init__(self, name: str, build: Callable[[], C], gate: ServingGate, stall_timeout_s: float) -> None:
         """`build` creates the core, on the loop's thread; an exception from it is raised here."""
         self._name = name
         self._gate = gate
+        self._stall_timeout_s = stall_timeout_s
         self._ids = itertools.count()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._pending: dict[str, tuple[DecodedTokens, Future[DecodedTokens]]] = {}
+        self._awaited: dict[str, Future[DecodedTokens]] = {}
+        """Futures that have not ended. Who takes one out ends it."""
+        self._running: dict[str, DecodedTokens] = {}
+        """What was decoded for the requests that the core has. Of the loop's thread."""
         self._changed = threading.Condition()
         self._closing = False
+        self._ended_event = threading.Event()
         self._failure: Exception | None = None
         self._progress = time.monotonic()
         built: Future[C] = Future()
         self._thread = threading.Thread(target=self._run, args=(build, built), name=f"{name}-steps", daemon=True)
         self._thread.start()
         self.core = built.result()
+        threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True).start()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the loop's thread, between two steps; returns its result, or raises its exception."""
@@ -116,58 +130,61 @@ class StepLoop(Generic[C]):
                 raise self._ended()
         return future.result()
 
-    def decode(self, requests: Sequence[DecodeRequest], stall_timeout_s: float) -> list[DecodedTokens]:
-        """Block until every request has its response; response i belongs to request i.
-
-        Raises StallError when no request of the loop gets a token for `stall_timeout_s`, and what `add` raised.
-        """
-        ids = [str(next(self._ids)) for _ in requests]
-        futures: list[Future[DecodedTokens]] = [Future() for _ in requests]
+    def submit(self, requests: Sequence[DecodeRequest]) -> dict[str, "Future[DecodedTokens]"]:
+        """Add requests to the batch. Returns a future for each, in their order, under the id that `abort` takes. One
+        that the core refuses ends with what `add` raised, and no other with it."""
+        futures: dict[str, Future[DecodedTokens]] = {str(next(self._ids)): Future() for _ in requests}
 
         def job() -> None:
-            try:
-                for request_id, request, future in zip(ids, requests, futures, strict=True):
+            for request_id, request in zip(futures, requests, strict=True):
+                if request_id not in self._awaited:
+                    continue  # it was aborted before it began
+                try:
                     self.core.add(request_id, request)
-                    self._pending[request_id] = (DecodedTokens(), future)
-            except Exception as error:
-                self._abort(ids, error)
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+                    self._running[request_id] = DecodedTokens()
+                except Exception as error:
+                    self._fail([request_id], error)
 
-        start = time.monotonic()
-        self._submit(job)
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=POLL_S)
-            for future in done:
-                future.result()
-            idle_s = time.monotonic() - max(start, self._progress)
-            if waiting and not self._thread.is_alive():
-                raise self._ended()
-            if waiting and idle_s > stall_timeout_s:
-                missing = f"{len(waiting)} of {len(ids)} responses missing"
-                error = StallError(f"engine {self._name}: no token for {idle_s:.1f} s with {missing}")
-                # Do not wait for the abort: the loop may be stuck in a step forever.
-                self._submit(partial(self._abort, ids, error))
-                raise error
-        return [future.result() for future in futures]
+        if not self._awaited:
+            self._progress = time.monotonic()
+        self._awaited.update(futures)
+        try:
+            self._submit(job)
+        except RlhfError as error:
+            self._fail(list(futures), error)
+            raise
+        return futures
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[DecodedTokens]:
+        """Block until every request has its response; response i belongs to request i. Raises the first error."""
+        futures = self.submit(requests)
+        ids = list(futures)
+        return gather(list(futures.values()), lambda late: self.abort([ids[index] for index in late]))
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Cancel the futures of requests, and stop decoding them at the next step."""
+        for request_id in request_ids:
+            if (future := self._awaited.pop(request_id, None)) is not None and future.cancel():
+                future.set_running_or_notify_cancel()
+        with contextlib.suppress(RlhfError):  # a loop that has ended decodes nothing
+            self._submit(partial(self._drop, request_ids))
 
     def abort_all(self, error: RlhfError) -> None:
-        """Abort all requests: every waiting caller gets `error`. Call it on the loop's thread, through `call`."""
-        self._abort(list(self._pending), error)
+        """End all futures with `error`. Call it on the loop's thread, through `call`."""
+        self._fail(list(self._awaited), error)
+        self._drop(list(self._running))
 
     @property
     def num_pending(self) -> int:
-        """Number of running requests."""
-        return len(self._pending)
+        """Requests whose responses are not complete."""
+        return len(self._awaited)
 
     def mark_progress(self) -> None:
         """Restart the stall timer: the time of a weight update does not count as a stall."""
         self._progress = time.monotonic()
 
     def close(self, timeout_s: float) -> None:
-        """End the loop after the current step; waiting callers get WorkerLostError."""
+        """End the loop after the current step; the futures end with WorkerLostError."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -199,10 +216,21 @@ class StepLoop(Generic[C]):
                     self._deliver(core.step())
         except Exception as error:
             self._failure = error
-        self._abort_pending(self._ended())
+        # Without using the core, which may be broken.
+        self._ended_event.set()
+        self._fail(list(self._awaited), self._ended())
+
+    def _watch(self) -> None:
+        while not self._ended_event.wait(min(POLL_S, self._stall_timeout_s / 4)):
+            idle_s = time.monotonic() - self._progress
+            if (missing := list(self._awaited)) and idle_s > self._stall_timeout_s:
+                text = f"engine {self._name}: no token for {idle_s:.1f} s with {len(missing)} responses missing"
+                self._fail(missing, StallError(text))
+                with contextlib.suppress(RlhfError):
+                    self._submit(partial(self._drop, missing))
 
     def _can_step(self) -> bool:
-        return bool(self._pending) and self._gate.state is ServingState.SERVING
+        return bool(self._running) and self._gate.state is ServingState.SERVING
 
     def _run_jobs(self) -> bool:
         """Run the submitted jobs; waits for one while there is nothing to step. False when the loop is closing."""
@@ -216,9 +244,10 @@ class StepLoop(Generic[C]):
 
     def _deliver(self, outputs: Sequence[StepOutput]) -> None:
         for output in outputs:
-            if output.request_id not in self._pending:
+            if (response := self._running.get(output.request_id)) is None:
                 continue  # it was aborted in the meantime
-            response, future = self._pending[output.request_id]
+            if not response.token_ids:
+                response.weight_version = self._gate.version
             response.token_ids += output.token_ids
             response.log_probs += output.log_probs
             if output.prompt_log_probs is not None:
@@ -226,16 +255,19 @@ class StepLoop(Generic[C]):
             self._progress = time.monotonic()
             if output.finish_reason is not None:
                 response.finish_reason = output.finish_reason
-                del self._pending[output.request_id]
-                future.set_result(response)
+                del self._running[output.request_id]
+                future = self._awaited.pop(output.request_id, None)
+                if future is not None and future.set_running_or_notify_cancel():
+                    future.set_result(response)
 
-    def _abort(self, request_ids: Sequence[str], error: Exception) -> None:
-        pending = [request_id for request_id in request_ids if request_id in self._pending]
-        self.core.abort(pending)
-        for request_id in pending:
-            self._pending.pop(request_id)[1].set_exception(error)
+    def _drop(self, request_ids: Sequence[str]) -> None:
+        """Stop decoding requests. On the loop's thread."""
+        running = [request_id for request_id in request_ids if self._running.pop(request_id, None) is not None]
+        self.core.abort(running)
 
-    def _abort_pending(self, error: Exception) -> None:
-        """Unblock every caller without using the core, which may be broken."""
-        while self._pending:
-            self._pending.popitem()[1][1].set_exception(error)
+    def _fail(self, request_ids: Sequence[str], error: Exception) -> None:
+        """End the futures of requests with `error`, those that have not ended."""
+        for request_id in request_ids:
+            future = self._awaited.pop(request_id, None)
+            if future is not None and future.set_running_or_notify_cancel():
+                future.set_exception(error)

@@ -1,12 +1,12 @@
 """A rollout engine on plain transformers: the default where vLLM is not installed.
 
-It has the same protocol and the same tests as the vLLM engine, and is simpler: each call forms its own batches, so that
-requests of other threads cannot change its responses.
+It has the same protocol and the same tests as the vLLM engine, and is simpler: each call of `submit` forms its own
+batches, so that requests of other calls cannot change its responses.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
@@ -44,9 +44,10 @@ class TransformersRolloutEngine:
     of the logits differently (about 1e-6 in float32), which can change a draw that falls exactly between two tokens.
     The same call always gives the same bits.
 
-    Implements `RolloutEngine` and `WeightReceiver`. Consumes: requests, from any thread. Produces: rollouts. Waits for:
-    the lock that one batch holds at a time, and the end of a weight update; an update waits for the running batch.
-    Unblocked by: the end of the batch, `finish_weight_update`, or an update that fails.
+    Implements `RolloutEngine` and `WeightReceiver`. A thread runs batch after batch. Consumes: requests, from any
+    thread. Produces: rollouts. Waits for: the lock that one batch holds at a time, and the end of a weight update; an
+    update waits for the running batch. Unblocked by: the end of the batch, `finish_weight_update`, or an update that
+    fails.
 
     One thread does all computation, whichever thread calls: every thread that computes starts its own OpenMP threads,
     and with more of them than cores a token takes about 50% longer.
@@ -60,6 +61,9 @@ class TransformersRolloutEngine:
         self._name = name
         self._device = torch.device(spec.device)
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._batching = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._unbegun: dict[str, Future[Rollout]] = {}
+        """The futures of requests whose batch has not begun."""
         self._model = self._compute(_load, spec.model, spec.dtype)
         self._reference = None if spec.reference is None else self._compute(_load, spec.reference, spec.dtype)
         if self._reference is not None and self._reference.config.vocab_size != self._model.config.vocab_size:
@@ -75,14 +79,38 @@ class TransformersRolloutEngine:
         self._receiver: GlooReceiver | None = None
         self._expected: set[str] = set()
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """See `RolloutEngine.generate`."""
-        rollouts: dict[int, Rollout] = {}
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """See `RolloutEngine.submit`. The requests of one call form batches among themselves, which run one after the
+        other, behind those of earlier calls."""
+        futures: list[Future[Rollout]] = [Future() for _ in requests]
         for batch in self._batches(requests):
+            asked = [(requests[index], futures[index]) for index in batch]
+            self._unbegun.update((request.id, future) for request, future in asked)
+            self._batching.submit(self._run_batch, asked)
+        return futures
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """See `RolloutEngine.abort`. Responses of the running batch come nevertheless."""
+        for request_id in request_ids:
+            if (future := self._unbegun.pop(request_id, None)) is not None:
+                future.cancel()
+
+    def _run_batch(self, asked: Sequence[tuple[RolloutRequest, "Future[Rollout]"]]) -> None:
+        """Sample the responses of one batch, and end their futures. On the batching thread."""
+        wanted = [(request, future) for request, future in asked if future.set_running_or_notify_cancel()]
+        for request, _ in wanted:
+            self._unbegun.pop(request.id, None)
+        if not wanted:
+            return
+        try:
             with self._turn() as version:
-                responses = self._compute(self._generate_batch, [requests[i] for i in batch], version)
-            rollouts.update(zip(batch, responses, strict=True))
-        return [rollouts[i] for i in range(len(requests))]
+                rollouts = self._compute(self._generate_batch, [request for request, _ in wanted], version)
+        except Exception as error:  # the boundary of the thread: those who wait for the futures raise it
+            for _, future in wanted:
+                future.set_exception(error)
+            return
+        for (_, future), rollout in zip(wanted, rollouts, strict=True):
+            future.set_result(rollout)
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         """See `RolloutEngine.score`."""
@@ -105,6 +133,7 @@ class TransformersRolloutEngine:
 
     def reset(self) -> None:
         """See `ServingEngine.reset`. Waits for the running batch."""
+        self.abort(list(self._unbegun))
         with self._busy:
             self._gate.require_serving()
 

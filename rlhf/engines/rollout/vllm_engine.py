@@ -6,14 +6,16 @@ from the core directly; nothing is decoded to text.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.rollout.spec import STAGE, EngineSpec
-from rlhf.engines.rollout.step_loop import DecodeRequest, StepLoop
+from rlhf.engines.rollout.step_loop import DecodedTokens, DecodeRequest, StepLoop
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError, WeightSyncError
 from rlhf.importing import importing
@@ -55,25 +57,41 @@ class VllmRolloutEngine:
             logger.info("%sloading the model and compiling it", STAGE)
             return VllmCore(spec)
 
-        self._loop = StepLoop(name, build, self._gate)
+        self._loop = StepLoop(name, build, self._gate, spec.section.stall_timeout_s)
         self._core = self._loop.core
+        self._decode_ids: dict[str, str] = {}
+        """Of the requests that have no response yet: the id that the loop knows each by."""
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """See `RolloutEngine.generate`."""
-        version = self._gate.enter(self._section.stall_timeout_s)
-        decodes = [DecodeRequest(r.prompt_token_ids, r.sampling, r.seed) for r in requests]
-        responses = self._loop.decode(decodes, self._section.stall_timeout_s)
-        return [
-            Rollout(
-                id=request.id,
-                prompt_id=request.prompt_id,
-                token_ids=np.asarray(response.token_ids, dtype=np.int64),
-                log_probs=np.asarray(response.log_probs, dtype=np.float32),
-                finish_reason=response.finish_reason,
-                weight_version=version,
-            )
-            for request, response in zip(requests, responses, strict=True)
-        ]
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """See `RolloutEngine.submit`. Waits for the end of a weight update."""
+        self._gate.enter(self._section.stall_timeout_s)
+        decodes = self._loop.submit([DecodeRequest(r.prompt_token_ids, r.sampling, r.seed) for r in requests])
+        rollouts: list[Future[Rollout]] = []
+        for request, (decode_id, decoded) in zip(requests, decodes.items(), strict=True):
+            rollout: Future[Rollout] = Future()
+            self._decode_ids[request.id] = decode_id
+            decoded.add_done_callback(partial(self._hand_over, request, decode_id, rollout))
+            rollouts.append(rollout)
+        return rollouts
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """See `RolloutEngine.abort`."""
+        self._loop.abort([self._decode_ids[request] for request in request_ids if request in self._decode_ids])
+
+    def _hand_over(
+        self, request: RolloutRequest, decode_id: str, rollout: "Future[Rollout]", decoded: "Future[DecodedTokens]"
+    ) -> None:
+        """End the future of a request as that of its tokens ended."""
+        if self._decode_ids.get(request.id) == decode_id:
+            del self._decode_ids[request.id]
+        if decoded.cancelled():
+            rollout.cancel()
+        if not rollout.set_running_or_notify_cancel():
+            return
+        if (error := decoded.exception()) is not None:
+            rollout.set_exception(error)
+        else:
+            rollout.set_result(rollout_of(request, decoded.result()))
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         """See `RolloutEngine.score`. A sequence may have one token less than the engine's context length."""
@@ -84,7 +102,7 @@ class VllmRolloutEngine:
             for part in np.split(packed.token_ids, np.cumsum(packed.lengths)[:-1])
             if len(part) > 0
         ]
-        responses = self._loop.decode([DecodeRequest(part) for part in parts], self._section.stall_timeout_s)
+        responses = self._loop.decode([DecodeRequest(part) for part in parts])
         scores = iter(np.concatenate([np.zeros(1, np.float32), response.prompt_log_probs]) for response in responses)
         empty = np.zeros(0, np.float32)
         return [
@@ -183,6 +201,18 @@ class VllmRolloutEngine:
         if self._gate.state is ServingState.ASLEEP and self._device == "cuda":
             self._core.llm.wake_up()
         self._gate.wake()
+
+
+def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
+    """The rollout of what was decoded for a request."""
+    return Rollout(
+        id=request.id,
+        prompt_id=request.prompt_id,
+        token_ids=np.asarray(decoded.token_ids, dtype=np.int64),
+        log_probs=np.asarray(decoded.log_probs, dtype=np.float32),
+        finish_reason=decoded.finish_reason,
+        weight_version=decoded.weight_version,
+    )
 
 
 def _set_environment(device: str) -> None:

@@ -22,7 +22,7 @@ from rlhf.orchestrator.data.records import TOOLS
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.values import canonical_text, is_float, shown
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
-from rlhf.orchestrator.step.sources import request_seed
+from rlhf.orchestrator.step.sampler import request_seed
 from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout, RolloutRequest, Sampling
 
 logger = logging.getLogger(__name__)

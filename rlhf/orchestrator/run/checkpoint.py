@@ -43,6 +43,8 @@ class RunState:
     seed: int
     position: int = 0
     """Where the next step reads the data set."""
+    ahead: tuple[int, ...] = ()
+    """Rows after `position` that are used already: asynchronous rollouts learn from what is complete first."""
     pretraining_position: int = 0
     num_updates: int = 0
     """Optimizer steps applied so far, over all roles."""
@@ -257,7 +259,7 @@ def _read_object(path: Path, name: str) -> dict[str, Json]:
 def _read_state(folder: Path) -> RunState:
     values = _read_object(folder / STATE, folder.name)
     try:
-        return RunState(**values)  # type: ignore[arg-type]
+        return RunState(**{**values, "ahead": tuple(values.get("ahead", ()))})  # type: ignore[arg-type]
     except TypeError as error:
         raise CheckpointError(f"{folder.name}: {STATE} is not a run's state ({error})") from error
 

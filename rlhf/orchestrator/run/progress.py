@@ -42,14 +42,15 @@ class RunProgress:
         self._num_steps = num_steps
         self._saved_step = -1
 
-    def advance(self, step: int, *, position: int, num_updates: int) -> None:
+    def advance(self, step: int, *, position: int, ahead: tuple[int, ...], num_updates: int) -> None:
         """Step `step` is finished. It made `num_updates` optimizer steps, and the next one reads the data set from
-        `position`."""
+        `position`, without the rows `ahead`."""
         rows = self._pretraining_rows
         self.state = replace(
             self.state,
             step=step,
             position=position,
+            ahead=ahead,
             pretraining_position=0 if rows is None else rows.position,
             num_updates=self.state.num_updates + num_updates,
             algorithm=self._algorithm.state(),

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.actors.calls import Worker
+from rlhf.actors.calls import Call, Worker
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.actors.probed import ProbedPolicy
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import generate
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
@@ -67,6 +68,9 @@ class LocalGroup(WorkerGroup):
     def subset(self, workers: Sequence[Worker]) -> WorkerGroup:
         return LocalGroup(*workers)
 
+    def wait(self, calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
+        return [call.ref for call in calls]
+
     def _run(
         self, workers: Sequence[Worker], submit: Submit, phase: str, timeout_s: float, peers: Sequence[Worker]
     ) -> list[object]:
@@ -108,13 +112,17 @@ class Engine:
         spec = EngineSpec(section=RolloutSection(), model=str(folder), dtype="float32", device="cpu")
         self._engine, self._damage = TransformersRolloutEngine(spec), damage
         self.num_probes = 0
+        self._asked: Sequence[RolloutRequest] = ()
 
     def location(self) -> None:
         """Alive."""
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    def submit(self, pool: str, requests: Sequence[RolloutRequest]) -> None:
         self.num_probes += 1
-        return [self._damage(rollout) for rollout in self._engine.generate(requests)]
+        self._asked = requests
+
+    def collect(self, pool: str) -> list[Rollout]:
+        return [self._damage(rollout) for rollout in generate(self._engine, self._asked)]
 
 
 def probed(policy: Policy, *engines: Engine) -> ProbedPolicy:

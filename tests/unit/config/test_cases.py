@@ -208,6 +208,7 @@ BETWEEN = [
         "--rollout.max-lag: 1 lets rollouts run while the policy trains, but --colocate all puts both on the same "
         "devices, which would do both at once. Set it to 0, or give rollout its own devices.",
     ),
+    (["--rollout.oversample", "1.25"], "--rollout.oversample: 1.25 samples more groups than a step needs, and order fifo takes all in their order. Use order ready."),
     (["--rollout.sync-backend", "ipc"], "--rollout.sync-backend: ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout."),
     (["--rollout.sync-backend", "gloo", "--cluster.device", "cuda"], "--rollout.sync-backend: gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."),
     (["--rollout.sync-backend", "nccl", "--cluster.device", "cpu"], "--rollout.sync-backend: nccl needs GPUs and cluster.device is cpu. Use gloo or auto."),

@@ -51,6 +51,6 @@ def test_engines_that_wake_wait_for_the_checkpoint_that_their_devices_are_saving
     """A rank answers one call after the other, and a save may take as long as a step."""
     config = grpo("--train.step-timeout-s", "1000", "--rollout.sync-timeout-s", "10")
     ranks, engines = TimedGroup(), TimedGroup()
-    rollout_pool(config, [ranks], engines).wake()
+    rollout_pool(config, [ranks], "cpu", engines).wake()
     assert ranks.timeouts == {"release of memory for engines": 1010.0}
     assert engines.timeouts == {"rollout wake": 10.0}

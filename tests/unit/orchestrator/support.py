@@ -36,10 +36,13 @@ from rlhf.orchestrator.run.resume import find_resume_point
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.run.trackers import make_trackers
-from rlhf.orchestrator.step.buffer import LagBuffer
+from rlhf.orchestrator.step.batch_queue import BatchQueue
 from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.metrics import GpuBudget
-from rlhf.orchestrator.step.sources import GroupSource, OfflineSource, RolloutPlan, RolloutSource, Sampler
+from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
+from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler
+from rlhf.orchestrator.step.sources import GroupSource, OfflineSource
+from rlhf.orchestrator.step.stream import StreamLimits
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import (
     FinishReason,
@@ -148,14 +151,14 @@ class Run:
             Order([make_prompt(i) for i in range(self.num_prompts)], seed=3),
             Sampler(self.rollout, self.rewards, TOKENIZER),
             RolloutPlan(
-                batch_size=self.batch_size,
                 group_size=self.group_size,
                 sampling=Sampling(max_tokens=6),
                 seed=self.seed,
-                max_rounds=self.max_rounds,
                 greedy_baseline=self.greedy_baseline,
             ),
-            LagBuffer(max_lag=self.max_lag, slot_timeout_s=20.0, take_timeout_s=20.0, check=self.stop.check),
+            StreamLimits(batch_size=self.batch_size, max_lag=self.max_lag, max_rounds=self.max_rounds),
+            ScoringPlan(),
+            BatchQueue(take_timeout_s=20.0, check=self.stop.check),
             self.keep_group or self.algorithm.keep,
         )
 

@@ -24,7 +24,7 @@ from rlhf.orchestrator.evaluation import (
     describe_pairs,
     score_gaps,
 )
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, labeled_group, make_prompt

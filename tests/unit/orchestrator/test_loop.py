@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import Evaluation, SampleEvaluator
 from rlhf.orchestrator.step.learning import Pretraining
-from rlhf.orchestrator.step.sources import GroupBatch, Sampler
+from rlhf.orchestrator.step.sampler import Sampler
+from rlhf.orchestrator.step.sources import GroupBatch
 from rlhf.types import (
     FloatArray,
     GreedyResponse,
@@ -197,7 +198,7 @@ class StaleSource:
     def __init__(self) -> None:
         self.group = as_sampled(given_group(1, ["a", "b"], [1.0, 0.0]))
 
-    def start(self, first_step: int, last_step: int, position: int) -> None: ...
+    def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None: ...
 
     def take(self, step: int) -> GroupBatch:
         return GroupBatch(groups=(self.group,), position=step)
@@ -228,7 +229,7 @@ class LateVersion:
     def __init__(self, source: StaleSource) -> None:
         self._source = source
 
-    def start(self, first_step: int, last_step: int, position: int) -> None: ...
+    def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None: ...
 
     def take(self, step: int) -> GroupBatch:
         batch = self._source.take(step)

@@ -13,7 +13,7 @@ import pytest
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, NumericsError, RewardError, StallError
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.types import (
     FloatArray,
     Head,

@@ -9,7 +9,7 @@ from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import GrpoSection
 from rlhf.engines.fakes import FakeReward
 from rlhf.orchestrator.evaluation import SampleEvaluator
-from rlhf.orchestrator.step.sources import Sampler
+from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.types import Json, Sampling
 from tests.unit.orchestrator.support import TOKENIZER, make_prompt, ppo_run
 

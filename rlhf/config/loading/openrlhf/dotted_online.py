@@ -125,7 +125,9 @@ ROLLOUTS: Mapping[str, Entry] = {
     "train.max_tokens_per_gpu": Own(("train.max_tokens_per_micro_batch",)),
     "train.async_enable": Joint(asynchronous, "`rollout.max_lag`, 1 or `--train.async_queue_size`", 0),
     "train.async_queue_size": Joint(queue_size, "read with `--train.async_enable`"),
-    "train.partial_rollout_enable": switch_for_nothing("rollout.max_lag lets sampling and training overlap"),
+    "train.partial_rollout_enable": switch_for_nothing(
+        "always so with rollout.max_lag above 0; rollout.order: ready lets steps take what is complete first"
+    ),
     "train.agent_func_path": refused(
         "classes of agents are not read. Give the reward as --reward.function module:name.", spoils=("reward",)
     ),

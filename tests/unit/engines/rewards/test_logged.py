@@ -10,7 +10,7 @@ import rlhf
 from rlhf.engines.rewards import FunctionReward, Weighted, WeightedRewards
 from rlhf.errors import RewardError
 from rlhf.orchestrator.evaluation import describe_samples
-from rlhf.orchestrator.step.sources import logged_means
+from rlhf.orchestrator.step.sampled_metrics import logged_means
 from rlhf.reward_log import TAKEN, take
 from rlhf.types import Reward
 from tests.unit.engines.rewards.reward_support import prompts, responses, rollouts

@@ -161,7 +161,7 @@ def test_a_worker_gives_its_repairs_with_the_next_rewards(tmp_path: Path, monkey
     flag = tmp_path / "flag"
     (tmp_path / "mortal.py").write_text(MORTAL.format(flag=flag, fault="os._exit(9)"))
     worker = RewardWorker(before, None)
-    worker.start(FunctionSource(function="mortal:score", timeout_s=20.0))
+    worker.start(FunctionSource(function="mortal:score", timeout_s=20.0), 1)
     sent = (prompts(2), responses(2), rollouts(2))
     try:
         flag.touch()

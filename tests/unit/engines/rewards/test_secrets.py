@@ -88,7 +88,7 @@ worker = RewardWorker(Path.cwd(), Path(log))
 logging.getLogger().setLevel(logging.DEBUG)
 settings = {"url": url, "auth_env": "RM_TOKEN", "outage_timeout_s": 2.0}
 judge = {"model": "m", "mode": "rubric", "rubric": "good?"}
-worker.start(HttpSource(**settings) if kind == "http" else JudgeSource(**settings, **judge))
+worker.start(HttpSource(**settings) if kind == "http" else JudgeSource(**settings, **judge), 1)
 try:
     print(worker.score(prompts(1), responses(1), rollouts(1)))
 except Exception as error:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def gate() -> ServingGate:
 
 @pytest.fixture
 def loop(gate: ServingGate) -> Iterator[StepLoop[CountingCore]]:
-    loop = StepLoop("e", CountingCore, gate)
+    loop = StepLoop("e", CountingCore, gate, 5)
     yield loop
     loop.core.hang.set()
     loop.close(5)
@@ -76,7 +77,7 @@ def ask(token: int, max_tokens: int = 3) -> DecodeRequest:
 
 
 def test_responses_come_in_the_order_of_the_requests(loop: StepLoop[CountingCore]) -> None:
-    answers = loop.decode([ask(5, 9), ask(6, 1), ask(7, 4)], 5)
+    answers = loop.decode([ask(5, 9), ask(6, 1), ask(7, 4)])
     assert [answer.token_ids for answer in answers] == [[5] * 9, [6], [7] * 4]
     assert answers[0].log_probs == [-0.5] * 9
     assert answers[0].finish_reason is FinishReason.LENGTH
@@ -86,7 +87,7 @@ def test_callers_share_the_batch(loop: StepLoop[CountingCore]) -> None:
     results: dict[int, list[int]] = {}
 
     def call(token: int) -> None:
-        results[token] = loop.decode([ask(token, 50)], 5)[0].token_ids
+        results[token] = loop.decode([ask(token, 50)])[0].token_ids
 
     threads = [threading.Thread(target=call, args=(token,)) for token in range(8)]
     for thread in threads:
@@ -98,15 +99,16 @@ def test_callers_share_the_batch(loop: StepLoop[CountingCore]) -> None:
 
 
 def test_no_requests_give_no_responses(loop: StepLoop[CountingCore]) -> None:
-    assert loop.decode([], 5) == []
+    assert loop.decode([]) == []
 
 
 def test_a_request_that_cannot_be_served_fails_its_whole_call_and_no_other(loop: StepLoop[CountingCore]) -> None:
     with pytest.raises(ModelError, match="empty prompt"):
-        loop.decode([ask(1, 10_000), DecodeRequest(np.array([], dtype=np.int64), Sampling(max_tokens=1))], 5)
+        loop.decode([ask(1, 10_000), DecodeRequest(np.array([], dtype=np.int64), Sampling(max_tokens=1))])
+    loop.call(lambda: None)  # after what the failure left to do
     assert len(loop.core.aborted) == 1
     assert loop.num_pending == 0
-    assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
+    assert loop.decode([ask(2)])[0].token_ids == [2, 2, 2]
 
 
 def test_a_failed_step_raises_in_every_waiting_and_later_caller(loop: StepLoop[CountingCore]) -> None:
@@ -114,7 +116,7 @@ def test_a_failed_step_raises_in_every_waiting_and_later_caller(loop: StepLoop[C
 
     def call() -> None:
         try:
-            loop.decode([ask(1, 100_000)], 5)
+            loop.decode([ask(1, 100_000)])
         except WorkerLostError as error:
             errors.append(error)
 
@@ -122,24 +124,76 @@ def test_a_failed_step_raises_in_every_waiting_and_later_caller(loop: StepLoop[C
     thread.start()
     time.sleep(0.05)
     with pytest.raises(WorkerLostError, match=r"engine e: its decoder has ended: .*a broken kernel"):
-        loop.decode([ask(-1)], 5)
+        loop.decode([ask(-1)])
     thread.join(5)
     assert len(errors) == 1
     with pytest.raises(WorkerLostError, match="a broken kernel"):
-        loop.decode([ask(1)], 5)
+        loop.decode([ask(1)])
     with pytest.raises(WorkerLostError, match="a broken kernel"):
         loop.call(lambda: 1)
 
 
-def test_a_step_that_hangs_is_a_stall(loop: StepLoop[CountingCore]) -> None:
+@pytest.fixture
+def hasty(gate: ServingGate) -> Iterator[StepLoop[CountingCore]]:
+    """Waits 0.4 s for a token."""
+    loop = StepLoop("e", CountingCore, gate, 0.4)
+    yield loop
+    loop.core.hang.set()
+    loop.close(5)
+
+
+def test_a_step_that_hangs_is_a_stall(hasty: StepLoop[CountingCore]) -> None:
     start = time.monotonic()
-    with pytest.raises(StallError, match=r"engine e: no token for .* s with 1 of 1 responses missing"):
-        loop.decode([ask(-2)], 0.3)
-    assert 0.3 < time.monotonic() - start < 2
+    with pytest.raises(StallError, match=r"engine e: no token for .* s with 2 responses missing"):
+        hasty.decode([ask(-2), ask(1, 100_000)])
+    assert 0.4 < time.monotonic() - start < 2
 
 
-def test_a_long_response_is_no_stall(loop: StepLoop[CountingCore]) -> None:
-    assert len(loop.decode([ask(1, 700)], 0.4)[0].token_ids) == 700  # takes longer than the 0.4 s
+def test_a_long_response_is_no_stall(hasty: StepLoop[CountingCore]) -> None:
+    assert len(hasty.decode([ask(1, 700)])[0].token_ids) == 700  # takes longer than the 0.4 s
+
+
+def test_an_idle_loop_does_not_count_as_stalled(hasty: StepLoop[CountingCore]) -> None:
+    time.sleep(0.6)
+    assert len(hasty.decode([ask(1, 50)])[0].token_ids) == 50
+
+
+def test_each_request_has_its_own_end(loop: StepLoop[CountingCore]) -> None:
+    """A short response does not wait for a long one, and one that cannot be served fails alone."""
+    empty = DecodeRequest(np.array([], dtype=np.int64), Sampling(max_tokens=1))
+    long, short, refused = loop.submit([ask(1, 100_000), ask(2), empty]).values()
+    assert short.result(5).token_ids == [2, 2, 2]
+    with pytest.raises(ModelError, match="empty prompt"):
+        refused.result(5)
+    assert not long.done()
+    assert loop.num_pending == 1
+
+
+def test_an_aborted_request_is_cancelled_and_leaves_the_batch(loop: StepLoop[CountingCore]) -> None:
+    futures = loop.submit([ask(1, 100_000), ask(2, 100_000)])
+    first, second = futures
+    loop.decode([ask(3)])
+    loop.abort([first])
+    with pytest.raises(CancelledError):
+        futures[first].result(5)
+    loop.decode([ask(4)])
+    assert list(loop.core.requests) == [second]
+    loop.abort([second, "unknown"])
+    loop.decode([ask(5)])
+    assert not loop.core.requests
+
+
+def test_tokens_carry_the_version_that_sampled_the_first_of_them(
+    loop: StepLoop[CountingCore], gate: ServingGate
+) -> None:
+    (old,) = loop.submit([ask(1, 400)]).values()
+    loop.decode([ask(2)])
+    loop.call(gate.begin_update)
+    (new,) = loop.submit([ask(3)]).values()
+    gate.received("d")
+    loop.call(lambda: gate.serve(7, "d"))
+    assert new.result(5).weight_version == 7
+    assert old.result(5).weight_version == 0
 
 
 def test_while_weights_are_updated_nothing_is_stepped_and_nothing_is_lost(
@@ -147,7 +201,7 @@ def test_while_weights_are_updated_nothing_is_stepped_and_nothing_is_lost(
 ) -> None:
     loop.call(gate.begin_update)
     results: list[list[int]] = []
-    thread = threading.Thread(target=lambda: results.append(loop.decode([ask(4)], 5)[0].token_ids))
+    thread = threading.Thread(target=lambda: results.append(loop.decode([ask(4)])[0].token_ids))
     thread.start()
     time.sleep(0.05)
     assert results == []
@@ -161,7 +215,7 @@ def test_jobs_run_between_steps_and_raise_to_their_caller(loop: StepLoop[Countin
     assert loop.call(threading.current_thread) is loop.core.thread
     with pytest.raises(ZeroDivisionError):
         loop.call(lambda: 1 // 0)
-    assert loop.decode([ask(2)], 5)[0].token_ids == [2, 2, 2]
+    assert loop.decode([ask(2)])[0].token_ids == [2, 2, 2]
 
 
 def test_all_requests_can_be_aborted(loop: StepLoop[CountingCore]) -> None:
@@ -169,7 +223,7 @@ def test_all_requests_can_be_aborted(loop: StepLoop[CountingCore]) -> None:
 
     def call() -> None:
         try:
-            loop.decode([ask(1, 100_000), ask(2, 100_000)], 5)
+            loop.decode([ask(1, 100_000), ask(2, 100_000)])
         except RlhfError as error:
             caught.append(error)
 
@@ -187,22 +241,22 @@ def test_a_core_that_cannot_be_built_raises_in_the_constructor(gate: ServingGate
         raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):
-        StepLoop("e", build, gate)
+        StepLoop("e", build, gate, 5)
 
 
 def test_memory_that_runs_out_is_named_with_what_helps(loop: StepLoop[CountingCore]) -> None:
     for token in (-3, 1):
         with pytest.raises(MemoryExhaustedError, match=r"^e engine: out of memory: CUDA .* Lower rollout\."):
-            loop.decode([ask(token)], 5)
+            loop.decode([ask(token)])
 
 
 def test_closing_unblocks_callers(gate: ServingGate) -> None:
-    loop = StepLoop("e", CountingCore, gate)
+    loop = StepLoop("e", CountingCore, gate, 5)
     caught: list[Exception] = []
 
     def call() -> None:
         try:
-            loop.decode([ask(1, 100_000)], 5)
+            loop.decode([ask(1, 100_000)])
         except WorkerLostError as error:
             caught.append(error)
 

@@ -8,24 +8,19 @@ import numpy as np
 import pytest
 
 from rlhf.engines.fakes import FakeReward, FakeRollout
-from rlhf.errors import RewardError, WorkerLostError
+from rlhf.errors import RewardError
 from rlhf.orchestrator.data.order import Order
-from rlhf.orchestrator.step.buffer import LagBuffer
-from rlhf.orchestrator.step.sources import (
-    GroupBatch,
-    OfflineSource,
-    RolloutPlan,
-    RolloutSource,
-    Sampler,
-    make_requests,
-    request_seed,
-)
-from rlhf.types import UNSCORED, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
+from rlhf.orchestrator.step.batch_queue import BatchQueue
+from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
+from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler, make_requests, request_seed
+from rlhf.orchestrator.step.sources import GroupBatch, OfflineSource
+from rlhf.orchestrator.step.stream import StreamLimits
+from rlhf.types import UNSCORED, Prompt, Reward, Rollout, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 pytestmark = pytest.mark.timeout(20)
 
-PLAN = RolloutPlan(batch_size=4, group_size=2, sampling=Sampling(max_tokens=5), seed=1)
+PLAN = RolloutPlan(group_size=2, sampling=Sampling(max_tokens=5), seed=1)
 
 
 def source(
@@ -36,11 +31,16 @@ def source(
     keep: Callable[[ScoredGroup], bool] = lambda _: True,
     num_prompts: int = 7,
 ) -> RolloutSource:
+    engine = engine or FakeRollout(TOKENIZER.num_tokens)
+    if engine.version < 0:
+        engine.receive(0, engine.table)
     return RolloutSource(
         Order([make_prompt(i) for i in range(num_prompts)], seed=0),
-        Sampler(engine or FakeRollout(TOKENIZER.num_tokens), rewards or FakeReward(), TOKENIZER),
+        Sampler(engine, rewards or FakeReward(), TOKENIZER),
         plan,
-        LagBuffer[GroupBatch](max_lag=0, slot_timeout_s=5, take_timeout_s=5),
+        StreamLimits(batch_size=4),
+        ScoringPlan(),
+        BatchQueue(take_timeout_s=5),
         keep,
     )
 
@@ -111,37 +111,6 @@ def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
     assert batch.metrics["rollout/groups_dropped"] > 0
     assert len(batch.groups) == 4
     assert all(group.baseline is not None for group in batch.groups)
-
-
-class Shuffled(FakeRollout):
-    """Responses in another order."""
-
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return list(reversed(super().generate(requests)))
-
-
-def test_responses_are_matched_by_id_and_not_by_order() -> None:
-    straight, shuffled = first_batch(source()), first_batch(source(engine=Shuffled(TOKENIZER.num_tokens)))
-    assert [g.texts for g in straight.groups] == [g.texts for g in shuffled.groups]
-    for group in shuffled.groups:
-        assert {rollout.prompt_id for rollout in group.rollouts} == {group.prompt.id}
-
-
-class Losing(FakeRollout):
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return super().generate(requests)[1:]
-
-
-class Repeating(FakeRollout):
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        answers = super().generate(requests)
-        return [answers[1], *answers[1:]]
-
-
-@pytest.mark.parametrize("engine", [Losing, Repeating])
-def test_a_lost_response_is_an_error(engine: type[FakeRollout]) -> None:
-    with pytest.raises(WorkerLostError, match=r"8 responses were requested, 7 came \(missing: 1/p\d/0\)"):
-        first_batch(source(engine=engine(TOKENIZER.num_tokens)))
 
 
 class TooFew(FakeReward):

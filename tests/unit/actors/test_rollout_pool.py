@@ -1,0 +1,271 @@
+"""The pool of rollout engines: who serves which request, and what a loss costs."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+
+from rlhf.actors.calls import Call, Worker
+from rlhf.actors.groups import WorkerGroup
+from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.waiting import RemoteCalls
+from rlhf.engines.base import generate
+from rlhf.errors import ModelError, RlhfError, StallError, WorkerLostError
+from rlhf.types import FinishReason, Rollout, RolloutRequest, Sampling
+
+pytestmark = pytest.mark.timeout(30)
+WAIT_S = 10.0
+
+
+class Remote:
+    """A method as Ray shows it. Its call runs where somebody waits for it."""
+
+    def __init__(self, method: Callable[..., object]) -> None:
+        self._method = method
+
+    def remote(self, *args: object) -> Callable[[], object]:
+        if self._method.__name__ in ("submit", "abort"):
+            self._method(*args)
+            return lambda: None
+        return lambda: self._method(*args)
+
+
+class Engine:
+    """An engine that completes what the test says, or fails."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.asked: list[RolloutRequest] = []
+        self.aborted: list[str] = []
+        self._ended: SimpleQueue[list[Rollout] | Exception] = SimpleQueue()
+
+    def __getattr__(self, name: str) -> Remote:
+        return Remote(getattr(self, f"_{name}"))
+
+    def _submit(self, pool: str, requests: Sequence[RolloutRequest]) -> None:
+        self.asked += requests
+
+    def _collect(self, pool: str) -> list[Rollout]:
+        ended = self._ended.get(timeout=WAIT_S)
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+    def _abort(self, ids: Sequence[str]) -> None:
+        self.aborted += ids
+        self._ended.put([])
+
+    def complete(self, *ids: str) -> None:
+        known = {request.id: request for request in self.asked}
+        self._ended.put([rollout(known[name], self.index) for name in ids])
+
+    def complete_all(self) -> None:
+        self.complete(*(request.id for request in self.asked))
+
+    def fail(self, error: Exception) -> None:
+        self._ended.put(error)
+
+
+_submit = Engine._submit
+for _name in ("submit", "collect", "abort"):
+    getattr(Engine, f"_{_name}").__name__ = _name
+
+
+def rollout(request: RolloutRequest, engine: int) -> Rollout:
+    """A response that says by its version which engine sampled it."""
+    return Rollout(
+        id=request.id,
+        prompt_id=request.prompt_id,
+        token_ids=np.array([request.seed]),
+        log_probs=np.zeros(1, np.float32),
+        finish_reason=FinishReason.STOP,
+        weight_version=engine,
+    )
+
+
+class Group(WorkerGroup):
+    """Engines of this process; `others` replace them, once each."""
+
+    def __init__(self, engines: Sequence[Engine], *others: Sequence[Engine]) -> None:
+        super().__init__(as_workers(engines), RemoteCalls())
+        self._others = list(others)
+        self.losses: list[str] = []
+        self.seconds: list[list[str]] = []
+        self.replaced = threading.Event()
+
+    def wait(self, calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
+        return [call.ref() for call in calls]
+
+    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
+        self.losses.append(str(error))
+        if not self._others:
+            raise error
+        assert lost is self.workers
+        self.workers = tuple(as_workers(self._others.pop(0)))
+        self.replaced.set()
+
+    def tell_seconds(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
+        self.seconds.append([worker.name for worker, _ in seconds])
+
+
+def as_workers(engines: Sequence[Engine]) -> list[Worker]:
+    return [
+        Worker(handle=engine, name=f"engine {engine.index}", node="here", node_id="0", pid=engine.index)
+        for engine in engines
+    ]
+
+
+def request(prompt: str, index: int = 0, max_tokens: int = 4) -> RolloutRequest:
+    return RolloutRequest(
+        id=f"{prompt}/{index}",
+        prompt_id=prompt,
+        prompt_token_ids=np.array([2, 3]),
+        seed=index,
+        sampling=Sampling(max_tokens=max_tokens),
+    )
+
+
+def pool_of(group: Group, slots: int | None = None) -> RolloutPool:
+    return RolloutPool(group, generate_timeout_s=WAIT_S, control_timeout_s=WAIT_S, slots=slots)
+
+
+def ids(engine: Engine) -> list[str]:
+    return [request.id for request in engine.asked]
+
+
+def test_responses_to_one_prompt_share_an_engine_and_engines_share_the_prompts() -> None:
+    engines = [Engine(0), Engine(1)]
+    pool_of(Group(engines)).submit([request(prompt, index) for prompt in "abcd" for index in range(2)])
+    assert ids(engines[0]) == ["a/0", "a/1", "c/0", "c/1"]
+    assert ids(engines[1]) == ["b/0", "b/1", "d/0", "d/1"]
+
+
+def test_a_request_goes_where_the_fewest_tokens_are_outstanding() -> None:
+    engines = [Engine(0), Engine(1)]
+    pool = pool_of(Group(engines))
+    first, *_ = pool.submit([request("a", max_tokens=100), *(request(name, max_tokens=10) for name in "bcd")])
+    assert ids(engines[1]) == ["b/0", "c/0", "d/0"]
+    engines[0].complete("a/0")
+    assert first.result(WAIT_S).weight_version == 0
+    pool.submit([request("e")])
+    assert ids(engines[0]) == ["a/0", "e/0"]
+
+
+def test_each_response_comes_by_itself_and_makes_room_for_what_waits() -> None:
+    """A slow engine gets less: what no engine has room for waits for the first that has."""
+    engines = [Engine(0), Engine(1)]
+    futures = pool_of(Group(engines), slots=2).submit([request(name) for name in "abcdefgh"])
+    assert [len(engine.asked) for engine in engines] == [2, 2]
+    for name in "ace":
+        engines[0].complete(f"{name}/0")
+        futures["abcdefgh".index(name)].result(WAIT_S)
+    assert ids(engines[0]) == [f"{name}/0" for name in "acefg"]
+    assert ids(engines[1]) == ["b/0", "d/0"]
+    assert not futures[1].done()
+
+
+def test_a_batch_is_gathered_in_the_order_of_its_requests() -> None:
+    engines = [Engine(0), Engine(1)]
+    pool = pool_of(Group(engines))
+    requests = [request(name) for name in "abcde"]
+    futures = pool.submit(requests)
+    for engine in engines:
+        engine.complete(*reversed(ids(engine)))
+    assert [future.result(WAIT_S).id for future in futures] == [one.id for one in requests]
+
+
+def test_of_a_lost_engine_only_its_own_requests_are_asked_again() -> None:
+    engines, others = [Engine(0), Engine(1)], [Engine(2), Engine(3)]
+    group = Group(engines, others)
+    futures = pool_of(group).submit([request(name) for name in "abcd"])
+    engines[0].complete("a/0")
+    assert futures[0].result(WAIT_S).weight_version == 0
+    engines[0].fail(WorkerLostError("engine 0 died"))
+    assert not group.replaced.wait(0.1), "the other engine was not allowed to finish"
+    engines[1].complete_all()
+    assert group.replaced.wait(WAIT_S)
+    for engine in others:
+        engine.complete_all()
+    assert [future.result(WAIT_S).weight_version for future in futures] == [0, 1, 2, 1]
+    assert [ids(engine) for engine in others] == [["c/0"], []]
+    assert group.losses == ["engine 0 died"]
+
+
+def test_requests_that_are_lost_twice_are_an_error() -> None:
+    engines, others = [Engine(0)], [Engine(1)]
+    group = Group(engines, others, [Engine(2)])
+    (future,) = pool_of(group).submit([request("a")])
+    engines[0].fail(StallError("engine 0 is stuck"))
+    assert group.replaced.wait(WAIT_S)
+    others[0].fail(StallError("engine 1 is stuck"))
+    with pytest.raises(StallError, match="engine 1 is stuck"):
+        future.result(WAIT_S)
+
+
+def test_where_engines_cannot_be_replaced_every_response_ends_with_the_loss() -> None:
+    engines = [Engine(0), Engine(1)]
+    futures = pool_of(Group(engines)).submit([request(name) for name in "abcd"])
+    engines[0].fail(WorkerLostError("engine 0 died"))
+    engines[1].complete_all()
+    assert [futures[index].result(WAIT_S).id for index in (1, 3)] == ["b/0", "d/0"]
+    for index in (0, 2):
+        with pytest.raises(WorkerLostError, match="engine 0 died"):
+            futures[index].result(WAIT_S)
+
+
+def test_an_error_that_is_no_loss_ends_everything_at_once_and_replaces_nobody() -> None:
+    engines = [Engine(0), Engine(1)]
+    group = Group(engines, [Engine(2), Engine(3)])
+    pool = pool_of(group)
+    thread_errors: list[RlhfError] = []
+
+    def call() -> None:
+        try:
+            generate(pool, [request(name) for name in "abcd"])
+        except RlhfError as error:
+            thread_errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not engines[0].asked:
+        threading.Event().wait(0.01)
+    engines[0].fail(ModelError("a prompt of 9000 tokens"))
+    thread.join(WAIT_S)
+    assert [str(error) for error in thread_errors] == ["a prompt of 9000 tokens"]
+    assert group.losses == []
+
+
+def test_aborted_requests_are_cancelled_wherever_they_are() -> None:
+    engines = [Engine(0)]
+    pool = pool_of(Group(engines), slots=1)
+    futures = pool.submit([request(name) for name in "abc"])
+    pool.abort(["a/0", "c/0", "unknown"])
+    for index in (0, 2):
+        with pytest.raises(CancelledError):
+            futures[index].result(WAIT_S)
+    assert engines[0].aborted == ["a/0"]
+    deadline: Future[Rollout] = futures[1]
+    while not ids(engines[0])[1:]:
+        threading.Event().wait(0.01)  # the engine's thread asks for what waited
+    engines[0].complete("b/0")
+    assert deadline.result(WAIT_S).id == "b/0"
+
+
+def test_how_long_each_engine_took_is_told_once_all_are_done() -> None:
+    engines = [Engine(0), Engine(1)]
+    group = Group(engines)
+    pool = pool_of(group)
+    futures = pool.submit([request(name) for name in "ab"])
+    engines[0].complete_all()
+    futures[0].result(WAIT_S)
+    assert group.seconds == []
+    engines[1].complete_all()
+    futures[1].result(WAIT_S)
+    while not group.seconds:
+        threading.Event().wait(0.01)
+    assert [sorted(names) for names in group.seconds] == [["engine 0", "engine 1"]]
+    usage = pool.usage()
+    assert 0.0 < usage["throughput/busy_share_min"] <= usage["throughput/busy_share"] <= 1.0
