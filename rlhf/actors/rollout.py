@@ -210,10 +210,11 @@ class RolloutPool:
         try:
             while self._collect(engine):
                 pass
-        except RlhfError as error:
+        except Exception as error:  # the boundary of the thread: those who wait for the futures raise it
+            known = error if isinstance(error, RlhfError) else WorkerLostError(f"{PHASE}: {engine.worker}: {error!r}")
             with self._lock:
-                engine.failure, engine.is_served = error, False
-                self._failure = self._failure or error
+                engine.failure, engine.is_served = known, False
+                self._failure = self._failure or known
         else:
             self._tell_seconds(engine, time.monotonic() - start)
         self._recover()

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
@@ -49,7 +49,10 @@ class Engine:
         self.asked += requests
 
     def _collect(self, pool: str) -> list[Rollout]:
-        ended = self._ended.get(timeout=WAIT_S)
+        try:
+            ended = self._ended.get(timeout=WAIT_S)
+        except Empty:  # the test is over
+            return []
         if isinstance(ended, Exception):
             raise ended
         return ended
@@ -192,6 +195,14 @@ def test_of_a_lost_engine_only_its_own_requests_are_asked_again() -> None:
     assert [future.result(WAIT_S).weight_version for future in futures] == [0, 1, 2, 1]
     assert [ids(engine) for engine in others] == [["c/0"], []]
     assert group.losses == ["engine 0 died"]
+
+
+def test_whatever_ends_the_thread_of_an_engine_ends_its_futures() -> None:
+    engines = [Engine(0)]
+    (future,) = pool_of(Group(engines)).submit([request("a")])
+    engines[0].fail(ZeroDivisionError("a bug"))
+    with pytest.raises(WorkerLostError, match=r"engine 0 .*a bug"):
+        future.result(WAIT_S)
 
 
 def test_requests_that_are_lost_twice_are_an_error() -> None:

@@ -298,8 +298,8 @@ def test_where_a_template_cuts_thoughts_of_history_each_turn_is_learned_whole(
     assert ("first thought" in second.prompt.text) == kept
     assert [first.prompt.id, second.prompt.id] == ["rows.jsonl:1#1", "rows.jsonl:1#3"]
     told = " ".join(caplog.messages)
-    assert "1 conversations: the chat template rewrites earlier turns" in told
-    assert ("1 conversations: the chat template leaves out what the assistant thought in earlier" in told) != kept
+    assert "1 conversation: the chat template rewrites earlier turns" in told
+    assert ("1 conversation: the chat template leaves out what the assistant thought in earlier" in told) != kept
 
 
 @pytest.mark.parametrize("family", ["phi3", "qwen3", "phi3_5"])
