@@ -39,7 +39,7 @@ BEFORE = "max_lag 1, batches"
 def write_inputs(folder: Path) -> None:
     """The model, prompts and a reward function."""
     texts = [f"tell a story about number {number}" for number in range(512)]
-    train_tokenizer(folder / "model", texts, vocab_size=259)
+    train_tokenizer([], 259, folder / "model")
     make_llama(folder / "model", vocab_size=259, hidden_size=512, num_layers=8, context=MOST_TOKENS + 64)
     rows = "".join(f'{{"prompt": "{text}"}}\n' for text in texts)
     (folder / "prompts.jsonl").write_text(rows)

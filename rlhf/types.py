@@ -81,8 +81,8 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation; `role` is system, user, assistant or tool. `content` is empty where a message has
-    none. `fields` is what else chat templates read: reasoning_content, tool_calls, tool_call_id, name."""
+    """One turn of a conversation; `role` is system, user, assistant or tool. `content` may be empty. `fields` is what
+    else chat templates read: reasoning_content, tool_calls, tool_call_id, name."""
 
     role: str
     content: str
@@ -179,20 +179,18 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Response):
-    """A sampled response: the engine's token ids and its own log-probs of them [n], never edited: a stop token is part
-    of it only if it was sampled. `weight_version` is the oldest policy version that sampled one of its tokens."""
+    """A sampled response: the engine's token ids and log-probs [n], never edited: a stop token is there if sampled.
+    `weight_version` is the first token's version; the first `num_older_tokens` are older than the last token."""
 
     log_probs: FloatArray
     weight_version: int
+    num_older_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A score and the named, unweighted scores it was summed from, or other numbers that its source reports.
-
-    A `total` of NaN says that nothing should be learned from the response: it is left out of its group before an
-    algorithm sees the group.
-    """
+    """A score and the named, unweighted scores it was summed from, or other numbers that its source reports. A `total`
+    of NaN says that nothing should be learned from the response: no algorithm sees it."""
 
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)

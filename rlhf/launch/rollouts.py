@@ -96,6 +96,7 @@ def rollout_source(
             greedy_baseline=algorithm.needs.greedy_baseline,
             mixture=algorithm.needs.mixture,
             num_opponents=num_opponents(algorithm.needs, rollout.group_size),
+            mask_stale_tokens=config.algo.masks_stale_tokens,
         ),
         stream_limits(rollout, config.algo.sampling_rounds),
         scoring_plan(config.reward, rollout.max_lag),

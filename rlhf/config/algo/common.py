@@ -47,6 +47,11 @@ class AlgorithmSection(Section):
         """Most rounds of sampling in one step, until enough groups are kept."""
         return 10
 
+    @property
+    def masks_stale_tokens(self) -> bool:
+        """Whether a response that went on over a weight sync is learned from with its newest tokens alone."""
+        return False
+
 
 class FixedKl(Section):
     """A constant KL coefficient."""
@@ -133,6 +138,9 @@ class PolicyGradientSection(AlgorithmSection):
     dual_clip: NonNegative = 0.0
     """Dual clip: bound on the loss of a token with negative advantage, as a multiple of its advantage, > 1 (Ye et al.
     2020); 0 sets none."""
+    mask_stale_tokens: bool = False
+    """Learn from the newest tokens alone of a response that went on over a weight sync (rollout.max_lag above 0): those
+    that older weights sampled get no loss. The response's advantage stays that of the whole."""
     truncated_penalty: NonNegative = 0.0
     """Subtracted from the score of a truncated response, one that reached rollout.max_response_tokens."""
     humanline: bool = False
@@ -142,6 +150,10 @@ class PolicyGradientSection(AlgorithmSection):
     """Lower bound of that clamp."""
     humanline_high: float = Field(1.5, ge=0.0, allow_inf_nan=False)
     """Upper bound of that clamp."""
+
+    @property
+    def masks_stale_tokens(self) -> bool:
+        return self.mask_stale_tokens
 
     @property
     def log_ratio_limits(self) -> tuple[float, float] | None:

@@ -66,14 +66,16 @@ C = TypeVar("C", bound=DecoderCore)
 
 @dataclass(slots=True)
 class DecodedTokens:
-    """Everything that was decoded for one request. `weight_version` is the one that decoded its first token: later ones
-    may come from newer weights."""
+    """Everything that was decoded for one request. `weight_version` is the one that decoded its first token, and
+    `newest_version` the last one's, which also decoded those from `num_older_tokens` on."""
 
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     prompt_log_probs: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     finish_reason: FinishReason = FinishReason.ABORTED
     weight_version: int = 0
+    newest_version: int = 0
+    num_older_tokens: int = 0
 
 
 class StepLoop(Generic[C]):
@@ -247,7 +249,9 @@ class StepLoop(Generic[C]):
             if (response := self._running.get(output.request_id)) is None:
                 continue  # it was aborted in the meantime
             if not response.token_ids:
-                response.weight_version = self._gate.version
+                response.weight_version = response.newest_version = self._gate.version
+            elif response.newest_version != self._gate.version:
+                response.newest_version, response.num_older_tokens = self._gate.version, len(response.token_ids)
             response.token_ids += output.token_ids
             response.log_probs += output.log_probs
             if output.prompt_log_probs is not None:

@@ -212,6 +212,7 @@ def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
         log_probs=np.asarray(decoded.log_probs, dtype=np.float32),
         finish_reason=decoded.finish_reason,
         weight_version=decoded.weight_version,
+        num_older_tokens=decoded.num_older_tokens,
     )
 
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+import numpy as np
+
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, generate
 from rlhf.errors import RewardError
 from rlhf.types import GreedyResponse, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
@@ -25,6 +27,8 @@ class RolloutPlan:
     mixture: float = 0.0
     """Share of the reference in the logits of a group's last `num_opponents` responses."""
     num_opponents: int = 0
+    mask_stale_tokens: bool = False
+    """Whether tokens that older weights sampled than a response's last token are not learned from."""
 
     @property
     def draws(self) -> tuple[Sampling, ...]:
@@ -105,13 +109,21 @@ def make_group(
 ) -> ScoredGroup:
     """The group of what the plan's draws gave for a prompt."""
     n = plan.group_size
+    responses = [without_older_tokens(rollout) for rollout in rollouts[:n]] if plan.mask_stale_tokens else rollouts[:n]
     return ScoredGroup(
         prompt=prompt,
-        responses=tuple(rollouts[:n]),
+        responses=tuple(responses),
         texts=tuple(texts[:n]),
         rewards=tuple(rewards[:n]),
         baseline=GreedyResponse(rollout=rollouts[n], reward=rewards[n]) if plan.greedy_baseline else None,
     )
+
+
+def without_older_tokens(rollout: Rollout) -> Rollout:
+    """The same response, whose older tokens are not learned from."""
+    if not rollout.num_older_tokens:
+        return rollout
+    return replace(rollout, loss_mask=np.arange(len(rollout.token_ids)) >= rollout.num_older_tokens)
 
 
 def scored_part(group: ScoredGroup, plan: RolloutPlan) -> ScoredGroup | None:

@@ -15,7 +15,7 @@ from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
 from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler, make_requests, request_seed
 from rlhf.orchestrator.step.sources import GroupBatch, OfflineSource
 from rlhf.orchestrator.step.stream import StreamLimits
-from rlhf.types import UNSCORED, Prompt, Reward, Rollout, Sampling, ScoredGroup
+from rlhf.types import UNSCORED, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, make_prompt
 
 pytestmark = pytest.mark.timeout(20)
@@ -176,6 +176,25 @@ def test_given_rows_that_teach_nothing_are_dropped_and_counted() -> None:
     batch = made.take(1)
     assert len(batch.groups) == 2
     assert batch.metrics["data/groups_dropped"] == 2
+
+
+class Updated(FakeRollout):
+    """Gets new weights after the first two tokens of each response."""
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return [replace(rollout, num_older_tokens=2) for rollout in super().generate(requests)]
+
+
+def test_tokens_of_older_weights_are_not_learned_from_where_they_are_masked() -> None:
+    engine = Updated(TOKENIZER.num_tokens)
+    engine.receive(0, np.linspace(1.0, 0.0, TOKENIZER.num_tokens))
+    masked = first_batch(source(engine=engine, plan=replace(PLAN, mask_stale_tokens=True)))
+    for group in masked.groups:
+        for rollout in group.rollouts:
+            assert rollout.loss_mask is not None
+            assert rollout.loss_mask.tolist() == [place >= 2 for place in range(len(rollout.token_ids))]
+    plain = first_batch(source(engine=engine))
+    assert all(rollout.loss_mask is None for group in plain.groups for rollout in group.rollouts)
 
 
 class Leaving(FakeReward):
