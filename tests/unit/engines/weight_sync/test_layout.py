@@ -125,6 +125,22 @@ def test_a_checksum_detects_one_changed_bit_and_two_swapped_elements(dtype: torc
     assert checksum(swapped) != whole
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 99, 100, 101])
+def test_a_checksum_does_not_depend_on_its_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or elements that are swapped between chunks would not be noticed."""
+    tensor = torch.randn(10, 10)
+    whole = checksum(tensor)
+    monkeypatch.setattr("rlhf.engines.weight_sync.checksum.CHUNK", chunk)
+    assert checksum(tensor) == whole
+
+
+def test_a_checksum_by_hand() -> None:
+    """Sums of bits, weighted by odd numbers that are the same on every machine."""
+    weights = [(index * -7046029254386353131) | 1 for index in range(3)]
+    expected = sum(bits * weight for bits, weight in zip((1, 2, 3), weights, strict=True))
+    assert checksum(torch.tensor([1, 2, 3])).item() % 2**64 == expected % 2**64
+
+
 def test_a_checksum_is_of_values_in_order_not_of_memory() -> None:
     tensor = torch.randn(7, 5)
     assert checksum(tensor.t().contiguous().t()) == checksum(tensor)
