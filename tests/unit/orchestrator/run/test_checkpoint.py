@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.engines.fakes import FakeTrainEngine
 from rlhf.errors import CheckpointError, StallError
-from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState, sha256_of
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState, peek, sha256_of
 from rlhf.types import Head, Repair, RepairKind, Role
 
 STATE = RunState(step=0, seed=7, algorithm={"kl": {"coef": 0.1}}, config={"algo": {"type": "ppo"}})
@@ -141,6 +141,22 @@ def test_a_link_is_not_followed(setup: Setup, name: str) -> None:
     assert "outside the checkpoint" in setup.warnings[0]
 
 
+def test_a_peek_is_at_the_newest_that_has_a_manifest_and_a_state(setup: Setup) -> None:
+    folder = setup.checkpoints.newest()[0].parent
+    setup.save(10)  # 2 and 10 are left, of which 2 comes last by name
+    state = peek(folder)
+    assert state is not None
+    assert state.step == 10
+    (folder / "step_10/policy/engine.npz").unlink()  # not looked at
+    assert peek(folder) == state
+    (folder / "step_10/state.json").write_text("[]")
+    assert (older := peek(folder)) is not None
+    assert older.step == 2
+    (folder / "step_2/manifest.json").unlink()
+    assert peek(folder) is None
+    assert peek(folder / "nowhere") is None
+
+
 def test_none_whole_is_an_error_and_never_a_fresh_start(setup: Setup) -> None:
     for folder in setup.checkpoints.newest()[0].parent.iterdir():
         (folder / "manifest.json").write_text("")
@@ -208,6 +224,15 @@ def test_a_full_disk_keeps_the_older_ones_and_training_goes_on_until_the_third_t
     assert sorted(child.name for child in path.parent.iterdir()) == ["step_1", "step_2"]
     with pytest.raises(CheckpointError, match="3 checkpoints in a row failed"):
         setup.checkpoints.try_save(replace(STATE, step=5), setup.engines)
+
+
+def test_failures_are_counted_from_the_last_save_that_worked(setup: Setup) -> None:
+    full: Engines = {Role.POLICY: Disk(np.zeros(4), Head.LOG_PROBS)}
+    for step, engines in enumerate([full, full, setup.engines, full, full], start=3):
+        saved = setup.checkpoints.try_save(replace(STATE, step=step), engines)
+        assert (saved is None) == (engines is full)
+    with pytest.raises(CheckpointError, match="3 checkpoints in a row failed"):
+        setup.checkpoints.try_save(replace(STATE, step=8), full)
 
 
 def test_a_stalled_engine_is_not_taken_for_a_full_disk(setup: Setup) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, ConfigError, PreemptedError
-from rlhf.orchestrator.run.checkpoint import RunState
+from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.preemption import StopRequest
-from rlhf.orchestrator.run.resume import changed_keys, require_same_run, warn_of_threads
+from rlhf.orchestrator.run.resume import ResumePoint, changed_keys, find_resume_point, require_same_run, warn_of_threads
+from rlhf.orchestrator.run.run_directory import Status
 from rlhf.types import (
     Head,
     Json,
@@ -257,6 +258,30 @@ def test_another_zero_stage_is_never_accepted() -> None:
         require_same_run(saved, now, ("policy.*",))
     scorers = [replace(SAVED, config={"reference": {"zero_stage": stage}}) for stage in (3, 0)]
     require_same_run(scorers[0], scorers[1], ("reference.*",))  # of a reference nothing is saved
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "status", "may_go_on"),
+    [
+        (399, None, False),
+        (399, Status.FAILED, False),
+        (400, Status.DONE, False),
+        (400, Status.FAILED, True),
+        (400, None, True),
+        (401, Status.DONE, True),
+    ],
+)
+def test_what_is_left_to_do(num_steps: int, status: Status | None, may_go_on: bool, tmp_path: Path) -> None:
+    """After the last step a run still exports its model."""
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=pytest.fail, repaired=lambda _: None)
+    engines = {Role.POLICY: FakeTrainEngine(FakeRollout(TOKENIZER.num_tokens).table, Head.LOG_PROBS)}
+    saved = checkpoints.save(SAVED, engines)
+    if may_go_on:
+        point = find_resume_point(checkpoints, SAVED, num_steps=num_steps, status=status, accepted=())
+        assert point == ResumePoint(path=saved, state=SAVED)
+        return
+    with pytest.raises(ConfigError, match=rf"step 400 is done, and train\.num_steps is {num_steps}: nothing is left"):
+        find_resume_point(checkpoints, SAVED, num_steps=num_steps, status=status, accepted=())
 
 
 @pytest.mark.parametrize(
