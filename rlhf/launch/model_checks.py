@@ -64,7 +64,8 @@ def too_long(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[P
             total, shown = prompt + response, f"{prompt} + {response}"
             limit, name = fact.context - prompt, "rollout.max_response_tokens"
         if total > fact.context:
-            advice = f"Lower {name} to {limit}." if limit > 0 else "Lower rollout.max_prompt_tokens too."
+            both = f"Lower rollout.max_prompt_tokens too: together they may be {fact.context}."
+            advice = f"Lower {name} to {limit}." if limit > 0 else both
             model = config.models[role].model
             text = f"{shown} tokens > context {fact.context} of {model}. {advice}"
             yield Problem(keys=(*keys, f"{role}.model"), text=text)

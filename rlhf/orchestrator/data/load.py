@@ -162,9 +162,8 @@ def _load(
     dropped: Counter[str] = Counter()
 
     sides = read_sides(section, kind, problems)
-    items, given = (
-        _make_all(evenly_spaced(side.records, max_rows), make, section, limit, problems, dropped) for side in sides
-    )
+    taken = [evenly_spaced(side.records, max_rows) for side in sides]
+    items, given = (_make_all(records, make, section, limit, problems, dropped) for records in taken)
     note_unread(sides, problems)
     for what, count in notes.items():
         problems.note(f"{counted(count, 'conversation')}: {what}.")
@@ -182,8 +181,9 @@ def _load(
     counts = {reason: count for reason, count in dropped.items() if count}
     if not train:
         raise DataError(f"data: no row of {section.path} is left to train on (dropped: {counts}).")
+    num_rows = sum(map(len, taken)) + problems.num_bad_rows
     for reason, count in counts.items():
-        logger.warning("%d of the rows of %s are not used: %s", count, section.path, reason)
+        logger.warning("%d of %s of %s: not used, %s", count, counted(num_rows, "row"), section.path, reason)
     return DataSplit(
         train=train, held_out=held_out, dropped=counts, fingerprint=fingerprint([train, held_out], content)
     )

@@ -218,6 +218,16 @@ def test_of_many_rows_some_are_tokenized(world: Path) -> None:
     assert evenly_spaced([0, 1], 3) == [0, 1]
 
 
+def test_rows_that_are_left_out_are_counted_among_those_that_were_looked_at(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        add_row(world, {"prompt": "row " * 60})
+    config, _ = checked_config("grpo", [*GOOD, "--data.overlong", "drop"], {})
+    preflight(config, {})
+    assert caplog.messages == ["3 of 67 rows of rows.jsonl: not used, over the token limit"]
+
+
 def test_what_is_not_on_this_machine_is_not_looked_at(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(world))
     config, _ = checked_config("grpo", [*GOOD, "--policy.model", "org/model"], {})
