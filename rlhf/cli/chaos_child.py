@@ -26,7 +26,7 @@ from rlhf.orchestrator.run.run_directory import newest_processes
 PHASES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)
     for name, pattern in {
-        "generate": r"^rollout generation$",
+        "generate": r"^rollout generation \d+$",
         "score": r"^scoring$|^reward forward$",
         "log_probs": r"^(policy|critic|reference) forward$",
         "learn": r" (forward_backward|optim_step)$",

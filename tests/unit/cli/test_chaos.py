@@ -13,7 +13,7 @@ from rlhf.config.tools import ChaosConfig
 from rlhf.types import Json
 
 STEP = (
-    *("rollout generation", "scoring", "policy forward", "reference forward", "critic forward"),
+    *("rollout generation 0", "scoring", "policy forward", "reference forward", "critic forward"),
     *("policy forward_backward", "critic forward_backward", "policy optim_step", "critic optim_step"),
     *("weight sync of version 1", "reading of memory", "policy save", "critic save"),
 )
@@ -39,7 +39,7 @@ def test_a_fault_strikes_in_its_phase_once_a_step_was_saved() -> None:
     waits = [*START, *STEP, *STEP, *STEP]
     faults = [fault(0, "learn"), fault(1, "generate"), fault(2, "checkpoint")]
     assert struck(faults, waits) == [
-        (1, 5, "rollout generation"),  # learning has not been seen yet
+        (1, 5, "rollout generation 0"),  # learning has not been seen yet
         (0, 23, "policy forward_backward"),
         (2, 42, "policy save"),
     ]
@@ -48,11 +48,11 @@ def test_a_fault_strikes_in_its_phase_once_a_step_was_saved() -> None:
 def test_what_is_killed_in_a_save_is_needed_once_before_another_is_killed() -> None:
     waits = [*START, *STEP, *STEP, *STEP, *STEP]
     faults = [fault(0, "checkpoint"), fault(1, "generate")]
-    assert struck(faults, waits) == [(0, 16, "policy save"), (1, 31, "rollout generation")]
+    assert struck(faults, waits) == [(0, 16, "policy save"), (1, 31, "rollout generation 0")]
 
 
 def test_rollouts_that_run_ahead_end_no_save() -> None:
-    ahead = [*STEP[:-1], "rollout generation", "critic save"]
+    ahead = [*STEP[:-1], "rollout generation 0", "critic save"]
     waits = [*START, *ahead, *STEP, *STEP]
     faults = [fault(0, "checkpoint"), fault(1, "log_probs")]
     assert struck(faults, waits) == [(0, 16, "policy save"), (1, 34, "policy forward")]
