@@ -8,8 +8,9 @@ all engines need for a step's tokens. Which groups are asked for, expire and mak
 engine serves a request is `least_loaded`, as in a run. Beside them is what whole batches would do: a step's responses
 are dealt to the engines once, by number, and the next step's are asked for when the last one is complete.
 
-busy: share of the slots in use, over time. useful: share of the sampled tokens that are learned from, the others belong
-to groups that became too old. steps: how many steps are made in the time that `batches, max_lag 0` makes one.
+busy: share of the slots in use, over time. useful: share of the sampled tokens that are learned from; the others belong
+to groups that became too old or, *masked*, are older than their response's last token (algo.mask_stale_tokens). steps:
+how many steps are made in the time that `batches, max_lag 0` makes one.
 """
 
 import argparse
@@ -101,7 +102,9 @@ class Simulation:
         self.started: dict[int, dict[int, tuple[int, float]]] = defaultdict(dict)
         """Number of a group -> number of a response -> its engine, and when it began."""
         self.versions: dict[int, int] = {}
-        self.tokens: dict[int, int] = {}
+        self.tokens: dict[int, float] = {}
+        """Those that are learned from."""
+        self.released_at = 0.0
         self.events: list[tuple[float, int, str, tuple[int, int, int]]] = []
         self.order = 0
         self.formed: deque[Sequence[int]] = deque()
@@ -141,8 +144,8 @@ class Simulation:
         for one in self.stream.ask():
             self.lengths[one.number] = lengths = next(self.drawn)
             self.left[one.number] = len(lengths)
-            self.versions[one.number] = self.stream.version
-            self.tokens[one.number] = sum(lengths)
+            self.versions[one.number] = 10**9 if self.limits.counts_newest else self.stream.version
+            self.tokens[one.number] = 0.0 if self.limits.counts_newest else sum(lengths)
             self.unsent.append(one.number)
         self.send()
         if self.formed and not self.is_learning:
@@ -193,7 +196,10 @@ class Simulation:
     def end_response(self, engine: int, number: int, index: int) -> None:
         if number not in self.left:
             return  # it was aborted
-        del self.started[number][index]
+        _, since = self.started[number].pop(index)
+        if self.limits.counts_newest:
+            self.versions[number] = min(self.versions[number], self.stream.version)
+            self.tokens[number] += (self.now - max(since, self.released_at)) * self.cluster.speed(engine)
         self.free(engine, self.lengths[number][index])
         self.left[number] -= 1
         if not self.left[number]:
@@ -205,6 +211,7 @@ class Simulation:
         for number in self.formed.popleft():
             self.learned += self.tokens.pop(number)
         self.stream.release()
+        self.released_at = self.now
         self.ends.append(self.now)
         self.marks.append((self.used, self.sampled, self.learned))
 
@@ -234,7 +241,12 @@ def batches(cluster: Cluster, max_lag: int) -> Outcome:
 
 def simulate(cluster: Cluster, max_lag: int, order: str) -> Outcome:
     """The stream."""
-    limits = StreamLimits(batch_size=cluster.batch_size, max_lag=max_lag, order="ready" if order == "ready" else "fifo")
+    limits = StreamLimits(
+        batch_size=cluster.batch_size,
+        max_lag=max_lag,
+        order="fifo" if order == "fifo" else "ready",
+        counts_newest=order == "ready, masked",
+    )
     return Simulation(cluster, limits).run()
 
 
@@ -252,6 +264,7 @@ def main() -> None:
         cases = [("batches", lag, batches(cluster, lag)) for lag in (0, 1, 2)]
         cases += [("fifo", lag, simulate(cluster, lag, "fifo")) for lag in (0, 1, 2, 4)]
         cases += [("ready", lag, simulate(cluster, lag, "ready")) for lag in (1, 2, 4, 8)]
+        cases += [("ready, masked", lag, simulate(cluster, lag, "ready, masked")) for lag in (2, 4)]
         for name, lag, found in cases:
             rows.append(
                 [

@@ -180,11 +180,12 @@ class Response:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Response):
     """A sampled response: the engine's token ids and log-probs [n], never edited: a stop token is there if sampled.
-    `weight_version` is the first token's version; the first `num_older_tokens` are older than the last token."""
+    `weight_version` is the oldest token's; the first `num_older_tokens` are older than `newest_version`, if any."""
 
     log_probs: FloatArray
     weight_version: int
     num_older_tokens: int = 0
+    newest_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.rollout import RolloutPool
 from rlhf.algorithms.base import Algorithm, Needs
+from rlhf.config.algo.common import AlgorithmSection
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.reward import RewardSection, StartedSource
 from rlhf.config.rollout import ENGINES, RolloutSection
@@ -98,22 +99,23 @@ def rollout_source(
             num_opponents=num_opponents(algorithm.needs, rollout.group_size),
             mask_stale_tokens=config.algo.masks_stale_tokens,
         ),
-        stream_limits(rollout, config.algo.sampling_rounds),
+        stream_limits(rollout, config.algo),
         scoring_plan(config.reward, rollout.max_lag),
         BatchQueue(take_timeout_s=sampling_timeout_s(config), check=stop.check),
         algorithm.keep,
     )
 
 
-def stream_limits(rollout: RolloutSection, max_rounds: int) -> StreamLimits:
+def stream_limits(rollout: RolloutSection, algo: AlgorithmSection) -> StreamLimits:
     """How many groups may be on their way, and how old they may become."""
     return StreamLimits(
         batch_size=rollout.batch_size,
         max_lag=rollout.max_lag,
         order=rollout.order,
         extra=math.ceil((rollout.oversample - 1.0) * rollout.batch_size),
-        max_rounds=max_rounds,
+        max_rounds=algo.sampling_rounds,
         finish_partial=rollout.partial == "keep",
+        counts_newest=algo.masks_stale_tokens,
     )
 
 

@@ -213,6 +213,7 @@ def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
         finish_reason=decoded.finish_reason,
         weight_version=decoded.weight_version,
         num_older_tokens=decoded.num_older_tokens,
+        newest_version=decoded.newest_version,
     )
 
 

@@ -120,10 +120,11 @@ def make_group(
 
 
 def without_older_tokens(rollout: Rollout) -> Rollout:
-    """The same response, whose older tokens are not learned from."""
+    """The same response, whose older tokens are not learned from: it is as old as those that are."""
     if not rollout.num_older_tokens:
         return rollout
-    return replace(rollout, loss_mask=np.arange(len(rollout.token_ids)) >= rollout.num_older_tokens)
+    newest = np.arange(len(rollout.token_ids)) >= rollout.num_older_tokens
+    return replace(rollout, loss_mask=newest, weight_version=rollout.newest_version)
 
 
 def scored_part(group: ScoredGroup, plan: RolloutPlan) -> ScoredGroup | None:

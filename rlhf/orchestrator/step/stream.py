@@ -32,6 +32,9 @@ class StreamLimits:
     """Groups that are sampled for a step, as a multiple of `batch_size`, where the algorithm drops some."""
     finish_partial: bool = True
     """Whether groups that are under way when new weights arrive are finished with these, or asked for again."""
+    counts_newest: bool = False
+    """Whether a response is as old as its newest tokens, since the others are not learned from. What is under way then
+    does not become too old."""
 
     @property
     def capacity(self) -> int:
@@ -172,6 +175,8 @@ class GroupStream:
             )
         if keep:
             group.version = version
+            if version < self._oldest:
+                self._looked_at = (-1, -1)
             self._waiting[number] = group
             insort(self._waiting_rows, (group.row, number))
         else:
@@ -215,13 +220,19 @@ class GroupStream:
         if self._looked_at == (self._next_step, self.version):
             return []  # groups grow old with steps and versions alone
         self._looked_at = self._next_step, self.version
-        oldest = self._next_step - 1 - self.limits.max_lag
-        late = [n for n, group in (self._under_way | self._waiting).items() if group.version < oldest]
+        late = {n for n, group in self._waiting.items() if group.version < self._oldest}
+        if not self.limits.counts_newest:
+            late |= {n for n, group in self._under_way.items() if group.version < self._oldest}
         if not self.limits.finish_partial:
-            late += [n for n, group in self._under_way.items() if oldest <= group.version < self.version]
+            late |= {n for n, group in self._under_way.items() if group.version < self.version}
         rows = [(self._under_way.pop(n, None) or self._stop_waiting(n)).row for n in late]
         self._returned = sorted([*self._returned, *rows])
         return sorted(late)
+
+    @property
+    def _oldest(self) -> int:
+        """The oldest version that the next step may learn from."""
+        return self._next_step - 1 - self.limits.max_lag
 
     def _stop_waiting(self, number: int) -> _Group:
         group = self._waiting.pop(number)

@@ -182,7 +182,7 @@ class Updated(FakeRollout):
     """Gets new weights after the first two tokens of each response."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return [replace(rollout, num_older_tokens=2) for rollout in super().generate(requests)]
+        return [replace(rollout, num_older_tokens=2, newest_version=1) for rollout in super().generate(requests)]
 
 
 def test_tokens_of_older_weights_are_not_learned_from_where_they_are_masked() -> None:
@@ -193,6 +193,7 @@ def test_tokens_of_older_weights_are_not_learned_from_where_they_are_masked() ->
         for rollout in group.rollouts:
             assert rollout.loss_mask is not None
             assert rollout.loss_mask.tolist() == [place >= 2 for place in range(len(rollout.token_ids))]
+            assert rollout.weight_version == 1
     plain = first_batch(source(engine=engine))
     assert all(rollout.loss_mask is None for group in plain.groups for rollout in group.rollouts)
 

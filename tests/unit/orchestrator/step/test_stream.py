@@ -62,8 +62,11 @@ class Schedule:
         assert used == {*range(batch.position), *batch.ahead}
         self.batches.append(batch)
 
-    def complete(self, number: int, keep: bool) -> None:
+    def complete(self, number: int, keep: bool, version: int = 0) -> None:
+        """`version` is that of the oldest tokens to learn from, where that counts."""
         one = self.asked.pop(number)
+        if self.limits.counts_newest:
+            self.version_of[number] = max(self.version_of[number], min(version, self.stream.version))
         assert self.stream.complete(number, keep=keep, version=self.version_of[number])
         if keep:
             self.kept_rows[number] = one.row
@@ -84,6 +87,7 @@ limits = st.builds(
     extra=st.integers(0, 3),
     max_rounds=st.integers(1, 4),
     finish_partial=st.booleans(),
+    counts_newest=st.booleans(),
 )
 
 
@@ -110,7 +114,7 @@ def test_no_group_is_learned_from_twice_or_lost_or_too_old_and_nothing_stands_st
         else:
             keep = data.draw(st.integers(0, 3)) > 0
             drops += not keep
-            schedule.complete(number, keep)
+            schedule.complete(number, keep, data.draw(st.integers(0, NUM_STEPS)))
         schedule.advance()
     assert len(schedule.learned) == len(set(schedule.learned))
     full = [len(batch.numbers) == limits.batch_size for batch in schedule.batches]
@@ -218,6 +222,46 @@ def test_without_partial_responses_new_weights_begin_them_again() -> None:
     stream.release()
     assert stream.expire() == [1, 2]
     assert [one.row for one in stream.ask()] == [1, 2, 3]
+
+
+def test_where_older_tokens_are_masked_nothing_under_way_becomes_too_old() -> None:
+    limits = StreamLimits(batch_size=1, max_lag=1, order="ready", counts_newest=True)
+    stream = GroupStream(limits, first_step=1, last_step=9)
+    slow, fast = stream.ask()
+    for step in range(1, 5):
+        stream.complete(fast.number, keep=True, version=stream.version)
+        assert stream.expire() == []
+        batch = stream.form_batch()
+        assert batch is not None
+        assert batch.numbers == (fast.number,)
+        stream.release()
+        assert stream.expire() == [], step
+        (fast,) = stream.ask()
+    stream.complete(slow.number, keep=True, version=3)  # its first response ended under version 3
+    assert stream.expire() == []
+    batch = stream.form_batch()
+    assert batch is not None
+    assert (batch.step, batch.numbers) == (5, (slow.number,))
+    stream.release()
+    late, *_ = stream.ask()
+    stream.complete(late.number, keep=True, version=stream.version)
+    assert stream.form_batch() is not None
+
+
+def test_a_group_whose_first_response_is_too_old_when_its_last_one_ends_is_asked_for_again() -> None:
+    limits = StreamLimits(batch_size=1, max_lag=1, order="ready", counts_newest=True)
+    stream = GroupStream(limits, first_step=1, last_step=9)
+    slow, fast = stream.ask()
+    for _ in range(3):
+        stream.complete(fast.number, keep=True, version=stream.version)
+        stream.expire()
+        assert stream.form_batch() is not None
+        stream.release()
+        stream.expire()
+        (fast,) = stream.ask()
+    stream.complete(slow.number, keep=True, version=0)
+    assert stream.expire() == [slow.number]
+    assert [one.row for one in stream.ask()] == [slow.row]
 
 
 def test_a_response_of_older_weights_than_were_live_is_an_error() -> None:
