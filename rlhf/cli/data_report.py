@@ -117,9 +117,9 @@ def columns_of(config: DataConfig, records: Sequence[Record]) -> Facts:
 
 def open_tokenizer(config: DataConfig, model: str) -> Tokenizer:
     """The tokenizer of a model, with the chat template that the rows are to be rendered with."""
-    from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  transformers is slow to import
+    from rlhf.engines.models.tokenizer import load_tokenizer  # noqa: PLC0415  not in a plain install
 
-    return load_tokenizer(model, key="tokenizer", chat_template=config.data.chat_template)
+    return load_tokenizer(model, key="tokenizer", chat_template=config.data.chat_template, plain=True)
 
 
 def one_row(config: DataConfig, tokenizer: Tokenizer, records: Sequence[Record], *, in_color: bool) -> list[Text]:

@@ -3,7 +3,6 @@
 import os
 import socket
 import threading
-import urllib.request
 from urllib.parse import urlsplit
 
 from rlhf.config.json_file import ModelFileError
@@ -27,6 +26,8 @@ def require_found(model: str, key: str) -> None:
 
 def hub_is_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
     """Whether a connection to the hub (`HF_ENDPOINT`), or to the proxy on the way to it, opens in time."""
+    import urllib.request  # noqa: PLC0415  slow to import, and most models are on this machine
+
     endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
     address = urlsplit(urllib.request.getproxies().get(urlsplit(endpoint).scheme) or endpoint)
     port = address.port or (80 if address.scheme == "http" else 443)

@@ -17,7 +17,6 @@ from rlhf.config.json_file import read_json
 from rlhf.engines.models import qwen_tokenizer
 from rlhf.engines.models.chat_template import Templates
 from rlhf.engines.models.known_models import known_config
-from rlhf.engines.models.template_rendering import rendered
 from rlhf.types import Json
 
 if TYPE_CHECKING:
@@ -89,6 +88,8 @@ class PlainTokenizer:
         assert not tokenize, "tokens are made by the backend"
         if not all(isinstance(tool, dict) for tool in tools or ()):
             raise ValueError("Tools should be JSON schemas.")
+        from rlhf.engines.models.template_rendering import rendered  # noqa: PLC0415  slow to import
+
         return rendered(
             self._template(chat_template, has_tools=tools is not None),
             conversation,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jinja2
 import tokenizers
 
 from rlhf.conversations.forms import Form, forms_for, write
@@ -119,6 +118,8 @@ class HfTokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False, tools: Sequence[Json] = ()) -> str:
+        import jinja2  # noqa: PLC0415  slow to import, and texts need no template
+
         require_one(self._templates)
         try:
             text = self._tokenizer.apply_chat_template(
