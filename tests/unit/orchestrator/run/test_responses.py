@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from rlhf.orchestrator.run.files import write_rows
 from rlhf.orchestrator.run.responses import mean_advantages, response_rows
-from rlhf.types import Experience, LearnedSequence, Reward, Signal
+from rlhf.types import Experience, Json, LearnedSequence, Reward, Signal
 from tests.unit.orchestrator.support import as_sampled, given_group
 
 
@@ -59,3 +62,27 @@ def test_an_advantage_is_the_mean_over_the_learned_tokens() -> None:
         Experience(id="sft", sequences=(LearnedSequence(token_ids=np.zeros(1, np.int64), loss_mask=np.array([True])),)),
     ]
     assert mean_advantages(experiences) == {"a": 1.5}
+
+
+def test_a_mean_advantage_is_that_of_numpy() -> None:
+    """Bit for bit."""
+    draw = np.random.default_rng(0)
+    for number in draw.integers(1, 3000, size=50).tolist():
+        advantages = draw.normal(size=number).astype(np.float32)
+        sequence = learned(advantages.tolist(), [True] * number)
+        assert mean_advantages([Experience(id="a", sequences=(sequence,))]) == {"a": float(advantages.mean())}
+
+
+def test_rows_are_written_as_they_come_and_seen_when_all_are_there(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "rows.jsonl"
+    seen = []
+
+    def rows() -> Iterator[dict[str, Json]]:
+        for number in range(3):
+            seen.append((file.exists(), len(list(file.parent.iterdir()))))
+            yield {"number": number, "text": "é"}
+
+    write_rows(file, rows())
+    assert seen == [(False, 1)] * 3
+    assert file.read_text() == "".join(json.dumps({"number": n, "text": "é"}) + "\n" for n in range(3))
+    assert list(file.parent.iterdir()) == [file]
