@@ -9,6 +9,7 @@ BENCHMARKS = (
     ["weight_sync"],
     ["ppo_step", "--model", "tiny"],
     ["ppo_step", "--model", "25m", "--prompts", "32", "--tokens", "128", "--steps", "3"],
+    ["driver"],
 )
 
 
