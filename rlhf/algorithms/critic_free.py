@@ -12,7 +12,7 @@ from rlhf.algorithms.base import Algorithm, Objective
 from rlhf.algorithms.importance import importance_weights, with_old_policy
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import critic_free_needs
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
 from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
@@ -43,7 +43,7 @@ class CriticFree(Algorithm):
         self._section = section
         self._kl = kl_controller(section.kl)
         self._zero_advantage = ZeroAdvantageWatch()
-        self.needs = needs_of(section)
+        self.needs = critic_free_needs(section)
 
     @abstractmethod
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:

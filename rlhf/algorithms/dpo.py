@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import Algorithm, Objective
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import dpo_needs
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
 from rlhf.config.algo import DpoSection
@@ -19,7 +19,7 @@ class DPO(Algorithm):
         self._picker = PairPicker(from_policy=False)
         self._objective = PairObjective(loss)
         self._standstill = StuckLossWatch(watches=loss.type in STARTS_AT_LN_2)
-        self.needs = needs_of(section)
+        self.needs = dpo_needs(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair per prompt."""

@@ -12,7 +12,7 @@ from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import kto_needs
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import KtoSection, OnlineKtoSection
@@ -51,7 +51,7 @@ class KTO(Algorithm):
         self._section = section
         free = (-np.inf, np.inf)
         self._limits = (section.humanline_low, section.humanline_high) if section.humanline else free
-        self.needs = needs_of(section)
+        self.needs = kto_needs(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to learn from."""

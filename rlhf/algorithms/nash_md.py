@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.kl import clamped_exp
 from rlhf.algorithms.losses import entropy_of, masked, present, to_metrics, token_mean
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import nash_md_needs
 from rlhf.algorithms.responses import ResponseTokens, mean, ref_kl_metrics, with_credit
 from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs, version_of
 from rlhf.config.algo import NashMdSection
@@ -23,7 +23,7 @@ class NashMD(Algorithm):
     def __init__(self, section: NashMdSection) -> None:
         self._section = section
         self._dropped = 0
-        self.needs = needs_of(section)
+        self.needs = nash_md_needs(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One response per prompt, with its reward and its opponent's. A group where one of the two holds no token is

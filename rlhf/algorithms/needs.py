@@ -75,7 +75,8 @@ POLICY: Mapping[Role, Head] = {Role.POLICY: Head.LOG_PROBS}
 
 @singledispatch
 def needs_of(section: AlgorithmSection) -> Needs:
-    """What the algorithm of a section needs. That of the user's own, which only its class knows, is built for it.
+    """What the algorithm of a section needs. That of the user's own, which only its class knows, is built for it. A
+    class calls the function of its own kind instead: the user's own may be made of it.
 
     Raises ConfigError where the user's own algorithm cannot be built.
     """
@@ -83,40 +84,40 @@ def needs_of(section: AlgorithmSection) -> Needs:
 
 
 @needs_of.register
-def _(section: SftSection) -> Needs:
+def sft_needs(section: SftSection) -> Needs:
     return Needs(trains=POLICY, online=False)
 
 
 @needs_of.register
-def _(section: RmSection) -> Needs:
+def rm_needs(section: RmSection) -> Needs:
     return Needs(trains={Role.REWARD: Head.SCORES}, online=False)
 
 
 @needs_of.register
-def _(section: PrmSection) -> Needs:
+def prm_needs(section: PrmSection) -> Needs:
     return Needs(trains={Role.REWARD: Head.TOKEN_SCORES}, online=False)
 
 
 @needs_of.register
-def _(section: DpoSection) -> Needs:
+def dpo_needs(section: DpoSection) -> Needs:
     return Needs(trains=POLICY, signals=_reference(section.loss.uses_reference), online=False)
 
 
 @needs_of.register(KtoSection)
 @needs_of.register(OnlineKtoSection)
-def _(section: KtoSection | OnlineKtoSection) -> Needs:
+def kto_needs(section: KtoSection | OnlineKtoSection) -> Needs:
     signals = frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS})
     return Needs(trains=POLICY, signals=signals, online=isinstance(section, OnlineKtoSection))
 
 
 @needs_of.register
-def _(section: NashMdSection) -> Needs:
+def nash_md_needs(section: NashMdSection) -> Needs:
     signals = frozenset({Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS})
     return Needs(trains=POLICY, signals=signals, mixture=section.mixture, opponents=1)
 
 
 @needs_of.register
-def _(section: OnlineDpoSection) -> Needs:
+def online_dpo_needs(section: OnlineDpoSection) -> Needs:
     own = Signal.OLD_LOG_PROBS if section.reference == "behavior" else Signal.REF_LOG_PROBS
     # Log-probs of a mixture say nothing about how well sampler and trainer agree on the policy's.
     from_policy = not section.mixture
@@ -129,19 +130,19 @@ def _(section: OnlineDpoSection) -> Needs:
 
 
 @needs_of.register
-def _(section: CriticFreeSection) -> Needs:
+def critic_free_needs(section: CriticFreeSection) -> Needs:
     signals = old_policy_signals(section.correction) | _reference(section.uses_reference)
     return Needs(trains=POLICY, signals=signals, greedy_baseline=isinstance(section, RemaxSection))
 
 
 @needs_of.register
-def _(section: PpoSection) -> Needs:
+def ppo_needs(section: PpoSection) -> Needs:
     signals = old_policy_signals(section.correction) | {Signal.VALUES} | _reference(section.uses_reference)
     return Needs(trains={**POLICY, Role.CRITIC: Head.VALUES}, signals=signals)
 
 
 @needs_of.register
-def _(section: CustomSection) -> Needs:
+def custom_needs(section: CustomSection) -> Needs:
     from rlhf.algorithms.custom import custom  # noqa: PLC0415  imports torch
 
     return custom(section).needs

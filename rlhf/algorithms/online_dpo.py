@@ -4,7 +4,7 @@ of BPO (Xu et al. 2024) and the mixture of IPO-MD (Calandriello et al. 2024)."""
 from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import Algorithm, Objective
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import online_dpo_needs
 from rlhf.algorithms.pairs import PairObjective, PairPicker, pair_experience
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.stuck_loss import STARTS_AT_LN_2, StuckLossWatch
@@ -23,7 +23,7 @@ class OnlineDPO(Algorithm):
         self._standstill = StuckLossWatch(watches=section.reference == "frozen" and section.loss.type in STARTS_AT_LN_2)
         own_reference = section.reference == "behavior"
         self._reference_signal = Signal.OLD_LOG_PROBS if own_reference else Signal.REF_LOG_PROBS
-        self.needs = needs_of(section)
+        self.needs = online_dpo_needs(section)
 
     def select(self, groups: Sequence[ScoredGroup]) -> list[Example]:
         """One pair per prompt."""

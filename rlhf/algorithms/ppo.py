@@ -12,7 +12,7 @@ from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, Tens
 from rlhf.algorithms.importance import importance_weights, with_old_policy
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import ppo_needs
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
 from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
 from rlhf.algorithms.rewards import RewardShaper
@@ -45,7 +45,7 @@ class PPO(Algorithm):
         self._penalty = PenaltyController(coef=section.penalty_coef, target=section.penalty_target)
         self._shaper = RewardShaper(section)
         self._num_credited = 0
-        self.needs = needs_of(section)
+        self.needs = ppo_needs(section)
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Shape the scores into token rewards, then estimate advantages and returns."""

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from rlhf.algorithms.advantages import Floats
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import prm_needs
 from rlhf.algorithms.responses import mean
 from rlhf.algorithms.sequences import after_prompt, is_empty, join
 from rlhf.config.algo import PrmSection
@@ -37,7 +37,7 @@ class PRM(Algorithm):
     """
 
     def __init__(self, section: PrmSection) -> None:
-        self.needs = needs_of(section)
+        self.needs = prm_needs(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether any step is labeled."""

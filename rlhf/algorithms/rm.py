@@ -8,7 +8,7 @@ import torch
 
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import bradley_terry, to_metrics
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import rm_needs
 from rlhf.algorithms.sequences import join
 from rlhf.config.algo import RmSection
 from rlhf.types import Example, Experience, LearnedSequence, Metrics, Role, ScoredGroup, Signals
@@ -24,7 +24,7 @@ class RM(Algorithm):
     def __init__(self, section: RmSection) -> None:
         self._use_margins = section.use_margins
         self._dropped_pairs = 0
-        self.needs = needs_of(section)
+        self.needs = rm_needs(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether any two different responses are ordered."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
-from rlhf.algorithms.needs import needs_of
+from rlhf.algorithms.needs import sft_needs
 from rlhf.algorithms.response_metrics import length_metrics
 from rlhf.algorithms.sequences import is_empty, join
 from rlhf.config.algo import SftSection
@@ -24,7 +24,7 @@ class SFT(Algorithm):
     conversation, the assistant's turns only."""
 
     def __init__(self, section: SftSection) -> None:
-        self.needs = needs_of(section)
+        self.needs = sft_needs(section)
 
     def keep(self, group: ScoredGroup) -> bool:
         """Whether there is anything to imitate."""

@@ -11,7 +11,8 @@ import torch
 
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Outputs
-from rlhf.config.algo import CustomSection
+from rlhf.algorithms.needs import needs_of, sft_needs
+from rlhf.config.algo import CustomSection, SftSection
 from rlhf.errors import ConfigError
 from rlhf.types import Reward, Role, ScoredGroup
 from tests.unit.algorithms.build import prompt, rollout, tensor_batch
@@ -105,3 +106,9 @@ def test_what_is_no_algorithm_is_refused(folder: Path, name: str, message: str) 
     (folder / "unfinished.py").write_text(UNFINISHED)
     with pytest.raises(ConfigError, match=message):
         build_algorithm(CustomSection(algorithm=name))
+
+
+def test_an_algorithm_may_be_made_of_one_of_ours(folder: Path) -> None:
+    (folder / "unfinished.py").write_text("from rlhf.algorithms.sft import SFT\n\nclass Own(SFT): pass\n")
+    section = CustomSection(algorithm="unfinished:Own")
+    assert build_algorithm(section).needs == needs_of(section) == sft_needs(SftSection())
