@@ -22,6 +22,7 @@ from rlhf.orchestrator.step.waiting import in_thread
 from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, ScoredGroup
 
 CLOSE_TIMEOUT_S = 5.0
+SHORTEST_WAIT_S = 0.01
 
 Scores = tuple[list[str], list[Reward]]
 
@@ -137,12 +138,12 @@ class RolloutSource:
             self._batches.fail(error)
 
     def _next_event(self) -> Callable[[], None]:
-        """The next thing that happens; a call of the reward source that has waited long enough is one."""
-        if not self._unscored or self._num_calls >= self._scoring.concurrency or not self._sampling:
+        """The next thing that happens; that groups have waited long enough for a call of the reward source is one."""
+        if not self._scoring.call_size or not self._unscored or self._num_calls >= self._scoring.concurrency:
             return self._events.get()
-        waited_s = time.monotonic() - min(group.complete_at for group in self._unscored.values())
+        since = min(group.complete_at for group in self._unscored.values())
         try:
-            return self._events.get(timeout=max(0.0, self._scoring.call_wait_s - waited_s) or None)
+            return self._events.get(timeout=max(SHORTEST_WAIT_S, since + self._scoring.call_wait_s - time.monotonic()))
         except Empty:
             return lambda: None
 
