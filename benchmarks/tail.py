@@ -2,7 +2,7 @@
 
     python -m benchmarks.tail [--pairs 5] [--steps 12] [--before FOLDER]
 
-A Llama of 27 million parameters with random weights ends each response with the same small chance at every token, so
+A Llama of 5 million parameters with random weights ends each response with the same small chance at every token, so
 that lengths are geometric, and four times their mean at most. Engine and policy compute with one thread each. Every
 case runs once in each round, so that all meet the same machine; the figures are responses a second over all steps but
 the first three, as medians of the rounds, and their ratio to `max_lag 0`. `--before` is a checkout of this project
@@ -40,7 +40,7 @@ def write_inputs(folder: Path) -> None:
     """The model, prompts and a reward function."""
     texts = [f"tell a story about number {number}" for number in range(512)]
     train_tokenizer([], 259, folder / "model")
-    make_llama(folder / "model", vocab_size=259, hidden_size=512, num_layers=8, context=MOST_TOKENS + 64)
+    make_llama(folder / "model", vocab_size=259, hidden_size=256, num_layers=6, context=MOST_TOKENS + 64)
     rows = "".join(f'{{"prompt": "{text}"}}\n' for text in texts)
     (folder / "prompts.jsonl").write_text(rows)
     (folder / "letters.py").write_text(
