@@ -95,6 +95,8 @@ class RolloutPool:
         self._engines: list[_Engine] = []
         self._failure: RlhfError | None = None
         """Why an engine was lost whose requests are to be asked again."""
+        self._is_recovering = False
+        """Whether a thread replaces the lost engine: of several that end at the same time, one."""
         self._seconds: list[tuple[Worker, float]] = []
         """How long engines took that are done, while others are not."""
         self._read_at = time.monotonic()
@@ -258,8 +260,10 @@ class RolloutPool:
         with self._lock:
             error = self._failure
             is_lost = isinstance(error, INFRASTRUCTURE)
-            if error is None or (is_lost and any(engine.is_served for engine in self._engines)):
+            is_early = is_lost and any(engine.is_served for engine in self._engines)
+            if error is None or self._is_recovering or is_early:
                 return
+            self._is_recovering = True
             asked = [one for engine in self._engines for one in engine.asked.values()]
             workers, self._workers, self._engines = self._workers, (), []
         try:
@@ -273,7 +277,7 @@ class RolloutPool:
             for one in asked:
                 one.is_repeated = True
             self._queue.extendleft(reversed(_by_prompt(asked)))
-            self._failure = None
+            self._failure, self._is_recovering = None, False
             self._send()
 
     def _fail(self, asked: Sequence[_Asked], error: RlhfError) -> None:
@@ -281,7 +285,7 @@ class RolloutPool:
         with self._lock:
             unended = [*asked, *(one for group in self._queue for one in group)]
             self._queue.clear()
-            self._failure = None
+            self._failure, self._is_recovering = None, False
             self._name = uuid4().hex  # what the engines still have for the old name concerns nobody
         for one in unended:
             if one.future.set_running_or_notify_cancel():

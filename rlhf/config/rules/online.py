@@ -82,6 +82,13 @@ def stream(config: OnlineConfig) -> Iterator[Problem]:
             text=f"{rollout.oversample:g} samples more groups than a step needs, and order fifo takes all in their "
             "order. Use order ready.",
         )
+    shares_devices = any("rollout" in roles for roles in colocated_roles(config.cluster.colocate))
+    if rollout.oversample > 1.0 and not rollout.max_lag and shares_devices:
+        yield Problem(
+            keys=("rollout.oversample", "cluster.colocate"),
+            text="engines that share devices sleep while models train, and cannot with responses in progress. "
+            "Set it to 1, or give rollout its own devices.",
+        )
 
 
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:

@@ -205,6 +205,34 @@ def test_whatever_ends_the_thread_of_an_engine_ends_its_futures() -> None:
         future.result(WAIT_S)
 
 
+def test_of_engines_that_end_together_one_replaces_the_lost() -> None:
+    engines, others = [Engine(0), Engine(1)], [Engine(2), Engine(3)]
+    group = Group(engines, others)
+    pool = pool_of(group, slots=1)
+    replace, is_replacing, may_go_on = group.replace, threading.Event(), threading.Event()
+
+    def slowly(lost: Sequence[Worker], error: RlhfError) -> None:
+        is_replacing.set()
+        assert may_go_on.wait(WAIT_S)
+        replace(lost, error)
+
+    group.replace = slowly  # type: ignore[method-assign]
+    futures = pool.submit([request(name) for name in "abc"])
+    engines[1].complete("b/0")
+    futures[1].result(WAIT_S)
+    engines[1].complete_all()
+    engines[0].fail(WorkerLostError("engine 0 died"))
+    assert is_replacing.wait(WAIT_S)
+    pool._recover()  # as the thread of another engine that ended at the same time
+    may_go_on.set()
+    assert group.replaced.wait(WAIT_S)
+    while not others[0].asked:
+        threading.Event().wait(0.01)
+    others[0].complete_all()
+    assert futures[0].result(WAIT_S).weight_version == 2
+    assert group.losses == ["engine 0 died"]
+
+
 def test_requests_that_are_lost_twice_are_an_error() -> None:
     engines, others = [Engine(0)], [Engine(1)]
     group = Group(engines, others, [Engine(2)])

@@ -209,6 +209,7 @@ BETWEEN = [
         "devices, which would do both at once. Set it to 0, or give rollout its own devices.",
     ),
     (["--rollout.oversample", "1.25"], "--rollout.oversample: 1.25 samples more groups than a step needs, and order fifo takes all in their order. Use order ready."),
+    (["--rollout.oversample", "1.25", "--rollout.order", "ready", "--colocate", "all"], "--rollout.oversample: engines that share devices sleep while models train, and cannot with responses in progress. Set it to 1, or give rollout its own devices."),
     (["--rollout.sync-backend", "ipc"], "--rollout.sync-backend: ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout."),
     (["--rollout.sync-backend", "gloo", "--cluster.device", "cuda"], "--rollout.sync-backend: gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."),
     (["--rollout.sync-backend", "nccl", "--cluster.device", "cpu"], "--rollout.sync-backend: nccl needs GPUs and cluster.device is cpu. Use gloo or auto."),
