@@ -30,7 +30,7 @@ unit: .venv/.ready
 	$(BIN)/pytest -q -n auto --dist loadfile tests/unit
 
 integration: .venv/.ready
-	$(BIN)/pytest -q --durations=15 tests/integration
+	$(BIN)/pytest -q -n 2 --dist loadfile --durations=25 tests/integration
 
 test: unit integration  ## all tests, with the real Ray, vLLM and DeepSpeed
 

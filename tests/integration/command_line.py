@@ -260,10 +260,16 @@ def shared_memory(processes: set[psutil.Process]) -> set[Path]:
     return named | {Path(link) for link in links if link.startswith(f"{SHARED_MEMORY}/") and Path(link).exists()}
 
 
-def meeting_places() -> set[Path]:
-    """Shared memory of Python and vLLM, and sockets in the folder for temporary files: of the whole machine."""
+def abandoned() -> set[Path]:
+    """Shared memory of Python and vLLM, and sockets in the folder for temporary files, that no process of the machine
+    uses: what ended without removing its own. Tests that run beside this one use theirs."""
     shared = {path for path in SHARED_MEMORY.iterdir() if path.name.startswith((OF_PYTHON, OF_VLLM, "sem.mp-"))}
-    return shared | {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()}
+    sockets = {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()}
+    if not shared | sockets:
+        return set()
+    links = {link for process in psutil.process_iter() for link in (*opened(process), *mapped(process))}
+    bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    return {path for path in shared | sockets if str(path) not in links | bound and path.exists()}
 
 
 def opened(process: psutil.Process) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.command_line import CommandLine, meeting_places, write_rows
+from tests.integration.command_line import CommandLine, abandoned, write_rows
 from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.timeout(900)
@@ -162,7 +162,7 @@ def workplace(command: CommandLine) -> CommandLine:
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_of_each_method_learns(name: str, workplace: CommandLine, head: RayHead) -> None:
     case = CASES[name]
-    there = meeting_places()
+    before_run = abandoned()
     run = workplace.run(*case.arguments, "--cluster.address", head.address, name=name, environment=head.environment)
     steps = 6 if "6" in case.arguments else 3
     assert [row["step"] for row in run.metrics] == list(range(1, steps + 1))
@@ -183,4 +183,4 @@ def test_a_run_of_each_method_learns(name: str, workplace: CommandLine, head: Ra
     before = load_file(workplace.workplace / "policy" / "model.safetensors")
     after = load_file(run.model / "model.safetensors")
     assert any(not torch.equal(weight, after[key]) for key, weight in before.items() if key in after)
-    assert meeting_places() <= there, "a process has left these"
+    assert abandoned() <= before_run, "a process has left these"
