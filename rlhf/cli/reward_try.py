@@ -1,23 +1,18 @@
 """`rlhf reward try`: a reward function on rows, as a run calls it."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 
 from rlhf.config.commands import RowKind
 from rlhf.config.tools import RewardTryConfig
 from rlhf.engines.rewards import FunctionReward
 from rlhf.engines.rewards.function import Call
-from rlhf.errors import ConfigError
 from rlhf.launch.reward_trial import default_responses, prompts_of, response_of, shown_score, shown_text
 from rlhf.orchestrator.data.load import check_rows
 from rlhf.terminal import counted, write_line
 from rlhf.types import Json, Prompt
-
-FILE = re.compile(r"(?P<path>.+)\.py:(?P<function>[A-Za-z_][\w.]*)")
 
 
 def run_reward_try(config: RewardTryConfig) -> int:
@@ -29,7 +24,7 @@ def run_reward_try(config: RewardTryConfig) -> int:
         RewardError: the function fails.
     """
     assert config.function is not None, "checked by the config's loader"
-    function = module_of(config.function)
+    function = config.function
     prompts = prompts_of(check_rows(config.data, RowKind.PROMPTS).records, config.num_rows)
     tried = [(prompt, text) for prompt in prompts for text in config.responses or default_responses(prompt)]
     of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
@@ -60,28 +55,6 @@ def run_reward_try(config: RewardTryConfig) -> int:
     )
     write_line(f"in a run: --reward.function {function} --data.path {config.data.path}")
     return 0
-
-
-def module_of(function: str) -> str:
-    """`module:name` of a function that is named so, or by the file that it is in.
-
-    Raises:
-        ConfigError: the file is not below this folder, so that no run could import it from here.
-    """
-    named = FILE.fullmatch(function)
-    if named is None:
-        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", function) is None:
-            raise ConfigError(f'function: need module:name or file.py:name (got "{function}").')
-        return function
-    file = Path(f"{named['path']}.py")
-    if not file.is_file():
-        raise ConfigError(f"function: no such file: {file}.")
-    try:
-        inside = file.resolve().relative_to(Path.cwd().resolve())
-    except ValueError as error:
-        folder = file.resolve().parent
-        raise ConfigError(f"function: {file} is not below this folder. Run this in {folder}.") from error
-    return f"{'.'.join(inside.with_suffix('').parts)}:{named['function']}"
 
 
 def arguments_of(call: Call, index: int) -> Mapping[str, str]:

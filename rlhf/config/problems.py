@@ -18,7 +18,6 @@ SECRET_VARIABLES = {"wandb": "WANDB_API_KEY", "log": "WANDB_API_KEY", "mlflow": 
 
 PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "only letters, digits, . _ -, and a letter or digit first",
-    r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "need module:Class, as my_algorithm:Mine",
 }
 """What a field's pattern asks for, in words."""
 LONGEST_SHOWN = 80

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNe
 from rlhf.config.base import Section
 from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
+from rlhf.config.import_name import ImportName
 from rlhf.config.models import DtypeName, TrainedModelSection
 from rlhf.config.reward import RewardSection
 from rlhf.config.rollout import EngineName, RolloutSection
@@ -160,7 +161,7 @@ class RewardTryConfig(Section):
 
     what: Literal["try"] | None = None
     """What to do; usually the first argument."""
-    function: str | None = None
+    function: ImportName | None = None
     """The function, as module:name or folder/file.py:name; usually the second argument."""
     data: DataSection = DataSection()
     responses: tuple[str, ...] = ()

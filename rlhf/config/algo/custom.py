@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from rlhf.config.algo.common import AlgorithmSection
+from rlhf.config.import_name import ImportName
 
 
 class CustomSection(AlgorithmSection):
@@ -12,8 +13,8 @@ class CustomSection(AlgorithmSection):
 
     type: Literal["custom"] = "custom"
     """An algorithm of your own."""
-    algorithm: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """module:Class, imported on the driver and on every worker and called with this section."""
+    algorithm: ImportName
+    """module:Class or file.py:Class, imported on the driver and on every worker and called with this section."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Settings of the class, under keys of its own."""
     reference: bool = False

@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from rlhf.config.import_name import ImportName
 from rlhf.config.models import ModelSection
-from rlhf.config.reward.address import FunctionName, Url, check_plain_http, is_link_local, is_private, literal_address
+from rlhf.config.reward.address import Url, check_plain_http, is_link_local, is_private, literal_address
 from rlhf.config.reward.base import SourceSection
 from rlhf.config.reward.rules import (
     AnswerSource,
@@ -31,7 +32,6 @@ __all__ = [
     "ExactMatchSource",
     "Extraction",
     "FormatSource",
-    "FunctionName",
     "FunctionSource",
     "HttpSource",
     "JudgeSource",
@@ -104,9 +104,9 @@ class RewardSection(ModelSection):
     With `model`, the other model fields (dtype, num_gpus_per_node, ...) say how it runs.
     """
 
-    function: FunctionName | None = None
-    """module:name of a Python function (prompts, responses, labels, **columns) -> list of floats; arguments are given
-    by name."""
+    function: ImportName | None = None
+    """module:name or file.py:name of a Python function (prompts, responses, labels, **columns) -> list of floats;
+    arguments are given by name."""
     url: Url | None = None
     """Address of a reward service."""
     rules: tuple[RuleName, ...] = ()

@@ -92,14 +92,5 @@ def _check_port(parts: SplitResult) -> None:
         raise ValueError(f'port must be a number from 1 to 65535 (got "{given}").')
 
 
-def _checked_function(name: str) -> str:
-    if ".py:" in name:
-        raise ValueError(f'need module:name, as {name.replace(".py:", ":")} (got "{name}").')
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is None:
-        raise ValueError(f'need module:name (got "{name}").')
-    return name
-
-
 Url = Annotated[str, AfterValidator(_checked_url)]
 Variable = Annotated[str, AfterValidator(_checked_variable)]
-FunctionName = Annotated[str, AfterValidator(_checked_function)]

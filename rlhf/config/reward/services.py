@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlhf.config.reward.address import FunctionName, Url, Variable, check_plain_http
+from rlhf.config.import_name import ImportName
+from rlhf.config.reward.address import Url, Variable, check_plain_http
 from rlhf.config.reward.base import SourceSection
 
 
@@ -13,9 +14,9 @@ class FunctionSource(SourceSection):
 
     type: Literal["function"] = "function"
     """A Python function."""
-    function: FunctionName
-    """module:name of a function (prompts, responses, labels, **columns) -> list of floats; arguments are given by
-    name."""
+    function: ImportName
+    """module:name or file.py:name of a function (prompts, responses, labels, **columns) -> list of floats; arguments
+    are given by name."""
     timeout_s: PositiveFloat = 60.0
     """Longest time for one batch."""
     memory_gib: PositiveFloat | None = None
@@ -106,8 +107,8 @@ class CodeSource(SourceSection):
     """Where programs run. There is no default, because a program written by a model may do anything."""
     command: tuple[str, ...] = ()
     """With sandbox command: program and arguments. It gets the Python program on its standard input."""
-    function: FunctionName | None = None
-    """With sandbox function: module:name of a function (programs, markers) -> list of scores."""
+    function: ImportName | None = None
+    """With sandbox function: module:name or file.py:name of a function (programs, markers) -> list of scores."""
     tests_key: str | None = None
     """Column of the tests: Python code, or a list of code. If not given, the label."""
     timeout_s: PositiveFloat = 10.0

@@ -97,7 +97,7 @@ def test_a_wrong_value_is_told_once(problems: Problems) -> None:
     """Also where the type that is asked for cannot do without it."""
     custom = ("--algo", "custom", "--algo.algorithm", "best_of_group.BestOfGroup")
     found = problems(*RIGHT, *custom, command="grpo")
-    assert found[0] == ('--algo.algorithm: need module:Class, as my_algorithm:Mine (got "best_of_group.BestOfGroup").')
+    assert found[0] == ('--algo.algorithm: need module:name or file.py:name (got "best_of_group.BestOfGroup").')
     assert len(found) == len(set(found)) <= 2
 
 
@@ -131,7 +131,7 @@ ON_LINE = [
     (["--set", "policy.lr"], '--set: need key=value (got "policy.lr").'),
     (["--set"], '--set: need key=value (got "").'),
     (["--wandb.api-key", "abc"], "--wandb.api-key: secrets may not be in config; export WANDB_API_KEY."),
-    (["--reward.function", "rewards.py:score"], '--reward.function: need module:name, as rewards:score (got "rewards.py:score").'),
+    (["--reward.function", "score"], '--reward.function: need module:name or file.py:name (got "score").'),
     (["--log.mlflow-uri", "https://me:secret@host"], "--log.mlflow-uri: no credentials in the address; export MLFLOW_TRACKING_USERNAME and _PASSWORD."),
     (["--rollout.group-size", "0"], "--rollout.group-size: must be > 0 (got 0)."),
     (["--rollout.top-k", "[1"], "--rollout.top-k: not valid YAML: a bracket or quote is not closed."),

@@ -337,5 +337,5 @@ def test_addresses_are_checked_after_name_resolution() -> None:
 def test_a_reward_is_given_once() -> None:
     with pytest.raises(ValidationError, match="function and url are both given"):
         RewardSection(url="https://x", function="a:b")
-    with pytest.raises(ValidationError, match=r"need module:name \(got "):
+    with pytest.raises(ValidationError, match=r"need module:name or file.py:name \(got "):
         RewardSection(function="a.b")
