@@ -11,6 +11,8 @@ from rlhf.report.run_record import RunRecord
 
 EXPLAINING = ("kl/ref_per_response", "response/length", "response/truncated", "groups/zero_std")
 """Metrics whose change is worth a sentence beside that of the results."""
+EVALUATED = "eval/"
+"""Metrics of the same held-out rows each time, which are comparable one by one."""
 MOST_RESULTS = 3
 UNTOLD = {"resume", "checkpoint", "replacement", "repair", "diagnosis"}
 """Kinds of events that are no trouble, and of those that were true early in a run: what holds at its end is among the
@@ -58,10 +60,12 @@ def movement(name: str, points: Points) -> str | None:
     assert end is not None
     assert start is not None
     first, last = start.last, end.last
-    noise = math.hypot(start.error or 0.0, end.error or 0.0)
     values = f"from {first:.4g} to {last:.4g}"
     if first == last:
         return f"{name} stayed at {last:.4g}"
+    if (start.error is None or end.error is None) and not name.startswith(EVALUATED):
+        return f"{name} went {values} (one step each: too few to tell it from noise)"
+    noise = math.hypot(start.error or 0.0, end.error or 0.0)
     if abs(last - first) <= CERTAIN * noise:
         return f"{name} did not move beyond its noise ({first:.4g} at first, {last:.4g} at the end)"
     return f"{name} {'rose' if last > first else 'fell'} {values}"

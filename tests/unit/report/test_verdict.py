@@ -72,11 +72,16 @@ def test_what_could_not_be_read_is_told(tmp_path: Path) -> None:
     ("values", "sentence"),
     [
         ([1.0], None),
-        ([1.0, 2.0], "m rose from 1 to 2"),
-        ([2.0, 1.0], "m fell from 2 to 1"),
+        ([1.0, 2.0], "m went from 1 to 2 (one step each: too few to tell it from noise)"),
+        ([0.0] * 20 + [1.0] * 20, "m rose from 0 to 1"),
+        ([1.0] * 20 + [0.0] * 20, "m fell from 1 to 0"),
         ([2.0, 2.0], "m stayed at 2"),
         ([0.0, 1.0] * 30 + [1.0], "m did not move beyond its noise (0.5 at first, 0.5833 at the end)"),
     ],
 )
 def test_movements(values: list[float], sentence: str | None) -> None:
     assert movement("m", [*enumerate(values, 1)]) == sentence
+
+
+def test_evaluations_are_compared_one_by_one() -> None:
+    assert movement("eval/reward", [(1, 1.0), (2, 2.0)]) == "eval/reward rose from 1 to 2"
