@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SYNCING = (
     *("grpo", "--policy.model", "policy", "--reward.function", "taste:vowels", "--data.path", "prompts.jsonl"),
-    *("--data.template", "plain", "--rollout.engine", "transformers", "--rollout.batch-size", "2"),
+    *("--data.template", "plain", "--rollout.kv-cache-gib", "0.1", "--rollout.batch-size", "2"),
     *("--rollout.group-size", "2", "--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "4"),
     *("--train.batch-size", "4", "--train.num-steps", "3", "--checkpoint.every-steps", "1"),
     *("--rollout.sync-timeout-s", "8", "--cluster.max-restarts", "0"),
@@ -28,19 +28,20 @@ SYNCING = (
 )
 
 
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_an_engine_that_is_stopped_before_a_sync_is_named_and_not_the_policy(
-    command: CommandLine, head: RayHead
+    engine: str, command: CommandLine, head: RayHead
 ) -> None:
     """Whose two ranks hold half of the weights each, and wait for each other in the sync."""
-    name = "engine_stopped"
-    folder, work = command.workplace / "runs" / name, command.workplace / "faults"
+    name = f"{engine}_stopped"
+    folder, work = command.workplace / "runs" / name, command.workplace / f"{engine}_faults"
     work.mkdir()
     fault = Fault(number=0, kind="stop", process="rollout engine 0", phase="sync")
     (work / "plan.json").write_text(json.dumps([asdict(fault)]))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "rlhf.cli.chaos_child", str(work), str(folder), "train", *SYNCING),
-            *("--run.name", name, "--cluster.address", head.address),
+            *("--rollout.engine", engine, "--run.name", name, "--cluster.address", head.address),
         ],
         cwd=command.workplace,
         env=head.environment,
