@@ -7,7 +7,6 @@ rows and settings are read, or refused with exit code 2 or 3.
 import json
 import os
 import random
-import shutil
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +16,9 @@ import pyarrow.parquet
 import pytest
 
 from rlhf.cli.main import main
-from tests.tiny_models import make_policy
 
 pytestmark = pytest.mark.timeout(600)
 NUMBER = int(os.environ.get("RLHF_TEST_FILES", "2"))
-ROWS = [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(16)]
 SFT = ("--policy.model", "model", "--data.path", "rows.jsonl", "--data.max-tokens", "64", "--data.template", "chat")
 CHECK = ("check", "sft", *SFT, "--train.batch-size", "8", "--train.num-steps", "1")
 COMMANDS: tuple[Sequence[str], ...] = (
@@ -101,23 +98,6 @@ FILES: dict[str, tuple[Damage, ...]] = {
     "model/model.safetensors": (change_header, change_bytes),
     "rows.jsonl": (change_bytes,),
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    make_policy(folder)
-    if not (folder / "generation_config.json").exists():
-        (folder / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.5}')
-    return folder
-
-
-@pytest.fixture
-def world(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(model, tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return tmp_path
 
 
 def codes_of(commands: Sequence[Sequence[str]], capsys: pytest.CaptureFixture[str]) -> list[tuple[int, str]]:

@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf.cli.main import main
-from tests.tiny_models import make_policy
 from tests.unit.launch.test_fuzz_files import (
     CHECK,
     COMMANDS,
     FILES,
     NUMBER,
-    ROWS,
     change_bytes,
     change_json,
     codes_of,
@@ -39,22 +37,6 @@ SAMPLE = (
 INDEX = "model/model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SPLIT = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    make_policy(folder)
-    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.5}')
-    return folder
-
-
-@pytest.fixture
-def world(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(model, tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return tmp_path
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A model that is known to load without asking transformers does load; where it might not, transformers is asked."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -75,37 +75,31 @@ def test_a_scorer_with_other_labels_is_not_known(num_labels: int, tmp_path: Path
     assert not any(loads(folder, head, is_new=is_new) for head, is_new in HEADS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_that_is_known_loads_whatever_its_settings_are(kind: str, tmp_path: Path) -> None:
-    folder = make(tmp_path / "model", kind)
-    file = folder / "config.json"
+def num_known(folder: Path, name: str, keys: Iterable[str]) -> int:
+    """How often the model is known when a key of its file `name`, or one of `keys`, has an odd value; transformers
+    loads each of these."""
+    file = folder / name
     text = file.read_text()
-    names = {*json.loads(text), *KnownConfig.model_fields, "rope_scaling", "unknown"}
-    num_known = 0
-    for name in sorted(names):
+    count = 0
+    for key in sorted({*json.loads(text), *keys}):
         for value in ODD:
             file.write_text(text)
-            change(file, {name: value})
+            change(file, {key: value})
             if loads(folder, Head.LOG_PROBS, is_new=False):
-                num_known += 1
-                assert transformers_loads(folder, Head.LOG_PROBS, is_new=False), (name, value)
-    assert num_known > 20
+                count += 1
+                assert transformers_loads(folder, Head.LOG_PROBS, is_new=False), (key, value)
+    return count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_known_loads_whatever_its_settings_are(kind: str, tmp_path: Path) -> None:
+    keys = (*KnownConfig.model_fields, "rope_scaling", "unknown")
+    assert num_known(make(tmp_path / "model", kind), "config.json", keys) > 20
 
 
 def test_a_model_that_is_known_loads_whatever_its_sampling_is(tmp_path: Path) -> None:
-    folder = make(tmp_path / "model", "llama")
-    file = folder / "generation_config.json"
-    text = file.read_text()
-    names = {*json.loads(text), "temperature", "top_p", "top_k", "do_sample", "max_length", "repetition_penalty", "x"}
-    num_known = 0
-    for name in sorted(names):
-        for value in ODD:
-            file.write_text(text)
-            change(file, {name: value})
-            if loads(folder, Head.LOG_PROBS, is_new=False):
-                num_known += 1
-                assert transformers_loads(folder, Head.LOG_PROBS, is_new=False), (name, value)
-    assert num_known > 10
+    keys = ("temperature", "top_p", "top_k", "do_sample", "max_length", "repetition_penalty", "x")
+    assert num_known(make(tmp_path / "model", "llama"), "generation_config.json", keys) > 10
 
 
 LLAMA_3 = {
