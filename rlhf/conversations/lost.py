@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rlhf.conversations.forms import object_of
 from rlhf.conversations.messages import REASONING
@@ -133,6 +134,7 @@ def leaves(value: Json) -> Iterator[tuple[str, ...]]:
         yield (json.dumps(value), str(value))
 
 
+@lru_cache(maxsize=512)  # the texts of a row or two: each is looked for in several renders
 def written(text: str) -> tuple[str, ...]:
     """A text as it is, inside JSON, and inside JSON inside JSON."""
     found = [text]

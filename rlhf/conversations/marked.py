@@ -49,9 +49,11 @@ class Marks:
 
 
 def marked(messages: Sequence[Message], tools: Sequence[Json]) -> tuple[tuple[Message, ...], tuple[Json, ...]]:
-    """A conversation of the same shape with marks in place of its short texts."""
+    """A conversation of the same shape with marks in place of its short texts. The beginning of a conversation gets the
+    same marks as the whole."""
     marks = Marks()
-    return tuple(_marked(message, marks) for message in messages), tuple(_tool(tool, marks) for tool in tools)
+    shown = tuple(_tool(tool, marks) for tool in tools)
+    return tuple(_marked(message, marks) for message in messages), shown
 
 
 def _marked(message: Message, marks: Marks) -> Message:

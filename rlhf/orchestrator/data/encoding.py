@@ -1,5 +1,6 @@
 """Records as token ids: prompts rendered, responses ended by a stop token, and a mask of what the assistant wrote."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ FIRST_PROMPT = "rlhf:first_prompt"
 THOUGHTS = "the chat template leaves out what the assistant thought in earlier turns"
 ONE_TURN = "the chat template rewrites earlier turns, so each of the assistant's turns is learned by itself"
 TOOL_WORDS = "the chat template leaves out parts of the tools' descriptions"
+REMEMBERED = 128
+"""Conversations of which the rendered text is remembered: more than those of one row, each of which is asked for two or
+three times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Encoder:
         self.notes: Counter[str] = Counter()
         """What templates left out of rows that are used nevertheless: how often."""
         self._tokenizer = tokenizer
+        self._rendered: dict[tuple[tuple[Message, ...], str, bool], str] = {}
         tokens = sorted((re.escape(token) for token in tokenizer.control_tokens if token), key=len, reverse=True)
         self._control = re.compile("|".join(tokens)) if tokens and not section.allow_control_tokens else None
 
@@ -233,10 +238,16 @@ class Encoder:
         return bool(lost)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Json], add_generation_prompt: bool) -> str:
-        try:
-            return self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        except DataError as error:
-            raise RowError(str(error)) from error
+        key = (tuple(messages), json.dumps(tools), add_generation_prompt)
+        if key not in self._rendered:
+            try:
+                text = self._tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+            except DataError as error:
+                raise RowError(str(error)) from error
+            if len(self._rendered) == REMEMBERED:
+                self._rendered.clear()
+            self._rendered[key] = text
+        return self._rendered[key]
 
 
 def refuse_fields(record: Record) -> None:

@@ -4,6 +4,7 @@ or what is left out of it is counted; none is shortened in silence.
 `RLHF_TEST_CONVERSATIONS` is the number of conversations for each template.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from rlhf.orchestrator.data.files import Row
 from rlhf.orchestrator.data.kinds import OFFLINE_ROWS
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.orchestrator.data.records import complete
-from rlhf.types import ScoredGroup
+from rlhf.types import Json, Message, ScoredGroup
 from tests.unit.conversations.generated import Generated, conversations
 from tests.unit.engines.models.chat_tokenizers import chat_tokenizer, shipped_templates
 
@@ -77,3 +78,28 @@ def test_no_conversation_is_shortened_in_silence(name: str) -> None:
         outcomes["counted" if encoder.notes else "whole"] += 1
     print(name, dict(outcomes))  # noqa: T201  the figures of a long run
     assert sum(outcomes.values()) == NUMBER
+
+
+class Counting(HfTokenizer):
+    """Counts how often each conversation is rendered."""
+
+    asked: Counter[tuple[tuple[Message, ...], str, bool]]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:
+        self.asked[tuple(messages), json.dumps(tools), add_generation_prompt] += 1
+        return super().render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+
+
+def test_no_conversation_of_a_row_is_rendered_twice() -> None:
+    tokenizer = Counting(chat_tokenizer(TEMPLATES["trl/qwen2_5"], bos="<bos>"))
+    encoder = Encoder(SECTION, tokenizer)
+    num_used = 0
+    for made in conversations(0, 100):
+        tokenizer.asked = Counter()
+        try:
+            groups_of(made, encoder)
+        except RowError:
+            continue
+        num_used += 1
+        assert max(tokenizer.asked.values()) == 1
+    assert num_used > 50
