@@ -2,14 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from rlhf.engines.weight_sync.base import EngineClient
+from rlhf.engines.weight_sync.base import EngineClient, Info
+from rlhf.engines.weight_sync.module_source import ModuleSource
 from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, open_with_deadline
 from rlhf.errors import WeightSyncError
 
@@ -96,3 +97,116 @@ def test_a_group_that_is_not_built_times_out_or_raises_its_error(hang: threading
         open_with_deadline(cast(Any, hang.wait), client(), timeout_s=0.5)
     with pytest.raises(WeightSyncError, match=r"cannot be built: no peer$"):
         open_with_deadline(cast(Any, fails(RuntimeError("no peer"))), client(), timeout_s=30.0)
+
+
+class Engines:
+    """Engines that note what they are told, and answer with `digests`."""
+
+    engine_names = ("a", "b")
+
+    def __init__(self, digests: Mapping[str, str]) -> None:
+        self.told: list[object] = []
+        self._digests = digests
+
+    def init_weight_transfer(self, init_infos: Sequence[Info], timeout_s: float) -> None:
+        self.told += [*init_infos, timeout_s]
+
+    def start_weight_update(self, timeout_s: float) -> None:
+        self.told.append(timeout_s)
+
+    def update_weights(self, update_info: Info, timeout_s: float) -> None:
+        self.told += [update_info, timeout_s]
+
+    def finish_weight_update(self, version: int, digest: str, timeout_s: float) -> Mapping[str, str]:
+        self.told += [version, digest, timeout_s]
+        return {name: self._digests.get(name, digest) for name in self.engine_names}
+
+
+def source() -> DigestingSource:
+    """A layer of 3 x 2 weights and 3 biases, one to a bucket, as bfloat16."""
+    with torch.no_grad():
+        module = torch.nn.Linear(2, 3)
+        module.weight.copy_(torch.arange(6.0).view(3, 2))
+    return DigestingSource(ModuleSource(module, torch.bfloat16), bucket_bytes=1)
+
+
+def test_vllm_gets_every_tensor_with_its_name_dtype_and_shape() -> None:
+    given = source()
+    assert [(meta.name, meta.dtype, tuple(meta.shape)) for meta in given.metadata()] == [
+        ("weight", torch.bfloat16, (3, 2)),
+        ("bias", torch.bfloat16, (3,)),
+    ]
+    assert (given.num_bytes, given.largest_parameter_bytes, len(given.buckets)) == (18, 12, 2)
+    before = given.digest.hexdigest()
+    tensors = dict(given)
+    assert tensors["weight"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert [tensor.dtype for tensor in tensors.values()] == [torch.bfloat16] * 2
+    whole = given.digest.hexdigest()
+    assert whole != before
+    next(iter(given))
+    assert given.digest.hexdigest() not in (before, whole), "a new round is a new digest"
+
+
+def test_each_engine_gets_its_own_ranks() -> None:
+    engines = Engines({})
+    joining = VllmClient(cast(EngineClient, engines), source(), num_receivers=4, timeout_s=7.0)
+    joining.init_weight_transfer_engine({"rank_offset": 0, "x": 1})
+    assert engines.told == [{"rank_offset": 1, "x": 1}, {"rank_offset": 3, "x": 1}, 7.0]
+    assert joining.failure is None
+    engines.told.clear()
+    joining.init_weight_transfer_engine({"x": 1})
+    assert engines.told == [{"x": 1}, {"x": 1}, 7.0]
+
+
+def test_a_version_is_complete_when_the_engines_have_its_digest() -> None:
+    engines, given = Engines({}), source()
+    told = VllmClient(cast(EngineClient, engines), given, num_receivers=2, timeout_s=7.0)
+    told.version = 5
+    told.start_weight_update()
+    dict(given)
+    told.update_weights({"x": 1})
+    told.finish_weight_update()
+    assert told.digest == given.digest.hexdigest()
+    assert engines.told == [7.0, {"x": 1}, 7.0, 5, told.digest, 7.0]
+    assert told.num_calls == 6
+
+
+def test_only_engines_with_another_digest_are_named() -> None:
+    told = VllmClient(cast(EngineClient, Engines({"b": "other"})), source(), num_receivers=2, timeout_s=7.0)
+    told.version = 5
+    with pytest.raises(WeightSyncError, match=r"^engine b: version 5: digest other, need \w{32}$"):
+        told.finish_weight_update()
+
+
+def test_a_report_is_of_what_was_sent() -> None:
+    engines, given = Engines({}), source()
+    told = VllmClient(cast(EngineClient, engines), given, num_receivers=2, timeout_s=7.0)
+
+    def send_weights() -> None:
+        told.start_weight_update()
+        dict(given)
+        told.finish_weight_update()
+
+    closed: list[bool] = []
+    engine: Any = SimpleNamespace(send_weights=send_weights, shutdown=lambda: closed.append(True))
+    both = VllmSender(engine, told, given, timeout_s=7.0)
+    for version in (3, 4):
+        report = both.send(version)
+        assert (report.version, report.digest, report.num_bytes) == (version, given.digest.hexdigest(), 18)
+        assert (report.num_buckets, report.num_remote_calls) == (2, 4)
+        assert 0 <= report.seconds < 5
+    both.close()
+    assert closed == [True]
+
+
+def test_work_is_done_on_the_callers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread starts on the first one."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    opened = cast(Any, "engine")
+    assert open_with_deadline(lambda: opened, client(), timeout_s=5.0) == opened
+    assert chosen == [3]
+    with pytest.raises(WeightSyncError):
+        sender(fails(RuntimeError("x"))).send(0)
+    assert chosen == [3, 3]

@@ -13,6 +13,7 @@ serves nothing until a later sync completes:
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+from rlhf.errors import WeightSyncError
 from rlhf.types import SyncReport
 
 Info: TypeAlias = Mapping[str, object]
@@ -92,3 +93,14 @@ class WeightSender(Protocol):
     def close(self) -> None:
         """Leave the process group. The engines keep serving the weights that they have."""
         ...
+
+
+def require_equal_digests(version: int, digest: str, received: Mapping[str, str]) -> None:
+    """Raise WeightSyncError that names the engines, by name in `received`, whose digest is another than `digest`."""
+    wrong = [
+        f"engine {name}: version {version}: digest {own}, need {digest}"
+        for name, own in received.items()
+        if own != digest
+    ]
+    if wrong:
+        raise WeightSyncError("\n".join(wrong))

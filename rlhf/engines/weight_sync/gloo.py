@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient
+from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient, require_equal_digests
 from rlhf.engines.weight_sync.buckets import (
     DIGEST_BYTES,
     Bucket,
@@ -241,9 +241,7 @@ class GlooSender:
             raise WeightSyncError(f"version {version}: {reason}\n{progress}\n{failure}") from failure
         self._wait_for(reply)
         received = self._client.finish_weight_update(version, digest, self._timeout_s)
-        wrong = [f"engine {name}: version {version}: digest {d}, need {digest}" for name, d in received.items()]
-        if any(d != digest for d in received.values()):
-            raise WeightSyncError("\n".join(wrong))
+        require_equal_digests(version, digest, received)
 
     def _wait_for(self, reply: Future[None]) -> None:
         """Wait for the engines' reply. The client's own timeout comes first, because it can name the engine that does

@@ -13,7 +13,7 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightSource as VllmWeightSource
 
-from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient
+from rlhf.engines.weight_sync.base import HEALTH_CHECK_S, EngineClient, require_equal_digests
 from rlhf.engines.weight_sync.buckets import plan_buckets
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.source import WeightSource
@@ -91,13 +91,7 @@ class VllmClient:
         self._count()
         self.digest = self._source.digest.hexdigest()
         received = self._client.finish_weight_update(self.version, self.digest, self._timeout_s)
-        wrong = [
-            f"engine {name}: version {self.version}: digest {digest}, need {self.digest}"
-            for name, digest in received.items()
-            if digest != self.digest
-        ]
-        if wrong:
-            raise WeightSyncError("\n".join(wrong))
+        require_equal_digests(self.version, self.digest, received)
 
     def _count(self) -> None:
         self.num_calls += len(self._client.engine_names)

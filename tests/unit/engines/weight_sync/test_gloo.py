@@ -212,6 +212,22 @@ def test_weights_that_cannot_be_loaded_fail_only_that_engine(
     assert set(receivers["good"].weights) == set(dict(model.named_parameters()))
 
 
+class ForgetfulReceiver(DictReceiver):
+    """Serves what arrived, and names another digest."""
+
+    def finish_weight_update(self, version: int, digest: str) -> str:
+        self.gate.serve(version, digest)
+        return "other"
+
+
+def test_only_an_engine_with_another_digest_is_named(
+    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+) -> None:
+    receivers: Receivers = {"right": DictReceiver("right"), "wrong": ForgetfulReceiver("wrong")}
+    with pytest.raises(WeightSyncError, match=r"^engine wrong: version 1: digest other, need \w{32}$"):
+        open_sender(GlooSender, model, receivers, cleanup).send(1)
+
+
 def test_an_engine_that_never_joins_is_named_after_the_timeout(
     model: Model, cleanup: list[WeightSender | LocalEngineClient]
 ) -> None:
