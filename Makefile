@@ -1,4 +1,4 @@
-.PHONY: setup quickstart check lint types unit test integration torture damage chaos soak bench lock wheel docs image-cpu \
+.PHONY: setup quickstart check lint types unit test integration torture damage conversations chaos soak bench lock wheel docs image-cpu \
 	image-gpu models model-runs contracts gpu-day release-notes clean bench-learning bench-lag bench-preferences bench-addition \
 	bench-planning bench-stream bench-trl same
 
@@ -40,6 +40,9 @@ torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs
 
 damage: .venv/.ready  ## 50 damages of each file of a model, a table and a config through check, plan and data
 	RLHF_TEST_FILES=50 $(BIN)/pytest -q tests/unit/launch/test_fuzz_files.py
+
+conversations: .venv/.ready  ## 10,000 conversations through every chat template that installed libraries ship: half an hour of one core
+	RLHF_TEST_CONVERSATIONS=10000 $(BIN)/pytest -q -n auto -o timeout=3600 tests/unit/conversations/test_generated.py
 
 runs/stories/sft/model: .venv/.ready
 	$(BIN)/rlhf example stories
