@@ -69,7 +69,7 @@ class Manager:
 class Medium(WeightTransferEngine):  # type: ignore[misc]
     """An engine of vLLM's that gives WEIGHTS, and notes what it is asked."""
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.events: list[str] = []
 
@@ -90,11 +90,11 @@ class Medium(WeightTransferEngine):  # type: ignore[misc]
         self.events.append("shutdown")
 
 
-class WholeEngine(DigestingEngine, Medium):  # type: ignore[misc]
+class WholeEngine(DigestingEngine, Medium):
     pass
 
 
-class AdapterEngine(_AdapterReceiver, Medium):  # type: ignore[misc]
+class AdapterEngine(_AdapterReceiver, Medium):
     pass
 
 

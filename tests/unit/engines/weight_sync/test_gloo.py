@@ -12,7 +12,7 @@ import torch
 
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.weight_sync.base import Info, WeightSender
-from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender
+from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender, _PendingBroadcast
 from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
 from rlhf.engines.weight_sync.module_source import ModuleSource
 from rlhf.engines.weight_sync.senders import make_sender
@@ -457,3 +457,31 @@ def test_no_thread_is_left_waiting(model: Model, cleanup: list[WeightSender | Lo
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+class Work:
+    """A broadcast that fails when it is waited for."""
+
+    def wait(self, timeout: object) -> None:
+        raise RuntimeError(f"late by {timeout}")
+
+
+def test_nothing_is_sent_after_the_first_failure() -> None:
+    sent: list[torch.Tensor] = []
+
+    def closed(buffer: torch.Tensor) -> torch.distributed.Work:
+        sent.append(buffer)
+        raise RuntimeError("closed")
+
+    def late(buffer: torch.Tensor) -> torch.distributed.Work:
+        sent.append(buffer)
+        return Work()  # type: ignore[return-value]
+
+    for broadcast, reason in ((closed, "closed"), (late, "late by 0:00:03")):
+        sent.clear()
+        pending = _PendingBroadcast(3.0)
+        for _ in range(3):
+            pending.start(broadcast, torch.zeros(1))
+            pending.wait()
+        assert len(sent) == 1
+        assert str(pending.failure) == reason
