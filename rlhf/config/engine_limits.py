@@ -8,6 +8,13 @@ CPU_HEAD_SIZES = frozenset({32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 51
 """Dimensions of a head for which vLLM's attention on CPU has a kernel: those that it lists, and 48, which it computes
 right. With others the first step ends in an error."""
 
+CPU_LATENT_SIZE = 576
+"""Dimensions that vLLM's attention on CPU has a kernel for where keys and values are kept compressed (DeepSeek)."""
+UNCOMPRESSED = frozenset({"minicpm3"})
+"""Families whose keys and values vLLM keeps in full nevertheless."""
+VOCABULARY_BLOCK = 64
+"""vLLM pads the vocabulary to a multiple of this before it splits it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -20,20 +27,41 @@ class Limit:
 
 def vllm_limit(fact: ModelFacts, tensor_parallel_size: int, *, on_cpu: bool) -> Limit | None:
     """The first limit of vLLM that a model exceeds; sizes that config.json does not give are not judged."""
-    heads, kv_heads, width, parallel = fact.num_heads, fact.num_kv_heads, fact.width, tensor_parallel_size
-    if heads and heads % parallel:
-        return _split("attention heads", heads, parallel)
+    return _parallel_limit(fact, tensor_parallel_size) or (_cpu_limit(fact) if on_cpu else None)
+
+
+def _parallel_limit(fact: ModelFacts, parallel: int) -> Limit | None:
+    """Why a model does not split over the GPUs of an engine."""
+    kv_heads = fact.num_kv_heads
+    padded = -(-(fact.vocab_size or 0) // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+    if fact.num_heads and fact.num_heads % parallel:
+        return _split("attention heads", fact.num_heads, parallel)
     if kv_heads and kv_heads % parallel and parallel % kv_heads:
         return _split("key-value heads", kv_heads, parallel)
-    if width and width % parallel:
-        return _split("intermediate dimensions", width, parallel)
-    if on_cpu and fact.head_dim and fact.head_dim not in CPU_HEAD_SIZES:
-        sizes = ", ".join(map(str, sorted(CPU_HEAD_SIZES)))
-        return Limit(
-            "engine",
-            f"vLLM on a CPU has no attention for heads of {fact.head_dim} dimensions, only {sizes}. Use transformers.",
-        )
+    if fact.width and fact.width % parallel:
+        return _split("intermediate dimensions", fact.width, parallel)
+    if padded % parallel:
+        return _split(f"tokens (a vocabulary of {fact.vocab_size}, padded)", padded, parallel)
     return None
+
+
+def _cpu_limit(fact: ModelFacts) -> Limit | None:
+    """Why vLLM on a CPU has no attention for a model."""
+    if fact.head_dim and fact.head_dim not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, sorted(CPU_HEAD_SIZES)))
+        missing = f"attention for heads of {fact.head_dim} dimensions, only {sizes}"
+    elif fact.latent_size is None or fact.model_type in UNCOMPRESSED:
+        return None
+    elif fact.has_sparse_attention:
+        missing = "sparse attention (index_topk)"
+    elif fact.latent_size != CPU_LATENT_SIZE:
+        missing = (
+            f"attention for compressed keys and values of {fact.latent_size} dimensions "
+            f"(kv_lora_rank + qk_rope_head_dim), only {CPU_LATENT_SIZE}"
+        )
+    else:
+        return None
+    return Limit("engine", f"vLLM on a CPU has no {missing}. Use transformers.")
 
 
 def _split(what: str, number: int, parallel: int) -> Limit:

@@ -46,6 +46,10 @@ class ModelFacts:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     """Dimensions of a head, where all heads have the same number."""
+    latent_size: int | None = None
+    """Dimensions of a token's keys and values where these are kept compressed (DeepSeek)."""
+    has_sparse_attention: bool = False
+    """Each token attends to those that an indexer chooses (DeepSeek-V3.2)."""
     width: int | None = None
     """Intermediate dimensions of a feed-forward layer, or of an expert."""
     caps_scores: bool = False
@@ -163,6 +167,8 @@ def describe_model(folder: Path) -> ModelFacts:
         num_heads=_whole(inner.get("num_attention_heads")),
         num_kv_heads=_whole(inner.get("num_key_value_heads")),
         head_dim=_head_dim(inner),
+        latent_size=_latent_size(inner),
+        has_sparse_attention="index_topk" in inner,
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
@@ -271,6 +277,11 @@ def _head_dim(config: Mapping[str, object]) -> int | None:
         return None  # heads of several sizes
     hidden, heads = _whole(config.get("hidden_size")), _whole(config.get("num_attention_heads"))
     return _whole(config.get("head_dim")) or (hidden // heads if hidden and heads else None)
+
+
+def _latent_size(config: Mapping[str, object]) -> int | None:
+    sizes = [_whole(config.get(key)) for key in ("kv_lora_rank", "qk_rope_head_dim")]
+    return sum(size for size in sizes if size) if all(sizes) else None
 
 
 def _num_labels(config: Mapping[str, object]) -> int | None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore
 
-from rlhf.config.engine_limits import CPU_HEAD_SIZES, vllm_limit
+from rlhf.config.engine_limits import CPU_HEAD_SIZES, CPU_LATENT_SIZE, VOCABULARY_BLOCK, vllm_limit
 from rlhf.config.model_files import describe_model
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import generate
@@ -279,8 +279,12 @@ def test_a_mixture_without_a_reference_is_an_error(folder: Path) -> None:
 @pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
 def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
     from vllm.config import ModelConfig, ParallelConfig  # noqa: PLC0415
+    from vllm.model_executor.layers.vocab_parallel_embedding import DEFAULT_VOCAB_PADDING_SIZE  # noqa: PLC0415
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # noqa: PLC0415
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend  # noqa: PLC0415
 
+    assert CPUMLABackend.get_supported_head_sizes() == [CPU_LATENT_SIZE]
+    assert DEFAULT_VOCAB_PADDING_SIZE == VOCABULARY_BLOCK
     assert set(CPUAttentionBackend.get_supported_head_sizes()) | {48} == CPU_HEAD_SIZES
     config, facts = ModelConfig(str(folder), dtype="float32"), describe_model(folder)
     for size in (1, 2, 3, 4):

@@ -11,11 +11,11 @@ from rlhf.config.model_files import ModelFacts, describe_model
 from tests.tiny_models import make_family, make_policy
 
 
-def facts(**sizes: int) -> ModelFacts:
+def facts(**sizes: int | str) -> ModelFacts:
     plain = ModelFacts(
         folder=Path("m"),
         model_type="llama",
-        vocab_size=8,
+        vocab_size=None,
         context=None,
         num_labels=None,
         has_chat_template=False,
@@ -39,10 +39,25 @@ def facts(**sizes: int) -> ModelFacts:
         ({"num_heads": 2, "head_dim": 16}, 1, True, ("engine", "no attention for heads of 16 dimensions")),
         ({"num_heads": 2, "head_dim": 16}, 2, False, None),
         ({"num_heads": 2, "head_dim": 64}, 1, True, None),
+        (
+            {"num_heads": 6, "vocab_size": 100},
+            3,
+            False,
+            ("tensor_parallel_size", "128 tokens (a vocabulary of 100, pad"),
+        ),
+        ({"num_heads": 6, "vocab_size": 192}, 3, False, None),
+        ({"num_heads": 6, "vocab_size": 129}, 3, False, None),
+        ({"latent_size": 96}, 1, True, ("engine", "compressed keys and values of 96 dimensions")),
+        ({"latent_size": 576}, 1, True, None),
+        ({"latent_size": 96}, 1, False, None),
+        ({"latent_size": 576, "has_sparse_attention": True}, 1, True, ("engine", "no sparse attention (index_topk)")),
+        ({"latent_size": 576, "has_sparse_attention": True}, 1, False, None),
+        ({"has_sparse_attention": True}, 1, True, None),
+        ({"latent_size": 96, "model_type": "minicpm3"}, 1, True, None),
         ({}, 8, True, None),
     ],
 )
-def test_limits(sizes: dict[str, int], parallel: int, on_cpu: bool, expected: tuple[str, str] | None) -> None:
+def test_limits(sizes: dict[str, int | str], parallel: int, on_cpu: bool, expected: tuple[str, str] | None) -> None:
     limit = vllm_limit(facts(**sizes), parallel, on_cpu=on_cpu)
     if expected is None:
         assert limit is None
@@ -56,11 +71,19 @@ def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
     dense, experts = make_policy(tmp_path / "dense"), make_family(tmp_path / "experts", "qwen3_moe")
     latent = make_family(tmp_path / "latent", "deepseek_v3")
     found = [describe_model(folder) for folder in (dense, experts, latent)]
-    assert [(f.num_heads, f.num_kv_heads, f.head_dim, f.width) for f in found] == [
-        (2, 1, 32, 96),
-        (2, 1, 32, 32),
-        (2, 2, None, 32),
+    assert [(f.num_heads, f.num_kv_heads, f.head_dim, f.width, f.latent_size) for f in found] == [
+        (2, 1, 32, 96, None),
+        (2, 1, 32, 32, None),
+        (2, 2, None, 32, 48),
     ]
+    assert not any(f.has_sparse_attention for f in found)
+    sparse = tmp_path / "sparse"
+    sparse.mkdir()
+    (sparse / "config.json").write_text(
+        '{"model_type": "deepseek_v32", "index_topk": 64, "kv_lora_rank": 512, "qk_rope_head_dim": 64}'
+    )
+    fact = describe_model(sparse)
+    assert (fact.latent_size, fact.has_sparse_attention) == (576, True)
 
 
 def test_a_check_names_the_flag(
