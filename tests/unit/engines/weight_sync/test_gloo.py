@@ -3,70 +3,20 @@
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import pytest
 import torch
 
-from rlhf.engines.rollout.serving import ServingGate, ServingState
-from rlhf.engines.weight_sync.base import Info, WeightSender
-from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver, GlooSender, _PendingBroadcast
-from rlhf.engines.weight_sync.gloo_group import BufferPool, GlooInitInfo, GlooUpdateInfo
-from rlhf.engines.weight_sync.module_source import ModuleSource
-from rlhf.engines.weight_sync.senders import make_sender
-from rlhf.errors import ConfigError, WeightSyncError
+from rlhf.engines.rollout.serving import ServingState
+from rlhf.engines.weight_sync.base import Info
+from rlhf.engines.weight_sync.gloo import GlooSender, _PendingBroadcast
+from rlhf.engines.weight_sync.gloo_group import BufferPool
+from rlhf.errors import WeightSyncError
 from tests.local_engine_client import LocalEngineClient
+from tests.unit.engines.weight_sync.gloo_support import Cleanup, DictReceiver, Model, open_sender
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Model(torch.nn.Module):
-    """An embedding, three layers and a head: five buckets when they are small."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding(50, 8)
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
-        self.head = torch.nn.Linear(8, 50, bias=False)
-
-
-@dataclass
-class DictReceiver:
-    """A receiver that keeps what it is given."""
-
-    name: str
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    gate: ServingGate = field(init=False)
-    link: GlooReceiver | None = None
-    unloadable: str = ""
-
-    def __post_init__(self) -> None:
-        self.gate = ServingGate(self.name)
-
-    def init_weight_transfer(self, init_info: Info) -> None:
-        self.link = GlooReceiver(GlooInitInfo(**init_info))  # type: ignore[arg-type]
-
-    def start_weight_update(self) -> None:
-        self.gate.begin_update()
-
-    def update_weights(self, update_info: Info) -> None:
-        assert self.link is not None
-        try:
-            self.gate.received(self.link.receive(GlooUpdateInfo(**update_info), self.load))  # type: ignore[arg-type]
-        except WeightSyncError as error:
-            self.gate.fail(error)
-            raise
-
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        for name, tensor in tensors:
-            if name == self.unloadable:
-                raise KeyError(name)
-            self.weights[name] = tensor.clone()
-
-    def finish_weight_update(self, version: int, digest: str) -> str:
-        return self.gate.serve(version, digest)
 
 
 class AbsentReceiver(DictReceiver):
@@ -103,49 +53,10 @@ class DamagingSender(GlooSender):
 Receivers = dict[str, DictReceiver]
 
 
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    return Model()
-
-
-@pytest.fixture
-def cleanup() -> Iterator[list[WeightSender | LocalEngineClient]]:
-    opened: list[WeightSender | LocalEngineClient] = []
-    yield opened
-    for each in opened:
-        each.close()
-
-
-def open_sender(
-    kind: type[GlooSender],
-    model: torch.nn.Module,
-    receivers: Mapping[str, DictReceiver],
-    cleanup: list[WeightSender | LocalEngineClient],
-    *,
-    dtype: torch.dtype = torch.float32,
-    bucket_bytes: int = 400,
-    timeout_s: float = 10.0,
-) -> GlooSender:
-    client = LocalEngineClient(receivers)
-    cleanup.append(client)
-    sender = kind(
-        ModuleSource(model, dtype),
-        client,
-        master_address="127.0.0.1",
-        port=0,
-        num_receivers=len(receivers),
-        bucket_bytes=bucket_bytes,
-        timeout_s=timeout_s,
-    )
-    cleanup.append(sender)
-    return sender
-
-
 @pytest.mark.parametrize("num_engines", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_engine_gets_the_weights_of_the_version(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient], num_engines: int, dtype: torch.dtype
+    model: Model, cleanup: Cleanup, num_engines: int, dtype: torch.dtype
 ) -> None:
     receivers = {f"rollout-{i}": DictReceiver(f"rollout-{i}") for i in range(num_engines)}
     sender = open_sender(GlooSender, model, receivers, cleanup, dtype=dtype)
@@ -166,16 +77,12 @@ def test_every_engine_gets_the_weights_of_the_version(
     assert len(set(digests)) == 2
 
 
-def test_equal_weights_have_equal_digests_whatever_the_buckets_held_before(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
+def test_equal_weights_have_equal_digests_whatever_the_buckets_held_before(model: Model, cleanup: Cleanup) -> None:
     sender = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup)
     assert sender.send(1).digest == sender.send(2).digest
 
 
-def test_remote_calls_do_not_grow_with_parameters_or_buckets(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
+def test_remote_calls_do_not_grow_with_parameters_or_buckets(model: Model, cleanup: Cleanup) -> None:
     few = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup, bucket_bytes=1 << 20).send(1)
     many = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup, bucket_bytes=1).send(1)
     assert few.num_buckets < many.num_buckets
@@ -183,7 +90,7 @@ def test_remote_calls_do_not_grow_with_parameters_or_buckets(
 
 
 def test_a_damaged_bucket_is_named_and_the_engine_serves_nothing_until_a_complete_sync(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+    model: Model, cleanup: Cleanup
 ) -> None:
     receivers: Receivers = {name: DictReceiver(name) for name in ("rollout-0", "rollout-1")}
     sender = open_sender(DamagingSender, model, receivers, cleanup)
@@ -202,64 +109,13 @@ def test_a_damaged_bucket_is_named_and_the_engine_serves_nothing_until_a_complet
     assert [receiver.gate.enter(0) for receiver in receivers.values()] == [8, 8]
 
 
-def test_weights_that_cannot_be_loaded_fail_only_that_engine(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
+def test_weights_that_cannot_be_loaded_fail_only_that_engine(model: Model, cleanup: Cleanup) -> None:
     receivers = {"good": DictReceiver("good"), "bad": DictReceiver("bad", unloadable="layers.0.weight")}
     sender = open_sender(GlooSender, model, receivers, cleanup)
     with pytest.raises(WeightSyncError, match="engine bad: version 1: bucket 2 of 5 cannot be loaded") as caught:
         sender.send(1)
     assert "engine good" not in str(caught.value)
     assert set(receivers["good"].weights) == set(dict(model.named_parameters()))
-
-
-class TwoProcesses(DictReceiver):
-    """An engine of two processes, which are threads here. The weights of the second have `second/` in front."""
-
-    links: Sequence[GlooReceiver] = ()
-
-    def init_weight_transfer(self, init_info: Info) -> None:
-        info = GlooInitInfo(**init_info)  # type: ignore[arg-type]
-        with ThreadPoolExecutor(2) as threads:
-            self.links = list(threads.map(GlooReceiver, [info] * 2, range(2)))
-
-    def update_weights(self, update_info: Info) -> None:
-        info = GlooUpdateInfo(**update_info)  # type: ignore[arg-type]
-        loads = (self.load, self.load_second)
-        with ThreadPoolExecutor(2) as threads:
-            first, second = threads.map(lambda link, load: link.receive(info, load), self.links, loads)
-        assert first == second
-        self.gate.received(first)
-
-    def load_second(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.weights |= {f"second/{name}": tensor.clone() for name, tensor in tensors}
-
-
-def test_every_process_of_an_engine_gets_the_weights(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
-    receivers = {name: TwoProcesses(name) for name in ("a", "b")}
-    client = LocalEngineClient(receivers)
-    sender = make_sender(
-        "gloo",
-        ModuleSource(model, torch.float32),
-        client,
-        rank=0,
-        world_size=1,
-        master_address="127.0.0.1",
-        port=0,
-        num_receivers=4,
-        bucket_bytes=400,
-        timeout_s=10.0,
-    )
-    cleanup += [client, sender]
-    report = sender.send(1)
-    assert (report.num_buckets, report.num_remote_calls) == (5, 6)
-    own = dict(model.named_parameters())
-    for receiver in receivers.values():
-        assert receiver.gate.enter(0) == 1
-        assert receiver.weights.keys() == {*own, *(f"second/{name}" for name in own)}
-        assert all(torch.equal(tensor, own[name.removeprefix("second/")]) for name, tensor in receiver.weights.items())
 
 
 class ForgetfulReceiver(DictReceiver):
@@ -270,17 +126,13 @@ class ForgetfulReceiver(DictReceiver):
         return "other"
 
 
-def test_only_an_engine_with_another_digest_is_named(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
+def test_only_an_engine_with_another_digest_is_named(model: Model, cleanup: Cleanup) -> None:
     receivers: Receivers = {"right": DictReceiver("right"), "wrong": ForgetfulReceiver("wrong")}
     with pytest.raises(WeightSyncError, match=r"^engine wrong: version 1: digest other, need \w{32}$"):
         open_sender(GlooSender, model, receivers, cleanup).send(1)
 
 
-def test_an_engine_that_never_joins_is_named_after_the_timeout(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
-) -> None:
+def test_an_engine_that_never_joins_is_named_after_the_timeout(model: Model, cleanup: Cleanup) -> None:
     receivers = {"here": DictReceiver("here"), "absent": AbsentReceiver("absent")}
     start = time.monotonic()
     with pytest.raises(WeightSyncError, match="engine absent: did not join"):
@@ -289,7 +141,7 @@ def test_an_engine_that_never_joins_is_named_after_the_timeout(
 
 
 def test_an_engine_that_dies_during_a_sync_fails_it_in_time_and_a_new_sender_works(
-    model: Model, cleanup: list[WeightSender | LocalEngineClient]
+    model: Model, cleanup: Cleanup
 ) -> None:
     receivers: Receivers = {"well": DictReceiver("well"), "dying": DyingReceiver("dying")}
     sender = open_sender(GlooSender, model, receivers, cleanup, timeout_s=2.0)
@@ -317,7 +169,7 @@ class SlowClient(LocalEngineClient):
 
 
 def test_the_sender_waits_for_the_clients_report_about_an_engine_that_does_not_reply(
-    model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: list[WeightSender | LocalEngineClient]
+    model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: Cleanup
 ) -> None:
     """Also where nothing is left to send, as of a model of one bucket that the engine hangs in loading."""
     sender = open_sender(GlooSender, model, {"stuck": DictReceiver("stuck")}, cleanup, timeout_s=1.0)
@@ -327,60 +179,7 @@ def test_the_sender_waits_for_the_clients_report_about_an_engine_that_does_not_r
         sender.send(1)
 
 
-def test_other_ranks_gather_and_never_contact_an_engine(model: Model) -> None:
-    client = LocalEngineClient({"a": DictReceiver("a")})
-    sender = make_sender(
-        "gloo",
-        ModuleSource(model, torch.float32),
-        client,
-        rank=1,
-        world_size=2,
-        master_address="127.0.0.1",
-        port=0,
-        num_receivers=1,
-        bucket_bytes=400,
-        timeout_s=1.0,
-    )
-    assert isinstance(sender, GatherOnlySender)
-    report = sender.send(4)
-    assert (report.version, report.digest, report.num_remote_calls) == (4, "", 0)
-    client.close()
-
-
-@pytest.mark.parametrize("rank", [-1, 2])
-def test_a_rank_outside_the_trainer_is_a_config_error(rank: int, model: Model) -> None:
-    with pytest.raises(ConfigError, match=f"rank {rank} of 2 does not exist"):
-        make_sender(
-            "gloo",
-            ModuleSource(model, torch.float32),
-            LocalEngineClient({"a": DictReceiver("a")}),
-            rank=rank,
-            world_size=2,
-            master_address="127.0.0.1",
-            port=0,
-            num_receivers=1,
-            bucket_bytes=400,
-            timeout_s=1.0,
-        )
-
-
-def test_an_unknown_backend_is_a_config_error(model: Model) -> None:
-    with pytest.raises(ConfigError, match="carrier-pigeon"):
-        make_sender(
-            "carrier-pigeon",
-            ModuleSource(model, torch.float32),
-            LocalEngineClient({"a": DictReceiver("a")}),
-            rank=0,
-            world_size=1,
-            master_address="127.0.0.1",
-            port=0,
-            num_receivers=1,
-            bucket_bytes=400,
-            timeout_s=1.0,
-        )
-
-
-def test_tied_weights_are_sent_once(cleanup: list[WeightSender | LocalEngineClient]) -> None:
+def test_tied_weights_are_sent_once(cleanup: Cleanup) -> None:
     model = Model()
     model.head.weight = model.embed.weight
     receiver = DictReceiver("a")
@@ -411,7 +210,7 @@ class KeepingReceiver(DictReceiver):
         self.weights.update(tensors)
 
 
-def test_a_loader_may_keep_what_it_was_given(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
+def test_a_loader_may_keep_what_it_was_given(model: Model, cleanup: Cleanup) -> None:
     receiver = KeepingReceiver("a")
     sender = open_sender(GlooSender, model, {"a": receiver}, cleanup, bucket_bytes=1)
     sender.send(1)
@@ -433,7 +232,7 @@ class LookingReceiver(DictReceiver):
 
 
 def test_a_receiver_has_two_buffers_however_late_the_thread_of_gloo_is(
-    cleanup: list[WeightSender | LocalEngineClient],
+    cleanup: Cleanup,
 ) -> None:
     """The bucket that is loaded, and the next one on its way."""
     model = torch.nn.Sequential(*(torch.nn.Linear(200, 200) for _ in range(12)))
@@ -446,7 +245,7 @@ def test_a_receiver_has_two_buffers_however_late_the_thread_of_gloo_is(
         assert len(receiver.link._pool._arrays) == 2
 
 
-def test_no_thread_is_left_waiting(model: Model, cleanup: list[WeightSender | LocalEngineClient]) -> None:
+def test_no_thread_is_left_waiting(model: Model, cleanup: Cleanup) -> None:
     before = threading.active_count()
     sender = open_sender(GlooSender, model, {"a": DictReceiver("a")}, cleanup)
     sender.send(1)
