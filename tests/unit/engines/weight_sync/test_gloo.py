@@ -179,6 +179,18 @@ def test_the_sender_waits_for_the_clients_report_about_an_engine_that_does_not_r
         sender.send(1)
 
 
+def test_a_client_that_does_not_report_itself_is_not_waited_for_without_end(
+    model: Model, monkeypatch: pytest.MonkeyPatch, cleanup: Cleanup
+) -> None:
+    monkeypatch.setattr("rlhf.engines.weight_sync.gloo.HEALTH_CHECK_S", 0.0)
+    monkeypatch.setattr("rlhf.engines.weight_sync.gloo.CLIENT_MARGIN_S", 0.0)
+    sender = open_sender(GlooSender, model, {"stuck": DictReceiver("stuck")}, cleanup, timeout_s=0.5)
+    monkeypatch.setattr(sender._client, "update_weights", lambda _info, _timeout_s: time.sleep(3))
+    monkeypatch.setattr(sender, "_broadcast", lambda _buffer: None)
+    with pytest.raises(WeightSyncError, match=r"^engines stuck: no reply within 0\.5 s$"):
+        sender.send(1)
+
+
 def test_tied_weights_are_sent_once(cleanup: Cleanup) -> None:
     model = Model()
     model.head.weight = model.embed.weight
