@@ -47,8 +47,8 @@ class WorkerGroup:
         """Report how long each worker took for its part of some work that has no wait of its own."""
         self._calls.tell_seconds(phase, seconds)
 
-    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
-        """Replace workers that `error` reported as lost. Raises `error` where workers are not replaceable."""
+    def start_again(self, lost: Worker, error: RlhfError) -> Worker:
+        """A new worker in the place of one that `error` reported as lost. Raises `error` where there can be none."""
         raise error
 
     def subset(self, workers: Sequence[Worker]) -> "WorkerGroup":
@@ -86,11 +86,10 @@ class ReplaceableGroup(WorkerGroup):
         try:
             return self._run(called, submit, phase, timeout_s, peers)
         except INFRASTRUCTURE as error:
-            self.replace(called, error)
+            self._replace_all(called, error)
         return self._run(self.workers, submit, phase, timeout_s, peers)
 
-    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
-        """Replace all workers, of which some are lost. Raises: why new ones could not start."""
+    def _replace_all(self, lost: Sequence[Worker], error: RlhfError) -> None:
         with self._replacing:
             if self.workers is lost:  # else another thread has replaced them already
                 self.workers = tuple(self._new_workers(lost, error))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from rlhf.actors.calls import Worker
 from rlhf.actors.cluster import Cluster
+from rlhf.actors.engine_group import EngineGroup
 from rlhf.actors.groups import WorkerGroup
 from rlhf.config.reward import RemoteSource
 from rlhf.engines.rollout.spec import EngineSpec
@@ -43,7 +44,7 @@ class Workers:
     """cpu or cuda."""
     groups: Mapping[Role, WorkerGroup]
     """The ranks of each model. Roles that share processes have the same group."""
-    engines: WorkerGroup | None
+    engines: EngineGroup | None
     """The rollout engines, one worker each; None for offline methods."""
     rewards: Mapping[str, WorkerGroup]
     """By the label of the reward source."""

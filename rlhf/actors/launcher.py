@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
+from rlhf.actors.engine_group import EngineGroup
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
 from rlhf.actors.launch_spec import LaunchSpec, SurvivingWorkers, Workers, colocated_models, model_roles
 from rlhf.actors.ranks import join_ranks
@@ -102,6 +103,8 @@ class Launcher:
         can_rejoin = self._spec.engine is not None and self._spec.engine.sync_backend == "gloo"
         has_own_devices = any(Role.ROLLOUT in group.roles for group in separate)
         engines = workers.engines if can_rejoin and has_own_devices else None
+        if engines is not None and len(engines.workers) < len(self._slots[Role.ROLLOUT]):
+            engines = None
         self._surviving = SurvivingWorkers(
             models={roles: group for roles, group in models.items() if self._is_healthy(group)},
             engines=engines.workers if engines is not None and self._is_healthy(engines) else (),
@@ -124,7 +127,8 @@ class Launcher:
         models = self._wait_started({roles: self._start_ranks(roles) for roles in missing})
         engines = surviving.engines
         if spec.engine is not None and not engines:
-            engines = self._cluster.wait_started(self._start_engines())
+            places = range(len(self._slots[Role.ROLLOUT]))
+            engines = self._cluster.wait_started([self._start_engine(place) for place in places])
         sources = [name for name in spec.rewards if name not in surviving.rewards]
         rewards = self._wait_started({name: self._start_reward(name) for name in sources})
         is_saver = {roles: any(role in spec.trained for role in roles) for roles in models}
@@ -179,18 +183,15 @@ class Launcher:
             for rank, slot in enumerate(self._slots[roles[0]])
         ]
 
-    def _start_engines(self) -> list[Call]:
-        return [
-            self._cluster.start_worker(
-                RolloutWorker,
-                slot,
-                name=f"rollout engine {index}",
-                title="Rollout",
-                env=self._env,
-                max_concurrency=ENGINE_THREADS,
-            )
-            for index, slot in enumerate(self._slots[Role.ROLLOUT])
-        ]
+    def _start_engine(self, place: int) -> Call:
+        return self._cluster.start_worker(
+            RolloutWorker,
+            self._slots[Role.ROLLOUT][place],
+            name=f"rollout engine {place}",
+            title="Rollout",
+            env=self._env,
+            max_concurrency=ENGINE_THREADS,
+        )
 
     def _start_reward(self, name: str) -> list[Call]:
         concurrency = self._spec.reward_concurrency
@@ -215,28 +216,29 @@ class Launcher:
             return dict.fromkeys(roles, WorkerGroup(workers, self._cluster.calls))
         return dict.fromkeys(roles, self._replaceable(workers, partial(self._start_ranks, roles), prepare))
 
-    def _engine_group(self, groups: Mapping[Role, WorkerGroup], workers: Sequence[Worker]) -> WorkerGroup:
-        """The rollout engines. New engines receive the weights that the lost ones had. In asynchronous runs they are
-        not replaceable: the policy has newer weights by then."""
+    def _engine_group(self, groups: Mapping[Role, WorkerGroup], workers: Sequence[Worker]) -> EngineGroup:
+        """The rollout engines. A lost one is replaced by a new one on the same devices."""
+        names = [worker.name for worker in workers]
 
-        policy = groups[Role.POLICY]
+        def end(lost: Sequence[Worker]) -> None:
+            with self._cluster.calls.waiting("end of lost processes"):
+                self._cluster.kill(lost)
 
-        def prepare(others: Sequence[Worker]) -> None:
-            if self._shares_gpus:
-                self._release_memory(groups)
-            self._load(self._load_engines(others))
-            self._connect(policy, others)
-            policy.run(
-                lambda _rank, handle: handle.send_weights_again.remote(Role.POLICY),
-                phase="weight sync of replaced engines",
-                timeout_s=self._start_timeout_s,
-                peers=others,
-            )
+        def start(lost: Worker, error: RlhfError) -> Worker:
+            if self._on_replaced is None:
+                raise error
+            place = names.index(lost.name)
+            # One wait for all of it: the driver neither leaves Ray halfway nor begins after leaving.
+            with self._cluster.calls.waiting("replacement of a lost process"):
+                (engine,) = self._cluster.wait_started([self._start_engine(place)])
+                if self._shares_gpus:
+                    self._release_memory(groups)
+                self._load([self._load_engine(engine, self._gpus_of_engines[place])])
+            self._on_replaced(f"{error} Replaced by {engine}, which gets its requests")
+            return engine
 
-        assert self._spec.engine is not None
-        if self._spec.engine.section.max_lag:
-            return WorkerGroup(workers, self._cluster.calls)
-        return self._replaceable(workers, self._start_engines, prepare)
+        connect = partial(self._connect, groups[Role.POLICY])
+        return EngineGroup(workers, self._cluster.calls, end=end, start=start, connect=connect)
 
     def _reward_group(self, name: str, workers: Sequence[Worker]) -> WorkerGroup:
         """The only worker of a reward source, as a group."""
@@ -288,10 +290,10 @@ class Launcher:
         ]
 
     def _load_engines(self, workers: Sequence[Worker]) -> list[Call]:
-        return [
-            Call(worker=worker, ref=worker.handle.start.remote(self._spec.engine, worker.name, gpus))
-            for worker, gpus in zip(workers, self._gpus_of_engines, strict=True)
-        ]
+        return [self._load_engine(worker, gpus) for worker, gpus in zip(workers, self._gpus_of_engines, strict=True)]
+
+    def _load_engine(self, worker: Worker, gpus: Sequence[str]) -> Call:
+        return Call(worker=worker, ref=worker.handle.start.remote(self._spec.engine, worker.name, gpus))
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
         source, concurrency = self._spec.rewards[name], self._spec.reward_concurrency

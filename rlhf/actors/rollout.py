@@ -3,10 +3,11 @@
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import cast
 from uuid import uuid4
@@ -20,6 +21,16 @@ from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
 PHASE = "rollout generation"
+
+Introduce = Callable[[Worker], "Future[None]"]
+"""Has a new engine serve the live weights; the future ends when it does."""
+
+
+def serves_already(_engine: Worker) -> "Future[None]":
+    """For engines that need no weights."""
+    served: Future[None] = Future()
+    served.set_result(None)
+    return served
 
 
 @dataclass(slots=True)
@@ -36,7 +47,7 @@ class _Asked:
         return len(self.request.prompt_token_ids) + self.request.sampling.max_tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Engine:
     """One engine, and what it was asked for."""
 
@@ -64,8 +75,8 @@ class RolloutPool:
     One thread an engine, while that has requests.
         consumes: the engine's responses. Produces: the ends of futures, and further requests to engines with room.
         Waits for: a response, `generate_timeout_s`. Unblocked by: a response, or the loss of the engine.
-    Where an engine is lost, the others finish what they have. Then the group replaces lost workers, if it can, and the
-    requests of the lost engine are asked once more. An error that is no loss ends all futures.
+    Where an engine is lost, the others get its requests, once more. Its thread has a new one started in its place,
+    which gets requests as soon as it serves the live weights. An error that is no loss ends all futures.
     """
 
     def __init__(
@@ -74,29 +85,33 @@ class RolloutPool:
         *,
         generate_timeout_s: float,
         control_timeout_s: float,
+        introduce: Introduce = serves_already,
         colocated: Sequence[WorkerGroup] = (),
         colocated_timeout_s: float = 0.0,
         slots: int | None = None,
     ) -> None:
-        """`colocated` are the models on the same devices; they release unused memory before the engines wake, which
-        waits for what they are doing: `colocated_timeout_s` is the longest that one of their calls may take. An engine
-        gets at most `slots` requests at a time; None: no limit."""
+        """`introduce` gets engines that take the place of lost ones. `colocated` are the models on the same devices;
+        they release unused memory before the engines wake, which waits for what they are doing: `colocated_timeout_s`
+        is the longest that one of their calls may take. An engine gets at most `slots` requests at a time; None: no
+        limit."""
         self._group = group
         self._colocated = colocated
         self._colocated_timeout_s = colocated_timeout_s
         self._generate_timeout_s = generate_timeout_s
         self._control_timeout_s = control_timeout_s
         self._slots = slots
+        self._introduce = introduce
         self._name = uuid4().hex
         self._lock = threading.Lock()
+        self._is_settled = threading.Condition(self._lock)
         self._queue: deque[list[_Asked]] = deque()
         """Requests that no engine has, those for one prompt together."""
-        self._workers: Sequence[Worker] = ()
-        self._engines: list[_Engine] = []
+        self._engines = [_Engine(index, worker) for index, worker in enumerate(group.workers)]
+        """Those that get requests."""
+        self._num_replacing = 0
+        """Lost engines that nobody has replaced yet."""
         self._failure: RlhfError | None = None
-        """Why an engine was lost whose requests are to be asked again."""
-        self._is_recovering = False
-        """Whether a thread replaces the lost engine: of several that end at the same time, one."""
+        """Why one could not be replaced."""
         self._seconds: list[tuple[Worker, float]] = []
         """How long engines took that are done, while others are not."""
         self._read_at = time.monotonic()
@@ -107,6 +122,8 @@ class RolloutPool:
         with self._lock:
             self._queue.extend(_by_prompt(asked))
             self._send()
+        if self._failure is not None:
+            self._fail(self._failure)
         return [one.future for one in asked]
 
     def abort(self, request_ids: Collection[str]) -> None:
@@ -135,11 +152,9 @@ class RolloutPool:
         )
         return cast(list[list[FloatArray]], results)[0]
 
-    def require_alive(self) -> None:
-        """Check that every engine replies. Lost ones are replaced if engines are replaceable."""
-        self._all("health check", lambda _index, handle: handle.location.remote(), self._control_timeout_s)
-
     def sleep(self) -> None:
+        with self._is_settled:
+            self._is_settled.wait_for(lambda: not self._num_replacing)  # one that starts now would not sleep
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
     def wake(self) -> None:
@@ -175,11 +190,6 @@ class RolloutPool:
 
     def _send(self) -> None:
         """Give waiting requests to engines with room. Holds the lock."""
-        if self._failure is not None:
-            return  # until the lost engine is replaced
-        if self._workers is not self._group.workers and not any(engine.asked for engine in self._engines):
-            self._workers = self._group.workers
-            self._engines = [_Engine(index, worker) for index, worker in enumerate(self._workers)]
         parts: dict[int, list[_Asked]] = defaultdict(list)
         while self._queue:
             group = self._queue[0]
@@ -213,13 +223,9 @@ class RolloutPool:
             while self._collect(engine):
                 pass
         except Exception as error:  # the boundary of the thread: those who wait for the futures raise it
-            known = error if isinstance(error, RlhfError) else WorkerLostError(f"{PHASE}: {engine.worker}: {error!r}")
-            with self._lock:
-                engine.failure, engine.is_served = known, False
-                self._failure = self._failure or known
+            self._lose(engine, _known(error, engine.worker))
         else:
             self._tell_seconds(engine, time.monotonic() - start)
-        self._recover()
 
     def _collect(self, engine: _Engine) -> bool:
         """Wait for one or more responses. False: the engine has no requests any more."""
@@ -254,42 +260,65 @@ class RolloutPool:
             told, self._seconds = self._seconds, []
         self._group.tell_seconds(PHASE, told)
 
-    def _recover(self) -> None:
-        """After a loss, once the other engines are done: replace the lost one, and ask it again. Where that cannot be,
-        all futures end with the error."""
+    def _lose(self, engine: _Engine, error: RlhfError) -> None:
+        """Give the requests of a lost engine to the others, and replace it. Where that cannot be, all futures end with
+        the error. On the thread of the engine."""
         with self._lock:
-            error = self._failure
-            is_lost = isinstance(error, INFRASTRUCTURE)
-            is_early = is_lost and any(engine.is_served for engine in self._engines)
-            if error is None or self._is_recovering or is_early:
-                return
-            self._is_recovering = True
-            asked = [one for engine in self._engines for one in engine.asked.values()]
-            workers, self._workers, self._engines = self._workers, (), []
+            if engine not in self._engines:
+                return  # its requests have failed already
+            asked = list(engine.asked.values())
+            can_go_on = isinstance(error, INFRASTRUCTURE) and not any(one.is_repeated for one in asked)
+            if can_go_on:
+                self._engines.remove(engine)
+                self._num_replacing += 1
+                for one in asked:
+                    one.is_repeated = True
+                self._queue.extendleft(reversed(_by_prompt(asked)))
+                self._send()
+        if can_go_on:
+            self._replace(engine.index, engine.worker, error)
+        else:
+            self._fail(error)
+
+    def _replace(self, index: int, lost: Worker, error: RlhfError) -> None:
+        """Have a new engine started, and given the live weights. On a thread of its own, or of the lost engine."""
         try:
-            if not is_lost or any(one.is_repeated for one in asked):
-                raise error
-            self._group.replace(workers, error)
-        except RlhfError as worse:
-            self._fail(asked, worse)
+            worker = self._group.start_again(lost, error)
+            self._introduce(worker).add_done_callback(partial(self._welcome, index, worker))
+        except Exception as worse:  # the boundary of the thread: those who wait for the futures raise it
+            with self._is_settled:
+                self._num_replacing -= 1
+                self._is_settled.notify_all()
+                self._failure = _known(worse, lost)
+            self._fail(self._failure)
+
+    def _welcome(self, index: int, worker: Worker, served: "Future[None]") -> None:
+        """Give requests to a new engine, which serves the live weights now; or replace it, if it was lost before."""
+        if (error := served.exception()) is not None:
+            arguments = (index, worker, _known(error, worker))
+            threading.Thread(target=self._replace, args=arguments, name=f"rollout-{index}", daemon=True).start()
             return
-        with self._lock:
-            for one in asked:
-                one.is_repeated = True
-            self._queue.extendleft(reversed(_by_prompt(asked)))
-            self._failure, self._is_recovering = None, False
+        with self._is_settled:
+            self._num_replacing -= 1
+            self._is_settled.notify_all()
+            self._engines.append(_Engine(index, worker))
             self._send()
 
-    def _fail(self, asked: Sequence[_Asked], error: RlhfError) -> None:
-        """End the futures of requests, and of those that wait, with an error."""
+    def _fail(self, error: RlhfError) -> None:
+        """End the futures of all requests with an error."""
         with self._lock:
-            unended = [*asked, *(one for group in self._queue for one in group)]
+            unended = [one for engine in self._engines for one in engine.asked.values()]
+            unended += [one for group in self._queue for one in group]
             self._queue.clear()
-            self._failure, self._is_recovering = None, False
             self._name = uuid4().hex  # what the engines still have for the old name concerns nobody
+            self._engines = [_Engine(engine.index, engine.worker) for engine in self._engines]
         for one in unended:
             if one.future.set_running_or_notify_cancel():
                 one.future.set_exception(error)
+
+
+def _known(error: BaseException, worker: Worker) -> RlhfError:
+    return error if isinstance(error, RlhfError) else WorkerLostError(f"{PHASE}: {worker}: {error!r}")
 
 
 def _by_prompt(asked: Iterable[_Asked]) -> list[list[_Asked]]:

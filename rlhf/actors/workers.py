@@ -57,7 +57,6 @@ class ModelWorker(RankActor):
         super().__init__(folder, log_file)
         self._trained: dict[Role, DeepSpeedEngine] = {}
         self._engines: dict[Role, TokenScorer] = {}
-        self._sent_version: int | None = None
         self._repairs = RepairLog()
 
     def load_scorer(self, role: Role, spec: ScorerSpec) -> tuple[str | Repair, ...]:
@@ -156,18 +155,12 @@ class ModelWorker(RankActor):
             return self._trained[role].optim_step()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
-        self._sent_version = version
         with self._trace.span(f"{role} send_weights"), naming_memory_errors(role, "send_weights"):
             return self._trained[role].send_weights(version)
 
     def probe(self, role: Role, packed: PackedTokens) -> PolicyProbe:
         """The model's log-probs of what an engine sampled, in two ways."""
         return self._trained[role].probe(packed)
-
-    def send_weights_again(self, role: Role) -> None:
-        """Send the last version again, to replaced engines. Does nothing before the first sync."""
-        if self._sent_version is not None:
-            self.send_weights(role, self._sent_version)
 
     def save(self, role: Role, directory: Path) -> None:
         with self._trace.span(f"{role} save"), naming_memory_errors(role, "save"):

@@ -54,7 +54,8 @@ def assemble_online(
     sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
     requests = probe_requests(config.rollout, tokenizer, prompts)
     rewards = reward_sources(config, workers, tokenizer, repaired)
-    engines = pool(workers.engines)
+    policy = sending_policy(config, workers, pool, requests, sleeps)
+    engines = pool(workers.engines, introduce=policy.introduce)
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)
     sampler = Sampler(engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)
@@ -62,7 +63,7 @@ def assemble_online(
     probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
     return Parts(
         algorithm=algorithm,
-        models=models(config.train, algorithm, workers, policy(config, workers, pool, requests, sleeps)),
+        models=models(config.train, algorithm, workers, policy),
         source=rollout_source(config, prompts, sampler, algorithm, tokenizer, stop),
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
@@ -70,7 +71,7 @@ def assemble_online(
     )
 
 
-def policy(
+def sending_policy(
     config: OnlineConfig, workers: Workers, pool: OpenPool, requests: Sequence[RolloutRequest], sleeps: bool
 ) -> ProbedPolicy:
     """The policy. Its first weight sync is checked with `requests`; sleeping engines are woken before each sync."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.rollout import Introduce, RolloutPool, serves_already
 from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.algo.common import AlgorithmSection
 from rlhf.config.commands import OnlineConfig
@@ -40,13 +40,18 @@ def engines_sleep_during_training(placement: Placement, max_lag: int) -> bool:
 
 
 def rollout_pool(
-    config: OnlineConfig, colocated: Sequence[WorkerGroup], device: str, engines: WorkerGroup
+    config: OnlineConfig,
+    colocated: Sequence[WorkerGroup],
+    device: str,
+    engines: WorkerGroup,
+    introduce: Introduce = serves_already,
 ) -> RolloutPool:
     """All rollout engines as one. `colocated` are the models on the same devices, which may be saving a checkpoint when
     the engines are to wake."""
     is_continuous = ENGINES[engine_kind(config.rollout)].continuous
     return RolloutPool(
         engines,
+        introduce=introduce,
         generate_timeout_s=config.rollout.generate_timeout_s,
         control_timeout_s=config.rollout.sync_timeout_s,
         colocated=colocated,

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 
 from rlhf.engines.weight_sync.checksum import TensorDigest
 from rlhf.engines.weight_sync.cpu_reload import CpuReload
@@ -125,6 +125,12 @@ class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
 
 class NcclWeightTransferEngine(DigestingEngine, NCCLWeightTransferEngine):  # type: ignore[misc]
     """vLLM's NCCL engine, with a digest of the broadcast weights."""
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        """Join the trainer's group, and leave any earlier one, of which a member may be lost: that aborts its
+        communicator, which waits for nobody."""
+        self.shutdown()
+        super().init_transfer_engine(init_info)
 
 
 class IpcWeightTransferEngine(DigestingEngine, IPCWeightTransferEngine):  # type: ignore[misc]

@@ -3,10 +3,11 @@
 Real engines and models; only Ray is not there: a handle's remote call runs at once.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.actors.calls import Call, Worker
+from rlhf.actors.engine_group import EngineGroup
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.actors.probed import ProbedPolicy
 from rlhf.actors.rollout import RolloutPool
@@ -29,8 +31,19 @@ from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
 from rlhf.engines.training.examined import probe_policy
 from rlhf.engines.weight_sync.probe import PolicyProbe, probe_tolerance, require_agreement
-from rlhf.errors import NumericsError
-from rlhf.types import FloatArray, Head, PackedTokens, Role, Rollout, RolloutRequest, Sampling, SyncReport
+from rlhf.errors import NumericsError, RlhfError, WorkerLostError
+from rlhf.types import (
+    FloatArray,
+    Head,
+    Metrics,
+    PackedTokens,
+    Role,
+    Rollout,
+    RolloutRequest,
+    Sampling,
+    SyncReport,
+    TrainBatch,
+)
 from tests.families import tiny_family
 from tests.tiny_models import make_policy
 
@@ -77,6 +90,32 @@ class LocalGroup(WorkerGroup):
         return [submit(rank, worker.handle) for rank, worker in enumerate(workers)]
 
 
+class LocalEngines(EngineGroup):
+    """Rollout engines of this process, all of which reply but for those in `dead`."""
+
+    def __init__(self, *workers: Worker) -> None:
+        super().__init__(workers, RemoteCalls(), end=lambda _: None, start=self._none, connect=self._note)
+        self.dead: list[Worker] = []
+        self.connections: list[list[str]] = []
+
+    def subset(self, workers: Sequence[Worker]) -> WorkerGroup:
+        return LocalGroup(*workers)
+
+    def add(self, started: Worker) -> None:
+        """Another engine, as in the place of a lost one."""
+        self.workers = (*self.workers, started)
+        self._places[started.name] = threading.RLock()
+
+    def _none(self, _lost: Worker, error: RlhfError) -> Worker:
+        raise error
+
+    def _note(self, workers: Sequence[Worker]) -> None:
+        self.connections.append([one.name for one in workers])
+
+    def _silent(self, workers: Sequence[Worker], timeout_s: float) -> list[tuple[Worker, RlhfError]]:
+        return [(one, WorkerLostError(f"{one.name} died")) for one in workers if one in self.dead]
+
+
 def worker(name: str, target: object) -> Worker:
     return Worker(handle=Handle(target), name=name, node="here", node_id="0", pid=1)
 
@@ -92,8 +131,13 @@ class Policy:
             packed_model=self.packed_model, asked="auto", dtype=torch.float32, device=CPU, where="policy.model",
             agree=float, pace=int,
         ).run()  # fmt: skip
+        self.sent: list[int] = []
+
+    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
+        return Metrics()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
+        self.sent.append(version)
         return SyncReport(version=version, digest="", num_bytes=0, seconds=0.0, num_buckets=0, num_remote_calls=0)
 
     def probe(self, role: Role, packed: PackedTokens) -> PolicyProbe:
@@ -125,7 +169,11 @@ class Engine:
         return [self._damage(rollout) for rollout in generate(self._engine, self._asked)]
 
 
-def probed(policy: Policy, *engines: Engine) -> ProbedPolicy:
+def engine_workers(*engines: Engine) -> LocalEngines:
+    return LocalEngines(*(worker(f"rollout engine {index}", engine) for index, engine in enumerate(engines)))
+
+
+def probed(policy: Policy, *engines: Engine, group: LocalEngines | None = None) -> ProbedPolicy:
     requests = [
         RolloutRequest(
             id=f"probe/{index}", prompt_id="p", prompt_token_ids=np.arange(5, 9 + index), seed=index,
@@ -133,10 +181,9 @@ def probed(policy: Policy, *engines: Engine) -> ProbedPolicy:
         )
         for index in range(4)
     ]  # fmt: skip
-    group = LocalGroup(*(worker(f"rollout engine {index}", engine) for index, engine in enumerate(engines)))
     return ProbedPolicy(
         LocalGroup(worker("policy rank 0", policy)),
-        engines=group,
+        engines=group or engine_workers(*engines),
         pool=lambda chosen: RolloutPool(chosen, generate_timeout_s=60.0, control_timeout_s=60.0),
         requests=requests,
         step_timeout_s=60.0,
@@ -177,6 +224,55 @@ def test_lost_engines_are_replaced_before_weights_are_sent(
     sender.send_weights(0)
     sender.send_weights(1)
     assert events == ["alive", "sent 0", "alive", "sent 1"]
+
+
+def test_a_new_engine_gets_the_live_version_at_once_and_alone(folder: Path, policy: Policy) -> None:
+    policy.sent = []
+    group, new = engine_workers(Engine(folder), Engine(folder)), Engine(folder)
+    sender = probed(policy, group=group)
+    sender.send_weights(3)
+    assert group.connections == [], "connected at the start"
+    started = worker("rollout engine 2", new)
+    group.add(started)
+    assert sender.introduce(started).result(0) is None
+    assert policy.sent == [3, 3]
+    assert new.num_probes == 1
+    sender.send_weights(4)
+    assert group.connections == [["rollout engine 2"], [f"rollout engine {index}" for index in range(3)]]
+    assert new.num_probes == 1
+    assert sender.introduce(started).done(), "it serves the live version already"
+    assert policy.sent == [3, 3, 4]
+
+
+def test_in_the_middle_of_a_step_a_new_engine_waits_for_the_next_version(folder: Path, policy: Policy) -> None:
+    policy.sent = []
+    group, new, other = engine_workers(Engine(folder)), Engine(folder), Engine(folder)
+    sender = probed(policy, group=group)
+    sender.send_weights(0)
+    sender.forward_backward([cast(TrainBatch, None)])
+    workers = [worker("rollout engine 1", new), worker("rollout engine 2", other)]
+    for started in workers:
+        group.add(started)
+    futures = [sender.introduce(started) for started in workers]
+    assert not any(future.done() for future in futures)
+    assert policy.sent == [0], "weights in the middle of a step are no version"
+    group.dead = [workers[1]]
+    sender.send_weights(1)
+    assert futures[0].result(0) is None
+    with pytest.raises(WorkerLostError, match=r"weight sync of version 1: rollout engine 2 .* was lost before it"):
+        futures[1].result(0)
+    assert group.connections == [["rollout engine 0", "rollout engine 1"]]
+    assert (new.num_probes, other.num_probes) == (1, 0)
+
+
+def test_a_new_engine_that_computes_something_else_is_refused(folder: Path, policy: Policy, tmp_path: Path) -> None:
+    group = engine_workers(Engine(folder))
+    sender = probed(policy, group=group)
+    sender.send_weights(0)
+    started = worker("rollout engine 1", Engine(make_policy(tmp_path / "other", seed=1)))
+    group.add(started)
+    with pytest.raises(NumericsError, match=r"^rollout engine 1: version 0: "):
+        sender.introduce(started)
 
 
 def test_an_engine_with_other_weights_is_named(folder: Path, policy: Policy, tmp_path: Path) -> None:

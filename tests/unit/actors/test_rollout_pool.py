@@ -1,6 +1,7 @@
 """The pool of rollout engines: who serves which request, and what a loss costs."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from rlhf.actors.calls import Call, Worker
-from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.rollout import RolloutPool
+from rlhf.actors.groups import Submit, WorkerGroup
+from rlhf.actors.rollout import Introduce, RolloutPool, serves_already
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.engines.base import generate
 from rlhf.errors import ModelError, RlhfError, StallError, WorkerLostError
@@ -90,25 +91,29 @@ def rollout(request: RolloutRequest, engine: int) -> Rollout:
 
 
 class Group(WorkerGroup):
-    """Engines of this process; `others` replace them, once each."""
+    """Engines of this process; each of `others` takes the place of a lost one."""
 
-    def __init__(self, engines: Sequence[Engine], *others: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine], *others: Engine) -> None:
         super().__init__(as_workers(engines), RemoteCalls())
         self._others = list(others)
         self.losses: list[str] = []
         self.seconds: list[list[str]] = []
-        self.replaced = threading.Event()
+        self.may_start = threading.Event()
+        self.may_start.set()
 
     def wait(self, calls: Sequence[Call], *, phase: str, timeout_s: float) -> list[object]:
         return [call.ref() for call in calls]
 
-    def replace(self, lost: Sequence[Worker], error: RlhfError) -> None:
-        self.losses.append(str(error))
+    def run(self, submit: Submit, *, phase: str, timeout_s: float, peers: Sequence[Worker] = ()) -> list[object]:
+        return []
+
+    def start_again(self, lost: Worker, error: RlhfError) -> Worker:
+        self.losses.append(f"{lost.name}: {error}")
         if not self._others:
             raise error
-        assert lost is self.workers
-        self.workers = tuple(as_workers(self._others.pop(0)))
-        self.replaced.set()
+        assert self.may_start.wait(WAIT_S)
+        (started,) = as_workers([self._others.pop(0)])
+        return started
 
     def tell_seconds(self, phase: str, seconds: Sequence[tuple[Worker, float]]) -> None:
         self.seconds.append([worker.name for worker, _ in seconds])
@@ -131,8 +136,15 @@ def request(prompt: str, index: int = 0, max_tokens: int = 4) -> RolloutRequest:
     )
 
 
-def pool_of(group: Group, slots: int | None = None) -> RolloutPool:
-    return RolloutPool(group, generate_timeout_s=WAIT_S, control_timeout_s=WAIT_S, slots=slots)
+def pool_of(group: Group, slots: int | None = None, introduce: Introduce = serves_already) -> RolloutPool:
+    return RolloutPool(group, generate_timeout_s=WAIT_S, control_timeout_s=WAIT_S, slots=slots, introduce=introduce)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
 
 
 def ids(engine: Engine) -> list[str]:
@@ -180,21 +192,82 @@ def test_a_batch_is_gathered_in_the_order_of_its_requests() -> None:
     assert [future.result(WAIT_S).id for future in futures] == [one.id for one in requests]
 
 
-def test_of_a_lost_engine_only_its_own_requests_are_asked_again() -> None:
-    engines, others = [Engine(0), Engine(1)], [Engine(2), Engine(3)]
-    group = Group(engines, others)
-    futures = pool_of(group).submit([request(name) for name in "abcd"])
+def test_the_others_take_over_from_a_lost_engine_and_a_new_one_takes_its_place() -> None:
+    engines, new = [Engine(0), Engine(1)], Engine(2)
+    group = Group(engines, new)
+    pool = pool_of(group)
+    group.may_start.clear()
+    futures = pool.submit([request(name) for name in "abcd"])
     engines[0].complete("a/0")
     assert futures[0].result(WAIT_S).weight_version == 0
     engines[0].fail(WorkerLostError("engine 0 died"))
-    assert not group.replaced.wait(0.1), "the other engine was not allowed to finish"
+    wait_until(lambda: ids(engines[1]) == ["b/0", "d/0", "c/0"])
     engines[1].complete_all()
-    assert group.replaced.wait(WAIT_S)
-    for engine in others:
-        engine.complete_all()
-    assert [future.result(WAIT_S).weight_version for future in futures] == [0, 1, 2, 1]
-    assert [ids(engine) for engine in others] == [["c/0"], []]
-    assert group.losses == ["engine 0 died"]
+    assert [future.result(WAIT_S).weight_version for future in futures] == [0, 1, 1, 1]
+    group.may_start.set()
+    wait_until(lambda: len(pool._engines) == 2)
+    (later,) = pool.submit([request("e")])
+    pool.submit([request("f")])
+    assert ids(new) == ["f/0"]
+    engines[1].complete("e/0")
+    assert later.result(WAIT_S).weight_version == 1
+    assert group.losses == ["engine 0: engine 0 died"]
+
+
+def test_where_the_only_engine_is_lost_its_requests_wait_for_the_new_one() -> None:
+    engine, new = Engine(0), Engine(1)
+    pool = pool_of(Group([engine], new), slots=1)
+    futures = pool.submit([request(name) for name in "ab"])
+    engine.fail(WorkerLostError("engine 0 died"))
+    wait_until(lambda: ids(new) == ["a/0"])
+    new.complete("a/0")
+    wait_until(lambda: ids(new) == ["a/0", "b/0"])
+    new.complete("b/0")
+    assert [future.result(WAIT_S).weight_version for future in futures] == [1, 1]
+
+
+def test_a_new_engine_gets_nothing_before_it_serves_the_live_weights() -> None:
+    served: list[Future[None]] = []
+
+    def introduce(worker: Worker) -> Future[None]:
+        assert worker.name == f"engine {len(served) + 1}"
+        served.append(Future())
+        return served[-1]
+
+    engine, others = Engine(0), [Engine(1), Engine(2)]
+    group = Group([engine], *others)
+    (future,) = pool_of(group, introduce=introduce).submit([request("a")])
+    engine.fail(WorkerLostError("engine 0 died"))
+    wait_until(lambda: len(served) == 1)
+    assert others[0].asked == []
+    served[0].set_exception(WorkerLostError("engine 1 died before the sync"))
+    wait_until(lambda: len(served) == 2)
+    served[1].set_result(None)
+    wait_until(lambda: others[1].asked)
+    others[1].complete_all()
+    assert future.result(WAIT_S).weight_version == 2
+    assert others[0].asked == []
+    assert group.losses == ["engine 0: engine 0 died", "engine 1: engine 1 died before the sync"]
+
+
+def test_engines_do_not_sleep_before_a_new_one_can() -> None:
+    engines = [Engine(0), Engine(1)]
+    group = Group(engines, Engine(2))
+    group.may_start.clear()
+    pool = pool_of(group)
+    futures = pool.submit([request(name) for name in "ab"])
+    engines[0].fail(WorkerLostError("engine 0 died"))
+    wait_until(lambda: len(ids(engines[1])) == 2)
+    engines[1].complete_all()
+    for future in futures:
+        future.result(WAIT_S)
+    sleeping = threading.Thread(target=pool.sleep)
+    sleeping.start()
+    sleeping.join(0.1)
+    assert sleeping.is_alive()
+    group.may_start.set()
+    sleeping.join(WAIT_S)
+    assert not sleeping.is_alive()
 
 
 def test_whatever_ends_the_thread_of_an_engine_ends_its_futures() -> None:
@@ -205,59 +278,34 @@ def test_whatever_ends_the_thread_of_an_engine_ends_its_futures() -> None:
         future.result(WAIT_S)
 
 
-def test_of_engines_that_end_together_one_replaces_the_lost() -> None:
-    engines, others = [Engine(0), Engine(1)], [Engine(2), Engine(3)]
-    group = Group(engines, others)
-    pool = pool_of(group, slots=1)
-    replace, is_replacing, may_go_on = group.replace, threading.Event(), threading.Event()
-
-    def slowly(lost: Sequence[Worker], error: RlhfError) -> None:
-        is_replacing.set()
-        assert may_go_on.wait(WAIT_S)
-        replace(lost, error)
-
-    group.replace = slowly  # type: ignore[method-assign]
-    futures = pool.submit([request(name) for name in "abc"])
-    engines[1].complete("b/0")
-    futures[1].result(WAIT_S)
-    engines[1].complete_all()
-    engines[0].fail(WorkerLostError("engine 0 died"))
-    assert is_replacing.wait(WAIT_S)
-    pool._recover()  # as the thread of another engine that ended at the same time
-    may_go_on.set()
-    assert group.replaced.wait(WAIT_S)
-    while not others[0].asked:
-        threading.Event().wait(0.01)
-    others[0].complete_all()
-    assert futures[0].result(WAIT_S).weight_version == 2
-    assert group.losses == ["engine 0 died"]
-
-
 def test_requests_that_are_lost_twice_are_an_error() -> None:
-    engines, others = [Engine(0)], [Engine(1)]
-    group = Group(engines, others, [Engine(2)])
-    (future,) = pool_of(group).submit([request("a")])
+    engines, new = [Engine(0)], Engine(1)
+    (future,) = pool_of(Group(engines, new, Engine(2))).submit([request("a")])
     engines[0].fail(StallError("engine 0 is stuck"))
-    assert group.replaced.wait(WAIT_S)
-    others[0].fail(StallError("engine 1 is stuck"))
+    wait_until(lambda: new.asked)
+    new.fail(StallError("engine 1 is stuck"))
     with pytest.raises(StallError, match="engine 1 is stuck"):
         future.result(WAIT_S)
 
 
-def test_where_engines_cannot_be_replaced_every_response_ends_with_the_loss() -> None:
+def test_where_a_lost_engine_cannot_be_replaced_all_responses_end_with_the_loss() -> None:
     engines = [Engine(0), Engine(1)]
-    futures = pool_of(Group(engines)).submit([request(name) for name in "abcd"])
+    pool = pool_of(Group(engines))
+    futures = pool.submit([request(name) for name in "abcd"])
+    engines[1].complete("b/0")
+    assert futures[1].result(WAIT_S).id == "b/0"
     engines[0].fail(WorkerLostError("engine 0 died"))
-    engines[1].complete_all()
-    assert [futures[index].result(WAIT_S).id for index in (1, 3)] == ["b/0", "d/0"]
-    for index in (0, 2):
+    for index in (0, 2, 3):
         with pytest.raises(WorkerLostError, match="engine 0 died"):
             futures[index].result(WAIT_S)
+    (later,) = pool.submit([request("e")])
+    with pytest.raises(WorkerLostError, match="engine 0 died"):
+        later.result(WAIT_S)
 
 
 def test_an_error_that_is_no_loss_ends_everything_at_once_and_replaces_nobody() -> None:
     engines = [Engine(0), Engine(1)]
-    group = Group(engines, [Engine(2), Engine(3)])
+    group = Group(engines, Engine(2))
     pool = pool_of(group)
     thread_errors: list[RlhfError] = []
 
