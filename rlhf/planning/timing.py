@@ -74,7 +74,8 @@ def generation(
     """Seconds in which the engines sample the responses of a step.
 
     An engine decodes up to `max_seqs` responses at once. Each of its steps reads the weights once and the KV cache of
-    every response, or is bound by arithmetic.
+    every response, or is bound by arithmetic. If the longest response takes more steps than that, the rest of it is
+    decoded almost alone: these steps read the weights.
     """
     responses = ceil(work.sampled / num_engines)
     if not responses:
@@ -82,13 +83,14 @@ def generation(
     side_by_side = min(responses, max_seqs)
     context = work.prompt_tokens + work.response_tokens / 2
     peak = sheet.tflops * TERA * tensor_parallel
-    read = float(shape.num_parameters * dtype_bytes)
-    read += side_by_side * context * shape.kv_numbers_per_token * dtype_bytes
-    reading = read / (sheet.memory_gb_s * GB * tensor_parallel * rates.reading)
+    bytes_per_s = sheet.memory_gb_s * GB * tensor_parallel * rates.reading
+    weights = shape.num_parameters * dtype_bytes / bytes_per_s
+    reading = weights + side_by_side * context * shape.kv_numbers_per_token * dtype_bytes / bytes_per_s
     computing = side_by_side * shape.flops_per_token(context) / (peak * rates.prefill)
     steps = responses * work.response_tokens / side_by_side
+    tail = max(0.0, work.least_decoded - steps) * (weights + rates.decode_step_s)
     prompts = responses * work.prompt_tokens * shape.flops_per_token(work.prompt_tokens / 2) / (peak * rates.prefill)
-    return steps * (max(reading, computing) + rates.decode_step_s) + prompts
+    return steps * (max(reading, computing) + rates.decode_step_s) + tail + prompts
 
 
 def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine, rates: Efficiency) -> float:

@@ -7,6 +7,7 @@ from rlhf.algorithms.needs import Needs
 from rlhf.config.algo import num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.reward import StartedSource
+from rlhf.config.rollout import RolloutSection
 from rlhf.types import SCORED_BY, Role
 
 
@@ -34,6 +35,9 @@ class Workload:
     response_tokens: float
     longest: int
     """Tokens of the longest sequence that the config allows."""
+    least_decoded: float
+    """Tokens that are decoded one after the other during a step, at the least: those of its longest response; where
+    several steps are under way, of the part of it that falls into one. 0 where no step waits for a certain response."""
     micro_batch_tokens: int
     """Most tokens of one forward pass on one rank."""
     num_passes: int
@@ -74,6 +78,7 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
             prompt_tokens=lengths.prompt or 0.0,
             response_tokens=lengths.response if lengths.response is not None else longest - (lengths.prompt or 0.0),
             longest=longest,
+            least_decoded=0.0,
             micro_batch_tokens=max(batch_tokens, longest),
             num_passes=1,
             num_updates=1,
@@ -84,15 +89,31 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
     responses = rollout.batch_size * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     passes = num_epochs(config.algo)
+    response_tokens = rollout.max_response_tokens if lengths.response is None else lengths.response
     return Workload(
         sampled=responses + rollout.batch_size * needs.greedy_baseline,
         learned=learned,
         prompt_tokens=rollout.max_prompt_tokens if lengths.prompt is None else lengths.prompt,
-        response_tokens=rollout.max_response_tokens if lengths.response is None else lengths.response,
+        response_tokens=response_tokens,
         longest=longest,
+        least_decoded=least_decoded(rollout, response_tokens),
         micro_batch_tokens=max(batch_tokens, longest),
         num_passes=passes,
         num_updates=passes * ceil(config.examples_per_step / config.train.batch_size),
         measured=measured,
         scored=any(isinstance(source, StartedSource) for source in config.reward.all_sources),
     )
+
+
+def least_decoded(rollout: RolloutSection, mean_tokens: float) -> float:
+    """`Workload.least_decoded` of responses whose lengths are geometric, with this mean, and cut at the limit.
+
+    The longest of n such lengths is the mean times the sum of 1/k for k from 1 to n. With `oversample`, a step waits
+    for n of m, and the sum begins at m - n + 1 and ends at m.
+    """
+    if rollout.max_lag and rollout.order == "ready":
+        return 0.0
+    needed = rollout.batch_size * rollout.group_size
+    asked = ceil(rollout.oversample * rollout.batch_size) * rollout.group_size
+    longest = mean_tokens * sum(1.0 / k for k in range(asked - needed + 1, asked + 1))
+    return min(float(rollout.max_response_tokens), longest) / (rollout.max_lag + 1)

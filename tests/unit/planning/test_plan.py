@@ -201,3 +201,40 @@ def test_a_sequence_that_fits_is_planned_to_fit_and_a_longer_one_is_not() -> Non
 def test_heads_that_do_not_split_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"policy.sequence_parallel_size: 32 attention heads do not split over 3"):
         plan_for("sft", ["--policy.num-gpus-per-node", "3", "--policy.sequence-parallel-size", "3"], "8xH100")
+
+
+def test_a_step_lasts_as_long_as_its_longest_response_unless_it_takes_what_is_ready() -> None:
+    """16 groups of 8 responses of 100 tokens on average: the longest of 128 has 100 * 5.43 tokens, the 128th of 160 has
+    100 * (5.66 - 4.06)."""
+    flags = shlex.split(
+        "--rollout.batch-size 16 --rollout.group-size 8 --rollout.num-engines 1 --rollout.max-num-seqs 256 "
+        "--rollout.max-response-tokens 4096 --reward.rules math"
+    )
+
+    def decoded(*more: str) -> float:
+        return plan_for("grpo", [*flags, *more], "8xH100", lengths=Lengths(prompt=64, response=100)).work.least_decoded
+
+    lag = ("--rollout.max-lag", "1")
+    assert decoded() == pytest.approx(543.3, abs=0.1)
+    assert decoded("--rollout.max-response-tokens", "400") == 400.0
+    assert decoded("--rollout.oversample", "1.25", "--rollout.order", "ready") == pytest.approx(159.3, abs=1.0)
+    assert decoded(*lag) == pytest.approx(543.3 / 2, abs=0.1)
+    assert decoded(*lag, "--rollout.order", "ready") == 0.0
+
+
+def test_seconds_of_a_tail_by_hand() -> None:
+    """8 responses side by side: 100 tokens each with all caches read, and the rest of the longest one by itself."""
+    flags = shlex.split(
+        "--rollout.batch-size 1 --rollout.group-size 8 --rollout.num-engines 1 --rollout.max-response-tokens 4096 "
+        "--reward.rules math --train.batch-size 8"
+    )
+    with_tail = plan_for("grpo", flags, "8xH100", lengths=Lengths(prompt=64, response=100))
+    without = plan_for(
+        "grpo", [*flags, "--rollout.max-lag", "1", "--rollout.order", "ready"], "8xH100",
+        lengths=Lengths(prompt=64, response=100),
+    )  # fmt: skip
+    tail = 100 * sum(1 / k for k in range(2, 9))
+    weights_s = 8_030_261_248 * 2 / (3350e9 * 0.6)
+    expected = tail * (weights_s + 0.004)
+    assert with_tail.seconds["generate"] - without.seconds["generate"] == pytest.approx(expected, rel=0.01)
+    assert with_tail.step_s > without.step_s
