@@ -18,6 +18,7 @@ from rlhf.actors.calls import Call, Worker, first_line
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.engines.rollout.loads import Load, least_loaded
 from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
+from rlhf.stopwatch import Stopwatch
 from rlhf.types import FloatArray, PackedTokens, Rollout, RolloutRequest
 
 PHASE = "rollout generation"
@@ -59,9 +60,8 @@ class _Engine:
     load: Load = field(default_factory=Load)
     is_served: bool = False
     """Whether a thread collects its responses."""
-    busy_since: float = 0.0
-    busy_s: float = 0.0
-    """Seconds with requests since `usage` was read."""
+    busy: Stopwatch = field(default_factory=Stopwatch)
+    """Runs while it has requests."""
     failure: RlhfError | None = None
 
 
@@ -114,6 +114,8 @@ class RolloutPool:
         """Why one could not be replaced."""
         self._seconds: list[tuple[Worker, float]] = []
         """How long engines took that are done, while others are not."""
+        self._busy = Stopwatch()
+        """Runs while any engine has requests."""
         self._read_at = time.monotonic()
 
     def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
@@ -170,20 +172,20 @@ class RolloutPool:
         self._all("close", lambda _index, handle: handle.close.remote(), self._control_timeout_s)
 
     def usage(self) -> Mapping[str, float]:
-        """The share of time since the last call in which engines had requests: the mean over the engines, and the
-        lowest."""
+        """How the engines were used since the last call: the share of the time in which they had requests, the mean
+        over the engines and the lowest; and the seconds without any while another engine had some, the mean."""
         with self._lock:
             now = time.monotonic()
-            for engine in self._engines:
-                if engine.asked:
-                    engine.busy_s, engine.busy_since = engine.busy_s + now - engine.busy_since, now
-            shares = [engine.busy_s / max(now - self._read_at, 1e-9) for engine in self._engines]
-            for engine in self._engines:
-                engine.busy_s = 0.0
-            self._read_at = now
-        if not shares:
+            total_s, self._read_at = max(now - self._read_at, 1e-9), now
+            busy, any_busy_s = [engine.busy.take() for engine in self._engines], self._busy.take()
+        if not busy:
             return {}
-        return {"throughput/busy_share": sum(shares) / len(shares), "throughput/busy_share_min": min(shares)}
+        mean_s = sum(busy) / len(busy)
+        return {
+            "throughput/busy_share": mean_s / total_s,
+            "throughput/busy_share_min": min(busy) / total_s,
+            "throughput/idle_tail_seconds": max(0.0, any_busy_s - mean_s),
+        }
 
     def _all(self, phase: str, submit: Submit, timeout_s: float) -> list[object]:
         return self._group.run(submit, phase=f"rollout {phase}", timeout_s=timeout_s)
@@ -198,11 +200,11 @@ class RolloutPool:
                 break
             engine = self._engines[index]
             parts[index] += self._queue.popleft()
-            if not engine.asked:
-                engine.busy_since = time.monotonic()
             for one in group:
                 engine.asked[one.request.id] = one
                 engine.load.add(one.tokens)
+            engine.busy.run(True)
+        self._busy.run(any(engine.asked for engine in self._engines))
         for index, asked in parts.items():
             self._submit_to(self._engines[index], [one.request for one in asked])
 
@@ -331,5 +333,5 @@ def _taken(engine: _Engine, request_id: str) -> _Asked:
     one = engine.asked.pop(request_id)
     engine.load.remove(one.tokens)
     if not engine.asked:
-        engine.busy_s += time.monotonic() - engine.busy_since
+        engine.busy.run(False)
     return one

@@ -233,7 +233,7 @@ class Loop:
         metrics: dict[str, Mapping[str, float]] = {"source": batch.metrics, "workers": self._parts.gauge()}
         if self._online:
             metrics["responses"] = response_metrics(batch.groups)
-            metrics["lag"] = lag_metrics(batch.groups, step - 1)
+            metrics["lag"] = lag_metrics(batch.groups, step - 1, self._sections.max_lag)
             metrics["rows"] = row_metrics(batch.groups)
         metrics["repairs"] = self._records.take_repair_metrics()
         metrics["loop"] = {

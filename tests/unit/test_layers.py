@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "rlhf"
 
-LEAVES = {"types", "config", "errors", "importing", "terminal", "reward_log"}
+LEAVES = {"types", "config", "errors", "importing", "terminal", "reward_log", "stopwatch"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "importing": set(),
     "terminal": set(),
     "reward_log": set(),
+    "stopwatch": set(),
     "config": {"errors"},
     "algorithms": LEAVES,
     "conversations": LEAVES,

@@ -98,7 +98,7 @@ def logged_by(run: Run) -> set[str]:
     run.num_steps, run.checkpoint_every = 2, 1
     run.run()
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    placed = [("/source/.*", "/source/NAME"), ("^memory/.*", "memory/ROLES")]
+    placed = [("/source/.*", "/source/NAME"), ("^memory/.*", "memory/ROLES"), ("^rollout/lag/.*", "rollout/lag/N")]
     names = {name for row in rows for name in row}
     for found, shown in placed:
         names = {re.sub(found, shown, name) for name in names}
@@ -180,7 +180,7 @@ def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
     ):
         logged |= logged_by_online(tmp_path / type(algorithm).__name__, algorithm)
     logged.add(BALANCE)  # of experts, which no fake has
-    logged |= {"throughput/busy_share", "throughput/busy_share_min"}  # of workers
+    logged |= {f"throughput/{name}" for name in ("busy_share", "busy_share_min", "idle_tail_seconds")}  # of workers
     named = named_by_page()
     assert sorted(logged - set(named)) == [], "logged, and docs/metrics.md does not name them"
     assert sorted(set(named) - logged) == [], "docs/metrics.md names them, and nothing logs them"

@@ -71,10 +71,12 @@ def flatten(metrics: Metrics) -> dict[str, float]:
     return merge({"means": metrics.sums, "maxima": metrics.maxima})
 
 
-def lag_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-    """How old the weights were that sampled the groups. `version` is that of the policy, before it learns from them."""
+def lag_metrics(groups: Sequence[ScoredGroup], version: int, max_lag: int) -> dict[str, float]:
+    """How old the weights were that sampled the groups, with the share of the responses of each age. `version` is that
+    of the policy, before it learns from them."""
     lags = [version - rollout.weight_version for group in groups for rollout in group.rollouts]
-    return {
+    ages = range(max_lag + 1)
+    return {f"rollout/lag/{age}": lags.count(age) / len(lags) for age in ages} | {
         "rollout/weight_version": float(version),
         "rollout/lag_mean": sum(lags) / len(lags),
         "rollout/lag_max": float(max(lags)),

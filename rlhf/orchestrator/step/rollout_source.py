@@ -16,9 +16,9 @@ from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.sampled_metrics import describe_sampled
 from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler, make_group, make_requests, scored_part
 from rlhf.orchestrator.step.sources import GroupBatch
-from rlhf.orchestrator.step.stopwatch import Stopwatch
 from rlhf.orchestrator.step.stream import Asked, Batch, GroupStream, StreamLimits
 from rlhf.orchestrator.step.waiting import in_thread
+from rlhf.stopwatch import Stopwatch
 from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, ScoredGroup
 
 CLOSE_TIMEOUT_S = 5.0
@@ -101,6 +101,7 @@ class RolloutSource:
         self._awake = ExitStack()
         self._is_awake = False
         self._clocks = {"generate": Stopwatch(), "score": Stopwatch()}
+        self._overlap = Stopwatch()
 
     def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None:
         self._stream = GroupStream(
@@ -110,7 +111,11 @@ class RolloutSource:
         self._thread.start()
 
     def take(self, step: int) -> GroupBatch:
-        return self._batches.take(step)
+        self._events.put(partial(self._overlap.hold, True))
+        try:
+            return self._batches.take(step)
+        finally:
+            self._events.put(partial(self._overlap.hold, False))
 
     def release(self) -> None:
         self._events.put(self._stream.release)
@@ -158,6 +163,7 @@ class RolloutSource:
         self._score()
         self._clocks["generate"].run(bool(self._sampling))
         self._clocks["score"].run(bool(self._num_calls))
+        self._overlap.run(bool(self._sampling or self._num_calls))
 
     def _ask(self, asked: Sequence[Asked]) -> None:
         """Ask the engines for groups, in one call."""
@@ -277,6 +283,7 @@ class RolloutSource:
             "rollout/waiting": float(self._stream.waiting),
             "rollout/expired": float(self._num_expired),
             "throughput/group_seconds": on_their_way_s,
+            "throughput/overlap_seconds": self._overlap.take(),
         }
         self._dropped, self._num_expired = [], 0
         for step in [step for step in self._seen if step <= batch.step]:

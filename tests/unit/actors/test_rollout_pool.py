@@ -356,3 +356,21 @@ def test_how_long_each_engine_took_is_told_once_all_are_done() -> None:
     assert [sorted(names) for names in group.seconds] == [["engine 0", "engine 1"]]
     usage = pool.usage()
     assert 0.0 < usage["throughput/busy_share_min"] <= usage["throughput/busy_share"] <= 1.0
+
+
+def test_an_engine_without_requests_idles_in_the_tail_of_another() -> None:
+    engines = [Engine(0), Engine(1)]
+    pool = pool_of(Group(engines))
+    futures = pool.submit([request(name) for name in "ab"])
+    engines[0].complete_all()
+    futures[0].result(WAIT_S)
+    pool.usage()
+    start = time.monotonic()
+    threading.Event().wait(0.1)
+    engines[1].complete_all()
+    futures[1].result(WAIT_S)
+    usage = pool.usage()
+    assert 0.05 <= usage["throughput/idle_tail_seconds"] <= (time.monotonic() - start) / 2
+    assert usage["throughput/busy_share_min"] == 0.0
+    threading.Event().wait(0.05)
+    assert pool.usage()["throughput/idle_tail_seconds"] == 0.0, "all of them idle: nobody waits for another"

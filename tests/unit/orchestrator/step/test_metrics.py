@@ -1,13 +1,15 @@
 """The metrics of a step, put together from their producers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rlhf.orchestrator.step.metrics import GpuBudget, flatten, merge, throughput_metrics
+from rlhf.orchestrator.step.metrics import GpuBudget, flatten, lag_metrics, merge, throughput_metrics
 from rlhf.orchestrator.step.sources import GroupBatch
-from rlhf.types import Example, Metrics, TokenSequence
+from rlhf.types import Example, Metrics, ScoredGroup, TokenSequence
+from tests.unit.orchestrator.support import as_sampled, given_group
 
 
 def test_metrics_are_sorted_by_name() -> None:
@@ -55,3 +57,20 @@ def test_utilization_needs_the_peak_of_the_gpu_and_the_size_of_the_model() -> No
         names = {"throughput/tokens_per_s", "throughput/tokens_per_s_per_gpu"}
         assert set(throughput_metrics(1.0, batch, examples_of(4), gpus)) == names
     assert set(throughput_metrics(1.0, batch, [], None)) == {"throughput/tokens_per_s"}
+
+
+def test_ages_by_hand() -> None:
+    def sampled_by(*versions: int) -> ScoredGroup:
+        group = as_sampled(given_group(0, ["a"] * len(versions), [0.0] * len(versions)))
+        responses = zip(group.rollouts, versions, strict=True)
+        return replace(group, responses=tuple(replace(one, weight_version=version) for one, version in responses))
+
+    assert lag_metrics([sampled_by(7, 7), sampled_by(5, 6)], version=7, max_lag=3) == {
+        "rollout/lag/0": 0.5,
+        "rollout/lag/1": 0.25,
+        "rollout/lag/2": 0.25,
+        "rollout/lag/3": 0.0,
+        "rollout/weight_version": 7.0,
+        "rollout/lag_mean": 0.75,
+        "rollout/lag_max": 2.0,
+    }

@@ -1,9 +1,10 @@
 """The stream of groups at work: an engine and a reward source whose answers come when the test says so."""
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.step.batch_queue import BatchQueue
 from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
 from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler
+from rlhf.orchestrator.step.sources import GroupBatch
 from rlhf.orchestrator.step.stream import StreamLimits
 from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, make_prompt
@@ -322,3 +324,25 @@ def test_a_run_goes_on_where_a_checkpoint_left_it() -> None:
         assert bench.engine.prompts == [names[index] for index in (1, 3, 5, 6)]
     finally:
         source.close()
+
+
+def test_only_what_goes_on_while_the_trainer_does_something_else_overlaps() -> None:
+    bench = Bench(StreamLimits(batch_size=1, max_lag=1))
+
+    def overlap_of(batch: GroupBatch) -> float:
+        return batch.metrics["throughput/overlap_seconds"]
+
+    with bench.open() as source, ThreadPoolExecutor(1) as trainer:
+        bench.engine.wait_for(2)
+        taken = trainer.submit(source.take, 1)
+        while not source._overlap._is_held:
+            threading.Event().wait(0.001)
+        before = time.monotonic()
+        threading.Event().wait(0.1)
+        bench.engine.complete(0)
+        first, waited_s = taken.result(WAIT_S), time.monotonic() - before
+        assert overlap_of(first) < first.seconds["generate"] - 0.09 <= waited_s
+        threading.Event().wait(0.1)  # the trainer learns
+        bench.engine.complete(1)
+        second = source.take(2)
+    assert 0.09 < overlap_of(second) <= second.seconds["generate"] + second.seconds["score"]
