@@ -209,23 +209,6 @@ def test_right_engines_are_probed_once(folder: Path, policy: Policy) -> None:
     assert [engine.num_probes for engine in engines] == [1, 1]
 
 
-def test_lost_engines_are_replaced_before_weights_are_sent(
-    folder: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, events, send = Engine(folder), list[str](), policy.send_weights
-
-    def sent(role: Role, version: int) -> SyncReport:
-        events.append(f"sent {version}")
-        return send(role, version)
-
-    monkeypatch.setattr(engine, "location", lambda: events.append("alive"))
-    monkeypatch.setattr(policy, "send_weights", sent)
-    sender = probed(policy, engine)
-    sender.send_weights(0)
-    sender.send_weights(1)
-    assert events == ["alive", "sent 0", "alive", "sent 1"]
-
-
 def test_a_new_engine_gets_the_live_version_at_once_and_alone(folder: Path, policy: Policy) -> None:
     policy.sent = []
     group, new = engine_workers(Engine(folder), Engine(folder)), Engine(folder)
