@@ -1,11 +1,6 @@
 """What tests share: a user's folder with the command in it, a Ray cluster to join, and a port."""
 
-import os
 from collections.abc import Iterator
-
-# Before anything starts OpenMP. Tests run side by side, with more threads than cores: one that polls while it waits for
-# the others takes a core from the one that it waits for. Numbers do not depend on how a thread waits.
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import pytest
 

@@ -1,0 +1,7 @@
+"""What all tests share."""
+
+import os
+
+# Before anything starts OpenMP. Tests run side by side, with more threads than cores: one that polls while it waits for
+# the others takes a core from the one that it waits for. Numbers do not depend on how a thread waits.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
