@@ -9,10 +9,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import CheckpointError, RlhfError
@@ -31,6 +34,11 @@ WITH_MOMENTS = 3
 weight."""
 MAX_FAILURES_IN_A_ROW = 3
 
+FILES_AT_ONCE = 8
+"""Files that are flushed and hashed at the same time. One thread hashes 1.4 GB a second, and training waits."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 Warn = Callable[[str], None]
 
 
@@ -197,13 +205,24 @@ def _write(folder: Path, state: RunState, engines: Mapping[Role, TrainEngine]) -
                 "to a folder that all nodes share"
             )
     write_json(folder / STATE, asdict(state))
-    files: dict[str, Json] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sync_path(file)
-        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = _of_each(_flushed, paths)
+    files: Json = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
     for directory in (path for path in folder.rglob("*") if path.is_dir()):
         sync_path(directory)
     write_json(folder / MANIFEST, {"format": FORMAT, "step": state.step, "files": files})
+
+
+def _of_each(work: Callable[[T], R], files: Iterable[T]) -> list[R]:
+    """What `work` returns for each file, in their order; the first one's error."""
+    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="checkpoint") as threads:
+        return list(threads.map(work, files))
+
+
+def _flushed(file: Path) -> Json:
+    """Have the disk keep a file. Returns its entry in the manifest."""
+    sync_path(file)
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def peek(folder: Path) -> RunState | None:
@@ -225,14 +244,14 @@ def verify(folder: Path) -> RunState:
     files = manifest.get("files")
     if written_as != FORMAT or f"step_{manifest.get('step')}" != name or not isinstance(files, dict) or not files:
         raise CheckpointError(f"{name}: {MANIFEST} is not that of a checkpoint of this step")
-    for entry, recorded in files.items():
-        _verify_file(folder, entry, recorded)
+    _of_each(partial(_verify_file, folder), files.items())
     if STATE not in files:
         raise CheckpointError(f"{name}: {MANIFEST} lists no {STATE}")
     return _read_state(folder)
 
 
-def _verify_file(folder: Path, entry: str, recorded: Json) -> None:
+def _verify_file(folder: Path, item: tuple[str, Json]) -> None:
+    entry, recorded = item
     path = folder / entry
     pure = PurePosixPath(entry)
     inside = not pure.is_absolute() and ".." not in pure.parts
