@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhf.config.model_files import caps_scores
@@ -65,17 +65,24 @@ AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
 def choose_attention(
-    asked: AttentionName, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, has_sdpa: bool = True
+    asked: AttentionName,
+    config: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    model_class: type[PreTrainedModel] | None,
 ) -> str:
     """The name of the attention implementation for transformers.
 
-    auto is flash_attention_2 on a GPU where it is installed, except for float32, which it does not support; else sdpa,
-    or eager for a model that has none (`has_sdpa`) or caps attention scores, which sdpa cannot. With sdpa, models with
-    plain causal attention use the packed kernel; others (a sliding window, for example) use transformers' own.
+    auto is flash_attention_2 on a GPU where it is installed, except for float32, which it does not support, and for a
+    `model_class` without it; else sdpa, or eager for a class that has none or a model that caps attention scores, which
+    sdpa cannot. A model with code of its own (None) is taken to have both. With sdpa, models with plain causal
+    attention use the packed kernel; others (a sliding window, for example) use transformers' own.
     """
     if asked == "auto":
+        has_flash = model_class is None or model_class._supports_flash_attn
+        has_sdpa = (model_class is None or model_class._supports_sdpa) and not caps_scores(config.to_dict())
         can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
-        asked = FLASH if can_flash else "sdpa" if has_sdpa and not caps_scores(config.to_dict()) else "eager"
+        asked = FLASH if has_flash and can_flash else "sdpa" if has_sdpa else "eager"
     return PACKED_SDPA if asked == "sdpa" and is_plain_causal(config) else asked
 
 

@@ -296,8 +296,8 @@ def _attention(
     section: ModelSection, head: Head, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> str:
     kinds = cast(Mapping[type[PretrainedConfig], type[PreTrainedModel]], _auto_class(head, config)._model_mapping)
-    has_sdpa = kinds[type(config)]._supports_sdpa if type(config) in kinds else True  # a model with its own code
-    return choose_attention(section.attention, config, device, dtype, has_sdpa=has_sdpa)
+    model_class = kinds.get(type(config), None)
+    return choose_attention(section.attention, config, device, dtype, model_class)
 
 
 def _require_scorer(config: PretrainedConfig, has_score: bool, new_head: bool, where: str, unit: str) -> None:

@@ -235,7 +235,7 @@ CAPPED = {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 1}
 
 def test_attention_that_leaves_a_cap_on_scores_out_is_replaced_or_refused() -> None:
     config = tiny_family_config("gemma2", CAPPED)
-    assert choose_attention("auto", config, CPU, torch.float32) == "eager"
+    assert choose_attention("auto", config, CPU, torch.float32, None) == "eager"
     model = tiny_family("gemma2", CAPPED, attention="sdpa")
     message = (
         r"^policy\.attention: sdpa leaves out something of a Gemma2ForCausalLM's attention .* Set auto or eager\.$"
