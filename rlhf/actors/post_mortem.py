@@ -29,8 +29,9 @@ SUFFIX = ".stacks.txt"
 EXAMINE_TIMEOUT_S = 8.0
 """Longest wait for a node's reply. A lost node never replies."""
 WRITE_STACKS_S = 0.3
-KILL_TIMEOUT_S = 10.0
-"""Longest wait for the end of processes that were killed."""
+KILL_TIMEOUT_S = 30.0
+"""Longest wait for the end of processes that were killed: the kernel takes seconds to free tens of GB of pinned memory,
+which a sleeping engine and offloaded optimizer states hold."""
 FINDINGS: Mapping[str, str] = {
     psutil.STATUS_STOPPED: "is stopped (by SIGSTOP or a debugger)",
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
