@@ -40,6 +40,8 @@ class _Asked:
 
     request: RolloutRequest
     future: "Future[Rollout]" = field(default_factory=Future)
+    call: int = 0
+    """Requests of one call of an engine have the same number."""
     is_repeated: bool = False
 
     @property
@@ -52,7 +54,6 @@ class _Asked:
 class _Engine:
     """One engine, and what it was asked for."""
 
-    index: int
     worker: Worker
     asked: dict[str, _Asked] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -89,11 +90,12 @@ class RolloutPool:
         colocated: Sequence[WorkerGroup] = (),
         colocated_timeout_s: float = 0.0,
         slots: int | None = None,
+        phase: str = PHASE,
     ) -> None:
         """`introduce` gets engines that take the place of lost ones. `colocated` are the models on the same devices;
         they release unused memory before the engines wake, which waits for what they are doing: `colocated_timeout_s`
         is the longest that one of their calls may take. An engine gets at most `slots` requests at a time; None: no
-        limit."""
+        limit, and no continuous batching. `phase` is what errors call the generation."""
         self._group = group
         self._colocated = colocated
         self._colocated_timeout_s = colocated_timeout_s
@@ -101,13 +103,15 @@ class RolloutPool:
         self._control_timeout_s = control_timeout_s
         self._slots = slots
         self._introduce = introduce
+        self._phase = phase
         self._name = uuid4().hex
         self._lock = threading.Lock()
         self._is_settled = threading.Condition(self._lock)
         self._queue: deque[list[_Asked]] = deque()
-        """Requests that no engine has, those for one prompt together."""
-        self._engines = [_Engine(index, worker) for index, worker in enumerate(group.workers)]
+        """Requests that no engine has, those that are asked together in a list."""
+        self._engines = [_Engine(worker) for worker in group.workers]
         """Those that get requests."""
+        self._num_calls = 0
         self._num_replacing = 0
         """Lost engines that nobody has replaced yet."""
         self._failure: RlhfError | None = None
@@ -133,9 +137,11 @@ class RolloutPool:
         unwanted = set(request_ids)
         aborted: list[_Asked] = []
         with self._lock:
-            waiting = [one for group in self._queue for one in group]
-            self._queue = deque(_by_prompt([one for one in waiting if one.request.id not in unwanted]))
-            aborted += [one for one in waiting if one.request.id in unwanted]
+            waiting, self._queue = self._queue, deque()
+            for group in waiting:
+                aborted += [one for one in group if one.request.id in unwanted]
+                if kept := [one for one in group if one.request.id not in unwanted]:
+                    self._queue.append(kept)
             for engine in self._engines:
                 ids = [name for name in engine.asked if name in unwanted]
                 aborted += [_taken(engine, name) for name in ids]
@@ -192,31 +198,37 @@ class RolloutPool:
 
     def _send(self) -> None:
         """Give waiting requests to engines with room. Holds the lock."""
-        parts: dict[int, list[_Asked]] = defaultdict(list)
-        while self._queue:
+        calls: dict[int, list[_Asked]] = defaultdict(list)
+        while self._queue and (self._slots is not None or not self._num_replacing):
             group = self._queue[0]
             index = least_loaded([engine.load for engine in self._engines], len(group), self._slots)
             if index is None:
                 break
             engine = self._engines[index]
-            parts[index] += self._queue.popleft()
-            for one in group:
+            for one in self._queue.popleft():
                 engine.asked[one.request.id] = one
                 engine.load.add(one.tokens)
             engine.busy.run(True)
+            if group[0].is_repeated:
+                self._submit_to(engine, group)
+            else:
+                calls[index] += group
         self._busy.run(any(engine.asked for engine in self._engines))
-        for index, asked in parts.items():
-            self._submit_to(self._engines[index], [one.request for one in asked])
+        for index, asked in calls.items():
+            self._submit_to(self._engines[index], asked)
 
-    def _submit_to(self, engine: _Engine, requests: Sequence[RolloutRequest]) -> None:
+    def _submit_to(self, engine: _Engine, asked: Sequence[_Asked]) -> None:
+        self._num_calls += 1
+        for one in asked:
+            one.call = self._num_calls
         try:
-            ref = engine.worker.handle.submit.remote(self._name, requests)
+            ref = engine.worker.handle.submit.remote(self._name, [one.request for one in asked])
             engine.calls.append(Call(worker=engine.worker, ref=ref))
         except RayError as error:  # the arguments do not fit into the object store, or the worker is dead
             engine.failure = WorkerLostError(f"{PHASE}: {engine.worker} could not be called: {first_line(error)}")
         if not engine.is_served:
             engine.is_served = True
-            threading.Thread(target=self._serve, args=(engine,), name=f"rollout-{engine.index}", daemon=True).start()
+            threading.Thread(target=self._serve, args=(engine,), name=engine.worker.name, daemon=True).start()
 
     def _serve(self, engine: _Engine) -> None:
         """Collect an engine's responses until it has no requests. In a thread of its own."""
@@ -240,7 +252,7 @@ class RolloutPool:
             calls, engine.calls = engine.calls, []
         collected = Call(worker=engine.worker, ref=engine.worker.handle.collect.remote(self._name))
         *_, rollouts = self._group.wait(
-            [*calls, collected], phase=f"{PHASE} {engine.index}", timeout_s=self._generate_timeout_s
+            [*calls, collected], phase=f"{self._phase} {number_of(engine.worker)}", timeout_s=self._generate_timeout_s
         )
         ended = []
         with self._lock:
@@ -275,18 +287,19 @@ class RolloutPool:
                 self._num_replacing += 1
                 for one in asked:
                     one.is_repeated = True
-                self._queue.extendleft(reversed(_by_prompt(asked)))
+                calls = _by_prompt(asked) if self._slots is not None else _by_call(asked)
+                self._queue.extendleft(reversed(calls))
                 self._send()
         if can_go_on:
-            self._replace(engine.index, engine.worker, error)
+            self._replace(engine.worker, error)
         else:
             self._fail(error)
 
-    def _replace(self, index: int, lost: Worker, error: RlhfError) -> None:
+    def _replace(self, lost: Worker, error: RlhfError) -> None:
         """Have a new engine started, and given the live weights. On a thread of its own, or of the lost engine."""
         try:
             worker = self._group.start_again(lost, error)
-            self._introduce(worker).add_done_callback(partial(self._welcome, index, worker))
+            self._introduce(worker).add_done_callback(partial(self._welcome, worker))
         except Exception as worse:  # the boundary of the thread: those who wait for the futures raise it
             with self._is_settled:
                 self._num_replacing -= 1
@@ -294,16 +307,16 @@ class RolloutPool:
                 self._failure = _known(worse, lost)
             self._fail(self._failure)
 
-    def _welcome(self, index: int, worker: Worker, served: "Future[None]") -> None:
+    def _welcome(self, worker: Worker, served: "Future[None]") -> None:
         """Give requests to a new engine, which serves the live weights now; or replace it, if it was lost before."""
         if (error := served.exception()) is not None:
-            arguments = (index, worker, _known(error, worker))
-            threading.Thread(target=self._replace, args=arguments, name=f"rollout-{index}", daemon=True).start()
+            arguments = (worker, _known(error, worker))
+            threading.Thread(target=self._replace, args=arguments, name=worker.name, daemon=True).start()
             return
         with self._is_settled:
             self._num_replacing -= 1
             self._is_settled.notify_all()
-            self._engines.append(_Engine(index, worker))
+            self._engines.append(_Engine(worker))
             self._send()
 
     def _fail(self, error: RlhfError) -> None:
@@ -313,10 +326,15 @@ class RolloutPool:
             unended += [one for group in self._queue for one in group]
             self._queue.clear()
             self._name = uuid4().hex  # what the engines still have for the old name concerns nobody
-            self._engines = [_Engine(engine.index, engine.worker) for engine in self._engines]
+            self._engines = [_Engine(engine.worker) for engine in self._engines]
         for one in unended:
             if one.future.set_running_or_notify_cancel():
                 one.future.set_exception(error)
+
+
+def number_of(engine: Worker) -> str:
+    """The number in the name of an engine, which that in its place after a loss has too."""
+    return engine.name.rpartition(" ")[2]
 
 
 def _known(error: BaseException, worker: Worker) -> RlhfError:
@@ -326,6 +344,10 @@ def _known(error: BaseException, worker: Worker) -> RlhfError:
 def _by_prompt(asked: Iterable[_Asked]) -> list[list[_Asked]]:
     """Neighboring requests for the same prompt together."""
     return [list(group) for _, group in groupby(asked, key=lambda one: one.request.prompt_id)]
+
+
+def _by_call(asked: Iterable[_Asked]) -> list[list[_Asked]]:
+    return [list(group) for _, group in groupby(asked, key=lambda one: one.call)]
 
 
 def _taken(engine: _Engine, request_id: str) -> _Asked:

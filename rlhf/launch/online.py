@@ -54,7 +54,7 @@ def assemble_online(
     sleeps = engines_sleep_during_training(placement, config.rollout.max_lag)
     requests = probe_requests(config.rollout, tokenizer, prompts)
     rewards = reward_sources(config, workers, tokenizer, repaired)
-    policy = sending_policy(config, workers, pool, requests, sleeps)
+    policy = sending_policy(config, workers, partial(pool, phase="log-prob probe of rollout engine"), requests, sleeps)
     engines = pool(workers.engines, introduce=policy.introduce)
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)

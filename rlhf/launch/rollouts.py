@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf.actors.groups import WorkerGroup
-from rlhf.actors.rollout import Introduce, RolloutPool, serves_already
+from rlhf.actors.rollout import PHASE, Introduce, RolloutPool, serves_already
 from rlhf.algorithms.base import Algorithm, Needs
 from rlhf.config.algo.common import AlgorithmSection
 from rlhf.config.commands import OnlineConfig
@@ -45,6 +45,7 @@ def rollout_pool(
     device: str,
     engines: WorkerGroup,
     introduce: Introduce = serves_already,
+    phase: str = PHASE,
 ) -> RolloutPool:
     """All rollout engines as one. `colocated` are the models on the same devices, which may be saving a checkpoint when
     the engines are to wake."""
@@ -52,6 +53,7 @@ def rollout_pool(
     return RolloutPool(
         engines,
         introduce=introduce,
+        phase=phase,
         generate_timeout_s=config.rollout.generate_timeout_s,
         control_timeout_s=config.rollout.sync_timeout_s,
         colocated=colocated,

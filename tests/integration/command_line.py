@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from rlhf.cli.chaos import TIMED
+from rlhf.cli.chaos_child import Fault
 from rlhf.engines.process.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
 from tests.tiny_models import make_policy, make_reward_model
 
@@ -179,24 +180,35 @@ class CommandLine:
         self._drivers: list[Driver] = []
 
     def start(
-        self, *arguments: str, name: str, hold_at: int | None = None, environment: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        name: str,
+        hold_at: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        faults: Sequence[Fault] = (),
     ) -> Driver:
         """Start `rlhf train ARGUMENTS --run.name NAME`; at call `hold_at` its reward function waits to be released. One
-        at a time is held."""
+        at a time is held. `faults` are injected into it."""
+        folder = self.workplace / "runs" / name
+        program = ["rlhf.cli.main"]
+        if faults:
+            work = self.workplace / f"{name}-faults"
+            work.mkdir()
+            (work / "plan.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+            program = ["rlhf.cli.chaos_child", str(work), str(folder)]
         if hold_at is not None:
             (self.workplace / "hold").write_text(str(hold_at))
         mark = f"{os.getpid()}-{len(self._drivers)}"
         log = self.workplace / f"{mark}-{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "rlhf.cli.main", "train", *arguments, "--run.name", name],
+                [sys.executable, "-m", *program, "train", *arguments, "--run.name", name],
                 cwd=self.workplace,
                 env={**(environment or clean_environment()), MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        folder = self.workplace / "runs" / name
         driver = Driver(process=process, workplace=self.workplace, folder=folder, log=log, mark=mark)
         self._drivers.append(driver)
         return driver

@@ -40,6 +40,7 @@ class Engine:
     def __init__(self, index: int) -> None:
         self.index = index
         self.asked: list[RolloutRequest] = []
+        self.calls: list[list[str]] = []
         self.aborted: list[str] = []
         self._ended: SimpleQueue[list[Rollout] | Exception] = SimpleQueue()
 
@@ -48,6 +49,7 @@ class Engine:
 
     def _submit(self, pool: str, requests: Sequence[RolloutRequest]) -> None:
         self.asked += requests
+        self.calls.append([request.id for request in requests])
 
     def _collect(self, pool: str) -> list[Rollout]:
         try:
@@ -195,7 +197,7 @@ def test_a_batch_is_gathered_in_the_order_of_its_requests() -> None:
 def test_the_others_take_over_from_a_lost_engine_and_a_new_one_takes_its_place() -> None:
     engines, new = [Engine(0), Engine(1)], Engine(2)
     group = Group(engines, new)
-    pool = pool_of(group)
+    pool = pool_of(group, slots=8)
     group.may_start.clear()
     futures = pool.submit([request(name) for name in "abcd"])
     engines[0].complete("a/0")
@@ -226,6 +228,30 @@ def test_where_the_only_engine_is_lost_its_requests_wait_for_the_new_one() -> No
     assert [future.result(WAIT_S).weight_version for future in futures] == [1, 1]
 
 
+def test_without_continuous_batching_the_calls_of_a_lost_engine_are_made_again_as_they_were() -> None:
+    """What shares a call shares matrices, whose shapes round the last bits of log-probs."""
+    engines, new = [Engine(0), Engine(1)], Engine(2)
+    group = Group(engines, new)
+    group.may_start.clear()
+    pool = pool_of(group)
+    pool.submit([request(name) for name in "abcd"])
+    later = pool.submit([request("e", max_tokens=100), request("f")])
+    assert [ids(engine) for engine in engines] == [["a/0", "c/0", "e/0"], ["b/0", "d/0", "f/0"]]
+    engines[0].fail(WorkerLostError("engine 0 died"))
+    wait_until(lambda: group.losses)
+    (last,) = pool.submit([request("g")])
+    pool.abort(["e/0"])
+    engines[1].complete_all()
+    assert later[1].result(WAIT_S).weight_version == 1
+    assert [ids(engine) for engine in engines][1] == ["b/0", "d/0", "f/0"], "asked while an engine was missing"
+    group.may_start.set()
+    wait_until(lambda: len(engines[1].asked) + len(new.asked) == 6)
+    assert ["a/0", "c/0"] in (engines[1].calls[-1], new.calls[0] if new.calls else [])
+    for engine in (engines[1], new):
+        engine.complete(*(name for name in ids(engine) if name in ("a/0", "c/0", "g/0")))
+    assert last.result(WAIT_S).id == "g/0"
+
+
 def test_a_new_engine_gets_nothing_before_it_serves_the_live_weights() -> None:
     served: list[Future[None]] = []
 
@@ -254,7 +280,7 @@ def test_engines_do_not_sleep_before_a_new_one_can() -> None:
     engines = [Engine(0), Engine(1)]
     group = Group(engines, Engine(2))
     group.may_start.clear()
-    pool = pool_of(group)
+    pool = pool_of(group, slots=8)
     futures = pool.submit([request(name) for name in "ab"])
     engines[0].fail(WorkerLostError("engine 0 died"))
     wait_until(lambda: len(ids(engines[1])) == 2)
