@@ -11,10 +11,12 @@ import torch
 
 from rlhf.engines.weight_sync.base import EngineClient, Info
 from rlhf.engines.weight_sync.module_source import ModuleSource
+from rlhf.engines.weight_sync.senders import make_sender
 from rlhf.engines.weight_sync.vllm_sender import DigestingSource, VllmClient, VllmSender, open_with_deadline
 from rlhf.errors import WeightSyncError
+from tests.integration.rollout_support import IGNORE_VLLM_IMPORT_WARNINGS
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), *IGNORE_VLLM_IMPORT_WARNINGS]
 
 
 @pytest.fixture(autouse=True)
@@ -204,9 +206,50 @@ def test_work_is_done_on_the_callers_device(monkeypatch: pytest.MonkeyPatch) -> 
     chosen: list[int] = []
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
     monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
-    opened = cast(Any, "engine")
-    assert open_with_deadline(lambda: opened, client(), timeout_s=5.0) == opened
+    opened, start_s = cast(Any, "engine"), time.monotonic()
+    assert open_with_deadline(lambda: opened, client(), timeout_s=30.0) == opened
+    assert time.monotonic() - start_s < 10
     assert chosen == [3]
     with pytest.raises(WeightSyncError):
         sender(fails(RuntimeError("x"))).send(0)
     assert chosen == [3, 3]
+
+
+@pytest.mark.parametrize(("bucket_bytes", "buffer_bytes"), [(1, 12), (1000, 1000)])
+@pytest.mark.parametrize(("backend", "port"), [("nccl", 0), ("nccl", 4321), ("ipc", 0)])
+def test_vllm_is_told_the_group_and_a_buffer_for_the_largest_tensor(
+    backend: str, port: int, bucket_bytes: int, buffer_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerWeightTransferEngine  # noqa: PLC0415
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine  # noqa: PLC0415
+
+    opened: list[Any] = []
+
+    def trainer_init(init_info: object, *, client: object, source: object) -> object:
+        opened.extend([init_info, client, source])
+        return SimpleNamespace(send_weights=lambda: dict(cast(Any, source)), shutdown=lambda: None)
+
+    for engine in (IPCTrainerWeightTransferEngine, NCCLTrainerWeightTransferEngine):
+        monkeypatch.setattr(engine, "trainer_init", trainer_init)
+    engines = Engines({})
+    made = make_sender(
+        backend,
+        ModuleSource(torch.nn.Linear(2, 3), torch.bfloat16),
+        cast(EngineClient, engines),
+        rank=1,
+        world_size=2,
+        master_address="10.0.0.1",
+        port=port,
+        num_receivers=4,
+        bucket_bytes=bucket_bytes,
+        timeout_s=7.0,
+    )
+    info, told, given = opened
+    assert (info.backend, info.rank, info.packed, info.packed_buffer_size_bytes) == (backend, 1, True, buffer_bytes)
+    if backend == "nccl":
+        assert (info.master_address, info.world_size) == ("10.0.0.1", 5)
+        assert info.master_port == port or (port == 0 and 1024 <= info.master_port < 65536)
+    told.init_weight_transfer_engine({"rank_offset": 0})
+    assert engines.told == [{"rank_offset": 1}, {"rank_offset": 3}, 7.0]
+    assert made.send(3).num_bytes == given.num_bytes == 18
+    made.close()

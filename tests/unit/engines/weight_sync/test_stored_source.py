@@ -1,6 +1,7 @@
 """What is sent to an engine that loads checkpoints are the tensors of a checkpoint."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -51,3 +52,43 @@ def test_a_bucket_that_splits_an_expert_is_refused(tmp_path: Path) -> None:
     assert len(half.parameters) == 1
     with pytest.raises(WeightSyncError, match="splits tensors that are converted together"):
         source.gather(half, torch.zeros(half.numel))
+
+
+class Fused(torch.nn.Module):
+    """Two matrices in memory that a checkpoint stores as one, and a layer that is stored as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Module(), torch.nn.Module()])
+        self.layers[0].k = torch.nn.Parameter(torch.full((1, 3), 1.0))
+        self.layers[0].v = torch.nn.Parameter(torch.full((2, 3), 2.0))
+        self.layers[1].o = torch.nn.Parameter(torch.full((2,), 3.0))
+
+
+def fuse(_model: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    kept = dict(tensors)
+    if {"layers.0.k", "layers.0.v"} <= kept.keys():
+        kept["layers.0.kv"] = torch.cat([kept.pop("layers.0.k"), kept.pop("layers.0.v")])
+    return kept
+
+
+def test_tensors_that_are_stored_as_one_are_converted_together_and_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlhf.engines.weight_sync.stored_source.revert_weight_conversion", fuse)
+    source = StoredSource(ModuleSource(Fused(), torch.float32), cast(PreTrainedModel, None))
+    assert [(spec.name, spec.shape) for spec in source.specs()] == [("layers.0.kv", (3, 3)), ("layers.1.o", (2,))]
+    bucket = Bucket.of(source.specs())
+    flat = torch.full((bucket.numel,), torch.nan)
+    source.gather(bucket, flat).wait(1.0)
+    assert flat.tolist() == [1] * 3 + [2] * 6 + [3] * 2
+    assert {name: tensor.flatten().tolist() for name, tensor in source.materialize(bucket)} == {
+        "layers.0.kv": [1] * 3 + [2] * 6,
+        "layers.1.o": [3, 3],
+    }
+
+
+def test_each_tensor_of_a_plain_model_is_converted_by_itself(tmp_path: Path) -> None:
+    model = trained(tmp_path, "qwen3")
+    source = StoredSource(ModuleSource(model, torch.float32), model)
+    assert len(source._groups) == len(list(model.parameters()))
