@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from dataclasses import asdict
 
 import psutil
 import pytest
@@ -34,30 +31,17 @@ def test_an_engine_that_is_stopped_before_a_sync_is_named_and_not_the_policy(
 ) -> None:
     """Whose two ranks hold half of the weights each, and wait for each other in the sync."""
     name = f"{engine}_stopped"
-    folder, work = command.workplace / "runs" / name, command.workplace / f"{engine}_faults"
-    work.mkdir()
     fault = Fault(number=0, kind="stop", process="rollout engine 0", phase="sync")
-    (work / "plan.json").write_text(json.dumps([asdict(fault)]))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "rlhf.cli.chaos_child", str(work), str(folder), "train", *SYNCING),
-            *("--rollout.engine", engine, "--run.name", name, "--cluster.address", head.address),
-        ],
-        cwd=command.workplace,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    (witness,) = read_rows(work / WITNESSES)
+    arguments = (*SYNCING, "--rollout.engine", engine, "--cluster.address", head.address)
+    run = command.start(*arguments, name=name, environment=head.environment, faults=[fault]).wait()
+    (witness,) = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
     assert str(witness["wait"]).startswith("weight sync of version "), witness
-    assert done.returncode == 8, said
-    error = json.loads((folder / "status.json").read_text())["error"]
+    assert run.code == 8, run.output
+    error = json.loads((run.folder / "status.json").read_text())["error"]
     named = rf"from rollout engine 0 \(node \S+, pid {witness['pid']}\)\. rollout engine 0 is stopped \(by SIGSTOP "
     assert re.search(named, error), error
     assert "policy rank" not in error, error
-    assert "Traceback" not in said
+    assert "Traceback" not in run.output
     assert not (psutil.pid_exists(pid := int(str(witness["pid"]))) and is_alive(psutil.Process(pid)))
 
 
