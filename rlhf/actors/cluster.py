@@ -144,8 +144,10 @@ class Cluster:
             self.device = "cuda" if sum(self.gpus_per_node) else "cpu"
 
     def _count_devices(self) -> None:
-        """Read what the nodes that are alive have."""
+        """Read what the nodes that are alive have. Raises WorkerLostError where none is."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not nodes:
+            raise WorkerLostError("ray: no node of the cluster is alive: its raylet has ended. Continue with --resume.")
         self.gpus_per_node = [float(node.get("GPU", 0.0)) for node in nodes]
         self.gpu_kinds = [gpus_of(node) for node in nodes]
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]

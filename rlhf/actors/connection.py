@@ -1,6 +1,7 @@
 """Connecting to Ray: joining a running cluster, or starting one on this machine."""
 
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
@@ -20,6 +22,8 @@ from rlhf.actors.orphans import OrphanWatch
 from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, PreemptedError, StallError
 from rlhf.types import Repair, Repaired, RepairKind
+
+logger = logging.getLogger(__name__)
 
 LOCAL = "local"
 AUTO = "auto"
@@ -58,6 +62,7 @@ def connect(
     """
     if ray.is_initialized():
         raise ConfigError("ray: this process is connected to a cluster already. Call ray.shutdown() first.")
+    ray_worker.print_to_stdstream = _log_message
     if address == LOCAL:
         return start(namespace, repaired)
     join(address, namespace)
@@ -110,6 +115,16 @@ def own_signal_handlers() -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler = before
+
+
+def _log_message(message: Mapping[str, object], ignore_prefix: bool) -> None:
+    """In place of Ray's printing to stdout: one line of each message of its node processes, which is followed by up to
+    a hundred of their logs' where one of them died."""
+    del ignore_prefix
+    lines = message["lines"]
+    assert isinstance(lines, list), "texts"
+    for text in lines:
+        logger.warning("ray: %s", str(text).strip().partition("\n")[0])
 
 
 def is_interruption(error: BaseException | None) -> bool:

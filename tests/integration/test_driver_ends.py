@@ -49,19 +49,26 @@ def test_sigterm_while_processes_start_ends_the_run_with_a_line(command: Command
     assert json.loads((run.folder / "status.json").read_text())["status"] == "preempted"
 
 
-def test_a_run_that_loses_ray_s_control_store_ends_with_a_line_and_its_status(command: CommandLine) -> None:
-    driver = command.start(*SFT, "--train.num-steps", "5000", name="lost")
+LOST = {
+    "gcs_server": r"rlhf: error: ray: the control store \(gcs_server\) at \S+ has .*Continue with --resume",
+    "raylet": r"rlhf: error: policy \S+: .* ray: no node of the cluster is alive: .*Continue with --resume",
+}
+
+
+@pytest.mark.parametrize("process", LOST)
+def test_a_run_that_loses_ray_ends_with_a_line_and_its_status(process: str, command: CommandLine) -> None:
+    more = ("--train.num-steps", "5000", "--checkpoint.every-steps", "1", "--checkpoint.keep", "2")
+    driver = command.start(*SFT, *more, name=f"lost-{process}")
     deadline = time.monotonic() + START_TIMEOUT_S
     while not read_metrics(driver.folder):
         assert driver.process.poll() is None, driver.log.read_text()
         assert time.monotonic() < deadline, driver.log.read_text()
         time.sleep(0.1)
-    (store,) = (process for process in driver.processes() if process.name() == "gcs_server")
-    store.kill()
+    (lost,) = (one for one in driver.processes() if one.name() == process)
+    lost.kill()
     run = ended(driver)
     assert run.code == 7, run.output
-    assert re.search(
-        r"rlhf: error: ray: the control store \(gcs_server\) at \S+ has .*Continue with --resume", run.output
-    )
+    assert re.search(LOST[process], run.output), run.output
+    assert "state-dump" not in run.output, "the logs of Ray's processes"
     status = json.loads((run.folder / "status.json").read_text())
     assert (status["status"], status["error"].partition(":")[0]) == ("failed", "WorkerLostError")
