@@ -38,15 +38,18 @@ BEFORE = "max_lag 1, batches"
 
 def write_inputs(folder: Path) -> None:
     """The model, prompts and a reward function."""
-    texts = [f"tell a story about number {number}" for number in range(512)]
     train_tokenizer([], 259, folder / "model")
     make_llama(folder / "model", vocab_size=259, hidden_size=256, num_layers=6, context=MOST_TOKENS + 64)
-    rows = "".join(f'{{"prompt": "{text}"}}\n' for text in texts)
-    (folder / "prompts.jsonl").write_text(rows)
+    write_prompts(folder)
     (folder / "letters.py").write_text(
         "def share_of_letters(responses):\n"
         "    return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in responses]\n"
     )
+
+
+def write_prompts(folder: Path) -> None:
+    rows = "".join(f'{{"prompt": "tell a story about number {number}"}}\n' for number in range(512))
+    (folder / "prompts.jsonl").write_text(rows)
 
 
 def flags_of(folder: Path, name: str, num_steps: int) -> dict[str, object]:

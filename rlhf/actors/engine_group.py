@@ -10,6 +10,7 @@ from rlhf.actors.waiting import RemoteCalls, wait
 from rlhf.errors import INFRASTRUCTURE, RlhfError, StallError
 
 HEALTH_CHECK = "rollout health check"
+REPLY_TIMEOUT_S = 10.0
 
 End = Callable[[Sequence[Worker]], None]
 """Ends workers, and returns when their processes are gone."""
@@ -36,6 +37,7 @@ class EngineGroup(WorkerGroup):
         self._start = start
         self._connect = connect
         self._connected = self.workers
+        self._is_closed = False
         self._changing = threading.Lock()
         self._places = {worker.name: threading.RLock() for worker in workers}
         """By the name of the engine there. Held while an engine is ended or started."""
@@ -83,6 +85,8 @@ class EngineGroup(WorkerGroup):
         """The engine in the place of one that `error` reported as lost: a new one for the first who asks. Raises: why
         none could start."""
         with self._places[lost.name]:
+            if self._is_closed:
+                raise error
             self.lose(lost, error)
             if lost not in self._successors:
                 started = self._started(lost, self._losses[lost])
@@ -93,6 +97,10 @@ class EngineGroup(WorkerGroup):
                 self._successors[lost] = started
             return self._successors[lost]
 
+    def close(self) -> None:
+        """Start no engine again: the attempt is over, and its places belong to the next one."""
+        self._is_closed = True
+
     def connect(self, workers: Sequence[Worker]) -> None:
         """Have the policy send its weights to these engines. Where it sent them to others, a new process group is
         formed: of the policy's first rank and these."""
@@ -102,15 +110,21 @@ class EngineGroup(WorkerGroup):
             self._connected = tuple(workers)
 
     def _silent(self, workers: Sequence[Worker], timeout_s: float) -> list[tuple[Worker, RlhfError]]:
-        """The engines that do not reply, and why."""
+        """The engines that do not reply, and why. Where the first wait ends early, as it does for a process that is
+        gone or stopped, the others have a moment to reply."""
+        try:
+            self._run(workers, lambda _rank, handle: handle.location.remote(), HEALTH_CHECK, timeout_s, ())
+        except INFRASTRUCTURE as error:
+            first = error
+        else:
+            return []
         with self._calls.waiting(HEALTH_CHECK):
             calls = [Call(worker=worker, ref=worker.handle.location.remote()) for worker in workers]
-            outcome = wait(calls, phase=HEALTH_CHECK, timeout_s=timeout_s, stop_at_failure=False)
-            text = f"{HEALTH_CHECK}: no reply after {timeout_s:g} s from"
+            outcome = wait(calls, phase=HEALTH_CHECK, timeout_s=REPLY_TIMEOUT_S, stop_at_failure=False)
             late = [call.worker for call in outcome.pending]
             failures = [(call.worker, failure_of(call, HEALTH_CHECK)) for call in calls if call.worker not in late]
         found = [(worker, failure) for worker, failure in failures if failure is not None]
-        return [*found, *((worker, StallError(f"{text} {worker}")) for worker in late)]
+        return [*found, *((worker, StallError(f"{HEALTH_CHECK}: no reply from {worker}. {first}")) for worker in late)]
 
     def _started(self, lost: Worker, error: RlhfError) -> Worker:
         try:

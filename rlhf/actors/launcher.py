@@ -92,6 +92,8 @@ class Launcher:
         has lost a peer.
         """
         workers, self._workers, self._surviving = self._workers, None, SurvivingWorkers()
+        if workers is not None and workers.engines is not None:
+            workers.engines.close()
         if workers is None or not self._cluster.is_complete:
             return []
         separate = [group for group in self._placement.groups if not group.is_shared_by_engines]

@@ -143,3 +143,12 @@ def test_a_process_group_is_formed_only_where_its_members_change() -> None:
     engines.connect(both)
     engines.connect(both)
     assert engines.connections == [[1], [0, 1]]
+
+
+def test_nothing_starts_in_the_places_of_an_attempt_that_is_over() -> None:
+    engines = Engines(2)
+    engines.close()
+    with pytest.raises(WorkerLostError, match="it died"):
+        engines.start_again(engines.workers[0], DIED)
+    assert engines.started == []
+    assert engines.ended == []
