@@ -99,14 +99,16 @@ def test_a_call_of_all_ends_those_that_do_not_reply_and_goes_to_the_others() -> 
 
 
 def test_a_call_that_fails_while_all_reply_is_an_error() -> None:
-    engines = Engines(2)
+    engines, calls = Engines(2), []
 
-    def refuse(_rank: int, _handle: object) -> object:
+    def refuse(_rank: int, handle: object) -> object:
+        calls.append(handle)
         raise StallError("no reply to sleep")
 
     with pytest.raises(StallError, match="no reply to sleep"):
         engines.run(refuse, phase="x", timeout_s=1.0)
     assert engines.ended == []
+    assert calls == ["handle 0"], "called again"
 
 
 def test_of_some_alive_none_is_started_and_of_none_all_are() -> None:
