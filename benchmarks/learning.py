@@ -1,16 +1,16 @@
 """Whether each online method learns: stories that become more joyful, within 60 steps, on real parts.
 
     python -m benchmarks.learning [METHOD ...] [--seeds 0 1 2] [--steps 60] [--whole]
-    python -m benchmarks.learning --lag
+    python -m benchmarks.learning --lag [--only NAME ...]
 
 Every run is `rlhf train` on the CPU with a vLLM engine, the policy, a reference (where the method has one) and the
 reward function as actors of their own, at each method's default settings but for the learning rate. The reward is
 the joy of `configs/stories`, between 0 and 1. A run has learned at the first step from which on three steps in a row
 have at least twice the untrained model's reward, or half of the way from there to 1. It ends there, unless `--whole`.
 
-`--lag` compares GRPO with rollouts 0, 1 and 4 versions behind, with importance correction and without it, over whole
-runs. RLHF_TEST_DATA names the folder that holds models/stories260k. Results are added to a JSON file, and the table
-shows all that it holds.
+`--lag` compares GRPO with rollouts 0, 1 and 4 versions behind, with importance correction and without it, and with what
+`rollout.order: ready` allows, over whole runs. RLHF_TEST_DATA names the folder that holds models/stories260k. Results
+are added to a JSON file, and the table shows all that it holds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -51,7 +51,18 @@ LAST = 10
 """Steps that a run's final figures are means of."""
 START_S, STEP_S = 60.0, 1.6
 """About how long a run takes to start and end, and each step, on two idle cores."""
-LAGS = (("0", "truncate"), ("1", "truncate"), ("4", "truncate"), ("1", "none"), ("4", "none"))
+READY = ("--rollout.order", "ready")
+LAGS: Mapping[str, Sequence[str]] = {
+    "0, truncate": (),
+    "1, truncate": (),
+    "4, truncate": (),
+    "1, none": (),
+    "4, none": (),
+    "1, truncate, ready": READY,
+    "1, truncate, ready, partial abort": (*READY, "--rollout.partial", "abort"),
+    "1, truncate, ready, oversample 1.25": (*READY, "--rollout.oversample", "1.25"),
+}
+"""max_lag, importance correction, and what else is set -> flags for the latter. Three seeds for the first three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--whole", action="store_true", help="do not end a run where it has learned")
     parser.add_argument("--lag", action="store_true", help="compare rollouts of older weights instead")
+    parser.add_argument("--only", nargs="+", help="of --lag: " + "; ".join(LAGS))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/learning.json"))
     args = parser.parse_args()
     if unknown := set(args.methods) - set(LEARNING_RATES):
@@ -245,9 +257,11 @@ def main() -> None:
         table = "lags"
         seeds = args.seeds or (0, 1, 2)
         runs = [
-            (f"{lag}, {kind}", "grpo", seed, ["--rollout.max_lag", lag, "--algo.correction.type", kind])
-            for lag, kind in LAGS
-            for seed in (seeds if kind == "truncate" else seeds[:1])
+            (name, "grpo", seed, ["--rollout.max_lag", lag, "--algo.correction.type", kind, *flags])
+            for name, flags in LAGS.items()
+            if not args.only or name in args.only
+            for lag, kind in [name.split(", ")[:2]]
+            for seed in (seeds if kind == "truncate" and not flags else seeds[:1])
         ]
     else:
         table = "methods"
@@ -259,7 +273,7 @@ def main() -> None:
     estimate = len(runs) * (START_S + STEP_S * args.steps * (1.0 if args.whole else 0.6)) / 60
     print(f"{len(runs)} runs, about {estimate:.0f} minutes on two idle cores", flush=True)
     for name, method, seed, extra in runs:
-        result = train(method, seed, args, extra, name=name.replace(", ", "_") if args.lag else "")
+        result = train(method, seed, args, extra, name=name.replace(", ", "_").replace(" ", "_") if args.lag else "")
         keep(args.out, table, name, seed, result)
         print(
             f"{name}, seed {seed}: {result.start:.3f} -> {mean(result.rewards[-3:]):.3f} in {len(result.rewards)} "
