@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf.config.models import LoraSection, ModelSection
 from rlhf.engines.models.loading import LoadedModel, load_model
 from rlhf.engines.training.export import check_export, export_model
-from rlhf.errors import ModelError
+from rlhf.errors import CheckpointError, ModelError
 from rlhf.types import Head
 from tests.tiny_models import FAMILIES, make_family, make_policy
 
@@ -135,3 +135,32 @@ def test_large_weights_are_written_in_shards(tmp_path: Path, monkeypatch: pytest
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     assert tensors_in(folder) == tensors_in(base)
+
+
+def test_an_export_that_the_disk_refuses_is_an_error_of_its_rank(tmp_path: Path) -> None:
+    (tmp_path / "export").write_text("")
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/export: cannot be written \(rank 0: Not a directory\)$"):
+        export_model(load(make_policy(tmp_path / "base")), tmp_path / "export", LoraSection())
+
+
+def test_an_error_shows_three_tensors_and_counts_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    loaded = load(make_policy(tmp_path / "base"))
+    export_model(loaded, folder, LoraSection())
+    weights = load_file(folder / "model.safetensors")
+    lost = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+    kept = {name: weight for name, weight in weights.items() if name not in lost}
+    for added, said in (({}, ""), ({"model.layers.1.extra.weight": torch.ones(1)}, " and 1 more")):
+        save_file({**kept, **added}, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError) as caught:
+            check_export(loaded, folder, where="policy.model")
+        assert str(caught.value) == (
+            "policy.model: an export of this LlamaForCausalLM does not load as the model that is trained: "
+            f"{'; '.join(f'{name} is missing' for name in lost)}{said}. It cannot be trained here."
+        )
+    save_file({**weights, **added}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"trained: model\.layers\.1\.extra\.weight is unexpected\. It cannot"):
+        check_export(loaded, folder, where="policy.model")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="does not load as the model that is trained: "):
+        check_export(loaded, folder, where="policy.model")

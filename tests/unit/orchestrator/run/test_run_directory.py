@@ -5,8 +5,11 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,14 @@ from rlhf.errors import CheckpointError, ConfigError
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.responses import StepResponses
-from rlhf.orchestrator.run.run_directory import RunDirectory, Status
+from rlhf.orchestrator.run.run_directory import (
+    RunDirectory,
+    RunProcess,
+    Status,
+    newest_processes,
+    require_unlocked,
+    require_writable,
+)
 from rlhf.orchestrator.run.trackers import JsonLines
 from tests.unit.orchestrator.support import as_sampled, given_group
 
@@ -61,6 +71,74 @@ def test_the_folder_is_private_and_laid_out(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "a/rollouts/step_000003.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == ["ab", "a"]
     assert (tmp_path / "a/logs/attempt_1").is_dir()
+
+
+def test_everything_has_its_place(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        places = (
+            run.config, run.metrics, run.events, run.rollouts, run.evaluations, run.checkpoints, run.model, run.report,
+            run.tensorboard, run.logs, run.log_folder, run.processes,
+        )  # fmt: skip
+        assert [str(place.relative_to(tmp_path / "a")) for place in places] == [
+            "config.yaml", "metrics.jsonl", "events.jsonl", "rollouts", "evaluations", "checkpoints", "model",
+            "report.html", "tensorboard", "logs", "logs/attempt_1", "logs/attempt_1/processes.json",
+        ]  # fmt: skip
+
+
+def test_a_status_says_who_wrote_it_and_one_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False) as run:
+        assert run.read_status() is None
+        run.write_status(Status.FAILED, step=3, num_steps=9, error="why")
+        file = tmp_path / "a/status.json"
+        status = json.loads(file.read_text())
+        assert abs(time.time() - status.pop("time")) < 60
+        assert status == {
+            "status": "failed", "step": 3, "num_steps": 9, "error": "why", "attempt": 1, "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }  # fmt: skip
+        for text in ("", "[]", "{}", '{"status": "other"}', '{"status": []}'):
+            file.write_text(text)
+            assert run.read_status() is None
+
+
+def test_processes_are_those_of_the_last_launch(tmp_path: Path) -> None:
+    assert newest_processes(tmp_path / "a") == []
+    process = RunProcess(name="policy rank 0", host="h", node_id="n", device="cpu", pid=1, stacks="policy.stacks")
+    for attempt in range(1, 12):
+        with RunDirectory.open(tmp_path / "a", resume=False) as run:
+            assert run.attempt == attempt
+            run.write_processes([replace(process, pid=attempt)])
+    folder = tmp_path / "a/logs/attempt_11"
+    assert newest_processes(tmp_path / "a") == [replace(process, pid=11, stacks=str(folder / "policy.stacks"))]
+    (folder / "processes.json").write_text('[{"name": 1}]')
+    assert newest_processes(tmp_path / "a") == []
+
+
+def test_a_lock_is_seen_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    require_unlocked(path)
+    assert not path.exists()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"a: in use by pid {holder.pid} on \S+ since \d{{4}}-"):
+            require_unlocked(path)
+        (path / "lock_holder.json").write_text("{")
+        with pytest.raises(ConfigError, match=r"a: in use by another driver\. Stop it first"):
+            require_unlocked(path)
+        holder.kill()
+    require_unlocked(path)
+    RunDirectory.open(path, resume=False).close()
+
+
+def test_a_folder_that_cannot_be_written_or_is_too_small_is_named(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a/b/c", 1)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match=rf"run\.dir: {tmp_path} has \S+ MB free; .* need 1e\+24 MB or more"):
+        require_writable(tmp_path / "a/b/c", 10**30)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"run\.dir: .*file: cannot be written \(Not a directory\)"):
+        require_writable(tmp_path / "file/a", 1)
 
 
 FULL = """
