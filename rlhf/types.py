@@ -81,8 +81,8 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation; `role` is system, user, assistant or tool. `content` may be empty. `fields` is what
-    else chat templates read: reasoning_content, tool_calls, tool_call_id, name."""
+    """One turn; `role` is system, user, assistant or tool. `content` may be empty. `fields` is what else a
+    template reads: reasoning_content, tool_calls, tool_call_id, name."""
 
     role: str
     content: str
@@ -119,12 +119,13 @@ class RepairKind(StrEnum):
     """A request to the model hub was sent again."""
     STORE = "store"
     """Stored log-probs were damaged and computed again."""
+    ENVIRONMENT = "environment"
+    """An environment failed: its episode began anew, or its response was left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """One thing that a run repaired by itself. `where` is the source, service, worker or file; `count` says how often
-    the same thing happened since it was last told."""
+    """What a run repaired by itself. `where`: the source, service, worker or file. `count`: how often since told."""
 
     kind: RepairKind
     where: str

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
+from rlhf.config.reward.address import FunctionName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,37 @@ class RolloutSection(Section):
     """Longest time in which an engine with unfinished requests may complete none."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
+    tools: tuple[FunctionName, ...] = ()
+    """Python functions, module:name, that the policy may call: a response then has several turns. The model learns what
+    they do from type hints and docstrings."""
+    environment: FunctionName | None = None
+    """Class, module:name, of which each response gets an object of its own: its methods are tools, or its method step
+    gets the text of each turn."""
+    max_turns: PositiveInt = 8
+    """Turns of the policy in one response, with tools or an environment. A response that has as many and would go on is
+    truncated."""
+    max_turn_tokens: PositiveInt | None = None
+    """Longest turn, in tokens. max_response_tokens always holds for all turns and what came back together."""
+    max_tool_response_tokens: PositiveInt = 256
+    """Longest text of a tool or environment that the policy reads, in tokens. The middle of a longer one is left out,
+    and the text says so."""
+    environment_processes: PositiveInt = 1
+    """Processes that run tools and environments, each many at the same time."""
+    environment_timeout_s: PositiveFloat = 30.0
+    """Longest time for one call of a tool or of an environment's method."""
+    environment_memory_gib: PositiveFloat | None = None
+    """Most memory that a process of tools and environments may allocate, in GiB."""
+    environment_retries: NonNegativeInt = 1
+    """How often a response begins anew whose environment raised, took too long or died. Tools that fail are answers
+    to the policy."""
+    on_environment_error: Literal["drop", "fail"] = "drop"
+    """What becomes of a response whose environment failed each time. drop: nothing is learned from it. fail: the run
+    ends."""
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether responses have several turns."""
+        return bool(self.tools) or self.environment is not None
 
     def max_num_seqs_on(self, device: str) -> int:
         """`max_num_seqs` on a device (cpu, cuda)."""

@@ -28,6 +28,7 @@ from rlhf.config.model_files import (
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource, HttpSource, JudgeSource, RewardSection
+from rlhf.config.rollout import RolloutSection
 from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.tokenizer_files import require_tokenizer
@@ -135,6 +136,7 @@ def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Pr
     yield from folder_problems(config)
     if isinstance(config, OnlineConfig):
         yield from _rewards(config.reward, environ)
+        yield from _world(config.rollout)
 
 
 def data_files(config: TrainConfig) -> tuple[list[Path], list[str]]:
@@ -193,6 +195,7 @@ def data_notes(config: TrainConfig) -> list[str]:
         return []
     rows = check_rows(config.data, method_of(config).rows)
     by_name = any(isinstance(source, FunctionSource | HttpSource) for source in config.reward_sources)
+    by_name |= isinstance(config, OnlineConfig) and config.rollout.environment is not None
     keys = {source.tests_key or "" for source in config.reward_sources if isinstance(source, CodeSource)}
     keys |= {source.rubric_key for source in config.reward_sources if isinstance(source, JudgeSource)}
     lines = (line for unread in rows.unread for line in unread.lines(None if by_name else keys))
@@ -278,6 +281,16 @@ def _rewards(section: RewardSection, environ: Mapping[str, str]) -> Iterator[Pro
                 yield Problem(keys=(f"{where}.auth_env",), text=text)
             if source.ca_file is not None and not Path(source.ca_file).expanduser().is_file():
                 yield Problem(keys=(f"{where}.ca_file",), text=f"no such file: {source.ca_file}.")
+
+
+def _world(section: RolloutSection) -> Iterator[Problem]:
+    """Tools and environment can be found. What they are is known once they are loaded, in a process of their own."""
+    named = [(f"rollout.tools.{n}", name) for n, name in enumerate(section.tools)]
+    if section.environment is not None:
+        named.append(("rollout.environment", section.environment))
+    for key, name in named:
+        if (text := problem_of(name, [str(Path.cwd()), *sys.path])) is not None:
+            yield Problem(keys=(key,), text=text)
 
 
 def _address_problem(source: EndpointSource) -> str | None:

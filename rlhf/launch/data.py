@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
+from rlhf.environments.spec import Described
 from rlhf.errors import DataError
+from rlhf.launch.agents import describe_world, episode_prompts, load_world, make_rules, missing_columns
 from rlhf.launch.reward_trial import try_functions
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
@@ -22,7 +24,9 @@ class RunData:
     texts: DataSplit[ScoredGroup] | None = None
     """Pretraining text for the ptx loss."""
     tried: Sequence[str] = ()
-    """A line for each reward function: one row with its scores."""
+    """A line for each reward function: one row with its scores; and one for tools and environment."""
+    world: Described | None = None
+    """Tools and environment of the run."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +57,8 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer, max_rows: int | None = 
 
     Raises:
         DataError: rows are wrong, lack a column that a reward source needs, or are fewer than one step uses.
-        ConfigError: a reward function cannot be called with these rows.
+        ConfigError: a reward function cannot be called with these rows, or tools or environment cannot be loaded.
+        ModelError: the chat template does not take tools or several turns.
         RewardError: a reward function fails on them.
     """
     if isinstance(config, OnlineConfig):
@@ -65,11 +70,20 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer, max_rows: int | None = 
 
 
 def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> RunData:
-    prompts = load_prompts(config.data, tokenizer, config.rollout.max_prompt_tokens, max_rows)
+    rollout = config.rollout
+    world = load_world(rollout)
+    if world is not None:
+        make_rules(rollout, world, tokenizer)
+    episodes = None if world is None else episode_prompts(rollout, world)
+    prompts = load_prompts(config.data, tokenizer, rollout.max_prompt_tokens, max_rows, episodes)
+    if world is not None and (lacking := missing_columns(rollout, world, (*prompts.train, *prompts.held_out))):
+        raise DataError(lacking)
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
     if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
     tried = try_functions(config.reward, prompts.train)
+    if world is not None:
+        tried.append(describe_world(rollout, world))
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(
@@ -81,4 +95,4 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | Non
         texts = load_groups(section, tokenizer, RowKind.TEXTS, max_rows)
     if max_rows is None:
         prompts.require(config.rollout.batch_size, "rollout.batch_size")
-    return RunData(prompts=prompts, texts=texts, tried=tried)
+    return RunData(prompts=prompts, texts=texts, tried=tried, world=world)

@@ -14,6 +14,7 @@ from rlhf.config.commands import OnlineConfig
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import RewardSource, Tokenizer
 from rlhf.engines.rewards import build_reward
+from rlhf.launch.agents import episode_engine
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import ema_reference_engine, memory_gauge, role_engine
 from rlhf.launch.rewards import model_reward, probe_local_rewards, remote_rewards, scoring_timeout_s
@@ -56,9 +57,13 @@ def assemble_online(
     rewards = reward_sources(config, workers, tokenizer, repaired)
     policy = sending_policy(config, workers, partial(pool, phase="log-prob probe of rollout engine"), requests, sleeps)
     engines = pool(workers.engines, introduce=policy.introduce)
+    episodes = None
+    if data.world is not None:
+        every = (*data.prompts.train, *data.prompts.held_out)
+        episodes = episode_engine(config.rollout, engines, data.world, tokenizer, every, repaired)
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)
-    sampler = Sampler(engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)
+    sampler = Sampler(episodes or engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)
     num_responses = config.rollout.group_size + needs.greedy_baseline
     probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
     return Parts(
@@ -68,6 +73,7 @@ def assemble_online(
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
         gauge=lambda: {**memory(), **engines.usage()},
+        close=(lambda: None) if episodes is None else episodes.close,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.reward import RemoteReward
-from rlhf.config.reward import EndpointSource, RemoteSource, RewardSection, StartedSource
+from rlhf.config.reward import EndpointSource, EnvironmentSource, RemoteSource, RewardSection, StartedSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.models.text_pairs import load_reward_tokenizer
 from rlhf.engines.rewards import build_reward, build_scored, probe
@@ -38,7 +38,8 @@ def probe_local_rewards(
     num_responses: int,
 ) -> None:
     """Score made-up responses by every source that runs in the driver."""
-    if sources := [source for source in section.all_sources if not isinstance(source, RemoteSource)]:
+    tried_later = RemoteSource | EnvironmentSource
+    if sources := [source for source in section.all_sources if not isinstance(source, tried_later)]:
         probe(build_reward(sources, opened), prompt, tokenizer, group_size=num_responses)
 
 

@@ -67,6 +67,8 @@ class Parts:
     gauge: Callable[[], Mapping[str, float]] = dict[str, float]
     """Gives the metrics of the worker processes, once a step."""
     gpus: GpuBudget | None = None
+    close: Callable[[], None] = lambda: None
+    """Ends what the parts started besides the source."""
 
 
 class Loop:
@@ -134,6 +136,7 @@ class Loop:
                 return self._export()
         finally:
             self._source.close()
+            self._parts.close()
 
     def _train(self) -> None:
         """Every step that is left, with the last one saved however training ends."""

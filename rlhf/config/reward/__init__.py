@@ -12,6 +12,7 @@ from rlhf.config.reward.base import SourceSection
 from rlhf.config.reward.rules import (
     AnswerSource,
     ChoiceSource,
+    EnvironmentSource,
     ExactMatchSource,
     Extraction,
     FormatSource,
@@ -29,6 +30,7 @@ __all__ = [
     "ChoiceSource",
     "CodeSource",
     "EndpointSource",
+    "EnvironmentSource",
     "ExactMatchSource",
     "Extraction",
     "FormatSource",
@@ -82,11 +84,20 @@ RemoteSource: TypeAlias = FunctionSource | HttpSource | JudgeSource | MathSource
 
 Source: TypeAlias = StartedSource | RemoteSource | PureSource
 
-RuleName: TypeAlias = Literal["exact-match", "choice", "number", "math", "format", "length", "overlong"]
+RuleName: TypeAlias = Literal["exact-match", "choice", "number", "math", "format", "length", "overlong", "environment"]
 
 RULES: Mapping[
     RuleName,
-    type[ExactMatchSource | ChoiceSource | NumberSource | MathSource | FormatSource | LengthSource | OverlongSource],
+    type[
+        ExactMatchSource
+        | ChoiceSource
+        | NumberSource
+        | MathSource
+        | FormatSource
+        | LengthSource
+        | OverlongSource
+        | EnvironmentSource
+    ],
 ] = {
     "exact-match": ExactMatchSource,
     "choice": ChoiceSource,
@@ -95,6 +106,7 @@ RULES: Mapping[
     "format": FormatSource,
     "length": LengthSource,
     "overlong": OverlongSource,
+    "environment": EnvironmentSource,
 }
 
 
@@ -111,7 +123,7 @@ class RewardSection(ModelSection):
     """Address of a reward service."""
     rules: tuple[RuleName, ...] = ()
     """Rule-based rewards with their default settings and weights: exact-match, choice, number, math, format, length,
-    overlong."""
+    overlong, environment."""
     sources: tuple[Annotated[Source, Field(discriminator="type")], ...] = ()
     """Several named sources with weights; the reward is their weighted sum."""
     call_size: NonNegativeInt = 0

@@ -140,7 +140,22 @@ class RegexSource(SourceSection):
         return pattern
 
 
+class EnvironmentSource(SourceSection):
+    """What tools and the environment of rollout.environment gave: the sum of the rewards of all turns, and of
+    reward()."""
+
+    type: Literal["environment"] = "environment"
+    """Rewards of the environment."""
+
+
 PureSource: TypeAlias = (
-    ExactMatchSource | ChoiceSource | NumberSource | FormatSource | LengthSource | OverlongSource | RegexSource
+    ExactMatchSource
+    | ChoiceSource
+    | NumberSource
+    | FormatSource
+    | LengthSource
+    | OverlongSource
+    | RegexSource
+    | EnvironmentSource
 )
 """Rules that are fast and start nothing. They are computed in the driver."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
 from rlhf.config.commands import OnlineConfig, method_name, method_of
 from rlhf.config.problems import Problem
-from rlhf.config.reward import OverlongSource, StartedSource
+from rlhf.config.reward import EnvironmentSource, OverlongSource, PrmSource, StartedSource
 from rlhf.config.rollout import engines_that
 from rlhf.config.rules.colocation import colocated_roles
 from rlhf.config.rules.narrow import for_algorithm, for_config
@@ -106,6 +106,24 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
             yield Problem(keys=(f"reward.sources.{n}.model",), text="missing; name a folder or a hub name.")
 
 
+def episodes(config: OnlineConfig) -> Iterator[Problem]:
+    """Responses of several turns are conversations, and rewards of an environment come from one."""
+    rollout, sources = config.rollout, config.reward.all_sources
+    where = "rollout.environment" if rollout.environment is not None else "rollout.tools"
+    if rollout.has_episodes and config.data.template == "plain":
+        text = "plain joins texts, and turns with tools or an environment need the chat template. Use chat."
+        yield Problem(keys=("data.template", where), text=text)
+    if not rollout.has_episodes and any(isinstance(source, EnvironmentSource) for source in sources):
+        text = "the reward environment is what tools or an environment give; set rollout.environment."
+        yield Problem(keys=("reward.sources", "reward.rules", "rollout.environment"), text=text)
+    if rollout.has_episodes and any(isinstance(source, PrmSource) for source in sources):
+        text = "a process reward model scores steps of one text, and would score what tools returned. Use another one."
+        yield Problem(keys=("reward.sources", where), text=text)
+    if rollout.environment_processes > 1 and not rollout.has_episodes:
+        text = f"{rollout.environment_processes} has no effect without rollout.tools or rollout.environment."
+        yield Problem(keys=("rollout.environment_processes",), text=text)
+
+
 def punished_once(config: OnlineConfig, algo: CriticFreeSection) -> Iterator[Problem]:
     """Length is penalized by the algorithm or by a reward source, not by both."""
     if algo.overlong_buffer != 0 and any(isinstance(source, OverlongSource) for source in config.reward.all_sources):
@@ -141,7 +159,7 @@ def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
 
 
 ONLINE_RULES = (
-    for_config(OnlineConfig, batches, sampling, stream, reward_given, policy_learns),
+    for_config(OnlineConfig, batches, sampling, stream, reward_given, episodes, policy_learns),
     for_algorithm(CriticFreeSection, punished_once),
     for_algorithm(PpoSection, pretraining_text),
 )

@@ -8,6 +8,7 @@ import numpy as np
 from rlhf.config.reward import (
     ChoiceSource,
     CodeSource,
+    EnvironmentSource,
     ExactMatchSource,
     FormatSource,
     FunctionSource,
@@ -31,6 +32,7 @@ from rlhf.engines.base import PairTokenizer, RewardSource, Tokenizer, TokenScore
 from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.choice import Choice
 from rlhf.engines.rewards.encoder import EncoderReward
+from rlhf.engines.rewards.episode_reward import EpisodeReward
 from rlhf.engines.rewards.exact_match import ExactMatch
 from rlhf.engines.rewards.function import FunctionReward, arguments_of
 from rlhf.engines.rewards.function_process import FunctionProcess
@@ -126,7 +128,8 @@ def build_source(source: PureSource | RemoteSource, repaired: Repaired = log_rep
         case CodeSource():
             return CodeReward(source, repaired=repaired)
         case _:
-            return RuleReward(build_rule(source), source.label)
+            is_episode = isinstance(source, EnvironmentSource)
+            return EpisodeReward() if is_episode else RuleReward(build_rule(source), source.label)
 
 
 @singledispatch
@@ -155,7 +158,7 @@ def row_requirement(source: Source) -> RowRequirement | None:
             from rlhf.engines.rewards.judge import RubricRequirement  # noqa: PLC0415  imports an HTTP library: slow
 
             return RubricRequirement(source)
-        case ModelSource() | PrmSource() | FunctionSource() | HttpSource():
+        case ModelSource() | PrmSource() | FunctionSource() | HttpSource() | EnvironmentSource():
             return None
         case _:
             return build_rule(source)

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,22 +10,18 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
 from pydantic import TypeAdapter
 
 from rlhf.config.reward.arguments import Parameter
+from rlhf.engines.process.child_process import ending, kill, log_lines
 from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError
 from rlhf.types import Json, Repair, Repaired, RepairKind
 
-logger = logging.getLogger(__name__)
-
 SCRIPT = Path(__file__).with_name("child.py")
 START_TIMEOUT_S = 120.0
 MAX_REPLY_BYTES = 64 * 2**20
-MAX_LOGGED_CHARS = 2000
-KILL_TIMEOUT_S = 2.0
 PARAMETERS = TypeAdapter(list[Parameter])
 
 
@@ -58,7 +52,7 @@ class FunctionProcess:
     def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a request and wait for its reply. Raises ChildFailedError."""
         if self._process is not None and self._process.poll() is not None:
-            self.tell(f"its process {_ending(self._process)} between two calls and was started again")
+            self.tell(f"its process {ending(self._process)} between two calls and was started again")
             self.close()
         if self._process is None:
             self._start()
@@ -74,7 +68,7 @@ class FunctionProcess:
         if self._process is None:
             return
         if self._process.returncode is None:
-            _kill(self._process)
+            kill(self._process)
         self._process.wait()
         self._connection.close()
         self._socket.close()
@@ -95,7 +89,7 @@ class FunctionProcess:
         self._socket = ours
         self._connection = Connection(os.dup(ours.fileno()))
         assert self._process.stdout is not None, "stdout is a pipe"
-        threading.Thread(target=_log_lines, args=(self._process.stdout, self._function), daemon=True).start()
+        threading.Thread(target=log_lines, args=(self._process.stdout, self._function), daemon=True).start()
         setup: dict[str, Json] = {
             "function": self._function,
             "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 an empty entry means this folder
@@ -125,8 +119,8 @@ class FunctionProcess:
             self._connection.send_bytes(json.dumps(message).encode())
             reply: dict[str, Json] = json.loads(self._connection.recv_bytes(MAX_REPLY_BYTES))
         except (EOFError, OSError, ValueError) as error:
-            ended = "" if self._overran.is_set() else _ending(self._process)
-            _kill(self._process)
+            ended = "" if self._overran.is_set() else ending(self._process)
+            kill(self._process)
             self.close()
             if not ended:
                 raise ChildOverranError(f"took over {timeout_s:g} s") from error
@@ -139,33 +133,7 @@ class FunctionProcess:
         """Called by the timer, which may find that the process has been replaced."""
         self._overran.set()
         connected = self._socket
-        _kill(process)
+        kill(process)
         # The reply may have arrived at the same time, and the socket may be closed already.
         with contextlib.suppress(OSError):
             connected.shutdown(socket.SHUT_RDWR)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the child with everything that it started, also what left its process group: the child does that itself on
-    SIGTERM, and its group is killed if it is late. Only right after its end: the id of an ended group is reused."""
-    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-        process.terminate()
-        process.wait(KILL_TIMEOUT_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _ending(process: "subprocess.Popen[bytes]") -> str:
-    """How a process that closed its socket ended."""
-    try:
-        code = process.wait(timeout=5.0)
-    except subprocess.TimeoutExpired:
-        return "closed its connection"
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-def _log_lines(stream: IO[bytes], function: str) -> None:
-    """Log what the function prints, so that it neither mixes with the run's own output nor blocks on a full pipe."""
-    with stream:
-        while line := stream.readline(MAX_LOGGED_CHARS):
-            logger.info("%s: %s", function, line.decode(errors="replace").rstrip())

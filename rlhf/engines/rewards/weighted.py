@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf.engines.base import RewardSource
+from rlhf.engines.rewards.episode_reward import has_failed
 from rlhf.errors import RewardError
 from rlhf.types import UNSCORED, Prompt, Reward, Rollout
 
@@ -21,13 +22,23 @@ class WeightedRewards:
     """The weighted sum of named sources. A response that one source does not score has no total.
 
     Each reward's `parts` are the unweighted scores of the sources, and what a source reports itself, as `SOURCE/PART`.
-    Of two sources that log the same name, the later one's value counts.
+    Of two sources that log the same name, the later one's value counts. No source is asked about a response whose
+    environment failed, which has no total.
     """
 
     def __init__(self, sources: Mapping[str, Weighted]) -> None:
         self._sources = dict(sources)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        whole = [index for index, rollout in enumerate(rollouts) if not has_failed(rollout)]
+        scored = iter(
+            self._score([prompts[i] for i in whole], [responses[i] for i in whole], [rollouts[i] for i in whole])
+        )
+        return [Reward(total=UNSCORED) if has_failed(rollout) else next(scored) for rollout in rollouts]
+
+    def _score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
+        if not prompts:
+            return []
         columns = {name: one.source.score(prompts, responses, rollouts) for name, one in self._sources.items()}
         rewards = []
         for index, prompt in enumerate(prompts):

@@ -41,11 +41,22 @@ class EncodedResponse:
     written: BoolArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodePrompts:
+    """How rows become prompts of responses of several turns: always through the chat template."""
+
+    tools: tuple[Json, ...] = ()
+    """Schemas of the run's tools."""
+    world_first: bool = False
+    """Whether an environment may speak before the policy: prompts then leave open who does."""
+
+
 class Encoder:
     """Turns records into tokens by one config section and one tokenizer."""
 
-    def __init__(self, section: DataSection, tokenizer: Tokenizer) -> None:
+    def __init__(self, section: DataSection, tokenizer: Tokenizer, episodes: EpisodePrompts | None = None) -> None:
         self._section = section
+        self._episodes = episodes
         self.notes: Counter[str] = Counter()
         """What templates left out of rows that are used nevertheless: how often."""
         self._tokenizer = tokenizer
@@ -56,6 +67,10 @@ class Encoder:
     def settle_kind(self, record: Record) -> Record:
         """The record as text or as messages, by data.template. Raises RowError."""
         self.refuse_control_tokens(record)
+        if self._episodes is not None:
+            if record.tools and not isinstance(record.prompt, str):
+                raise RowError(f"{TOOLS}: the tools of a run are those of rollout.tools and rollout.environment.")
+            return replace(as_chat(record), tools=self._episodes.tools)
         if self._section.template == "chat":
             return as_chat(record)
         if self._section.template == "plain":
@@ -215,12 +230,13 @@ class Encoder:
     def _rendered_prompt(self, record: Record, prompt: Sequence[Message]) -> str:
         """A prompt through the chat template. All of it is shown but what an assistant once thought, which is counted.
         Raises RowError."""
-        text = self._render(prompt, record.tools, True)
+        answered = self._episodes is None or not self._episodes.world_first
+        text = self._render(prompt, record.tools, answered)
         thoughts = self._refuse_lost(prompt, record.tools, text)
         conversation, tools = marked(prompt, record.tools)
         shown: str | None = None
         with suppress(RowError):
-            shown = self._render(conversation, tools, True)
+            shown = self._render(conversation, tools, answered)
         if shown is not None:
             thoughts |= self._refuse_lost(conversation, tools, shown)
         _, unsaid = lost_tools(record.tools, text)

@@ -11,7 +11,7 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.columns import find_columns
-from rlhf.orchestrator.data.encoding import Encoder
+from rlhf.orchestrator.data.encoding import Encoder, EpisodePrompts
 from rlhf.orchestrator.data.kinds import OFFLINE_ROWS, ROWS
 from rlhf.orchestrator.data.kinds.base import OVERLONG, LeftOutError
 from rlhf.orchestrator.data.layout import Wanted, held_out_split, training_split
@@ -40,11 +40,15 @@ ALSO_HELD_OUT = "prompt also in eval_path"
 
 
 def load_prompts(
-    section: DataSection, tokenizer: Tokenizer, max_prompt_tokens: int, max_rows: int | None = None
+    section: DataSection,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    max_rows: int | None = None,
+    episodes: EpisodePrompts | None = None,
 ) -> DataSplit[Prompt]:
-    """Prompts to be answered; with `max_rows` only so many, evenly spaced. Raises DataError with everything that is
-    wrong with the rows."""
-    encoder = Encoder(section, tokenizer)
+    """Prompts to be answered; with `max_rows` only so many, evenly spaced. `episodes`: how they are answered in several
+    turns. Raises DataError with everything that is wrong with the rows."""
+    encoder = Encoder(section, tokenizer, episodes)
 
     def make(record: Record) -> list[Prompt]:
         prompt = encoder.prompt(encoder.settle_kind(record))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rlhf.episode import Episode, EpisodeRollout
 from rlhf.types import Experience, Json, ScoredGroup, Signal
 
 
@@ -57,7 +58,20 @@ def response_rows(
                 "finish_reason": rollout.finish_reason,
                 "num_tokens": len(rollout.token_ids),
                 "weight_version": rollout.weight_version,
+                **({"episode": _episode(rollout.episode)} if isinstance(rollout, EpisodeRollout) else {}),
             }
+
+
+def _episode(episode: Episode) -> Json:
+    """What happened turn by turn. Times are left out: they differ between runs that are the same."""
+    return {
+        "messages": [{"role": said.role, "content": said.content, **said.fields} for said in episode.messages],
+        "ending": episode.ending,
+        "calls": dict(episode.calls),
+        "num_failed_calls": episode.num_failed_calls,
+        "reward": episode.reward,
+        "failure": episode.failure,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rlhf.orchestrator.step.episode_metrics import episode_metrics
 from rlhf.types import FinishReason, Reward, ScoredGroup
 
 
@@ -33,4 +34,5 @@ def describe_sampled(groups: Sequence[ScoredGroup], num_kept: int) -> dict[str, 
         "rollout/tokens": float(sum(len(rollout.token_ids) for rollout in drawn)),
         "rollout/aborted": sum(rollout.finish_reason is FinishReason.ABORTED for rollout in rollouts) / len(rollouts),
         "rollout/groups_dropped": float(len(groups) - num_kept),
+        **episode_metrics(drawn),
     }

@@ -10,6 +10,7 @@ from hashlib import blake2b
 import numpy as np
 
 from rlhf.engines.base import RewardSource, RolloutEngine, Tokenizer, generate
+from rlhf.episode import EpisodeRollout
 from rlhf.errors import RewardError
 from rlhf.types import GreedyResponse, Prompt, Reward, Rollout, RolloutRequest, Sampling, ScoredGroup
 
@@ -68,9 +69,13 @@ class Sampler:
             return generate(self._engine, requests)
 
     def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[Reward]]:
-        """The responses' texts and rewards, in order."""
+        """The responses' texts and rewards, in order. Of a response of several turns, rewards read the last one."""
         responses = [self._tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
-        rewards = self._rewards.score(prompts, responses, rollouts)
+        answers = [
+            rollout.episode.answer if isinstance(rollout, EpisodeRollout) else response
+            for rollout, response in zip(rollouts, responses, strict=True)
+        ]
+        rewards = self._rewards.score(prompts, answers, rollouts)
         if len(rewards) != len(rollouts):
             ids = ", ".join(prompt.id for prompt in prompts[:4])
             raise RewardError(f"reward: got {len(rewards)} scores for {len(rollouts)} samples (prompt ids {ids}, ...)")
@@ -124,6 +129,8 @@ def without_older_tokens(rollout: Rollout) -> Rollout:
     if not rollout.num_older_tokens:
         return rollout
     newest = np.arange(len(rollout.token_ids)) >= rollout.num_older_tokens
+    if rollout.loss_mask is not None:
+        newest &= rollout.loss_mask
     return replace(rollout, loss_mask=newest, weight_version=rollout.newest_version)
 
 

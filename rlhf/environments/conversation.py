@@ -1,0 +1,198 @@
+"""A conversation as the tokens that were sampled and those that the chat template writes between them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf.conversations.continuing import continued
+from rlhf.conversations.lost import lost_messages
+from rlhf.conversations.messages import conversation_of
+from rlhf.engines.base import Tokenizer
+from rlhf.errors import DataError, ModelError
+from rlhf.types import BoolArray, FinishReason, FloatArray, IntArray, Json, Message, Prompt, Rollout
+
+CONTEXT_TOKENS = 4
+"""Tokens before a turn that its text is decoded with: some tokenizers drop the space of a text's first word."""
+
+
+class SealedError(Exception):
+    """The chat template does not write the conversation so far as it was sampled, so that it cannot go on. Says why."""
+
+
+class Conversation:
+    """Sampled tokens are never decoded and encoded again: a turn adds the engine's tokens, and what comes back adds the
+    tokens of what the chat template writes after that turn.
+
+    That is only right if the template, given all turns, begins with exactly the text that is there: SealedError
+    otherwise (thoughts removed from earlier turns, spaces changed, a turn that ended with another token). Then the
+    rendered conversation and the tokens are the same text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json]) -> None:
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._messages, _ = conversation_of(prompt.metadata)
+        self._num_given = len(self._messages)
+        self._prompt_ids = prompt.token_ids
+        self._shown = prompt.text
+        """All text so far, as the template writes it."""
+        self._unended = ""
+        """The text of the token that ended the last turn, which the template writes with what follows."""
+        self._ids: list[IntArray] = []
+        self._own: list[BoolArray] = []
+        self._log_probs: list[FloatArray] = []
+        self._turns: list[Rollout] = []
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said after the prompt."""
+        return tuple(self._messages[self._num_given :])
+
+    @property
+    def rendered(self) -> str:
+        """Prompt and response as text, special tokens included."""
+        return self._shown + self._unended
+
+    @property
+    def request_ids(self) -> IntArray:
+        """[n]: prompt and response so far, which the next turn continues."""
+        joined: IntArray = np.concatenate([self._prompt_ids, *self._ids]).astype(np.int64, copy=False)
+        return joined
+
+    @property
+    def token_ids(self) -> IntArray:
+        """[n]: the tokens after the prompt."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self._ids])
+
+    @property
+    def num_world_tokens(self) -> int:
+        """Tokens that the model did not write."""
+        return sum(int(len(own) - np.count_nonzero(own)) for own in self._own)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ids))
+
+    def add_turn(self, rollout: Rollout) -> str:
+        """Add what the model sampled. Returns its text without the token that ends it."""
+        ids = rollout.token_ids
+        before = (self._ids[-1] if self._ids else self._prompt_ids)[-CONTEXT_TOKENS:].tolist()
+        self._add(ids, np.ones(len(ids), dtype=np.bool_), rollout.log_probs)
+        self._turns.append(rollout)
+        stopped = rollout.finish_reason is FinishReason.STOP and len(ids) and ids[-1] in self._tokenizer.stop_token_ids
+        said = ids[:-1] if stopped else ids
+        text = self._decode(before, said.tolist())
+        self._unended = self._tokenizer.decode([int(ids[-1])], skip_special_tokens=False) if stopped else ""
+        self._shown += text
+        self._messages.append(Message(role="assistant", content=text))
+        return text
+
+    def world_tokens(self, said: Sequence[Message]) -> tuple[str, IntArray]:
+        """What the template writes between the last turn and the model's next one: text and tokens, where others said
+        `said`. Raises SealedError."""
+        messages = [*self._messages, *said]
+        try:
+            text = self._tokenizer.render(messages, add_generation_prompt=True, tools=self._tools)
+        except (DataError, ModelError) as error:
+            raise SealedError(str(error)) from error
+        if not text.startswith(self.rendered):
+            raise SealedError(_difference(self.rendered, text))
+        between = text[len(self.rendered) :]
+        if lost_messages(said, between):
+            raise SealedError("it leaves out what came back")
+        ids = continued(self._tokenizer.encode, self._unended, between)
+        return text, np.array(ids, dtype=np.int64)
+
+    def add_world(self, said: Sequence[Message], text: str, ids: IntArray) -> None:
+        """Add what `world_tokens` gave for `said`."""
+        self._add(ids, np.zeros(len(ids), dtype=np.bool_), np.zeros(len(ids), dtype=np.float32))
+        self._messages += said
+        self._shown, self._unended = text, ""
+
+    def clean(self, text: str) -> str:
+        """A text that the world returned, with the special tokens in it broken up: a tokenizer takes them for the real
+        ones, and what a tool returns must not end a turn."""
+        for token in self._tokenizer.control_tokens:
+            if token and token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+        return text
+
+    def cut(self, text: str, max_tokens: int) -> str:
+        """A text of at most about `max_tokens` tokens: of a longer one the middle is left out, which it says."""
+        ids = self._tokenizer.encode(text)
+        if len(ids) <= max_tokens:
+            return text
+        first, last = ids[: (max_tokens + 1) // 2], ids[len(ids) - max_tokens // 2 :]
+        left_out = len(ids) - len(first) - len(last)
+        ends = [self._tokenizer.decode(part, skip_special_tokens=False) for part in (first, last)]
+        return f"{ends[0]}\n[{left_out} tokens left out]\n{ends[1]}"
+
+    def rollout(self, request_id: str, prompt_id: str, finish_reason: FinishReason) -> Rollout:
+        """The response so far as one rollout. Its age is that of its oldest token."""
+        own = np.concatenate([np.zeros(0, dtype=np.bool_), *self._own])
+        oldest = self._turns[0].weight_version if self._turns else 0
+        newest, num_older = self._newest() if self._turns else (0, 0)
+        return Rollout(
+            id=request_id,
+            prompt_id=prompt_id,
+            token_ids=self.token_ids,
+            finish_reason=finish_reason,
+            loss_mask=None if own.all() else own,
+            log_probs=np.concatenate([np.zeros(0, dtype=np.float32), *self._log_probs]),
+            weight_version=oldest,
+            num_older_tokens=num_older,
+            newest_version=newest,
+        )
+
+    def _decode(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that tokens add to those before them."""
+        head = self._tokenizer.decode(before, skip_special_tokens=False)
+        joint = self._tokenizer.decode([*before, *ids], skip_special_tokens=False)
+        return joint[len(head) :] if joint.startswith(head) else self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _newest(self) -> tuple[int, int]:
+        """The newest version that sampled a token, and how many tokens are older: those before its first one."""
+        newest = max(max(turn.weight_version, turn.newest_version) for turn in self._turns)
+        if self._turns[0].weight_version == newest:
+            return newest, 0
+        turns = iter(self._turns)
+        older = 0
+        for ids, own in zip(self._ids, self._own, strict=True):
+            if not len(own) or own[0]:
+                turn = next(turns)
+                if turn.weight_version == newest:
+                    break
+                if turn.newest_version == newest:
+                    older += turn.num_older_tokens
+                    break
+            older += len(ids)
+        return newest, older
+
+    def _add(self, ids: IntArray, own: BoolArray, log_probs: FloatArray) -> None:
+        self._ids.append(ids)
+        self._own.append(own)
+        self._log_probs.append(log_probs)
+
+
+def _difference(sampled: str, rendered: str) -> str:
+    """Where the template departs from what was sampled."""
+    place = next((n for n, (a, b) in enumerate(zip(sampled, rendered, strict=False)) if a != b), len(rendered))
+    shown = [repr(text[place : place + 20]) for text in (sampled, rendered)]
+    return f"it writes {shown[1]} where {shown[0]} was sampled"
+
+
+def require_turns(tokenizer: Tokenizer, tools: Sequence[Json], role: str) -> None:
+    """Raise ModelError where the chat template cannot go on after an answer with a message of `role`."""
+    question = Message(role="user", content="What is 2 + 2?")
+    text = tokenizer.render([question], add_generation_prompt=True, tools=tools)
+    answer = Message(role="assistant", content="It is four, I believe.")
+    reply = Message(role=role, content="Then what is 3 + 3?")
+    try:
+        whole = tokenizer.render([question, answer, reply], add_generation_prompt=True, tools=tools)
+    except DataError as error:
+        raise ModelError(f"rollout: the chat template takes no {role} message after an answer: {error}") from error
+    if not whole.startswith(text + answer.content):
+        why = _difference(text + answer.content, whole)
+        raise ModelError(
+            f"rollout: the chat template rewrites an answer once a {role} message follows ({why}), so that an episode "
+            "would end with its first turn. Set data.chat_template to one that keeps earlier turns."
+        )

@@ -1,0 +1,213 @@
+"""A rollout engine whose responses are episodes: it asks another engine for each turn."""
+
+import asyncio
+import threading
+from collections.abc import Collection, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from rlhf.engines.base import RolloutEngine
+from rlhf.engines.process.repairs import log_repair
+from rlhf.environments.episode import EpisodeRun, Rules
+from rlhf.environments.host import Hosts
+from rlhf.environments.session import EnvironmentFaultError, Session
+from rlhf.environments.spec import WorldSpec
+from rlhf.episode import Ending, EpisodeRollout
+from rlhf.errors import RewardError
+from rlhf.types import FloatArray, PackedTokens, Prompt, Repair, Repaired, RepairKind, Rollout, RolloutRequest
+
+CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPolicy:
+    """What is done about tools and environments that fail or hang."""
+
+    timeout_s: float
+    """Longest time for one call, step, reset, reward or close."""
+    num_retries: int
+    """How often an episode begins anew whose environment failed."""
+    on_error: Literal["drop", "fail"]
+    """Whether a response whose environment failed every time is left out, or ends the run."""
+
+
+class EpisodeEngine:
+    """Implements `RolloutEngine`: a request is for a whole episode.
+
+    One thread with an event loop, and one task an episode.
+        consumes: requests, from any thread; turns of the engine; replies of processes. Produces: the ends of futures.
+        Waits for: the engine and the processes, each of which has its own deadlines. Unblocked by: `abort`, `close`.
+    The user's code runs in processes (`Hosts`), never here. First turns that are asked for together reach the engine in
+    one call, and so do later ones of the same moment.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        spec: WorldSpec,
+        rules: Rules,
+        faults: FaultPolicy,
+        prompts: Sequence[Prompt],
+        *,
+        num_processes: int,
+        repaired: Repaired = log_repair,
+    ) -> None:
+        """`prompts` are all that requests may be for, by their ids."""
+        self._engine = engine
+        self._spec = spec
+        self._rules = rules
+        self._faults = faults
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self._repaired = repaired
+        self._hosts = Hosts(spec, num_processes)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        """Environments that are being closed."""
+        self._under_way: dict[str, str] = {}
+        """The engine's request by that of the episode."""
+        self._outbox: list[tuple[RolloutRequest, Future[Rollout]]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
+        """See `RolloutEngine.submit`. Raises RewardError through a future, with `on_error` fail."""
+        futures: list[Future[Rollout]] = [Future() for _ in requests]
+        self._loop.call_soon_threadsafe(self._begin, list(zip(requests, futures, strict=True)))
+        return futures
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """See `RolloutEngine.abort`."""
+        self._loop.call_soon_threadsafe(self._abort, list(request_ids))
+
+    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
+        return self._engine.score(sequences)
+
+    def sleep(self) -> None:
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        self._engine.wake()
+
+    def close(self) -> None:
+        """End episodes, the processes of tools and environments, and the thread. Not the engine, which others use."""
+        if self._loop.is_closed():
+            return
+        self._run(self._close()).result(CLOSE_TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[None, None, None]) -> "Future[None]":
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _close(self) -> None:
+        self._abort(list(self._tasks))
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._hosts.close()  # which ends what environments still do
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _begin(self, asked: Sequence[tuple[RolloutRequest, "Future[Rollout]"]]) -> None:
+        for request, future in asked:
+            task = self._loop.create_task(self._answer(request, future))
+            self._tasks[request.id] = task
+            task.add_done_callback(partial(self._ended, request.id))
+
+    def _ended(self, request_id: str, task: "asyncio.Task[None]") -> None:
+        if self._tasks.get(request_id) is task:
+            del self._tasks[request_id]
+
+    def _abort(self, request_ids: Collection[str]) -> None:
+        turns = [self._under_way[name] for name in request_ids if name in self._under_way]
+        for name in request_ids:
+            if (task := self._tasks.get(name)) is not None:
+                task.cancel()
+        if turns:
+            self._engine.abort(turns)
+
+    async def _answer(self, request: RolloutRequest, future: "Future[Rollout]") -> None:
+        """The task of one request: whatever happens, its future ends."""
+        try:
+            rollout = await self._episode(request)
+        except asyncio.CancelledError:
+            if future.cancel():
+                future.set_running_or_notify_cancel()
+            raise
+        except Exception as error:  # the boundary of the task: who waits for the future raises it
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(rollout)
+
+    async def _episode(self, request: RolloutRequest) -> EpisodeRollout:
+        """The request's response; of a failing environment, from anew, as often as that is allowed."""
+        prompt = self._prompts[request.prompt_id]
+        failure = ""
+        for tries in range(self._faults.num_retries + 1):
+            name = f"{request.id}#{tries}"
+            session = Session(self._hosts, name, timeout_s=self._faults.timeout_s, alone=tries > 0)
+            run = EpisodeRun(self._rules, request, prompt, session, partial(self._sample, request.id))
+            try:
+                rollout = await run.run(has_environment=self._spec.environment is not None)
+            except EnvironmentFaultError as error:
+                failure = f"{self._spec.name}: {error}"
+                self._tell(failure, begins_anew=tries < self._faults.num_retries)
+                continue
+            finally:
+                self._close_later(session)
+            return replace(rollout, episode=replace(rollout.episode, num_retries=tries))
+        if self._faults.on_error == "fail":
+            raise RewardError(f"environment {failure} ({self._faults.num_retries + 1} tries)")
+        failed = run.finished(Ending.FAILED, failure)
+        return replace(failed, episode=replace(failed.episode, num_retries=self._faults.num_retries))
+
+    def _close_later(self, session: Session) -> None:
+        """Close an environment without making its response wait."""
+        task = self._loop.create_task(session.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _tell(self, failure: str, *, begins_anew: bool) -> None:
+        then = "its episode begins anew" if begins_anew else "its response is left out"
+        text = f"environment {failure}; {then}"
+        self._repaired(Repair(kind=RepairKind.ENVIRONMENT, where=self._spec.name, text=text))
+
+    async def _sample(self, episode_id: str, request: RolloutRequest) -> Rollout:
+        """One turn by the engine."""
+        turn: Future[Rollout] = Future()
+        if not self._outbox:
+            self._loop.call_soon(self._send)
+        self._outbox.append((request, turn))
+        self._under_way[episode_id] = request.id
+        try:
+            return await asyncio.wrap_future(turn)
+        finally:
+            self._under_way.pop(episode_id, None)
+
+    def _send(self) -> None:
+        """Ask the engine for the turns that wait, in one call."""
+        outbox, self._outbox = self._outbox, []
+        wanted = [(request, turn) for request, turn in outbox if not turn.cancelled()]
+        try:
+            sampled = self._engine.submit([request for request, _ in wanted])
+        except Exception as error:  # the boundary of the loop: who waits for the turns raises it
+            for _, turn in wanted:
+                turn.set_exception(error)
+            return
+        for (_, turn), future in zip(wanted, sampled, strict=True):
+            future.add_done_callback(partial(_pass_on, turn))
+
+
+def _pass_on(turn: "Future[Rollout]", ended: "Future[Rollout]") -> None:
+    """End a turn's future as the engine's ended, unless nobody waits for it any more."""
+    if not turn.set_running_or_notify_cancel():
+        return
+    if ended.cancelled():
+        turn.set_exception(asyncio.CancelledError())
+    elif (error := ended.exception()) is not None:
+        turn.set_exception(error)
+    else:
+        turn.set_result(ended.result())

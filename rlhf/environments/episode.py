@@ -1,0 +1,208 @@
+"""One episode: the engine's turns and the world's replies, until one of them ends it."""
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from typing import TypeVar
+
+from rlhf.engines.base import Tokenizer
+from rlhf.environments.calls import Call, Parser, UnreadCall
+from rlhf.environments.conversation import Conversation, SealedError
+from rlhf.environments.session import EnvironmentFaultError, Reply, Session
+from rlhf.environments.spec import Described
+from rlhf.episode import Ending, Episode, EpisodeRollout
+from rlhf.types import FinishReason, Json, Message, Prompt, Rollout, RolloutRequest
+
+T = TypeVar("T")
+Sample = Callable[[RolloutRequest], Awaitable[Rollout]]
+FINISH: Mapping[Ending, FinishReason] = {
+    Ending.ANSWER: FinishReason.STOP,
+    Ending.TERMINATED: FinishReason.STOP,
+    Ending.TRUNCATED: FinishReason.LENGTH,
+    Ending.MAX_TURNS: FinishReason.LENGTH,
+    Ending.MAX_TOKENS: FinishReason.LENGTH,
+    Ending.SEALED: FinishReason.LENGTH,
+    Ending.ABORTED: FinishReason.ABORTED,
+    Ending.FAILED: FinishReason.ABORTED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeLimits:
+    """How long an episode may be."""
+
+    max_turns: int
+    """Turns of the model."""
+    max_turn_tokens: int | None
+    """Tokens of one of the model's turns; None: only those of the response count."""
+    max_tool_response_tokens: int
+    """Tokens of a reply; of a longer one the middle is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What all episodes of a run share."""
+
+    tokenizer: Tokenizer
+    described: Described
+    parser: Parser
+    limits: EpisodeLimits
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What happened in an episode so far."""
+
+    calls: Counter[str]
+    num_calls: int = 0
+    num_turns: int = 0
+    num_failed_calls: int = 0
+    reward: float | None = None
+    parts: Mapping[str, float] | None = None
+    world_s: float = 0.0
+
+
+class EpisodeRun:
+    """Runs one episode once, in one task.
+
+    Waits for the engine's next turn (which ends by itself) and for what tools and environment return (which have
+    deadlines). Raises EnvironmentFaultError, which names environment, row and turn, where the environment cannot go on.
+    """
+
+    def __init__(self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session, sample: Sample) -> None:
+        self._rules = rules
+        self._request = request
+        self._prompt = prompt
+        self._session = session
+        self._sample = sample
+        self._talk = Conversation(rules.tokenizer, prompt, rules.described.tools)
+        self._counts = _Counts(calls=Counter())
+
+    async def run(self, *, has_environment: bool) -> EpisodeRollout:
+        """The complete response."""
+        try:
+            ending = await self._begin() if has_environment else None
+            while ending is None:
+                ending = await self._turn(steps=has_environment and self._rules.described.steps)
+            if has_environment and self._rules.described.rewards and ending is not Ending.ABORTED:
+                self._add_reward(await self._timed(self._session.reward()))
+        except EnvironmentFaultError as error:
+            turn = self._counts.num_turns
+            raise EnvironmentFaultError(f"row {self._prompt.id}, turn {turn}: {error}") from error
+        return self.finished(ending)
+
+    def finished(self, ending: Ending, failure: str = "") -> EpisodeRollout:
+        """The response so far, as one that has ended."""
+        whole = self._talk.rollout(self._request.id, self._request.prompt_id, FINISH[ending])
+        counts = self._counts
+        episode = Episode(
+            messages=self._talk.messages,
+            ending=ending,
+            num_turns=counts.num_turns,
+            calls=dict(sorted(counts.calls.items())),
+            num_calls=counts.num_calls,
+            num_failed_calls=counts.num_failed_calls,
+            num_world_tokens=self._talk.num_world_tokens,
+            reward=counts.reward,
+            parts=counts.parts or {},
+            world_s=counts.world_s,
+            failure=failure,
+        )
+        return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
+
+    async def _begin(self) -> Ending | None:
+        """Reset the environment. What the user says first stands before the model's first turn, and so does what opens
+        that turn: prompts of environments leave it open who speaks next."""
+        row = {**self._prompt.metadata, **({} if self._prompt.label is None else {"label": self._prompt.label})}
+        said = await self._timed(self._session.open(row))
+        return self._hear([] if said is None else [Message(role="user", content=self._talk.clean(said))])
+
+    async def _turn(self, *, steps: bool) -> Ending | None:
+        """One turn of the model, and what comes back. None: the episode goes on."""
+        limits, counts = self._rules.limits, self._counts
+        room = self._request.sampling.max_tokens - len(self._talk)
+        rollout = await self._sample(self._next_request(min(room, limits.max_turn_tokens or room)))
+        counts.num_turns += 1
+        text = self._talk.add_turn(rollout)
+        if rollout.finish_reason is not FinishReason.STOP:
+            return Ending.ABORTED if rollout.finish_reason is FinishReason.ABORTED else Ending.MAX_TOKENS
+        calls = self._rules.parser(text)
+        if not calls and not steps:
+            return Ending.ANSWER
+        replies = [await self._reply(call) for call in calls] or [await self._timed(self._session.step(text))]
+        for reply in replies:
+            self._add_reward(reply.reward)
+            counts.parts = reply.info or counts.parts
+        if any(reply.terminated for reply in replies):
+            return Ending.TERMINATED
+        if any(reply.truncated for reply in replies):
+            return Ending.TRUNCATED
+        if counts.num_turns >= limits.max_turns:
+            return Ending.MAX_TURNS
+        names: list[str | None] = [call.name if isinstance(call, Call) else "" for call in calls] or [None]
+        return self._hear([self._message(reply, name) for reply, name in zip(replies, names, strict=True)])
+
+    def _next_request(self, max_tokens: int) -> RolloutRequest:
+        """The request for the next turn. The first one has the seed of the response itself."""
+        given, turn = self._request, self._counts.num_turns
+        return replace(
+            given,
+            id=f"{given.id}/turn{turn}",
+            prompt_token_ids=self._talk.request_ids,
+            seed=given.seed if not turn else _turn_seed(given.seed, turn),
+            sampling=replace(given.sampling, max_tokens=max_tokens),
+        )
+
+    async def _reply(self, call: Call | UnreadCall) -> Reply:
+        """What a call gives; that it fails is an observation too."""
+        described, counts = self._rules.described, self._counts
+        if isinstance(call, UnreadCall):
+            reply = Reply(text=f"error: {call.why}", failed=True)
+        elif call.name not in described.tool_names:
+            known = ", ".join(described.tool_names)
+            reply = Reply(text=f"error: there is no tool {call.name[:60]}; there are {known}", failed=True)
+        else:
+            counts.calls[call.name] += 1
+            ask = self._session.call_method if call.name in described.methods else self._session.call_function
+            reply = await self._timed(ask(call.name, call.arguments))
+        counts.num_calls += 1
+        counts.num_failed_calls += reply.failed
+        return reply
+
+    def _message(self, reply: Reply, tool: str | None) -> Message:
+        """A reply as the model reads it: of a tool, or of the user for a turn that called none."""
+        text = self._talk.cut(self._talk.clean(reply.text), self._rules.limits.max_tool_response_tokens)
+        if tool is None:
+            return Message(role="user", content=text)
+        fields_: dict[str, Json] = {"name": tool} if tool else {}
+        return Message(role="tool", content=text, fields=fields_)
+
+    def _hear(self, said: Sequence[Message]) -> Ending | None:
+        """Add what was said, if the model's next turn has room after it."""
+        try:
+            text, ids = self._talk.world_tokens(said)
+        except SealedError:
+            return Ending.SEALED
+        if len(self._talk) + len(ids) >= self._request.sampling.max_tokens:
+            return Ending.MAX_TOKENS
+        self._talk.add_world(said, text, ids)
+        return None
+
+    def _add_reward(self, reward: float | None) -> None:
+        if reward is not None:
+            self._counts.reward = (self._counts.reward or 0.0) + reward
+
+    async def _timed(self, awaited: Awaitable[T]) -> T:
+        start = time.monotonic()
+        try:
+            return await awaited
+        finally:
+            self._counts.world_s += time.monotonic() - start
+
+
+def _turn_seed(seed: int, turn: int) -> int:
+    """The seed of a later turn: a function of the response's seed and the turn alone, in [0, 2^63)."""
+    digest = blake2b(f"{seed}/{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,136 @@
+"""One episode's access to tools and its environment: what comes back, and what happens when it does not."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rlhf.environments.host import Host, HostLostError, HostOverranError, Hosts
+from rlhf.errors import ConfigError
+from rlhf.types import Json
+
+logger = logging.getLogger(__name__)
+
+
+class EnvironmentFaultError(Exception):
+    """An environment raised, took too long or died: its episode cannot go on. Says what and where."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a call or a turn gave. `failed` says that the call did not do what it should; its text says why."""
+
+    text: str
+    reward: float | None = None
+    terminated: bool = False
+    truncated: bool = False
+    info: Mapping[str, float] = field(default_factory=dict)
+    failed: bool = False
+
+
+class Session:
+    """Tools, and an environment that lives from `open` to `close`. Used by one task.
+
+    A function that raises, takes too long or ends its process gives a Reply that says so; one that ended its process is
+    called once more, alone in a process of its own: another call may have ended the first one. An environment whose
+    process ends or that takes too long raises EnvironmentFaultError, as one that raises in reset, step or reward.
+    """
+
+    def __init__(self, hosts: Hosts, name: str, *, timeout_s: float, alone: bool) -> None:
+        """`name` is unique; `alone` gives the environment a process of its own."""
+        self._hosts = hosts
+        self._name = name
+        self._timeout_s = timeout_s
+        self._alone = alone
+        self._host: Host | None = None
+
+    async def close(self) -> None:
+        """Close the environment. That it fails at this has no consequence: it has given all that it can."""
+        host, self._host = self._host, None
+        if host is None:
+            return
+        try:
+            reply = await host.ask({"op": "close", "episode": self._name}, self._timeout_s)
+            if failure := reply.get("raised"):
+                logger.warning("%s: close(): %s", self._hosts.spec.name, failure)
+        except (HostLostError, HostOverranError) as late:
+            logger.warning("%s: close(): %s", self._hosts.spec.name, late)
+        finally:
+            host.num_users -= 1
+            await self._hosts.give_back(host)
+            await self._hosts.close_retired()
+
+    async def open(self, row: Mapping[str, Json]) -> str | None:
+        """Build the environment and reset it with a row. Returns what the user says first, if anything."""
+        try:
+            host = await (self._hosts.own() if self._alone else self._hosts.shared())
+        except ConfigError as error:
+            raise EnvironmentFaultError(str(error)) from error
+        host.num_users += 1
+        self._host = host
+        reply = await self._ask("reset()", {"op": "open", "row": dict(row)})
+        said = reply["observation"]
+        return None if said is None else str(said)
+
+    async def step(self, text: str) -> Reply:
+        """Give the environment a turn's text."""
+        return _reply(await self._ask("step()", {"op": "step", "text": text}))
+
+    async def reward(self) -> float:
+        """The environment's reward at the end."""
+        return float(str((await self._ask("reward()", {"op": "reward"}))["reward"]))
+
+    async def call_method(self, name: str, arguments: Json) -> Reply:
+        """Call a method of the environment. One that raises is an observation; its environment goes on."""
+        request: dict[str, Json] = {"op": "call", "name": name, "arguments": arguments}
+        return _reply(await self._ask(f"{name}()", request, raises=False))
+
+    async def call_function(self, name: str, arguments: Json) -> Reply:
+        """Call a tool that is a function."""
+        request: dict[str, Json] = {"op": "call", "episode": self._name, "name": name, "arguments": arguments}
+        try:
+            try:
+                return await self._called(await self._hosts.shared(), request)
+            except HostLostError:
+                host = await self._hosts.own()
+                try:
+                    return await self._called(host, request)
+                finally:
+                    await self._hosts.give_back(host)
+        except HostOverranError as error:
+            return Reply(text=f"error: {name} {error}", failed=True)
+        except HostLostError as error:
+            return Reply(text=f"error: the process of {name} {error}", failed=True)
+
+    async def _called(self, host: Host, request: Mapping[str, Json]) -> Reply:
+        host.num_users += 1
+        try:
+            return _reply(await host.ask(request, self._timeout_s))
+        finally:
+            host.num_users -= 1
+
+    async def _ask(self, what: str, request: Mapping[str, Json], *, raises: bool = True) -> dict[str, Json]:
+        """Ask the environment. Raises EnvironmentFaultError; with `raises`, also where its code raised."""
+        assert self._host is not None, "opened"
+        try:
+            reply = await self._host.ask({**request, "episode": self._name}, self._timeout_s)
+        except (HostLostError, HostOverranError) as error:
+            died = "its process " if isinstance(error, HostLostError) else ""
+            raise EnvironmentFaultError(f"{what}: {died}{error}") from error
+        if raises and "raised" in reply:
+            raise EnvironmentFaultError(f"{what} raised {reply['raised']}")
+        return reply
+
+
+def _reply(reply: Mapping[str, Json]) -> Reply:
+    for key in ("raised", "wrong"):
+        if key in reply:
+            return Reply(text=f"error: {reply[key]}", failed=True)
+    info, reward = reply["info"], reply["reward"]
+    assert isinstance(info, dict), "the process sends an object"
+    return Reply(
+        text=str(reply["text"]),
+        reward=None if reward is None else float(str(reward)),
+        terminated=bool(reply["terminated"]),
+        truncated=bool(reply["truncated"]),
+        info={name: float(str(value)) for name, value in info.items()},
+    )

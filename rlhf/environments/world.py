@@ -1,0 +1,222 @@
+"""The tools and environments of a run, loaded: what the process that runs the user's code does with each request."""
+
+import asyncio
+import importlib
+import inspect
+import json
+import math
+import operator
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TypeGuard
+
+from rlhf.environments.environment import (
+    EnvironmentClass,
+    EnvironmentClassError,
+    as_result,
+    inspect_class,
+)
+from rlhf.environments.tools import CallError, Tool, ToolError, make_tool
+
+CONCURRENCY = 64
+"""Calls that a process runs at the same time. More wait where their deadlines have not begun."""
+MAX_TEXT = 400_000
+"""Characters of an observation that leave the process; the middle of a longer one is left out."""
+
+
+class LoadError(ValueError):
+    """Tools or the environment cannot be loaded. Holds everything that is wrong, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """Runs the user's code. Sync functions run in threads, async ones in the process's event loop."""
+
+    tools: Mapping[str, Tool]
+    """Functions, not the environment's methods."""
+    environment: EnvironmentClass | None
+    _opened: dict[str, object] = field(default_factory=dict)
+    """Environments by episode."""
+    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONCURRENCY))
+
+    @classmethod
+    def load(cls, tools: Sequence[str], environment: str | None) -> "World":
+        """Import functions and a class by their names `module:name`. Raises LoadError."""
+        loaded: dict[str, Tool] = {}
+        problems: list[str] = []
+        for n, name in enumerate(tools):
+            where = f"rollout.tools.{n}: {name}"
+            try:
+                tool = make_tool(_function(_imported(name)))
+            except ValueError as error:
+                problems.append(f"{where}: {error}.")
+                continue
+            if tool.name in loaded:
+                problems.append(f"{where}: there is another tool called {tool.name}; rename one.")
+            loaded.setdefault(tool.name, tool)
+        found = None
+        if environment is not None:
+            try:
+                found = inspect_class(_imported(environment))
+            except EnvironmentClassError as error:
+                problems += [f"rollout.environment: {environment}{one}." for one in error.problems]
+            except ValueError as error:
+                problems.append(f"rollout.environment: {environment}: {error}.")
+        for name in loaded.keys() & (found.tools if found is not None else {}).keys():
+            problems.append(f"rollout.environment: {environment}.{name} has the name of a tool; rename one.")
+        if problems:
+            raise LoadError(problems)
+        return cls(tools=loaded, environment=found)
+
+    def described(self) -> dict[str, object]:
+        """What another process has to know of it."""
+        found = self.environment
+        methods = {} if found is None else found.tools
+        return {
+            "tools": [tool.schema for tool in (*self.tools.values(), *methods.values())],
+            "methods": sorted(methods),
+            "steps": found is not None and found.steps,
+            "rewards": found is not None and found.rewards,
+            "required": [] if found is None else found.required,
+            "optional": [] if found is None else found.optional,
+            "takes_rest": found is not None and found.takes_rest,
+        }
+
+    async def answer(self, request: Mapping[str, object]) -> dict[str, object]:
+        """The reply to one request. Whatever the user's code raises is in it."""
+        operation = self._operations()[str(request["op"])]
+        try:
+            return await operation(request)
+        except CallError as error:
+            return {"wrong": str(error)}
+        except Exception as error:
+            return {"raised": raised(error)}
+
+    def _operations(self) -> Mapping[str, Callable[[Mapping[str, object]], Awaitable[dict[str, object]]]]:
+        return {
+            "ping": self._ping,
+            "open": self._open,
+            "call": self._call,
+            "step": self._step,
+            "reward": self._reward,
+            "close": self._close,
+        }
+
+    async def _ping(self, request: Mapping[str, object]) -> dict[str, object]:
+        return {}
+
+    async def _open(self, request: Mapping[str, object]) -> dict[str, object]:
+        found, row = self.environment, request["row"]
+        assert found is not None, "only environments are opened"
+        assert isinstance(row, dict), "a row is an object"
+        names = row if found.takes_rest else [name for name in (*found.required, *found.optional) if name in row]
+        environment = await self._run(found.build)
+        self._opened[str(request["episode"])] = environment
+        said = await self._run(operator.methodcaller("reset", **{name: row[name] for name in names}), environment)
+        return {"observation": None if said is None else as_text(said)}
+
+    async def _call(self, request: Mapping[str, object]) -> dict[str, object]:
+        name = str(request["name"])
+        if name in self.tools:
+            return replied(await self._run(self.tools[name].bind(request["arguments"])))
+        assert self.environment is not None, "the other tools are those of an environment"
+        owner = self._opened[str(request["episode"])]
+        return replied(await self._run(self.environment.tools[name].bind(request["arguments"], owner)))
+
+    async def _step(self, request: Mapping[str, object]) -> dict[str, object]:
+        environment = self._opened[str(request["episode"])]
+        return replied(await self._run(operator.methodcaller("step", request["text"]), environment))
+
+    async def _reward(self, request: Mapping[str, object]) -> dict[str, object]:
+        value = await self._run(operator.methodcaller("reward"), self._opened[str(request["episode"])])
+        return {"reward": number(value, "reward()")}
+
+    async def _close(self, request: Mapping[str, object]) -> dict[str, object]:
+        environment = self._opened.pop(str(request["episode"]), None)
+        if environment is not None and callable(inspect.getattr_static(environment, "close", None)):
+            await self._run(operator.methodcaller("close"), environment)
+        return {}
+
+    async def _run(self, function: Callable[..., object], *arguments: object) -> object:
+        """Call the user's code, and await what it returns where that is to be awaited."""
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, _without_exit, function, *arguments)
+        return await result if inspect.isawaitable(result) else result
+
+
+def replied(value: object) -> dict[str, object]:
+    """A reply with what a tool or a step returned."""
+    result = as_result(value)
+    numbers = {str(key): float(one) for key, one in result.info.items() if is_number(one)}
+    return {
+        "text": as_text(result.observation),
+        "reward": None if result.reward is None else number(result.reward, "Result.reward"),
+        "terminated": bool(result.terminated),
+        "truncated": bool(result.truncated),
+        "info": numbers,
+    }
+
+
+def as_text(value: object) -> str:
+    """A value as the model reads it: text as it is, nothing as none, anything else as JSON."""
+    text = (
+        value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    )
+    # What no tokenizer takes; the rest of the text is as good as before.
+    text = text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}[... {len(text) - MAX_TEXT} characters left out ...]{text[-half:]}"
+
+
+def number(value: object, what: str) -> float:
+    """A finite number. Raises ValueError."""
+    if not is_number(value):
+        raise ValueError(f"{what} is {value!r}, need a finite number")
+    return float(value)
+
+
+def is_number(value: object) -> TypeGuard[Real]:
+    """Whether a value is a finite number, of any library."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def raised(error: BaseException) -> str:
+    """An exception on one line, without the place in the code, which says nothing to a model."""
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _without_exit(function: Callable[..., object], *arguments: object) -> object:
+    """Call a function that cannot end the process: `exit()` is an error as any other."""
+    try:
+        return function(*arguments)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(raised(error)) from error
+
+
+def _imported(name: str) -> object:
+    """What `module:name` names. Raises LoadError."""
+    module, _, path = name.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+    except BaseException as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
+            raise LoadError([f"no module {module} in this folder or on the Python path"]) from error
+        raise LoadError([f"importing {module} raises {raised(error)}"]) from error
+    try:
+        return operator.attrgetter(path)(found)
+    except AttributeError as error:
+        raise LoadError([f"{module} has no {path}"]) from error
+
+
+def _function(found: object) -> Callable[..., object]:
+    if not inspect.isroutine(found):
+        raise ToolError(f"it is of type {type(found).__name__}, not a function")
+    return found

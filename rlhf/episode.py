@@ -1,0 +1,67 @@
+"""Responses of several turns: what the model wrote, and what tools and environments returned in between."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from rlhf.types import Message, Rollout
+
+
+class Ending(StrEnum):
+    """Why an episode ended."""
+
+    ANSWER = "answer"
+    """The model's last turn called no tool."""
+    TERMINATED = "terminated"
+    """The environment said that it is over."""
+    TRUNCATED = "truncated"
+    """The environment said that it was cut off."""
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    """The model's turn, or what came back for it, would have exceeded rollout.max_response_tokens."""
+    SEALED = "sealed"
+    """The chat template would have written the turns before the next one in another way than they were sampled."""
+    ABORTED = "aborted"
+    FAILED = "failed"
+    """The environment raised, took too long or died, also when it was asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """How a response came about, turn by turn."""
+
+    messages: tuple[Message, ...]
+    """What was said after the prompt: the model's turns as text, and what came back."""
+    ending: Ending
+    num_turns: int
+    """Turns of the model."""
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """How often each tool was called."""
+    num_calls: int = 0
+    """All calls, also those of tools that do not exist and those that could not be read."""
+    num_failed_calls: int = 0
+    """Calls that raised, took too long, did not fit the tool's parameters, named no tool or could not be read."""
+    num_world_tokens: int = 0
+    """Tokens of the response that the model did not write."""
+    reward: float | None = None
+    """The sum of what the environment gave; None if it gave none."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the `info` that the environment returned last."""
+    num_retries: int = 0
+    """How often the episode began anew because its environment failed."""
+    world_s: float = 0.0
+    """Seconds in tools and the environment."""
+    failure: str = ""
+    """What the environment failed of."""
+
+    @property
+    def answer(self) -> str:
+        """The text of the model's last turn, which rewards read."""
+        return next((message.content for message in reversed(self.messages) if message.role == "assistant"), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRollout(Rollout):
+    """A response of an episode. `loss_mask` is False at the tokens of tools and environments, `log_probs` 0."""
+
+    episode: Episode

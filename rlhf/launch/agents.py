@@ -1,0 +1,95 @@
+"""Tools and environments of a run: loaded and tried before anything starts, and the engine that runs episodes."""
+
+from collections.abc import Sequence
+
+from rlhf.config.rollout import RolloutSection
+from rlhf.engines.base import RolloutEngine, Tokenizer
+from rlhf.environments.calls import find_parser, no_calls
+from rlhf.environments.conversation import require_turns
+from rlhf.environments.engine import EpisodeEngine, FaultPolicy
+from rlhf.environments.episode import EpisodeLimits, Rules
+from rlhf.environments.host import describe
+from rlhf.environments.spec import Described, WorldSpec
+from rlhf.orchestrator.data import EpisodePrompts
+from rlhf.types import Prompt, Repaired
+
+MAX_NAMED_ROWS = 3
+
+
+def world_spec(section: RolloutSection) -> WorldSpec:
+    """What the processes of tools and environments load."""
+    return WorldSpec(tools=section.tools, environment=section.environment, memory_gib=section.environment_memory_gib)
+
+
+def load_world(section: RolloutSection) -> Described | None:
+    """Import tools and environment in a process of their own; None where a run has none. Raises ConfigError with
+    everything that is wrong with them."""
+    return describe(world_spec(section)) if section.has_episodes else None
+
+
+def episode_prompts(section: RolloutSection, world: Described) -> EpisodePrompts:
+    """How rows become prompts of a run's episodes."""
+    return EpisodePrompts(tools=world.tools, world_first=section.environment is not None)
+
+
+def describe_world(section: RolloutSection, world: Described) -> str:
+    """One line for a check."""
+    tools = f"tools {', '.join(world.tool_names)}" if world.tools else ""
+    steps = f"{section.environment} steps through the turns" if world.steps else ""
+    rewards = f"{section.environment} has a reward at the end" if world.rewards else ""
+    return f"rollout: {'; '.join(part for part in (tools, steps, rewards) if part) or section.environment}."
+
+
+def missing_columns(section: RolloutSection, world: Described, prompts: Sequence[Prompt]) -> list[str]:
+    """The rows that lack a column that the environment's `reset` needs, a line for each of the first ones."""
+    lacking = [
+        f"data: row {prompt.id} has no {name}, which {section.environment}.reset needs."
+        for prompt in prompts
+        for name in world.required
+        if name not in prompt.metadata and not (name == "label" and prompt.label is not None)
+    ]
+    more = [f"data: {len(lacking) - MAX_NAMED_ROWS} more rows like these."] if len(lacking) > MAX_NAMED_ROWS else []
+    return [*lacking[:MAX_NAMED_ROWS], *more]
+
+
+def make_rules(section: RolloutSection, world: Described, tokenizer: Tokenizer) -> Rules:
+    """What all episodes share. Raises ModelError where the chat template cannot go on after a turn, or writes calls in
+    a form that is not known."""
+    if world.tools:
+        require_turns(tokenizer, world.tools, "tool")
+    if world.steps:
+        require_turns(tokenizer, world.tools, "user")
+    return Rules(
+        tokenizer=tokenizer,
+        described=world,
+        parser=find_parser(tokenizer, world.tools) if world.tools else no_calls,
+        limits=EpisodeLimits(
+            max_turns=section.max_turns,
+            max_turn_tokens=section.max_turn_tokens,
+            max_tool_response_tokens=section.max_tool_response_tokens,
+        ),
+    )
+
+
+def episode_engine(
+    section: RolloutSection,
+    engine: RolloutEngine,
+    world: Described,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    repaired: Repaired,
+) -> EpisodeEngine:
+    """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run."""
+    return EpisodeEngine(
+        engine,
+        world_spec(section),
+        make_rules(section, world, tokenizer),
+        FaultPolicy(
+            timeout_s=section.environment_timeout_s,
+            num_retries=section.environment_retries,
+            on_error=section.on_environment_error,
+        ),
+        prompts,
+        num_processes=section.environment_processes,
+        repaired=repaired,
+    )
