@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhf.algorithms.base import Algorithm
+    from rlhf.environments.environment import Result
     from rlhf.errors import RlhfError
     from rlhf.launch.api import Generation, Reward, check, generate, load_config, train
     from rlhf.launch.train import TrainResult
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Generation",
+    "Result",
     "Reward",
     "RlhfError",
     "TrainResult",
@@ -36,6 +38,7 @@ __all__ = [
 
 _MODULES = {
     "Algorithm": "rlhf.algorithms.base",
+    "Result": "rlhf.environments.environment",
     "RlhfError": "rlhf.errors",
     "TrainResult": "rlhf.launch.train",
     "log": "rlhf.reward_log",

@@ -43,8 +43,8 @@ class Episode:
     """Calls that raised, took too long, did not fit the tool's parameters, named no tool or could not be read."""
     num_world_tokens: int = 0
     """Tokens of the response that the model did not write."""
-    reward: float | None = None
-    """The sum of what the environment gave; None if it gave none."""
+    reward: float = 0.0
+    """The sum of what tools and the environment gave."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the `info` that the environment returned last."""
     num_retries: int = 0

@@ -42,6 +42,8 @@ class Conversation:
         self._own: list[BoolArray] = []
         self._log_probs: list[FloatArray] = []
         self._turns: list[Rollout] = []
+        self._starts: list[int] = []
+        """Where each turn begins among the tokens."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -76,6 +78,7 @@ class Conversation:
         """Add what the model sampled. Returns its text without the token that ends it."""
         ids = rollout.token_ids
         before = (self._ids[-1] if self._ids else self._prompt_ids)[-CONTEXT_TOKENS:].tolist()
+        self._starts.append(len(self))
         self._add(ids, np.ones(len(ids), dtype=np.bool_), rollout.log_probs)
         self._turns.append(rollout)
         stopped = rollout.finish_reason is FinishReason.STOP and len(ids) and ids[-1] in self._tokenizer.stop_token_ids
@@ -150,22 +153,14 @@ class Conversation:
         return joint[len(head) :] if joint.startswith(head) else self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _newest(self) -> tuple[int, int]:
-        """The newest version that sampled a token, and how many tokens are older: those before its first one."""
+        """The newest version that sampled a token, and how many tokens stand before its first one."""
         newest = max(max(turn.weight_version, turn.newest_version) for turn in self._turns)
         if self._turns[0].weight_version == newest:
             return newest, 0
-        turns = iter(self._turns)
-        older = 0
-        for ids, own in zip(self._ids, self._own, strict=True):
-            if not len(own) or own[0]:
-                turn = next(turns)
-                if turn.weight_version == newest:
-                    break
-                if turn.newest_version == newest:
-                    older += turn.num_older_tokens
-                    break
-            older += len(ids)
-        return newest, older
+        for start, turn in zip(self._starts, self._turns, strict=True):
+            if newest in (turn.weight_version, turn.newest_version):
+                return newest, start if turn.weight_version == newest else start + turn.num_older_tokens
+        raise AssertionError("one turn has the newest version")
 
     def _add(self, ids: IntArray, own: BoolArray, log_probs: FloatArray) -> None:
         self._ids.append(ids)

@@ -59,7 +59,7 @@ class _Counts:
     num_calls: int = 0
     num_turns: int = 0
     num_failed_calls: int = 0
-    reward: float | None = None
+    reward: float = 0.0
     parts: Mapping[str, float] | None = None
     world_s: float = 0.0
 
@@ -191,8 +191,7 @@ class EpisodeRun:
         return None
 
     def _add_reward(self, reward: float | None) -> None:
-        if reward is not None:
-            self._counts.reward = (self._counts.reward or 0.0) + reward
+        self._counts.reward += reward or 0.0
 
     async def _timed(self, awaited: Awaitable[T]) -> T:
         start = time.monotonic()

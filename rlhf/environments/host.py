@@ -50,6 +50,7 @@ class Host:
         self.num_users = 0
         """Episodes that live in it, and calls under way for others."""
         self.retired = False
+        self.is_closed = False
         self._process = process
         self._spec = spec
         self._ids = itertools.count()
@@ -116,7 +117,7 @@ class Host:
 
     async def close(self) -> None:
         """Kill the process with everything that it started."""
-        self.retired = True
+        self.retired = self.is_closed = True
         if self._task is not None:
             self._task.cancel()
         self._lose("was closed")

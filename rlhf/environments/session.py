@@ -53,7 +53,8 @@ class Session:
             if failure := reply.get("raised"):
                 logger.warning("%s: close(): %s", self._hosts.spec.name, failure)
         except (HostLostError, HostOverranError) as late:
-            logger.warning("%s: close(): %s", self._hosts.spec.name, late)
+            if not host.is_closed:
+                logger.warning("%s: close(): %s", self._hosts.spec.name, late)
         finally:
             host.num_users -= 1
             await self._hosts.give_back(host)

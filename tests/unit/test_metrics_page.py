@@ -48,6 +48,7 @@ from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.types import Head, Metrics, Role, Sampling, ScoredGroup, TrainBatch
+from tests.unit.orchestrator.episodes import episodes_run
 from tests.unit.orchestrator.support import (
     TOKENIZER,
     Run,
@@ -98,7 +99,10 @@ def logged_by(run: Run) -> set[str]:
     run.num_steps, run.checkpoint_every = 2, 1
     run.run()
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    placed = [("/source/.*", "/source/NAME"), ("^memory/.*", "memory/ROLES"), ("^rollout/lag/.*", "rollout/lag/N")]
+    placed = [
+        ("/source/.*", "/source/NAME"), ("^memory/.*", "memory/ROLES"), ("^rollout/lag/.*", "rollout/lag/N"),
+        ("^agent/calls/.*", "agent/calls/NAME"),
+    ]  # fmt: skip
     names = {name for row in rows for name in row}
     for found, shown in placed:
         names = {re.sub(found, shown, name) for name in names}
@@ -164,6 +168,10 @@ def logged_by_online(folder: Path, algorithm: Algorithm) -> set[str]:
     return logged_by(replace(run, algorithm=algorithm, engines={Role.POLICY: run.engines[Role.POLICY]}))
 
 
+def logged_by_episodes(folder: Path) -> set[str]:
+    return logged_by(episodes_run(folder))
+
+
 def named_by_page() -> list[str]:
     return re.findall(r"^\| `([a-z_]+/[^`*]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -171,6 +179,7 @@ def named_by_page() -> list[str]:
 def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
     logged = logged_by_ppo(tmp_path / "ppo") | logged_by_sft(tmp_path / "sft") | logged_by_rm(tmp_path / "rm")
     logged |= logged_by_dpo(tmp_path / "dpo")
+    logged |= logged_by_episodes(tmp_path / "episodes")
     logged |= logged_by_kto(tmp_path / "kto") | logged_by_prm(tmp_path / "prm")
     for algorithm in (
         GRPO(GrpoSection(overlong_buffer=2, overlong_limit=6)),

@@ -8,8 +8,8 @@ from rlhf.types import Prompt, Reward, Rollout
 
 
 class EpisodeReward:
-    """The rewards of tools and environments. Raises RewardError for a response to which none was given: there is no
-    number that would be right in its place."""
+    """The rewards of tools and environments: what they gave in all turns together. Raises RewardError for a response
+    that had neither."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], rollouts: Sequence[Rollout]) -> list[Reward]:
         return [_reward(rollout) for rollout in rollouts]
@@ -26,10 +26,4 @@ def has_failed(rollout: Rollout) -> bool:
 def _reward(rollout: Rollout) -> Reward:
     if not isinstance(rollout, EpisodeRollout):
         raise RewardError(f"reward environment: {rollout.id} is a response without an environment.")
-    episode = rollout.episode
-    if episode.reward is None:
-        raise RewardError(
-            f"reward environment: nothing gave a reward to {rollout.id} ({episode.num_turns} turns, {episode.ending}). "
-            "Give the environment a method reward(self), which is called at the end of each response."
-        )
-    return Reward(total=episode.reward, parts=episode.parts)
+    return Reward(total=rollout.episode.reward, parts=rollout.episode.parts)

@@ -62,8 +62,8 @@ def test_a_cpu_config_names_what_the_example_makes(path: Path, made: Path) -> No
         assert sorted(shipped) == sorted(own)
 
 
-def test_there_are_six_cpu_configs() -> None:
-    assert len(CPU_CONFIGS) == 6
+def test_there_are_seven_cpu_configs() -> None:
+    assert len(CPU_CONFIGS) == 7
     assert not any("RLHF_TEST_DATA" in path.read_text() for path in CPU_CONFIGS)
 
 

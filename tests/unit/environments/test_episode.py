@@ -368,3 +368,10 @@ def test_everything_that_is_wrong_with_tools_is_said_at_once() -> None:
 def test_names_that_collide_are_refused() -> None:
     with pytest.raises(ConfigError, match="there is another tool called add"):
         describe(WorldSpec(tools=(HERE + "add", HERE + "add")))
+
+
+def test_a_game_that_was_cut_before_its_first_step_has_gained_nothing(play: Make) -> None:
+    game = play(says("5" * 500), environment="Guess").row(secret=7)
+    for limit, num_turns in ((20, 0), (200, 1)):
+        episode = game.once(f"{limit}", max_tokens=limit).episode
+        assert (episode.ending, episode.num_turns, episode.reward) == (Ending.MAX_TOKENS, num_turns, 0.0)

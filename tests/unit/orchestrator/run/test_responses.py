@@ -3,14 +3,15 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.orchestrator.run.files import write_rows
 from rlhf.orchestrator.run.responses import mean_advantages, response_rows
-from rlhf.types import Experience, Json, LearnedSequence, Reward, Signal
+from rlhf.types import Experience, Json, LearnedSequence, Message, Reward, Rollout, Signal
 from tests.unit.orchestrator.support import as_sampled, given_group
 
 
@@ -44,6 +45,31 @@ def test_a_row_holds_what_explains_its_reward() -> None:
         "weight_version": 0,
     }
     assert [(row["group"], row["advantage"]) for row in rows] == [(0, 0.25), (0, None), (1, 0.25)]
+
+
+def test_a_row_of_several_turns_shows_them_and_no_times() -> None:
+    group = as_sampled(given_group(1, ["ab"], [1.0]))
+    episode = Episode(
+        messages=(Message(role="assistant", content="a"), Message(role="tool", content="b", fields={"name": "add"})),
+        ending=Ending.MAX_TURNS,
+        num_turns=1,
+        calls={"add": 1},
+        num_calls=1,
+        reward=0.5,
+        world_s=3.0,
+    )
+    (rollout,) = group.rollouts
+    several = EpisodeRollout(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)
+    (row,) = response_rows(1, [replace(group, responses=(several,))], {})
+    assert row["episode"] == {
+        "messages": [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b", "name": "add"}],
+        "ending": "max_turns",
+        "calls": {"add": 1},
+        "num_failed_calls": 0,
+        "reward": 0.5,
+        "failure": "",
+    }
+    json.dumps(row, allow_nan=False)
 
 
 def test_a_response_without_a_score_is_json_of_any_reader() -> None:

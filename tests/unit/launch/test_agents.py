@@ -1,0 +1,112 @@
+"""Tools and environments of a run, as far as they are known before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.commands import OnlineConfig
+from rlhf.config.loading.load import load_config
+from rlhf.config.rules.all_rules import problems_of
+from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.launch.data import RunData, load_data
+from tests.unit.environments.support import HERMES, byte_tokenizer
+from tests.unit.orchestrator.data.data_support import write_rows
+
+HERE = "tests.unit.environments.agent_tools:"
+REQUIRED = ("--policy.model", "m", "--reward.rules", "environment")
+
+
+def config(folder: Path, *arguments: str, **row: object) -> OnlineConfig:
+    """A config whose data is one row."""
+    rows = write_rows(folder / "rows.jsonl", [{"prompt": "Go.", "answer": "4", **row}])
+    found = load_config(
+        "grpo",
+        ["--data.path", str(rows), "--rollout.batch-size", "1", "--train.batch-size", "8", *REQUIRED, *arguments],
+    )
+    assert isinstance(found, OnlineConfig)
+    return found
+
+
+def loaded(folder: Path, *arguments: str, template: str = HERMES, **row: object) -> RunData:
+    return load_data(config(folder, *arguments, **row), byte_tokenizer(template))
+
+
+def test_tools_stand_in_the_prompt_and_texts_become_messages(tmp_path: Path) -> None:
+    data = loaded(tmp_path, "--rollout.tools", HERE + "add")
+    assert data.prompts is not None
+    (prompt,) = data.prompts.train
+    assert prompt.metadata["messages"] == [{"role": "user", "content": "Go."}]
+    assert '"name": "add"' in prompt.text
+    assert prompt.text.endswith("<|im_start|>assistant\n")
+    assert data.tried == ["rollout: tools add."]
+
+
+def test_prompts_of_an_environment_leave_open_who_speaks(tmp_path: Path) -> None:
+    data = loaded(tmp_path, "--rollout.environment", HERE + "Guess", secret=4)
+    assert data.prompts is not None
+    assert data.prompts.train[0].text == "<|im_start|>user\nGo.<|im_end|>\n"
+    assert data.prompts.train[0].metadata["secret"] == 4
+    assert data.tried == [f"rollout: {HERE}Guess steps through the turns."]
+
+
+def test_a_column_that_an_environment_needs_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^data: row .* has no secret, which .*Guess\.reset needs\.$"):
+        loaded(tmp_path, "--rollout.environment", HERE + "Guess")
+    loaded(tmp_path, "--rollout.environment", HERE + "Shelf")
+
+
+def test_rows_with_tools_of_their_own_are_refused(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "other"}}]
+    messages = [{"role": "user", "content": "Go."}]
+    with pytest.raises(DataError, match="the tools of a run are those of"):
+        loaded(tmp_path, "--rollout.tools", HERE + "add", prompt=messages, tools=tools)
+
+
+def test_a_template_that_leaves_out_tools_is_refused(tmp_path: Path) -> None:
+    silent = HERMES.replace("tool | tojson + '\\n'", "''")
+    with pytest.raises(DataError, match=r"the chat template leaves out tools\[0\]"):
+        loaded(tmp_path, "--rollout.tools", HERE + "add", template=silent)
+
+
+def test_a_template_that_has_no_form_for_calls_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="in a form that is not read here"):
+        loaded(tmp_path, "--rollout.tools", HERE + "add", template=HERMES.replace("tool_call>", "call>"))
+
+
+def test_what_cannot_be_loaded_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, "--rollout.tools", HERE + "Guess", "--rollout.environment", HERE + "add")
+    assert [text.partition(":")[0] for text in caught.value.problems] == ["rollout.tools.0", "rollout.environment"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "text"),
+    [
+        (("--rollout.tools", HERE + "add", "--data.template", "plain"), "data.template", "need the chat template"),
+        ((), "reward.sources", "set rollout.environment"),
+        (
+            ("--rollout.environment-processes", "2", "--reward.rules", "number"),
+            "rollout.environment_processes",
+            "no effect",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path: Path, arguments: tuple[str, ...], key: str, text: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Go."}])
+    with pytest.raises(ConfigError) as caught:
+        load_config("grpo", ["--data.path", str(rows), *REQUIRED, *arguments])
+    assert any(key.replace("_", "-") in line.replace("_", "-") and text in line for line in caught.value.problems)
+
+
+def test_a_process_reward_model_scores_no_turns_of_others(tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(
+        json.dumps({"reward": {"sources": [{"type": "prm", "model": "m"}]}, "rollout": {"tools": [HERE + "add"]}})
+    )
+    with pytest.raises(ConfigError, match="would score what tools returned"):
+        load_config("grpo", [str(settings), "--data.path", "x", "--policy.model", "m"])
+
+
+def test_a_config_with_tools_has_no_problems(tmp_path: Path) -> None:
+    assert problems_of(config(tmp_path, "--rollout.tools", HERE + "double")) == []
