@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
-from rlhf.config.reward.address import FunctionName
+from rlhf.config.import_name import ImportName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +125,10 @@ class RolloutSection(Section):
     """Longest time in which an engine with unfinished requests may complete none."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
-    tools: tuple[FunctionName, ...] = ()
+    tools: tuple[ImportName, ...] = ()
     """Python functions, module:name, that the policy may call: a response then has several turns. The model learns what
     they do from type hints and docstrings."""
-    environment: FunctionName | None = None
+    environment: ImportName | None = None
     """Class, module:name, of which each response gets an object of its own: its methods are tools, or its method step
     gets the text of each turn."""
     max_turns: PositiveInt = 8

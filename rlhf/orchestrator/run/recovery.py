@@ -3,9 +3,9 @@
 Failures that concern the run itself (a reward, numerics, the disk) end it. For infrastructure failures, which another
 attempt may not meet again, `decide` is a pure function of the run's situation and `run_with_restarts` carries out its
 decision: training workers end and start again from the newest complete checkpoint. Engines and inference-only models
-that are healthy keep running. (Where those are lost, they are replaced before a restart is needed, `actors/groups.py`, `actors/engine_group.py`.)
-Every random choice is a function of the seed and the step, so a restarted synchronous run is identical to one that
-never failed.
+that are healthy keep running. (Where those are lost, they are replaced before a restart is needed: `actors/groups.py`,
+`actors/engine_group.py`.) Every random choice is a function of the seed and the step, so a restarted synchronous run is
+identical to one that never failed.
 """
 
 from collections.abc import Sequence
