@@ -84,7 +84,7 @@ class RolloutSource:
         self._scoring = scoring
         self._batches = batches
         self._keep = keep
-        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._events: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._stream: GroupStream
@@ -142,7 +142,7 @@ class RolloutSource:
             # The boundary of the thread: the trainer raises it.
             self._batches.fail(error)
 
-    def _next_event(self) -> Callable[[], None]:
+    def _next_event(self) -> Callable[[], object]:
         """The next thing that happens; that groups have waited long enough for a call of the reward source is one."""
         if not self._scoring.call_size or not self._unscored or self._num_calls >= self._scoring.concurrency:
             return self._events.get()
@@ -186,8 +186,8 @@ class RolloutSource:
 
     def _tell_complete(self, group: _Group, ended: "Future[Rollout]") -> None:
         """In the thread that ended a response: the last one of a group, or an error, is an event."""
-        if not ended.cancelled() and (error := ended.exception()) is not None:
-            self._events.put(partial(_raise, error))
+        if not ended.cancelled() and ended.exception() is not None:
+            self._events.put(ended.result)  # which raises it
         elif all(response.done() for response in group.responses):
             self._events.put(partial(self._sampled, group))
 
@@ -316,7 +316,3 @@ class RolloutSource:
         elif not hold and self._is_awake:
             self._awake.close()
         self._is_awake = hold
-
-
-def _raise(error: BaseException) -> None:
-    raise error
