@@ -20,6 +20,7 @@ from rlhf.errors import RlhfError, StallError, WorkerLostError
 
 EXIT = re.compile(r"Worker exit type: (?P<kind>\w+) Worker exit detail: (?P<detail>.+)")
 """Finds the cause in Ray's message about an actor that died."""
+CONSTRUCTOR = "because of an error raised in its creation task"
 MEMORY_ADVICE = "If memory is the cause: offload, share fewer roles, or lower train.max_tokens_per_micro_batch."
 STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError, ObjectLostError)
 """What Ray raises in a worker when its arguments or its result do not fit into the object store."""
@@ -81,7 +82,10 @@ def error_in_worker(worker: Worker, phase: str, error: RayTaskError) -> RlhfErro
 
 def cause_of_death(error: RayActorError) -> str:
     """Why a process ended, as far as Ray knows, in a sentence or two."""
-    found = EXIT.search(str(error))
+    text = str(error)
+    if CONSTRUCTOR in text:  # what follows is the traceback; its last line is the error
+        return f"Its start failed: {[line.strip() for line in text.splitlines() if line.strip()][-1]}"
+    found = EXIT.search(text)
     if found is None:
         return first_line(error)
     if found["kind"] == "NODE_OUT_OF_MEMORY":

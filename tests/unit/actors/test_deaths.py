@@ -40,3 +40,12 @@ def test_how_a_process_ended(kind: str, detail: str, said: str) -> None:
 
 def test_an_end_of_which_nothing_is_known() -> None:
     assert cause_of_death(DiedError("The actor is gone.\nMore.")) == "The actor is gone."
+
+
+def test_an_error_while_it_starts_is_named() -> None:
+    text = (
+        "The actor died because of an error raised in its creation task, ray::policy rank 0:Policy.__init__() (pid=7)\n"
+        "RuntimeError: The actor with name Policy failed to import on the worker:\n\nTraceback:\n"
+        "  File \"worker.py\", line 3, in <module>\nModuleNotFoundError: No module named 'deepspeed'\n"
+    )
+    assert cause_of_death(DiedError(text)) == "Its start failed: ModuleNotFoundError: No module named 'deepspeed'"
