@@ -14,7 +14,7 @@ from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory
-from rlhf.types import Json
+from rlhf.types import Json, Repair, RepairKind
 from tests.unit.orchestrator.support import as_sampled, given_group
 
 
@@ -85,10 +85,12 @@ def test_an_event_carries_its_step_and_only_good_news_are_no_warnings(directory:
     world.records.note("resume", "goes on", folder="x")
     world.records.step(2, {}, StepResponses(trained=[]))
     world.records.warn("look")
+    world.records.repair(Repair(kind=RepairKind.WORKER, where="rank 0", text="died", count=2))
     world.records.say("shown only")
     assert world.events() == [
         {"kind": "resume", "text": "goes on", "step": 0, "folder": "x"},
         {"kind": "warning", "text": "look", "step": 2},
+        {"kind": "replacement", "text": "died", "step": 2, "repaired": RepairKind.WORKER.value, "count": 2},
     ]
     lines = world.out.getvalue().splitlines()
     assert any(line.endswith("resume: goes on") and "warning" not in line for line in lines)
