@@ -78,6 +78,10 @@ class RolloutPool:
         Waits for: a response, `generate_timeout_s`. Unblocked by: a response, or the loss of the engine.
     Where an engine is lost, the others get its requests, once more. Its thread has a new one started in its place,
     which gets requests as soon as it serves the live weights. An error that is no loss ends all futures.
+
+    Without continuous batching (`slots` None) an engine computes the requests of a call together, which rounds their
+    log-probs in a way of their own. There a lost engine's calls are made again as they were, and nothing is asked
+    before the new one is there, so that a loss changes no bit.
     """
 
     def __init__(
