@@ -33,6 +33,6 @@ def custom(section: CustomSection) -> Algorithm:
         raise ConfigError(f"algo.algorithm: {section.algorithm} has no {', '.join(sorted(found.__abstractmethods__))}.")
     make = cast(Callable[[CustomSection], Algorithm], found)
     algorithm = make(section)
-    if "needs" not in vars(algorithm) and "needs" not in vars(found):
+    if not any("needs" in vars(holder) for holder in (algorithm, *found.__mro__)):
         raise ConfigError(f"algo.algorithm: {section.algorithm} does not set `needs` in its constructor.")
     return algorithm

@@ -14,7 +14,7 @@ from rlhf.algorithms.base import Outputs
 from rlhf.algorithms.needs import needs_of, sft_needs
 from rlhf.config.algo import CustomSection, SftSection
 from rlhf.errors import ConfigError
-from rlhf.types import Reward, Role, ScoredGroup
+from rlhf.types import Head, Reward, Role, ScoredGroup
 from tests.unit.algorithms.build import prompt, rollout, tensor_batch
 
 PAGE = Path(__file__).parents[3] / "docs" / "adding_an_algorithm.md"
@@ -34,6 +34,11 @@ class Needless(Algorithm):
     def __init__(self, section): pass
     def credit(self, examples, signals): ...
     def objectives(self): ...
+
+class Standing(Needless):
+    needs = Needs(trains={Role.POLICY: Head.LOG_PROBS})
+
+class Heir(Standing): pass
 
 class Asking(Needless):
     def __init__(self, section):
@@ -106,6 +111,13 @@ def test_what_is_no_algorithm_is_refused(folder: Path, name: str, message: str) 
     (folder / "unfinished.py").write_text(UNFINISHED)
     with pytest.raises(ConfigError, match=message):
         build_algorithm(CustomSection(algorithm=name))
+
+
+@pytest.mark.parametrize("name", ["Standing", "Heir"])
+def test_needs_may_be_those_of_the_class_or_of_another_of_the_users(name: str, folder: Path) -> None:
+    (folder / "unfinished.py").write_text(UNFINISHED)
+    algorithm = build_algorithm(CustomSection(algorithm=f"unfinished:{name}"))
+    assert algorithm.needs.trains == {Role.POLICY: Head.LOG_PROBS}
 
 
 def test_an_algorithm_may_be_made_of_one_of_ours(folder: Path) -> None:
