@@ -198,14 +198,16 @@ class OnlineConfig(TrainConfig):
         return models | {name: source for name, source in sources.items() if isinstance(source, StartedSource)}
 
     def resolved(self) -> Self:
-        """The reference starts as the policy; limits on the length of responses are those of rollouts."""
+        """The reference starts as the policy; limits on the length of responses are those of rollouts; an environment
+        gives the reward if nothing else does."""
         longest = self.rollout.max_response_tokens
+        reward = self.reward if self.rollout.environment is None else self.reward.by_environment()
         return (
             super()
             .resolved()
             ._with(
                 reference=self.reference.beside(self.policy),
-                reward=self.reward.for_answers_of(longest),
+                reward=reward.for_answers_of(longest),
                 algo=self.algo.with_lengths(longest),
             )
         )

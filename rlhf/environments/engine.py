@@ -15,7 +15,7 @@ from rlhf.environments.host import Hosts
 from rlhf.environments.session import EnvironmentFaultError, Session
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
-from rlhf.errors import RewardError
+from rlhf.errors import ConfigError, RewardError
 from rlhf.types import FloatArray, PackedTokens, Prompt, Repair, Repaired, RepairKind, Rollout, RolloutRequest
 
 CLOSE_TIMEOUT_S = 10.0
@@ -59,7 +59,7 @@ class EpisodeEngine:
         self._spec = spec
         self._rules = rules
         self._faults = faults
-        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self._prompts = _by_content(prompts)
         self._repaired = repaired
         self._hosts = Hosts(spec, num_processes)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -144,7 +144,7 @@ class EpisodeEngine:
 
     async def _episode(self, request: RolloutRequest) -> EpisodeRollout:
         """The request's response; of a failing environment, from anew, as often as that is allowed."""
-        prompt = self._prompts[request.prompt_id]
+        prompt = self._prompts[request.prompt_id, request.prompt_token_ids.tobytes()]
         failure = ""
         for tries in range(self._faults.num_retries + 1):
             name = f"{request.id}#{tries}"
@@ -199,6 +199,18 @@ class EpisodeEngine:
             return
         for (_, turn), future in zip(wanted, sampled, strict=True):
             future.add_done_callback(partial(_pass_on, turn))
+
+
+def _by_content(prompts: Sequence[Prompt]) -> dict[tuple[str, bytes], Prompt]:
+    """Prompts by id and tokens, as requests name them. Raises ConfigError where that leaves open which row is meant."""
+    found: dict[tuple[str, bytes], Prompt] = {}
+    for prompt in prompts:
+        known = found.setdefault((prompt.id, prompt.token_ids.tobytes()), prompt)
+        if known.metadata != prompt.metadata or known.label != prompt.label:
+            raise ConfigError(
+                f'data: two rows have the id "{prompt.id}" and the same prompt, and differ in other columns.'
+            )
+    return found
 
 
 def _pass_on(turn: "Future[Rollout]", ended: "Future[Rollout]") -> None:

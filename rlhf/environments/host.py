@@ -21,6 +21,7 @@ from rlhf.types import Json
 
 START_TIMEOUT_S = 120.0
 PING_TIMEOUT_S = 5.0
+MAX_LATE = CONCURRENCY // 2
 MAX_REPLY_BYTES = 64 * 2**20
 LENGTH = struct.Struct("!i")
 """What `multiprocessing.connection.Connection` writes before each message."""
@@ -56,6 +57,8 @@ class Host:
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[dict[str, Json]]] = {}
         self._free = asyncio.Semaphore(CONCURRENCY)
+        self._late: set[int] = set()
+        """Requests that passed their deadlines, whose threads are not free yet."""
         self._lost = ""
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
@@ -87,7 +90,7 @@ class Host:
             await host.close()
             text = f"took over {START_TIMEOUT_S:g} s" if late else ending(process)
             raise ConfigError(f"rollout: importing {spec.name} {text}.") from error
-        except ConfigError:
+        except BaseException:  # it was refused, or nobody waits for it any more
             await host.close()
             raise
         host._task = asyncio.create_task(host._read())
@@ -112,6 +115,8 @@ class Host:
             return await asyncio.wait_for(asyncio.shield(reply), timeout_s)
         except TimeoutError as error:
             self.retired = True
+            self._late.add(number)
+            reply.add_done_callback(lambda _: self._late.discard(number))
             await self._require_answers()
             raise HostOverranError(f"took over {timeout_s:g} s") from error
 
@@ -125,8 +130,11 @@ class Host:
         await asyncio.get_running_loop().run_in_executor(None, partial(_end, self._process))
 
     async def _require_answers(self) -> None:
-        """Kill the process if it does not even say that it is there: one call keeps all its threads from running.
-        Raises HostLostError."""
+        """Give the process up if it does not even say that it is there, because one call keeps all its threads from
+        running: raises HostLostError. Or if late calls have so many threads that others might wait for ever."""
+        if len(self._late) > MAX_LATE:
+            self._lose(f"has {len(self._late)} calls that do not end")
+            return
         number = next(self._ids)
         pong = self._waiting[number] = asyncio.get_running_loop().create_future()
         await self._send({"id": number, "op": "ping"})

@@ -108,6 +108,18 @@ def try_rewards(config: TrainConfig) -> list[str]:
     return try_functions(config.reward, prompts_of(records))
 
 
+def try_world(config: TrainConfig) -> list[str]:
+    """Load the tools and the environment of a checked config in a process of their own. Returns a line about them.
+    Raises ConfigError with everything that is wrong with them."""
+    if not isinstance(config, OnlineConfig) or not config.rollout.has_episodes:
+        return []
+    from rlhf.launch.agents import describe_world, load_world  # noqa: PLC0415  slow to import
+
+    world = load_world(config.rollout)
+    assert world is not None, "it has episodes"
+    return [describe_world(config.rollout, world)]
+
+
 def require_context(config: TrainConfig, environ: Mapping[str, str]) -> None:
     """Raise ConfigError where sequences are longer than the context of a model on this machine, of which a plan needs
     config.json alone."""

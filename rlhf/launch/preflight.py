@@ -11,7 +11,7 @@ from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-from rlhf.launch.check import data_files, data_notes, is_quick, try_rewards
+from rlhf.launch.check import data_files, data_notes, is_quick, try_rewards, try_world
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.services import services_of, starts_ray_here
 from rlhf.orchestrator.data import load
@@ -54,7 +54,7 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
         else:
             looked.append("models' files")
             unseen.append("rows: only plain files up to 16 MiB are read; the run reads all before it starts anything")
-        return Preflight(tried=try_rewards(config), looked_at=looked, not_looked_at=unseen)
+        return Preflight(tried=[*try_rewards(config), *try_world(config)], looked_at=looked, not_looked_at=unseen)
     # What reads models and tokenizers comes with the training libraries.
     with importing():
         from rlhf.launch.devices import describe_devices  # noqa: PLC0415

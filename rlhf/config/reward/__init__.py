@@ -84,20 +84,11 @@ RemoteSource: TypeAlias = FunctionSource | HttpSource | JudgeSource | MathSource
 
 Source: TypeAlias = StartedSource | RemoteSource | PureSource
 
-RuleName: TypeAlias = Literal["exact-match", "choice", "number", "math", "format", "length", "overlong", "environment"]
+RuleName: TypeAlias = Literal["exact-match", "choice", "number", "math", "format", "length", "overlong"]
 
 RULES: Mapping[
     RuleName,
-    type[
-        ExactMatchSource
-        | ChoiceSource
-        | NumberSource
-        | MathSource
-        | FormatSource
-        | LengthSource
-        | OverlongSource
-        | EnvironmentSource
-    ],
+    type[ExactMatchSource | ChoiceSource | NumberSource | MathSource | FormatSource | LengthSource | OverlongSource],
 ] = {
     "exact-match": ExactMatchSource,
     "choice": ChoiceSource,
@@ -106,7 +97,6 @@ RULES: Mapping[
     "format": FormatSource,
     "length": LengthSource,
     "overlong": OverlongSource,
-    "environment": EnvironmentSource,
 }
 
 
@@ -123,7 +113,7 @@ class RewardSection(ModelSection):
     """Address of a reward service."""
     rules: tuple[RuleName, ...] = ()
     """Rule-based rewards with their default settings and weights: exact-match, choice, number, math, format, length,
-    overlong, environment."""
+    overlong."""
     sources: tuple[Annotated[Source, Field(discriminator="type")], ...] = ()
     """Several named sources with weights; the reward is their weighted sum."""
     call_size: NonNegativeInt = 0
@@ -163,6 +153,10 @@ class RewardSection(ModelSection):
         if self.rules:
             return tuple(RULES[name]() for name in self.rules)
         return self.sources
+
+    def by_environment(self) -> Self:
+        """The same rewards; where there are none, those of the environment."""
+        return self if self.all_sources else self.model_copy(update={"sources": (EnvironmentSource(),)})
 
     def for_answers_of(self, max_tokens: int) -> Self:
         """The same rewards with every default filled in that depends on the longest response."""

@@ -94,7 +94,7 @@ def stream(config: OnlineConfig) -> Iterator[Problem]:
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a unique name and a model if it needs one."""
     sources = config.reward.all_sources
-    if not sources:
+    if not sources and config.rollout.environment is None:
         text = "none given; set one of reward.model, reward.function, reward.url, reward.rules, reward.sources."
         yield Problem(keys=("reward",), text=text)
     for label, count in Counter(source.label for source in sources).items():
@@ -115,7 +115,7 @@ def episodes(config: OnlineConfig) -> Iterator[Problem]:
         yield Problem(keys=("data.template", where), text=text)
     if not rollout.has_episodes and any(isinstance(source, EnvironmentSource) for source in sources):
         text = "the reward environment is what tools or an environment give; set rollout.environment."
-        yield Problem(keys=("reward.sources", "reward.rules", "rollout.environment"), text=text)
+        yield Problem(keys=("reward.sources", "rollout.environment"), text=text)
     if rollout.has_episodes and any(isinstance(source, PrmSource) for source in sources):
         text = "a process reward model scores steps of one text, and would score what tools returned. Use another one."
         yield Problem(keys=("reward.sources", where), text=text)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf.environments.calls import find_parser, no_calls
-from rlhf.environments.engine import EpisodeEngine, FaultPolicy
+from rlhf.environments.engine import EpisodeEngine, FaultPolicy, _by_content
 from rlhf.environments.episode import EpisodeLimits, Rules
 from rlhf.environments.host import describe
 from rlhf.environments.spec import WorldSpec
@@ -61,7 +61,7 @@ class Play:
         """The same prompt with other columns."""
         given = make_prompt(TOKENIZER, tools=self.described.tools, is_open=True)
         self.prompt = replace(given, metadata={**given.metadata, **columns})
-        self.episodes._prompts = {self.prompt.id: self.prompt}
+        self.episodes._prompts = _by_content([self.prompt])
         return self
 
     def once(self, name: str = "1/row 1/0", *, max_tokens: int = 4000) -> EpisodeRollout:
@@ -375,3 +375,28 @@ def test_a_game_that_was_cut_before_its_first_step_has_gained_nothing(play: Make
     for limit, num_turns in ((20, 0), (200, 1)):
         episode = game.once(f"{limit}", max_tokens=limit).episode
         assert (episode.ending, episode.num_turns, episode.reward) == (Ending.MAX_TOKENS, num_turns, 0.0)
+
+
+def test_rows_that_cannot_be_told_apart_are_refused() -> None:
+    one = make_prompt(TOKENIZER)
+    assert len(_by_content([one, one, make_prompt(TOKENIZER, "Other.")])) == 2
+    with pytest.raises(ConfigError, match='two rows have the id "row 1"'):
+        _by_content([one, replace(one, label="4")])
+
+
+def test_calls_that_never_end_do_not_hold_those_that_wait(play: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.environments.host.MAX_LATE", 20)
+    game = play(says("a"), environment="Troubled", timeout_s=1.5, num_retries=0)
+    stuck = game.row(fails="hangs in step").episodes.submit([make_request(game.prompt, f"s{n}") for n in range(70)])
+    rollouts = [future.result(50) for future in stuck]
+    assert all(isinstance(one, EpisodeRollout) and one.episode.ending is Ending.FAILED for one in rollouts)
+
+
+def test_many_episodes_need_no_thread_each(play: Make) -> None:
+    game = play(lambda seen, turn: "done" if turn == 2 else call("add", a=turn), "add")
+    game.once("warm")
+    before = threading.active_count()
+    futures = game.episodes.submit([make_request(game.prompt, f"n{n}") for n in range(300)])
+    assert threading.active_count() <= before + 1
+    assert all(future.result(50).finish_reason is FinishReason.STOP for future in futures)
+    assert threading.active_count() <= before + 1

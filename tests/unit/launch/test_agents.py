@@ -14,15 +14,21 @@ from tests.unit.environments.support import HERMES, byte_tokenizer
 from tests.unit.orchestrator.data.data_support import write_rows
 
 HERE = "tests.unit.environments.agent_tools:"
-REQUIRED = ("--policy.model", "m", "--reward.rules", "environment")
+REQUIRED = ("--policy.model", "m")
 
 
 def config(folder: Path, *arguments: str, **row: object) -> OnlineConfig:
     """A config whose data is one row."""
     rows = write_rows(folder / "rows.jsonl", [{"prompt": "Go.", "answer": "4", **row}])
+    given = () if "--rollout.environment" in arguments else ("--reward.rules", "number")
     found = load_config(
         "grpo",
-        ["--data.path", str(rows), "--rollout.batch-size", "1", "--train.batch-size", "8", *REQUIRED, *arguments],
+        [
+            *("--data.path", str(rows), "--rollout.batch-size", "1", "--train.batch-size", "8"),
+            *REQUIRED,
+            *given,
+            *arguments,
+        ],
     )
     assert isinstance(found, OnlineConfig)
     return found
@@ -84,7 +90,7 @@ def test_what_cannot_be_loaded_is_said_before_anything_starts(tmp_path: Path) ->
     ("arguments", "key", "text"),
     [
         (("--rollout.tools", HERE + "add", "--data.template", "plain"), "data.template", "need the chat template"),
-        ((), "reward.sources", "set rollout.environment"),
+        ((), "reward", "none given"),
         (
             ("--rollout.environment-processes", "2", "--reward.rules", "number"),
             "rollout.environment_processes",
@@ -97,6 +103,21 @@ def test_settings_that_do_not_go_together(tmp_path: Path, arguments: tuple[str, 
     with pytest.raises(ConfigError) as caught:
         load_config("grpo", ["--data.path", str(rows), *REQUIRED, *arguments])
     assert any(key.replace("_", "-") in line.replace("_", "-") and text in line for line in caught.value.problems)
+
+
+def test_the_rewards_of_an_environment_need_one(tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(json.dumps({"reward": {"sources": [{"type": "environment"}]}}))
+    with pytest.raises(ConfigError, match=r"reward\.sources: the reward environment is .* set rollout\.environment"):
+        load_config("grpo", [str(settings), "--data.path", "x", "--policy.model", "m"])
+
+
+def test_an_environment_gives_the_reward_where_nothing_else_does(tmp_path: Path) -> None:
+    alone = config(tmp_path, "--rollout.environment", HERE + "Shelf")
+    assert [source.label for source in alone.reward.all_sources] == ["environment"]
+    beside = config(tmp_path, "--rollout.environment", HERE + "Shelf", "--reward.rules", "number")
+    assert [source.label for source in beside.reward.all_sources] == ["number"]
+    assert alone.resolved() == alone
 
 
 def test_a_process_reward_model_scores_no_turns_of_others(tmp_path: Path) -> None:
