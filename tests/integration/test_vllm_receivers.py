@@ -19,7 +19,12 @@ with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
     from vllm.model_executor.models.utils import WeightsMapper
 
     from rlhf.engines.weight_sync.cpu_reload import LARGE, Scratch
-    from rlhf.engines.weight_sync.vllm_adapters import IncomingAdapters, _AdapterReceiver
+    from rlhf.engines.weight_sync.vllm_adapters import (
+        GlooAdapterEngine,
+        IncomingAdapters,
+        IpcAdapterEngine,
+        _AdapterReceiver,
+    )
     from rlhf.engines.weight_sync.vllm_receivers import DigestingEngine, GlooWeightTransferEngine
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3.0)}
@@ -199,6 +204,37 @@ def test_the_base_model_takes_no_part_in_an_update_of_adapters(monkeypatch: pyte
     assert engine.events == ["receive 1"]
     engine.install()
     assert manager.events[-1] == ("activate", ADAPTER_ID)
+
+
+def test_each_update_over_gloo_brings_its_own_adapters() -> None:
+    manager, sent = Manager(PLACE), adapters()
+
+    class Link:
+        def receive(self, info: object, load: Callable[[Iterable[tuple[str, torch.Tensor]]], object]) -> str:
+            load(sent.items())
+            return f"digest of {info}"
+
+    engine: Any = GlooAdapterEngine.__new__(GlooAdapterEngine)
+    engine.model, engine._receiver = SimpleNamespace(lora_manager=manager), Link()
+    engine.start_weight_update()
+    engine.receive_weights(1)
+    assert engine.received == "digest of 1"
+    engine.install()
+    assert manager.events[-1] == ("activate", ADAPTER_ID)
+    engine.start_weight_update()
+    assert engine.received == ""
+    with pytest.raises(WeightSyncError, match=r"received ranks \[\]"):
+        engine.install()
+
+
+def test_the_trainers_buffer_is_let_go_after_an_update_over_ipc() -> None:
+    events: list[str] = []
+    engine: Any = IpcAdapterEngine.__new__(IpcAdapterEngine)
+    engine.model = SimpleNamespace(lora_manager=Manager(PLACE))
+    engine._packed_importer = SimpleNamespace(close=lambda: events.append(engine.received))
+    engine.start_weight_update()
+    engine.finish_weight_update()
+    assert events == [digest_of({})]
 
 
 @pytest.fixture
