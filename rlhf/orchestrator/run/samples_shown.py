@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rlhf.episode import EpisodeRollout
 from rlhf.terminal import visible
 from rlhf.types import ScoredGroup
 
@@ -19,18 +20,26 @@ def sample_lines(step: int, group: ScoredGroup) -> list[str]:
     lines = [f"sample of step {step}: [{_short(group.prompt.text)}]{label}"]
     scored = [i for i, reward in enumerate(group.rewards) if reward.is_scored]
     if not scored:
-        return [*lines, f"  no score: [{_short(group.texts[0])}]"]
+        return [*lines, f"  no score: [{_said(group, 0)}]"]
     best = max(scored, key=lambda i: group.rewards[i].total)
     worst = min(scored, key=lambda i: group.rewards[i].total)
     reward = f"{group.rewards[best].total:.4g}"
     if group.rewards[best].total == group.rewards[worst].total:
         which = f"all {len(scored)} got reward {reward}, the first" if len(scored) > 1 else f"reward {reward}"
-        return [*lines, f"  {which}: [{_short(group.texts[best])}]"]
+        return [*lines, f"  {which}: [{_said(group, best)}]"]
     return [
         *lines,
-        f"  best, reward {reward}: [{_short(group.texts[best])}]",
-        f"  worst, reward {group.rewards[worst].total:.4g}: [{_short(group.texts[worst])}]",
+        f"  best, reward {reward}: [{_said(group, best)}]",
+        f"  worst, reward {group.rewards[worst].total:.4g}: [{_said(group, worst)}]",
     ]
+
+
+def _said(group: ScoredGroup, index: int) -> str:
+    """A response; one of several turns with who said what."""
+    response = group.responses[index]
+    if not isinstance(response, EpisodeRollout):
+        return _short(group.texts[index])
+    return _short("\n".join(f"{said.role}: {said.content}" for said in response.episode.messages))
 
 
 def _spread(group: ScoredGroup) -> float:

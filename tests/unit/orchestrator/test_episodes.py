@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rlhf.engines.fakes import FakeRollout
+from rlhf.orchestrator.run.samples_shown import sample_lines
 from rlhf.orchestrator.step.sampler import without_older_tokens
 from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, Sampling
 from tests.unit.orchestrator.episodes import WORLD, FakeEpisodes, episodes_run
-from tests.unit.orchestrator.support import TOKENIZER
+from tests.unit.orchestrator.support import TOKENIZER, given_group
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -48,6 +49,15 @@ def test_a_run_reports_turns_and_learns_nothing_from_tools(tmp_path: Path) -> No
     assert set(rewards.texts) == {"a"}, "rewards read the last turn"
     responses = [json.loads(line) for line in (run.path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
     assert responses[0]["episode"]["messages"][1] == {"role": "tool", "content": "cc"}
+
+
+def test_a_sample_shows_who_said_what() -> None:
+    request = RolloutRequest(
+        id="r", prompt_id="p", prompt_token_ids=np.array([2, 3]), seed=1, sampling=Sampling(max_tokens=9)
+    )
+    rollouts = FakeEpisodes(TOKENIZER.num_tokens).generate([request])
+    group = replace(given_group(1, ["ab"], [1.0]), responses=tuple(rollouts))
+    assert sample_lines(1, group)[1] == "  reward 1: [assistant: a\\ntool: cc]"
 
 
 def test_older_tokens_and_those_of_tools_are_both_left_out() -> None:
