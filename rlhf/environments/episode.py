@@ -115,8 +115,7 @@ class EpisodeRun:
     async def _begin(self) -> Ending | None:
         """Reset the environment. What the user says first stands before the model's first turn, and so does what opens
         that turn: prompts of environments leave it open who speaks next."""
-        row = {**self._prompt.metadata, **({} if self._prompt.label is None else {"label": self._prompt.label})}
-        said = await self._timed(self._session.open(row))
+        said = await self._timed(self._session.open(row_of(self._prompt)))
         return self._hear([] if said is None else [Message(role="user", content=self._talk.clean(said))])
 
     async def _turn(self, *, steps: bool) -> Ending | None:
@@ -199,6 +198,11 @@ class EpisodeRun:
             return await awaited
         finally:
             self._counts.world_s += time.monotonic() - start
+
+
+def row_of(prompt: Prompt) -> dict[str, Json]:
+    """The columns that an environment may get: those of the row, the prompt's messages, and the label."""
+    return {**prompt.metadata, **({} if prompt.label is None else {"label": prompt.label})}
 
 
 def _turn_seed(seed: int, turn: int) -> int:

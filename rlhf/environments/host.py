@@ -254,3 +254,19 @@ def describe(spec: WorldSpec) -> Described:
         return host.described
 
     return asyncio.run(load())
+
+
+def try_reset(spec: WorldSpec, row: Mapping[str, Json], timeout_s: float) -> str:
+    """Build an environment and reset it with a row, in a process of its own. Returns what went wrong, or nothing."""
+
+    async def reset() -> str:
+        host = await Host.start(spec)
+        try:
+            reply = await host.ask({"op": "open", "episode": "trial", "row": dict(row)}, timeout_s)
+            return f"raised {reply['raised']}" if "raised" in reply else ""
+        except (HostLostError, HostOverranError) as error:
+            return str(error)
+        finally:
+            await host.close()
+
+    return asyncio.run(reset())

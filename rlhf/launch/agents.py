@@ -7,9 +7,10 @@ from rlhf.engines.base import RolloutEngine, Tokenizer
 from rlhf.environments.calls import find_parser, no_calls
 from rlhf.environments.conversation import require_turns
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
-from rlhf.environments.episode import EpisodeLimits, Rules
-from rlhf.environments.host import describe
+from rlhf.environments.episode import EpisodeLimits, Rules, row_of
+from rlhf.environments.host import describe, try_reset
 from rlhf.environments.spec import Described, WorldSpec
+from rlhf.errors import ConfigError
 from rlhf.orchestrator.data import EpisodePrompts
 from rlhf.types import Prompt, Repaired
 
@@ -50,6 +51,15 @@ def missing_columns(section: RolloutSection, world: Described, prompts: Sequence
     ]
     more = [f"data: {len(lacking) - MAX_NAMED_ROWS} more rows like these."] if len(lacking) > MAX_NAMED_ROWS else []
     return [*lacking[:MAX_NAMED_ROWS], *more]
+
+
+def require_reset(section: RolloutSection, prompt: Prompt) -> None:
+    """Raise ConfigError where the environment cannot begin with a row."""
+    if section.environment is None:
+        return
+    failure = try_reset(world_spec(section), row_of(prompt), section.environment_timeout_s)
+    if failure:
+        raise ConfigError(f"rollout.environment: {section.environment}.reset on row {prompt.id}: {failure}.")
 
 
 def make_rules(section: RolloutSection, world: Described, tokenizer: Tokenizer) -> Rules:

@@ -8,7 +8,14 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.environments.spec import Described
 from rlhf.errors import DataError
-from rlhf.launch.agents import describe_world, episode_prompts, load_world, make_rules, missing_columns
+from rlhf.launch.agents import (
+    describe_world,
+    episode_prompts,
+    load_world,
+    make_rules,
+    missing_columns,
+    require_reset,
+)
 from rlhf.launch.reward_trial import try_functions
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
@@ -70,20 +77,14 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer, max_rows: int | None = 
 
 
 def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> RunData:
-    rollout = config.rollout
-    world = load_world(rollout)
-    if world is not None:
-        make_rules(rollout, world, tokenizer)
-    episodes = None if world is None else episode_prompts(rollout, world)
-    prompts = load_prompts(config.data, tokenizer, rollout.max_prompt_tokens, max_rows, episodes)
-    if world is not None and (lacking := missing_columns(rollout, world, (*prompts.train, *prompts.held_out))):
-        raise DataError(lacking)
+    world = load_world(config.rollout)
+    prompts = _prompts(config, tokenizer, world, max_rows)
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
     if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
     tried = try_functions(config.reward, prompts.train)
     if world is not None:
-        tried.append(describe_world(rollout, world))
+        tried.append(describe_world(config.rollout, world))
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(
@@ -96,3 +97,18 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | Non
     if max_rows is None:
         prompts.require(config.rollout.batch_size, "rollout.batch_size")
     return RunData(prompts=prompts, texts=texts, tried=tried, world=world)
+
+
+def _prompts(
+    config: OnlineConfig, tokenizer: Tokenizer, world: Described | None, max_rows: int | None
+) -> DataSplit[Prompt]:
+    """The rows as prompts; with tools or an environment, tried with the chat template and the first row."""
+    section, limit = config.rollout, config.rollout.max_prompt_tokens
+    if world is None:
+        return load_prompts(config.data, tokenizer, limit, max_rows)
+    make_rules(section, world, tokenizer)
+    prompts = load_prompts(config.data, tokenizer, limit, max_rows, episode_prompts(section, world))
+    if lacking := missing_columns(section, world, (*prompts.train, *prompts.held_out)):
+        raise DataError(lacking)
+    require_reset(section, prompts.train[0])
+    return prompts

@@ -62,6 +62,14 @@ def test_a_column_that_an_environment_needs_is_missed(tmp_path: Path) -> None:
     loaded(tmp_path, "--rollout.environment", HERE + "Shelf")
 
 
+def test_an_environment_that_cannot_begin_is_found_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Troubled\.reset on row .*: raised RuntimeError: broken\.$"):
+        loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="raises in reset")
+    with pytest.raises(ConfigError, match=r"Troubled\.reset on row .*: exited with code 3\.$"):
+        loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="dies in reset")
+    loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="raises in step")
+
+
 def test_rows_with_tools_of_their_own_are_refused(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "other"}}]
     messages = [{"role": "user", "content": "Go."}]

@@ -1,0 +1,21 @@
+"""What tests of episodes share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.environments.playing import Make, Play
+from tests.unit.environments.support import Script
+
+
+@pytest.fixture
+def play() -> Iterator[Make]:
+    opened: list[Play] = []
+
+    def make(script: Script, *tools: str, environment: str | None = None, **settings: object) -> Play:
+        opened.append(Play(script, *tools, environment=environment, **settings))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.episodes.close()
