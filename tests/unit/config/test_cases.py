@@ -136,7 +136,7 @@ ON_LINE = [
     (["--rollout.group-size", "0"], "--rollout.group-size: must be > 0 (got 0)."),
     (["--rollout.top-k", "[1"], "--rollout.top-k: not valid YAML: a bracket or quote is not closed."),
     (["--policy.adam-betas", "0.9"], "--policy.adam-betas: too few values (got [0.9])."),
-    (["--reward.rules", "maths"], '--reward.rules.0: must be one of exact-match, choice, number, math, format, length, overlong or environment (got "maths").'),
+    (["--reward.rules", "maths"], '--reward.rules.0: must be one of exact-match, choice, number, math, format, length or overlong (got "maths").'),
     (["--policy.adam-betas", "0.9,1.0"], "--policy.adam-betas: both must be in [0, 1) (got [0.9, 1.0])."),
     (["--policy", "x"], '--policy: must be a mapping (got "x"). Set its fields, as --policy.model.'),
     (["a.yaml", "b.yaml"], 'b.yaml: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'),
