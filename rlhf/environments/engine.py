@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -95,13 +96,12 @@ class EpisodeEngine:
         """End episodes, the processes of tools and environments, and the thread. Not the engine, which others use."""
         if self._loop.is_closed():
             return
-        self._run(self._close()).result(CLOSE_TIMEOUT_S)
+        with suppress(TimeoutError):  # processes end with this one at the latest
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
-        self._loop.close()
-
-    def _run(self, coroutine: Coroutine[None, None, None]) -> "Future[None]":
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     async def _close(self) -> None:
         self._abort(list(self._tasks))

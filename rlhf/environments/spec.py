@@ -37,9 +37,6 @@ class Described:
     """Whether the environment has a reward at the end."""
     required: tuple[str, ...]
     """Columns that every row must have."""
-    optional: tuple[str, ...]
-    takes_rest: bool
-    """Whether the environment gets every column."""
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -49,17 +46,14 @@ class Described:
 
 def read_described(hello: Mapping[str, Json]) -> Described:
     """What a process with the user's code says when it has loaded it (`World.described`)."""
-    methods, required, optional = (_texts(hello[name]) for name in ("methods", "required", "optional"))
     tools = hello["tools"]
     assert isinstance(tools, list), "the process sends a list"
     return Described(
         tools=tuple(tools),
-        methods=frozenset(methods),
+        methods=frozenset(_texts(hello["methods"])),
         steps=bool(hello["steps"]),
         rewards=bool(hello["rewards"]),
-        required=required,
-        optional=optional,
-        takes_rest=bool(hello["takes_rest"]),
+        required=_texts(hello["required"]),
     )
 
 

@@ -84,8 +84,6 @@ class World:
             "steps": found is not None and found.steps,
             "rewards": found is not None and found.rewards,
             "required": [] if found is None else found.required,
-            "optional": [] if found is None else found.optional,
-            "takes_rest": found is not None and found.takes_rest,
         }
 
     async def answer(self, request: Mapping[str, object]) -> dict[str, object]:

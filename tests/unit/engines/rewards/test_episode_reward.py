@@ -1,5 +1,6 @@
 """Rewards of environments, and responses whose environment failed."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -35,6 +36,13 @@ def test_rewards_stand_beside_those_of_other_sources() -> None:
     scored = reward.score(prompts(2), ["0", "7"], episodes([0.5, -1.0]))
     assert [one.total for one in scored] == [2.0, -2.0]
     assert scored[0].parts == {"environment": 0.5, "number": 1.0, "environment/distance": 2.0}
+
+
+def test_they_reach_sources_in_other_processes() -> None:
+    (rollout,) = episodes([0.5])
+    again = pickle.loads(pickle.dumps(rollout))
+    assert isinstance(again, EpisodeRollout)
+    assert again.episode == rollout.episode  # type: ignore[attr-defined]
 
 
 def test_no_source_is_asked_about_a_response_whose_environment_failed() -> None:
