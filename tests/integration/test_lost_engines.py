@@ -39,14 +39,13 @@ def events(folder: Path, kind: str) -> list[str]:
 
 
 def assert_replaced_alone(run: Run) -> None:
-    """Only engine 1 started again, and it served the last steps."""
+    """Only engine 1 started again."""
     assert run.code == 0, run.output
     assert events(run.folder, "restart") == []
     (text,) = events(run.folder, "replacement")
     assert re.match(r"rollout (generation 1|health check): rollout engine 1 \(node .* died\. ", text), text
     assert text.count("rollout engine 1 (node ") == 2, text
     assert [row["step"] for row in run.metrics] == list(range(1, 6))
-    assert run.metrics[-1]["throughput/busy_share_min"] > 0, "the new engine got no requests"
 
 
 def test_of_two_engines_one_is_lost_and_the_run_is_the_same_run(command: CommandLine, head: RayHead) -> None:
@@ -54,6 +53,7 @@ def test_of_two_engines_one_is_lost_and_the_run_is_the_same_run(command: Command
     straight = command.run(*TWO_ENGINES, *address, name="two_engines", environment=head.environment)
     lost = lose_an_engine(command, head, "lost_engine")
     assert_replaced_alone(lost)
+    assert lost.metrics[-1]["throughput/busy_share_min"] > 0, "the new engine got no requests"
     assert lost.figures == straight.figures
     assert lost.weights == straight.weights
 
