@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rlhf.engines.rewards.child import PR_SET_CHILD_SUBREAPER, end_like, exit_with_parent, supervise
+from rlhf.engines.rewards.child import PR_SET_CHILD_SUBREAPER, end_like, exit_with_parent, reply, supervise
 from rlhf.environments.world import LoadError, World
 
 
@@ -41,11 +41,11 @@ def serve(connection: Connection) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)
         world = World.load(setup["tools"], setup["environment"])
     except LoadError as error:
-        send(connection, {"problems": error.problems})
+        reply(connection, {"problems": error.problems})
         return
     except EOFError:
         return
-    send(connection, world.described())
+    reply(connection, world.described())
     asyncio.run(answer_all(world, connection))
 
 
@@ -55,8 +55,7 @@ async def answer_all(world: World, connection: Connection) -> None:
     under_way: set[asyncio.Task[None]] = set()
 
     async def answer(request: Mapping[str, object]) -> None:
-        reply = await world.answer(request)
-        send(connection, {"id": request["id"], **reply})
+        reply(connection, {"id": request["id"], **await world.answer(request)})
 
     def begin(request: Mapping[str, object]) -> None:
         task = loop.create_task(answer(request))
@@ -72,13 +71,6 @@ async def answer_all(world: World, connection: Connection) -> None:
 
     threading.Thread(target=read, daemon=True).start()
     await loop.create_future()
-
-
-def send(connection: Connection, message: Mapping[str, object]) -> None:
-    """Send a message. What the user's code printed comes before it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    connection.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":

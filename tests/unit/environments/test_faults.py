@@ -1,5 +1,6 @@
 """Environments that fail, engines that fail, what is aborted, and what cannot be loaded."""
 
+import asyncio
 import threading
 import time
 from dataclasses import replace
@@ -8,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.environments.engine import _by_content
-from rlhf.environments.host import describe
+from rlhf.environments.host import Host, describe
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError, RewardError, WorkerLostError
-from rlhf.types import FinishReason
+from rlhf.types import FinishReason, Json
 from tests.unit.environments.playing import HERE, TOKENIZER, Make, call, says
 from tests.unit.environments.support import ScriptedEngine, make_prompt, make_request
 
@@ -156,3 +157,16 @@ def test_many_episodes_need_no_thread_each(play: Make) -> None:
     assert threading.active_count() <= before + 1
     assert all(future.result(50).finish_reason is FinishReason.STOP for future in futures)
     assert threading.active_count() <= before + 1
+
+
+def test_memory_is_limited() -> None:
+    async def ask() -> list[str]:
+        host = await Host.start(WorldSpec(tools=(HERE + "flood",), memory_gib=1.5))
+        requests: list[dict[str, Json]] = [
+            {"op": "call", "name": "flood", "arguments": {"size": size}} for size in (3_000_000_000, 10)
+        ]
+        replies = [await host.ask({"episode": "e", **request}, 20.0) for request in requests]
+        await host.close()
+        return [str(reply.get("raised", reply.get("text"))) for reply in replies]
+
+    assert asyncio.run(ask()) == ["MemoryError", "x" * 10]
