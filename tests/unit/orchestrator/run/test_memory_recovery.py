@@ -69,10 +69,15 @@ def test_half_micro_batches_learn_the_same(tmp_path: Path, peaceful: Run, phase:
 
 
 def test_what_cannot_be_split_ends_the_run_with_the_saved_step(tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    def make(number: int) -> Run:
+        numbers.append(number)
+        return counted_run(tmp_path / "a", CallCounter(40, lambda: exhausted(0)))
+
     with pytest.raises(MemoryExhaustedError) as caught:
-        run_through_failures(
-            tmp_path / "a", lambda _: counted_run(tmp_path / "a", CallCounter(40, lambda: exhausted(0)))
-        )
+        run_through_failures(tmp_path / "a", make)
+    assert max(numbers) == 0, "another start would meet it again"
     assert re.fullmatch(rf"{re.escape(TEXT)} Step \d is saved; continue with --resume\.", str(caught.value))
     assert caught.value.exit_code == 7
     assert "MemoryExhaustedError" in json.loads((tmp_path / "a/status.json").read_text())["error"]

@@ -228,6 +228,21 @@ def test_harmless_changes_pass_and_other_ranks_never_do() -> None:
         require_same_run(SAVED, replace(SAVED, ranks={"policy": 8, "critic": 1}), ())
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "run.name", "run.dir", "reference.cache_dir", "policy.log_probs_kept_mib", "train.num_steps",
+        "train.step_timeout_s", "train.on_oom", "train.mismatch_band", "eval.every_steps", "log.rollouts",
+        "checkpoint.keep", "cluster.address", "cluster.allow_unauthenticated", "cluster.debug", "cluster.max_restarts",
+        "cluster.start_timeout_s", "rollout.stall_timeout_s", "reward.timeout_s", "reward.call_timeout_s",
+    ],
+)  # fmt: skip
+def test_what_does_not_change_what_is_learned_may_change(key: str) -> None:
+    section, _, leaf = key.partition(".")
+    saved, now = (replace(SAVED, config={section: {leaf: value}}) for value in (1, 2))
+    require_same_run(saved, now, ())
+
+
 def test_adapters_beside_other_layers_are_never_accepted() -> None:
     saved = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "k_proj"]}}})
     now = replace(SAVED, config={"policy": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}}})
