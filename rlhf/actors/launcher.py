@@ -66,13 +66,7 @@ class Launcher:
         )
         self._on_replaced = on_replaced
         num_cores = max(cluster.cpus_per_node, default=1.0)
-        self._env = environment.model_environment(
-            placement,
-            cluster.device,
-            num_cores,
-            os.environ,
-            is_async=launch_spec.engine is not None and launch_spec.engine.section.max_lag > 0,
-        )
+        self._env = environment.model_environment(placement, cluster.device, num_cores, os.environ)
         self._rank_env = self._env | environment.rank_environment(placement, cluster.device, num_cores, os.environ)
         self._slots: Mapping[Role, list[WorkerSlot]] = {}
         self._gpus_of_engines: list[Sequence[str]] = []

@@ -16,32 +16,29 @@ ONE, TWO = (Shape(num_nodes=1, num_devices_per_node=n) for n in (1, 2))
 
 
 @pytest.mark.parametrize(
-    ("shapes", "colocate", "engines", "is_async", "threads", "spins"),
+    ("shapes", "colocate", "engines", "threads"),
     [
-        ({Role.POLICY: ONE}, (), 0, False, "8", False),
-        ({Role.POLICY: TWO}, (), 0, False, "4", False),
-        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, (), 0, False, "4", True),
-        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, ("policy,reference",), 0, False, "4", False),
-        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 4, False, "2", False),
-        ({Role.POLICY: ONE, Role.ROLLOUT: TWO}, (), 2, False, "2", False),
-        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 1, True, "8", True),
-        ({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=16)}, (), 0, False, "1", False),
+        ({Role.POLICY: ONE}, (), 0, "8"),
+        ({Role.POLICY: TWO}, (), 0, "4"),
+        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, (), 0, "4"),
+        ({Role.POLICY: TWO, Role.REFERENCE: TWO}, ("policy,reference",), 0, "4"),
+        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 4, "2"),
+        ({Role.POLICY: ONE, Role.ROLLOUT: TWO}, (), 2, "2"),
+        ({Role.POLICY: ONE, Role.ROLLOUT: ONE}, (), 1, "8"),
+        ({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=16)}, (), 0, "1"),
     ],
 )
 def test_cores_are_shared_by_what_works_at_once(
-    shapes: dict[Role, Shape], colocate: tuple[str, ...], engines: int, is_async: bool, threads: str, spins: bool
+    shapes: dict[Role, Shape], colocate: tuple[str, ...], engines: int, threads: str
 ) -> None:
     placement = plan_placement(shapes, colocate, num_engines=engines)
-    variables = model_environment(placement, "cpu", 8.0, {}, is_async=is_async)
-    expected = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
-    assert variables == expected | ({"GOMP_SPINCOUNT": OPENMP_SPINS} if spins else {})
+    variables = model_environment(placement, "cpu", 8.0, {})
+    assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": OPENMP_SPINS}
 
 
 def test_what_the_user_has_set_stays() -> None:
     placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
-    variables = model_environment(
-        placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}, is_async=False
-    )
+    variables = model_environment(placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"})
     assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3"}
     assert rank_environment(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEP_FREED_MEMORY
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
@@ -54,7 +51,7 @@ def test_what_the_user_has_set_stays() -> None:
 def test_on_gpus_ranks_have_their_share_of_the_cores() -> None:
     """For an optimizer on the host; engines keep the one thread that they want."""
     placement = plan_placement({Role.POLICY: TWO, Role.CRITIC: ONE, Role.ROLLOUT: ONE}, (), num_engines=8)
-    assert model_environment(placement, "cuda", 8.0, {}, is_async=True) == {"DS_ACCELERATOR": "cuda"}
+    assert model_environment(placement, "cuda", 8.0, {}) == {"DS_ACCELERATOR": "cuda"}
     expected = {"OMP_NUM_THREADS": "4", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     assert rank_environment(placement, "cuda", 8.0, {}) == expected
 
