@@ -44,6 +44,7 @@ LOCAL_ENVIRONMENT = {
 }
 VERSION = re.compile(r"(?:Ray|Python): (\S+)")
 CONTROL_STORE_WAIT = "RAY_gcs_server_port_wait_time_s"
+WORKER_DIED = "A worker died or was killed while executing a task"
 START_ATTEMPTS = 2
 JOIN_ATTEMPTS = 3
 JOIN_TIMEOUT_S = 10.0
@@ -62,7 +63,7 @@ def connect(
     """
     if ray.is_initialized():
         raise ConfigError("ray: this process is connected to a cluster already. Call ray.shutdown() first.")
-    ray_worker.print_to_stdstream = _log_message
+    ray_worker.print_to_stdstream = log_message
     if address == LOCAL:
         return start(namespace, repaired)
     join(address, namespace)
@@ -117,14 +118,15 @@ def own_signal_handlers() -> Iterator[None]:
         ray_utils.set_sigterm_handler = before
 
 
-def _log_message(message: Mapping[str, object], ignore_prefix: bool) -> None:
-    """In place of Ray's printing to stdout: one line of each message of its node processes, which is followed by up to
-    a hundred of their logs' where one of them died."""
+def log_message(message: Mapping[str, object], ignore_prefix: bool) -> None:
+    """In place of Ray's printing to stdout: the first sentence of a message of its node processes. What follows is
+    advice for tasks, and up to a hundred lines of logs. Workers that died are told by who waits for them."""
     del ignore_prefix
     lines = message["lines"]
     assert isinstance(lines, list), "texts"
-    for text in lines:
-        logger.warning("ray: %s", str(text).strip().partition("\n")[0])
+    for text in map(str, lines):
+        if WORKER_DIED not in text:
+            logger.warning("ray: %s.", text.strip().partition("\n")[0].partition(". ")[0].rstrip("."))
 
 
 def is_interruption(error: BaseException | None) -> bool:

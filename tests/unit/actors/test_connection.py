@@ -9,7 +9,7 @@ import ray
 from ray._private.utils import check_version_info
 
 from rlhf.actors import connection
-from rlhf.actors.connection import differing_versions, join, require_token, token_problem
+from rlhf.actors.connection import differing_versions, join, log_message, require_token, token_problem
 from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
 from rlhf.types import Repair
@@ -94,3 +94,16 @@ def test_a_start_that_had_to_be_repeated_is_told(monkeypatch: pytest.MonkeyPatch
     assert repair.text == "ray: did not start (The current node timed out during startup.); it was started once more"
     connection.start("test", told.append).close()
     assert len(told) == 1
+
+
+def test_of_what_ray_prints_one_sentence_is_logged_and_no_death_twice(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [
+        "Raylet is terminated. Termination is unexpected. Last 20 lines of the Raylet logs:\n    [state-dump] more\n",
+        "2 Workers (tasks / actors) killed due to memory pressure (OOM) at node (ID: a, IP: b)\nTo see more, ...",
+        "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot ...",
+    ]
+    log_message({"lines": texts, "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert [record.message for record in caplog.records] == [
+        "ray: Raylet is terminated.",
+        "ray: 2 Workers (tasks / actors) killed due to memory pressure (OOM) at node (ID: a, IP: b).",
+    ]
