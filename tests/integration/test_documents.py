@@ -77,7 +77,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(row.replace('"a"', f'"a {n}"') for n in range(LARGEST_BATCH))
         (folder / f"{name}.jsonl").write_text(text)
         (folder / f"my_{name}.jsonl").write_text(text)
-    (folder / "rewards.py").write_text("def score(prompts, responses): return [len(text) for text in responses]\n")
+    for name, function in (("rewards", "score"), ("my_rewards", "compute_score")):
+        code = f"def {function}(prompts, responses): return [len(text) for text in responses]\n"
+        (folder / f"{name}.py").write_text(code)
     (folder / "runs" / "stories").mkdir(parents=True)
     for made, like in (("pairs", "preferences"), ("labeled", "labeled")):
         shutil.copy(folder / f"{like}.jsonl", folder / "runs" / "stories" / f"{made}.jsonl")
