@@ -157,7 +157,7 @@ class Learner:
             metrics = engine.forward_backward(self._batches(role, experiences, part))
             ids = [experiences[i].id for i in part.indices]
             report = engine.optim_step()
-            if report.unmoved:
+            if report.unmoved and report.grad_norm > 0:  # without a gradient nothing moves, which the metrics explain
                 text = f"{role}: {len(report.unmoved)} of its parameters did not change in the first update"
                 self._note("unmoved", f"{text} (events.jsonl names them)", parameters=list(report.unmoved))
             if self._count_skips(role, step, ids, report):

@@ -86,6 +86,7 @@ def test_the_first_steps_name_the_cause_on_screen_and_in_the_events(
     for text, cause in zip(said, causes, strict=True):
         assert text.startswith(f"after step 1: {cause}"), text
         assert shown.count(f"diagnosis: {text}") == 1
+    assert "unmoved: " not in shown, "without a gradient nothing moves, which is no cause"
 
 
 def test_a_run_that_learns_is_told_nothing(tmp_path: Path) -> None:
