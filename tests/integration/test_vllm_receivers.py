@@ -16,9 +16,12 @@ from rlhf.errors import WeightSyncError
 with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
     from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.lora.lora_model import LoRAModel
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
     from vllm.model_executor.models.utils import WeightsMapper
 
     from rlhf.engines.weight_sync.cpu_reload import LARGE, Scratch
+    from rlhf.engines.weight_sync.gpt_oss import one_by_one
     from rlhf.engines.weight_sync.vllm_adapters import (
         GlooAdapterEngine,
         IncomingAdapters,
@@ -38,10 +41,11 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
     return whole.hexdigest()
 
 
-class Model:
+class Model(torch.nn.Module):
     """Takes weights."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.weights: dict[str, torch.Tensor] = {}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -118,15 +122,48 @@ def test_the_digest_is_of_what_the_model_got() -> None:
 
 
 def test_a_model_that_fails_to_load_stays_the_engines_model() -> None:
-    def refuse(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        raise KeyError(next(iter(weights))[0])
+    class Refusing(Model):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+            raise KeyError(next(iter(weights))[0])
 
-    model = SimpleNamespace(load_weights=refuse)
+    model = Refusing()
     engine = WholeEngine(model)
     engine.start_weight_update()
     with pytest.raises(KeyError):
         engine.receive_weights(1)
     assert engine.model is model
+
+
+def test_a_linear_layer_that_a_reload_gave_nothing_is_named() -> None:
+    """vLLM gives such a layer its old weights back."""
+    model, layer = Model(), LinearBase.__new__(LinearBase)
+    torch.nn.Module.__init__(layer)
+    model.add_module("up_proj", layer)
+    engine = WholeEngine(model)
+    info = get_layerwise_info(layer)
+    info.load_numel, info.load_numel_total = 8, 8
+    engine.start_weight_update()
+    engine.finish_weight_update()
+    assert engine.received
+    info.load_numel = 0
+    engine.start_weight_update()
+    with pytest.raises(WeightSyncError, match="1 layers got no weights: up_proj"):
+        engine.finish_weight_update()
+
+
+def test_experts_of_a_layer_are_loaded_one_by_one() -> None:
+    weights = {
+        "model.layers.0.mlp.experts.gate_up_proj": torch.arange(12.0).view(2, 2, 3),
+        "model.layers.0.mlp.experts.down_proj_bias": torch.arange(2.0).view(2, 1),
+        "model.layers.0.mlp.router.weight": torch.ones(2),
+    }
+    assert {name: weight.tolist() for name, weight in one_by_one(weights.items())} == {
+        "model.layers.0.mlp.experts.0.gate_up_proj": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]],
+        "model.layers.0.mlp.experts.1.gate_up_proj": [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]],
+        "model.layers.0.mlp.experts.0.down_proj_bias": [0.0],
+        "model.layers.0.mlp.experts.1.down_proj_bias": [1.0],
+        "model.layers.0.mlp.router.weight": [1.0, 1.0],
+    }
 
 
 def test_an_engine_that_joined_no_group_says_so() -> None:

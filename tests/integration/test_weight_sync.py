@@ -23,6 +23,7 @@ from rlhf.engines.weight_sync.source import WeightSource
 from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import NumericsError, WeightSyncError
 from rlhf.types import Rollout
+from tests.family_models import write_family
 from tests.integration.rollout_support import (
     HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
@@ -50,8 +51,8 @@ ENGINES = [
         ("transformers", []),
         ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
     )
-    for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit", "experts")
-    if (kind, weights) not in {("transformers", "adapters-alone"), ("vllm", "four-bit")}
+    for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit", "experts", "gpt-oss")
+    if (kind, weights) not in {("transformers", "adapters-alone"), ("vllm", "four-bit"), ("transformers", "gpt-oss")}
 ]
 
 
@@ -74,6 +75,8 @@ class Setup:
     def __init__(self, kind: str, weights: str, folder: Path) -> None:
         if weights == "experts":
             make_family(folder, "qwen3_moe")
+        elif weights == "gpt-oss":
+            write_family(folder, "gpt_oss")
         else:
             make_policy(folder, tied=weights == "tied")
         self.stored_names = kind == "vllm"

@@ -15,8 +15,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from rlhf.engines.weight_sync.complete import require_none
 from rlhf.engines.weight_sync.gloo_group import BufferPool
-from rlhf.errors import WeightSyncError
+from rlhf.engines.weight_sync.gpt_oss import load_sinks_in_place
 
 PACKED = "cpu_linear"
 """The layer attribute that multiplies by the packed copy."""
@@ -57,6 +58,7 @@ class CpuReload:
         for layer in self._model.modules():
             if _is_computed_by(layer, UnquantizedEmbeddingMethod):
                 get_layerwise_info(layer).load_numel_total = 0
+        load_sinks_in_place(self._model)
         initialize_layerwise_reload(self._model)
 
     def end(self) -> None:
@@ -68,8 +70,7 @@ class CpuReload:
         weights.)"""
         bare = [name for name, layer in self._packed.items() if PACKED not in vars(layer)]
         bare += [name for name, layer in self._experts.items() if layer.quant_method.moe_kernel is None]
-        if bare:
-            raise WeightSyncError(f"{len(bare)} layers got no weights: {', '.join(bare[:3])}{' ...' * (len(bare) > 3)}")
+        require_none(bare)
 
 
 class Scratch(TorchFunctionMode):

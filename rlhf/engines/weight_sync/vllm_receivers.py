@@ -1,7 +1,6 @@
 """The receiving engines that run in vLLM's workers. Imported in those workers only."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
@@ -9,9 +8,11 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 
 from rlhf.engines.weight_sync.checksum import TensorDigest
+from rlhf.engines.weight_sync.complete import layers_without_weights, require_none
 from rlhf.engines.weight_sync.cpu_reload import CpuReload
 from rlhf.engines.weight_sync.gloo import GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
+from rlhf.engines.weight_sync.gpt_oss import LoadableModel, load_sinks_in_place, reloadable
 from rlhf.errors import WeightSyncError
 
 
@@ -51,7 +52,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receive and load every bucket. Raises WeightSyncError."""
         with self.reload.scratch:
-            self.received = self.receiver.receive(update_info, self.model.load_weights)
+            self.received = self.receiver.receive(update_info, reloadable(self.model).load_weights)
 
     @property
     def reload(self) -> CpuReload:
@@ -77,12 +78,6 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             self._receiver = None
 
 
-class LoadableModel(Protocol):
-    """A vLLM model: takes weights by name."""
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]: ...
-
-
 class _DigestingModel:
     """Wraps a model while its weights are loaded, and records their digest."""
 
@@ -103,12 +98,18 @@ class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def start_weight_update(self) -> None:
         self._digest = TensorDigest()
+        load_sinks_in_place(self._module)
         super().start_weight_update()
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        assert isinstance(self.model, torch.nn.Module)
+        return self.model
 
     @property
     def load_target(self) -> LoadableModel:
         """What the received weights are loaded into."""
-        return self.model
+        return reloadable(self.model)
 
     def receive_weights(self, update_info: object) -> None:
         model = self.model
@@ -119,7 +120,10 @@ class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
             self.model = model
 
     def finish_weight_update(self) -> None:
+        """Raises WeightSyncError where a linear layer got no weights."""
+        bare = layers_without_weights(self._module)
         super().finish_weight_update()
+        require_none(bare)
         self.received = self._digest.hexdigest()
 
 
