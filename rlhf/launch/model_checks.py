@@ -133,6 +133,12 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
     on_cpu = config.cluster.address is None and not any(Path(device).exists() for device in GPU_DEVICES)
     if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu):
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
+    if fact.reads_images and config.cluster.address is None and find_spec("torchvision") is None:
+        text = (
+            "vLLM reads models with a tower for images, as this one, only where torchvision is installed. Run "
+            "`pip install torchvision`, in the version for the installed torch, or use transformers."
+        )
+        yield Problem(keys=("rollout.engine", "policy.model"), text=text)
 
 
 def _scorers(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
