@@ -5,7 +5,6 @@ request, in the order in which they end.
 """
 
 import asyncio
-import ctypes
 import json
 import os
 import resource
@@ -15,19 +14,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rlhf.engines.rewards.child import PR_SET_CHILD_SUBREAPER, end_like, exit_with_parent, reply, supervise
+from rlhf.engines.rewards.child import exit_with_parent, reply, run
 from rlhf.environments.world import LoadError, World
-
-
-def main() -> None:
-    """Serve in a worker process, and end with it everything that it started."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    worker = os.fork()
-    if worker:
-        os.close(int(sys.argv[1]))
-        end_like(supervise(worker, parent))
-    serve(Connection(int(sys.argv[1])))
 
 
 def serve(connection: Connection) -> None:
@@ -74,4 +62,4 @@ async def answer_all(world: World, connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(serve)

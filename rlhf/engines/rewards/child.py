@@ -41,8 +41,8 @@ POLL_S = 0.5
 RUNNER = asyncio.Runner()
 
 
-def main() -> None:
-    """Run the function in a worker process, and end with it everything that it started."""
+def run(serve: Callable[[Connection], None]) -> None:
+    """Run `serve`, which gets the socket, in a worker process, and end with it everything that it started."""
     parent = os.getppid()
     # Processes whose own parent ended, or that left the group, become children of this process and can be found.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -361,4 +361,4 @@ def describe(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(serve)

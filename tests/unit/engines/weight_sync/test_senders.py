@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from rlhf.engines.weight_sync.base import Info
+from rlhf.engines.weight_sync.base import Info, WeightSender
 from rlhf.engines.weight_sync.gloo import GatherOnlySender, GlooReceiver
 from rlhf.engines.weight_sync.gloo_group import GlooInitInfo, GlooUpdateInfo
 from rlhf.engines.weight_sync.module_source import ModuleSource
@@ -40,21 +40,35 @@ class TwoProcesses(DictReceiver):
         self.weights |= {f"second/{name}": tensor.clone() for name, tensor in tensors}
 
 
+def opened(
+    model: Model,
+    client: LocalEngineClient,
+    *,
+    backend: str = "gloo",
+    rank: int = 0,
+    world_size: int = 1,
+    num_receivers: int = 1,
+    timeout_s: float = 1.0,
+) -> WeightSender:
+    """A rank's sender."""
+    return make_sender(
+        backend,
+        ModuleSource(model, torch.float32),
+        client,
+        rank=rank,
+        world_size=world_size,
+        master_address="127.0.0.1",
+        port=0,
+        num_receivers=num_receivers,
+        bucket_bytes=400,
+        timeout_s=timeout_s,
+    )
+
+
 def test_every_process_of_an_engine_gets_the_weights(model: Model, cleanup: Cleanup) -> None:
     receivers = {name: TwoProcesses(name) for name in ("a", "b")}
     client = LocalEngineClient(receivers)
-    sender = make_sender(
-        "gloo",
-        ModuleSource(model, torch.float32),
-        client,
-        rank=0,
-        world_size=1,
-        master_address="127.0.0.1",
-        port=0,
-        num_receivers=4,
-        bucket_bytes=400,
-        timeout_s=10.0,
-    )
+    sender = opened(model, client, num_receivers=4, timeout_s=10.0)
     cleanup += [client, sender]
     report = sender.send(1)
     assert (report.num_buckets, report.num_remote_calls) == (5, 6)
@@ -67,18 +81,7 @@ def test_every_process_of_an_engine_gets_the_weights(model: Model, cleanup: Clea
 
 def test_other_ranks_gather_and_never_contact_an_engine(model: Model) -> None:
     client = LocalEngineClient({"a": DictReceiver("a")})
-    sender = make_sender(
-        "gloo",
-        ModuleSource(model, torch.float32),
-        client,
-        rank=1,
-        world_size=2,
-        master_address="127.0.0.1",
-        port=0,
-        num_receivers=1,
-        bucket_bytes=400,
-        timeout_s=1.0,
-    )
+    sender = opened(model, client, rank=1, world_size=2)
     assert isinstance(sender, GatherOnlySender)
     report = sender.send(4)
     assert (report.version, report.digest, report.num_remote_calls) == (4, "", 0)
@@ -88,31 +91,9 @@ def test_other_ranks_gather_and_never_contact_an_engine(model: Model) -> None:
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_outside_the_trainer_is_a_config_error(rank: int, model: Model) -> None:
     with pytest.raises(ConfigError, match=f"rank {rank} of 2 does not exist"):
-        make_sender(
-            "gloo",
-            ModuleSource(model, torch.float32),
-            LocalEngineClient({"a": DictReceiver("a")}),
-            rank=rank,
-            world_size=2,
-            master_address="127.0.0.1",
-            port=0,
-            num_receivers=1,
-            bucket_bytes=400,
-            timeout_s=1.0,
-        )
+        opened(model, LocalEngineClient({"a": DictReceiver("a")}), rank=rank, world_size=2)
 
 
 def test_an_unknown_backend_is_a_config_error(model: Model) -> None:
     with pytest.raises(ConfigError, match="carrier-pigeon"):
-        make_sender(
-            "carrier-pigeon",
-            ModuleSource(model, torch.float32),
-            LocalEngineClient({"a": DictReceiver("a")}),
-            rank=0,
-            world_size=1,
-            master_address="127.0.0.1",
-            port=0,
-            num_receivers=1,
-            bucket_bytes=400,
-            timeout_s=1.0,
-        )
+        opened(model, LocalEngineClient({"a": DictReceiver("a")}), backend="carrier-pigeon")
