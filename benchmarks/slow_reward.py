@@ -2,10 +2,10 @@
 
     python -m benchmarks.slow_reward [--rounds 3] [--steps 12]
 
-The inputs are those of `benchmarks.tail` with a small model. The reward function returns at once, or sleeps a second a
-call; the figure is the median step over all rounds, without the first three steps. In the last case one call hangs
-until its deadline of 10 s, in step 6 of a run at `max_lag` 2 that takes what is ready: its groups are scored again, and
-the steps that end meanwhile are counted.
+The inputs are those of `benchmarks.tail`. The reward function returns at once, or sleeps a second a call; the figure is
+the median step over all rounds, without the first three steps. In the last case one of two processes hangs in a call
+until its deadline of 10 s, in a run at `max_lag` 2 that takes what is ready: its groups are scored again, and the steps
+that end meanwhile are counted.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from benchmarks import tail
 from benchmarks.tables import show
-from benchmarks.tail import BATCH, GROUP, MOST_TOKENS, ROOT, TIMEOUT_S, WARM_UP, flags_of, write_prompts
-from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
+from benchmarks.tail import BATCH, GROUP, ROOT, TIMEOUT_S, WARM_UP, flags_of
 from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.metrics_file import read_metrics
 from rlhf.orchestrator.run.trackers import numbers
@@ -46,7 +46,7 @@ def hanging_once(responses):
     global scored
     scored += len(responses)
     told = Path(__file__).with_name("hung")
-    if scored > {5 * BATCH * GROUP} and not told.exists():
+    if scored > {2 * BATCH * GROUP} and not told.exists():
         told.write_text(str(time.time()))
         time.sleep(3600.0)
     return at_once(responses)
@@ -54,10 +54,8 @@ def hanging_once(responses):
 
 
 def write_inputs(folder: Path) -> None:
-    """A small model that needs little more than a step's overhead for each token, prompts, and reward functions."""
-    train_tokenizer([], 259, folder / "model")
-    make_llama(folder / "model", vocab_size=259, hidden_size=64, num_layers=2, context=MOST_TOKENS + 64)
-    write_prompts(folder)
+    """What `benchmarks.tail` needs, and reward functions."""
+    tail.write_inputs(folder)
     (folder / "slow.py").write_text(REWARDS)
 
 

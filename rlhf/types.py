@@ -3,10 +3,11 @@
 Each is frozen: a stage returns a new value. Token arrays are one-dimensional numpy arrays, which Ray shares between
 processes without copying. Every per-token array is aligned with its tokens: entry t is about token t (its log-prob
 given the tokens before it, the value of the state before it). The first entry, which nothing predicts, is always 0.
+A response is one run of tokens, which may be made of several segments: conversations that the model read one by one.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -100,43 +101,6 @@ class Prompt:
     metadata: Mapping[str, Json] = field(default_factory=dict)
 
 
-class RepairKind(StrEnum):
-    """What a run did about a fault by itself, so that nothing else came of it."""
-
-    REWARD_PROCESS = "reward process"
-    """The process of a reward function, verifier or sandbox was replaced, or its call repeated."""
-    REWARD_REQUEST = "reward request"
-    """A request to a reward service or judge was sent again."""
-    WORKER = "worker"
-    """Lost workers were replaced."""
-    RESTART = "restart"
-    """Processes started again from a checkpoint."""
-    CHECKPOINT = "checkpoint"
-    """A damaged checkpoint was passed over, or one could not be saved."""
-    START = "start"
-    """The start of a Ray cluster was repeated."""
-    DOWNLOAD = "download"
-    """A request to the model hub was sent again."""
-    STORE = "store"
-    """Stored log-probs were damaged and computed again."""
-    ENVIRONMENT = "environment"
-    """An environment failed: its episode began anew, or its response was left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
-    """What a run repaired by itself. `where`: the source, service, worker or file. `count`: how often since told."""
-
-    kind: RepairKind
-    where: str
-    text: str
-    count: int = 1
-
-
-Repaired: TypeAlias = Callable[[Repair], None]
-"""Is told of each repair, in any thread."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are drawn. Temperature 0 is greedy."""
@@ -168,6 +132,7 @@ class Response:
     `loss_mask` is aligned with `token_ids`: False where a token was not written by the model (what an environment or a
     tool returned, a user's turn inside a demonstration). None: the model wrote every token. `step_labels`, in a data
     set of labeled steps: how good each step is, from 0 to 1; `loss_mask` is then True at the last token of each step.
+    `segment_starts`: tokens from which on the model read nothing of what stands before them, not even the prompt.
     """
 
     id: str
@@ -176,6 +141,7 @@ class Response:
     finish_reason: FinishReason
     loss_mask: BoolArray | None = None
     step_labels: tuple[float, ...] | None = None
+    segment_starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,10 +204,12 @@ class ScoredGroup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
     """Prompt and response as one run of n tokens. `loss_mask[t]` is True where token t is to be learned from:
-    a token that the policy sampled, or that a demonstration's assistant wrote."""
+    a token that the policy sampled, or that a demonstration's assistant wrote. `segment_starts`: see `Response`; none
+    is 0."""
 
     token_ids: IntArray
     loss_mask: BoolArray
+    segment_starts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -277,7 +245,7 @@ Signals: TypeAlias = Mapping[Signal, tuple[FloatArray, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedSequence:
+class LearnedSequence(TokenSequence):
     """A sequence with the signals that a loss reads, each [n]. For a prompt of 3 tokens and a response of 2 with reward
     1 at its end, and gamma = lambda = 1, the returns are V_t + A_t:
 
@@ -288,8 +256,6 @@ class LearnedSequence:
     [1.0, 1.0]
     """
 
-    token_ids: IntArray
-    loss_mask: BoolArray
     signals: Mapping[Signal, FloatArray] = field(default_factory=dict)
 
 
@@ -313,18 +279,25 @@ class PackedTokens:
     """S sequences laid end to end without padding: `token_ids` [T] and `lengths` [S], sum(lengths) == T.
     `wanted` [T]: the tokens whose log-probs are computed, 0 elsewhere, which saves rows of the output layer (each as
     wide as the vocabulary). None: all. `temperature` divides the logits; None: the sampling temperature of the run.
+    `segment_lengths`: of the parts of the sequences that do not see each other; None: each sequence is one.
     """
 
     token_ids: IntArray
     lengths: IntArray
+    segment_lengths: IntArray | None = None
     wanted: BoolArray | None = None
     temperature: float | None = None
 
     @property
+    def context_lengths(self) -> IntArray:
+        """Of what goes through a model as a sequence of its own."""
+        return self.lengths if self.segment_lengths is None else self.segment_lengths
+
+    @property
     def position_ids(self) -> IntArray:
-        """[T]: positions restart at 0 with each sequence, which tells attention where sequences begin."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return np.arange(len(self.token_ids), dtype=np.int64) - np.repeat(starts, self.lengths)
+        """[T]: positions restart at 0 with each context, which tells attention where it begins."""
+        starts = np.cumsum(self.context_lengths) - self.context_lengths
+        return np.arange(len(self.token_ids), dtype=np.int64) - np.repeat(starts, self.context_lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,8 +352,8 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one optimizer step did. `finite` is False where the step was skipped because a gradient, on any rank,
-    was not; `unmoved` names trainable parameters that did not change (filled in by the first step only)."""
+    """What one optimizer step did. `finite` is False where it was skipped because a gradient, on any rank, was not;
+    `unmoved` names trainable parameters that did not change (filled in by the first step only)."""
 
     grad_norm: float
     lr: float

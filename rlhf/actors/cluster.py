@@ -25,7 +25,8 @@ from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, StallError, WorkerLostError
 from rlhf.planning.layout import core_share, lay_out
 from rlhf.planning.placement import DeviceGroup, Placement, shortages
-from rlhf.types import Repaired, Role
+from rlhf.repair import Repaired
+from rlhf.types import Role
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from rlhf.actors.calls import first_line
 from rlhf.actors.orphans import OrphanWatch
 from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, PreemptedError, StallError
-from rlhf.types import Repair, Repaired, RepairKind
+from rlhf.repair import Repair, Repaired, RepairKind
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from rlhf.config.reward import RemoteSource
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.planning.placement import DeviceGroup, Placement
-from rlhf.types import Repair, Role
+from rlhf.repair import Repair
+from rlhf.types import Role
 
 UNLOAD_TIMEOUT_S = 60.0
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from rlhf.actors.groups import WorkerGroup
-from rlhf.types import Prompt, Repair, Repaired, Reward, Rollout
+from rlhf.repair import Repair, Repaired
+from rlhf.types import Prompt, Reward, Rollout
 
 
 class RemoteReward:

@@ -30,12 +30,12 @@ from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.probe import PolicyProbe
 from rlhf.errors import RlhfError
 from rlhf.importing import importing
+from rlhf.repair import Repair
 from rlhf.types import (
     FloatArray,
     Metrics,
     PackedTokens,
     Prompt,
-    Repair,
     Reward,
     Role,
     Rollout,

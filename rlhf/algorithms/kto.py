@@ -14,13 +14,12 @@ from rlhf.algorithms.losses import entropy_of, masked, present, sequence_totals,
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
 from rlhf.algorithms.needs import kto_needs
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import is_empty
+from rlhf.algorithms.sequences import is_empty, learned
 from rlhf.config.algo import KtoSection, OnlineKtoSection
 from rlhf.errors import NumericsError
 from rlhf.types import (
     Example,
     Experience,
-    LearnedSequence,
     Metrics,
     Role,
     ScoredGroup,
@@ -81,13 +80,7 @@ class KTO(Algorithm):
         experiences = [
             Experience(
                 id=example.id,
-                sequences=(
-                    LearnedSequence(
-                        token_ids=example.sequences[0].token_ids,
-                        loss_mask=example.sequences[0].loss_mask,
-                        signals={Signal.REF_LOG_PROBS: signal[Signal.REF_LOG_PROBS][0]},
-                    ),
-                ),
+                sequences=(learned(example.sequences[0], {Signal.REF_LOG_PROBS: signal[Signal.REF_LOG_PROBS][0]}),),
                 targets=(float(label),),
                 coefficients=coefficients,
             )

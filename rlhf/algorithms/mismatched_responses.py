@@ -67,4 +67,8 @@ def with_mismatched(labeled: Sequence[LabeledResponse]) -> list[Example]:
 
 def cut(sequence: TokenSequence, length: int) -> TokenSequence:
     """The first `length` tokens."""
-    return TokenSequence(token_ids=sequence.token_ids[:length], loss_mask=sequence.loss_mask[:length])
+    return TokenSequence(
+        token_ids=sequence.token_ids[:length],
+        loss_mask=sequence.loss_mask[:length],
+        segment_starts=tuple(start for start in sequence.segment_starts if start < length),
+    )

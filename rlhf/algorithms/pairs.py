@@ -10,10 +10,10 @@ import torch
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.algorithms.losses import masked, present, sequence_totals, to_metrics, token_mean
 from rlhf.algorithms.pair_losses import PAIR_LOSSES, Pairs, Side
-from rlhf.algorithms.sequences import is_empty, join, sampler_log_probs
+from rlhf.algorithms.sequences import is_empty, join, learned, sampler_log_probs
 from rlhf.config.algo import PairLossSection
 from rlhf.errors import NumericsError
-from rlhf.types import Example, Experience, FinishReason, FloatArray, LearnedSequence, Rollout, ScoredGroup, Signal
+from rlhf.types import Example, Experience, FinishReason, FloatArray, Rollout, ScoredGroup, Signal
 
 CHOSEN, REJECTED = 1.0, 0.0
 
@@ -84,10 +84,7 @@ def pair_experience(example: Example, ref_log_probs: Sequence[FloatArray]) -> Ex
     signals = [{Signal.REF_LOG_PROBS: array} for array in ref_log_probs] or [{}, {}]
     return Experience(
         id=example.id,
-        sequences=tuple(
-            LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask, signals=known)
-            for sequence, known in zip(example.sequences, signals, strict=True)
-        ),
+        sequences=tuple(learned(sequence, known) for sequence, known in zip(example.sequences, signals, strict=True)),
         targets=(CHOSEN, REJECTED),
     )
 

@@ -11,13 +11,12 @@ from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, Tens
 from rlhf.algorithms.losses import masked, present, to_metrics, token_mean
 from rlhf.algorithms.needs import prm_needs
 from rlhf.algorithms.responses import mean
-from rlhf.algorithms.sequences import after_prompt, is_empty, join
+from rlhf.algorithms.sequences import after_prompt, is_empty, join, learned
 from rlhf.config.algo import PrmSection
 from rlhf.types import (
     Example,
     Experience,
     FloatArray,
-    LearnedSequence,
     Metrics,
     Prompt,
     Response,
@@ -62,13 +61,7 @@ class PRM(Algorithm):
         experiences = [
             Experience(
                 id=example.id,
-                sequences=(
-                    LearnedSequence(
-                        token_ids=sequence.token_ids,
-                        loss_mask=sequence.loss_mask,
-                        signals={Signal.TOKEN_TARGETS: targets},
-                    ),
-                ),
+                sequences=(learned(sequence, {Signal.TOKEN_TARGETS: targets}),),
             )
             for example in examples
             for sequence, targets in zip(example.sequences, example.token_targets, strict=True)

@@ -1,13 +1,14 @@
 """The tokens of a response that the model wrote, as credit reads them; and their KL to the reference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rlhf.algorithms.advantages import Floats
+from rlhf.algorithms.sequences import learned
 from rlhf.errors import NumericsError
 from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signal, Signals
 
@@ -91,9 +92,9 @@ def with_credit(
     (sequence,) = example.sequences
     loss_mask = sequence.loss_mask
     if num_tokens is not None and num_tokens < np.count_nonzero(loss_mask):
-        learned = np.flatnonzero(loss_mask)[:num_tokens]
+        first = np.flatnonzero(loss_mask)[:num_tokens]
         loss_mask = np.zeros_like(loss_mask)
-        loss_mask[learned] = True
+        loss_mask[first] = True
 
     def on_tokens(numbers: Floats) -> FloatArray:
         aligned = np.zeros(len(sequence), dtype=np.float32)
@@ -104,4 +105,4 @@ def with_credit(
     credit = {Signal.ADVANTAGES: on_tokens(advantages)}
     if returns is not None:
         credit[Signal.RETURNS] = on_tokens(returns)
-    return LearnedSequence(token_ids=sequence.token_ids, loss_mask=loss_mask, signals={**of_models, **credit})
+    return learned(replace(sequence, loss_mask=loss_mask), {**of_models, **credit})

@@ -9,9 +9,9 @@ import torch
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import bradley_terry, to_metrics
 from rlhf.algorithms.needs import rm_needs
-from rlhf.algorithms.sequences import join
+from rlhf.algorithms.sequences import join, learned
 from rlhf.config.algo import RmSection
-from rlhf.types import Example, Experience, LearnedSequence, Metrics, Role, ScoredGroup, Signals
+from rlhf.types import Example, Experience, Metrics, Role, ScoredGroup, Signals
 
 
 class RM(Algorithm):
@@ -41,10 +41,7 @@ class RM(Algorithm):
         experiences = [
             Experience(
                 id=example.id,
-                sequences=tuple(
-                    LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask)
-                    for sequence in example.sequences
-                ),
+                sequences=tuple(map(learned, example.sequences)),
                 targets=example.rewards,
                 margins=example.margins if self._use_margins else (),
             )

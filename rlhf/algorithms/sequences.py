@@ -1,24 +1,47 @@
 """A prompt and a response as one sequence of tokens, with per-token arrays aligned to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.types import Example, FinishReason, FloatArray, Prompt, Response, Rollout, ScoredGroup, TokenSequence
+from rlhf.types import (
+    Example,
+    FinishReason,
+    FloatArray,
+    LearnedSequence,
+    Prompt,
+    Response,
+    Rollout,
+    ScoredGroup,
+    Signal,
+    TokenSequence,
+)
 
 
 def join(prompt: Prompt, response: Response) -> TokenSequence:
     """Prompt tokens, then exactly the response's tokens: none edited, none appended.
 
-    Learned from are the tokens that the model wrote: none of an aborted response, and never a sequence's first token,
-    which nothing predicts.
+    Learned from are the tokens that the model wrote: none of an aborted response, and never the first token of a
+    sequence or segment, which nothing predicts.
     """
     token_ids = np.concatenate([prompt.token_ids, response.token_ids]).astype(np.int64, copy=False)
     loss_mask = np.zeros(len(token_ids), dtype=np.bool_)
     if response.finish_reason is not FinishReason.ABORTED:
         loss_mask[len(prompt.token_ids) :] = True if response.loss_mask is None else response.loss_mask
         loss_mask[:1] = False
-    return TokenSequence(token_ids=token_ids, loss_mask=loss_mask)
+    starts = [start for given in response.segment_starts if (start := len(prompt.token_ids) + given)]
+    loss_mask[starts] = False
+    return TokenSequence(token_ids=token_ids, loss_mask=loss_mask, segment_starts=tuple(starts))
+
+
+def learned(sequence: TokenSequence, signals: Mapping[Signal, FloatArray] | None = None) -> LearnedSequence:
+    """The sequence with what a loss reads of it."""
+    return LearnedSequence(
+        token_ids=sequence.token_ids,
+        loss_mask=sequence.loss_mask,
+        segment_starts=sequence.segment_starts,
+        signals=signals or {},
+    )
 
 
 def num_own_tokens(prompt: Prompt, response: Response) -> int:

@@ -6,12 +6,11 @@ from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, Tens
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.needs import sft_needs
 from rlhf.algorithms.response_metrics import length_metrics
-from rlhf.algorithms.sequences import is_empty, join
+from rlhf.algorithms.sequences import is_empty, join, learned
 from rlhf.config.algo import SftSection
 from rlhf.types import (
     Example,
     Experience,
-    LearnedSequence,
     Metrics,
     Role,
     ScoredGroup,
@@ -42,10 +41,7 @@ class SFT(Algorithm):
         experiences = [
             Experience(
                 id=example.id,
-                sequences=tuple(
-                    LearnedSequence(token_ids=sequence.token_ids, loss_mask=sequence.loss_mask)
-                    for sequence in example.sequences
-                ),
+                sequences=tuple(map(learned, example.sequences)),
             )
             for example in examples
         ]

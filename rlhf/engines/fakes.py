@@ -75,14 +75,13 @@ def log_softmax(table: Table) -> Table:
 def predict(table: Table, head: Head, batch: PackedTokens) -> FloatArray:
     """The outputs of a model with this table: [T] log-probs or values, 0 at the first token of a sequence; [S] scores,
     or [T] token scores. Log-probs that are not `wanted` are NaN, so that code that reads one fails."""
-    ends = np.cumsum(batch.lengths)
     if head is Head.TOKEN_SCORES:
         return table[batch.token_ids].astype(np.float32)
     if head is Head.SCORES:
-        return table[batch.token_ids[ends - 1]].astype(np.float32)
+        return table[batch.token_ids[np.cumsum(batch.lengths) - 1]].astype(np.float32)
     entries = log_softmax(table) if head is Head.LOG_PROBS else table
     outputs = entries[batch.token_ids].astype(np.float32)
-    outputs[ends - batch.lengths] = 0.0
+    outputs[np.cumsum(batch.context_lengths) - batch.context_lengths] = 0.0
     if head is Head.LOG_PROBS and batch.wanted is not None:
         outputs[~batch.wanted] = np.nan
     return outputs

@@ -17,7 +17,8 @@ from rlhf.environments.session import EnvironmentFaultError, Session
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError, RewardError
-from rlhf.types import FloatArray, PackedTokens, Prompt, Repair, Repaired, RepairKind, Rollout, RolloutRequest
+from rlhf.repair import Repair, Repaired, RepairKind
+from rlhf.types import FloatArray, PackedTokens, Prompt, Rollout, RolloutRequest
 
 CLOSE_TIMEOUT_S = 10.0
 

@@ -12,7 +12,8 @@ from rlhf.environments.host import describe, try_reset
 from rlhf.environments.spec import Described, WorldSpec
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.data import EpisodePrompts
-from rlhf.types import Prompt, Repaired
+from rlhf.repair import Repaired
+from rlhf.types import Prompt
 
 MAX_NAMED_ROWS = 3
 

@@ -43,8 +43,9 @@ from rlhf.orchestrator.run.run_directory import RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
+from rlhf.repair import Repair, RepairKind
 from rlhf.terminal import counted
-from rlhf.types import Repair, RepairKind, Role
+from rlhf.types import Role
 
 
 @dataclass(slots=True, kw_only=True)

@@ -34,7 +34,8 @@ from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import reward_model
-from rlhf.types import Prompt, Repaired, Role, RolloutRequest, ScoredGroup
+from rlhf.repair import Repaired
+from rlhf.types import Prompt, Role, RolloutRequest, ScoredGroup
 
 
 def assemble_online(

@@ -8,7 +8,7 @@ from rlhf.orchestrator.run.console import Console
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.run_directory import RunDirectory
 from rlhf.orchestrator.run.trackers import make_trackers
-from rlhf.types import Repair
+from rlhf.repair import Repair
 
 
 def make_records(

@@ -9,7 +9,8 @@ from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
 from rlhf.engines.models.text_pairs import load_reward_tokenizer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.planning.roles import model_of
-from rlhf.types import Prompt, Repaired, Role
+from rlhf.repair import Repaired
+from rlhf.types import Prompt, Role
 
 
 def remote_rewards(groups: Mapping[str, WorkerGroup], timeout_s: float, repaired: Repaired) -> dict[str, RewardSource]:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "rlhf"
 
-LEAVES = {"types", "config", "errors", "importing", "terminal", "reward_log", "stopwatch", "episode"}
+LEAVES = {"types", "config", "errors", "importing", "terminal", "reward_log", "stopwatch", "episode", "repair"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "reward_log": set(),
     "stopwatch": set(),
     "episode": {"types"},
+    "repair": set(),
     "config": {"errors"},
     "algorithms": LEAVES,
     "conversations": LEAVES,

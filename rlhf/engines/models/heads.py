@@ -106,7 +106,7 @@ class ScoreHead(nn.Module):
     def forward(self, hidden: torch.Tensor, packed: PackedInput) -> torch.Tensor:
         """[T, d] -> [1, S]."""
         scores = self.weight.float() @ hidden[packed.last - packed.start].float().T
-        return scores.new_zeros(1, len(packed.lengths)).index_copy(1, packed.ending, scores)
+        return scores.new_zeros(1, packed.num_sequences).index_copy(1, packed.ending, scores)
 
 
 class TokenScoreHead(nn.Module):

@@ -10,9 +10,9 @@ from rlhf.types import PackedTokens
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedInput:
     """A packed batch of T tokens in S sequences, on its device. The sequences are laid end to end without padding;
-    `lengths` gives their sizes (whose running sum is `cu_seqlens`).
+    `lengths` gives the sizes of the contexts that they are made of, mostly one each (the running sum is `cu_seqlens`).
 
-    `predicted` are the indices of the tokens that have a predecessor (all but each sequence's first), `wanted` those of
+    `predicted` are the indices of the tokens that have a predecessor (all but each context's first), `wanted` those of
     them whose log-probs are needed, `last` [S] those of each sequence's last token, `ending` [S] those of the sequences
     themselves. `temperature`: see `PackedTokens`. `start` is the token of a head's first hidden state.
     """
@@ -24,6 +24,7 @@ class PackedInput:
     last: torch.Tensor
     ending: torch.Tensor
     lengths: list[int]
+    num_sequences: int
     temperature: float | None
     start: int = 0
 
@@ -40,7 +41,8 @@ class PackedInput:
             wanted=torch.tensor(wanted.nonzero()[0], device=device),
             last=torch.tensor(tokens.lengths.cumsum() - 1, device=device),
             ending=torch.arange(len(tokens.lengths), device=device),
-            lengths=tokens.lengths.tolist(),
+            lengths=tokens.context_lengths.tolist(),
+            num_sequences=len(tokens.lengths),
             temperature=tokens.temperature,
         )
 

@@ -39,6 +39,7 @@ def packed_input(sequences: tuple[torch.Tensor, ...], position_ids: torch.Tensor
         last=torch.tensor(lengths, device=token_ids.device).cumsum(0) - 1,
         ending=torch.arange(len(lengths), device=token_ids.device),
         lengths=lengths,
+        num_sequences=len(lengths),
         temperature=1.0,
     )
 

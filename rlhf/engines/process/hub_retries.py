@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlhf.types import Repair, Repaired, RepairKind
+from rlhf.repair import Repair, Repaired, RepairKind
 
 LOGGER = "huggingface_hub.utils._http"
 MARK = "[Retry "

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import Counter
 
-from rlhf.types import Repair
+from rlhf.repair import Repair
 
 logger = logging.getLogger(__name__)
 

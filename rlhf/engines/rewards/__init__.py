@@ -47,7 +47,8 @@ from rlhf.engines.rewards.think_format import ThinkFormat
 from rlhf.engines.rewards.unit_tests import CodeRequirement, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
 from rlhf.errors import ConfigError
-from rlhf.types import FinishReason, Head, Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
 
 __all__ = [
     "CodeReward",

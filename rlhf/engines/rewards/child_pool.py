@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.errors import RewardError
-from rlhf.types import Json, Repaired
+from rlhf.repair import Repaired
+from rlhf.types import Json
 
 NUM_TRIES = 2
 

@@ -20,7 +20,7 @@ from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.address import check_address
 from rlhf.engines.rewards.scores import listed
 from rlhf.errors import ConfigError, RewardError
-from rlhf.types import Repair, Repaired, RepairKind
+from rlhf.repair import Repair, Repaired, RepairKind
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_WAIT_S = 30.0

@@ -19,7 +19,8 @@ from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.function_process import ChildFailedError, ChildOverranError, FunctionProcess
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import ConfigError, RewardError
-from rlhf.types import UNSCORED, Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import UNSCORED, Json, Prompt, Reward, Rollout
 
 NUM_TRIES = 2
 SEARCH_TIMEOUT_S = 10.0

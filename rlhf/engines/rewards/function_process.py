@@ -17,7 +17,8 @@ from rlhf.config.reward.arguments import Parameter
 from rlhf.engines.process.child_process import ending, kill, log_lines
 from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError
-from rlhf.types import Json, Repair, Repaired, RepairKind
+from rlhf.repair import Repair, Repaired, RepairKind
+from rlhf.types import Json
 
 SCRIPT = Path(__file__).with_name("child.py")
 START_TIMEOUT_S = 120.0

@@ -9,7 +9,8 @@ from rlhf.engines.process.repairs import log_repair
 from rlhf.engines.rewards.endpoint import BadReplyError, Endpoint, start_of
 from rlhf.engines.rewards.scores import checked_scores, listed
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import Json, Prompt, Reward, Rollout
 
 
 class HttpReward:

@@ -20,7 +20,8 @@ from rlhf.engines.rewards.verdicts import (
     winner_in,
 )
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import Json, Prompt, Reward, Rollout
 
 T = TypeVar("T")
 

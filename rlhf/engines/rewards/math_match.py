@@ -12,7 +12,8 @@ from rlhf.engines.rewards.math_text import normal, plain_key, words
 from rlhf.engines.rewards.numerals import last_number_text
 from rlhf.engines.rewards.rule import label_problem, require_usable_row
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import Json, Prompt, Reward, Rollout
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from rlhf.config.reward import CodeSource
 from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.errors import RewardError
-from rlhf.types import Repaired
+from rlhf.repair import Repaired
 
 LAUNCHER = Path(__file__).with_name("sandbox_child.py")
 MAX_OUTPUT_BYTES = 2**20

@@ -11,7 +11,8 @@ from rlhf.engines.rewards.answers import after_thinking
 from rlhf.engines.rewards.rule import require_usable_row
 from rlhf.engines.rewards.sandbox import open_sandbox
 from rlhf.errors import RewardError
-from rlhf.types import Json, Prompt, Repaired, Reward, Rollout
+from rlhf.repair import Repaired
+from rlhf.types import Json, Prompt, Reward, Rollout
 
 FENCE = re.compile(r"^```(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 

@@ -279,7 +279,7 @@ class TransformersRolloutEngine:
     def _score(self, packed: PackedTokens) -> FloatArray:
         scores = np.zeros(len(packed.token_ids), dtype=np.float32)
         start = 0
-        for length in packed.lengths.tolist():
+        for length in packed.context_lengths.tolist():
             ids = torch.from_numpy(packed.token_ids[start : start + length]).to(self._device)
             if length > 1:
                 logits = self._model(ids[None, :-1], use_cache=False).logits[0].float()

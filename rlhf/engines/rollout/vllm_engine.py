@@ -99,14 +99,15 @@ class VllmRolloutEngine:
         parts = [
             part
             for packed in sequences
-            for part in np.split(packed.token_ids, np.cumsum(packed.lengths)[:-1])
+            for part in np.split(packed.token_ids, np.cumsum(packed.context_lengths)[:-1])
             if len(part) > 0
         ]
         responses = self._loop.decode([DecodeRequest(part) for part in parts])
         scores = iter(np.concatenate([np.zeros(1, np.float32), response.prompt_log_probs]) for response in responses)
         empty = np.zeros(0, np.float32)
         return [
-            np.concatenate([empty, *(next(scores) for length in packed.lengths if length > 0)]) for packed in sequences
+            np.concatenate([empty, *(next(scores) for length in packed.context_lengths if length > 0)])
+            for packed in sequences
         ]
 
     def sleep(self) -> None:

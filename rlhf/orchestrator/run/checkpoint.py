@@ -20,7 +20,8 @@ from typing import TypeVar
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import CheckpointError, RlhfError
 from rlhf.orchestrator.run.files import sync_path, write_json
-from rlhf.types import Json, Repair, Repaired, RepairKind, Role
+from rlhf.repair import Repair, Repaired, RepairKind
+from rlhf.types import Json, Role
 
 FORMAT = 1
 MANIFEST = "manifest.json"

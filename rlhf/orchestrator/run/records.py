@@ -11,7 +11,8 @@ from rlhf.orchestrator.run.repairs import RepairCount
 from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory, Status
 from rlhf.orchestrator.run.samples_shown import most_telling
-from rlhf.types import Json, Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
+from rlhf.types import Json
 
 GOOD_NEWS = ("resume",)
 """Kinds of events that are no warnings."""

@@ -17,7 +17,7 @@ from rlhf.errors import INFRASTRUCTURE, CheckpointError, MemoryExhaustedError, P
 from rlhf.orchestrator.run.checkpoint import Checkpoints
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.resume import ResumePoint
-from rlhf.types import Repair, Repaired, RepairKind
+from rlhf.repair import Repair, Repaired, RepairKind
 
 LONGEST_PAUSE_S = 30.0
 

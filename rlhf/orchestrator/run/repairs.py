@@ -2,7 +2,7 @@
 
 import threading
 
-from rlhf.types import Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
 
 
 class RepairCount:

@@ -42,6 +42,9 @@ class Tokens(Protocol):
     @property
     def loss_mask(self) -> BoolArray: ...
 
+    @property
+    def segment_starts(self) -> Sequence[int]: ...
+
 
 class HasSequences(Protocol):
     """Anything with token sequences that stay together: an `Example` or an `Experience`."""
@@ -204,9 +207,18 @@ def _pack(sequences: Sequence[Tokens], temperature: float | None = None) -> Pack
     return PackedTokens(
         token_ids=np.concatenate([s.token_ids for s in sequences]).astype(np.int64, copy=False),
         lengths=np.array([len(s.token_ids) for s in sequences], dtype=np.int64),
+        segment_lengths=_segment_lengths(sequences),
         wanted=np.concatenate([s.loss_mask for s in sequences]),
         temperature=temperature,
     )
+
+
+def _segment_lengths(sequences: Sequence[Tokens]) -> IntArray | None:
+    """Of all segments of the sequences; None where each is one."""
+    if not any(sequence.segment_starts for sequence in sequences):
+        return None
+    bounds = [[0, *sequence.segment_starts, len(sequence.token_ids)] for sequence in sequences]
+    return np.concatenate([np.diff(one) for one in bounds])
 
 
 def unpack_tokens(

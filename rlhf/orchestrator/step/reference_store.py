@@ -24,7 +24,8 @@ from rlhf.errors import NumericsError, RlhfError
 from rlhf.orchestrator.run.files import checkpoint_errors, write_bytes
 from rlhf.orchestrator.step.batching import PADDING, MicroBatchLimits, pack_tokens, plan_batches, unpack_tokens
 from rlhf.orchestrator.step.sources import GroupSource
-from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, Repair, Repaired, RepairKind, ScoredGroup
+from rlhf.repair import Repair, Repaired, RepairKind
+from rlhf.types import BoolArray, FloatArray, IntArray, PackedTokens, ScoredGroup
 
 CHUNK_SEQUENCES = 512
 PROGRESS_S = 10.0
@@ -48,6 +49,11 @@ class ReferenceSequence:
     def loss_mask(self) -> BoolArray:
         """All of it: which tokens are learned from depends on the run that reads."""
         return np.ones(len(self.token_ids), dtype=np.bool_)
+
+    @property
+    def segment_starts(self) -> tuple[int, ...]:
+        """Responses of data sets have one segment."""
+        return ()
 
     @property
     def key(self) -> bytes:

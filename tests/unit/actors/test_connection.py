@@ -12,7 +12,7 @@ from rlhf.actors import connection
 from rlhf.actors.connection import differing_versions, join, log_message, require_token, token_problem
 from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
-from rlhf.types import Repair
+from rlhf.repair import Repair
 
 
 def test_a_cluster_that_asks_for_no_token_is_refused() -> None:

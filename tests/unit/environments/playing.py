@@ -10,7 +10,8 @@ from rlhf.environments.episode import EpisodeLimits, Rules
 from rlhf.environments.host import describe
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import EpisodeRollout
-from rlhf.types import Json, Repair, Rollout
+from rlhf.repair import Repair
+from rlhf.types import Json, Rollout
 from tests.unit.environments.support import Script, ScriptedEngine, byte_tokenizer, make_prompt, make_request
 
 HERE = "tests.unit.environments.agent_tools:"

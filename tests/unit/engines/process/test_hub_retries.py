@@ -9,7 +9,7 @@ from huggingface_hub.utils._http import http_backoff
 
 from rlhf.engines.process.hub_retries import telling_hub_retries
 from rlhf.engines.process.library_output import silence_libraries
-from rlhf.types import Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
 
 pytestmark = pytest.mark.timeout(60)
 

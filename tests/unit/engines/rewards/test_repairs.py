@@ -17,7 +17,7 @@ from rlhf.engines.rewards.child_pool import ChildPool, call_with
 from rlhf.engines.rewards.http import HttpReward
 from rlhf.engines.rewards.judge import JudgeReward
 from rlhf.errors import RewardError
-from rlhf.types import Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
 from tests.unit.engines.rewards.reward_support import GOOD, Reply, prompts, responses, rollouts, service
 from tests.unit.engines.rewards.test_judge import saying
 

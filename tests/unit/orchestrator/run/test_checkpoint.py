@@ -16,7 +16,8 @@ import pytest
 from rlhf.engines.fakes import FakeTrainEngine
 from rlhf.errors import CheckpointError, StallError
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState, peek, sha256_of
-from rlhf.types import Head, Repair, RepairKind, Role
+from rlhf.repair import Repair, RepairKind
+from rlhf.types import Head, Role
 
 STATE = RunState(step=0, seed=7, algorithm={"kl": {"coef": 0.1}}, config={"algo": {"type": "ppo"}})
 Engines = dict[Role, FakeTrainEngine]

@@ -14,7 +14,8 @@ from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.responses import StepResponses
 from rlhf.orchestrator.run.run_directory import RunDirectory
-from rlhf.types import Json, Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
+from rlhf.types import Json
 from tests.unit.orchestrator.support import as_sampled, given_group
 
 

@@ -22,7 +22,7 @@ from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.recovery import Action, FailureContext, decide, run_with_restarts
 from rlhf.orchestrator.run.resume import ResumePoint
-from rlhf.types import Repair
+from rlhf.repair import Repair
 from tests.unit.orchestrator.counted import CallCounter, counted_run, evidence
 from tests.unit.orchestrator.support import Run
 

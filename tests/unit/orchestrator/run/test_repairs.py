@@ -12,7 +12,7 @@ from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.run_directory import RunDirectory
-from rlhf.types import Repair, RepairKind
+from rlhf.repair import Repair, RepairKind
 from tests.unit.orchestrator.support import ppo_run
 
 
