@@ -20,7 +20,8 @@ class Ending(StrEnum):
     MAX_TOKENS = "max_tokens"
     """The model's turn, or what came back for it, would have exceeded rollout.max_response_tokens."""
     SEALED = "sealed"
-    """The chat template would have written the turns before the next one in another way than they were sampled."""
+    """The chat template would have written the turns before the next one in another way than they were sampled, and
+    another segment had no room."""
     ABORTED = "aborted"
     FAILED = "failed"
     """The environment raised, took too long or died, also when it was asked again."""
@@ -35,6 +36,12 @@ class Episode:
     ending: Ending
     num_turns: int
     """Turns of the model."""
+    num_segments: int = 1
+    """Conversations that the model read one by one: see `Response.segment_starts`."""
+    turn_ends: tuple[int, ...] = ()
+    """The index of each turn's last token in the response."""
+    turn_rewards: tuple[float, ...] = ()
+    """What tools and the environment gave for each turn; for the last one also the reward at the end."""
     calls: Mapping[str, int] = field(default_factory=dict)
     """How often each tool was called."""
     num_calls: int = 0
@@ -43,8 +50,6 @@ class Episode:
     """Calls that raised, took too long, did not fit the tool's parameters, named no tool or could not be read."""
     num_world_tokens: int = 0
     """Tokens of the response that the model did not write."""
-    reward: float = 0.0
-    """The sum of what tools and the environment gave."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the `info` that the environment returned last."""
     num_retries: int = 0
@@ -53,6 +58,11 @@ class Episode:
     """Seconds in tools and the environment."""
     failure: str = ""
     """What the environment failed of."""
+
+    @property
+    def reward(self) -> float:
+        """The sum of what tools and the environment gave."""
+        return sum(self.turn_rewards)
 
     @property
     def answer(self) -> str:

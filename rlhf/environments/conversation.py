@@ -1,6 +1,7 @@
 """A conversation as the tokens that were sampled and those that the chat template writes between them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,14 @@ class SealedError(Exception):
     """The chat template does not write the conversation so far as it was sampled, so that it cannot go on. Says why."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of the model: what it sampled, and where that begins among the tokens after the prompt."""
+
+    start: int
+    rollout: Rollout
+
+
 class Conversation:
     """Sampled tokens are never decoded and encoded again: a turn adds the engine's tokens, and what comes back adds the
     tokens of what the chat template writes after that turn.
@@ -28,37 +37,47 @@ class Conversation:
     rendered conversation and the tokens are the same text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Json], text: str, token_ids: IntArray
+    ) -> None:
+        """`messages` as the template writes them, `text`, up to the model's first turn, and the tokens of that."""
         self._tokenizer = tokenizer
         self._tools = tools
-        self._messages, _ = conversation_of(prompt.metadata)
-        self._num_given = len(self._messages)
-        self._prompt_ids = prompt.token_ids
-        self._shown = prompt.text
+        self.prompt_ids = token_ids
+        self.messages = list(messages)
+        """All that was said: the model's turns as text."""
+        self._shown = text
         """All text so far, as the template writes it."""
         self._unended = ""
         """The text of the token that ended the last turn, which the template writes with what follows."""
         self._ids: list[IntArray] = []
         self._own: list[BoolArray] = []
         self._log_probs: list[FloatArray] = []
-        self._turns: list[Rollout] = []
-        self._starts: list[int] = []
-        """Where each turn begins among the tokens."""
+        self.turns: list[Turn] = []
+
+    @classmethod
+    def of_prompt(cls, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json]) -> "Conversation":
+        """One that begins with a row's prompt."""
+        return cls(tokenizer, conversation_of(prompt.metadata)[0], tools, prompt.text, prompt.token_ids)
+
+    @classmethod
+    def rendered(cls, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Json]) -> "Conversation":
+        """One that begins with messages as the chat template writes them now. Raises SealedError if it does not."""
+        try:
+            text = tokenizer.render(messages, add_generation_prompt=True, tools=tools)
+        except (DataError, ModelError) as error:
+            raise SealedError(str(error)) from error
+        return cls(tokenizer, messages, tools, text, np.array(tokenizer.encode(text), dtype=np.int64))
 
     @property
-    def messages(self) -> tuple[Message, ...]:
-        """What was said after the prompt."""
-        return tuple(self._messages[self._num_given :])
-
-    @property
-    def rendered(self) -> str:
+    def rendered_text(self) -> str:
         """Prompt and response as text, special tokens included."""
         return self._shown + self._unended
 
     @property
     def request_ids(self) -> IntArray:
         """[n]: prompt and response so far, which the next turn continues."""
-        joined: IntArray = np.concatenate([self._prompt_ids, *self._ids]).astype(np.int64, copy=False)
+        joined: IntArray = np.concatenate([self.prompt_ids, *self._ids]).astype(np.int64, copy=False)
         return joined
 
     @property
@@ -67,39 +86,44 @@ class Conversation:
         return np.concatenate([np.zeros(0, dtype=np.int64), *self._ids])
 
     @property
-    def num_world_tokens(self) -> int:
-        """Tokens that the model did not write."""
-        return sum(int(len(own) - np.count_nonzero(own)) for own in self._own)
+    def own(self) -> BoolArray:
+        """[n]: which of them the model wrote."""
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *self._own])
+
+    @property
+    def log_probs(self) -> FloatArray:
+        """[n]: those of the model's tokens when it sampled them, 0 at the others."""
+        return np.concatenate([np.zeros(0, dtype=np.float32), *self._log_probs])
 
     def __len__(self) -> int:
         return sum(map(len, self._ids))
 
-    def add_turn(self, rollout: Rollout) -> str:
-        """Add what the model sampled. Returns its text without the token that ends it."""
+    def add_turn(self, rollout: Rollout, *, is_learned: bool = True) -> str:
+        """Add what the model sampled, to be learned from or only to be read. Returns its text without the token that
+        ends it."""
         ids = rollout.token_ids
-        before = (self._ids[-1] if self._ids else self._prompt_ids)[-CONTEXT_TOKENS:].tolist()
-        self._starts.append(len(self))
-        self._add(ids, np.ones(len(ids), dtype=np.bool_), rollout.log_probs)
-        self._turns.append(rollout)
+        before = (self._ids[-1] if self._ids else self.prompt_ids)[-CONTEXT_TOKENS:].tolist()
+        self.turns.append(Turn(start=len(self), rollout=rollout))
+        self._add(ids, np.full(len(ids), is_learned, dtype=np.bool_), rollout.log_probs)
         stopped = rollout.finish_reason is FinishReason.STOP and len(ids) and ids[-1] in self._tokenizer.stop_token_ids
         said = ids[:-1] if stopped else ids
         text = self._decode(before, said.tolist())
         self._unended = self._tokenizer.decode([int(ids[-1])], skip_special_tokens=False) if stopped else ""
         self._shown += text
-        self._messages.append(Message(role="assistant", content=text))
+        self.messages.append(Message(role="assistant", content=text))
         return text
 
     def world_tokens(self, said: Sequence[Message]) -> tuple[str, IntArray]:
         """What the template writes between the last turn and the model's next one: text and tokens, where others said
         `said`. Raises SealedError."""
-        messages = [*self._messages, *said]
+        messages = [*self.messages, *said]
         try:
             text = self._tokenizer.render(messages, add_generation_prompt=True, tools=self._tools)
         except (DataError, ModelError) as error:
             raise SealedError(str(error)) from error
-        if not text.startswith(self.rendered):
-            raise SealedError(_difference(self.rendered, text))
-        between = text[len(self.rendered) :]
+        if not text.startswith(self.rendered_text):
+            raise SealedError(_difference(self.rendered_text, text))
+        between = text[len(self.rendered_text) :]
         if lost_messages(said, between):
             raise SealedError("it leaves out what came back")
         ids = continued(self._tokenizer.encode, self._unended, between)
@@ -108,7 +132,7 @@ class Conversation:
     def add_world(self, said: Sequence[Message], text: str, ids: IntArray) -> None:
         """Add what `world_tokens` gave for `said`."""
         self._add(ids, np.zeros(len(ids), dtype=np.bool_), np.zeros(len(ids), dtype=np.float32))
-        self._messages += said
+        self.messages += said
         self._shown, self._unended = text, ""
 
     def clean(self, text: str) -> str:
@@ -129,38 +153,11 @@ class Conversation:
         ends = [self._tokenizer.decode(part, skip_special_tokens=False) for part in (first, last)]
         return f"{ends[0]}\n[{left_out} tokens left out]\n{ends[1]}"
 
-    def rollout(self, request_id: str, prompt_id: str, finish_reason: FinishReason) -> Rollout:
-        """The response so far as one rollout. Its age is that of its oldest token."""
-        own = np.concatenate([np.zeros(0, dtype=np.bool_), *self._own])
-        oldest = self._turns[0].weight_version if self._turns else 0
-        newest, num_older = self._newest() if self._turns else (0, 0)
-        return Rollout(
-            id=request_id,
-            prompt_id=prompt_id,
-            token_ids=self.token_ids,
-            finish_reason=finish_reason,
-            loss_mask=None if own.all() else own,
-            log_probs=np.concatenate([np.zeros(0, dtype=np.float32), *self._log_probs]),
-            weight_version=oldest,
-            num_older_tokens=num_older,
-            newest_version=newest,
-        )
-
     def _decode(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """The text that tokens add to those before them."""
         head = self._tokenizer.decode(before, skip_special_tokens=False)
         joint = self._tokenizer.decode([*before, *ids], skip_special_tokens=False)
         return joint[len(head) :] if joint.startswith(head) else self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def _newest(self) -> tuple[int, int]:
-        """The newest version that sampled a token, and how many tokens stand before its first one."""
-        newest = max(max(turn.weight_version, turn.newest_version) for turn in self._turns)
-        if self._turns[0].weight_version == newest:
-            return newest, 0
-        for start, turn in zip(self._starts, self._turns, strict=True):
-            if newest in (turn.weight_version, turn.newest_version):
-                return newest, start if turn.weight_version == newest else start + turn.num_older_tokens
-        raise AssertionError("one turn has the newest version")
 
     def _add(self, ids: IntArray, own: BoolArray, log_probs: FloatArray) -> None:
         self._ids.append(ids)
@@ -175,8 +172,9 @@ def _difference(sampled: str, rendered: str) -> str:
     return f"it writes {shown[1]} where {shown[0]} was sampled"
 
 
-def require_turns(tokenizer: Tokenizer, tools: Sequence[Json], role: str) -> None:
-    """Raise ModelError where the chat template cannot go on after an answer with a message of `role`."""
+def rewritten_turn(tokenizer: Tokenizer, tools: Sequence[Json], role: str) -> str:
+    """How the chat template rewrites an answer once a message of `role` follows; empty where it does not. Raises
+    ModelError where it takes no such message."""
     question = Message(role="user", content="What is 2 + 2?")
     text = tokenizer.render([question], add_generation_prompt=True, tools=tools)
     answer = Message(role="assistant", content="It is four, I believe.")
@@ -185,9 +183,5 @@ def require_turns(tokenizer: Tokenizer, tools: Sequence[Json], role: str) -> Non
         whole = tokenizer.render([question, answer, reply], add_generation_prompt=True, tools=tools)
     except DataError as error:
         raise ModelError(f"rollout: the chat template takes no {role} message after an answer: {error}") from error
-    if not whole.startswith(text + answer.content):
-        why = _difference(text + answer.content, whole)
-        raise ModelError(
-            f"rollout: the chat template rewrites an answer once a {role} message follows ({why}), so that an episode "
-            "would end with its first turn. Set data.chat_template to one that keeps earlier turns."
-        )
+    expected = text + answer.content
+    return "" if whole.startswith(expected) else _difference(expected, whole)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from rlhf.environments.calls import Call, Parser, UnreadCall
 from rlhf.environments.conversation import Conversation, SealedError
 from rlhf.environments.session import EnvironmentFaultError, Reply, Session
 from rlhf.environments.spec import Described
+from rlhf.environments.transcript import Transcript
 from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.types import FinishReason, Json, Message, Prompt, Rollout, RolloutRequest
 
@@ -39,6 +40,8 @@ class EpisodeLimits:
     """Tokens of one of the model's turns; None: only those of the response count."""
     max_tool_response_tokens: int
     """Tokens of a reply; of a longer one the middle is left out."""
+    max_tokens: int
+    """Tokens of all segments together, prompts included: what one response may need when it is learned from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,8 @@ class _Counts:
     num_calls: int = 0
     num_turns: int = 0
     num_failed_calls: int = 0
-    reward: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    """Of each turn."""
     parts: Mapping[str, float] | None = None
     world_s: float = 0.0
 
@@ -77,7 +81,7 @@ class EpisodeRun:
         self._prompt = prompt
         self._session = session
         self._sample = sample
-        self._talk = Conversation(rules.tokenizer, prompt, rules.described.tools)
+        self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools)
         self._counts = _Counts(calls=Counter())
 
     async def run(self, *, has_environment: bool) -> EpisodeRollout:
@@ -95,22 +99,28 @@ class EpisodeRun:
 
     def finished(self, ending: Ending, failure: str = "") -> EpisodeRollout:
         """The response so far, as one that has ended."""
-        whole = self._talk.rollout(self._request.id, self._request.prompt_id, FINISH[ending])
+        whole = self._transcript.rollout(self._request.id, self._request.prompt_id, FINISH[ending])
         counts = self._counts
         episode = Episode(
-            messages=self._talk.messages,
+            messages=self._transcript.messages,
             ending=ending,
+            num_segments=len(self._transcript.segments),
             num_turns=counts.num_turns,
             calls=dict(sorted(counts.calls.items())),
             num_calls=counts.num_calls,
             num_failed_calls=counts.num_failed_calls,
-            num_world_tokens=self._talk.num_world_tokens,
-            reward=counts.reward,
+            num_world_tokens=self._transcript.num_world_tokens,
+            turn_ends=self._transcript.turn_ends,
+            turn_rewards=tuple(counts.rewards),
             parts=counts.parts or {},
             world_s=counts.world_s,
             failure=failure,
         )
         return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
+
+    @property
+    def _talk(self) -> Conversation:
+        return self._transcript.current
 
     async def _begin(self) -> Ending | None:
         """Reset the environment. What the user says first stands before the model's first turn, and so does what opens
@@ -121,9 +131,10 @@ class EpisodeRun:
     async def _turn(self, *, steps: bool) -> Ending | None:
         """One turn of the model, and what comes back. None: the episode goes on."""
         limits, counts = self._rules.limits, self._counts
-        room = self._request.sampling.max_tokens - len(self._talk)
+        room = self._room(self._talk)
         rollout = await self._sample(self._next_request(min(room, limits.max_turn_tokens or room)))
         counts.num_turns += 1
+        counts.rewards.append(0.0)
         text = self._talk.add_turn(rollout)
         if rollout.finish_reason is not FinishReason.STOP:
             return Ending.ABORTED if rollout.finish_reason is FinishReason.ABORTED else Ending.MAX_TOKENS
@@ -179,18 +190,41 @@ class EpisodeRun:
         return Message(role="tool", content=text, fields=fields_)
 
     def _hear(self, said: Sequence[Message]) -> Ending | None:
-        """Add what was said, if the model's next turn has room after it."""
+        """Add what was said, if the model's next turn has room after it. A conversation that cannot go on as it was
+        sampled goes on in a new segment."""
+        talk = self._talk
         try:
-            text, ids = self._talk.world_tokens(said)
+            text, ids = talk.world_tokens(said)
         except SealedError:
-            return Ending.SEALED
-        if len(self._talk) + len(ids) >= self._request.sampling.max_tokens:
+            return self._begin_segment([*talk.messages, *said])
+        if self._room(talk) <= len(ids):
             return Ending.MAX_TOKENS
-        self._talk.add_world(said, text, ids)
+        talk.add_world(said, text, ids)
         return None
 
+    def _begin_segment(self, messages: Sequence[Message]) -> Ending | None:
+        """Go on with the messages as the chat template writes them now, if there is room."""
+        try:
+            segment = Conversation.rendered(self._rules.tokenizer, messages, self._rules.described.tools)
+        except SealedError:
+            return Ending.SEALED
+        if self._room(segment) <= 0:
+            return Ending.SEALED
+        self._transcript.segments.append(segment)
+        return None
+
+    def _room(self, talk: Conversation) -> int:
+        """How many tokens a conversation may still get: as many as the engine takes, and as learning has room for."""
+        request = self._request
+        context = len(request.prompt_token_ids) + request.sampling.max_tokens
+        others = sum(len(one.prompt_ids) + len(one) for one in self._transcript.segments if one is not talk)
+        most = min(context, max(self._rules.limits.max_tokens, context) - others)
+        return most - len(talk.prompt_ids) - len(talk)
+
     def _add_reward(self, reward: float | None) -> None:
-        self._counts.reward += reward or 0.0
+        """Add to the reward of the turn that was last; of an episode without one, to the only reward."""
+        self._counts.rewards = self._counts.rewards or [0.0]
+        self._counts.rewards[-1] += reward or 0.0
 
     async def _timed(self, awaited: Awaitable[T]) -> T:
         start = time.monotonic()

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from rlhf.config.commands import OnlineConfig
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine, Tokenizer
 from rlhf.environments.calls import find_parser, no_calls
-from rlhf.environments.conversation import require_turns
+from rlhf.environments.conversation import rewritten_turn
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.episode import EpisodeLimits, Rules, row_of
 from rlhf.environments.host import describe, try_reset
@@ -63,13 +64,30 @@ def require_reset(section: RolloutSection, prompt: Prompt) -> None:
         raise ConfigError(f"rollout.environment: {section.environment}.reset on row {prompt.id}: {failure}.")
 
 
-def make_rules(section: RolloutSection, world: Described, tokenizer: Tokenizer) -> Rules:
-    """What all episodes share. Raises ModelError where the chat template cannot go on after a turn, or writes calls in
-    a form that is not known."""
-    if world.tools:
-        require_turns(tokenizer, world.tools, "tool")
-    if world.steps:
-        require_turns(tokenizer, world.tools, "user")
+def describe_episodes(config: OnlineConfig, world: Described, tokenizer: Tokenizer) -> list[str]:
+    """Lines for a check: tools and environment, and whether responses will have several segments. Raises ModelError
+    where the chat template takes no message after a turn."""
+    said = [describe_world(config.rollout, world)]
+    if how := rewritten_turns(world, tokenizer):
+        said.append(
+            f"rollout: the chat template rewrites a turn once another message follows ({how}). A response then goes on "
+            "in another segment, which repeats the conversation, as long as all segments together have room in "
+            f"train.max_tokens_per_micro_batch ({config.train.max_tokens_per_micro_batch})."
+        )
+    return said
+
+
+def rewritten_turns(world: Described, tokenizer: Tokenizer) -> str:
+    """How the chat template rewrites turns that others follow; empty where it does not. Raises ModelError where it
+    takes no message after a turn."""
+    roles = [*(["tool"] if world.tools else []), *(["user"] if world.steps else [])]
+    return next((how for role in roles if (how := rewritten_turn(tokenizer, world.tools, role))), "")
+
+
+def make_rules(
+    section: RolloutSection, world: Described, tokenizer: Tokenizer, max_tokens_per_micro_batch: int
+) -> Rules:
+    """What all episodes share. Raises ModelError where the chat template writes calls in a form that is not known."""
     return Rules(
         tokenizer=tokenizer,
         described=world,
@@ -78,12 +96,13 @@ def make_rules(section: RolloutSection, world: Described, tokenizer: Tokenizer) 
             max_turns=section.max_turns,
             max_turn_tokens=section.max_turn_tokens,
             max_tool_response_tokens=section.max_tool_response_tokens,
+            max_tokens=max_tokens_per_micro_batch,
         ),
     )
 
 
 def episode_engine(
-    section: RolloutSection,
+    config: OnlineConfig,
     engine: RolloutEngine,
     world: Described,
     tokenizer: Tokenizer,
@@ -91,10 +110,11 @@ def episode_engine(
     repaired: Repaired,
 ) -> EpisodeEngine:
     """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run."""
+    section = config.rollout
     return EpisodeEngine(
         engine,
         world_spec(section),
-        make_rules(section, world, tokenizer),
+        make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch),
         FaultPolicy(
             timeout_s=section.environment_timeout_s,
             num_retries=section.environment_retries,

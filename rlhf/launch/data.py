@@ -9,7 +9,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.environments.spec import Described
 from rlhf.errors import DataError
 from rlhf.launch.agents import (
-    describe_world,
+    describe_episodes,
     episode_prompts,
     load_world,
     make_rules,
@@ -84,7 +84,7 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | Non
         raise DataError(unfit)
     tried = try_functions(config.reward, prompts.train)
     if world is not None:
-        tried.append(describe_world(config.rollout, world))
+        tried += describe_episodes(config, world, tokenizer)
     texts = None
     if config.algo.pretraining_path is not None:
         section = DataSection(
@@ -106,7 +106,7 @@ def _prompts(
     section, limit = config.rollout, config.rollout.max_prompt_tokens
     if world is None:
         return load_prompts(config.data, tokenizer, limit, max_rows)
-    make_rules(section, world, tokenizer)
+    make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch)
     prompts = load_prompts(config.data, tokenizer, limit, max_rows, episode_prompts(section, world))
     if lacking := missing_columns(section, world, (*prompts.train, *prompts.held_out)):
         raise DataError(lacking)

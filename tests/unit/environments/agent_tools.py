@@ -65,7 +65,7 @@ class Guess:
         return f"I think of a number from 0 to {limit}."
 
     def step(self, text: str) -> tuple[str, float, bool, bool, Mapping[str, object]]:
-        guess = int(text)
+        guess = int(text.rsplit("</think>", maxsplit=1)[-1])
         if guess == self._secret:
             return "right", 1.0, True, False, {"distance": 0}
         return (

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.environments.playing import Make, Play
+from rlhf.engines.models.tokenizer import HfTokenizer
+from tests.unit.environments.playing import TOKENIZER, Make, Play
 from tests.unit.environments.support import Script
 
 
@@ -12,8 +13,14 @@ from tests.unit.environments.support import Script
 def play() -> Iterator[Make]:
     opened: list[Play] = []
 
-    def make(script: Script, *tools: str, environment: str | None = None, **settings: object) -> Play:
-        opened.append(Play(script, *tools, environment=environment, **settings))
+    def make(
+        script: Script,
+        *tools: str,
+        environment: str | None = None,
+        tokenizer: HfTokenizer = TOKENIZER,
+        **settings: object,
+    ) -> Play:
+        opened.append(Play(script, *tools, environment=environment, tokenizer=tokenizer, **settings))
         return opened[-1]
 
     yield make

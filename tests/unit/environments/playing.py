@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+from rlhf.engines.models.tokenizer import HfTokenizer
 from rlhf.environments.calls import find_parser, no_calls
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy, _by_content
 from rlhf.environments.episode import EpisodeLimits, Rules
@@ -25,22 +26,30 @@ def call(name: str, **arguments: Json) -> str:
 class Play:
     """Plays episodes with tools and an environment."""
 
-    def __init__(self, script: Script, *tools: str, environment: str | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *tools: str,
+        environment: str | None = None,
+        tokenizer: HfTokenizer = TOKENIZER,
+        **settings: object,
+    ) -> None:
+        self.tokenizer = tokenizer
         named = tuple(HERE + name for name in tools)
         self.spec = WorldSpec(tools=named, environment=None if environment is None else HERE + environment)
         self.described = describe(self.spec)
-        self.prompt = make_prompt(TOKENIZER, tools=self.described.tools, is_open=environment is not None)
-        self.engine = ScriptedEngine(TOKENIZER, script)
+        self.prompt = make_prompt(self.tokenizer, tools=self.described.tools, is_open=environment is not None)
+        self.engine = ScriptedEngine(tokenizer, script)
         self.repairs: list[Repair] = []
-        limits = {"max_turns": 4, "max_turn_tokens": None, "max_tool_response_tokens": 40}
+        limits = {"max_turns": 4, "max_turn_tokens": None, "max_tool_response_tokens": 40, "max_tokens": 100}
         faults = {"timeout_s": 10.0, "num_retries": 1, "on_error": "drop"}
         self.episodes = EpisodeEngine(
             self.engine,
             self.spec,
             Rules(
-                tokenizer=TOKENIZER,
+                tokenizer=tokenizer,
                 described=self.described,
-                parser=find_parser(TOKENIZER, self.described.tools) if self.described.tools else no_calls,
+                parser=find_parser(tokenizer, self.described.tools) if self.described.tools else no_calls,
                 limits=EpisodeLimits(**{name: settings.get(name, value) for name, value in limits.items()}),  # type: ignore[arg-type]
             ),
             FaultPolicy(**{name: settings.get(name, value) for name, value in faults.items()}),  # type: ignore[arg-type]
@@ -51,7 +60,7 @@ class Play:
 
     def row(self, **columns: Json) -> "Play":
         """The same prompt with other columns."""
-        given = make_prompt(TOKENIZER, tools=self.described.tools, is_open=True)
+        given = make_prompt(self.tokenizer, tools=self.described.tools, is_open=True)
         self.prompt = replace(given, metadata={**given.metadata, **columns})
         self.episodes._prompts = _by_content([self.prompt])
         return self
@@ -63,7 +72,7 @@ class Play:
         return rollout
 
     def text(self, rollout: Rollout) -> str:
-        return TOKENIZER.decode(rollout.token_ids.tolist(), skip_special_tokens=False)
+        return self.tokenizer.decode(rollout.token_ids.tolist(), skip_special_tokens=False)
 
 
 Make = Callable[..., Play]

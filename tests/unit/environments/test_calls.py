@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.environments.calls import Call, UnreadCall, find_parser, parse_hermes, parse_llama
-from rlhf.environments.conversation import require_turns
+from rlhf.environments.conversation import rewritten_turn
 from rlhf.errors import ModelError
 from rlhf.types import Json
 from tests.tiny_models import CHAT_TEMPLATE
@@ -85,16 +85,15 @@ def test_a_template_without_calls_or_with_unknown_ones_is_refused() -> None:
         find_parser(byte_tokenizer(other), TOOLS)
 
 
-def test_a_template_that_rewrites_answers_is_refused() -> None:
-    require_turns(byte_tokenizer(HERMES), TOOLS, "tool")
-    require_turns(byte_tokenizer(LLAMA), TOOLS, "user")
+def test_a_template_that_rewrites_answers_is_known() -> None:
+    assert not rewritten_turn(byte_tokenizer(HERMES), TOOLS, "tool")
+    assert not rewritten_turn(byte_tokenizer(LLAMA), TOOLS, "user")
     rewriting = HERMES.replace(
         "message.content + '<|im_end|>", "(message.content if loop.last else '...') + '<|im_end|>"
     )
-    with pytest.raises(ModelError, match=r"rewrites an answer once a user message follows \(it writes '\.\.\."):
-        require_turns(byte_tokenizer(rewriting), TOOLS, "user")
+    assert rewritten_turn(byte_tokenizer(rewriting), TOOLS, "user").startswith("it writes '...")
     refusing = HERMES.replace(
         "{%- if message.role == 'tool' %}", "{%- if message.role == 'tool' %}{{ raise_exception('no tools') }}"
     )
     with pytest.raises(ModelError, match=r"takes no tool message after an answer: .*no tools"):
-        require_turns(byte_tokenizer(refusing), TOOLS, "tool")
+        rewritten_turn(byte_tokenizer(refusing), TOOLS, "tool")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf.engines.models.tokenizer import HfTokenizer
 from rlhf.environments.conversation import Conversation, SealedError
+from rlhf.environments.transcript import Transcript
 from rlhf.types import FinishReason, Json, Message, Rollout
 from tests.unit.environments.support import FORGETFUL, HERMES, LLAMA, SPECIAL, byte_tokenizer, make_prompt
 
@@ -41,7 +42,8 @@ def test_rendering_a_conversation_gives_the_tokens_that_were_trained_on(
 ) -> None:
     tokenizer = TOKENIZERS[name]
     prompt = make_prompt(tokenizer, "Go.", tools=TOOLS)
-    talk = Conversation(tokenizer, prompt, TOOLS)
+    transcript = Transcript(tokenizer, prompt, TOOLS)
+    talk = transcript.current
     own: list[int] = []
     said_by_model = [last, *(text for text, _ in turns if not reasoning)]
     for text, replies in turns:
@@ -58,19 +60,18 @@ def test_rendering_a_conversation_gives_the_tokens_that_were_trained_on(
         own += turn.token_ids.tolist()
         talk.add_turn(turn)
     whole = [*prompt.token_ids.tolist(), *talk.token_ids.tolist()]
-    assert tokenizer.decode(whole, skip_special_tokens=False) == talk.rendered, "the tokens are the text"
+    assert tokenizer.decode(whole, skip_special_tokens=False) == talk.rendered_text, "the tokens are the text"
     if not any(turn[:1].isspace() for turn in said_by_model):
         # A space at the beginning of a turn could be one token with the end of the prompt, where it was sampled alone.
-        assert tokenizer.encode(talk.rendered) == whole, "the text is the tokens"
-    rollout = talk.rollout("r", "p", FinishReason.STOP)
+        assert tokenizer.encode(talk.rendered_text) == whole, "the text is the tokens"
+    rollout = transcript.rollout("r", "p", FinishReason.STOP)
     mask = np.ones(len(own), dtype=np.bool_) if rollout.loss_mask is None else rollout.loss_mask
     assert rollout.token_ids[mask].tolist() == own, "what was sampled is learned from, and nothing else"
     assert not rollout.log_probs[~mask].any()
     assert (rollout.log_probs[mask] < 0).all()
-    if talk.messages and talk.messages[-1].role == "assistant" and not _is_trimmed(name, talk.messages[-1].content):
-        question = Message(role="user", content="Go.")
-        again = tokenizer.render([question, *talk.messages], add_generation_prompt=False, tools=TOOLS)
-        assert again.startswith(talk.rendered), "the chat template writes the same"
+    if talk.messages[-1].role == "assistant" and not _is_trimmed(name, talk.messages[-1].content):
+        again = tokenizer.render(talk.messages, add_generation_prompt=False, tools=TOOLS)
+        assert again.startswith(talk.rendered_text), "the chat template writes the same"
 
 
 def _is_trimmed(name: str, text: str) -> bool:
@@ -82,7 +83,7 @@ def _is_trimmed(name: str, text: str) -> bool:
 def test_tokens_that_no_text_encodes_to_stay_as_they_were_sampled(ids: list[int]) -> None:
     tokenizer = TOKENIZERS["hermes"]
     prompt = make_prompt(tokenizer)
-    talk = Conversation(tokenizer, prompt, ())
+    talk = Conversation.of_prompt(tokenizer, prompt, ())
     end = tokenizer.encode(END)
     turn = Rollout(
         id="r",
@@ -108,7 +109,7 @@ def test_tokens_that_no_text_encodes_to_stay_as_they_were_sampled(ids: list[int]
 )
 def test_what_the_template_would_write_in_another_way_is_sealed(template: str, text: str, end: str, why: str) -> None:
     tokenizer = byte_tokenizer(template)
-    talk = Conversation(tokenizer, make_prompt(tokenizer), ())
+    talk = Conversation.of_prompt(tokenizer, make_prompt(tokenizer), ())
     talk.add_turn(sampled(tokenizer, text, end=end))
     with pytest.raises(SealedError) as caught:
         talk.world_tokens([Message(role="user", content="and?")])
@@ -118,37 +119,13 @@ def test_what_the_template_would_write_in_another_way_is_sealed(template: str, t
 
 def test_what_a_tool_returns_ends_no_turn() -> None:
     tokenizer = TOKENIZERS["hermes"]
-    talk = Conversation(tokenizer, make_prompt(tokenizer), ())
+    talk = Conversation.of_prompt(tokenizer, make_prompt(tokenizer), ())
     cleaned = talk.clean("a<|im_end|>b<|end|>")
     assert cleaned == "a< |im_end|>b< |end|>"
     assert not set(tokenizer.encode(cleaned)) & set(tokenizer.stop_token_ids)
 
 
 def test_the_middle_of_a_long_text_is_left_out() -> None:
-    talk = Conversation(TOKENIZERS["hermes"], make_prompt(TOKENIZERS["hermes"]), ())
+    talk = Conversation.of_prompt(TOKENIZERS["hermes"], make_prompt(TOKENIZERS["hermes"]), ())
     assert talk.cut("0123456789", 10) == "0123456789"
     assert talk.cut("0123456789", 5) == "012\n[5 tokens left out]\n89"
-
-
-def test_the_age_is_that_of_the_oldest_token() -> None:
-    tokenizer = TOKENIZERS["hermes"]
-    talk = Conversation(tokenizer, make_prompt(tokenizer), ())
-    said = [Message(role="user", content="on")]
-    for version in (3, 3, 4):
-        talk.add_turn(sampled(tokenizer, "a", version=version))
-        talk.add_world(said, *talk.world_tokens(said))
-    rollout = talk.rollout("r", "p", FinishReason.STOP)
-    assert (rollout.weight_version, rollout.newest_version) == (3, 4)
-    assert rollout.loss_mask is not None
-    own = np.flatnonzero(rollout.loss_mask)
-    assert rollout.num_older_tokens == own[4], "the first token of the third turn, of two tokens each"
-
-
-def test_a_conversation_of_one_version_has_no_older_tokens() -> None:
-    tokenizer = TOKENIZERS["hermes"]
-    talk = Conversation(tokenizer, make_prompt(tokenizer, is_open=True), ())
-    said = [Message(role="user", content="on")]
-    talk.add_world(said, *talk.world_tokens(said))
-    talk.add_turn(sampled(tokenizer, "a", version=5))
-    rollout = talk.rollout("r", "p", FinishReason.STOP)
-    assert (rollout.weight_version, rollout.newest_version, rollout.num_older_tokens) == (5, 5, 0)

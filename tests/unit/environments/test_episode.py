@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.types import FinishReason
 from tests.unit.environments.playing import TOKENIZER, Make, call, says
-from tests.unit.environments.support import make_request
+from tests.unit.environments.support import FORGETFUL, byte_tokenizer, make_request
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -181,3 +182,40 @@ def test_each_response_has_an_environment_of_its_own(play: Make) -> None:
     futures = game.episodes.submit([make_request(game.prompt, f"n{n}") for n in range(20)])
     rollouts = [future.result(30) for future in futures]
     assert all(isinstance(one, EpisodeRollout) and one.episode.reward == 1.0 for one in rollouts)
+
+
+def test_a_game_whose_template_drops_thoughts_goes_on_in_segments(play: Make) -> None:
+    """Each turn is in the context in which it was sampled: the engine was asked with exactly these tokens."""
+    turns = ("<think>middle</think>5", "<think>more</think>8", "7")
+    game = play(says(*turns), environment="Guess", tokenizer=byte_tokenizer(FORGETFUL), max_tokens=2000).row(secret=7)
+    rollout = game.once()
+    assert (rollout.episode.ending, rollout.episode.num_segments) == (Ending.TERMINATED, 3)
+    assert [said.content for said in rollout.episode.messages if said.role == "assistant"] == list(turns)
+    ids = np.concatenate([game.prompt.token_ids, rollout.token_ids])
+    bounds = [0, *(len(game.prompt.token_ids) + start for start in rollout.segment_starts), len(ids)]
+    for request, (start, end), turn in zip(game.engine.requests, pairwise(bounds), turns, strict=True):
+        context, asked = ids[start:end].tolist(), request.prompt_token_ids.tolist()
+        assert context[: len(asked)] == asked
+        assert game.tokenizer.decode(context[len(asked) :], skip_special_tokens=False) == f"{turn}<|im_end|>"
+    assert rollout.loss_mask is not None
+    own = game.tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=False)
+    assert own == "".join(f"{turn}<|im_end|>" for turn in turns)
+
+
+def test_segments_end_where_learning_has_no_room_for_more(play: Make) -> None:
+    forgetful = byte_tokenizer(FORGETFUL)
+
+    def forever(seen: str, turn: int) -> str:
+        return "<think>hm</think>0"
+
+    seen = []
+    for most in (100, 800, 1600):
+        game = play(forever, environment="Guess", tokenizer=forgetful, max_turns=50, max_tokens=most).row(secret=7)
+        rollout = game.once(max_tokens=300)
+        assert rollout.episode.ending in (Ending.SEALED, Ending.MAX_TOKENS)
+        assert rollout.finish_reason is FinishReason.LENGTH
+        size = len(rollout.token_ids) + len(game.prompt.token_ids)
+        assert size <= max(most, 300 + len(game.prompt.token_ids))
+        assert rollout.loss_mask is None or rollout.loss_mask[-1]
+        seen.append(rollout.episode.num_segments)
+    assert seen == sorted(set(seen))

@@ -10,7 +10,7 @@ from rlhf.config.loading.load import load_config
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.launch.data import RunData, load_data
-from tests.unit.environments.support import HERMES, byte_tokenizer
+from tests.unit.environments.support import FORGETFUL, HERMES, byte_tokenizer
 from tests.unit.orchestrator.data.data_support import write_rows
 
 HERE = "tests.unit.environments.agent_tools:"
@@ -46,6 +46,15 @@ def test_tools_stand_in_the_prompt_and_texts_become_messages(tmp_path: Path) -> 
     assert '"name": "add"' in prompt.text
     assert prompt.text.endswith("<|im_start|>assistant\n")
     assert data.tried == ["rollout: tools add."]
+
+
+def test_a_template_that_drops_thoughts_is_told(tmp_path: Path) -> None:
+    rewriting = FORGETFUL.replace("message.content.split('</think>')[-1]", "message.content | upper")
+    data = loaded(tmp_path, "--rollout.environment", HERE + "Guess", template=rewriting, secret=4)
+    assert data.tried[1].startswith(
+        "rollout: the chat template rewrites a turn once another message follows (it writes"
+    )
+    assert data.tried[1].endswith("have room in train.max_tokens_per_micro_batch (4096).")
 
 
 def test_prompts_of_an_environment_leave_open_who_speaks(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def episodes(rewards: Sequence[float], *, failed: Sequence[int] = ()) -> list[Ro
                 messages=(Message(role="assistant", content="4"),),
                 ending=Ending.FAILED if index in failed else Ending.ANSWER,
                 num_turns=1,
-                reward=reward,
+                turn_rewards=(reward,),
                 parts={"distance": 2.0},
             ),
         )

@@ -55,7 +55,7 @@ def test_a_row_of_several_turns_shows_them_and_no_times() -> None:
         num_turns=1,
         calls={"add": 1},
         num_calls=1,
-        reward=0.5,
+        turn_rewards=(0.5,),
         world_s=3.0,
     )
     (rollout,) = group.rollouts
