@@ -31,6 +31,8 @@ class ScoredSequences(ABC):
     def _sequence(self, prompt: Prompt, response: str, rollout: Rollout) -> IntArray:
         """The tokens that are scored."""
         if self._same:
+            if rollout.segment_starts:  # the last one is the conversation as it ended
+                return rollout.token_ids[rollout.segment_starts[-1] :]
             return np.concatenate([prompt.token_ids, rollout.token_ids])
         return self._tokenize(prompt, response, rollout)
 

@@ -65,6 +65,14 @@ def test_each_response_gets_its_own_score_on_any_number_of_ranks(num_ranks: int,
     assert reward.score([], [], []) == []
 
 
+def test_of_a_response_of_several_segments_the_last_one_is_scored() -> None:
+    """It is the conversation as it ended; those before it are what the model read on the way."""
+    (rollout,) = rollouts(1)
+    several = replace(rollout, token_ids=np.array([3, 50, 60, 4, 5]), segment_starts=(1, 3))
+    reward = ModelReward(SumScorer(), policy_tokenizer=PLAIN, reward_tokenizer=PLAIN)
+    assert [one.total for one in reward.score(prompts(1), responses(1), [several])] == [9.0]
+
+
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40),
     num_ranks=st.integers(1, 5),
