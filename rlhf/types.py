@@ -147,12 +147,18 @@ class Response:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Response):
     """A sampled response: the engine's token ids and log-probs [n], never edited: a stop token is there if sampled.
-    `weight_version` is the oldest token's; the first `num_older_tokens` are older than `newest_version`, if any."""
+    `weight_version` is the oldest token's, -1 where no token was sampled (an episode that failed before its first
+    turn); the first `num_older_tokens` are older than `newest_version`, if any."""
 
     log_probs: FloatArray
     weight_version: int
     num_older_tokens: int = 0
     newest_version: int = 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether any token of it was sampled."""
+        return self.weight_version >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -203,7 +203,7 @@ class SampleEvaluator:
     def evaluate(self, version: int) -> Evaluation:
         """Raises RlhfError where a response was sampled from older weights than `version`."""
         rollouts = self._sampler.generate(self._requests())
-        stale = [rollout for rollout in rollouts if rollout.weight_version != version]
+        stale = [rollout for rollout in rollouts if rollout.is_sampled and rollout.weight_version != version]
         if stale:
             raise RlhfError(
                 f"evaluation: {len(stale)} of {len(rollouts)} responses were sampled from weights of version "

@@ -74,12 +74,13 @@ def flatten(metrics: Metrics) -> dict[str, float]:
 def lag_metrics(groups: Sequence[ScoredGroup], version: int, max_lag: int) -> dict[str, float]:
     """How old the weights were that sampled the groups, with the share of the responses of each age. `version` is that
     of the policy, before it learns from them."""
-    lags = [version - rollout.weight_version for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.is_sampled]
+    lags = [version - rollout.weight_version for rollout in rollouts]
     ages = range(max_lag + 1)
-    return {f"rollout/lag/{age}": lags.count(age) / len(lags) for age in ages} | {
+    return {f"rollout/lag/{age}": lags.count(age) / max(len(lags), 1) for age in ages} | {
         "rollout/weight_version": float(version),
-        "rollout/lag_mean": sum(lags) / len(lags),
-        "rollout/lag_max": float(max(lags)),
+        "rollout/lag_mean": sum(lags) / max(len(lags), 1),
+        "rollout/lag_max": float(max(lags, default=0)),
     }
 
 

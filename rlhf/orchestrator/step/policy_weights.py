@@ -53,7 +53,7 @@ def require_lag(step: int, batch: GroupBatch, max_lag: int) -> None:
         RlhfError: a rollout is older, or newer.
     """
     for rollout in batch.rollouts:
-        if not 0 <= step - 1 - rollout.weight_version <= max_lag:
+        if rollout.is_sampled and not 0 <= step - 1 - rollout.weight_version <= max_lag:
             raise RlhfError(
                 f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "
                 f"policy is at {step - 1}; at most {max_lag} versions of lag are allowed"

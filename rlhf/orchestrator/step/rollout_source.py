@@ -243,7 +243,8 @@ class RolloutSource:
             group.sampled = make_group(group.prompt, rollouts, texts[part], rewards[part], self._plan)
             found = scored_part(group.sampled, self._plan)
             group.kept = found if found is not None and self._keep(found) else None
-            oldest = min(rollout.weight_version for rollout in group.sampled.rollouts)
+            versions = [rollout.weight_version for rollout in group.sampled.rollouts if rollout.is_sampled]
+            oldest = min(versions, default=self._stream.version)
             if self._stream.complete(group.asked.number, keep=group.kept is not None, version=oldest):
                 if group.kept is None:
                     self._dropped.append(group)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.episode import Ending, Episode, EpisodeRollout
-from rlhf.types import Head, Message, Role, Rollout, RolloutRequest
+from rlhf.types import FinishReason, Head, Message, Role, Rollout, RolloutRequest
 from tests.unit.orchestrator.support import TOKENIZER, Run, ppo_run
 
 WORLD = 4
@@ -40,10 +40,30 @@ class FakeEpisodes(FakeRollout):
         return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
 
 
-def episodes_run(path: Path, **changes: object) -> Run:
+class FailingEpisodes(FakeEpisodes):
+    """Those of every prompt but the first fail before their first turn."""
+
+    def _respond(self, request: RolloutRequest, table: np.ndarray, version: int) -> Rollout:
+        rollout = super()._respond(request, table, version)
+        if request.prompt_id == "p0":
+            return rollout
+        assert isinstance(rollout, EpisodeRollout)
+        nothing = np.zeros(0, dtype=np.int64)
+        return replace(
+            rollout,
+            token_ids=nothing,
+            log_probs=nothing.astype(np.float32),
+            loss_mask=None,
+            finish_reason=FinishReason.ABORTED,
+            weight_version=-1,
+            episode=replace(rollout.episode, ending=Ending.FAILED, num_turns=0, messages=()),
+        )
+
+
+def episodes_run(path: Path, engine: FakeRollout | None = None, **changes: object) -> Run:
     """PPO on responses of two turns."""
     run = replace(ppo_run(path), **changes)  # type: ignore[arg-type]
-    run.rollout = FakeEpisodes(TOKENIZER.num_tokens)
+    run.rollout = engine or FakeEpisodes(TOKENIZER.num_tokens)
     policy = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, num_ranks=2, rollout=run.rollout)
     run.engines = {**run.engines, Role.POLICY: policy}
     return run

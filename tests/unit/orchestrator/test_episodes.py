@@ -11,7 +11,7 @@ from rlhf.engines.fakes import FakeRollout
 from rlhf.orchestrator.run.samples_shown import sample_lines
 from rlhf.orchestrator.step.sampler import without_older_tokens
 from rlhf.types import Prompt, Reward, Rollout, RolloutRequest, Sampling
-from tests.unit.orchestrator.episodes import WORLD, FakeEpisodes, episodes_run
+from tests.unit.orchestrator.episodes import WORLD, FailingEpisodes, FakeEpisodes, episodes_run
 from tests.unit.orchestrator.support import TOKENIZER, given_group
 
 pytestmark = pytest.mark.timeout(60)
@@ -49,6 +49,16 @@ def test_a_run_reports_turns_and_learns_nothing_from_tools(tmp_path: Path) -> No
     assert set(rewards.texts) == {"a"}, "rewards read the last turn"
     responses = [json.loads(line) for line in (run.path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
     assert responses[0]["episode"]["messages"][1] == {"role": "tool", "content": "cc"}
+
+
+def test_episodes_that_failed_before_their_first_turn_have_no_age(tmp_path: Path) -> None:
+    """They are no reason to end the run, whatever version of the weights is live."""
+    run = episodes_run(tmp_path / "run", FailingEpisodes(TOKENIZER.num_tokens), num_steps=3)
+    run.run()
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert all(0 < row["agent/failed"] <= 1 for row in rows)
+    assert all(row["rollout/lag_max"] == row["rollout/lag_mean"] == 0 for row in rows)
 
 
 def test_a_sample_shows_who_said_what() -> None:
