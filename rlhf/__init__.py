@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhf.algorithms.base import Algorithm
+    from rlhf.environments.agent import AgentSession
     from rlhf.environments.environment import Result
     from rlhf.errors import RlhfError
     from rlhf.launch.api import Generation, Reward, check, generate, load_config, train
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AgentSession",
     "Algorithm",
     "Generation",
     "Result",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AgentSession": "rlhf.environments.agent",
     "Algorithm": "rlhf.algorithms.base",
     "Result": "rlhf.environments.environment",
     "RlhfError": "rlhf.errors",

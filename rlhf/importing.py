@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TRAINING_LIBRARIES = frozenset({
-    "accelerate", "datasets", "deepspeed", "huggingface_hub", "math_verify", "peft", "pyarrow", "ray",
+    "accelerate", "aiohttp", "datasets", "deepspeed", "huggingface_hub", "math_verify", "peft", "pyarrow", "ray",
     "safetensors", "sympy", "tensorboard", "tokenizers", "torch", "tqdm", "transformers", "vllm", "xxhash",
 })  # fmt: skip
 """Top-level modules that come with the extras `cpu` and `gpu`, and not with a plain install."""

@@ -199,9 +199,9 @@ class OnlineConfig(TrainConfig):
 
     def resolved(self) -> Self:
         """The reference starts as the policy; limits on the length of responses are those of rollouts; an environment
-        gives the reward if nothing else does."""
+        or agent gives the reward if nothing else does."""
         longest = self.rollout.max_response_tokens
-        reward = self.reward if self.rollout.environment is None else self.reward.by_environment()
+        reward = self.reward.by_environment() if self.rollout.gives_reward else self.reward
         return (
             super()
             .resolved()

@@ -131,9 +131,12 @@ class RolloutSection(Section):
     environment: ImportName | None = None
     """Class, module:name, of which each response gets an object of its own: its methods are tools, or its method step
     gets the text of each turn."""
+    agent: ImportName | None = None
+    """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
+    Anthropic's API at session.base_url asks for the policy's turns."""
     max_turns: PositiveInt = 8
-    """Turns of the policy in one response, with tools or an environment. A response that has as many and would go on is
-    truncated."""
+    """Turns of the policy in one response, with tools, an environment or an agent. A response that has as many and
+    would go on is truncated."""
     max_turn_tokens: PositiveInt | None = None
     """Longest turn, in tokens. max_response_tokens always holds for all turns and what came back together."""
     max_tool_response_tokens: PositiveInt = 256
@@ -142,20 +145,25 @@ class RolloutSection(Section):
     environment_processes: PositiveInt = 1
     """Processes that run tools and environments, each many at the same time."""
     environment_timeout_s: PositiveFloat = 30.0
-    """Longest time for one call of a tool or of an environment's method."""
+    """Longest time for one call of a tool or of an environment's method, and for which an agent may ask for nothing."""
     environment_memory_gib: PositiveFloat | None = None
     """Most memory that a process of tools and environments may allocate, in GiB."""
     environment_retries: NonNegativeInt = 1
-    """How often a response begins anew whose environment raised, took too long or died. Tools that fail are answers
-    to the policy."""
+    """How often a response begins anew whose environment or agent raised, took too long or died. Tools that fail are
+    answers to the policy."""
     on_environment_error: Literal["drop", "fail"] = "drop"
-    """What becomes of a response whose environment failed each time. drop: nothing is learned from it. fail: the run
-    ends."""
+    """What becomes of a response whose environment or agent failed each time. drop: nothing is learned from it. fail:
+    the run ends."""
 
     @property
     def has_episodes(self) -> bool:
         """Whether responses have several turns."""
-        return bool(self.tools) or self.environment is not None
+        return bool(self.tools) or self.gives_reward
+
+    @property
+    def gives_reward(self) -> bool:
+        """Whether an environment or an agent gives the reward if nothing else does."""
+        return self.environment is not None or self.agent is not None
 
     def max_num_seqs_on(self, device: str) -> int:
         """`max_num_seqs` on a device (cpu, cuda)."""

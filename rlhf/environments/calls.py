@@ -47,17 +47,32 @@ def parse_llama(text: str) -> list[Call | UnreadCall]:
     return [_call(content, ("parameters", "arguments"))] if is_call else []
 
 
-def no_calls(text: str) -> list[Call | UnreadCall]:
-    """Nothing is a call: there are no tools."""
-    return []
+def beside_hermes(text: str) -> str:
+    """What a turn says besides its calls, what it thought included."""
+    thoughts = found[0] if (found := THOUGHTS.match(text)) else ""
+    return thoughts + HERMES.sub("", text[len(thoughts) :]).strip()
 
 
-FORMATS: Mapping[str, Parser] = {"Hermes and Qwen": parse_hermes, "Llama 3": parse_llama}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFormat:
+    """A form in which calls are written."""
+
+    read: Parser
+    beside: Callable[[str], str]
+    """A turn's text with calls -> what it says besides them."""
+
+
+NO_CALLS = CallFormat(read=lambda text: [], beside=lambda text: text)
+"""Nothing is a call: there are no tools."""
+FORMATS: Mapping[str, CallFormat] = {
+    "Hermes and Qwen": CallFormat(read=parse_hermes, beside=beside_hermes),
+    "Llama 3": CallFormat(read=parse_llama, beside=lambda text: ""),
+}
 """The forms that are known. That of a model is the one in which its template writes calls."""
 
 
-def find_parser(tokenizer: Tokenizer, tools: Sequence[Json]) -> Parser:
-    """The parser of the form in which the chat template writes calls. Raises ModelError if none reads it."""
+def find_format(tokenizer: Tokenizer, tools: Sequence[Json]) -> CallFormat:
+    """The form in which the chat template writes calls. Raises ModelError if it is not known."""
     calls = [Call(name="lookup", arguments={"key": "some words", "count": 3})]
     written: Json = [
         {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls
@@ -73,7 +88,7 @@ def find_parser(tokenizer: Tokenizer, tools: Sequence[Json]) -> Parser:
     except (DataError, RewrittenError, LeftOutError) as error:
         raise ModelError(f"rollout.tools: the chat template writes no calls of tools ({error}).") from error
     text = _without_ends(tokenizer, text)
-    found = next((parser for parser in FORMATS.values() if parser(text) == calls), None)
+    found = next((one for one in FORMATS.values() if one.read(text) == calls), None)
     if found is None:
         shown = " ".join(text.split())[:160]
         raise ModelError(

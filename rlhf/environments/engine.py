@@ -11,6 +11,8 @@ from typing import Literal
 
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.process.repairs import log_repair
+from rlhf.environments.agent_run import AgentRun
+from rlhf.environments.endpoint import Endpoint
 from rlhf.environments.episode import EpisodeRun, Rules
 from rlhf.environments.host import Hosts
 from rlhf.environments.session import EnvironmentFaultError, Session
@@ -64,11 +66,12 @@ class EpisodeEngine:
         self._prompts = _by_content(prompts)
         self._repaired = repaired
         self._hosts = Hosts(spec, num_processes)
+        self._endpoint = None if spec.agent is None else Endpoint()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         """Environments that are being closed."""
-        self._under_way: dict[str, str] = {}
-        """The engine's request by that of the episode."""
+        self._under_way: dict[str, set[str]] = {}
+        """The engine's requests by that of the episode."""
         self._outbox: list[tuple[RolloutRequest, Future[Rollout]]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
@@ -109,6 +112,8 @@ class EpisodeEngine:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._hosts.close()  # which ends what environments still do
         await asyncio.gather(*self._closing, return_exceptions=True)
+        if self._endpoint is not None:
+            await self._endpoint.close()
 
     def _begin(self, asked: Sequence[tuple[RolloutRequest, "Future[Rollout]"]]) -> None:
         for request, future in asked:
@@ -119,9 +124,10 @@ class EpisodeEngine:
     def _ended(self, request_id: str, task: "asyncio.Task[None]") -> None:
         if self._tasks.get(request_id) is task:
             del self._tasks[request_id]
+            self._under_way.pop(request_id, None)
 
     def _abort(self, request_ids: Collection[str]) -> None:
-        turns = [self._under_way[name] for name in request_ids if name in self._under_way]
+        turns = [turn for name in request_ids for turn in self._under_way.get(name, ())]
         for name in request_ids:
             if (task := self._tasks.get(name)) is not None:
                 task.cancel()
@@ -150,9 +156,9 @@ class EpisodeEngine:
         for tries in range(self._faults.num_retries + 1):
             name = f"{request.id}#{tries}"
             session = Session(self._hosts, name, timeout_s=self._faults.timeout_s, alone=tries > 0)
-            run = EpisodeRun(self._rules, request, prompt, session, partial(self._sample, request.id))
+            run = self._new_run(request, prompt, session)
             try:
-                rollout = await run.run(has_environment=self._spec.environment is not None)
+                rollout = await run.run()
             except EnvironmentFaultError as error:
                 failure = f"{self._spec.name}: {error}"
                 self._tell(failure, begins_anew=tries < self._faults.num_retries)
@@ -164,6 +170,13 @@ class EpisodeEngine:
             raise RewardError(f"environment {failure} ({self._faults.num_retries + 1} tries)")
         failed = run.finished(Ending.FAILED, failure)
         return replace(failed, episode=replace(failed.episode, num_retries=self._faults.num_retries))
+
+    def _new_run(self, request: RolloutRequest, prompt: Prompt, session: Session) -> EpisodeRun | AgentRun:
+        sample = partial(self._sample, request.id)
+        if self._endpoint is not None:
+            return AgentRun(self._rules, request, prompt, session, sample, self._endpoint, self._faults.timeout_s)
+        has_environment = self._spec.environment is not None
+        return EpisodeRun(self._rules, request, prompt, session, sample, has_environment=has_environment)
 
     def _close_later(self, session: Session) -> None:
         """Close an environment without making its response wait."""
@@ -182,11 +195,11 @@ class EpisodeEngine:
         if not self._outbox:
             self._loop.call_soon(self._send)
         self._outbox.append((request, turn))
-        self._under_way[episode_id] = request.id
+        self._under_way.setdefault(episode_id, set()).add(request.id)
         try:
             return await asyncio.wrap_future(turn)
         finally:
-            self._under_way.pop(episode_id, None)
+            self._under_way[episode_id].discard(request.id)
 
     def _send(self) -> None:
         """Ask the engine for the turns that wait, in one call."""

@@ -8,13 +8,13 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import Call, Parser, UnreadCall
+from rlhf.environments.calls import Call, CallFormat, UnreadCall
 from rlhf.environments.conversation import Conversation, SealedError
 from rlhf.environments.session import EnvironmentFaultError, Reply, Session
 from rlhf.environments.spec import Described
 from rlhf.environments.transcript import Transcript
 from rlhf.episode import Ending, Episode, EpisodeRollout
-from rlhf.types import FinishReason, Json, Message, Prompt, Rollout, RolloutRequest
+from rlhf.types import FinishReason, IntArray, Json, Message, Prompt, Rollout, RolloutRequest, Sampling
 
 T = TypeVar("T")
 Sample = Callable[[RolloutRequest], Awaitable[Rollout]]
@@ -40,6 +40,8 @@ class EpisodeLimits:
     """Tokens of one of the model's turns; None: only those of the response count."""
     max_tool_response_tokens: int
     """Tokens of a reply; of a longer one the middle is left out."""
+    context: int
+    """Tokens of a prompt and what follows it that the engine takes."""
     max_tokens: int
     """Tokens of all segments together, prompts included: what one response may need when it is learned from."""
 
@@ -50,7 +52,7 @@ class Rules:
 
     tokenizer: Tokenizer
     described: Described
-    parser: Parser
+    format: CallFormat
     limits: EpisodeLimits
 
 
@@ -75,22 +77,32 @@ class EpisodeRun:
     deadlines). Raises EnvironmentFaultError, which names environment, row and turn, where the environment cannot go on.
     """
 
-    def __init__(self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session, sample: Sample) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        request: RolloutRequest,
+        prompt: Prompt,
+        session: Session,
+        sample: Sample,
+        *,
+        has_environment: bool,
+    ) -> None:
         self._rules = rules
         self._request = request
         self._prompt = prompt
         self._session = session
         self._sample = sample
         self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools)
+        self._has_environment = has_environment
         self._counts = _Counts(calls=Counter())
 
-    async def run(self, *, has_environment: bool) -> EpisodeRollout:
+    async def run(self) -> EpisodeRollout:
         """The complete response."""
         try:
-            ending = await self._begin() if has_environment else None
+            ending = await self._begin() if self._has_environment else None
             while ending is None:
-                ending = await self._turn(steps=has_environment and self._rules.described.steps)
-            if has_environment and self._rules.described.rewards and ending is not Ending.ABORTED:
+                ending = await self._turn(steps=self._has_environment and self._rules.described.steps)
+            if self._has_environment and self._rules.described.rewards and ending is not Ending.ABORTED:
                 self._add_reward(await self._timed(self._session.reward()))
         except EnvironmentFaultError as error:
             turn = self._counts.num_turns
@@ -132,13 +144,14 @@ class EpisodeRun:
         """One turn of the model, and what comes back. None: the episode goes on."""
         limits, counts = self._rules.limits, self._counts
         room = self._room(self._talk)
-        rollout = await self._sample(self._next_request(min(room, limits.max_turn_tokens or room)))
+        sampling = replace(self._request.sampling, max_tokens=min(room, limits.max_turn_tokens or room))
+        rollout = await self._sample(turn_request(self._request, counts.num_turns, self._talk.request_ids, sampling))
         counts.num_turns += 1
         counts.rewards.append(0.0)
         text = self._talk.add_turn(rollout)
         if rollout.finish_reason is not FinishReason.STOP:
             return Ending.ABORTED if rollout.finish_reason is FinishReason.ABORTED else Ending.MAX_TOKENS
-        calls = self._rules.parser(text)
+        calls = self._rules.format.read(text)
         if not calls and not steps:
             return Ending.ANSWER
         replies = [await self._reply(call) for call in calls] or [await self._timed(self._session.step(text))]
@@ -153,17 +166,6 @@ class EpisodeRun:
             return Ending.MAX_TURNS
         names: list[str | None] = [call.name if isinstance(call, Call) else "" for call in calls] or [None]
         return self._hear([self._message(reply, name) for reply, name in zip(replies, names, strict=True)])
-
-    def _next_request(self, max_tokens: int) -> RolloutRequest:
-        """The request for the next turn. The first one has the seed of the response itself."""
-        given, turn = self._request, self._counts.num_turns
-        return replace(
-            given,
-            id=f"{given.id}/turn{turn}",
-            prompt_token_ids=self._talk.request_ids,
-            seed=given.seed if not turn else _turn_seed(given.seed, turn),
-            sampling=replace(given.sampling, max_tokens=max_tokens),
-        )
 
     async def _reply(self, call: Call | UnreadCall) -> Reply:
         """What a call gives; that it fails is an observation too."""
@@ -214,12 +216,9 @@ class EpisodeRun:
         return None
 
     def _room(self, talk: Conversation) -> int:
-        """How many tokens a conversation may still get: as many as the engine takes, and as learning has room for."""
-        request = self._request
-        context = len(request.prompt_token_ids) + request.sampling.max_tokens
-        others = sum(len(one.prompt_ids) + len(one) for one in self._transcript.segments if one is not talk)
-        most = min(context, max(self._rules.limits.max_tokens, context) - others)
-        return most - len(talk.prompt_ids) - len(talk)
+        # What came back counts as the response's, whose limit holds from the row's prompt on.
+        context = len(self._request.prompt_token_ids) + self._request.sampling.max_tokens
+        return self._transcript.room(talk, context, self._rules.limits.max_tokens)
 
     def _add_reward(self, reward: float | None) -> None:
         """Add to the reward of the turn that was last; of an episode without one, to the only reward."""
@@ -237,6 +236,17 @@ class EpisodeRun:
 def row_of(prompt: Prompt) -> dict[str, Json]:
     """The columns that an environment may get: those of the row, the prompt's messages, and the label."""
     return {**prompt.metadata, **({} if prompt.label is None else {"label": prompt.label})}
+
+
+def turn_request(given: RolloutRequest, turn: int, token_ids: IntArray, sampling: Sampling) -> RolloutRequest:
+    """The request for a turn of the response that `given` asks for. The first one has the seed of the response."""
+    return replace(
+        given,
+        id=f"{given.id}/turn{turn}",
+        prompt_token_ids=token_ids,
+        seed=given.seed if not turn else _turn_seed(given.seed, turn),
+        sampling=sampling,
+    )
 
 
 def _turn_seed(seed: int, turn: int) -> int:

@@ -120,6 +120,21 @@ class Host:
             await self._require_answers()
             raise HostOverranError(f"took over {timeout_s:g} s") from error
 
+    async def begin(self, request: Mapping[str, Json]) -> "asyncio.Future[dict[str, Json]]":
+        """Send a request that takes as long as it likes and keeps no thread. It and the future raise HostLostError."""
+        if self._lost:
+            raise HostLostError(self._lost)
+        number = next(self._ids)
+        reply = self._waiting[number] = asyncio.get_running_loop().create_future()
+        await self._send({"id": number, **request})
+        return reply
+
+    async def give_up(self) -> None:
+        """Nobody waits for something in it any more: it should be asked nothing new. Raises HostLostError if it does
+        not even say that it is there."""
+        self.retired = True
+        await self._require_answers()
+
     async def close(self) -> None:
         """Kill the process with everything that it started."""
         self.retired = self.is_closed = True
@@ -149,6 +164,7 @@ class Host:
         setup: dict[str, Json] = {
             "tools": list(self._spec.tools),
             "environment": self._spec.environment,
+            "agent": self._spec.agent,
             "memory_bytes": None if self._spec.memory_gib is None else int(self._spec.memory_gib * 2**30),
             "path": list(path),
         }

@@ -1,10 +1,12 @@
 """One episode's access to tools and its environment: what comes back, and what happens when it does not."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlhf.environments.host import Host, HostLostError, HostOverranError, Hosts
+from rlhf.environments.idle import IdleClock
 from rlhf.errors import ConfigError
 from rlhf.types import Json
 
@@ -62,12 +64,7 @@ class Session:
 
     async def open(self, row: Mapping[str, Json]) -> str | None:
         """Build the environment and reset it with a row. Returns what the user says first, if anything."""
-        try:
-            host = await (self._hosts.own() if self._alone else self._hosts.shared())
-        except ConfigError as error:
-            raise EnvironmentFaultError(str(error)) from error
-        host.num_users += 1
-        self._host = host
+        await self._enter()
         reply = await self._ask("reset()", {"op": "open", "row": dict(row)})
         said = reply["observation"]
         return None if said is None else str(said)
@@ -101,6 +98,34 @@ class Session:
             return Reply(text=f"error: {name} {error}", failed=True)
         except HostLostError as error:
             return Reply(text=f"error: the process of {name} {error}", failed=True)
+
+    async def run(self, url: str, row: Mapping[str, Json], clock: IdleClock) -> Reply:
+        """Run the user's own loop, which asks for turns at `url`. It has no deadline but that of the clock."""
+        host = await self._enter()
+        try:
+            clock.restart()
+            reply = await host.begin({"op": "run", "episode": self._name, "url": url, "row": dict(row)})
+            while not reply.done():
+                if clock.left_s() <= 0:
+                    await host.give_up()
+                    raise EnvironmentFaultError(f"run() asked for nothing and did not end for {clock.timeout_s:g} s")
+                await asyncio.wait({reply}, timeout=clock.left_s())
+            answer = reply.result()
+        except HostLostError as error:
+            raise EnvironmentFaultError(f"run(): its process {error}") from error
+        if "raised" in answer:
+            raise EnvironmentFaultError(f"run() raised {answer['raised']}")
+        return _reply(answer)
+
+    async def _enter(self) -> Host:
+        """Take the process in which the episode lives, until `close`."""
+        try:
+            host = await (self._hosts.own() if self._alone else self._hosts.shared())
+        except ConfigError as error:
+            raise EnvironmentFaultError(str(error)) from error
+        host.num_users += 1
+        self._host = host
+        return host
 
     async def _called(self, host: Host, request: Mapping[str, Json]) -> Reply:
         host.num_users += 1

@@ -14,13 +14,15 @@ class WorldSpec:
     """Functions, `module:name`."""
     environment: str | None = None
     """A class, `module:name`."""
+    agent: str | None = None
+    """A user's own loop, `module:name`."""
     memory_gib: float | None = None
     """Most memory that a process may allocate."""
 
     @property
     def name(self) -> str:
         """What errors and logs call it."""
-        return self.environment or ", ".join(self.tools)
+        return self.agent or self.environment or ", ".join(self.tools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,12 @@ class Transcript:
         """Tokens of all segments with their prompts: what learning from the response takes."""
         return sum(len(segment.prompt_ids) + len(segment) for segment in self.segments)
 
+    def room(self, talk: Conversation, context: int, max_tokens: int) -> int:
+        """How many tokens a conversation, of this response or not yet, may still get: it may have `context`, and all
+        segments together `max_tokens`, if that is more."""
+        others = sum(len(one.prompt_ids) + len(one) for one in self.segments if one is not talk)
+        return min(context, max(max_tokens, context) - others) - len(talk.prompt_ids) - len(talk)
+
     @property
     def turn_ends(self) -> tuple[int, ...]:
         """The index of each turn's last token in the response."""
@@ -54,7 +60,7 @@ class Transcript:
         own = np.concatenate([np.pad(one.own, (head, 0)) for head, one in zip(heads, self.segments, strict=True)])
         log_probs = [np.pad(one.log_probs, (head, 0)) for head, one in zip(heads, self.segments, strict=True)]
         ids = [part for one in self.segments for part in (one.prompt_ids, one.token_ids)][1:]
-        oldest = min((turn.weight_version for _, turn in self._turns()), default=0)
+        oldest = min((turn.weight_version for _, turn in self._turns()), default=-1)
         newest, num_older = self._newest()
         return Rollout(
             id=request_id,
@@ -89,7 +95,7 @@ class Transcript:
     def _newest(self) -> tuple[int, int]:
         """The newest version that sampled a token, and how many tokens stand before those that it alone sampled."""
         turns = self._turns()
-        newest = max((max(turn.weight_version, turn.newest_version) for _, turn in turns), default=0)
+        newest = max((max(turn.weight_version, turn.newest_version) for _, turn in turns), default=-1)
         num_older, follows_older = 0, False
         for start, turn in turns:
             num_older = start if follows_older else num_older

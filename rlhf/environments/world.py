@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TypeGuard
 
+from rlhf.environments.agent import Agent, AgentSession, require_agent
 from rlhf.environments.environment import (
     EnvironmentClass,
     EnvironmentClassError,
+    Result,
     as_result,
     inspect_class,
 )
@@ -41,12 +43,15 @@ class World:
     tools: Mapping[str, Tool]
     """Functions, not the environment's methods."""
     environment: EnvironmentClass | None
+    agent: Agent | None = None
+    _loops: dict[str, "asyncio.Task[float | Result | None]"] = field(default_factory=dict)
+    """The user's own loops by episode."""
     _opened: dict[str, object] = field(default_factory=dict)
     """Environments by episode."""
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONCURRENCY))
 
     @classmethod
-    def load(cls, tools: Sequence[str], environment: str | None) -> "World":
+    def load(cls, tools: Sequence[str], environment: str | None, agent: str | None = None) -> "World":
         """Import functions and a class by their names `module:name`. Raises LoadError."""
         loaded: dict[str, Tool] = {}
         problems: list[str] = []
@@ -70,9 +75,15 @@ class World:
                 problems.append(f"rollout.environment: {environment}: {error}.")
         for name in loaded.keys() & (found.tools if found is not None else {}).keys():
             problems.append(f"rollout.environment: {environment}.{name} has the name of a tool; rename one.")
+        loop = None
+        if agent is not None:
+            try:
+                loop = require_agent(_imported(agent))
+            except ValueError as error:
+                problems.append(f"rollout.agent: {agent}: {error}.")
         if problems:
             raise LoadError(problems)
-        return cls(tools=loaded, environment=found)
+        return cls(tools=loaded, environment=found, agent=loop)
 
     def described(self) -> dict[str, object]:
         """What another process has to know of it."""
@@ -103,6 +114,7 @@ class World:
             "call": self._call,
             "step": self._step,
             "reward": self._reward,
+            "run": self._run_loop,
             "close": self._close,
         }
 
@@ -135,7 +147,23 @@ class World:
         value = await self._run(operator.methodcaller("reward"), self._opened[str(request["episode"])])
         return {"reward": number(value, "reward()")}
 
+    async def _run_loop(self, request: Mapping[str, object]) -> dict[str, object]:
+        assert self.agent is not None, "only loops are run"
+        row, episode = request["row"], str(request["episode"])
+        assert isinstance(row, dict), "a row is an object"
+        session = AgentSession(base_url=str(request["url"]))
+        task = self._loops[episode] = asyncio.ensure_future(self.agent(session, row))
+        try:
+            value = await task
+        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+            return {"raised": raised(error)}
+        finally:
+            self._loops.pop(episode, None)
+        return replied(Result(reward=float(value)) if is_number(value) else value or Result())
+
     async def _close(self, request: Mapping[str, object]) -> dict[str, object]:
+        if (loop := self._loops.get(str(request["episode"]))) is not None:
+            loop.cancel()
         environment = self._opened.pop(str(request["episode"]), None)
         if environment is not None and callable(inspect.getattr_static(environment, "close", None)):
             await self._run(operator.methodcaller("close"), environment)

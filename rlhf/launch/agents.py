@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import RolloutEngine, Tokenizer
-from rlhf.environments.calls import find_parser, no_calls
+from rlhf.environments.calls import NO_CALLS, find_format
 from rlhf.environments.conversation import rewritten_turn
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.episode import EpisodeLimits, Rules, row_of
@@ -21,7 +21,12 @@ MAX_NAMED_ROWS = 3
 
 def world_spec(section: RolloutSection) -> WorldSpec:
     """What the processes of tools and environments load."""
-    return WorldSpec(tools=section.tools, environment=section.environment, memory_gib=section.environment_memory_gib)
+    return WorldSpec(
+        tools=section.tools,
+        environment=section.environment,
+        agent=section.agent,
+        memory_gib=section.environment_memory_gib,
+    )
 
 
 def load_world(section: RolloutSection) -> Described | None:
@@ -40,6 +45,8 @@ def describe_world(section: RolloutSection, world: Described) -> str:
     tools = f"tools {', '.join(world.tool_names)}" if world.tools else ""
     steps = f"{section.environment} steps through the turns" if world.steps else ""
     rewards = f"{section.environment} has a reward at the end" if world.rewards else ""
+    if section.agent is not None:
+        return f"rollout: {section.agent} runs the episodes."
     return f"rollout: {'; '.join(part for part in (tools, steps, rewards) if part) or section.environment}."
 
 
@@ -91,11 +98,12 @@ def make_rules(
     return Rules(
         tokenizer=tokenizer,
         described=world,
-        parser=find_parser(tokenizer, world.tools) if world.tools else no_calls,
+        format=find_format(tokenizer, world.tools) if world.tools else NO_CALLS,
         limits=EpisodeLimits(
             max_turns=section.max_turns,
             max_turn_tokens=section.max_turn_tokens,
             max_tool_response_tokens=section.max_tool_response_tokens,
+            context=section.max_prompt_tokens + section.max_response_tokens,
             max_tokens=max_tokens_per_micro_batch,
         ),
     )

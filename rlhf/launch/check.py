@@ -207,7 +207,7 @@ def data_notes(config: TrainConfig) -> list[str]:
         return []
     rows = check_rows(config.data, method_of(config).rows)
     by_name = any(isinstance(source, FunctionSource | HttpSource) for source in config.reward_sources)
-    by_name |= isinstance(config, OnlineConfig) and config.rollout.environment is not None
+    by_name |= isinstance(config, OnlineConfig) and config.rollout.gives_reward
     keys = {source.tests_key or "" for source in config.reward_sources if isinstance(source, CodeSource)}
     keys |= {source.rubric_key for source in config.reward_sources if isinstance(source, JudgeSource)}
     lines = (line for unread in rows.unread for line in unread.lines(None if by_name else keys))
@@ -296,10 +296,10 @@ def _rewards(section: RewardSection, environ: Mapping[str, str]) -> Iterator[Pro
 
 
 def _world(section: RolloutSection) -> Iterator[Problem]:
-    """Tools and environment can be found. What they are is known once they are loaded, in a process of their own."""
+    """Tools, environment and agent can be found. What they are is known once a process of their own has loaded them."""
     named = [(f"rollout.tools.{n}", name) for n, name in enumerate(section.tools)]
-    if section.environment is not None:
-        named.append(("rollout.environment", section.environment))
+    whole = {"rollout.environment": section.environment, "rollout.agent": section.agent}
+    named += [(key, name) for key, name in whole.items() if name is not None]
     for key, name in named:
         if (text := problem_of(name, [str(Path.cwd()), *sys.path])) is not None:
             yield Problem(keys=(key,), text=text)

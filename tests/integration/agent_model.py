@@ -31,6 +31,40 @@ class Teacher:
         self.num_said += 1
         return Result("more", 1.0 - len(text) / 20, terminated=self.num_said == self.limit)
 '''
+LOOP = """\
+import json
+
+from openai import AsyncOpenAI
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add.",
+        "parameters": {
+            "additionalProperties": False,
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+            "type": "object",
+        },
+    },
+}
+
+
+async def run(session, row):
+    client = AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
+    messages = list(row["messages"])
+    while True:
+        reply = await client.chat.completions.create(model=session.model, messages=messages, tools=[ADD])
+        said = reply.choices[0].message
+        messages.append(said)
+        if not said.tool_calls:
+            return float(said.content.strip() == row["label"])
+        for call in said.tool_calls:
+            given = json.loads(call.function.arguments)
+            content = str(given["a"] + given["b"]) if given.keys() == {"a", "b"} else "error"
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+"""
 TEMPLATE = """
 {%- if tools %}{{- '<s>' + tools | tojson + '</s>\\n' }}{%- endif %}
 {%- for message in messages %}

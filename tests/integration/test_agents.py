@@ -12,7 +12,7 @@ import pytest
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.environments.tools import make_tool
 from rlhf.types import Json, Message
-from tests.integration.agent_model import CALCULATOR, SUMS, add, make_caller
+from tests.integration.agent_model import CALCULATOR, LOOP, SUMS, add, make_caller
 from tests.integration.command_line import CommandLine, Run, write_rows
 from tests.integration.ray_head import RayHead
 
@@ -85,6 +85,26 @@ def test_ppo_learns_from_an_environment(workplace: CommandLine, head: RayHead) -
     for response in responses(run):
         assert response["reward"] == response["parts"]["environment"]
         assert_is_what_the_template_writes(run.model, response, [])
+
+
+def test_grpo_learns_from_a_users_own_loop(workplace: CommandLine, head: RayHead) -> None:
+    """By OpenAI's client. Its prompt has the caller's tools: a segment of its own."""
+    (workplace.workplace / "own_loop.py").write_text(LOOP)
+    run = workplace.run(
+        *("grpo", *SETTINGS, "--rollout.agent", "own_loop.py:run", "--rollout.max-prompt-tokens", "300"),
+        *("--rollout.group-size", "8", "--train.batch-size", "16", "--policy.lr", "1e-4"),
+        *("--cluster.address", head.address),
+        name="agent-loop",
+        environment=head.environment,
+    )
+    for row in run.metrics:
+        assert row["agent/calls/add"] > 0.1
+        assert row["agent/segments"] == 2.0
+        assert row["agent/failed"] == 0.0
+        assert row["updates/applied"] == 1.0
+        assert row["mismatch/log_prob_max"] <= 1e-4
+        assert row["policy/ratio_max"] == 1.0, "the first ratio is exactly 1, in segments"
+    assert {row["episode"]["ending"] for row in responses(run)} <= {"answer", "max_tokens", "max_turns"}
 
 
 def responses(run: Run) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def stream(config: OnlineConfig) -> Iterator[Problem]:
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a unique name and a model if it needs one."""
     sources = config.reward.all_sources
-    if not sources and config.rollout.environment is None:
+    if not sources and not config.rollout.gives_reward:
         text = "none given; set one of reward.model, reward.function, reward.url, reward.rules, reward.sources."
         yield Problem(keys=("reward",), text=text)
     for label, count in Counter(source.label for source in sources).items():
@@ -109,18 +109,23 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
 def episodes(config: OnlineConfig) -> Iterator[Problem]:
     """Responses of several turns are conversations, and rewards of an environment come from one."""
     rollout, sources = config.rollout, config.reward.all_sources
-    where = "rollout.environment" if rollout.environment is not None else "rollout.tools"
+    given = {"agent": rollout.agent, "environment": rollout.environment, "tools": rollout.tools}
+    named = [f"rollout.{name}" for name, value in given.items() if value]
+    where = next(iter(named), "rollout.tools")
+    if rollout.agent is not None and len(named) > 1:
+        text = "an agent brings its tools and environment itself. Set one or the other."
+        yield Problem(keys=tuple(named), text=text)
     if rollout.has_episodes and config.data.template == "plain":
-        text = "plain joins texts, and turns with tools or an environment need the chat template. Use chat."
+        text = "plain joins texts, and responses of several turns need the chat template. Use chat."
         yield Problem(keys=("data.template", where), text=text)
     if not rollout.has_episodes and any(isinstance(source, EnvironmentSource) for source in sources):
-        text = "the reward environment is what tools or an environment give; set rollout.environment."
+        text = "the reward environment is what tools, an environment or an agent give; set rollout.environment."
         yield Problem(keys=("reward.sources", "rollout.environment"), text=text)
     if rollout.has_episodes and any(isinstance(source, PrmSource) for source in sources):
         text = "a process reward model scores steps of one text, and would score what tools returned. Use another one."
         yield Problem(keys=("reward.sources", where), text=text)
     if rollout.environment_processes > 1 and not rollout.has_episodes:
-        text = f"{rollout.environment_processes} has no effect without rollout.tools or rollout.environment."
+        text = f"{rollout.environment_processes} has no effect without tools, an environment or an agent."
         yield Problem(keys=("rollout.environment_processes",), text=text)
 
 

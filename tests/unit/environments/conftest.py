@@ -20,7 +20,7 @@ def play() -> Iterator[Make]:
         tokenizer: HfTokenizer = TOKENIZER,
         **settings: object,
     ) -> Play:
-        opened.append(Play(script, *tools, environment=environment, tokenizer=tokenizer, **settings))
+        opened.append(Play(script, *tools, environment=environment, tokenizer=tokenizer, **settings))  # type: ignore[arg-type]
         return opened[-1]
 
     yield make

@@ -1,11 +1,13 @@
 """Plays episodes with real processes of tools and environments, and an engine that follows a script."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 from rlhf.engines.models.tokenizer import HfTokenizer
-from rlhf.environments.calls import find_parser, no_calls
+from rlhf.environments.calls import NO_CALLS, find_format
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy, _by_content
 from rlhf.environments.episode import EpisodeLimits, Rules
 from rlhf.environments.host import describe
@@ -31,17 +33,24 @@ class Play:
         script: Script,
         *tools: str,
         environment: str | None = None,
+        agent: str | None = None,
         tokenizer: HfTokenizer = TOKENIZER,
         **settings: object,
     ) -> None:
         self.tokenizer = tokenizer
         named = tuple(HERE + name for name in tools)
-        self.spec = WorldSpec(tools=named, environment=None if environment is None else HERE + environment)
+        self.spec = WorldSpec(tools=named, environment=None if environment is None else HERE + environment, agent=agent)
         self.described = describe(self.spec)
         self.prompt = make_prompt(self.tokenizer, tools=self.described.tools, is_open=environment is not None)
         self.engine = ScriptedEngine(tokenizer, script)
         self.repairs: list[Repair] = []
-        limits = {"max_turns": 4, "max_turn_tokens": None, "max_tool_response_tokens": 40, "max_tokens": 100}
+        limits = {
+            "max_turns": 4,
+            "max_turn_tokens": None,
+            "max_tool_response_tokens": 40,
+            "context": 4000,
+            "max_tokens": 100,
+        }
         faults = {"timeout_s": 10.0, "num_retries": 1, "on_error": "drop"}
         self.episodes = EpisodeEngine(
             self.engine,
@@ -49,7 +58,7 @@ class Play:
             Rules(
                 tokenizer=tokenizer,
                 described=self.described,
-                parser=find_parser(tokenizer, self.described.tools) if self.described.tools else no_calls,
+                format=find_format(tokenizer, self.described.tools) if self.described.tools else NO_CALLS,
                 limits=EpisodeLimits(**{name: settings.get(name, value) for name, value in limits.items()}),  # type: ignore[arg-type]
             ),
             FaultPolicy(**{name: settings.get(name, value) for name, value in faults.items()}),  # type: ignore[arg-type]
@@ -65,11 +74,23 @@ class Play:
         self.episodes._prompts = _by_content([self.prompt])
         return self
 
-    def once(self, name: str = "1/row 1/0", *, max_tokens: int = 4000) -> EpisodeRollout:
+    def submit(self, name: str = "1/row 1/0", *, max_tokens: int = 4000) -> "Future[Rollout]":
         (future,) = self.episodes.submit([make_request(self.prompt, name, max_tokens=max_tokens)])
-        rollout = future.result(50)
+        return future
+
+    def once(self, name: str = "1/row 1/0", *, max_tokens: int = 4000) -> EpisodeRollout:
+        rollout = self.submit(name, max_tokens=max_tokens).result(50)
         assert isinstance(rollout, EpisodeRollout)
         return rollout
+
+    def started(self) -> "tuple[Future[Rollout], str]":
+        """An episode of a user's own loop under way, and its URL."""
+        future, endpoint = self.submit(), self.episodes._endpoint
+        assert endpoint is not None
+        while not endpoint._sessions:
+            time.sleep(0.05)
+        (secret,) = endpoint._sessions
+        return future, f"http://127.0.0.1:{endpoint._port}/{secret}/v1"
 
     def text(self, rollout: Rollout) -> str:
         return self.tokenizer.decode(rollout.token_ids.tolist(), skip_special_tokens=False)

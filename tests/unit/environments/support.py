@@ -128,41 +128,52 @@ class ScriptedEngine:
         self.version = 3
         self.aborted: list[str] = []
         self._tokenizer = tokenizer
-        self._script = script
+        self.script = script
         self._end = end
-        self._waiting: dict[str, Future[Rollout]] = {}
+        self._waiting: dict[str, tuple[RolloutRequest, Future[Rollout]]] = {}
 
     def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
         self.calls.append(len(requests))
         return [self._answer(request) for request in requests]
 
+    def answer_waiting(self) -> None:
+        """Answer by the script what it left unanswered."""
+        for name, (request, future) in list(self._waiting.items()):
+            del self._waiting[name]
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._rollout(request, str(self._said(request))))
+
     def _answer(self, request: RolloutRequest) -> "Future[Rollout]":
         self.requests.append(request)
         future: Future[Rollout] = Future()
-        seen = self._tokenizer.decode(request.prompt_token_ids.tolist(), skip_special_tokens=False)
-        said = self._script(seen, int(request.id.rpartition("turn")[2]))
+        said = self._said(request)
         if said is None:
-            self._waiting[request.id] = future
-            return future
+            self._waiting[request.id] = request, future
+        else:
+            future.set_result(self._rollout(request, said))
+        return future
+
+    def _said(self, request: RolloutRequest) -> str | None:
+        seen = self._tokenizer.decode(request.prompt_token_ids.tolist(), skip_special_tokens=False)
+        return self.script(seen, int(request.id.rpartition("turn")[2]))
+
+    def _rollout(self, request: RolloutRequest, said: str) -> Rollout:
         ids = self._tokenizer.encode(said + self._end)
         limit = request.sampling.max_tokens
-        future.set_result(
-            Rollout(
-                id=request.id,
-                prompt_id=request.prompt_id,
-                token_ids=np.array(ids[:limit], dtype=np.int64),
-                log_probs=np.full(len(ids[:limit]), -0.5, dtype=np.float32),
-                finish_reason=FinishReason.STOP if len(ids) <= limit else FinishReason.LENGTH,
-                weight_version=self.version,
-            )
+        return Rollout(
+            id=request.id,
+            prompt_id=request.prompt_id,
+            token_ids=np.array(ids[:limit], dtype=np.int64),
+            log_probs=np.full(len(ids[:limit]), -0.5, dtype=np.float32),
+            finish_reason=FinishReason.STOP if len(ids) <= limit else FinishReason.LENGTH,
+            weight_version=self.version,
         )
-        return future
 
     def abort(self, request_ids: Collection[str]) -> None:
         for name in request_ids:
             self.aborted.append(name)
-            if (future := self._waiting.pop(name, None)) is not None and future.cancel():
-                future.set_running_or_notify_cancel()
+            if (waiting := self._waiting.pop(name, None)) is not None and waiting[1].cancel():
+                waiting[1].set_running_or_notify_cancel()
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
         return [np.zeros(len(one.token_ids), dtype=np.float32) for one in sequences]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.environments.calls import Call, UnreadCall, find_parser, parse_hermes, parse_llama
+from rlhf.environments.calls import Call, UnreadCall, find_format, parse_hermes, parse_llama
 from rlhf.environments.conversation import rewritten_turn
 from rlhf.errors import ModelError
 from rlhf.types import Json
@@ -73,16 +73,16 @@ def test_llama_calls_are_the_whole_turn() -> None:
 
 
 def test_the_form_is_that_of_the_chat_template() -> None:
-    assert find_parser(byte_tokenizer(HERMES), TOOLS) is parse_hermes
-    assert find_parser(byte_tokenizer(LLAMA), TOOLS) is parse_llama
+    assert find_format(byte_tokenizer(HERMES), TOOLS).read is parse_hermes
+    assert find_format(byte_tokenizer(LLAMA), TOOLS).read is parse_llama
 
 
 def test_a_template_without_calls_or_with_unknown_ones_is_refused() -> None:
     with pytest.raises(ModelError, match=r"^rollout\.tools: the chat template writes no calls"):
-        find_parser(byte_tokenizer(CHAT_TEMPLATE), TOOLS)
+        find_format(byte_tokenizer(CHAT_TEMPLATE), TOOLS)
     other = HERMES.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
     with pytest.raises(ModelError, match=r"a form that is not read here \(<call> .*Those of Hermes and Qwen, Llama 3"):
-        find_parser(byte_tokenizer(other), TOOLS)
+        find_format(byte_tokenizer(other), TOOLS)
 
 
 def test_a_template_that_rewrites_answers_is_known() -> None:

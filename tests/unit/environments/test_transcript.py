@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from rlhf.algorithms.sequences import one_by_one
 from rlhf.environments.conversation import Conversation
 from rlhf.environments.transcript import Transcript
-from rlhf.types import FinishReason, Message, Rollout
+from rlhf.types import FinishReason, Message, Prompt, Reward, Rollout, ScoredGroup
 from tests.unit.environments.support import byte_tokenizer, make_prompt
 from tests.unit.environments.test_conversation import sampled
 
@@ -43,24 +44,20 @@ def begin(transcript: Transcript, *texts: str) -> Conversation:
 
 
 def contexts(transcript: Transcript) -> list[str]:
-    """What the model reads one by one, with what it wrote in brackets."""
-    rollout = transcript.rollout("r", "p", FinishReason.STOP)
-    mask = np.ones(len(rollout.token_ids), dtype=bool) if rollout.loss_mask is None else rollout.loss_mask
-    prompt = transcript.segments[0].prompt_ids
-    ids = [*prompt.tolist(), *rollout.token_ids.tolist()]
-    own = [*[False] * len(prompt), *mask.tolist()]
-    bounds = [0, *(len(prompt) + start for start in rollout.segment_starts), len(ids)]
+    return contexts_of(transcript.rollout("r", "p", FinishReason.STOP), make_prompt(TOKENIZER))
+
+
+def contexts_of(rollout: Rollout, prompt: Prompt) -> list[str]:
+    """What the model reads one by one, with what is learned from in brackets."""
+    (example,) = one_by_one(
+        [ScoredGroup(prompt=prompt, responses=(rollout,), texts=("",), rewards=(Reward(total=0.0),))]
+    )
+    (sequence,) = example.sequences
     shown = []
-    for start, end in pairwise(bounds):
-        parts = [
-            f"[{one}]" if is_own else one
-            for one, is_own in zip(
-                [TOKENIZER.decode([token], skip_special_tokens=False) for token in ids[start:end]],
-                own[start:end],
-                strict=True,
-            )
-        ]
-        shown.append("".join(parts).replace("][", ""))
+    for start, end in pairwise([0, *sequence.segment_starts, len(sequence)]):
+        tokens = [TOKENIZER.decode([token], skip_special_tokens=False) for token in sequence.token_ids[start:end]]
+        marked = zip(tokens, sequence.loss_mask[start:end], strict=True)
+        shown.append("".join(f"[{token}]" if is_own else token for token, is_own in marked).replace("][", ""))
     return shown
 
 

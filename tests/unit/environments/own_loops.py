@@ -1,0 +1,162 @@
+"""Loops as users write them."""
+
+import asyncio
+import json
+import os
+
+import httpx
+
+from rlhf.environments.agent import AgentSession
+from rlhf.environments.environment import Result
+from rlhf.types import Json
+
+ADD: dict[str, object] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+    },
+}
+Row = dict[str, Json]
+
+
+def add(arguments: str) -> str:
+    given = json.loads(arguments)
+    return str(given["a"] + given["b"])
+
+
+async def calculates(session: AgentSession, row: Row) -> float:
+    """Until the policy calls nothing any more."""
+    import openai  # noqa: PLC0415  slow
+
+    client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
+    messages = list(row["messages"])  # type: ignore[arg-type]
+    while True:
+        reply = await client.chat.completions.create(model=session.model, messages=messages, tools=[ADD])  # type: ignore[arg-type,list-item]
+        said = reply.choices[0].message
+        messages.append(said.model_dump())
+        if not said.tool_calls:
+            return float(said.content == "It is 5.")
+        for call in said.tool_calls:
+            content = add(call.function.arguments)  # type: ignore[union-attr]
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+
+
+async def calculates_with_anthropic(session: AgentSession, row: Row) -> float:
+    import anthropic  # noqa: PLC0415  slow
+
+    client = anthropic.AsyncAnthropic(base_url=session.base_url, api_key=session.api_key)
+    tool = {"name": "add", "description": "Add two numbers.", "input_schema": ADD["function"]["parameters"]}  # type: ignore[index]
+    messages = list(row["messages"])  # type: ignore[arg-type]
+    while True:
+        reply = await client.messages.create(model=session.model, max_tokens=100, messages=messages, tools=[tool])  # type: ignore[arg-type,list-item]
+        messages.append({"role": "assistant", "content": [block.model_dump() for block in reply.content]})
+        calls = [block for block in reply.content if block.type == "tool_use"]
+        if not calls:
+            return float(reply.content[0].text == "It is 5.")  # type: ignore[union-attr]
+        results: list[Json] = [
+            {"type": "tool_result", "tool_use_id": call.id, "content": add(json.dumps(call.input))} for call in calls
+        ]
+        messages.append({"role": "user", "content": results})
+
+
+async def ask(session: AgentSession, *messages: str, **settings: Json) -> dict[str, Json]:
+    """Without any client of an API's."""
+    roles = ("user", "assistant")
+    body = {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(messages)], **settings}
+    async with httpx.AsyncClient(timeout=20) as client:
+        reply = await client.post(f"{session.base_url}/chat/completions", json=body)
+        found: dict[str, Json] = reply.json()
+        return found
+
+
+def text_of(reply: dict[str, Json]) -> str:
+    return str(reply["choices"][0]["message"]["content"])  # type: ignore[index,call-overload]
+
+
+async def edits_its_history(session: AgentSession, row: Row) -> float:
+    first = text_of(await ask(session, "Go."))
+    second = text_of(await ask(session, "Go.", first, "on"))
+    text_of(await ask(session, "Go.", "something else", "on"))
+    text_of(await ask(session, "Go.", first, "on", second, "and on"))
+    return 1.0
+
+
+async def asks_two_at_once(session: AgentSession, row: Row) -> float:
+    first, second = await asyncio.gather(ask(session, "Go."), ask(session, "Go."))
+    await ask(session, "Go.", text_of(first), "left")
+    await ask(session, "Go.", text_of(second), "right")
+    return 1.0
+
+
+async def cools_down(session: AgentSession, row: Row) -> Result:
+    first = text_of(await ask(session, "Go.", temperature=0.0, max_tokens=50))
+    reply = await ask(session, "Go.", first, "on", temperature=1.0, logprobs=True)
+    probabilities = reply["choices"][0]["logprobs"]["content"]  # type: ignore[index,call-overload]
+    assert [one["logprob"] for one in probabilities] == [-0.5] * len(probabilities)  # type: ignore[union-attr,index,call-overload,arg-type]
+    return Result(reward=0.5, info={"asked": 2}, terminated=True)
+
+
+async def never_stops(session: AgentSession, row: Row) -> float:
+    while True:
+        await asyncio.sleep(0)
+        reply = await ask(session, "Go.")
+        if "error" in reply:
+            raise RuntimeError(str(reply["error"]))
+
+
+async def catches_the_limit(session: AgentSession, row: Row) -> float:
+    said = ["Go."]
+    while True:
+        reply = await ask(session, *said)
+        if "error" in reply:
+            return 0.25
+        said += [text_of(reply), "on"]
+
+
+async def fails(session: AgentSession, row: Row) -> float:
+    raise ValueError("no way")
+
+
+async def sleeps(session: AgentSession, row: Row) -> float:
+    await ask(session, "Go.")
+    await asyncio.sleep(60)
+    return 1.0
+
+
+async def blocks(session: AgentSession, row: Row) -> float:
+    """Keeps the whole process from doing anything else."""
+    import time  # noqa: PLC0415
+
+    time.sleep(60)
+    return 1.0
+
+
+async def dies(session: AgentSession, row: Row) -> float:
+    os._exit(3)
+
+
+async def says_nothing_of_it(session: AgentSession, row: Row) -> None:
+    await ask(session, "Go.")
+
+
+async def tries_again(session: AgentSession, row: Row) -> float:
+    """Hangs up before its answer is there, and asks again."""
+    body = {"messages": [{"role": "user", "content": "Go."}]}
+    async with httpx.AsyncClient() as client:
+        for timeout in (1.0, 20.0):
+            try:
+                reply = await client.post(f"{session.base_url}/chat/completions", json=body, timeout=timeout)
+            except httpx.ReadTimeout:
+                continue
+        await ask(session, "Go.", text_of(reply.json()), "on")
+    return 1.0
+
+
+def is_sync(session: AgentSession, row: Row) -> float:
+    return 1.0
+
+
+async def takes_one(session: AgentSession) -> float:
+    return 1.0

@@ -1,0 +1,222 @@
+"""Users' own loops: any client's requests become a response with exact tokens."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import numpy as np
+import pytest
+
+from rlhf.environments.host import describe
+from rlhf.environments.spec import WorldSpec
+from rlhf.episode import Ending, EpisodeRollout
+from rlhf.errors import ConfigError
+from rlhf.types import FinishReason
+from tests.unit.environments.playing import TOKENIZER, Play, call, says
+from tests.unit.environments.support import Script
+from tests.unit.environments.test_transcript import contexts_of
+
+pytestmark = pytest.mark.timeout(120)
+LOOPS = "tests.unit.environments.own_loops:"
+GO = "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n"
+Make = Callable[..., Play]
+
+
+@pytest.fixture
+def loop() -> Iterator[Make]:
+    opened: list[Play] = []
+
+    def make(name: str, script: Script, **settings: object) -> Play:
+        opened.append(Play(script, agent=LOOPS + name, **settings))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.episodes.close()
+
+
+def own_text(rollout: EpisodeRollout) -> str:
+    mask = np.ones(len(rollout.token_ids), dtype=bool) if rollout.loss_mask is None else rollout.loss_mask
+    return TOKENIZER.decode(rollout.token_ids[mask].tolist(), skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", ["calculates", "calculates_with_anthropic"])
+def test_stock_clients_work_unchanged(loop: Make, name: str) -> None:
+    """The tokens are those that tools of ours would give, but for a prompt with the caller's own tools."""
+    game = loop(name, says(call("add", a=2, b=3), "It is 5."))
+    rollout = game.once()
+    assert (rollout.episode.reward, rollout.episode.ending) == (1.0, Ending.ANSWER)
+    assert (rollout.episode.num_turns, rollout.episode.calls) == (2, {"add": 1})
+    assert own_text(rollout) == f"{call('add', a=2, b=3)}<|im_end|>It is 5.<|im_end|>"
+    row, segment = contexts_of(rollout, game.prompt)
+    assert row == GO, "nothing is learned from the row's own prompt, which has no tools"
+    turn = f"[{call('add', a=2, b=3)}<|im_end|>]\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
+    assert segment.endswith(f"{GO}{turn}<|im_start|>assistant\n[It is 5.<|im_end|>]")
+    assert '"name": "add"' in segment
+
+
+def test_what_the_caller_changes_is_another_segment(loop: Make) -> None:
+    """Each is a context in which its turns were sampled; one that was left may be continued again."""
+    game = loop("edits_its_history", says("a", "b", "c", "d"))
+    rollout = game.once()
+    assert rollout.episode.num_segments == 2
+    on = "\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert contexts_of(rollout, game.prompt) == [
+        f"{GO}[a<|im_end|>]{on.format('on')}[b<|im_end|>]{on.format('and on')}[d<|im_end|>]",
+        f"{GO}something else<|im_end|>{on.format('on')}[c<|im_end|>]",
+    ]
+    asked = [request.prompt_token_ids.tolist() for request in game.engine.requests]
+    ids = np.concatenate([game.prompt.token_ids, rollout.token_ids]).tolist()
+    cut = len(game.prompt.token_ids) + rollout.segment_starts[0]
+    for request, segment in ((0, ids[:cut]), (1, ids[:cut]), (2, ids[cut:]), (3, ids[:cut])):
+        assert segment[: len(asked[request])] == asked[request], "the engine read what is trained on"
+
+
+def test_two_requests_at_the_same_time_are_two_conversations(loop: Make) -> None:
+    game = loop("asks_two_at_once", says("a", "b", "c", "d"))
+    rollout = game.once()
+    assert rollout.episode.num_segments == 2
+    first, second = contexts_of(rollout, game.prompt)
+    assert ("a" in first, "b" in second) == (True, True)
+    assert sorted(text[-12:] for text in (first, second)) == ["[c<|im_end|>]"[-12:], "[d<|im_end|>]"[-12:]]
+    assert len({request.seed for request in game.engine.requests}) == 4
+
+
+def test_turns_of_another_temperature_are_read_and_not_learned_from(loop: Make) -> None:
+    game = loop("cools_down", says("cold", "warm"))
+    rollout = game.once()
+    assert [request.sampling.temperature for request in game.engine.requests] == [0.0, 1.0]
+    assert game.engine.requests[0].sampling.max_tokens == 50
+    assert own_text(rollout) == "warm<|im_end|>"
+    assert (rollout.episode.reward, rollout.episode.parts) == (0.5, {"asked": 2.0})
+    assert (rollout.episode.ending, rollout.finish_reason) == (Ending.TERMINATED, FinishReason.STOP)
+
+
+def test_turns_and_tokens_are_limited_and_what_was_said_is_kept(loop: Make) -> None:
+    game = loop("never_stops", lambda seen, turn: f"turn {turn}", max_turns=3, max_tokens=4000)
+    rollout = game.once()
+    assert (rollout.episode.ending, rollout.finish_reason) == (Ending.MAX_TURNS, FinishReason.LENGTH)
+    assert (rollout.episode.num_turns, rollout.episode.reward) == (3, 0.0)
+    for limit in (40, 100, 200):
+        game = loop("catches_the_limit", lambda seen, turn: "12345", max_turns=100, context=limit)
+        rollout = game.once()
+        assert (rollout.episode.ending, rollout.finish_reason) == (Ending.MAX_TOKENS, FinishReason.LENGTH)
+        assert rollout.episode.reward == 0.25, "it caught the refusal"
+        assert len(rollout.token_ids) <= limit
+        assert rollout.loss_mask is None or rollout.loss_mask[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("fails", "run() raised ValueError: no way"),
+        ("sleeps", "run() asked for nothing and did not end for 1 s"),
+        ("dies", "run(): its process exited with code 3"),
+        ("blocks", "run(): its process answered none of its calls any more"),
+    ],
+)
+def test_a_loop_that_fails_loses_its_own_episode(
+    loop: Make, name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.environments.host.PING_TIMEOUT_S", 0.5)
+    game = loop(name, lambda seen, turn: "a", timeout_s=1.0)
+    start = time.monotonic()
+    rollout = game.once()
+    assert rollout.episode.ending is Ending.FAILED
+    assert text in rollout.episode.failure
+    assert "row row 1, turn " in rollout.episode.failure
+    assert len(game.repairs) == 2, "once more, and left out"
+    assert time.monotonic() - start < 40
+
+
+def test_an_engine_that_is_slow_is_not_the_loops_fault(loop: Make) -> None:
+    game = loop("edits_its_history", lambda seen, turn: None, timeout_s=0.5)
+    future = game.submit()
+    time.sleep(2.0)
+    assert not future.done()
+    game.engine.script = says("a", "b", "c", "d")
+    game.engine.answer_waiting()
+    assert future.result(30).episode.ending is Ending.ANSWER  # type: ignore[attr-defined]
+
+
+def test_a_client_that_asks_again_gets_the_turn_that_it_asked_for(loop: Make) -> None:
+    game = loop("tries_again", lambda seen, turn: None)
+    future = game.submit()
+    while not game.engine.requests:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    assert len(game.engine.requests) == 1, "it has asked twice by now"
+    game.engine.script = says("a", "b")
+    game.engine.answer_waiting()
+    rollout = future.result(30)
+    assert isinstance(rollout, EpisodeRollout)
+    assert (rollout.episode.num_turns, rollout.episode.num_segments) == (2, 1)
+
+
+def test_an_engine_that_fails_ends_the_episode_with_its_error(loop: Make) -> None:
+    def broken(seen: str, turn: int) -> str:
+        raise ConnectionError("engine lost")
+
+    with pytest.raises(ConnectionError, match="engine lost"):
+        loop("edits_its_history", broken).once()
+
+
+def test_an_aborted_episode_ends_its_turns_and_its_loop(loop: Make) -> None:
+    game = loop("edits_its_history", lambda seen, turn: None)
+    future = game.submit()
+    while not game.engine.requests:
+        time.sleep(0.05)
+    game.episodes.abort(["1/row 1/0"])
+    threading.Event().wait(0.5)
+    assert future.cancelled()
+    assert game.engine.aborted == ["1/row 1/0/turn0"]
+
+
+def test_a_loop_may_leave_the_reward_to_others(loop: Make) -> None:
+    rollout = loop("says_nothing_of_it", says("a")).once()
+    assert (rollout.episode.reward, rollout.episode.ending) == (0.0, Ending.ANSWER)
+    assert rollout.loss_mask is None, "its only request was the row's own prompt"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"stream": True}, "stream is not supported (got true); leave it out"),
+        ({"n": 2}, "n is not supported"),
+        ({"tool_choice": "required"}, "tool_choice is not supported"),
+        ({"temperature": 3}, "temperature is 3, need a number from 0 to 2"),
+        ({"messages": []}, "messages is not a list of messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds parts that are not text"),
+        ({"messages": [{"role": "nobody", "content": "a"}]}, 'messages[0].role "nobody" unknown.'),
+    ],
+)
+def test_what_is_not_supported_is_refused_in_words(loop: Make, body: dict[str, object], text: str) -> None:
+    game = loop("sleeps", lambda seen, turn: "a")
+    future, url = game.started()
+    reply = httpx.post(f"{url}/chat/completions", json={"messages": [{"role": "user", "content": "x"}], **body})
+    assert reply.status_code == 400
+    assert text in reply.json()["error"]["message"]
+    reply = httpx.post(f"{url}/messages", json={"messages": [{"role": "user", "content": "x"}], "stream": True})
+    assert (reply.status_code, reply.json()["type"]) == (400, "error")
+    assert httpx.get(f"{url}/models").json()["data"][0]["id"] == "policy"
+    assert httpx.post(f"{url}/embeddings", json={}).status_code == 404
+    secret = url.split("/")[3]
+    other = url.replace(secret, "x" * len(secret))
+    assert httpx.post(f"{other}/chat/completions", json={}).status_code == 404, "without the session's secret"
+    future.cancel()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("is_sync", "it is a function without async, and not async def run"),
+        ("takes_one", "it is called as run(session, row) (too many positional arguments)"),
+        ("ADD", "it is of type dict, and not async def run"),
+        ("missing", "has no missing"),
+    ],
+)
+def test_what_is_no_loop_is_refused_before_anything_starts(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        describe(WorldSpec(agent=LOOPS + name))
+    assert text in str(caught.value)
