@@ -112,7 +112,8 @@ def check(command: str, arguments: Sequence[str]) -> int:
     """`rlhf check COMMAND`: print what differs from the defaults, or raise with every problem."""
     with importing():
         from rlhf.config.loading.load import short_summary
-        from rlhf.launch.check import checked_config, data_notes
+        from rlhf.launch.check import data_notes
+        from rlhf.launch.full_check import checked_config
         from rlhf.launch.preflight import preflight
 
     config, advice = checked_config(command, arguments, os.environ)
@@ -132,7 +133,7 @@ def check(command: str, arguments: Sequence[str]) -> int:
 
 def train(command: str, arguments: Sequence[str], observers: "Sequence[CallObserver]" = ()) -> int:
     """`rlhf train COMMAND`. `observers` see every wait for a remote call. Raises: the error that ended the run."""
-    from rlhf.launch.check import checked_config
+    from rlhf.launch.full_check import checked_config
 
     config, advice = checked_config(command, arguments, os.environ)
     tell(f"rlhf: warning: {line}" for line in advice)

@@ -16,7 +16,7 @@ from rlhf.config.loading.load import read_config
 from rlhf.config.tools import GenerateConfig
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-from rlhf.launch.check import check_config
+from rlhf.launch.full_check import check_config
 
 if TYPE_CHECKING:
     from rlhf.launch.train import TrainResult

@@ -3,8 +3,10 @@
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +15,6 @@ from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.data import DataSection
 from rlhf.config.json_file import ModelFileError
-from rlhf.config.loading.load import read_config
 from rlhf.config.loading.user_function import find_module, problem_of
 from rlhf.config.model_files import (
     ModelFacts,
@@ -29,15 +30,15 @@ from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem
 from rlhf.config.reward import CodeSource, EndpointSource, FunctionSource, HttpSource, JudgeSource, RewardSection
 from rlhf.config.rollout import RolloutSection
-from rlhf.config.rules.all_rules import advice_on, problems_of
 from rlhf.config.rules.trackers import tracker_problems
 from rlhf.config.tokenizer_files import require_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.launch.findings import Findings
 from rlhf.launch.model_checks import misfits, too_long
-from rlhf.launch.run_folder import folder_problems, require_folder
+from rlhf.launch.run_folder import folder_problems
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data.layout import find_files, held_out_split, training_split
-from rlhf.orchestrator.data.load import check_rows
+from rlhf.orchestrator.data.load import check_rows, look_at_rows
 from rlhf.orchestrator.data.problems import Problems
 from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
@@ -46,49 +47,6 @@ from rlhf.planning.roles import require_sections
 QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 16 * 1024 * 1024
 """A check reads the rows of plain files up to this size. The run reads larger files, before it starts anything."""
-
-
-def checked_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[TrainConfig, list[str]]:
-    """The resolved config of a run, checked as far as possible without starting anything, and warnings, one line each.
-
-    Raises:
-        ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
-        CheckpointError: there is no other problem, and the run's folder cannot be written or its disk is full.
-    """
-    read = read_config(command, argv, environ)
-    problems = list(read.problems)
-    classes: set[type[ConfigError]] = {ConfigError} if problems else set()
-    config = None if read.config is None else read.config.resolved()
-    for problem in surroundings(config, environ) if config is not None else ():
-        lines = read.report([problem])
-        problems += lines
-        classes |= {problem.error for _ in lines}
-    if config is not None and not read.is_spoiled("data") and (wrong_rows := data_problems(config, read.is_spoiled)):
-        problems += wrong_rows
-        classes.add(DataError)
-    if config is None or problems:
-        raise refusal(problems, classes)
-    require_folder(config, environ)
-    return config, read.report(advice_on(config))
-
-
-def check_config(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
-    """Check a resolved config. Returns warnings, one line each.
-
-    Raises:
-        ConfigError: with every problem. Its subclass DataError or ModelError if all problems are of that class.
-        CheckpointError: there is no other problem, and the run's folder cannot be written or its disk is full.
-    """
-    found = [*problems_of(config), *surroundings(config, environ)]
-    problems = [f"{problem.keys[0]}: {problem.text}" for problem in found]
-    classes: set[type[ConfigError]] = {problem.error for problem in found}
-    if wrong_rows := data_problems(config):
-        problems += wrong_rows
-        classes.add(DataError)
-    if problems:
-        raise refusal(problems, classes)
-    require_folder(config, environ)
-    return [f"{advice.keys[0]}: {advice.text}" for advice in advice_on(config)]
 
 
 def try_rewards(config: TrainConfig) -> list[str]:
@@ -104,7 +62,7 @@ def try_rewards(config: TrainConfig) -> list[str]:
     from rlhf.launch.reward_trial import prompts_of, try_functions  # noqa: PLC0415  slow to import
 
     files, _ = data_files(config)
-    records = check_rows(config.data, method_of(config).rows).records if is_quick(config, files) else ()
+    records = look_at_rows(config.data, method_of(config).rows).records if files and is_quick(config, files) else ()
     return try_functions(config.reward, prompts_of(records))
 
 
@@ -120,23 +78,31 @@ def try_world(config: TrainConfig) -> list[str]:
     return [describe_world(config.rollout, world)]
 
 
+def try_user_code(
+    config: TrainConfig, found: Findings, is_spoiled: Callable[[str], bool] = lambda key: False
+) -> list[str]:
+    """Both of these. Returns their lines; what fails goes to `found`."""
+    lines = None if is_spoiled("reward") else found.attempt(partial(try_rewards, config))
+    more = None if is_spoiled("rollout") else found.attempt(partial(try_world, config))
+    return [*(lines or ()), *(more or ())]
+
+
 def require_context(config: TrainConfig, environ: Mapping[str, str]) -> None:
     """Raise ConfigError where sequences are longer than the context of a model on this machine, of which a plan needs
     config.json alone."""
-    facts: dict[str, ModelFacts] = {}
-    for role, section in config.models.items():
-        with suppress(ModelFileError):  # a plan says itself which model it cannot read
-            folder = None if section.model is None else described_folder(section.model, environ)
-            if folder is not None:
-                facts[role] = describe_model(folder)
-    if problems := [f"{problem.keys[0]}: {problem.text}" for problem in too_long(config, facts)]:
+    if problems := [f"{problem.keys[0]}: {problem.text}" for problem in too_long(config, described(config, environ))]:
         raise ConfigError(problems)
 
 
-def refusal(problems: Sequence[str], classes: Collection[type[ConfigError]]) -> ConfigError:
-    """The error for these problems: of their class if they have the same one, else a ConfigError."""
-    kind, *others = classes
-    return (ConfigError if others else kind)(problems)
+def described(config: TrainConfig, environ: Mapping[str, str]) -> dict[str, ModelFacts]:
+    """What the small files of the models on this machine say, by role, where they can be read."""
+    facts: dict[str, ModelFacts] = {}
+    for role, section in config.models.items():
+        with suppress(ModelFileError):  # who needs the model says what is wrong with it
+            folder = None if section.model is None else described_folder(section.model, environ)
+            if folder is not None:
+                facts[role] = describe_model(folder)
+    return facts
 
 
 def surroundings(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -180,24 +146,35 @@ def is_quick(config: TrainConfig, files: Sequence[Path]) -> bool:
     )
 
 
-def data_problems(config: TrainConfig, is_spoiled: Callable[[str], bool] = lambda key: False) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowProblems:
+    """What is wrong with data files and their rows, as far as it is known without a tokenizer, a line for each."""
+
+    wrong: Sequence[str] = ()
+    """Files that are missing, and rows that are wrong: a tokenizer would find more of these."""
+    lacking: Sequence[str] = ()
+    """What the good rows are too few for, or lack for the reward sources."""
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self.wrong, *self.lacking]
+
+
+def data_problems(config: TrainConfig, is_spoiled: Callable[[str], bool] = lambda key: False) -> RowProblems:
     """Data files that are missing, and wrong rows of small files. `is_spoiled` says of a key whether its value was
     invalid, so that nothing can be told from the default in its place."""
     files, problems = data_files(config)
     if problems or not files or not is_quick(config, files):
-        return problems
-    try:
-        records = check_rows(config.data, method_of(config).rows).records
-    except DataError as error:
-        return list(error.problems)
+        return RowProblems(wrong=problems)
+    rows = look_at_rows(config.data, method_of(config).rows)
+    lacking: list[str] = []
     key, size = config.rows_per_step
-    if len(records) < size and config.data.eval_path is None:
-        return [] if is_spoiled(key) else [too_few_rows(len(records), key, size)]
-    if is_spoiled("reward"):
-        return []
-    return unfit_rows(
-        config.data, config.reward_sources, ((record.id, record.label, record.metadata) for record in records)
-    )
+    if not rows.problems and len(rows.records) < size and config.data.eval_path is None and not is_spoiled(key):
+        lacking.append(too_few_rows(len(rows.records), key, size))
+    if not is_spoiled("reward"):
+        good = ((record.id, record.label, record.metadata) for record in rows.records)
+        lacking += unfit_rows(config.data, config.reward_sources, good)
+    return RowProblems(wrong=rows.problems, lacking=lacking)
 
 
 def data_notes(config: TrainConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
 from rlhf.config.data import DataSection
@@ -16,6 +17,8 @@ from rlhf.launch.agents import (
     missing_columns,
     require_reset,
 )
+from rlhf.launch.check import try_rewards
+from rlhf.launch.findings import Findings
 from rlhf.launch.reward_trial import try_functions
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
@@ -71,44 +74,66 @@ def load_data(config: TrainConfig, tokenizer: Tokenizer, max_rows: int | None = 
     if isinstance(config, OnlineConfig):
         return _online_data(config, tokenizer, max_rows)
     groups = load_groups(config.data, tokenizer, method_of(config).rows, max_rows)
-    if max_rows is None:
+    data = RunData(groups=groups)
+    if max_rows is None or data.num_looked_at < max_rows:
         groups.require(config.train.batch_size, "train.batch_size")
-    return RunData(groups=groups)
+    return data
 
 
 def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> RunData:
-    world = load_world(config.rollout)
-    prompts = _prompts(config, tokenizer, world, max_rows)
-    rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in (*prompts.train, *prompts.held_out))
-    if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
-        raise DataError(unfit)
-    tried = try_functions(config.reward, prompts.train)
-    if world is not None:
-        tried += describe_episodes(config, world, tokenizer)
-    texts = None
-    if config.algo.pretraining_path is not None:
-        section = DataSection(
-            path=config.algo.pretraining_path,
-            max_tokens=config.data.max_tokens,
-            max_row_bytes=config.data.max_row_bytes,
-            overlong="truncate",
-        )
-        texts = load_groups(section, tokenizer, RowKind.TEXTS, max_rows)
-    if max_rows is None:
-        prompts.require(config.rollout.batch_size, "rollout.batch_size")
-    return RunData(prompts=prompts, texts=texts, tried=tried, world=world)
+    found = Findings()
+    world = found.attempt(partial(load_world, config.rollout))
+    if found:  # how rows become prompts is not known
+        found.attempt(partial(try_rewards, config))
+        found.settle()
+    prompts = found.attempt(partial(_prompts, config, tokenizer, world, max_rows))
+    tried = found.attempt(partial(_tried, config, prompts))
+    texts = found.attempt(partial(_texts, config, tokenizer, max_rows))
+    told = None if world is None else found.attempt(partial(describe_episodes, config, world, tokenizer))
+    tried = [*(tried or ()), *(told or ())]
+    data = RunData(prompts=prompts, texts=texts, tried=tried, world=world)
+    if prompts is not None and (max_rows is None or data.num_looked_at < max_rows):
+        found.attempt(partial(prompts.require, config.rollout.batch_size, "rollout.batch_size"))
+    found.settle()
+    return data
+
+
+def _tried(config: OnlineConfig, prompts: DataSplit[Prompt] | None) -> list[str]:
+    """Try the reward functions with the first prompts; with the first rows where prompts could not be read."""
+    return try_rewards(config) if prompts is None else try_functions(config.reward, prompts.train)
+
+
+def _texts(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> DataSplit[ScoredGroup] | None:
+    """Pretraining text for the ptx loss; None where a run has none."""
+    if config.algo.pretraining_path is None:
+        return None
+    section = DataSection(
+        path=config.algo.pretraining_path,
+        max_tokens=config.data.max_tokens,
+        max_row_bytes=config.data.max_row_bytes,
+        overlong="truncate",
+    )
+    return load_groups(section, tokenizer, RowKind.TEXTS, max_rows)
 
 
 def _prompts(
     config: OnlineConfig, tokenizer: Tokenizer, world: Described | None, max_rows: int | None
 ) -> DataSplit[Prompt]:
-    """The rows as prompts; with tools or an environment, tried with the chat template and the first row."""
+    """The rows as prompts, with everything that rewards need; with tools or an environment, tried with the chat
+    template and the first row."""
     section, limit = config.rollout, config.rollout.max_prompt_tokens
     if world is None:
-        return load_prompts(config.data, tokenizer, limit, max_rows)
-    make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch)
-    prompts = load_prompts(config.data, tokenizer, limit, max_rows, episode_prompts(section, world))
-    if lacking := missing_columns(section, world, (*prompts.train, *prompts.held_out)):
+        prompts = load_prompts(config.data, tokenizer, limit, max_rows)
+    else:
+        make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch)
+        prompts = load_prompts(config.data, tokenizer, limit, max_rows, episode_prompts(section, world))
+    every = (*prompts.train, *prompts.held_out)
+    lacking = [] if world is None else missing_columns(section, world, every)
+    lacking += unfit_rows(
+        config.data, config.reward.all_sources, ((prompt.id, prompt.label, prompt.metadata) for prompt in every)
+    )
+    if lacking:
         raise DataError(lacking)
-    require_reset(section, prompts.train[0])
+    if world is not None:
+        require_reset(section, prompts.train[0])
     return prompts

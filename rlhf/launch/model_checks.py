@@ -1,6 +1,6 @@
 """Checks that the models of a run work together and with the config, as far as their small files show."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,10 @@ GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 RENAMED_TOKENS = 0.01
 """Largest share of token ids with different tokens in two models: a few may be renamed; another tokenizer differs in
 nearly all."""
+
+
+TOO_LONG = ("rollout.max_response_tokens", "data.max_tokens")
+"""Where sequences that are longer than a model's context are reported, online and offline."""
 
 
 def head_of_role(name: str, section: ModelSection, needs: Needs, *, is_scorer: bool) -> tuple[Head, bool]:
@@ -50,26 +54,41 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
 
 
 def too_long(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
-    """The longest sequence fits into every model's context."""
-    for role, fact in known.items():
-        if fact.context is None:
-            continue
-        if not isinstance(config, OnlineConfig):
-            keys: tuple[str, ...] = ("data.max_tokens",)
-            total, shown = config.data.max_tokens, f"{config.data.max_tokens}"
-            limit, name = fact.context, "data.max_tokens"
-        else:
-            keys = ("rollout.max_response_tokens", "rollout.max_prompt_tokens")
-            prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
-            total, shown = prompt + response, f"{prompt} + {response}"
-            limit, name = fact.context - prompt, "rollout.max_response_tokens"
-        if total > fact.context:
-            both = f"Lower rollout.max_prompt_tokens too: together they may be {fact.context}."
-            advice = f"Lower {name} to {limit}." if limit > 0 else both
-            model = config.models[role].model
-            text = f"{shown} tokens > context {fact.context} of {model}. {advice}"
-            yield Problem(keys=(*keys, f"{role}.model"), text=text)
-            return
+    """The longest sequence fits into every model's context; of those that are too short, the shortest is named."""
+    contexts = {role: fact.context for role, fact in known.items() if fact.context is not None}
+    role = min(contexts, key=contexts.__getitem__, default="")
+    if not role or config.longest_sequence <= contexts[role]:
+        return
+    fitting = fitting_lengths(config, contexts[role])
+    keys: tuple[str, ...] = TOO_LONG[1:]
+    shown = f"{config.longest_sequence}"
+    if isinstance(config, OnlineConfig):
+        keys = (TOO_LONG[0], "rollout.max_prompt_tokens")
+        shown = f"{config.rollout.max_prompt_tokens} + {config.rollout.max_response_tokens}"
+    advice = " and ".join(f"{key} to {limit}" for key, limit in fitting.items())
+    example = ", for example" if len(fitting) > 1 else ""
+    text = f"{shown} tokens > context {contexts[role]} of {config.models[role].model}. Lower {advice}{example}."
+    yield Problem(keys=(*keys, f"{role}.model"), text=text)
+
+
+def fitting_lengths(config: TrainConfig, context: int) -> dict[str, int]:
+    """The limits to lower, by key, where sequences are longer than a context, and what fits into it: shorter responses;
+    if prompts alone can fill it, half of it for each of both."""
+    if not isinstance(config, OnlineConfig):
+        return {"data.max_tokens": context}
+    if config.rollout.max_prompt_tokens < context:
+        return {"rollout.max_response_tokens": context - config.rollout.max_prompt_tokens}
+    return {"rollout.max_prompt_tokens": context // 2, "rollout.max_response_tokens": context - context // 2}
+
+
+def within_context(config: TrainConfig, facts: Iterable[ModelFacts]) -> TrainConfig:
+    """A config with its lengths lowered to what fits into the contexts of its models; itself where they fit."""
+    context = min((fact.context for fact in facts if fact.context is not None), default=config.longest_sequence)
+    if config.longest_sequence <= context:
+        return config
+    limits = {key.partition(".")[2]: limit for key, limit in fitting_lengths(config, context).items()}
+    name, section = ("rollout", config.rollout) if isinstance(config, OnlineConfig) else ("data", config.data)
+    return config.model_copy(update={name: section.model_copy(update=limits)})
 
 
 def _attention(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.engines.models import known_models
 from rlhf.engines.models.tokenizer import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
-from rlhf.launch.check import refusal
+from rlhf.launch.findings import refusal
 from rlhf.launch.model_checks import head_of_role, misfits
 from rlhf.planning.roles import model_of
 

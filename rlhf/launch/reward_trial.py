@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 
 from rlhf.config.reward import FunctionSource, RewardSection
 from rlhf.conversations.messages import as_json
 from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function, made_up_rollout
+from rlhf.launch.findings import Findings
 from rlhf.orchestrator.data.records import Record, as_chat, as_plain
 from rlhf.types import Json, Prompt, Reward, Rollout
 
@@ -21,10 +23,14 @@ def try_functions(section: RewardSection, prompts: Sequence[Prompt]) -> list[str
     each that shows one row with its scores. Without prompts, the functions are only imported.
 
     Raises:
-        ConfigError: a function cannot be used, or it is not clear what its parameters should get.
+        ConfigError: a function cannot be used, or it is not clear what its parameters should get; or several fail.
         RewardError: a function fails.
     """
-    return [_try(source, prompts[:NUM_ROWS]) for source in section.all_sources if isinstance(source, FunctionSource)]
+    found = Findings()
+    sources = [source for source in section.all_sources if isinstance(source, FunctionSource)]
+    lines = [found.attempt(partial(_try, source, prompts[:NUM_ROWS])) for source in sources]
+    found.settle()
+    return [line for line in lines if line is not None]
 
 
 def prompts_of(records: Sequence[Record], num_rows: int = NUM_ROWS) -> list[Prompt]:

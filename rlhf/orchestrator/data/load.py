@@ -78,12 +78,13 @@ def load_groups(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRows:
-    """The good rows of data.path and data.eval_path, which files and splits are not read, one line each, and what is
-    not read of the rows of either."""
+    """The good rows of data.path and data.eval_path, which files and splits are not read, one line each, what is not
+    read of the rows of either, and what is wrong with the others, one line each."""
 
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     unread: tuple[Unread, ...]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +97,24 @@ class Side:
 
 def check_rows(section: DataSection, kind: RowKind) -> CheckedRows:
     """Everything that can be known about the rows without a tokenizer. Raises DataError."""
+    rows = look_at_rows(section, kind)
+    if rows.problems:
+        raise DataError(rows.problems)
+    return rows
+
+
+def look_at_rows(section: DataSection, kind: RowKind) -> CheckedRows:
+    """The same, with what is wrong in place of an error."""
     problems = Problems(section.max_bad_rows)
     sides = read_sides(section, kind, problems)
-    problems.settle()
+    wrong: tuple[str, ...] = ()
+    try:
+        problems.settle()
+    except DataError as error:
+        wrong = error.problems
     records = tuple(record for side in sides for record in side.records)
-    return CheckedRows(records=records, notes=tuple(problems.notes), unread=tuple(side.unread for side in sides))
+    unread = tuple(side.unread for side in sides)
+    return CheckedRows(records=records, notes=tuple(problems.notes), unread=unread, problems=wrong)
 
 
 def read_sides(section: DataSection, kind: RowKind, problems: Problems) -> tuple[Side, Side]:

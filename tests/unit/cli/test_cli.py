@@ -32,7 +32,8 @@ from rlhf.errors import (
     WeightSyncError,
     WorkerLostError,
 )
-from rlhf.launch.check import checked_config
+from rlhf.launch import full_check
+from rlhf.launch.full_check import checked_config
 from tests.unit.config.test_model_files import safetensors
 
 ROOT = Path(__file__).parents[3]
@@ -41,8 +42,10 @@ HEAVY = ["torch", "ray", "transformers", "vllm", "deepspeed", "datasets", "rich"
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, a scorer, rows and a reward function."""
+    """A folder with the small files of a model and a scorer, rows and a reward function, on a machine without the
+    libraries that would load them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(full_check, "can_load", lambda: False)
     for name, kind in (("model", "LlamaForCausalLM"), ("scorer", "LlamaForSequenceClassification")):
         folder = tmp_path / name
         folder.mkdir()

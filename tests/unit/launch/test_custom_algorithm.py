@@ -58,7 +58,7 @@ def test_ppo_runs_it_from_its_own_file() -> None:
     assert started[Role.CRITIC].model == "m"
     assert [problem.text for problem in surroundings(custom, {}) if problem.keys[0].startswith("algo")] == []
     assert (num_epochs(custom.algo), critic_warmup_steps(custom.algo)) == (1, 0)
-    assert all("ptx" not in text for text in data_problems(custom))
+    assert all("ptx" not in text for text in data_problems(custom).lines)
 
 
 def test_its_settings_are_one_value_in_files_and_from_python(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rlhf.cli import main as cli
 from rlhf.config.loading.load import load_config
 from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.launch import train
-from rlhf.launch.check import checked_config
+from rlhf.launch.full_check import checked_config
 from rlhf.launch.preflight import MAX_ROWS, preflight
 from rlhf.orchestrator.data.load import evenly_spaced
 from rlhf.orchestrator.run.checkpoint import FORMAT, MANIFEST, STATE, sha256_of
