@@ -12,6 +12,8 @@ WINDOW = 10
 """Steps that are looked at in a run that is older."""
 ALL = 0.99
 """A share from which on it is called all."""
+NEARLY_ALL = 0.95
+"""A share of groups with equal rewards from which on what is learned comes from few responses."""
 LEAST_LR = 1e-9
 """A learning rate below which a step of Adam, which is about as large as the rate, is lost in the rounding of most
 float32 weights: those of 0.02 are 2e-9 apart."""
@@ -27,8 +29,8 @@ class Cause:
     """One reason why a run does not learn, or learns from something else than is meant."""
 
     kind: str
-    """The same for the same reason: truncated, labels, format, never_rewarded, constant_reward, equal_groups, empty,
-    one_label, zero_gradient, no_update, learning_rate, mismatch."""
+    """The same for the same reason: truncated, labels, format, never_rewarded, constant_reward, equal_groups,
+    few_unequal_groups, empty, one_label, zero_gradient, no_update, learning_rate, mismatch."""
     text: str
     """One line: what is wrong, its consequence, what to do."""
 
@@ -129,6 +131,7 @@ def _reward_causes(look: _Look) -> Iterator[Cause]:
             "size, or look at the labels.",
         )
     if not look.is_equal:
+        yield from _few_unequal(look)
         return
     if look.is_all("response/truncated"):
         yield from _truncated(look)
@@ -165,6 +168,19 @@ def _reward_causes(look: _Look) -> Iterator[Cause]:
         text=f"all responses to the same prompt have the same reward, though prompts differ{look.consequence}. Either "
         "prompts are all too hard or too easy, or responses are alike (rollout.temperature "
         f"{look.setting('rollout.temperature')}, rollout.group_size {look.setting('rollout.group_size')}).",
+    )
+
+
+def _few_unequal(look: _Look) -> Iterator[Cause]:
+    """A step learns from the few groups whose rewards differ."""
+    shares = look.values("groups/zero_std")
+    if not shares or min(shares) < NEARLY_ALL:
+        return
+    yield Cause(
+        kind="few_unequal_groups",
+        text=f"in {100 * sum(shares) / len(shares):.0f}% of the groups all rewards are equal, so that a step learns "
+        "from the few others. Take prompts that are neither too hard nor too easy, raise rollout.group_size, or sample "
+        "until enough groups differ (algo.dynamic_sampling).",
     )
 
 

@@ -79,6 +79,12 @@ CASES: list[tuple[str, dict[str, Json], dict[str, Json], str]] = [
         {"rollout.temperature": 0.1},
         "all responses to the same prompt have the same reward, though prompts differ, so that all advantages are 0",
     ),
+    (
+        "few_unequal_groups",
+        {"groups/zero_std": 0.97},
+        {},
+        "in 97% of the groups all rewards are equal, so that a step learns from the few others.",
+    ),
     ("empty", {"response/empty": 1.0}, {}, "every response is empty: the model ends at once."),
     ("one_label", {"labels/one_sided": 1.0}, {}, "all responses of a step have the same label"),
     (
