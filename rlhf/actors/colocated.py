@@ -1,9 +1,10 @@
 """Sleep mode of rollout engines that are colocated with models (a hybrid engine): they compute alternately."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rlhf.actors.calls import Worker
 from rlhf.actors.probed import ProbedPolicy
 from rlhf.engines.base import RolloutEngine
 from rlhf.types import SyncReport
@@ -35,10 +36,13 @@ class SleepMode:
                 self._engines.sleep()
 
 
-class WakeBeforeSync(ProbedPolicy):
-    """The policy of engines in sleep mode: it wakes them before a weight sync. They stay awake to generate next."""
+class WakeForSync(ProbedPolicy):
+    """The policy of engines in sleep mode. Before a weight sync it wakes their weights alone, so that the buckets have
+    the memory of the KV cache; the rest when the buckets are gone. The engines stay awake to generate next."""
 
-    def send_weights(self, version: int) -> SyncReport:
-        """As `ProbedPolicy.send_weights`."""
-        self._pool(self._engines).wake()
-        return super().send_weights(version)
+    def _send_weights(self, version: int, engines: Sequence[Worker]) -> SyncReport:
+        pool = self._pool(self._engines)
+        pool.wake_weights()
+        report = super()._send_weights(version, engines)
+        pool.wake()
+        return report

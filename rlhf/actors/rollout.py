@@ -169,13 +169,13 @@ class RolloutPool:
             self._is_settled.wait_for(lambda: not self._num_replacing)  # one that starts now would not sleep
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
+    def wake_weights(self) -> None:
+        """Of engines in sleep mode, wake the weights alone, for a weight sync. They serve nothing before `wake`."""
+        self._release_memory()
+        self._all("wake of weights", lambda _index, handle: handle.wake_weights.remote(), self._control_timeout_s)
+
     def wake(self) -> None:
-        for group in self._colocated:
-            group.run(
-                lambda _rank, handle: handle.release_memory.remote(),
-                phase="release of memory for engines",
-                timeout_s=self._colocated_timeout_s + self._control_timeout_s,
-            )
+        self._release_memory()
         self._all("wake", lambda _index, handle: handle.wake.remote(), self._control_timeout_s)
 
     def close(self) -> None:
@@ -196,6 +196,15 @@ class RolloutPool:
             "throughput/busy_share_min": min(busy) / total_s,
             "throughput/idle_tail_seconds": max(0.0, any_busy_s - mean_s),
         }
+
+    def _release_memory(self) -> None:
+        """Have the models on the same devices release unused memory."""
+        for group in self._colocated:
+            group.run(
+                lambda _rank, handle: handle.release_memory.remote(),
+                phase="release of memory for engines",
+                timeout_s=self._colocated_timeout_s + self._control_timeout_s,
+            )
 
     def _all(self, phase: str, submit: Submit, timeout_s: float) -> list[object]:
         return self._group.run(submit, phase=f"rollout {phase}", timeout_s=timeout_s)

@@ -251,6 +251,10 @@ class RolloutWorker(Actor):
     def sleep(self) -> None:
         self.engine.sleep()
 
+    def wake_weights(self) -> None:
+        with naming_memory_errors("rollout", "engine"):
+            self.engine.wake_weights()
+
     def wake(self) -> None:
         with naming_memory_errors("rollout", "engine"):
             self.engine.wake()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from rlhf.actors.colocated import SleepMode, WakeBeforeSync
+from rlhf.actors.colocated import SleepMode, WakeForSync
 from rlhf.actors.launch_spec import Workers, colocated_models
 from rlhf.actors.probed import OpenPool, ProbedPolicy
 from rlhf.algorithms import build_algorithm
@@ -81,9 +81,9 @@ def assemble_online(
 def sending_policy(
     config: OnlineConfig, workers: Workers, pool: OpenPool, requests: Sequence[RolloutRequest], sleeps: bool
 ) -> ProbedPolicy:
-    """The policy. Its first weight sync is checked with `requests`; sleeping engines are woken before each sync."""
+    """The policy. Its first weight sync is checked with `requests`; sleeping engines are woken for each sync."""
     assert workers.engines is not None
-    kind = WakeBeforeSync if sleeps else ProbedPolicy
+    kind = WakeForSync if sleeps else ProbedPolicy
     return kind(
         workers.groups[Role.POLICY],
         engines=workers.engines,

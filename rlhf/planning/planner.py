@@ -224,15 +224,16 @@ class _Planner:
         return self._config.rollout
 
     def _engine(self, phase: str, *, shares: bool) -> Memory:
-        """One device of an engine. On shared GPUs it is in sleep mode except while it samples and receives weights,
-        unless it samples during training. On CPU it keeps its memory."""
+        """One device of an engine. On shared GPUs it is in sleep mode, unless it samples during training: it is awake
+        while it samples, and has weights without a KV cache while it receives new ones. On CPU it keeps its memory."""
         process = Memory(process=self._process(Role.ROLLOUT) + self._graphs())
-        if shares and self._sleeps() and phase not in ("generate", "sync"):
+        sleeps = shares and self._sleeps()
+        if sleeps and phase not in ("generate", "sync"):
             return process
         copies = self._rollout.expected_traits.cpu_weight_copies if self._cluster.device.is_cpu else 1
         held = Memory(
             parameters=self._engine_weights() * copies,
-            kv_cache=self._cache_bytes(),
+            kv_cache=0.0 if sleeps and phase == "sync" else self._cache_bytes(),
             sync=memory.receiving(self._loads[Role.POLICY], self._bucket) if phase == "sync" else 0.0,
         )
         return held.times(self._calibration.memory_factors.get(ENGINE, 1.0)) + process

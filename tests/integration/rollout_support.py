@@ -29,6 +29,8 @@ IGNORE_VLLM_IMPORT_WARNINGS = [
 class ServingEngine(RolloutEngine, WeightReceiver):
     """Both sides of a rollout engine, for type checkers."""
 
+    def wake_weights(self) -> None: ...
+
 
 def open_engine(
     kind: str,

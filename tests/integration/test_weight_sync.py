@@ -21,7 +21,7 @@ from rlhf.engines.weight_sync.adapter_source import AdapterSource
 from rlhf.engines.weight_sync.gloo import GlooSender
 from rlhf.engines.weight_sync.source import WeightSource
 from rlhf.engines.weight_sync.sources import make_source
-from rlhf.errors import NumericsError, WeightSyncError
+from rlhf.errors import NumericsError, RlhfError, WeightSyncError
 from rlhf.types import Rollout
 from tests.family_models import write_family
 from tests.integration.rollout_support import (
@@ -187,6 +187,20 @@ def test_a_sync_into_a_sleeping_engine_is_an_error_and_changes_nothing(setup: Se
         setup.sender.send(99)
     setup.engine.wake()
     assert generate(setup.engine, [request(1)])[0].weight_version == setup.version
+
+
+def test_a_sleeping_engine_whose_weights_are_awake_serves_new_ones_when_it_wakes(setup: Setup) -> None:
+    setup.engine.sleep()
+    setup.engine.wake_weights()
+    version = setup.learn(25)
+    setup.sender.send(version)
+    with pytest.raises(RlhfError, match="asleep"):
+        generate(setup.engine, [request(1)])
+    setup.engine.wake()
+    (rollout,) = generate(setup.engine, [request(1)])
+    assert rollout.weight_version == version
+    ids = prompt(1, 40)
+    require_same(setup.engine, packed(ids), setup.log_probs(ids))
 
 
 def test_a_response_in_progress_is_completed_and_carries_the_older_version(setup: Setup) -> None:

@@ -20,6 +20,11 @@ class ServingEngine(RolloutEngine, WeightReceiver, Protocol):
         Raises RlhfError unless the engine is serving a complete version."""
         ...
 
+    def wake_weights(self) -> None:
+        """Of an engine in sleep mode, take back the memory of the weights alone, so that a weight sync can bring new
+        ones. It serves nothing before `wake`."""
+        ...
+
     def peak_memory(self) -> int:
         """Peak bytes of the engine's largest process: of GPU memory, or of host memory where there is no GPU."""
         ...

@@ -2,6 +2,10 @@
 
 serving <--wake-- asleep          serving --begin_update--> updating --serve--> serving
         --sleep-->                                                   --fail--> failed --begin_update--> ...
+
+An engine that is asleep can have its weights alone woken, and then take new ones. It is asleep again afterwards:
+
+asleep --wake_weights--> asleep --begin_update--> updating --serve--> asleep --wake--> serving
 """
 
 import threading
@@ -30,6 +34,8 @@ class ServingGate:
         self._engine = engine
         self._changed = threading.Condition()
         self._state = ServingState.SERVING
+        self._sleeps = False
+        self._has_weights = True
         self._version = 0
         self._digest: str | None = None
         self._problem = ""
@@ -37,6 +43,16 @@ class ServingGate:
     @property
     def state(self) -> ServingState:
         return self._state
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether some of the engine's memory is released, whatever the state."""
+        return self._sleeps
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is memory for weights."""
+        return self._has_weights
 
     @property
     def version(self) -> int:
@@ -58,9 +74,15 @@ class ServingGate:
     def sleep(self) -> None:
         """Enter sleep mode. Raises RlhfError unless the engine is serving or already asleep."""
         self._move({ServingState.SERVING, ServingState.ASLEEP}, ServingState.ASLEEP, "sleep")
+        self._sleeps, self._has_weights = True, False
+
+    def wake_weights(self) -> None:
+        """The weights have memory again, so that the engine can take new ones; nothing else changes."""
+        self._has_weights = True
 
     def wake(self) -> None:
         """Leave sleep mode; nothing changes if the engine is awake."""
+        self._sleeps, self._has_weights = False, True
         if self._state is ServingState.ASLEEP:
             self._move({ServingState.ASLEEP}, ServingState.SERVING, "wake")
 
@@ -71,11 +93,10 @@ class ServingGate:
     def begin_update(self) -> None:
         """Stop serving, to receive new weights. An update that never ended is abandoned."""
         self._digest = None
-        self._move(
-            {ServingState.SERVING, ServingState.UPDATING, ServingState.FAILED},
-            ServingState.UPDATING,
-            "take new weights",
-        )
+        allowed = {ServingState.SERVING, ServingState.UPDATING, ServingState.FAILED}
+        if self._has_weights:
+            allowed.add(ServingState.ASLEEP)
+        self._move(allowed, ServingState.UPDATING, "take new weights")
 
     def received(self, digest: str) -> None:
         """Record that all buckets of the update arrived as they were sent; `digest` is that of the whole version."""
@@ -89,15 +110,16 @@ class ServingGate:
         self._move(set(ServingState), ServingState.FAILED, "fail")
 
     def serve(self, version: int, digest: str) -> str:
-        """Serve the received version if its digest equals `digest`, the sender's. Returns the digest of what was
-        received; raises WeightSyncError if it differs."""
+        """Serve the received version, once it is awake, if its digest equals `digest`, the sender's. Returns the digest
+        of what was received; raises WeightSyncError if it differs."""
         if self._state is not ServingState.UPDATING or self._digest is None or self._digest != digest:
             have = self._digest or f"nothing while {self._state}"
             error = WeightSyncError(f"engine {self._engine}: version {version}: received {have}, need {digest}")
             self.fail(error)
             raise error
         self._version = version
-        self._move({ServingState.UPDATING}, ServingState.SERVING, "serve")
+        after = ServingState.ASLEEP if self._sleeps else ServingState.SERVING
+        self._move({ServingState.UPDATING}, after, "serve")
         return self._digest
 
     def _move(self, allowed: set[ServingState], to: ServingState, what: str) -> None:

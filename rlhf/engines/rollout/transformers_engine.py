@@ -125,6 +125,12 @@ class TransformersRolloutEngine:
                 self._compute(self._move, torch.device("cpu"))
                 torch.cuda.empty_cache()
 
+    def wake_weights(self) -> None:
+        """See `ServingEngine.wake_weights`. There is no KV cache outside a batch."""
+        with self._busy:
+            self._compute(self._move, self._device)
+            self._gate.wake_weights()
+
     def wake(self) -> None:
         """Leave sleep mode."""
         with self._busy:

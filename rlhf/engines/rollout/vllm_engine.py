@@ -115,6 +115,10 @@ class VllmRolloutEngine:
         keeps both, and only the state changes. Raises RlhfError while requests are running."""
         self._loop.call(self._sleep)
 
+    def wake_weights(self) -> None:
+        """See `ServingEngine.wake_weights`."""
+        self._loop.call(self._wake_weights)
+
     def wake(self) -> None:
         """Leave sleep mode."""
         self._loop.call(self._wake)
@@ -198,9 +202,14 @@ class VllmRolloutEngine:
         if self._device == "cuda":
             self._core.llm.sleep(level=1)
 
+    def _wake_weights(self) -> None:
+        if not self._gate.has_weights and self._device == "cuda":
+            self._core.llm.wake_up(["weights"])
+        self._gate.wake_weights()
+
     def _wake(self) -> None:
-        if self._gate.state is ServingState.ASLEEP and self._device == "cuda":
-            self._core.llm.wake_up()
+        if self._gate.sleeps and self._device == "cuda":
+            self._core.llm.wake_up()  # what is awake already stays as it is
         self._gate.wake()
 
 

@@ -62,7 +62,7 @@ def run_of(command: str, flags: str, cluster: str) -> tuple[TrainConfig, Planner
             "--policy.num-gpus-per-node 8 --rollout.num-engines 8 --colocate all --reward.rules math "
             "--policy.gradient-checkpointing",
             "8xH100",
-            {"rollout.gpu_memory_utilization": 0.5},
+            {"rollout.gpu_memory_utilization": 0.7},
         ),
     ],
 )

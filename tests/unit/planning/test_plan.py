@@ -103,6 +103,9 @@ def test_ppo_of_8b_with_everything_on_8_devices() -> None:
     sending, receiving = (group.memory["sync"][role] for role in (Role.POLICY, Role.ROLLOUT))
     assert sending.gathered + sending.sync == table + 2 * table + checksum
     assert receiving.sync == table + table + checksum
+    # The KV cache sleeps while weights are sent.
+    assert group.memory["generate"][Role.ROLLOUT].kv_cache > 14 * GIB
+    assert group.memory["sync"][Role.ROLLOUT].kv_cache == 0
     # An engine sleeps while models compute: its weights are in host memory, and its graphs stay.
     assert group.memory["learn"][Role.ROLLOUT].total == 2.3 * GIB
     asleep, moments = policy * 2, 12 * (policy + scalar)

@@ -28,6 +28,42 @@ def test_a_sleeping_engine_raises_until_it_is_woken() -> None:
     assert gate.enter(0) == 0
 
 
+def test_a_sleeping_engine_whose_weights_are_awake_takes_new_ones_and_serves_them_when_it_wakes() -> None:
+    gate = ServingGate("e")
+    gate.sleep()
+    gate.wake_weights()
+    assert gate.sleeps
+    with pytest.raises(RlhfError, match="engine e: asleep"):
+        gate.enter(0)
+    gate.begin_update()
+    gate.received("d")
+    gate.serve(3, "d")
+    with pytest.raises(RlhfError, match="engine e: asleep"):
+        gate.enter(0)
+    gate.wake()
+    assert gate.enter(0) == 3
+    gate.sleep()
+    with pytest.raises(RlhfError, match="cannot take new weights while asleep"):
+        gate.begin_update()
+
+
+def test_an_engine_that_wakes_after_a_failed_update_serves_nothing_until_a_complete_one() -> None:
+    gate = ServingGate("e")
+    gate.sleep()
+    gate.wake_weights()
+    gate.begin_update()
+    gate.fail(WeightSyncError("lost"))
+    assert gate.sleeps
+    gate.wake()
+    assert not gate.sleeps
+    with pytest.raises(WeightSyncError, match="lost"):
+        gate.enter(0)
+    gate.begin_update()
+    gate.received("d")
+    gate.serve(1, "d")
+    assert gate.enter(0) == 1
+
+
 def test_enter_waits_for_an_update() -> None:
     gate = ServingGate("e")
     gate.begin_update()
