@@ -21,8 +21,8 @@ FOUR_BITS = 0.5 + FLOAT32 / 64
 """Bytes of a weight in NormalFloat, including its share of its block's scale."""
 REDUCE_BUCKET = 5 * 10**8
 """Gradients in DeepSpeed's reduce buffer."""
-CHECKSUM = 5 * 8 * 2**24
-"""Most bytes that a checksum on a GPU takes at a time: five int64 arrays of its chunk of weights."""
+CHECKSUM = 2 * 8 * 2**24
+"""Most bytes that a checksum on a GPU takes at a time: a copy of a chunk of weights, and an array as large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ def sending(load: ModelLoad, bucket: float) -> Memory:
     largest = float(largest_matrix(load.shape) * load.dtype_bytes)
     if load.on_cpu:
         return Memory(gathered=largest, sync=2 * _bucket(load, bucket))
-    return Memory(gathered=largest, sync=2 * max(bucket, largest) + _checksum(load.shape))
+    return Memory(gathered=largest, sync=2 * max(bucket, largest) + min(CHECKSUM, 2 * largest))
 
 
 def receiving(load: ModelLoad, bucket: float) -> float:
@@ -235,15 +235,11 @@ def receiving(load: ModelLoad, bucket: float) -> float:
     largest = float(largest_matrix(load.shape) * load.dtype_bytes)
     if load.on_cpu:
         return 2 * _bucket(load, bucket)
-    return max(bucket, largest) + largest + _checksum(load.shape)
+    return max(bucket, largest) + largest + min(CHECKSUM, 2 * largest)
 
 
 def _bucket(load: ModelLoad, bucket: float) -> float:
     return max(bucket, float(load.shape.layer_parameters * load.dtype_bytes))
-
-
-def _checksum(shape: ModelShape) -> float:
-    return float(min(CHECKSUM, 5 * 8 * largest_matrix(shape)))
 
 
 def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:

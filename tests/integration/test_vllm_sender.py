@@ -149,6 +149,14 @@ def test_vllm_gets_every_tensor_with_its_name_dtype_and_shape() -> None:
     assert given.digest.hexdigest() not in (before, whole), "a new round is a new digest"
 
 
+def test_ranks_that_do_not_send_compute_no_digest() -> None:
+    """Nobody reads it, and it would read every weight once more."""
+    other = DigestingSource(ModuleSource(torch.nn.Linear(2, 3), torch.bfloat16), bucket_bytes=1, is_sender=False)
+    before = other.digest.hexdigest()
+    assert len(dict(other)) == 2
+    assert other.digest.hexdigest() == before
+
+
 def test_each_engine_gets_its_own_ranks() -> None:
     engines = Engines({})
     joining = VllmClient(cast(EngineClient, engines), source(), num_receivers=4, timeout_s=7.0)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf.engines.process.distributed import deepspeed
+from rlhf.engines.weight_sync.checksum import checksum
 
 
 def master_shards(engine: "deepspeed.DeepSpeedEngine", zero_stage: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -30,22 +31,16 @@ class MovementCheck:
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self._parameters = parameters
-        self._before: dict[int, tuple[int, int]] = {}
+        self._before: dict[int, int] = {}
 
     def before_step(self, shards: Iterable[tuple[int, torch.Tensor]]) -> None:
-        self._before = {key: _checksum(shard) for key, shard in shards}
+        self._before = {key: int(checksum(shard)) for key, shard in shards}
 
     def after_step(self, shards: Iterable[tuple[int, torch.Tensor]], device: torch.device) -> tuple[str, ...]:
         """Names of the parameters that did not change on any rank. Collective."""
-        changed = {key for key, shard in shards if _checksum(shard) != self._before[key]}
+        changed = {key for key, shard in shards if int(checksum(shard)) != self._before[key]}
         moved = torch.tensor(
             [float(id(parameter) in changed) for parameter in self._parameters.values()], device=device
         )
         dist.all_reduce(moved, op=dist.ReduceOp.MAX)
         return tuple(name for name, has_moved in zip(self._parameters, moved.tolist(), strict=True) if not has_moved)
-
-
-def _checksum(tensor: torch.Tensor) -> tuple[int, int]:
-    """Sum and sum of squares of the bit patterns, modulo 2**64."""
-    bits = tensor.contiguous().view(torch.int32).long()
-    return int(bits.sum()), int(bits.square().sum())

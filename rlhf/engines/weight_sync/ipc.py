@@ -25,7 +25,7 @@ def open_ipc(
 ) -> VllmSender:
     """Send the engines the layout of the buffers; there is no group to join. Raises WeightSyncError if one does not
     reply in time."""
-    digesting = DigestingSource(source, bucket_bytes)
+    digesting = DigestingSource(source, bucket_bytes, is_sender=rank == 0)
     vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
     buffer_bytes = max(bucket_bytes, digesting.largest_parameter_bytes)
     init_info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=buffer_bytes, rank=rank)

@@ -26,7 +26,7 @@ def open_nccl(
     Raises:
         WeightSyncError: engines did not join in time.
     """
-    digesting = DigestingSource(source, bucket_bytes)
+    digesting = DigestingSource(source, bucket_bytes, is_sender=rank == 0)
     vllm_client = VllmClient(client, digesting, num_receivers, timeout_s)
     init_info = NCCLTrainerInitInfo(
         master_address=master_address,

@@ -26,11 +26,13 @@ POLL_S = 0.1
 class DigestingSource(VllmWeightSource):  # type: ignore[misc]
     """Our `WeightSource` as vLLM's: every full tensor, bucket by bucket, on every trainer rank."""
 
-    def __init__(self, source: WeightSource, bucket_bytes: int) -> None:
+    def __init__(self, source: WeightSource, bucket_bytes: int, *, is_sender: bool = True) -> None:
+        """Only the digest of the rank that sends is compared with those of the engines; the others compute none."""
         self.dtype = source.dtype
         self.buckets = plan_buckets(source.specs(), source.dtype, bucket_bytes)
         self.digest = TensorDigest()
         self._source = source
+        self._is_sender = is_sender
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +51,8 @@ class DigestingSource(VllmWeightSource):  # type: ignore[misc]
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digest = TensorDigest()
         for bucket in self.buckets:
-            yield from self.digest.record(self._source.materialize(bucket))
+            tensors = self._source.materialize(bucket)
+            yield from self.digest.record(tensors) if self._is_sender else tensors
 
 
 class VllmClient:

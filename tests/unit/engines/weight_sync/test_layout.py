@@ -134,8 +134,28 @@ def test_a_checksum_does_not_depend_on_its_chunks(chunk: int, monkeypatch: pytes
     assert checksum(tensor) == whole
 
 
+@pytest.mark.parametrize("numel", [0, 1, 3, 4, 5, 11])
+@pytest.mark.parametrize("offset", [0, 1, 2, 4])
+def test_a_checksum_does_not_depend_on_where_the_weights_lie(offset: int, numel: int) -> None:
+    """A sender's tensor has memory of its own, a receiver's may be a view of a packed buffer."""
+    buffer = torch.arange(1, 17).to(torch.bfloat16)
+    part = buffer[offset : offset + numel]
+    assert checksum(part) == checksum(part.clone())
+    assert (checksum(part) == 0) == (numel == 0)
+
+
+def test_a_checksum_takes_one_array_of_a_chunks_size() -> None:
+    """On a GPU, that is memory beside models and engines."""
+    tensor = torch.zeros(1 << 22, dtype=torch.bfloat16)
+    checksum(tensor)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        checksum(tensor)
+    allocated = sum(event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0)
+    assert tensor.nbytes <= allocated < 1.1 * tensor.nbytes
+
+
 def test_a_checksum_by_hand() -> None:
-    """Sums of bits, weighted by odd numbers that are the same on every machine."""
+    """Sums of words, weighted by odd numbers that are the same on every machine."""
     weights = [(index * -7046029254386353131) | 1 for index in range(3)]
     expected = sum(bits * weight for bits, weight in zip((1, 2, 3), weights, strict=True))
     assert checksum(torch.tensor([1, 2, 3])).item() % 2**64 == expected % 2**64
