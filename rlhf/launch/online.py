@@ -74,6 +74,7 @@ def assemble_online(
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
         gauge=lambda: {**memory(), **engines.usage()},
+        takes_turns=sleeps,
         close=(lambda: None) if episodes is None else episodes.close,
     )
 

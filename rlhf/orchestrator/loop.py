@@ -3,6 +3,8 @@
 wait for groups -> select examples -> compute log-probs and values -> credit -> learn -> sync weights -> release slots
     -> (evaluate, save a checkpoint)
 
+Where engines and models take turns on the same devices, slots are released after the evaluation.
+
 What differs between algorithms is data: which models `algorithm.needs`, where groups come from, and how many
 mini-batches and epochs a step has.
 """
@@ -67,6 +69,9 @@ class Parts:
     gauge: Callable[[], Mapping[str, float]] = dict[str, float]
     """Gives the metrics of the worker processes, once a step."""
     gpus: GpuBudget | None = None
+    takes_turns: bool = False
+    """Whether engines and models compute in turn, on the same devices: then the next rollouts must wait for an
+    evaluation, whose reward model would compute beside engines that are awake."""
     close: Callable[[], None] = lambda: None
     """Ends what the parts started besides the source."""
 
@@ -168,12 +173,15 @@ class Loop:
         learned, metrics, advantages = self._learn(step, examples)
         with self._clock.phase("sync"):
             metrics["weight sync"] = self._weights.sync(step)
-        self._source.release()
+        if not self._parts.takes_turns:
+            self._source.release()
         if self._weights.is_ema_due(step):
             with self._clock.phase("ema_reference"):
                 metrics["reference"] = self._weights.update_ema_reference(step)
         self._progress.advance(step, position=batch.position, ahead=batch.ahead, num_updates=learned.num_updates)
         evaluation = self._evaluate(step)
+        if self._parts.takes_turns:
+            self._source.release()
         metrics["evaluation"] = evaluation.metrics
         merged = merge({**metrics, **self._describe(step, batch, examples, learned)})
         self._clock = PhaseClock()

@@ -139,6 +139,7 @@ class Run:
     keep_group: Callable[[ScoredGroup], bool] | None = None
     source: GroupSource | None = None
     config: Mapping[str, str] = field(default_factory=dict)
+    takes_turns: bool = False
 
     def set_train(self, **settings: float) -> None:
         """Change settings of the config's `train` section."""
@@ -209,6 +210,7 @@ class Run:
                 evaluator=self.evaluator,
                 pretraining=self.pretraining,
                 gauge=lambda: {"memory/policy": 0.5},
+                takes_turns=self.takes_turns,
                 gpus=GpuBudget(num_gpus=2, peak_flops=1e6, training_flops=lambda context: 100.0 + context),
             ),
             LoopSections(

@@ -11,6 +11,7 @@ import pytest
 from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.errors import PreemptedError
 from rlhf.orchestrator.data.order import Order
+from rlhf.orchestrator.evaluation import Evaluation
 from rlhf.types import Head, Role, Rollout, RolloutRequest, ScoredGroup, SyncReport
 from tests.unit.orchestrator.support import TOKENIZER, Run, make_prompt, ppo_run
 
@@ -112,3 +113,28 @@ def test_a_stop_forgets_what_ran_ahead_and_a_resume_draws_it_anew(tmp_path: Path
     assert rows[stop_at]["rollout/lag_max"] == 0
     assert max(row["rollout/lag_max"] for row in rows) <= max_lag
     assert prompts_of(resumed) == kept_prompts(resumed)
+
+
+@pytest.mark.parametrize(("takes_turns", "order"), [(False, ["release", "evaluate"]), (True, ["evaluate", "release"])])
+def test_on_shared_devices_the_next_rollouts_wait_for_an_evaluation(
+    tmp_path: Path, takes_turns: bool, order: list[str]
+) -> None:
+    """Its reward model computes there, and plans count no awake engine beside it."""
+    events: list[str] = []
+
+    class Evaluating:
+        def evaluate(self, version: int) -> Evaluation:
+            events.append("evaluate")
+            return Evaluation()
+
+    run = ppo_run(tmp_path / "a", num_steps=2, evaluate_every=1, evaluator=Evaluating(), takes_turns=takes_turns)
+    run.source = source = run.make_source()
+    release = source.release
+
+    def noted() -> None:
+        events.append("release")
+        release()
+
+    source.release = noted  # type: ignore[method-assign]
+    run.run()
+    assert events == order * 2
