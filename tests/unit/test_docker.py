@@ -1,6 +1,7 @@
 """What `docker/` holds is well-formed, as far as that can be known without an engine: linted, valid by its schemas, and
 safe by its own words."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -53,6 +54,26 @@ def test_what_a_dockerfile_copies_is_there() -> None:
         assert copied
         for name in (name for names in copied for name in names):
             assert (DOCKER.parent / name).exists(), f"{file.name}: {name}"
+
+
+def test_the_gpu_image_compiles_flash_attention_for_the_gpus_that_the_builder_names_or_not_at_all() -> None:
+    """For all that it supports it takes hours, and an image without it computes the same."""
+    text = (DOCKER / "Dockerfile.gpu").read_text()
+    (step,) = re.findall(r"^RUN if .*?^    fi$", text, re.MULTILINE | re.DOTALL)
+    script = (
+        step.removeprefix("RUN ").replace("\\\n", "").replace("pip install", "echo $MAX_JOBS:$FLASH_ATTN_CUDA_ARCHS")
+    )
+    said = {
+        archs: subprocess.run(
+            ["sh", "-c", script], env={"FLASH_ATTN_CUDA_ARCHS": archs, "MAX_JOBS": "2"}, capture_output=True, text=True,
+            timeout=10, check=True,
+        ).stdout
+        for archs in ("", "90")
+    }  # fmt: skip
+    assert said[""] == ""
+    assert said["90"].startswith("2:90 ")
+    assert "flash-attn.lock" in said["90"]
+    assert 'ARG FLASH_ATTN_CUDA_ARCHS="80;90"' in text
 
 
 def test_the_compose_file_is_valid() -> None:
