@@ -28,7 +28,11 @@ with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
         IpcAdapterEngine,
         _AdapterReceiver,
     )
-    from rlhf.engines.weight_sync.vllm_receivers import DigestingEngine, GlooWeightTransferEngine
+    from rlhf.engines.weight_sync.vllm_receivers import (
+        DigestingEngine,
+        GlooWeightTransferEngine,
+        NcclWeightTransferEngine,
+    )
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3.0)}
 LAYER = "base_model.model.model.layers.0.mlp.up_proj"
@@ -132,6 +136,23 @@ def test_a_model_that_fails_to_load_stays_the_engines_model() -> None:
     with pytest.raises(KeyError):
         engine.receive_weights(1)
     assert engine.model is model
+
+
+def test_a_buffer_is_loaded_before_the_next_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM receives them on two streams, and a layer may lie in two buffers."""
+    events: list[str] = []
+
+    class Noting(Model):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+            events.append("load")
+            return super().load_weights(weights)
+
+    stream = SimpleNamespace(synchronize=lambda: events.append("end"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    engine: Any = NcclWeightTransferEngine.__new__(NcclWeightTransferEngine)
+    engine.model = Noting()
+    assert engine.load_target.load_weights(WEIGHTS.items()) == set(WEIGHTS)
+    assert events == ["load", "end"]
 
 
 def test_a_linear_layer_that_a_reload_gave_nothing_is_named() -> None:

@@ -127,8 +127,29 @@ class DigestingEngine(WeightTransferEngine):  # type: ignore[misc]
         self.received = self._digest.hexdigest()
 
 
+class _InTurn:
+    """Ends what loading has started on a GPU before the next packed buffer is received.
+
+    vLLM receives buffers on two streams in turn. A layer whose weights lie in two buffers is loaded on the second one's
+    stream, from memory of the first one's: nothing else keeps that stream from reading before they have arrived, or
+    the other from receiving into memory that is still read.
+    """
+
+    def __init__(self, model: LoadableModel) -> None:
+        self._model = model
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        loaded = self._model.load_weights(weights)
+        torch.cuda.current_stream().synchronize()
+        return loaded
+
+
 class NcclWeightTransferEngine(DigestingEngine, NCCLWeightTransferEngine):  # type: ignore[misc]
     """vLLM's NCCL engine, with a digest of the broadcast weights."""
+
+    @property
+    def load_target(self) -> LoadableModel:
+        return _InTurn(super().load_target)
 
     def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
         """Join the trainer's group, and leave any earlier one, of which a member may be lost: that aborts its
