@@ -1,0 +1,293 @@
+"""What computes in the fake processes: a policy in shards, a frozen model, and vLLM's core around a table of weights.
+
+The weights are those of a tiny Llama, and are really moved. Memory is what the run's plan says of each part, so that a
+GPU is as full as the plan says exactly where the parts come and go as it assumes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
+from rlhf.engines.rollout.vllm_core import VllmCore
+from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
+from rlhf.engines.weight_sync.base import WeightSender
+from rlhf.engines.weight_sync.probe import PolicyProbe
+from rlhf.engines.weight_sync.vllm_receivers import IpcWeightTransferEngine, NcclWeightTransferEngine
+from rlhf.types import FinishReason, FloatArray, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
+from tests.fake_cuda.machine import Process, SleepPool, current, inside
+
+MEDIA = {"ipc": IpcWeightTransferEngine, "nccl": NcclWeightTransferEngine}
+TOLERANCE = 1e-3
+LENGTH = 3
+"""Tokens of every response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes on one GPU, by the plan."""
+
+    policy: int
+    """What the policy holds between computations."""
+    learning: int
+    """What it needs in addition while it learns."""
+    reference: int
+    rank_process: int
+    """Of the process of a GPU's models."""
+    engine_process: int
+    """With CUDA graphs."""
+    engine_weights: int
+    kv_cache: int
+
+
+def log_prob(weights: Mapping[str, torch.Tensor]) -> float:
+    """What a model with these weights says of every token."""
+    return -1.0 - sum(float(weights[name].float().mean()) for name in sorted(weights))
+
+
+class Gathered:
+    """In place of `deepspeed.zero.GatheredParameters`: all ranks gather the same parameters."""
+
+    def __init__(self, parameters: Sequence[Any]) -> None:
+        self._parameters = parameters
+        self._bytes = sum(p.ds_numel * p.ds_tensor.element_size() for p in parameters)
+
+    def __enter__(self) -> None:
+        process = own_process()
+        process.malloc(self._bytes)
+        what = f"all_gather of {[tuple(p.ds_shape) for p in self._parameters]}"
+        ranks: Any = process.group.call(process.rank, what, [p.ds_tensor for p in self._parameters])
+        for index, parameter in enumerate(self._parameters):
+            whole = torch.cat([shards[index] for shards in ranks])[: parameter.ds_numel]
+            parameter.data = whole.view(parameter.ds_shape)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self._parameters:
+            parameter.data = parameter.data.new_empty(0)
+        own_process().free(self._bytes)
+
+
+def own_process() -> Process:
+    process = current()
+    assert process is not None
+    return process
+
+
+class ShardedPolicy:
+    """In place of `DeepSpeedEngine`: the shards of ZeRO-3, sent by the real senders."""
+
+    sizes: Sizes
+
+    def __init__(self, spec: TrainedModelSpec, objectives: object, *, device: str, where: str) -> None:
+        del objectives, where
+        assert device == "cuda"
+        self.self_test = SimpleNamespace(notes=())
+        self._process = own_process()
+        self._process.malloc(self.sizes.rank_process + self.sizes.policy)
+        self.module = sharded(Path(spec.model), self._process.rank, self._process.group._size)
+        self._sender: WeightSender | None = None
+
+    def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
+        return [np.zeros(len(batch.token_ids), np.float32) for batch in batches]
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+        self._process.malloc(self.sizes.learning)
+        self._process.free(self.sizes.learning)
+        return Metrics(sums={"batches": float(len(batches))})
+
+    def optim_step(self) -> StepReport:
+        for parameter in self.module.parameters():
+            parameter.ds_tensor += 0.5
+        return StepReport(grad_norm=1.0, lr=0.1, finite=True, unmoved=())
+
+    def attach_sender(self, sender: WeightSender) -> None:
+        self._sender = sender
+
+    def detach_sender(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+
+    def send_weights(self, version: int) -> SyncReport:
+        assert self._sender is not None
+        return self._sender.send(version)
+
+    def probe(self, packed: PackedTokens) -> PolicyProbe:
+        with Gathered(list(self.module.parameters())):
+            said = log_prob({name: parameter.detach() for name, parameter in self.module.named_parameters()})
+        log_probs = np.full(len(packed.token_ids), said, np.float32)
+        return PolicyProbe(log_probs=log_probs, alone=log_probs, tolerance=TOLERANCE)
+
+
+def sharded(folder: Path, rank: int, num_ranks: int) -> Any:
+    """The model of a folder, with what ZeRO-3 adds to each parameter of one rank."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    stored = load_file(folder / "model.safetensors")
+    for name, parameter in list(model.named_parameters()):
+        flat = stored[name].to(torch.bfloat16).flatten()
+        size = -(-flat.numel() // num_ranks)
+        part: Any = torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16))
+        part.ds_id, part.ds_shape, part.ds_numel = name, parameter.shape, flat.numel()
+        part.ds_tensor = torch.nn.functional.pad(flat, (0, size * num_ranks - flat.numel()))[rank * size :][
+            :size
+        ].clone()
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, part)
+    return model
+
+
+class FrozenModel:
+    """In place of `ScoringEngine`."""
+
+    sizes: Sizes
+
+    def __init__(self, spec: ScorerSpec, *, device: str, where: str) -> None:
+        del spec, where
+        assert device == "cuda"
+        self.self_test = SimpleNamespace(notes=())
+        own_process().malloc(self.sizes.reference)
+
+
+class Table(torch.nn.Module):
+    """The model of one of vLLM's workers."""
+
+    def __init__(self, pool: SleepPool) -> None:
+        super().__init__()
+        self.weights: dict[str, torch.Tensor] = {}
+        self._pool = pool
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        self._pool.require("weights")
+        loaded = {name: tensor.clone() for name, tensor in weights}
+        self.weights |= loaded
+        return set(loaded)
+
+
+class VllmWorker:
+    """One of vLLM's workers, on one GPU."""
+
+    def __init__(self, process: Process, rank: int, spec: EngineSpec, sizes: Sizes) -> None:
+        self.process = process
+        self.rank = rank
+        width = spec.section.tensor_parallel_size
+        with self.on_device():
+            gpu = process.gpu()
+            wanted = spec.section.gpu_memory_utilization * gpu.total
+            if gpu.total - gpu.used < wanted:  # vLLM's check when it starts
+                raise ValueError(f"Free memory on {gpu.uuid} is less than desired GPU memory utilization")
+            gpu.take(process, sizes.engine_process)
+            self.pool = SleepPool(process, gpu)
+            self.pool.allocate("weights", sizes.engine_weights)
+            self.pool.allocate("kv_cache", sizes.kv_cache)
+            parallel = SimpleNamespace(rank=rank, data_parallel_index=0, world_size=width)
+            vllm_config: Any = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace())
+            config: Any = None
+            self.model = Table(self.pool)
+            medium = MEDIA[spec.sync_backend]
+            self.weight_transfer_engine = medium(config, vllm_config, torch.device("cuda", rank), self.model)
+
+    def on_device(self) -> Any:
+        """This thread is the worker's main thread."""
+        block = inside(self.process)
+        block.__enter__()
+        self.process.set_device(self.rank)
+        return _Leaving(block)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        engine = self.weight_transfer_engine
+        engine.init_transfer_engine(engine.parse_init_info(init_info))
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        gpu = self.process.gpu()
+        gpu.peak_of_update = max(gpu.peak_of_update, gpu.used)
+        self.weight_transfer_engine.update_weights(update_info)
+        gpu.peak_of_update = max(gpu.peak_of_update, gpu.used)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.weight_transfer_engine, name)
+
+
+class _Leaving:
+    """Ends a block that has begun already."""
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None:
+        self._block.__exit__(*error)
+
+
+class FakeLlm:
+    """vLLM's engine: calls of its workers, and sleep mode."""
+
+    def __init__(self, workers: Sequence[VllmWorker]) -> None:
+        self.workers = workers
+        self.num_prefix_resets = 0
+        self._threads = ThreadPoolExecutor(len(workers))
+
+    def collective_rpc(self, method: str | Callable[[Any], Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
+        def run(worker: VllmWorker) -> Any:
+            with worker.on_device():
+                return method(worker) if callable(method) else getattr(worker, method)(**(kwargs or {}))
+
+        return list(self._threads.map(run, self.workers))
+
+    def sleep(self, level: int) -> None:
+        assert level == 1
+        for worker in self.workers:
+            worker.pool.suspend(on_host="weights")
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        for worker in self.workers:
+            worker.pool.resume(tags, on_host="weights")
+
+    def reset_prefix_cache(self, reset_running_requests: bool) -> None:
+        assert reset_running_requests
+        self.num_prefix_resets += 1
+
+
+class FakeCore(VllmCore):
+    """vLLM's core, whose model says the same of every token. Weights come through the real receiving engines."""
+
+    sizes: Sizes
+
+    def __init__(self, spec: EngineSpec) -> None:
+        process, width = own_process(), spec.section.tensor_parallel_size
+        names = [f"{process.name} worker {rank}" for rank in range(width)]
+        processes = [Process(process.node, process.environ, name) for name in names] if width > 1 else [process]
+        self._adapters = None
+        self.workers = [VllmWorker(one, rank, spec, self.sizes) for rank, one in enumerate(processes)]
+        self.llm: Any = FakeLlm(self.workers)
+        self._waiting: dict[str, DecodeRequest] = {}
+
+    def add(self, request_id: str, request: DecodeRequest) -> None:
+        self._waiting[request_id] = request
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._waiting.pop(request_id, None)
+
+    def step(self) -> list[StepOutput]:
+        for worker in self.workers:
+            worker.pool.require("weights")
+            worker.pool.require("kv_cache")
+        said = {log_prob(worker.model.weights) for worker in self.workers}
+        assert len(said) == 1, "the workers of an engine have different weights"
+        (value,) = said
+        done, self._waiting = self._waiting, {}
+        return [StepOutput(name, [7] * LENGTH, [value] * LENGTH, finish_reason=FinishReason.LENGTH) for name in done]
+
+    def shutdown(self) -> None:
+        for worker in self.workers:
+            worker.process.end()
