@@ -1,11 +1,12 @@
 """What computes in the fake processes: a policy in shards, a frozen model, and vLLM's core around a table of weights.
 
-The weights are those of a tiny Llama, and are really moved. Memory is what the run's plan says of each part, so that a
-GPU is as full as the plan says exactly where the parts come and go as it assumes.
+The weights are those of a tiny Llama, and are really moved. Memory is what the plan of a larger model says of each
+part, so that a GPU is as full as the plan says exactly where the parts come and go as it assumes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.rollout.vllm_core import VllmCore
+from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.engines.weight_sync.base import WeightSender
 from rlhf.engines.weight_sync.probe import PolicyProbe
@@ -39,7 +41,9 @@ class Sizes:
     policy: int
     """What the policy holds between computations."""
     learning: int
-    """What it needs in addition while it learns."""
+    """What it needs in addition for forward and backward passes."""
+    swapped: int
+    """What it keeps in host memory but for the optimizer's step."""
     reference: int
     rank_process: int
     """Of the process of a GPU's models."""
@@ -76,6 +80,43 @@ class Gathered:
         own_process().free(self._bytes)
 
 
+class Movable:
+    """Optimizer states, as far as `OptimizerSwap` asks: bytes on the GPU or in host memory."""
+
+    def __init__(self, process: Process, nbytes: int, device: torch.device) -> None:
+        self._process = process
+        self._nbytes = nbytes
+        self.device = device
+        if device.type == "cuda":
+            process.malloc(nbytes)
+        else:
+            process.node.host_bytes += nbytes
+
+    @classmethod
+    def __torch_function__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> "Movable":
+        assert func is torch.empty_like
+        like = args[0]
+        return cls(like._process, like._nbytes, torch.device(kwargs["device"]))
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "Movable":
+        assert non_blocking
+        return self if device == self.device else Movable(self._process, self._nbytes, device)
+
+    def copy_(self, other: "Movable", *, non_blocking: bool) -> None:
+        """Nothing is looked at."""
+
+    @property
+    def data(self) -> "Movable":
+        return self
+
+    @data.setter
+    def data(self, other: "Movable") -> None:
+        """The memory on the GPU goes with the last tensor there; a host copy is kept by who made it."""
+        if self.device.type == "cuda" and other.device.type == "cpu":
+            self._process.free(self._nbytes)
+        self.device = other.device
+
+
 def own_process() -> Process:
     process = current()
     assert process is not None
@@ -95,6 +136,13 @@ class ShardedPolicy:
         self._process.malloc(self.sizes.rank_process + self.sizes.policy)
         self.module = sharded(Path(spec.model), self._process.rank, self._process.group._size)
         self._sender: WeightSender | None = None
+        self._on_device: Callable[[], AbstractContextManager[None]] = nullcontext
+        if spec.section.swap_optimizer:
+            cuda = torch.device("cuda", 0)
+            states = [Movable(self._process, self.sizes.swapped, cuda)]
+            engine = SimpleNamespace(device=cuda, optimizer=SimpleNamespace(fp32_partitioned_groups_flat=states))
+            optimizer: Any = SimpleNamespace(state={})
+            self._on_device = OptimizerSwap(engine, optimizer).on_device
 
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         return [np.zeros(len(batch.token_ids), np.float32) for batch in batches]
@@ -105,8 +153,9 @@ class ShardedPolicy:
         return Metrics(sums={"batches": float(len(batches))})
 
     def optim_step(self) -> StepReport:
-        for parameter in self.module.parameters():
-            parameter.ds_tensor += 0.5
+        with self._on_device():
+            for parameter in self.module.parameters():
+                parameter.ds_tensor += 0.5
         return StepReport(grad_norm=1.0, lr=0.1, finite=True, unmoved=())
 
     def attach_sender(self, sender: WeightSender) -> None:

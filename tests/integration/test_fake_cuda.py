@@ -26,6 +26,7 @@ if not HAS_VLLM:
 with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
     from vllm.distributed.weight_transfer import ipc_engine
 
+    from rlhf.engines.training.optimizer_swap import OptimizerSwap
     from rlhf.engines.weight_sync.vllm_sender import DigestingSource
     from tests.fake_cuda import run as fake_run
     from tests.fake_cuda.fake_ray import NOSET
@@ -100,6 +101,18 @@ def require_planned_bundles(run: Run, width: int) -> None:
         workers = run.workers.engines.workers if is_engines else run.workers.groups[Role.POLICY].workers
         placed = Counter(worker.node_id for worker in workers for _ in range(width if is_engines else 1))
         assert sorted(placed.values()) == sorted(planned.values())
+
+
+@pytest.mark.parametrize("shape", [ONE, EIGHT, TWO_NODES], ids=["1", "8", "2x8"])
+def test_optimizer_states_are_on_the_gpu_in_the_step_alone(
+    shape: Shape, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between steps, the host has them and the weights of sleeping engines, as planned."""
+    with started(shape, folder, monkeypatch, flags=("--policy.swap-optimizer",)) as run:
+        for _ in steps(run, 2):
+            run.generate()
+            for index, node in enumerate(run.nodes):
+                assert node.host_bytes == pytest.approx(run.plan.host_bytes(index), rel=1e-6)
 
 
 @pytest.mark.parametrize("environ", [{}, {NOSET: "1"}], ids=["ray-sets-devices", "ray-leaves-devices"])
@@ -234,4 +247,13 @@ class TestBroken:
     def test_models_that_keep_their_free_memory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rlhf.engines.process.device_memory.empty_cache", lambda: None)
         with started(EIGHT, folder, monkeypatch) as run, pytest.raises(AssertionError, match="'sync'"):
+            list(steps(run, 1))
+
+    def test_optimizer_states_that_stay_on_the_gpu(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(OptimizerSwap, "_to_host", lambda _self: None)
+        swap = ("--policy.swap-optimizer",)
+        with (
+            started(EIGHT, folder, monkeypatch, flags=swap) as run,
+            pytest.raises(AssertionError, match="'generate'"),
+        ):
             list(steps(run, 1))
