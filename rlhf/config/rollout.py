@@ -102,6 +102,10 @@ class RolloutSection(Section):
     partial: Literal["keep", "abort"] = "keep"
     """Responses that are not complete when new weights arrive, with max_lag above 0. keep: they go on with the new
     weights. abort: they are sampled again, so that each response comes from one version of the weights."""
+    kv_cache: Literal["recompute", "keep"] = "recompute"
+    """KV cache of responses that go on with new weights. recompute: the new weights compute it again, a prefill of each
+    response in progress at each weight sync. keep: they go on with what the older weights computed (PipelineRL); the
+    mismatch with the trainer grows, and importance weights correct it (algo.correction)."""
     max_num_seqs: PositiveInt | Literal["auto"] = "auto"
     """Responses that one engine decodes at the same time. auto is 64 on CPU and 512 on GPUs: while weights are read for
     each token, more responses take hardly more time. Those that the KV cache has no room for wait."""

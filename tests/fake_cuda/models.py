@@ -316,6 +316,7 @@ class FakeCore(VllmCore):
         names = [f"{process.name} worker {rank}" for rank in range(width)]
         processes = [Process(process.node, process.environ, name) for name in names] if width > 1 else [process]
         self._adapters = None
+        self._keeps_kv_cache, self._num_updates = False, 0
         self.workers = [VllmWorker(one, rank, spec, self.sizes) for rank, one in enumerate(processes)]
         self.llm: Any = FakeLlm(self.workers)
         self._waiting: dict[str, DecodeRequest] = {}

@@ -40,6 +40,7 @@ def open_engine(
     stall_timeout_s: float = 120.0,
     reference: Path | None = None,
     adapter_rank: int = 0,
+    kv_cache: str = "recompute",
 ) -> ServingEngine:
     """A float32 engine on the CPU for the models of `tests/tiny_models.py`."""
     section = RolloutSection(
@@ -49,6 +50,7 @@ def open_engine(
         kv_cache_gib=0.1,
         enforce_eager=True,
         stall_timeout_s=stall_timeout_s,
+        kv_cache=kv_cache,
     )
     spec = EngineSpec(
         section=section,

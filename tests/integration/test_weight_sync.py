@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ class DamagingSender(GlooSender):
 class Setup:
     """A trainer's model, an engine that follows it, and the sender between them."""
 
-    def __init__(self, kind: str, weights: str, folder: Path) -> None:
+    def __init__(self, kind: str, weights: str, folder: Path, kv_cache: str = "recompute") -> None:
         if weights == "experts":
             make_family(folder, "qwen3_moe")
         elif weights == "gpt-oss":
@@ -88,7 +89,9 @@ class Setup:
         for layer in four_bit_layers(self.model).values():
             layer.quantize(torch.device("cpu"))
         self.alone = weights == "adapters-alone"
-        self.engine: ServingEngine = open_engine(kind, folder, adapter_rank=RANK if self.alone else 0)
+        self.engine: ServingEngine = open_engine(
+            kind, folder, adapter_rank=RANK if self.alone else 0, kv_cache=kv_cache
+        )
         self.client = LocalEngineClient({"rollout-0": self.engine})
         self.sender = DamagingSender(
             self.source(),
@@ -221,6 +224,30 @@ def test_a_response_in_progress_is_completed_and_carries_the_older_version(setup
     ):
         return  # part of it was sampled by the older weights, which is what the version says
     pytest.fail("nothing of the answer was sampled by the older weights")
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
+@pytest.mark.parametrize("kept", [False, True], ids=["recompute", "keep"])
+def test_a_response_in_progress_computes_its_kv_cache_again_or_keeps_it(kept: bool, tmp_path: Path) -> None:
+    """New requests never use what older weights computed."""
+    setup = Setup("vllm", "untied", tmp_path, kv_cache="keep" if kept else "recompute")
+    core: Any = setup.engine._core  # type: ignore[attr-defined]
+    scheduler = core.llm.engine_core.engine_core.scheduler
+    ids, answers = prompt(4, 280), list[Rollout]()
+    thread = threading.Thread(
+        target=lambda: answers.extend(generate(setup.engine, [request(1, prompt_ids=ids, max_tokens=190)]))
+    )
+    thread.start()
+    while not (running := list(scheduler.running)):
+        time.sleep(0.01)
+    setup.sender.send(setup.learn(30))
+    (rollout,) = generate(setup.engine, [request(3, prompt_ids=ids)])
+    expected = setup.log_probs(np.concatenate([ids, rollout.token_ids]))[len(ids) :]
+    np.testing.assert_allclose(rollout.log_probs, expected, atol=1e-3)
+    thread.join(60)
+    assert len(answers[0].token_ids) == 190
+    assert (running[0].num_preemptions == 0) is kept
+    setup.close()
 
 
 def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:

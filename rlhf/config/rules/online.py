@@ -82,6 +82,12 @@ def stream(config: OnlineConfig) -> Iterator[Problem]:
             text=f"{rollout.oversample:g} samples more groups than a step needs, and order fifo takes all in their "
             "order. Use order ready.",
         )
+    if rollout.kv_cache == "keep" and not (rollout.max_lag and rollout.partial == "keep"):
+        text = "keep has no effect: no response goes on over a weight sync. Set rollout.max_lag above 0, partial keep."
+        yield Problem(keys=("rollout.kv_cache", "rollout.max_lag", "rollout.partial"), text=text)
+    if rollout.kv_cache == "keep" and not rollout.expected_traits.continuous:
+        text = f"the {rollout.engine} engine ends its batch before it takes new weights. Set recompute, or use vllm."
+        yield Problem(keys=("rollout.kv_cache", "rollout.engine"), text=text)
     shares_devices = any("rollout" in roles for roles in colocated_roles(config.cluster.colocate))
     if rollout.oversample > 1.0 and not rollout.max_lag and shares_devices:
         yield Problem(

@@ -50,6 +50,8 @@ class VllmCore:
         section = spec.section
         on_cpu = spec.device == "cpu"
         self._context = self._max_model_len(spec)
+        self._keeps_kv_cache = section.kv_cache == "keep"
+        self._num_updates = 0
         self.llm = _start(
             EngineArgs(
                 model=spec.model,
@@ -117,7 +119,8 @@ class VllmCore:
                 logprobs=0,
                 detokenize=False,
             )
-        prompt = tokens_input(request.token_ids.tolist())
+        # With another salt, a prompt shares no blocks of the prefix cache that older weights computed.
+        prompt = tokens_input(request.token_ids.tolist(), cache_salt=f"update {self._num_updates}")
         inputs = self.llm.input_processor.process_inputs(
             request_id, prompt, params, self._tasks, lora_request=self._adapters
         )
@@ -144,10 +147,12 @@ class VllmCore:
             )
         return outputs
 
-    def drop_kv_cache(self) -> None:
-        """Drop every KV cache block (and so the prefix cache), also those of running requests: old weights computed
-        them."""
-        self.llm.reset_prefix_cache(reset_running_requests=True)
+    def leave_kv_cache(self) -> None:
+        """Old weights computed the KV cache: no new request uses it. Running requests compute theirs again, unless
+        `rollout.kv_cache` is keep."""
+        self._num_updates += 1
+        if not self._keeps_kv_cache:
+            self.llm.reset_prefix_cache(reset_running_requests=True)
 
     def install_adapters(self) -> None:
         """Use the LoRA adapters of the last weight transfer, if this engine receives adapters."""

@@ -37,7 +37,8 @@ class VllmRolloutEngine:
     temperature over the full vocabulary, before top-k and top-p (greedy: temperature 1): what a trainer computes.
 
     Implements `RolloutEngine` and `WeightReceiver`. Responses in progress when a weight update starts are neither lost
-    nor restarted: they continue with the new weights, after their KV cache is recomputed, and carry the older version.
+    nor restarted: they continue with the new weights, after their KV cache is recomputed (unless `rollout.kv_cache` is
+    keep), and carry the older version.
     """
 
     def __init__(self, spec: EngineSpec, *, name: str = "rollout-0") -> None:
@@ -170,7 +171,7 @@ class VllmRolloutEngine:
             self._gate.fail(problem)
             self._loop.abort_all(problem)
             raise problem from error
-        self._core.drop_kv_cache()
+        self._core.leave_kv_cache()
         self._loop.mark_progress()
         return own
 

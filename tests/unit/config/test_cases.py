@@ -208,6 +208,9 @@ BETWEEN = [
         "--rollout.max-lag: 1 lets rollouts run while the policy trains, but --colocate all puts both on the same "
         "devices, which would do both at once. Set it to 0, or give rollout its own devices.",
     ),
+    (["--rollout.kv-cache", "keep"], "--rollout.kv-cache: keep has no effect: no response goes on over a weight sync. Set rollout.max_lag above 0, partial keep."),
+    (["--rollout.kv-cache", "keep", "--rollout.max-lag", "1", "--rollout.partial", "abort"], "--rollout.kv-cache: keep has no effect: no response goes on over a weight sync. Set rollout.max_lag above 0, partial keep."),
+    (["--rollout.kv-cache", "keep", "--rollout.max-lag", "1", "--rollout.engine", "transformers"], "--rollout.kv-cache: the transformers engine ends its batch before it takes new weights. Set recompute, or use vllm."),
     (["--rollout.oversample", "1.25"], "--rollout.oversample: 1.25 samples more groups than a step needs, and order fifo takes all in their order. Use order ready."),
     (["--rollout.oversample", "1.25", "--rollout.order", "ready", "--colocate", "all"], "--rollout.oversample: engines that share devices sleep while models train, and cannot with responses in progress. Set it to 1, or give rollout its own devices."),
     (["--rollout.sync-backend", "ipc"], "--rollout.sync-backend: ipc needs policy and rollout on the same GPUs. Add --colocate policy,rollout."),
