@@ -30,7 +30,9 @@ def run_reward_try(config: RewardTryConfig) -> int:
     of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
     rollouts = [response_of(prompt, text) for prompt, text in tried]
     start = time.monotonic()
-    with closing(FunctionReward(function, timeout_s=config.timeout_s, memory_gib=config.memory_gib)) as reward:
+    with closing(
+        FunctionReward(function, timeout_s=config.timeout_s, memory_gib=config.memory_gib, network=config.network)
+    ) as reward:
         import_s = time.monotonic() - start
         binding = reward.binding_for(prompts)
         how = "one response at a time" if binding.each else "lists"

@@ -152,6 +152,11 @@ class RolloutSection(Section):
     """Longest time for one call of a tool or of an environment's method, and for which an agent may ask for nothing."""
     environment_memory_gib: PositiveFloat | None = None
     """Most memory that a process of tools and environments may allocate, in GiB."""
+    environment_network: bool = True
+    """Whether tools and environments reach the network. With false they reach only themselves, which needs user
+    namespaces; where the kernel has none the run is refused."""
+    environment_max_processes: PositiveInt = 256
+    """Most processes that may descend from one of tools and environments. One with more is ended, with all of them."""
     environment_retries: NonNegativeInt = 1
     """How often a response begins anew whose environment or agent raised, took too long or died. Tools that fail are
     answers to the policy."""

@@ -172,6 +172,8 @@ class RewardTryConfig(Section):
     """Longest time for one call."""
     memory_gib: PositiveFloat | None = None
     """Most memory that the function's process may allocate."""
+    network: bool = True
+    """Whether the function reaches the network; false needs user namespaces."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rlhf.engines.rewards.child import exit_with_parent, reply, run
+from rlhf.engines.rewards.child import exit_with_parent, leave_network, reply, run
 from rlhf.environments.world import LoadError, World
 
 
 def serve(connection: Connection) -> None:
     """Load the user's code, then answer requests until the parent closes the socket or this process's parent ends."""
     os.set_inheritable(connection.fileno(), False)
-    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         setup = json.loads(connection.recv_bytes())
+        if not setup["network"] and (why := leave_network()):
+            raise LoadError([f"rollout.environment_network: false is not possible here ({why})."])
+        threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
         sys.path[:] = list(dict.fromkeys([str(Path.cwd()), *setup["path"]]))
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)

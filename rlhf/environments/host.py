@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from rlhf.engines.process.child_process import ending, kill, log_lines
+from rlhf.engines.rewards.child import TOO_MANY_PROCESSES
 from rlhf.environments.spec import Described, WorldSpec, read_described
 from rlhf.environments.world import CONCURRENCY
 from rlhf.errors import ConfigError
@@ -70,7 +71,7 @@ class Host:
         ours, theirs = socket.socketpair()
         path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 an empty entry means this folder
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rlhf.environments.child", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "rlhf.environments.child", str(theirs.fileno()), str(spec.max_processes)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,7 +89,7 @@ class Host:
         except (TimeoutError, OSError, EOFError) as error:
             late = isinstance(error, TimeoutError)
             await host.close()
-            text = f"took over {START_TIMEOUT_S:g} s" if late else ending(process)
+            text = f"took over {START_TIMEOUT_S:g} s" if late else host._ended()
             raise ConfigError(f"rollout: importing {spec.name} {text}.") from error
         except BaseException:  # it was refused, or nobody waits for it any more
             await host.close()
@@ -167,6 +168,7 @@ class Host:
             "agent": self._spec.agent,
             "memory_bytes": None if self._spec.memory_gib is None else int(self._spec.memory_gib * 2**30),
             "path": list(path),
+            "network": self._spec.network,
         }
         await self._send(setup)
         hello = await self._receive()
@@ -195,8 +197,13 @@ class Host:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(reply)
         except (OSError, EOFError, ValueError):
-            ended = await asyncio.get_running_loop().run_in_executor(None, ending, self._process)
+            ended = await asyncio.get_running_loop().run_in_executor(None, self._ended)
             self._lose(ended)
+
+    def _ended(self) -> str:
+        """How the process ended."""
+        too_many = f"was ended, because more than {self._spec.max_processes} processes were started from it"
+        return ending(self._process, {TOO_MANY_PROCESSES: too_many})
 
     def _lose(self, why: str) -> None:
         self._lost = self._lost or why

@@ -18,6 +18,10 @@ class WorldSpec:
     """A user's own loop, `module:name`."""
     memory_gib: float | None = None
     """Most memory that a process may allocate."""
+    network: bool = True
+    """Whether the user's code reaches the network."""
+    max_processes: int = 256
+    """Most processes that may descend from one."""
 
     @property
     def name(self) -> str:

@@ -215,7 +215,7 @@ def is_number(value: object) -> TypeGuard[Real]:
 
 def raised(error: BaseException) -> str:
     """An exception on one line, without the place in the code, which says nothing to a model."""
-    text = " ".join(str(error).split())[:500]
+    text = " ".join(str(error)[:4000].split())[:500]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -26,6 +26,8 @@ def world_spec(section: RolloutSection) -> WorldSpec:
         environment=section.environment,
         agent=section.agent,
         memory_gib=section.environment_memory_gib,
+        network=section.environment_network,
+        max_processes=section.environment_max_processes,
     )
 
 

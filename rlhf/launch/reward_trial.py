@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.config.reward import FunctionSource, RewardSection
 from rlhf.conversations.messages import as_json
-from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, check_function, made_up_rollout
+from rlhf.engines.rewards import PROBE_RESPONSES, FunctionReward, build_source, check_function, made_up_rollout
 from rlhf.launch.findings import Findings
 from rlhf.orchestrator.data.records import Record, as_chat, as_plain
 from rlhf.types import Json, Prompt, Reward, Rollout
@@ -49,11 +49,13 @@ def prompts_of(records: Sequence[Record], num_rows: int = NUM_ROWS) -> list[Prom
 
 def _try(source: FunctionSource, prompts: Sequence[Prompt]) -> str:
     if not prompts:
-        check_function(source.function)
+        check_function(source.function, network=source.network)
         return f"reward {source.label}: {source.function} can be imported; the rows were not read."
     tried = [(prompt, text) for prompt in prompts for text in default_responses(prompt)]
     of_each, texts = [prompt for prompt, _ in tried], [text for _, text in tried]
-    with closing(FunctionReward(source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib)) as reward:
+    opened = build_source(source)
+    assert isinstance(opened, FunctionReward), "that is what it builds for a function"
+    with closing(opened) as reward:
         start = time.monotonic()
         scores = reward.score(of_each, texts, [response_of(prompt, text) for prompt, text in tried])
         seconds = time.monotonic() - start

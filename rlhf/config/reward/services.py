@@ -21,6 +21,8 @@ class FunctionSource(SourceSection):
     """Longest time for one batch."""
     memory_gib: PositiveFloat | None = None
     """Most memory that the function's process may allocate."""
+    network: bool = True
+    """Whether the function reaches the network; false needs user namespaces."""
 
 
 class EndpointSource(SourceSection):

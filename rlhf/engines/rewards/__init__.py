@@ -114,7 +114,11 @@ def build_source(source: PureSource | RemoteSource, repaired: Repaired = log_rep
     match source:
         case FunctionSource():
             return FunctionReward(
-                source.function, timeout_s=source.timeout_s, memory_gib=source.memory_gib, repaired=repaired
+                source.function,
+                timeout_s=source.timeout_s,
+                memory_gib=source.memory_gib,
+                network=source.network,
+                repaired=repaired,
             )
         case HttpSource():
             from rlhf.engines.rewards.http import HttpReward  # noqa: PLC0415  imports an HTTP library: slow
@@ -204,10 +208,10 @@ def build_reward(sources: Sequence[Source], opened: Mapping[str, RewardSource]) 
     return WeightedRewards(weighted)
 
 
-def check_function(function: str) -> None:
+def check_function(function: str, *, network: bool = True) -> None:
     """Import `module:name` in a child process and check that its parameters have a meaning, as far as that can be known
     without rows. Raises ConfigError."""
-    process = FunctionProcess(function)
+    process = FunctionProcess(function, network=network)
     process.close()
     if has_known_names(process.parameters):
         arguments_of(function, process.parameters, ["labels"])

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import importlib
 import inspect
 import json
@@ -15,12 +16,14 @@ import operator
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
 import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,38 +39,54 @@ KINDS = {
 LISTS_OF_SCORES = ("rewards", "scores", "score", "reward")
 NAMES_OF_SCORE = ("score", "reward")
 ONE_AT_A_TIME = " (to get one response at a time, name the parameters prompt, response and label)"
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+SIOCSIFFLAGS, IFF_UP, IFREQ = 0x8914, 1, struct.Struct("16sh14x")
 POLL_S = 0.5
+TOO_MANY_PROCESSES = 86
+"""Exit code of a process that was ended because too many others were started from it."""
 RUNNER = asyncio.Runner()
 
 
 def run(serve: Callable[[Connection], None]) -> None:
-    """Run `serve`, which gets the socket, in a worker process, and end with it everything that it started."""
+    """Run `serve`, which gets the socket, in a worker process, and end with it everything that it started.
+
+    A second argument of this program is the greatest number of processes that may descend from the worker.
+    """
     parent = os.getppid()
     # Processes whose own parent ended, or that left the group, become children of this process and can be found.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     worker = os.fork()
     if worker:
         os.close(int(sys.argv[1]))
-        end_like(supervise(worker, parent))
+        end_like(supervise(worker, parent, int(sys.argv[2]) if len(sys.argv) > 2 else None))
+    os.setsid()  # a group that can be killed at once, without this process's parent
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     serve(Connection(int(sys.argv[1])))
 
 
-def supervise(worker: int, parent: int) -> int:
-    """Wait until the worker or the parent ends, or for SIGTERM, then kill every descendant.
+def supervise(worker: int, parent: int, most: int | None) -> int:
+    """Wait until the worker or the parent ends, or for SIGTERM, or until more than `most` processes descend from the
+    worker; then kill every descendant.
 
-    Returns the worker's status, 0 if it did not end by itself.
+    Returns the worker's status, 0 if it did not end by itself, that of exit code TOO_MANY_PROCESSES for too many.
     """
     awaited_signals = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited_signals)
     found = None
     while found is None and os.getppid() == parent:
         found = reaped(worker)
+        if found is None and most is not None and any(islice(descendants(os.getpid()), most + 1, None)):
+            found = TOO_MANY_PROCESSES << 8
         if found is None:
             arrived = signal.sigtimedwait(awaited_signals, POLL_S)
             if arrived is not None and arrived.si_signo == signal.SIGTERM:
                 break
-    while pids := descendants(os.getpid()):
+    # At once: who forks while processes are killed one by one may stay ahead.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker, signal.SIGKILL)
+    while pids := list(descendants(os.getpid())):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -86,14 +105,16 @@ def reaped(worker: int) -> int | None:
     return found
 
 
-def descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> Iterator[int]:
     """The processes below `pid`."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
-        return []
-    return [*children, *(below for child in children for below in descendants(child))]
+        return
+    yield from children
+    for child in children:
+        yield from descendants(child)
 
 
 def end_like(status: int) -> None:
@@ -111,8 +132,11 @@ def serve(connection: Connection) -> None:
     """Answer requests until the parent closes the socket or this process's parent ends."""
     os.set_inheritable(connection.fileno(), False)
     try:
-        threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
         setup = json.loads(connection.recv_bytes())
+        if not setup["network"] and (why := leave_network()):
+            reply(connection, {"wrong": f"network: false is not possible here ({why})"})
+            return
+        threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
         sys.path[:] = list(dict.fromkeys([str(Path.cwd()), *setup["path"]]))
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)
@@ -122,6 +146,23 @@ def serve(connection: Connection) -> None:
             reply(connection, answer(function, json.loads(connection.recv_bytes())))
     except (EOFError, ConnectionError):
         return
+
+
+def leave_network() -> str:
+    """Move this process, which must not have begun threads, to a network of its own in which there is nobody else.
+    Needs no privileges. Returns why that is not possible, if so."""
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET):
+        return (
+            f"unshare: {os.strerror(ctypes.get_errno())}; allow user namespaces: the kernel's user.max_user_namespaces,"
+            " kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns, or a container's"
+            " seccomp profile"
+        )
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        Path("/proc/self", name).write_text(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # what talks to itself may go on
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, IFREQ.pack(b"lo", IFF_UP))
+    return ""
 
 
 def exit_with_parent(parent: int) -> None:

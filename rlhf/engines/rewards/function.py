@@ -91,9 +91,10 @@ class FunctionReward:
         *,
         timeout_s: float = 60.0,
         memory_gib: float | None = None,
+        network: bool = True,
         repaired: Repaired = log_repair,
     ) -> None:
-        self._process = FunctionProcess(function, memory_gib=memory_gib, repaired=repaired)
+        self._process = FunctionProcess(function, memory_gib=memory_gib, network=network, repaired=repaired)
         self._function = function
         self._timeout_s = timeout_s
         self._lock = threading.Lock()

@@ -42,8 +42,16 @@ class FunctionProcess:
 
     parameters: tuple[Parameter, ...]
 
-    def __init__(self, function: str, *, memory_gib: float | None = None, repaired: Repaired = log_repair) -> None:
+    def __init__(
+        self,
+        function: str,
+        *,
+        memory_gib: float | None = None,
+        network: bool = True,
+        repaired: Repaired = log_repair,
+    ) -> None:
         self._function = function
+        self._network = network
         self._repaired = repaired
         self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,7 +61,7 @@ class FunctionProcess:
     def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
         """Send a request and wait for its reply. Raises ChildFailedError."""
         if self._process is not None and self._process.poll() is not None:
-            self.tell(f"its process {ending(self._process)} between two calls and was started again")
+            self.tell(f"its process {ending(self._process, {})} between two calls and was started again")
             self.close()
         if self._process is None:
             self._start()
@@ -95,6 +103,7 @@ class FunctionProcess:
             "function": self._function,
             "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 an empty entry means this folder
             "memory_bytes": self._memory_bytes,
+            "network": self._network,
         }
         try:
             hello = self._exchange(setup, START_TIMEOUT_S)
@@ -120,7 +129,7 @@ class FunctionProcess:
             self._connection.send_bytes(json.dumps(message).encode())
             reply: dict[str, Json] = json.loads(self._connection.recv_bytes(MAX_REPLY_BYTES))
         except (EOFError, OSError, ValueError) as error:
-            ended = "" if self._overran.is_set() else ending(self._process)
+            ended = "" if self._overran.is_set() else ending(self._process, {})
             kill(self._process)
             self.close()
             if not ended:

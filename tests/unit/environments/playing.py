@@ -17,7 +17,8 @@ from rlhf.repair import Repair
 from rlhf.types import Json, Rollout
 from tests.unit.environments.support import Script, ScriptedEngine, byte_tokenizer, make_prompt, make_request
 
-HERE = "tests.unit.environments.agent_tools:"
+FOLDER = "tests.unit.environments."
+HERE = f"{FOLDER}agent_tools:"
 TOKENIZER = byte_tokenizer()
 
 
@@ -26,7 +27,7 @@ def call(name: str, **arguments: Json) -> str:
 
 
 class Play:
-    """Plays episodes with tools and an environment."""
+    """Plays episodes with tools and an environment, of `agent_tools` or where `module:name` says."""
 
     def __init__(
         self,
@@ -38,8 +39,11 @@ class Play:
         **settings: object,
     ) -> None:
         self.tokenizer = tokenizer
-        named = tuple(HERE + name for name in tools)
-        self.spec = WorldSpec(tools=named, environment=None if environment is None else HERE + environment, agent=agent)
+        self.spec = WorldSpec(
+            tools=tuple(map(_whole, tools)),
+            environment=None if environment is None else _whole(environment),
+            agent=agent,
+        )
         self.described = describe(self.spec)
         self.prompt = make_prompt(self.tokenizer, tools=self.described.tools, is_open=environment is not None)
         self.engine = ScriptedEngine(tokenizer, script)
@@ -94,6 +98,10 @@ class Play:
 
     def text(self, rollout: Rollout) -> str:
         return self.tokenizer.decode(rollout.token_ids.tolist(), skip_special_tokens=False)
+
+
+def _whole(name: str) -> str:
+    return (FOLDER if ":" in name else HERE) + name
 
 
 Make = Callable[..., Play]

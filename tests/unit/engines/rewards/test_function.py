@@ -1,6 +1,8 @@
 """The user's reward function: what it gets, what it may return, and every way in which it fails."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -323,3 +325,12 @@ def test_sources_and_data_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_the_network_can_be_denied(open_reward: Open, network: bool) -> None:
+    if not network and subprocess.run(["unshare", "-Un", "true"], check=False).returncode:
+        pytest.skip("the kernel allows no user namespaces")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = f"import socket\nwith socket.socket() as s:\n    return [s.connect_ex({server.getsockname()!r})] * 3"
+        assert scores(open_reward(body, network=network)) == [0.0 if network else float(errno.ECONNREFUSED)] * 3
