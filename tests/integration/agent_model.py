@@ -12,12 +12,34 @@ from rlhf.types import Json, Message
 from tests.tiny_models import make_policy
 
 CALCULATOR = '''\
+import time
+from pathlib import Path
+
 from rlhf import Result
+
+hold = Path(__file__).with_name("hold")
+resets = 0
 
 
 def add(a: int, b: int) -> int:
     """Add."""
     return a + b
+
+
+class Desk:
+    """Has the tool. The reset whose number stands in the file `hold` waits until it is gone."""
+
+    def reset(self) -> None:
+        global resets
+        resets += 1
+        if hold.exists() and resets == int(hold.read_text()):
+            hold.with_name("held").touch()
+            while hold.exists():
+                time.sleep(0.05)
+
+    def add(self, a: int, b: int) -> int:
+        """Add."""
+        return a + b
 
 
 class Teacher:
