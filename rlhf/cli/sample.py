@@ -4,6 +4,7 @@ continued."""
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -21,17 +22,17 @@ from rlhf.engines.rewards import build_reward, build_scored, head_of, probe
 from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ConfigError, DataError
+from rlhf.launch.sampled_episodes import SampledWorld
 from rlhf.launch.sampling_engine import open_tried_engine
 from rlhf.launch.trained_model import find_model
 from rlhf.launch.unfit_rows import unfit_rows
-from rlhf.orchestrator.data import load_prompts
 from rlhf.orchestrator.data.curation import Row
 from rlhf.orchestrator.data.samples import NUM_ANSWERS, SampleFile, make_requests, sample_row
 from rlhf.orchestrator.data.split import fingerprint, prompt_content
 from rlhf.orchestrator.run.console import make_console
 from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.terminal import counted, library_output_to, write_line
-from rlhf.types import Json, Prompt, RolloutRequest, Sampling
+from rlhf.types import Json, Prompt, Reward, RolloutRequest, Sampling
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 EDGE_BYTES = 2**20
@@ -47,12 +48,14 @@ def run_sample(config: SampleConfig) -> int:
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
     assert config.model is not None, "checked by the config's loader"
-    config = config.model_copy(update={"model": find_model(config.model)})
+    reward = config.reward if config.rollout.environment is None else config.reward.by_environment()
+    config = config.model_copy(update={"model": find_model(config.model), "reward": reward})
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
     require_fit(config, config.model)
     tokenizer = load_tokenizer(config.model, key="model", chat_template=config.data.chat_template)
-    prompts = read_prompts(config, tokenizer)
+    world = SampledWorld(config.rollout)
+    prompts = read_prompts(config, tokenizer, world)
     sampling = Sampling(
         max_tokens=config.max_tokens,
         temperature=config.temperature,
@@ -72,11 +75,15 @@ def run_sample(config: SampleConfig) -> int:
         rewards = open_rewards(config.reward.for_answers_of(config.max_tokens), tokenizer, device)
         try:
             if rewards is not None:
-                probe(rewards, prompts[0], tokenizer, group_size=config.num_samples)
+                group_size, has_episodes = config.num_samples, world.has_episodes
+                probe(rewards, prompts[0], tokenizer, group_size=group_size, has_episodes=has_episodes)
+            context = config.max_prompt_tokens + config.max_tokens
             with library_output_to(path.with_name(f"{path.name}.log")) as stream:
                 engine = start_engine(config, device)
                 try:
-                    write_chunks(stream, config.model, file, chunks, requests, engine, rewards, tokenizer)
+                    with world.playing(engine, tokenizer, prompts, context) as player:
+                        sampled = Sampled(config.model, player, rewards, tokenizer, world.tools)
+                        write_chunks(stream, file, chunks, requests, sampled)
                 finally:
                     engine.close()
         finally:
@@ -103,10 +110,10 @@ def require_fit(config: SampleConfig, model: str) -> None:
         raise ConfigError(f"--max-tokens: {sizes} tokens > context {facts.context} of {model}. {advice}")
 
 
-def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ...]:
+def read_prompts(config: SampleConfig, tokenizer: Tokenizer, world: SampledWorld) -> tuple[Prompt, ...]:
     """The prompts to sample responses to, without held-out ones. Raises DataError, also if rows lack a column that a
-    reward source needs."""
-    prompts = load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
+    reward source or the environment needs."""
+    prompts = world.load_prompts(config.data, tokenizer, config.max_prompt_tokens).train[: config.max_prompts]
     rows = ((prompt.id, prompt.label, prompt.metadata) for prompt in prompts)
     if unfit := unfit_rows(config.data, config.reward.all_sources, rows):
         raise DataError(unfit)
@@ -116,7 +123,9 @@ def read_prompts(config: SampleConfig, tokenizer: Tokenizer) -> tuple[Prompt, ..
 def settings_of(config: SampleConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, device: str) -> dict[str, Json]:
     """Everything that decides the responses. A file of samples can only be continued with the same values."""
     assert config.model is not None, "checked by the config's loader"
-    given: dict[str, Json] = config.model_dump(mode="json", exclude=HARMLESS | {"reward"})
+    given: dict[str, Json] = config.model_dump(mode="json", exclude=HARMLESS | {"reward", "rollout"})
+    if config.rollout.has_episodes:
+        given["rollout"] = config.rollout.model_dump(mode="json", exclude_defaults=True)
     reward: dict[str, Json] = config.reward.model_dump(mode="json", exclude_defaults=True)
     return given | {
         "model": config.model,
@@ -188,50 +197,54 @@ def start_engine(config: SampleConfig, device: str) -> RolloutEngine:
     return open_tried_engine(spec, name="sample")
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What makes rows of requests."""
+
+    model: str
+    engine: RolloutEngine
+    rewards: RewardSource | None
+    tokenizer: Tokenizer
+    tools: tuple[Json, ...]
+    """Schemas of the tools that prompts were rendered with."""
+
+
 def write_chunks(
     stream: TextIO,
-    model: str,
     file: SampleFile,
     chunks: Sequence[Sequence[Prompt]],
     requests: Sequence[Sequence[RolloutRequest]],
-    engine: RolloutEngine,
-    rewards: RewardSource | None,
-    tokenizer: Tokenizer,
+    sampled: Sampled,
 ) -> None:
     """Sample, score and append every chunk that is missing in the file. `stream` shows the progress."""
     console = make_console(len(chunks), stream)
     try:
         for number in range(file.num_chunks, len(chunks)):
             start = time.monotonic()
-            rows = sample_chunk(model, chunks[number], requests[number], engine, rewards, tokenizer)
+            rows = sample_chunk(sampled, chunks[number], requests[number])
             file.append(rows)
             console.log(number + 1, chunk_metrics(rows, time.monotonic() - start))
     finally:
         console.close()
 
 
-def sample_chunk(
-    model: str,
-    prompts: Sequence[Prompt],
-    requests: Sequence[RolloutRequest],
-    engine: RolloutEngine,
-    rewards: RewardSource | None,
-    tokenizer: Tokenizer,
-) -> list[Row]:
+def sample_chunk(sampled: Sampled, prompts: Sequence[Prompt], requests: Sequence[RolloutRequest]) -> list[Row]:
     """The rows of one chunk."""
+    engine, tokenizer = sampled.engine, sampled.tokenizer
     by_id = {prompt.id: prompt for prompt in prompts}
     request_prompts = [by_id[request.prompt_id] for request in requests]
-    if rewards is None:
+    scores: Sequence[Reward | None]
+    if sampled.rewards is None:
         rollouts = generate(engine, requests)
         responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
-        return [
-            sample_row(*item, None, model) for item in zip(request_prompts, requests, rollouts, responses, strict=True)
-        ]
-    sampler = Sampler(engine, rewards, tokenizer)
-    rollouts = sampler.generate(requests)
-    responses, scores = sampler.score(request_prompts, rollouts)
+        scores = [None] * len(rollouts)
+    else:
+        sampler = Sampler(engine, sampled.rewards, tokenizer)
+        rollouts = sampler.generate(requests)
+        responses, scores = sampler.score(request_prompts, rollouts)
     return [
-        sample_row(*item, model) for item in zip(request_prompts, requests, rollouts, responses, scores, strict=True)
+        sample_row(*item, sampled.model, sampled.tools)
+        for item in zip(request_prompts, requests, rollouts, responses, scores, strict=True)
     ]
 
 

@@ -64,8 +64,8 @@ def engines_that(can: Callable[[EngineTraits], object]) -> list[str]:
     return [name for name, traits in ENGINES.items() if can(traits)]
 
 
-class RolloutSection(Section):
-    """How responses are sampled."""
+class EngineSection(Section):
+    """Which engines sample responses, and how."""
 
     engine: EngineName = "auto"
     """Rollout engine. auto is vllm where it is installed, else transformers. Only transformers can mix two models
@@ -129,12 +129,17 @@ class RolloutSection(Section):
     """Longest time in which an engine with unfinished requests may complete none."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
+
+
+class EpisodeSection(Section):
+    """Tools and environments, with which a response has several turns."""
+
     tools: tuple[ImportName, ...] = ()
-    """Python functions, module:name, that the policy may call: a response then has several turns. The model learns what
-    they do from type hints and docstrings."""
+    """Python functions, module:name or file.py:name, that the policy may call: a response then has several turns. The
+    model learns what they do from type hints and docstrings."""
     environment: ImportName | None = None
-    """Class, module:name, of which each response gets an object of its own: its methods are tools, or its method step
-    gets the text of each turn."""
+    """Class, module:name or file.py:name, of which each response gets an object of its own: its methods are tools, or
+    its method step gets the text of each turn."""
     agent: ImportName | None = None
     """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
     Anthropic's API at session.base_url asks for the policy's turns."""
@@ -173,6 +178,10 @@ class RolloutSection(Section):
     def gives_reward(self) -> bool:
         """Whether an environment or an agent gives the reward if nothing else does."""
         return self.environment is not None or self.agent is not None
+
+
+class RolloutSection(EpisodeSection, EngineSection):
+    """How responses are sampled."""
 
     def max_num_seqs_on(self, device: str) -> int:
         """`max_num_seqs` on a device (cpu, cuda)."""

@@ -12,7 +12,7 @@ from rlhf.config.data import DataSection
 from rlhf.config.import_name import ImportName
 from rlhf.config.models import DtypeName, TrainedModelSection
 from rlhf.config.reward import RewardSection
-from rlhf.config.rollout import EngineName, RolloutSection
+from rlhf.config.rollout import EngineName, EpisodeSection, RolloutSection
 from rlhf.config.run import ClusterSection
 
 
@@ -66,6 +66,7 @@ class SampleConfig(SamplingConfig):
 
     model: str | None = None
     """Folder or hub name of the model; usually the first argument."""
+    rollout: EpisodeSection = EpisodeSection()
     out: Annotated[str | None, AfterValidator(_rows_file)] = None
     """File of samples (.jsonl). A file that the same command left unfinished is continued."""
 
@@ -302,8 +303,9 @@ class GenerateConfig(Section):
     prompt_format: str | None = None
     """Text around a prompt that is not rendered as chat, e.g. "Question: {prompt}\\nAnswer:"; by default that of the
     run."""
+    rollout: EpisodeSection = EpisodeSection()
     max_tokens: PositiveInt = 256
-    """Longest response, in tokens."""
+    """Longest response, in tokens; of several turns with what tools and environments return."""
     temperature: float = Field(1.0, ge=0.0, le=2.0)
     """The logits are divided by it; 0 is greedy."""
     num_samples: PositiveInt = 1

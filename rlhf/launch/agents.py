@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from rlhf.config.commands import OnlineConfig
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.rollout import EpisodeSection
 from rlhf.engines.base import RolloutEngine, Tokenizer
-from rlhf.environments.calls import NO_CALLS, find_format
+from rlhf.environments.calls import NO_CALLS, CallFormat, find_format
 from rlhf.environments.conversation import rewritten_turn
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.episode import EpisodeLimits, Rules, row_of
@@ -19,7 +19,7 @@ from rlhf.types import Prompt
 MAX_NAMED_ROWS = 3
 
 
-def world_spec(section: RolloutSection) -> WorldSpec:
+def world_spec(section: EpisodeSection) -> WorldSpec:
     """What the processes of tools and environments load."""
     return WorldSpec(
         tools=section.tools,
@@ -31,18 +31,18 @@ def world_spec(section: RolloutSection) -> WorldSpec:
     )
 
 
-def load_world(section: RolloutSection) -> Described | None:
+def load_world(section: EpisodeSection) -> Described | None:
     """Import tools and environment in a process of their own; None where a run has none. Raises ConfigError with
     everything that is wrong with them."""
     return describe(world_spec(section)) if section.has_episodes else None
 
 
-def episode_prompts(section: RolloutSection, world: Described) -> EpisodePrompts:
+def episode_prompts(section: EpisodeSection, world: Described) -> EpisodePrompts:
     """How rows become prompts of a run's episodes."""
     return EpisodePrompts(tools=world.tools, world_first=section.environment is not None)
 
 
-def describe_world(section: RolloutSection, world: Described) -> str:
+def describe_world(section: EpisodeSection, world: Described) -> str:
     """One line for a check."""
     tools = f"tools {', '.join(world.tool_names)}" if world.tools else ""
     steps = f"{section.environment} steps through the turns" if world.steps else ""
@@ -52,7 +52,7 @@ def describe_world(section: RolloutSection, world: Described) -> str:
     return f"rollout: {'; '.join(part for part in (tools, steps, rewards) if part) or section.environment}."
 
 
-def missing_columns(section: RolloutSection, world: Described, prompts: Sequence[Prompt]) -> list[str]:
+def missing_columns(section: EpisodeSection, world: Described, prompts: Sequence[Prompt]) -> list[str]:
     """The rows that lack a column that the environment's `reset` needs, a line for each of the first ones."""
     lacking = [
         f"data: row {prompt.id} has no {name}, which {section.environment}.reset needs."
@@ -64,7 +64,7 @@ def missing_columns(section: RolloutSection, world: Described, prompts: Sequence
     return [*lacking[:MAX_NAMED_ROWS], *more]
 
 
-def require_reset(section: RolloutSection, prompt: Prompt) -> None:
+def require_reset(section: EpisodeSection, prompt: Prompt) -> None:
     """Raise ConfigError where the environment cannot begin with a row."""
     if section.environment is None:
         return
@@ -93,38 +93,55 @@ def rewritten_turns(world: Described, tokenizer: Tokenizer) -> str:
     return next((how for role in roles if (how := rewritten_turn(tokenizer, world.tools, role))), "")
 
 
+def require_template(world: Described, tokenizer: Tokenizer) -> None:
+    """Raise ModelError where the chat template takes no message after a turn, or writes calls in a form that is not
+    known."""
+    call_format(world, tokenizer)
+    rewritten_turns(world, tokenizer)
+
+
+def call_format(world: Described, tokenizer: Tokenizer) -> CallFormat:
+    """The form of calls of tools in a turn. Raises ModelError where the chat template writes them in one that is not
+    known."""
+    return find_format(tokenizer, world.tools) if world.tools else NO_CALLS
+
+
 def make_rules(
-    section: RolloutSection, world: Described, tokenizer: Tokenizer, max_tokens_per_micro_batch: int
+    section: EpisodeSection, world: Described, tokenizer: Tokenizer, *, context: int, max_tokens: int
 ) -> Rules:
-    """What all episodes share. Raises ModelError where the chat template writes calls in a form that is not known."""
+    """What all episodes share. `context` are the tokens that the engine takes, `max_tokens` those of all segments of a
+    response with their prompts. Raises ModelError where the chat template writes calls in a form that is not known."""
     return Rules(
         tokenizer=tokenizer,
         described=world,
-        format=find_format(tokenizer, world.tools) if world.tools else NO_CALLS,
+        format=call_format(world, tokenizer),
         limits=EpisodeLimits(
             max_turns=section.max_turns,
             max_turn_tokens=section.max_turn_tokens,
             max_tool_response_tokens=section.max_tool_response_tokens,
-            context=section.max_prompt_tokens + section.max_response_tokens,
-            max_tokens=max_tokens_per_micro_batch,
+            context=context,
+            max_tokens=max_tokens,
         ),
     )
 
 
 def episode_engine(
-    config: OnlineConfig,
+    section: EpisodeSection,
     engine: RolloutEngine,
     world: Described,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     repaired: Repaired,
+    *,
+    context: int,
+    max_tokens: int,
 ) -> EpisodeEngine:
-    """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run."""
-    section = config.rollout
+    """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run; `context` and
+    `max_tokens` as for `make_rules`."""
     return EpisodeEngine(
         engine,
         world_spec(section),
-        make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch),
+        make_rules(section, world, tokenizer, context=context, max_tokens=max_tokens),
         FaultPolicy(
             timeout_s=section.environment_timeout_s,
             num_retries=section.environment_retries,

@@ -156,4 +156,4 @@ def generate(
         raise ConfigError(problems) from None
     if not prompts:
         return []
-    return [Generation(prompt=prompt.text, responses=responses) for prompt, responses in generate_responses(config)]
+    return [Generation(prompt=one.prompt.text, responses=one.texts) for one in generate_responses(config)]

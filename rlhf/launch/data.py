@@ -6,6 +6,8 @@ from functools import partial
 
 from rlhf.config.commands import OnlineConfig, RowKind, TrainConfig, method_of
 from rlhf.config.data import DataSection
+from rlhf.config.reward import Source
+from rlhf.config.rollout import EpisodeSection
 from rlhf.engines.base import Tokenizer
 from rlhf.environments.spec import Described
 from rlhf.errors import DataError
@@ -13,9 +15,9 @@ from rlhf.launch.agents import (
     describe_episodes,
     episode_prompts,
     load_world,
-    make_rules,
     missing_columns,
     require_reset,
+    require_template,
 )
 from rlhf.launch.check import try_rewards
 from rlhf.launch.findings import Findings
@@ -86,7 +88,9 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | Non
     if found:  # how rows become prompts is not known
         found.attempt(partial(try_rewards, config))
         found.settle()
-    prompts = found.attempt(partial(_prompts, config, tokenizer, world, max_rows))
+    limit = config.rollout.max_prompt_tokens
+    read = partial(load_world_prompts, config.data, config.rollout, tokenizer, limit, world, max_rows)
+    prompts = found.attempt(partial(read, sources=config.reward.all_sources))
     tried = found.attempt(partial(_tried, config, prompts))
     texts = found.attempt(partial(_texts, config, tokenizer, max_rows))
     told = None if world is None else found.attempt(partial(describe_episodes, config, world, tokenizer))
@@ -116,22 +120,31 @@ def _texts(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | None) -> 
     return load_groups(section, tokenizer, RowKind.TEXTS, max_rows)
 
 
-def _prompts(
-    config: OnlineConfig, tokenizer: Tokenizer, world: Described | None, max_rows: int | None
+def load_world_prompts(
+    data: DataSection,
+    section: EpisodeSection,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    world: Described | None,
+    max_rows: int | None = None,
+    *,
+    sources: Sequence[Source] = (),
 ) -> DataSplit[Prompt]:
-    """The rows as prompts, with everything that rewards need; with tools or an environment, tried with the chat
-    template and the first row."""
-    section, limit = config.rollout, config.rollout.max_prompt_tokens
-    if world is None:
-        prompts = load_prompts(config.data, tokenizer, limit, max_rows)
-    else:
-        make_rules(section, world, tokenizer, config.train.max_tokens_per_micro_batch)
-        prompts = load_prompts(config.data, tokenizer, limit, max_rows, episode_prompts(section, world))
+    """The rows as prompts, with everything that reward `sources` need; with tools or an environment, tried with the
+    chat template and the first row.
+
+    Raises:
+        DataError: rows are wrong, or lack a column that the environment or a source needs.
+        ConfigError: the environment cannot begin with the first row.
+        ModelError: the chat template does not take tools or several turns.
+    """
+    if world is not None:
+        require_template(world, tokenizer)
+    episodes = None if world is None else episode_prompts(section, world)
+    prompts = load_prompts(data, tokenizer, max_prompt_tokens, max_rows, episodes)
     every = (*prompts.train, *prompts.held_out)
     lacking = [] if world is None else missing_columns(section, world, every)
-    lacking += unfit_rows(
-        config.data, config.reward.all_sources, ((prompt.id, prompt.label, prompt.metadata) for prompt in every)
-    )
+    lacking += unfit_rows(data, sources, ((prompt.id, prompt.label, prompt.metadata) for prompt in every))
     if lacking:
         raise DataError(lacking)
     if world is not None:

@@ -1,6 +1,7 @@
 """Samples from a trained model, in one process."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 
 from rlhf.config.data import DataSection
 from rlhf.config.models import dtype_on
-from rlhf.config.rollout import RolloutSection
+from rlhf.config.rollout import EpisodeSection, RolloutSection
 from rlhf.config.tools import GenerateConfig
 from rlhf.engines.base import Tokenizer, generate
 from rlhf.engines.models.tokenizer import load_tokenizer
@@ -16,21 +17,34 @@ from rlhf.engines.models.whole_model import require_whole_model
 from rlhf.engines.process.device_memory import local_device
 from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.engines.rollout.spec import EngineSpec
+from rlhf.episode import Episode, EpisodeRollout
 from rlhf.errors import ConfigError
+from rlhf.launch.sampled_episodes import SampledWorld
 from rlhf.launch.sampling_engine import open_tried_engine
-from rlhf.launch.trained_model import STYLE_KEYS, find_model, prompt_style
-from rlhf.orchestrator.data import load_prompts
+from rlhf.launch.trained_model import STYLE_KEYS, episode_style, find_model, prompt_style
 from rlhf.types import Message, Prompt, RolloutRequest, Sampling
 
 MAX_PROMPT_TOKENS = 1 << 20
 ROW_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 
 
-def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, ...]]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A prompt with its responses."""
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    """Each response as text, without special tokens."""
+    episodes: tuple[Episode, ...] = ()
+    """How each response came about, with tools or an environment."""
+
+
+def generate_responses(config: GenerateConfig) -> list[Generated]:
     """Sample `num_samples` responses to each prompt. Returns each prompt with its responses, in order.
 
     Raises:
-        ConfigError: no prompt was given, or it does not fit the model.
+        ConfigError: no prompt was given, or it does not fit the model, or tools or environment cannot be loaded.
+        RewardError: an environment failed, where on_environment_error says that this ends the command.
         ModelError: the model cannot be loaded.
     """
     assert config.model is not None, "the config's loader asked for it"
@@ -39,7 +53,8 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     facts = require_whole_model(model, engine_kind(section), where="model", device=device)
     style = style_of(config, model)
     tokenizer = load_tokenizer(model, key="model", chat_template=style.chat_template, template_key="chat_template")
-    prompts = read_prompts(config, tokenizer, style)
+    world = _world(config, model)
+    prompts = read_prompts(config, tokenizer, style, world)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     spec = EngineSpec(
         section=section.model_copy(update={"max_prompt_tokens": longest, "max_response_tokens": config.max_tokens}),
@@ -51,12 +66,20 @@ def generate_responses(config: GenerateConfig) -> list[tuple[Prompt, tuple[str, 
     )
     engine = open_tried_engine(spec, name="generate")
     try:
-        rollouts = generate(engine, make_requests(config, prompts, tokenizer, facts.context))
+        with world.playing(engine, tokenizer, prompts, longest + config.max_tokens) as player:
+            rollouts = generate(player, make_requests(config, prompts, tokenizer, facts.context))
     finally:
         engine.close()
-    texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
     n = config.num_samples
-    return [(prompt, tuple(texts[i * n : (i + 1) * n])) for i, prompt in enumerate(prompts)]
+    return [
+        Generated(
+            prompt=prompt,
+            texts=tuple(tokenizer.decode(rollout.token_ids.tolist()) for rollout in sampled),
+            episodes=tuple(rollout.episode for rollout in sampled if isinstance(rollout, EpisodeRollout)),
+        )
+        for i, prompt in enumerate(prompts)
+        for sampled in [rollouts[i * n : (i + 1) * n]]
+    ]
 
 
 def make_requests(
@@ -92,22 +115,50 @@ def style_of(config: GenerateConfig, model: str) -> DataSection:
         raise ConfigError(lines) from error
 
 
-def read_prompts(config: GenerateConfig, tokenizer: Tokenizer, style: DataSection) -> list[Prompt]:
+def _world(config: GenerateConfig, model: str) -> SampledWorld:
+    section = episodes_of(config, model)
+    try:
+        return SampledWorld(section)
+    except ConfigError as error:
+        if config.rollout.model_fields_set & {"tools", "environment"}:
+            raise
+        where = "Run this in the folder with its code, or give --rollout.tools or --rollout.environment."
+        raise ConfigError([*error.problems, f"rollout: as in the run that trained {model}. {where}"]) from error
+
+
+def episodes_of(config: GenerateConfig, model: str) -> EpisodeSection:
+    """Tools, environment and limits: as in the model's run, but for what is given."""
+    given = {key: getattr(config.rollout, key) for key in config.rollout.model_fields_set}
+    return episode_style(model).model_copy(update=given)
+
+
+def read_prompts(
+    config: GenerateConfig, tokenizer: Tokenizer, style: DataSection, world: SampledWorld | None = None
+) -> list[Prompt]:
     """Prompts from the command line, from a text file with one per line, or from the rows of a data set."""
+    world = world or SampledWorld(EpisodeSection())
     if config.prompts is None:
         _require_text(config.prompt)
-        return [as_prompt(index, text, tokenizer, style) for index, text in enumerate(config.prompt)]
+        return _as_prompts(config.prompt, tokenizer, style, world)
     path = Path(config.prompts)
     if path.suffix in ROW_FILES:
         section = style.model_copy(update={"path": config.prompts})
-        return list(load_prompts(section, tokenizer, MAX_PROMPT_TOKENS).train)
+        return list(world.load_prompts(section, tokenizer, MAX_PROMPT_TOKENS).train)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if not lines:
         raise ConfigError(f"--prompts: {path} contains no prompt.")
-    return [as_prompt(index, line, tokenizer, style) for index, line in enumerate(lines)]
+    return _as_prompts(lines, tokenizer, style, world)
+
+
+def _as_prompts(texts: Sequence[str], tokenizer: Tokenizer, style: DataSection, world: SampledWorld) -> list[Prompt]:
+    if not world.has_episodes:
+        return [as_prompt(index, text, tokenizer, style) for index, text in enumerate(texts)]
+    if style.template == "plain":
+        raise ConfigError("template: plain joins texts, and turns with tools or an environment need chat.")
+    return world.prompts_of_texts(texts, tokenizer)
 
 
 def _require_text(prompts: Sequence[str]) -> None:

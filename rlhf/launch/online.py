@@ -61,7 +61,16 @@ def assemble_online(
     episodes = None
     if data.world is not None:
         every = (*data.prompts.train, *data.prompts.held_out)
-        episodes = episode_engine(config, engines, data.world, tokenizer, every, repaired)
+        episodes = episode_engine(
+            config.rollout,
+            engines,
+            data.world,
+            tokenizer,
+            every,
+            repaired,
+            context=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
+            max_tokens=config.train.max_tokens_per_micro_batch,
+        )
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)
     sampler = Sampler(episodes or engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)

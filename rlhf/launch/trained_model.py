@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from rlhf.config.data import DataSection
 from rlhf.config.loading.yaml_text import Document
+from rlhf.config.rollout import EpisodeSection
 from rlhf.engines.models.hub import require_found
 from rlhf.errors import ModelError
 from rlhf.orchestrator.run.files import write_json
@@ -46,16 +47,34 @@ def prompt_style(model: str) -> DataSection:
     data.chat_template and data.prompt_format of its config, and which template its rows came to where that is auto.
     Their defaults for any other model, or where the run's config cannot be read."""
     folder = Path(model).expanduser().parent
-    if not (folder / "status.json").is_file():
-        return DataSection()
     try:
-        config = Document((folder / "config.yaml").read_text(encoding="utf-8")).value
-        given = config.get("data") if isinstance(config, Mapping) else None
-        known = given if isinstance(given, Mapping) else {}
+        known = _settings_of_run(folder, "data")
         style = DataSection.model_validate({key: known[key] for key in STYLE_KEYS if key in known})
     except (OSError, ValueError, ValidationError):
         return DataSection()
-    return style if style.template != "auto" else style.model_copy(update={"template": _template_of_rows(folder)})
+    if style.template != "auto":
+        return style
+    return style.model_copy(update={"template": _template_of_rows(folder)})
+
+
+def episode_style(model: str) -> EpisodeSection:
+    """Tools, environment and their limits of the run that trained a model, a folder from `find_model`. None for any
+    other model, or where the run's config cannot be read."""
+    try:
+        known = _settings_of_run(Path(model).expanduser().parent, "rollout")
+        return EpisodeSection.model_validate({key: known[key] for key in EpisodeSection.model_fields if key in known})
+    except (OSError, ValueError, ValidationError):
+        return EpisodeSection()
+
+
+def _settings_of_run(folder: Path, section: str) -> Mapping[str, object]:
+    """A section of the config in a run's folder; empty for any other folder. Raises OSError or ValueError where it
+    cannot be read."""
+    if not (folder / "status.json").is_file():
+        return {}
+    config = Document((folder / "config.yaml").read_text(encoding="utf-8")).value
+    given = config.get(section) if isinstance(config, Mapping) else None
+    return given if isinstance(given, Mapping) else {}
 
 
 def _template_of_rows(folder: Path) -> str:

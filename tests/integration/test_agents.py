@@ -32,6 +32,9 @@ def workplace(command: CommandLine) -> CommandLine:
     (command.workplace / "calculator.py").write_text(CALCULATOR)
     rows = [{"prompt": f"{a}+{b}", "answer": f"{a + b}", "limit": 3} for a, b in SUMS]
     write_rows(command.workplace / "sums.jsonl", rows)
+    write_rows(
+        command.workplace / "held_out.jsonl", [{"prompt": "5+4", "answer": "9"}, {"prompt": "1+3", "answer": "4"}]
+    )
     return command
 
 
@@ -39,7 +42,7 @@ def test_grpo_learns_from_calls_of_a_tool(workplace: CommandLine, head: RayHead)
     run = workplace.run(
         *("grpo", *SETTINGS, "--rollout.tools", "calculator:add", "--reward.rules", "number"),
         *("--rollout.group-size", "8", "--train.batch-size", "16", "--policy.lr", "1e-4"),
-        *("--cluster.address", head.address),
+        *("--cluster.address", head.address, "--data.eval-path", "held_out.jsonl", "--eval.every-steps", "1"),
         name="agent-grpo",
         environment=head.environment,
     )
@@ -54,7 +57,9 @@ def test_grpo_learns_from_calls_of_a_tool(workplace: CommandLine, head: RayHead)
     rows = responses(run)
     assert {row["episode"]["ending"] for row in rows} <= {"answer", "max_tokens", "max_turns"}
     assert sum(row["episode"]["calls"].get("add", 0) for row in rows) > 3
-    for row in rows:
+    evaluated = responses(run, "evaluations")
+    assert len(evaluated) == 2 * len(run.metrics), "held-out prompts are answered with the tool too"
+    for row in [*rows, *evaluated]:
         assert_is_what_the_template_writes(run.model, row, [tool])
 
 
@@ -107,9 +112,9 @@ def test_grpo_learns_from_a_users_own_loop(workplace: CommandLine, head: RayHead
     assert {row["episode"]["ending"] for row in responses(run)} <= {"answer", "max_tokens", "max_turns"}
 
 
-def responses(run: Run) -> list[dict[str, Any]]:
+def responses(run: Run, folder: str = "rollouts") -> list[dict[str, Any]]:
     """What the run recorded of all responses."""
-    files = sorted((run.folder / "rollouts").glob("*.jsonl"))
+    files = sorted((run.folder / folder).glob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 

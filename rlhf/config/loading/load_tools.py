@@ -10,6 +10,7 @@ from rlhf.config.loading.flags import Flags
 from rlhf.config.loading.layers import InFlag, Layer, Setting, file_layer
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.problems import Problem
+from rlhf.config.rules.online import episode_problems
 from rlhf.config.rules.placement import adapters_sent, colocation, weight_sync
 from rlhf.config.tools import (
     BenchConfig,
@@ -124,6 +125,7 @@ def _sample_problems(config: SampleConfig) -> Iterator[Problem]:
     yield from _missing("model", config.model, "name a model, a folder or a hub name.")
     yield from _missing("out", config.out, "name the file of samples, as --out samples.jsonl.")
     yield from _sampling_problems(config)
+    yield from episode_problems(config.rollout, config.reward, config.data)
 
 
 def _curate_problems(config: CurateConfig) -> Iterator[Problem]:

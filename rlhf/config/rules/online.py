@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
 from rlhf.config.commands import OnlineConfig, method_name, method_of
+from rlhf.config.data import DataSection
 from rlhf.config.problems import Problem
-from rlhf.config.reward import EnvironmentSource, OverlongSource, PrmSource, StartedSource
-from rlhf.config.rollout import engines_that
+from rlhf.config.reward import EnvironmentSource, OverlongSource, PrmSource, RewardSection, StartedSource
+from rlhf.config.rollout import EpisodeSection, engines_that
 from rlhf.config.rules.colocation import colocated_roles
 from rlhf.config.rules.narrow import for_algorithm, for_config
 
@@ -114,14 +115,22 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
 
 def episodes(config: OnlineConfig) -> Iterator[Problem]:
     """Responses of several turns are conversations, and rewards of an environment come from one."""
-    rollout, sources = config.rollout, config.reward.all_sources
+    yield from episode_problems(config.rollout, config.reward, config.data)
+
+
+def episode_problems(rollout: EpisodeSection, reward: RewardSection, data: DataSection) -> Iterator[Problem]:
+    """What of a command's settings does not go with tools, an environment or an agent, or only with them."""
+    sources = reward.all_sources
     given = {"agent": rollout.agent, "environment": rollout.environment, "tools": rollout.tools}
     named = [f"rollout.{name}" for name, value in given.items() if value]
     where = next(iter(named), "rollout.tools")
     if rollout.agent is not None and len(named) > 1:
         text = "an agent brings its tools and environment itself. Set one or the other."
         yield Problem(keys=tuple(named), text=text)
-    if rollout.has_episodes and config.data.template == "plain":
+    if rollout.agent is not None and not rollout.environment_network:
+        text = "an agent asks for the policy's turns over the network, on this machine. Leave it out."
+        yield Problem(keys=("rollout.environment_network", "rollout.agent"), text=text)
+    if rollout.has_episodes and data.template == "plain":
         text = "plain joins texts, and responses of several turns need the chat template. Use chat."
         yield Problem(keys=("data.template", where), text=text)
     if not rollout.has_episodes and any(isinstance(source, EnvironmentSource) for source in sources):

@@ -1,6 +1,7 @@
 """Reward sources: a reward model, the user's function, a service, a judge, rules, or a weighted sum of those."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import singledispatch
 
 import numpy as np
@@ -46,9 +47,10 @@ from rlhf.engines.rewards.steps import StepReward
 from rlhf.engines.rewards.think_format import ThinkFormat
 from rlhf.engines.rewards.unit_tests import CodeRequirement, CodeReward
 from rlhf.engines.rewards.weighted import Weighted, WeightedRewards
+from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.errors import ConfigError
 from rlhf.repair import Repaired
-from rlhf.types import FinishReason, Head, Json, Prompt, Reward, Rollout
+from rlhf.types import FinishReason, Head, Json, Message, Prompt, Reward, Rollout
 
 __all__ = [
     "CodeReward",
@@ -217,14 +219,19 @@ def check_function(function: str, *, network: bool = True) -> None:
         arguments_of(function, process.parameters, ["labels"])
 
 
-def probe(source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_size: int = 1) -> Reward:
+def probe(
+    source: RewardSource, prompt: Prompt, tokenizer: Tokenizer, *, group_size: int = 1, has_episodes: bool = False
+) -> Reward:
     """Score made-up responses to a real prompt, to find a source that cannot work before a run starts: two responses
-    if the run samples several (a judge compares them), else one. Returns the reward of the first."""
+    if the run samples several (a judge compares them), else one. With `has_episodes`, each is an episode of one turn.
+    Returns the reward of the first."""
     responses = PROBE_RESPONSES[:group_size]
     rollouts = [
         made_up_rollout(prompt, response, [*tokenizer.encode(response), tokenizer.eos_token_id])
         for response in responses
     ]
+    if has_episodes:
+        rollouts = [_as_episode(rollout, said) for rollout, said in zip(rollouts, responses, strict=True)]
     return source.score([prompt] * len(responses), responses, rollouts)[0]
 
 
@@ -238,6 +245,11 @@ def made_up_rollout(prompt: Prompt, response: str, token_ids: Sequence[int]) -> 
         finish_reason=FinishReason.STOP,
         weight_version=-1,
     )
+
+
+def _as_episode(rollout: Rollout, said: str) -> Rollout:
+    episode = Episode(messages=(Message(role="assistant", content=said),), ending=Ending.ANSWER, num_turns=1)
+    return EpisodeRollout(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

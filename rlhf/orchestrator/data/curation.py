@@ -30,12 +30,14 @@ LONELY = "prompts with one response only"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One scored response. `prompt` is text or a list of messages; `row` is everything that is known about it."""
+    """One scored response. `prompt` is text or a list of messages; `row` is everything that is known about it.
+    `turns` are the messages of a response of several turns, from the model's first one to its last one."""
 
     id: str
     prompt: Json
     response: str
     reward: float
+    turns: Sequence[Json] = ()
     truncated: bool = False
     row: Mapping[str, Json] = field(default_factory=dict)
 
@@ -160,12 +162,17 @@ def _words(sample: Sample) -> str:
 
 
 def _demonstration(sample: Sample) -> Row:
-    return dict(sample.row) | {
+    return {key: value for key, value in sample.row.items() if key != "episode"} | {
         "id": sample.id,
         "prompt": sample.prompt,
-        "response": sample.response,
+        "response": _learned(sample),
         "reward": sample.reward,
     }
+
+
+def _learned(sample: Sample) -> Json:
+    """A response as the column of a row."""
+    return list(sample.turns) or sample.response
 
 
 def _pair(best: Sample, worst: Sample) -> Row:
@@ -174,8 +181,8 @@ def _pair(best: Sample, worst: Sample) -> Row:
         "id": best.id,
         "rejected_id": worst.id,
         "prompt": best.prompt,
-        "chosen": best.response,
-        "rejected": worst.response,
+        "chosen": _learned(best),
+        "rejected": _learned(worst),
         "score_chosen": best.reward,
         "score_rejected": worst.reward,
         **shared,

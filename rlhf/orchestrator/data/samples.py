@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from rlhf.config.data import DataSection
+from rlhf.episode import EpisodeRollout
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.data.curation import Row, Sample
 from rlhf.orchestrator.data.dialogue import parse_messages, parse_text
@@ -22,6 +23,7 @@ from rlhf.orchestrator.data.records import TOOLS
 from rlhf.orchestrator.data.sources import read_rows
 from rlhf.orchestrator.data.values import canonical_text, is_float, shown
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
+from rlhf.orchestrator.run.responses import episode_values
 from rlhf.orchestrator.step.sampler import request_seed
 from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout, RolloutRequest, Sampling
 
@@ -50,13 +52,20 @@ def make_requests(prompts: Sequence[Prompt], group_size: int, seed: int, samplin
 
 
 def sample_row(
-    prompt: Prompt, request: RolloutRequest, rollout: Rollout, response: str, reward: Reward | None, model: str
+    prompt: Prompt,
+    request: RolloutRequest,
+    rollout: Rollout,
+    response: str,
+    reward: Reward | None,
+    model: str,
+    tools: Sequence[Json] = (),
 ) -> Row:
     """A response and where it came from. The prompt is written as the model saw it: the text with data.prompt_format,
-    or the messages that the chat template rendered."""
+    or the messages that the chat template rendered with `tools`. One of several turns has them under `episode`."""
     metadata = dict(prompt.metadata)
     messages = metadata.pop("messages", None)
-    tools = metadata.pop(TOOLS, None) if messages is not None else None
+    own_tools = metadata.pop(TOOLS, None) if messages is not None else None
+    offered = list(tools) or own_tools
     return {
         "id": request.id,
         "prompt": prompt.text if messages is None else messages,
@@ -69,7 +78,8 @@ def sample_row(
         "model": model,
         "label": prompt.label,
         "metadata": metadata,
-        **({} if tools is None else {TOOLS: tools}),
+        **({} if offered is None else {TOOLS: offered}),
+        **({"episode": episode_values(rollout.episode)} if isinstance(rollout, EpisodeRollout) else {}),
     }
 
 
@@ -242,14 +252,29 @@ def _sample(values: Mapping[str, Json], where: str) -> Sample:
         raise RowError(f"response is not text (got {type(response).__name__}).")
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not is_float(reward):
         raise RowError(f"reward is not a number (got {shown(reward)}). Give `rlhf sample` a reward source.")
+    begun, turns = _turns(prompt, values.get("episode"))
     return Sample(
         id=canonical_text(values.get("id")) or where,
-        prompt=prompt,
+        prompt=begun,
         response=response,
+        turns=turns,
         reward=float(reward),
         truncated=values.get("finish_reason") in (FinishReason.LENGTH.value, FinishReason.ABORTED.value),
         row=values,
     )
+
+
+def _turns(prompt: Json, episode: Json) -> tuple[Json, list[Json]]:
+    """A prompt with what an environment said before the model's first turn, and the messages from that turn on; none
+    for a response that is one text. Raises RowError."""
+    messages = episode.get("messages") if isinstance(episode, dict) else None
+    if not isinstance(messages, list) or not isinstance(prompt, list):
+        return prompt, []
+    roles = [message.role for message in parse_messages(messages, "episode.messages")]
+    if roles == ["assistant"] or "assistant" not in roles:
+        return prompt, []
+    first, last = roles.index("assistant"), len(roles) - roles[::-1].index("assistant")
+    return [*prompt, *messages[:first]], messages[first:last]
 
 
 def _renamed(sample: Sample, count: int) -> Sample:

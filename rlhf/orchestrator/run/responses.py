@@ -58,12 +58,12 @@ def response_rows(
                 "finish_reason": rollout.finish_reason,
                 "num_tokens": len(rollout.token_ids),
                 "weight_version": rollout.weight_version,
-                **({"episode": _episode(rollout.episode)} if isinstance(rollout, EpisodeRollout) else {}),
+                **({"episode": episode_values(rollout.episode)} if isinstance(rollout, EpisodeRollout) else {}),
             }
 
 
-def _episode(episode: Episode) -> Json:
-    """What happened turn by turn. Times are left out: they differ between runs that are the same."""
+def episode_values(episode: Episode) -> dict[str, Json]:
+    """What happened turn by turn, for a row. Times are left out: they differ between runs that are the same."""
     return {
         "messages": [{"role": said.role, "content": said.content, **said.fields} for said in episode.messages],
         "ending": episode.ending,

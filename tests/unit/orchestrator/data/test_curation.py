@@ -22,6 +22,7 @@ from rlhf.orchestrator.data.curation import (
     pair,
     select,
 )
+from rlhf.orchestrator.data.samples import read_samples
 from rlhf.types import Json
 from tests.unit.orchestrator.data.data_support import CHAT, PLAIN, load_demonstrations, load_preferences, write_rows
 
@@ -181,6 +182,29 @@ def test_chosen_pairs_are_preferences_also_of_messages(tmp_path: Path, capsys: p
         "  dropped 1: prompts with one response only",
         f"3 rows in {out}",
     ]
+
+
+def test_turns_of_an_episode_are_learned_as_a_conversation(tmp_path: Path) -> None:
+    """What an environment said before the first turn belongs to the prompt: pairs are of the same one."""
+    rows: list[dict[str, Json]] = []
+    for number, opening in enumerate(["go", "go", "other"]):
+        turns: list[Json] = [
+            {"role": "user", "content": opening},
+            {"role": "assistant", "content": f"call {number}"},
+            {"role": "tool", "content": "4", "name": "add"},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "left out"},
+        ]
+        common: dict[str, Json] = {"response": f"call {number} 4", "reward": float(number), "tools": []}
+        rows.append({"id": f"r/{number}", "prompt": CHAT_PROMPT, "episode": {"messages": turns}, **common})
+    (only,) = pair(read_samples(str(write_rows(tmp_path / "s.jsonl", rows)))).rows
+    assert isinstance(CHAT_PROMPT, list)
+    assert only["prompt"] == [*CHAT_PROMPT, {"role": "user", "content": "go"}]
+    assert only["chosen"] == rows[1]["episode"]["messages"][1:4]  # type: ignore[index, call-overload]
+    assert only["rejected"] == rows[0]["episode"]["messages"][1:4]  # type: ignore[index, call-overload]
+    first, *_ = select(read_samples(str(tmp_path / "s.jsonl"))).rows
+    assert [turn["role"] for turn in first["response"]] == ["assistant", "tool", "assistant"]  # type: ignore[index, union-attr, call-overload]
+    assert "episode" not in first
 
 
 def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
