@@ -120,10 +120,12 @@ def check(command: str, arguments: Sequence[str]) -> int:
     tell(f"rlhf: warning: {line}" for line in advice)
 
     found = preflight(config, os.environ)
+    write("".join(f"{line}\n" for line in (*short_summary(config).splitlines(), *data_notes(config), *found.tried)))
+    if found.episode is not None:
+        from rlhf.cli.shown_row import show_episode
+
+        show_episode(found.episode)
     lines = [
-        *short_summary(config).splitlines(),
-        *data_notes(config),
-        *found.tried,
         f"Checked: {'; '.join(found.looked_at)}.",
         f"Not checked: {'; '.join(found.not_looked_at)}.",
         "No mistake was found.",

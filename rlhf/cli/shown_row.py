@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+import numpy as np
 from rich.text import Text
 
 from rlhf.engines.base import Tokenizer
+from rlhf.launch.episode_trial import EpisodeTrial
 from rlhf.orchestrator.data.encoding import EncodedResponse
-from rlhf.terminal import counted
+from rlhf.terminal import counted, rich_console
 from rlhf.types import Prompt
 
 MAX_TOKENS = 400
@@ -35,6 +37,17 @@ def shown_row(
         yield _tokens([int(token) for token in response.token_ids], written, tokenizer, in_color=in_color)
     if prompt.label is not None:
         yield Text(f"label: {prompt.label}")
+
+
+def show_episode(trial: EpisodeTrial) -> None:
+    """Print an episode as the model gets it, after a line about what happened."""
+    console = rich_console(soft_wrap=True)
+    rollout = trial.rollout
+    written = np.ones(len(rollout.token_ids), dtype=np.bool_) if rollout.loss_mask is None else rollout.loss_mask
+    response = EncodedResponse(text="", token_ids=rollout.token_ids, written=written)
+    in_color = console.color_system is not None
+    for line in (Text(trial.line), *shown_row(trial.prompt, [response], trial.tokenizer, in_color=in_color)):
+        console.print(line)
 
 
 def _tokens(ids: Sequence[int], trained: Sequence[bool], tokenizer: Tokenizer, *, in_color: bool) -> Text:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from rlhf.algorithms.needs import needs_of
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
@@ -21,6 +22,10 @@ from rlhf.orchestrator.run.run_directory import require_unlocked
 from rlhf.planning.roles import require_sections
 from rlhf.terminal import counted
 
+if TYPE_CHECKING:
+    from rlhf.launch.episode_trial import EpisodeTrial
+    from rlhf.launch.prepare import Gathered
+
 MAX_ROWS = 2000
 """Rows that a check tokenizes: of more it takes so many, evenly spaced."""
 
@@ -33,6 +38,8 @@ class Preflight:
     """A line for each reward function: one row with its scores."""
     looked_at: Sequence[str]
     not_looked_at: Sequence[str]
+    episode: "EpisodeTrial | None" = None
+    """A run with tools or an environment: one response, of a scripted policy."""
 
 
 def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
@@ -79,7 +86,26 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
         require_same_run(config, needs, fingerprint)
         looked.append("the settings of the newest checkpoint")
         unseen.append("whether that checkpoint is whole")
-    return Preflight(tried=run.tried, looked_at=looked, not_looked_at=unseen)
+    episode = _episode(config, run)
+    looked += [] if episode is None else ["one episode of a scripted policy"]
+    return Preflight(tried=run.tried, looked_at=looked, not_looked_at=unseen, episode=episode)
+
+
+def _episode(config: TrainConfig, run: "Gathered") -> "EpisodeTrial | None":
+    """An episode on the first row, where responses have several turns and rows were read."""
+    if not isinstance(config, OnlineConfig) or run.tokenizer is None or run.data is None:
+        return None
+    if run.data.world is None or run.data.prompts is None:
+        return None
+    from rlhf.launch.episode_trial import try_episode  # noqa: PLC0415  comes with the training libraries
+
+    return try_episode(
+        config.rollout,
+        run.data.world,
+        run.tokenizer,
+        run.data.prompts.train[0],
+        max_tokens=config.train.max_tokens_per_micro_batch,
+    )
 
 
 def can_load() -> bool:
