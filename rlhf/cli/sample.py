@@ -3,7 +3,7 @@ continued."""
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -48,7 +48,7 @@ def run_sample(config: SampleConfig) -> int:
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
     assert config.model is not None, "checked by the config's loader"
-    reward = config.reward if config.rollout.environment is None else config.reward.by_environment()
+    reward = config.reward.by_environment() if config.rollout.environment else config.reward
     config = config.model_copy(update={"model": find_model(config.model), "reward": reward})
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
@@ -205,8 +205,8 @@ class Sampled:
     engine: RolloutEngine
     rewards: RewardSource | None
     tokenizer: Tokenizer
-    tools: tuple[Json, ...]
-    """Schemas of the tools that prompts were rendered with."""
+    tools: Callable[[Prompt], Sequence[Json]]
+    """Schemas of the tools that a prompt was rendered with."""
 
 
 def write_chunks(
@@ -243,7 +243,7 @@ def sample_chunk(sampled: Sampled, prompts: Sequence[Prompt], requests: Sequence
         rollouts = sampler.generate(requests)
         responses, scores = sampler.score(request_prompts, rollouts)
     return [
-        sample_row(*item, sampled.model, sampled.tools)
+        sample_row(*item, sampled.model, sampled.tools(item[0]))
         for item in zip(request_prompts, requests, rollouts, responses, scores, strict=True)
     ]
 

@@ -137,9 +137,9 @@ class EpisodeSection(Section):
     tools: tuple[ImportName, ...] = ()
     """Python functions, module:name or file.py:name, that the policy may call: a response then has several turns. The
     model learns what they do from type hints and docstrings."""
-    environment: ImportName | None = None
+    environment: tuple[ImportName, ...] = ()
     """Class, module:name or file.py:name, of which each response gets an object of its own: its methods are tools, or
-    its method step gets the text of each turn."""
+    its method step gets the text of each turn. Of several, the column environment of a row names its own."""
     agent: ImportName | None = None
     """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
     Anthropic's API at session.base_url asks for the policy's turns."""
@@ -177,7 +177,7 @@ class EpisodeSection(Section):
     @property
     def gives_reward(self) -> bool:
         """Whether an environment or an agent gives the reward if nothing else does."""
-        return self.environment is not None or self.agent is not None
+        return bool(self.environment) or self.agent is not None
 
 
 class RolloutSection(EpisodeSection, EngineSection):

@@ -29,7 +29,7 @@ def serve(connection: Connection) -> None:
         sys.path[:] = list(dict.fromkeys([str(Path.cwd()), *setup["path"]]))
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"],) * 2)
-        world = World.load(setup["tools"], setup["environment"], setup["agent"])
+        world = World.load(setup["tools"], setup["environments"], setup["agent"])
     except LoadError as error:
         reply(connection, {"problems": error.problems})
         return

@@ -15,6 +15,7 @@ from rlhf.environments.agent_run import AgentRun
 from rlhf.environments.endpoint import Endpoint
 from rlhf.environments.episode import EpisodeRun, Rules
 from rlhf.environments.host import Hosts
+from rlhf.environments.routing import RunRules
 from rlhf.environments.session import EnvironmentFaultError, Session
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
@@ -51,7 +52,7 @@ class EpisodeEngine:
         self,
         engine: RolloutEngine,
         spec: WorldSpec,
-        rules: Rules,
+        rules: RunRules,
         faults: FaultPolicy,
         prompts: Sequence[Prompt],
         *,
@@ -152,15 +153,15 @@ class EpisodeEngine:
     async def _episode(self, request: RolloutRequest) -> EpisodeRollout:
         """The request's response; of a failing environment, from anew, as often as that is allowed."""
         prompt = self._prompts[request.prompt_id, request.prompt_token_ids.tobytes()]
-        failure = ""
+        rules, failure = self._rules.of(prompt), ""
         for tries in range(self._faults.num_retries + 1):
             name = f"{request.id}#{tries}"
             session = Session(self._hosts, name, timeout_s=self._faults.timeout_s, alone=tries > 0)
-            run = self._new_run(request, prompt, session)
+            run = self._new_run(rules, request, prompt, session)
             try:
                 rollout = await run.run()
             except EnvironmentFaultError as error:
-                failure = f"{self._spec.name}: {error}"
+                failure = f"{rules.described.environment or self._spec.name}: {error}"
                 self._tell(failure, begins_anew=tries < self._faults.num_retries)
                 continue
             finally:
@@ -171,12 +172,14 @@ class EpisodeEngine:
         failed = run.finished(Ending.FAILED, failure)
         return replace(failed, episode=replace(failed.episode, num_retries=self._faults.num_retries))
 
-    def _new_run(self, request: RolloutRequest, prompt: Prompt, session: Session) -> EpisodeRun | AgentRun:
+    def _new_run(
+        self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session
+    ) -> EpisodeRun | AgentRun:
         sample = partial(self._sample, request.id)
         if self._endpoint is not None:
-            return AgentRun(self._rules, request, prompt, session, sample, self._endpoint, self._faults.timeout_s)
-        has_environment = self._spec.environment is not None
-        return EpisodeRun(self._rules, request, prompt, session, sample, has_environment=has_environment)
+            return AgentRun(rules, request, prompt, session, sample, self._endpoint, self._faults.timeout_s)
+        has_environment = bool(self._spec.environments)
+        return EpisodeRun(rules, request, prompt, session, sample, has_environment=has_environment)
 
     def _close_later(self, session: Session) -> None:
         """Close an environment without making its response wait."""

@@ -11,7 +11,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.environments.calls import Call, CallFormat, UnreadCall
 from rlhf.environments.conversation import Conversation, SealedError
 from rlhf.environments.session import EnvironmentFaultError, Reply, Session
-from rlhf.environments.spec import Described
+from rlhf.environments.spec import EpisodeWorld
 from rlhf.environments.transcript import Transcript
 from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.types import FinishReason, IntArray, Json, Message, Prompt, Rollout, RolloutRequest, Sampling
@@ -48,10 +48,10 @@ class EpisodeLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What all episodes of a run share."""
+    """What all episodes in the same environment share."""
 
     tokenizer: Tokenizer
-    described: Described
+    described: EpisodeWorld
     format: CallFormat
     limits: EpisodeLimits
 

@@ -164,7 +164,7 @@ class Host:
     async def _load(self, path: list[str]) -> None:
         setup: dict[str, Json] = {
             "tools": list(self._spec.tools),
-            "environment": self._spec.environment,
+            "environments": list(self._spec.environments),
             "agent": self._spec.agent,
             "memory_bytes": None if self._spec.memory_gib is None else int(self._spec.memory_gib * 2**30),
             "path": list(path),

@@ -9,7 +9,7 @@ from rlhf.conversations.continuing import up_to_stop
 from rlhf.conversations.turns import answer_text
 from rlhf.engines.base import Tokenizer
 from rlhf.environments.made_up_arguments import made_up_arguments
-from rlhf.environments.spec import Described
+from rlhf.environments.spec import EpisodeWorld
 from rlhf.types import FinishReason, FloatArray, Json, Message, PackedTokens, Rollout, RolloutRequest
 
 SAID = "Yes."
@@ -63,7 +63,7 @@ class ScriptedPolicy:
         return future
 
 
-def script_for(described: Described) -> list[Message]:
+def script_for(described: EpisodeWorld) -> list[Message]:
     """The turns of a dry run: a call of the first tool where there is one, then a text."""
     said = Message(role="assistant", content=SAID)
     if not described.tools:

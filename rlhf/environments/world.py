@@ -20,6 +20,7 @@ from rlhf.environments.environment import (
     as_result,
     inspect_class,
 )
+from rlhf.environments.spec import named_environment
 from rlhf.environments.tools import CallError, Tool, ToolError, make_tool
 
 CONCURRENCY = 64
@@ -42,17 +43,19 @@ class World:
 
     tools: Mapping[str, Tool]
     """Functions, not the environment's methods."""
-    environment: EnvironmentClass | None
+    environments: Mapping[str, EnvironmentClass]
+    """By their names `module:name`."""
     agent: Agent | None = None
+    agent_name: str = ""
     _loops: dict[str, "asyncio.Task[float | Result | None]"] = field(default_factory=dict)
     """The user's own loops by episode."""
-    _opened: dict[str, object] = field(default_factory=dict)
-    """Environments by episode."""
+    _opened: dict[str, tuple[EnvironmentClass, object]] = field(default_factory=dict)
+    """Environments by episode, each with its class."""
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONCURRENCY))
 
     @classmethod
-    def load(cls, tools: Sequence[str], environment: str | None, agent: str | None = None) -> "World":
-        """Import functions and a class by their names `module:name`. Raises LoadError."""
+    def load(cls, tools: Sequence[str], environments: Sequence[str], agent: str | None = None) -> "World":
+        """Import functions, classes and a loop by their names `module:name`. Raises LoadError."""
         loaded: dict[str, Tool] = {}
         problems: list[str] = []
         for n, name in enumerate(tools):
@@ -65,16 +68,19 @@ class World:
             if tool.name in loaded:
                 problems.append(f"{where}: there is another tool called {tool.name}; rename one.")
             loaded.setdefault(tool.name, tool)
-        found = None
-        if environment is not None:
+        found: dict[str, EnvironmentClass] = {}
+        for name in environments:
             try:
-                found = inspect_class(_imported(environment))
+                found[name] = inspect_class(_imported(name))
             except EnvironmentClassError as error:
-                problems += [f"rollout.environment: {environment}{one}." for one in error.problems]
+                problems += [f"rollout.environment: {name}{one}." for one in error.problems]
             except ValueError as error:
-                problems.append(f"rollout.environment: {environment}: {error}.")
-        for name in loaded.keys() & (found.tools if found is not None else {}).keys():
-            problems.append(f"rollout.environment: {environment}.{name} has the name of a tool; rename one.")
+                problems.append(f"rollout.environment: {name}: {error}.")
+        problems += [
+            f"rollout.environment: {environment}.{name} has the name of a tool; rename one."
+            for environment, known in found.items()
+            for name in sorted(loaded.keys() & known.tools.keys())
+        ]
         loop = None
         if agent is not None:
             try:
@@ -83,19 +89,26 @@ class World:
                 problems.append(f"rollout.agent: {agent}: {error}.")
         if problems:
             raise LoadError(problems)
-        return cls(tools=loaded, environment=found, agent=loop)
+        return cls(tools=loaded, environments=found, agent=loop, agent_name=agent or "")
 
     def described(self) -> dict[str, object]:
         """What another process has to know of it."""
-        found = self.environment
-        methods = {} if found is None else found.tools
-        return {
-            "tools": [tool.schema for tool in (*self.tools.values(), *methods.values())],
-            "methods": sorted(methods),
-            "steps": found is not None and found.steps,
-            "rewards": found is not None and found.rewards,
-            "required": [] if found is None else found.required,
-        }
+        tools = [tool.schema for tool in self.tools.values()]
+        none = {"methods": [], "steps": False, "rewards": False, "required": []}
+        alone = {"environment": self.agent_name, "runs": self.agent is not None, "tools": tools, **none}
+        worlds = [
+            {
+                "environment": name,
+                "runs": False,
+                "tools": [*tools, *(tool.schema for tool in found.tools.values())],
+                "methods": sorted(found.tools),
+                "steps": found.steps,
+                "rewards": found.rewards,
+                "required": found.required,
+            }
+            for name, found in self.environments.items()
+        ]
+        return {"worlds": worlds or [alone]}
 
     async def answer(self, request: Mapping[str, object]) -> dict[str, object]:
         """The reply to one request. Whatever the user's code raises is in it."""
@@ -122,29 +135,30 @@ class World:
         return {}
 
     async def _open(self, request: Mapping[str, object]) -> dict[str, object]:
-        found, row = self.environment, request["row"]
-        assert found is not None, "only environments are opened"
+        row = request["row"]
         assert isinstance(row, dict), "a row is an object"
-        names = row if found.takes_rest else [name for name in (*found.required, *found.optional) if name in row]
+        names = tuple(self.environments)
+        found = self.environments[names[0] if len(names) == 1 else named_environment(names, row)]
+        columns = row if found.takes_rest else [name for name in (*found.required, *found.optional) if name in row]
         environment = await self._run(found.build)
-        self._opened[str(request["episode"])] = environment
-        said = await self._run(operator.methodcaller("reset", **{name: row[name] for name in names}), environment)
+        self._opened[str(request["episode"])] = found, environment
+        said = await self._run(operator.methodcaller("reset", **{name: row[name] for name in columns}), environment)
         return {"observation": None if said is None else as_text(said)}
 
     async def _call(self, request: Mapping[str, object]) -> dict[str, object]:
         name = str(request["name"])
         if name in self.tools:
             return replied(await self._run(self.tools[name].bind(request["arguments"])))
-        assert self.environment is not None, "the other tools are those of an environment"
-        owner = self._opened[str(request["episode"])]
-        return replied(await self._run(self.environment.tools[name].bind(request["arguments"], owner)))
+        found, owner = self._opened[str(request["episode"])]
+        return replied(await self._run(found.tools[name].bind(request["arguments"], owner)))
 
     async def _step(self, request: Mapping[str, object]) -> dict[str, object]:
-        environment = self._opened[str(request["episode"])]
+        _, environment = self._opened[str(request["episode"])]
         return replied(await self._run(operator.methodcaller("step", request["text"]), environment))
 
     async def _reward(self, request: Mapping[str, object]) -> dict[str, object]:
-        value = await self._run(operator.methodcaller("reward"), self._opened[str(request["episode"])])
+        _, environment = self._opened[str(request["episode"])]
+        value = await self._run(operator.methodcaller("reward"), environment)
         return {"reward": number(value, "reward()")}
 
     async def _run_loop(self, request: Mapping[str, object]) -> dict[str, object]:
@@ -164,7 +178,7 @@ class World:
     async def _close(self, request: Mapping[str, object]) -> dict[str, object]:
         if (loop := self._loops.get(str(request["episode"]))) is not None:
             loop.cancel()
-        environment = self._opened.pop(str(request["episode"]), None)
+        _, environment = self._opened.pop(str(request["episode"]), (None, None))
         if environment is not None and callable(inspect.getattr_static(environment, "close", None)):
             await self._run(operator.methodcaller("close"), environment)
         return {}

@@ -1,6 +1,6 @@
 """Tools and environments of a run: loaded and tried before anything starts, and the engine that runs episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.rollout import EpisodeSection
@@ -8,13 +8,21 @@ from rlhf.engines.base import RolloutEngine, Tokenizer
 from rlhf.environments.calls import NO_CALLS, CallFormat, find_format
 from rlhf.environments.conversation import rewritten_turn
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
-from rlhf.environments.episode import EpisodeLimits, Rules, row_of
+from rlhf.environments.episode import EpisodeLimits, row_of
 from rlhf.environments.host import describe, try_reset
-from rlhf.environments.spec import Described, WorldSpec
+from rlhf.environments.routing import RunRules
+from rlhf.environments.spec import (
+    Described,
+    EnvironmentNameError,
+    EpisodeWorld,
+    WorldSpec,
+    named_environment,
+)
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.data import EpisodePrompts
+from rlhf.orchestrator.data.problems import RowError
 from rlhf.repair import Repaired
-from rlhf.types import Prompt
+from rlhf.types import Json, Prompt
 
 MAX_NAMED_ROWS = 3
 
@@ -23,7 +31,7 @@ def world_spec(section: EpisodeSection) -> WorldSpec:
     """What the processes of tools and environments load."""
     return WorldSpec(
         tools=section.tools,
-        environment=section.environment,
+        environments=section.environment,
         agent=section.agent,
         memory_gib=section.environment_memory_gib,
         network=section.environment_network,
@@ -39,44 +47,68 @@ def load_world(section: EpisodeSection) -> Described | None:
 
 def episode_prompts(section: EpisodeSection, world: Described) -> EpisodePrompts:
     """How rows become prompts of a run's episodes."""
-    return EpisodePrompts(tools=world.tools, world_first=section.environment is not None)
+
+    def tools(row: Mapping[str, Json]) -> tuple[Json, ...]:
+        try:
+            return world.of(row).tools
+        except EnvironmentNameError as error:
+            raise RowError(str(error)) from error
+
+    return EpisodePrompts(tools=tools, world_first=bool(section.environment))
 
 
-def describe_world(section: EpisodeSection, world: Described) -> str:
+def describe_world(world: Described) -> str:
     """One line for a check."""
+    return f"rollout: {'; '.join(map(_describe, world.worlds))}."
+
+
+def _describe(world: EpisodeWorld) -> str:
+    if world.runs:
+        return f"{world.environment} runs the episodes"
     tools = f"tools {', '.join(world.tool_names)}" if world.tools else ""
-    steps = f"{section.environment} steps through the turns" if world.steps else ""
-    rewards = f"{section.environment} has a reward at the end" if world.rewards else ""
-    if section.agent is not None:
-        return f"rollout: {section.agent} runs the episodes."
-    return f"rollout: {'; '.join(part for part in (tools, steps, rewards) if part) or section.environment}."
+    steps = "steps through the turns" if world.steps else ""
+    rewards = "a reward at the end" if world.rewards else ""
+    said = ", ".join(part for part in (tools, steps, rewards) if part)
+    return ": ".join(part for part in (world.environment, said) if part)
 
 
-def missing_columns(section: EpisodeSection, world: Described, prompts: Sequence[Prompt]) -> list[str]:
+def missing_columns(world: Described, prompts: Sequence[Prompt]) -> list[str]:
     """The rows that lack a column that the environment's `reset` needs, a line for each of the first ones."""
     lacking = [
-        f"data: row {prompt.id} has no {name}, which {section.environment}.reset needs."
+        f"data: row {prompt.id} has no {name}, which {met.environment}.reset needs."
         for prompt in prompts
-        for name in world.required
+        for met in [world.of(prompt.metadata)]
+        for name in met.required
         if name not in prompt.metadata and not (name == "label" and prompt.label is not None)
     ]
     more = [f"data: {len(lacking) - MAX_NAMED_ROWS} more rows like these."] if len(lacking) > MAX_NAMED_ROWS else []
     return [*lacking[:MAX_NAMED_ROWS], *more]
 
 
+def first_of_each(world: Described, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first row of each environment that has any."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(world.of(prompt.metadata).environment, prompt)
+    return list(found.values())
+
+
 def require_reset(section: EpisodeSection, prompt: Prompt) -> None:
     """Raise ConfigError where the environment cannot begin with a row."""
-    if section.environment is None:
+    if not section.environment:
         return
+    name = section.environment[0]
+    if len(section.environment) > 1:
+        name = named_environment(section.environment, prompt.metadata)
     failure = try_reset(world_spec(section), row_of(prompt), section.environment_timeout_s)
     if failure:
-        raise ConfigError(f"rollout.environment: {section.environment}.reset on row {prompt.id}: {failure}.")
+        raise ConfigError(f"rollout.environment: {name}.reset on row {prompt.id}: {failure}.")
 
 
 def describe_episodes(config: OnlineConfig, world: Described, tokenizer: Tokenizer) -> list[str]:
     """Lines for a check: tools and environment, and whether responses will have several segments. Raises ModelError
     where the chat template takes no message after a turn."""
-    said = [describe_world(config.rollout, world)]
+    said = [describe_world(world)]
     if how := rewritten_turns(world, tokenizer):
         said.append(
             f"rollout: the chat template rewrites a turn once another message follows ({how}). A response then goes on "
@@ -89,8 +121,9 @@ def describe_episodes(config: OnlineConfig, world: Described, tokenizer: Tokeniz
 def rewritten_turns(world: Described, tokenizer: Tokenizer) -> str:
     """How the chat template rewrites turns that others follow; empty where it does not. Raises ModelError where it
     takes no message after a turn."""
-    roles = [*(["tool"] if world.tools else []), *(["user"] if world.steps else [])]
-    return next((how for role in roles if (how := rewritten_turn(tokenizer, world.tools, role))), "")
+    asked = [(met.tools, "tool") for met in world.worlds if met.tools]
+    asked += [(met.tools, "user") for met in world.worlds if met.steps]
+    return next((how for tools, role in asked if (how := rewritten_turn(tokenizer, tools, role))), "")
 
 
 def require_template(world: Described, tokenizer: Tokenizer) -> None:
@@ -103,15 +136,16 @@ def require_template(world: Described, tokenizer: Tokenizer) -> None:
 def call_format(world: Described, tokenizer: Tokenizer) -> CallFormat:
     """The form of calls of tools in a turn. Raises ModelError where the chat template writes them in one that is not
     known."""
-    return find_format(tokenizer, world.tools) if world.tools else NO_CALLS
+    tools = next((met.tools for met in world.worlds if met.tools), ())
+    return find_format(tokenizer, tools) if tools else NO_CALLS
 
 
 def make_rules(
     section: EpisodeSection, world: Described, tokenizer: Tokenizer, *, context: int, max_tokens: int
-) -> Rules:
+) -> RunRules:
     """What all episodes share. `context` are the tokens that the engine takes, `max_tokens` those of all segments of a
     response with their prompts. Raises ModelError where the chat template writes calls in a form that is not known."""
-    return Rules(
+    return RunRules(
         tokenizer=tokenizer,
         described=world,
         format=call_format(world, tokenizer),

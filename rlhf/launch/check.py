@@ -75,7 +75,7 @@ def try_world(config: TrainConfig) -> list[str]:
 
     world = load_world(config.rollout)
     assert world is not None, "it has episodes"
-    return [describe_world(config.rollout, world)]
+    return [describe_world(world)]
 
 
 def try_user_code(
@@ -275,8 +275,8 @@ def _rewards(section: RewardSection, environ: Mapping[str, str]) -> Iterator[Pro
 def _world(section: RolloutSection) -> Iterator[Problem]:
     """Tools, environment and agent can be found. What they are is known once a process of their own has loaded them."""
     named = [(f"rollout.tools.{n}", name) for n, name in enumerate(section.tools)]
-    whole = {"rollout.environment": section.environment, "rollout.agent": section.agent}
-    named += [(key, name) for key, name in whole.items() if name is not None]
+    named += [("rollout.environment", name) for name in section.environment]
+    named += [] if section.agent is None else [("rollout.agent", section.agent)]
     for key, name in named:
         if (text := problem_of(name, [str(Path.cwd()), *sys.path])) is not None:
             yield Problem(keys=(key,), text=text)

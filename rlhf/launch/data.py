@@ -14,6 +14,7 @@ from rlhf.errors import DataError
 from rlhf.launch.agents import (
     describe_episodes,
     episode_prompts,
+    first_of_each,
     load_world,
     missing_columns,
     require_reset,
@@ -130,8 +131,8 @@ def load_world_prompts(
     *,
     sources: Sequence[Source] = (),
 ) -> DataSplit[Prompt]:
-    """The rows as prompts, with everything that reward `sources` need; with tools or an environment, tried with the
-    chat template and the first row.
+    """The rows as prompts, with everything that reward `sources` need; tools and environments are tried with the chat
+    template and each one's first row.
 
     Raises:
         DataError: rows are wrong, or lack a column that the environment or a source needs.
@@ -143,10 +144,10 @@ def load_world_prompts(
     episodes = None if world is None else episode_prompts(section, world)
     prompts = load_prompts(data, tokenizer, max_prompt_tokens, max_rows, episodes)
     every = (*prompts.train, *prompts.held_out)
-    lacking = [] if world is None else missing_columns(section, world, every)
+    lacking = [] if world is None else missing_columns(world, every)
     lacking += unfit_rows(data, sources, ((prompt.id, prompt.label, prompt.metadata) for prompt in every))
     if lacking:
         raise DataError(lacking)
-    if world is not None:
-        require_reset(section, prompts.train[0])
+    for prompt in () if world is None else first_of_each(world, prompts.train):
+        require_reset(section, prompt)
     return prompts

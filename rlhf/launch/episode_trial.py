@@ -65,7 +65,8 @@ def try_episode(
         }
     )
     try:
-        policy = ScriptedPolicy(tokenizer, script_for(world), world.tools)
+        met = world.of(prompt.metadata)
+        policy = ScriptedPolicy(tokenizer, script_for(met), met.tools)
     except (DataError, RewrittenError, LeftOutError) as error:
         raise ModelError(f"rollout: the chat template writes no turn of a scripted policy ({error}).") from error
     request = RolloutRequest(

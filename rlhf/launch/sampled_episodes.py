@@ -29,10 +29,9 @@ class SampledWorld:
         self._section = section
         self._world = load_world(section)
 
-    @property
-    def tools(self) -> tuple[Json, ...]:
-        """Schemas of the tools that prompts are rendered with."""
-        return () if self._world is None else self._world.tools
+    def tools(self, prompt: Prompt) -> tuple[Json, ...]:
+        """Schemas of the tools that a prompt was rendered with."""
+        return () if self._world is None else self._world.of(prompt.metadata).tools
 
     @property
     def has_episodes(self) -> bool:
@@ -47,15 +46,17 @@ class SampledWorld:
         """Texts as users' messages, for responses of several turns. Raises as `load_world_prompts` does."""
         assert self._world is not None, "the caller asked"
         require_template(self._world, tokenizer)
-        is_open = self._section.environment is not None
+        if len(self._world.worlds) > 1:
+            raise DataError("rollout.environment: a text names none of several. Give rows, --prompts ROWS.jsonl.")
+        is_open, tools = bool(self._section.environment), self._world.worlds[0].tools
         prompts = []
         for index, text in enumerate(texts):
             message = Message(role="user", content=text)
-            shown = tokenizer.render([message], add_generation_prompt=not is_open, tools=self.tools)
+            shown = tokenizer.render([message], add_generation_prompt=not is_open, tools=tools)
             ids = np.array(tokenizer.encode(shown), dtype=np.int64)
             metadata: dict[str, Json] = {"messages": [as_json(message)]}
             prompts.append(Prompt(id=str(index), token_ids=ids, text=shown, metadata=metadata))
-        if lacking := missing_columns(self._section, self._world, prompts):
+        if lacking := missing_columns(self._world, prompts):
             raise DataError([*lacking, "A text has no columns: give rows, --prompts ROWS.jsonl."])
         require_reset(self._section, prompts[0])
         return prompts

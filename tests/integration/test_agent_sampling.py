@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = folder / "runs" / "adder"
     make_caller(run / "model")
     (run / "status.json").write_text("{}")
-    config = {"rollout": {"tools": ["calculator:add"], "environment": None, "max_turns": 2, "batch_size": 4}}
+    config = {"rollout": {"tools": ["calculator:add"], "environment": [], "max_turns": 2, "batch_size": 4}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "calculator.py").write_text(CALCULATOR)
     rows = [{"prompt": f"{a}+{b}", "answer": f"{a + b}", "limit": 3} for a, b in SUMS]

@@ -139,6 +139,9 @@ def episode_problems(rollout: EpisodeSection, reward: RewardSection, data: DataS
     if rollout.has_episodes and any(isinstance(source, PrmSource) for source in sources):
         text = "a process reward model scores steps of one text, and would score what tools returned. Use another one."
         yield Problem(keys=("reward.sources", where), text=text)
+    for name, count in Counter(rollout.environment).items():
+        if count > 1:
+            yield Problem(keys=("rollout.environment",), text=f"{name} is given {count} times.")
     if rollout.environment_processes > 1 and not rollout.has_episodes:
         text = f"{rollout.environment_processes} has no effect without tools, an environment or an agent."
         yield Problem(keys=("rollout.environment_processes",), text=text)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -45,8 +45,8 @@ class EncodedResponse:
 class EpisodePrompts:
     """How rows become prompts of responses of several turns: always through the chat template."""
 
-    tools: tuple[Json, ...] = ()
-    """Schemas of the run's tools."""
+    tools: Callable[[Mapping[str, Json]], tuple[Json, ...]]
+    """A row's columns -> schemas of its tools. Raises RowError for a row that names no environment."""
     world_first: bool = False
     """Whether an environment may speak before the policy: prompts then leave open who does."""
 
@@ -70,7 +70,7 @@ class Encoder:
         if self._episodes is not None:
             if record.tools and not isinstance(record.prompt, str):
                 raise RowError(f"{TOOLS}: the tools of a run are those of rollout.tools and rollout.environment.")
-            return replace(as_chat(record), tools=self._episodes.tools)
+            return replace(as_chat(record), tools=self._episodes.tools(record.metadata))
         if self._section.template == "chat":
             return as_chat(record)
         if self._section.template == "plain":

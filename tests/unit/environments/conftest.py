@@ -16,7 +16,7 @@ def play() -> Iterator[Make]:
     def make(
         script: Script,
         *tools: str,
-        environment: str | None = None,
+        environment: str | tuple[str, ...] = (),
         tokenizer: HfTokenizer = TOKENIZER,
         **settings: object,
     ) -> Play:

@@ -7,12 +7,13 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from rlhf.engines.models.tokenizer import HfTokenizer
-from rlhf.environments.calls import NO_CALLS, find_format
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy, _by_content
-from rlhf.environments.episode import EpisodeLimits, Rules
+from rlhf.environments.episode import EpisodeLimits
 from rlhf.environments.host import describe
+from rlhf.environments.routing import RunRules
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import EpisodeRollout
+from rlhf.launch.agents import call_format
 from rlhf.repair import Repair
 from rlhf.types import Json, Rollout
 from tests.unit.environments.support import Script, ScriptedEngine, byte_tokenizer, make_prompt, make_request
@@ -33,19 +34,17 @@ class Play:
         self,
         script: Script,
         *tools: str,
-        environment: str | None = None,
+        environment: str | tuple[str, ...] = (),
         agent: str | None = None,
         tokenizer: HfTokenizer = TOKENIZER,
         **settings: object,
     ) -> None:
         self.tokenizer = tokenizer
-        self.spec = WorldSpec(
-            tools=tuple(map(_whole, tools)),
-            environment=None if environment is None else _whole(environment),
-            agent=agent,
-        )
+        given = (environment,) if isinstance(environment, str) else environment
+        self.spec = WorldSpec(tools=tuple(map(_whole, tools)), environments=tuple(map(_whole, given)), agent=agent)
         self.described = describe(self.spec)
-        self.prompt = make_prompt(self.tokenizer, tools=self.described.tools, is_open=environment is not None)
+        self.tools = self.described.worlds[0].tools
+        self.prompt = make_prompt(self.tokenizer, tools=self.tools, is_open=bool(given))
         self.engine = ScriptedEngine(tokenizer, script)
         self.repairs: list[Repair] = []
         limits = {
@@ -59,10 +58,10 @@ class Play:
         self.episodes = EpisodeEngine(
             self.engine,
             self.spec,
-            Rules(
+            RunRules(
                 tokenizer=tokenizer,
                 described=self.described,
-                format=find_format(tokenizer, self.described.tools) if self.described.tools else NO_CALLS,
+                format=call_format(self.described, tokenizer),
                 limits=EpisodeLimits(**{name: settings.get(name, value) for name, value in limits.items()}),  # type: ignore[arg-type]
             ),
             FaultPolicy(**{name: settings.get(name, value) for name, value in faults.items()}),  # type: ignore[arg-type]
@@ -73,7 +72,8 @@ class Play:
 
     def row(self, **columns: Json) -> "Play":
         """The same prompt with other columns."""
-        given = make_prompt(self.tokenizer, tools=self.described.tools, is_open=True)
+        met = self.described.of(columns)
+        given = make_prompt(self.tokenizer, tools=met.tools, is_open=True)
         self.prompt = replace(given, metadata={**given.metadata, **columns})
         self.episodes._prompts = _by_content([self.prompt])
         return self

@@ -167,7 +167,7 @@ def test_a_game_steps_with_each_turn(play: Make) -> None:
 
 def test_the_methods_of_an_environment_are_tools(play: Make) -> None:
     game = play(says(call("put", what="book"), call("put", what="stone"), call("done")), environment="Shelf")
-    assert game.described.tool_names == ("done", "put")
+    assert game.described.worlds[0].tool_names == ("done", "put")
     rollout = game.once()
     assert [said.content for said in rollout.episode.messages if said.role == "tool"] == [
         "1 kept",

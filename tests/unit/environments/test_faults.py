@@ -108,7 +108,7 @@ def test_closing_ends_what_is_under_way(play: Make) -> None:
 def test_everything_that_is_wrong_with_tools_is_said_at_once() -> None:
     spec = WorldSpec(
         tools=(HERE + "add", "tests.unit.environments.test_tools:no_hint", HERE + "Guess", "nowhere:f", HERE + "gone"),
-        environment=HERE + "add",
+        environments=(HERE + "add",),
     )
     with pytest.raises(ConfigError) as caught:
         describe(spec)

@@ -62,7 +62,7 @@ def test_prompts_of_an_environment_leave_open_who_speaks(tmp_path: Path) -> None
     assert data.prompts is not None
     assert data.prompts.train[0].text == "<|im_start|>user\nGo.<|im_end|>\n"
     assert data.prompts.train[0].metadata["secret"] == 4
-    assert data.tried == [f"rollout: {HERE}Guess steps through the turns."]
+    assert data.tried == [f"rollout: {HERE}Guess: steps through the turns."]
 
 
 def test_a_column_that_an_environment_needs_is_missed(tmp_path: Path) -> None:
@@ -77,6 +77,31 @@ def test_an_environment_that_cannot_begin_is_found_before_anything_starts(tmp_pa
     with pytest.raises(ConfigError, match=r"Troubled\.reset on row .*: exited with code 3\.$"):
         loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="dies in reset")
     loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="raises in step")
+
+
+BOTH = ("--rollout.environment", HERE + "Guess", "--rollout.environment", HERE + "Shelf")
+
+
+def test_a_column_says_which_environment_a_row_is_for(tmp_path: Path) -> None:
+    data = loaded(tmp_path, *BOTH, environment="Shelf")
+    assert data.prompts is not None
+    assert '"name": "put"' in data.prompts.train[0].text
+    assert data.tried == [
+        f"rollout: {HERE}Guess: steps through the turns; {HERE}Shelf: tools done, put, a reward at the end."
+    ]
+    guessing = loaded(tmp_path, *BOTH, environment=HERE + "Guess", secret=4)
+    assert guessing.prompts is not None
+    assert "put" not in guessing.prompts.train[0].text
+    with pytest.raises(DataError, match=r"has no secret, which .*:Guess\.reset needs"):
+        loaded(tmp_path, *BOTH, environment="Guess")
+
+
+def test_rows_of_no_environment_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'rows\.jsonl:1: environment is "Chess"; have Guess, Shelf\.'):
+        loaded(tmp_path, *BOTH, environment="Chess")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: environment is missing, .*; have Guess, Shelf\."):
+        loaded(tmp_path, *BOTH)
+    loaded(tmp_path, "--rollout.environment", HERE + "Shelf", environment="anything")
 
 
 def test_rows_with_tools_of_their_own_are_refused(tmp_path: Path) -> None:

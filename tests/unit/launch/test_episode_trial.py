@@ -28,7 +28,7 @@ def tried(
     world = load_world(section)
     assert world is not None
     tokenizer = byte_tokenizer(template)
-    prompt = make_prompt(tokenizer, tools=world.tools, is_open=section.environment is not None)
+    prompt = make_prompt(tokenizer, tools=world.worlds[0].tools, is_open=bool(section.environment))
     prompt.metadata.update(row or {})  # type: ignore[attr-defined]
     bounded = section.model_copy(update={"max_response_tokens": max_tokens})
     return try_episode(bounded, world, tokenizer, prompt, max_tokens=10_000)
@@ -54,15 +54,15 @@ def test_the_first_tool_is_called_with_made_up_arguments_and_only_own_tokens_cou
 
 
 def test_an_environment_hears_two_texts_at_most() -> None:
-    trial = tried(environment=HERE + "Troubled", row={"fails": "never"})
+    trial = tried(environment=(HERE + "Troubled",), row={"fails": "never"})
     assert [message.content for message in said(trial)] == ["go", "Yes."]
     assert "1 turn, ended by terminated; reward 2." in trial.line
-    relay = tried(environment="configs.stories.relay:Relay", max_turns=9, row={"openings": ["a", "b", "c", "d"]})
+    relay = tried(environment=("configs.stories.relay:Relay",), max_turns=9, row={"openings": ["a", "b", "c", "d"]})
     assert relay.rollout.episode.num_turns <= 2
 
 
 def test_what_fails_is_told_and_no_error() -> None:
-    trial = tried(environment=HERE + "Troubled", row={"fails": "raises in step"})
+    trial = tried(environment=(HERE + "Troubled",), row={"fails": "raises in step"})
     assert "The environment failed:" in trial.line
     assert "step() raised RuntimeError: broken" in trial.line
     late = tried(tools=(HERE + "wait",), environment_timeout_s=0.2)

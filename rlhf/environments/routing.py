@@ -1,0 +1,30 @@
+"""Which rules hold for the episodes of a row, where a run has several environments."""
+
+from dataclasses import dataclass
+
+from rlhf.engines.base import Tokenizer
+from rlhf.environments.calls import NO_CALLS, CallFormat
+from rlhf.environments.episode import EpisodeLimits, Rules
+from rlhf.environments.spec import Described
+from rlhf.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRules:
+    """What all episodes of a run share."""
+
+    tokenizer: Tokenizer
+    described: Described
+    format: CallFormat
+    """In which calls of tools are written, where an episode has any."""
+    limits: EpisodeLimits
+
+    def of(self, prompt: Prompt) -> Rules:
+        """The rules for a row. Raises EnvironmentNameError."""
+        world = self.described.of(prompt.metadata)
+        return Rules(
+            tokenizer=self.tokenizer,
+            described=world,
+            format=self.format if world.tools else NO_CALLS,
+            limits=self.limits,
+        )
