@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
+from rlhf.config.environment_name import EnvironmentName
 from rlhf.config.import_name import ImportName
 
 
@@ -137,9 +138,10 @@ class EpisodeSection(Section):
     tools: tuple[ImportName, ...] = ()
     """Python functions, module:name or file.py:name, that the policy may call: a response then has several turns. The
     model learns what they do from type hints and docstrings."""
-    environment: tuple[ImportName, ...] = ()
+    environment: tuple[EnvironmentName, ...] = ()
     """Class, module:name or file.py:name, of which each response gets an object of its own: its methods are tools, or
-    its method step gets the text of each turn. Of several, the column environment of a row names its own."""
+    its method step gets the text of each turn. Of several, the column environment of a row names its own. Environments
+    of other libraries: gym://ID, openrlhf://agent_func.py."""
     agent: ImportName | None = None
     """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
     Anthropic's API at session.base_url asks for the policy's turns."""

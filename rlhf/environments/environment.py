@@ -64,6 +64,8 @@ class EnvironmentClass:
     optional: tuple[str, ...]
     takes_rest: bool
     """Whether `reset` gets every column."""
+    raw_text: bool
+    """Whether it writes all text between turns itself."""
 
 
 def inspect_class(found: object) -> EnvironmentClass:
@@ -95,6 +97,7 @@ def inspect_class(found: object) -> EnvironmentClass:
         rewards="reward" in methods,
         required=tuple(p.name for p in named if p.default is p.empty),
         optional=tuple(p.name for p in named if p.default is not p.empty),
+        raw_text=bool(getattr(found, "raw_text", False)),
         takes_rest=any(p.kind is p.VAR_KEYWORD for p in columns),
     )
 

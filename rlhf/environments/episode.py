@@ -54,6 +54,7 @@ class Rules:
     described: EpisodeWorld
     format: CallFormat
     limits: EpisodeLimits
+    conversation: type[Conversation] = Conversation
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class EpisodeRun:
         self._prompt = prompt
         self._session = session
         self._sample = sample
-        self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools)
+        self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools, rules.conversation)
         self._has_environment = has_environment
         self._counts = _Counts(calls=Counter())
 
@@ -234,8 +235,9 @@ class EpisodeRun:
 
 
 def row_of(prompt: Prompt) -> dict[str, Json]:
-    """The columns that an environment may get: those of the row, the prompt's messages, and the label."""
-    return {**prompt.metadata, **({} if prompt.label is None else {"label": prompt.label})}
+    """The columns that an environment may get: those of the row, the prompt's messages, its text as the policy reads
+    it, and the label."""
+    return {"prompt_text": prompt.text, **prompt.metadata, **({} if prompt.label is None else {"label": prompt.label})}
 
 
 def turn_request(given: RolloutRequest, turn: int, token_ids: IntArray, sampling: Sampling) -> RolloutRequest:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from rlhf.engines.base import Tokenizer
 from rlhf.environments.calls import NO_CALLS, CallFormat
+from rlhf.environments.conversation import Conversation
 from rlhf.environments.episode import EpisodeLimits, Rules
+from rlhf.environments.raw_conversation import RawConversation
 from rlhf.environments.spec import Described
 from rlhf.types import Prompt
 
@@ -27,4 +29,5 @@ class RunRules:
             described=world,
             format=self.format if world.tools else NO_CALLS,
             limits=self.limits,
+            conversation=RawConversation if world.raw_text else Conversation,
         )

@@ -19,10 +19,10 @@ SAID = "Yes."
 class ScriptedPolicy:
     """Implements `RolloutEngine`: answers at once, each request with the next turn. Log-probs are 0."""
 
-    def __init__(self, tokenizer: Tokenizer, turns: Sequence[Message], tools: Sequence[Json]) -> None:
-        """`turns` are written as the chat template writes them; the last one is repeated. Raises RewrittenError,
-        LeftOutError or DataError where it cannot."""
-        self._turns = [_ids(tokenizer, turn, tools) for turn in turns]
+    def __init__(self, tokenizer: Tokenizer, turns: Sequence[Message], world: EpisodeWorld) -> None:
+        """`turns` are written as the chat template writes them, or as they are where the environment writes all text
+        around them; the last one is repeated. Raises RewrittenError, LeftOutError or DataError where it cannot."""
+        self._turns = [_ids(tokenizer, turn, world) for turn in turns]
         self._num_asked = 0
 
     def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
@@ -78,12 +78,14 @@ def script_for(described: EpisodeWorld) -> list[Message]:
     return [Message(role="assistant", content="", fields={"tool_calls": call}), said]
 
 
-def _ids(tokenizer: Tokenizer, turn: Message, tools: Sequence[Json]) -> list[int]:
+def _ids(tokenizer: Tokenizer, turn: Message, world: EpisodeWorld) -> list[int]:
     """A turn's tokens, up to and including the one that ends it."""
+    if world.raw_text:
+        return [*tokenizer.encode(turn.content), tokenizer.eos_token_id]
     question = [Message(role="user", content="Hello")]
 
     def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=world.tools)
 
     ids = tokenizer.encode(answer_text(render, question, turn, render(question, True)))
     ids = list(ids[: up_to_stop(ids, tokenizer.stop_token_ids)])

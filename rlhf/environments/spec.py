@@ -51,6 +51,8 @@ class EpisodeWorld:
     """Whether the environment has a reward at the end."""
     required: tuple[str, ...] = ()
     """Columns that every row must have."""
+    raw_text: bool = False
+    """Whether the environment writes all text between turns itself, so that nothing is rendered."""
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -64,6 +66,11 @@ class Described:
 
     worlds: tuple[EpisodeWorld, ...]
     """One for each environment; one without environment where a run has tools alone."""
+
+    @property
+    def raw_text(self) -> bool:
+        """Whether environments write all text between turns: all of a run's, or none."""
+        return self.worlds[0].raw_text
 
     def of(self, row: Mapping[str, Json]) -> EpisodeWorld:
         """What the episodes of a row meet. With several environments the column `environment` names one. Raises
@@ -81,7 +88,7 @@ class EnvironmentNameError(ValueError):
 def named_environment(environments: Sequence[str], row: Mapping[str, Json]) -> str:
     """The one of `environments`, each `module:name`, that a row's column `environment` names: by what stands after the
     colon where that is of one alone, or by all of it. Raises EnvironmentNameError."""
-    short = [environment.rpartition(":")[2] for environment in environments]
+    short = [name.partition("://")[2] or name.rpartition(":")[2] for name in environments]
     known = {name: full for name, full in zip(short, environments, strict=True) if short.count(name) == 1}
     known |= {full: full for full in environments}
     given = row.get(COLUMN)
@@ -112,6 +119,7 @@ def _read_world(value: Json) -> EpisodeWorld:
         steps=bool(value["steps"]),
         rewards=bool(value["rewards"]),
         required=_texts(value["required"]),
+        raw_text=bool(value["raw_text"]),
     )
 
 

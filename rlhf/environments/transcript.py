@@ -17,8 +17,10 @@ class Transcript:
     then a segment of its own: its prompt is the conversation without the first turn's thoughts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json]) -> None:
-        first = Conversation.of_prompt(tokenizer, prompt, tools)
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json], kind: type[Conversation] = Conversation
+    ) -> None:
+        first = kind.of_prompt(tokenizer, prompt, tools)
         self.segments = [first]
         self._num_given = len(first.messages)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TypeGuard
 
+from rlhf.environments import adapters
 from rlhf.environments.agent import Agent, AgentSession, require_agent
 from rlhf.environments.environment import (
     EnvironmentClass,
@@ -81,6 +82,10 @@ class World:
             for environment, known in found.items()
             for name in sorted(loaded.keys() & known.tools.keys())
         ]
+        raw = [name for name, known in found.items() if known.raw_text]
+        if raw and (tools or len(raw) < len(found)):
+            text = "writes all text between turns itself, and cannot stand beside tools or other kinds of environments"
+            problems.append(f"rollout.environment: {raw[0]} {text}.")
         loop = None
         if agent is not None:
             try:
@@ -94,7 +99,8 @@ class World:
     def described(self) -> dict[str, object]:
         """What another process has to know of it."""
         tools = [tool.schema for tool in self.tools.values()]
-        none = {"methods": [], "steps": False, "rewards": False, "required": []}
+        flags = dict.fromkeys(("steps", "rewards", "raw_text"), False)
+        none = {"methods": [], "required": [], **flags}
         alone = {"environment": self.agent_name, "runs": self.agent is not None, "tools": tools, **none}
         worlds = [
             {
@@ -105,6 +111,7 @@ class World:
                 "steps": found.steps,
                 "rewards": found.rewards,
                 "required": found.required,
+                "raw_text": found.raw_text,
             }
             for name, found in self.environments.items()
         ]
@@ -242,7 +249,9 @@ def _without_exit(function: Callable[..., object], *arguments: object) -> object
 
 
 def _imported(name: str) -> object:
-    """What `module:name` names. Raises LoadError."""
+    """What `module:name` or `LIBRARY://WHAT` names. Raises LoadError."""
+    if "://" in name:
+        return _adapted(name)
     module, _, path = name.partition(":")
     try:
         found: object = importlib.import_module(module)
@@ -254,6 +263,17 @@ def _imported(name: str) -> object:
         return operator.attrgetter(path)(found)
     except AttributeError as error:
         raise LoadError([f"{module} has no {path}"]) from error
+
+
+def _adapted(name: str) -> object:
+    try:
+        return adapters.load(name)
+    except ImportError as error:
+        library = name.partition("://")[0]
+        raise LoadError([f"{error}; run `pip install 'rlhf[{library}]'`"]) from error
+    except BaseException as error:  # the file of an agent may do anything
+        said = str(error) if type(error) is ValueError else f"importing it raises {raised(error)}"
+        raise LoadError([said]) from error
 
 
 def _function(found: object) -> Callable[..., object]:

@@ -45,8 +45,10 @@ def load_world(section: EpisodeSection) -> Described | None:
     return describe(world_spec(section)) if section.has_episodes else None
 
 
-def episode_prompts(section: EpisodeSection, world: Described) -> EpisodePrompts:
-    """How rows become prompts of a run's episodes."""
+def episode_prompts(section: EpisodeSection, world: Described) -> EpisodePrompts | None:
+    """How rows become prompts of a run's episodes; None for as all prompts do, where environments render nothing."""
+    if world.raw_text:
+        return None
 
     def tools(row: Mapping[str, Json]) -> tuple[Json, ...]:
         try:
@@ -79,7 +81,7 @@ def missing_columns(world: Described, prompts: Sequence[Prompt]) -> list[str]:
         for prompt in prompts
         for met in [world.of(prompt.metadata)]
         for name in met.required
-        if name not in prompt.metadata and not (name == "label" and prompt.label is not None)
+        if name not in prompt.metadata and name != "prompt_text" and not (name == "label" and prompt.label is not None)
     ]
     more = [f"data: {len(lacking) - MAX_NAMED_ROWS} more rows like these."] if len(lacking) > MAX_NAMED_ROWS else []
     return [*lacking[:MAX_NAMED_ROWS], *more]
@@ -122,7 +124,7 @@ def rewritten_turns(world: Described, tokenizer: Tokenizer) -> str:
     """How the chat template rewrites turns that others follow; empty where it does not. Raises ModelError where it
     takes no message after a turn."""
     asked = [(met.tools, "tool") for met in world.worlds if met.tools]
-    asked += [(met.tools, "user") for met in world.worlds if met.steps]
+    asked += [(met.tools, "user") for met in world.worlds if met.steps and not met.raw_text]
     return next((how for tools, role in asked if (how := rewritten_turn(tokenizer, tools, role))), "")
 
 

@@ -14,6 +14,7 @@ from rlhf.algorithms.needs import needs_of
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.data import DataSection
+from rlhf.config.environment_name import LIBRARIES
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.loading.user_function import find_module, problem_of
 from rlhf.config.model_files import (
@@ -278,8 +279,18 @@ def _world(section: RolloutSection) -> Iterator[Problem]:
     named += [("rollout.environment", name) for name in section.environment]
     named += [] if section.agent is None else [("rollout.agent", section.agent)]
     for key, name in named:
-        if (text := problem_of(name, [str(Path.cwd()), *sys.path])) is not None:
+        library, _, adapted = name.partition("://")
+        text = _missing_package(library) if adapted else problem_of(name, [str(Path.cwd()), *sys.path])
+        if text is not None:
             yield Problem(keys=(key,), text=text)
+
+
+def _missing_package(library: str) -> str | None:
+    """Why an environment of a library cannot be loaded; None where its package is there."""
+    package = LIBRARIES[library]
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed. Run `pip install 'rlhf[{library}]'`."
 
 
 def _address_problem(source: EndpointSource) -> str | None:

@@ -66,7 +66,7 @@ def try_episode(
     )
     try:
         met = world.of(prompt.metadata)
-        policy = ScriptedPolicy(tokenizer, script_for(met), met.tools)
+        policy = ScriptedPolicy(tokenizer, script_for(met), met)
     except (DataError, RewrittenError, LeftOutError) as error:
         raise ModelError(f"rollout: the chat template writes no turn of a scripted policy ({error}).") from error
     request = RolloutRequest(

@@ -154,7 +154,7 @@ def read_prompts(
 
 
 def _as_prompts(texts: Sequence[str], tokenizer: Tokenizer, style: DataSection, world: SampledWorld) -> list[Prompt]:
-    if not world.has_episodes:
+    if not world.renders_turns:
         return [as_prompt(index, text, tokenizer, style) for index, text in enumerate(texts)]
     if style.template == "plain":
         raise ConfigError("template: plain joins texts, and turns with tools or an environment need chat.")

@@ -38,6 +38,11 @@ class SampledWorld:
         """Whether responses have several turns."""
         return self._world is not None
 
+    @property
+    def renders_turns(self) -> bool:
+        """Whether the chat template writes what stands between turns."""
+        return self._world is not None and not self._world.raw_text
+
     def load_prompts(self, data: DataSection, tokenizer: Tokenizer, max_prompt_tokens: int) -> DataSplit[Prompt]:
         """See `load_world_prompts`."""
         return load_world_prompts(data, self._section, tokenizer, max_prompt_tokens, self._world)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rlhf.config.algo import CriticFreeSection, PpoSection, critic_warmup_steps
 from rlhf.config.commands import OnlineConfig, method_name, method_of
 from rlhf.config.data import DataSection
+from rlhf.config.environment_name import writes_raw_text
 from rlhf.config.problems import Problem
 from rlhf.config.reward import EnvironmentSource, OverlongSource, PrmSource, RewardSection, StartedSource
 from rlhf.config.rollout import EpisodeSection, engines_that
@@ -130,7 +131,8 @@ def episode_problems(rollout: EpisodeSection, reward: RewardSection, data: DataS
     if rollout.agent is not None and not rollout.environment_network:
         text = "an agent asks for the policy's turns over the network, on this machine. Leave it out."
         yield Problem(keys=("rollout.environment_network", "rollout.agent"), text=text)
-    if rollout.has_episodes and data.template == "plain":
+    renders = rollout.has_episodes and not (rollout.environment and all(map(writes_raw_text, rollout.environment)))
+    if renders and data.template == "plain":
         text = "plain joins texts, and responses of several turns need the chat template. Use chat."
         yield Problem(keys=("data.template", where), text=text)
     if not rollout.has_episodes and any(isinstance(source, EnvironmentSource) for source in sources):

@@ -128,8 +128,10 @@ ROLLOUTS: Mapping[str, Entry] = {
     "train.partial_rollout_enable": switch_for_nothing(
         "always so with rollout.max_lag above 0; rollout.order: ready lets steps take what is complete first"
     ),
-    "train.agent_func_path": refused(
-        "classes of agents are not read. Give the reward as --reward.function module:name.", spoils=("reward",)
+    "train.agent_func_path": Own(
+        ("rollout.environment",),
+        form=lambda keys, words: ((keys[0], f"openrlhf://{words[0]}"),),
+        note="rollout.max_turns bounds its turns, which nothing else does",
     ),
     "eval.temperature": Own(("eval.temperature",)),
     "eval.n_samples_per_prompt": nothing("each held-out prompt is sampled once"),

@@ -14,6 +14,7 @@ from rlhf.config.commands import METHODS, DpoConfig, GrpoConfig, PpoConfig, RmCo
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import Translation, translate
+from rlhf.errors import ConfigError
 from tests.unit.config.conftest import Problems
 from tests.unit.planning.support import LLAMA_3_8B
 
@@ -47,8 +48,6 @@ def read_launches() -> dict[str, Launch]:
 LAUNCHES = read_launches()
 REFUSED = {
     "grpo: prorl": "reward.stop_properly_penalty_coef",
-    "grpo: reinforce baseline with agents": "train.agent_func_path",
-    "grpo: asynchronous agents": "train.agent_func_path",
 }
 """Launches with a flag that is refused, since it changes what is learned and has no counterpart."""
 
@@ -76,11 +75,11 @@ def test_a_published_launch_can_be_planned(
     model.joinpath("config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
     launch = LAUNCHES[name]
     argv = launch.argv(without=[REFUSED.get(name, "")])
-    reward = ["--reward.rules", "math"] if REFUSED.get(name) == "train.agent_func_path" else []
+    agents = tmp_path / "folder" / "agent_func.py"
+    agents.parent.mkdir()
+    agents.touch()
     cluster = ["--cluster", "4x8xH200"]
-    code = main(
-        ["plan", launch.command, *argv, *reward, *ROOM.get(name, ()), *ALL_GPUS.get(launch.command, ()), *cluster]
-    )
+    code = main(["plan", launch.command, *argv, *ROOM.get(name, ()), *ALL_GPUS.get(launch.command, ()), *cluster])
     out, err = capsys.readouterr()
     assert code == 0, out + err
     assert "rlhf: the same command: rlhf plan" in err
@@ -279,8 +278,19 @@ def test_what_has_no_counterpart_is_refused_by_name(command: str, argv: str, say
 
 
 def test_a_refused_flag_does_not_cause_a_second_problem(problems: Problems) -> None:
-    [problem] = problems(*ACTOR, "--train.agent_func_path", "agent.py")
-    assert problem.startswith("--train.agent_func_path: ")
+    [problem] = problems(*ACTOR, "--reward.rules", "math", "--algo.advantage.estimator", "flash_reinforce")
+    assert problem.startswith("--algo.advantage.estimator: ")
+
+
+def test_a_file_of_agents_is_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "agent.py").touch()
+    config = config_of("grpo", *ACTOR, "--train.agent_func_path", "agent.py")
+    assert isinstance(config, GrpoConfig)
+    assert config.rollout.environment == ("openrlhf://agent.py",)
+    assert [source.label for source in config.reward_sources] == ["environment"]
+    with pytest.raises(ConfigError, match=r"no such file: other\.py"):
+        config_of("grpo", *ACTOR, "--train.agent_func_path", "other.py")
 
 
 def test_a_key_for_a_tracker_is_never_shown() -> None:
