@@ -87,7 +87,7 @@ class Field:
     @property
     def holds_text(self) -> bool:
         """Whether a list's items are text."""
-        return self.is_list and typing.get_args(self.kind)[0] is str
+        return self.is_list and bare(typing.get_args(self.kind)[0]) is str
 
     @property
     def item_keys(self) -> list[str]:

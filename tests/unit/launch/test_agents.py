@@ -96,6 +96,16 @@ def test_a_column_says_which_environment_a_row_is_for(tmp_path: Path) -> None:
         loaded(tmp_path, *BOTH, environment="Guess")
 
 
+def test_a_name_with_options_is_one_text() -> None:
+    lake = "gym://FrozenLake-v1?is_slippery=false"
+    found = load_config("grpo", [*REQUIRED, "--data.path", "x", "--rollout.environment", lake])
+    assert isinstance(found, OnlineConfig)
+    assert found.rollout.environment == (lake,)
+    for name in ("chess://x", "gym://", "openrlhf://no/such.py"):
+        with pytest.raises(ConfigError, match=r"rollout\.environment"):
+            load_config("grpo", [*REQUIRED, "--data.path", "x", "--rollout.environment", name])
+
+
 def test_rows_of_no_environment_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'rows\.jsonl:1: environment is "Chess"; have Guess, Shelf\.'):
         loaded(tmp_path, *BOTH, environment="Chess")
