@@ -13,6 +13,8 @@ from rlhf.environments.environment import Result
 from rlhf.types import Json
 
 INTEGER = re.compile(r"-?\d+")
+HIGHLIGHTED = re.compile(r"\x1b\[[\d;]+m(.*?)\x1b\[0m", re.DOTALL)
+"""How drawings mark a place, as where the player stands."""
 
 
 def environment(what: str) -> type:
@@ -55,7 +57,7 @@ def environment(what: str) -> type:
         def _shown(self, observation: object) -> str:
             """What the environment draws as text, where it does, else what it observes."""
             drawn = self._env.render() if options.get("render_mode") == "ansi" else None
-            return drawn if isinstance(drawn, str) else str(observation)
+            return HIGHLIGHTED.sub(r"[\1]", drawn) if isinstance(drawn, str) else str(observation)
 
     return GymEnvironment
 

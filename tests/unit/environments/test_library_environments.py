@@ -27,6 +27,7 @@ def test_a_text_environment_is_drawn_and_played_by_its_last_number() -> None:
     gym()
     lake = made("gym://FrozenLake-v1?is_slippery=false")
     said = lake.reset(seed=1)
+    assert "[S]FFF" in said, "where the player stands is marked in text, not in color"
     assert "HFFG" in said
     assert said.endswith("Say an action: a number from 0 to 3.")
     for action in (1, 1, 2, 2, 1):
