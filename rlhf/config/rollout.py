@@ -141,7 +141,7 @@ class EpisodeSection(Section):
     environment: tuple[EnvironmentName, ...] = ()
     """Class, module:name or file.py:name, of which each response gets an object of its own: its methods are tools, or
     its method step gets the text of each turn. Of several, the column environment of a row names its own. Environments
-    of other libraries: gym://ID, openrlhf://agent_func.py."""
+    of other libraries: gym://ID, openenv://HOST:PORT, openrlhf://agent_func.py."""
     agent: ImportName | None = None
     """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
     Anthropic's API at session.base_url asks for the policy's turns."""

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from rlhf.types import Json
 
-MODULES: Mapping[str, str] = {"gym": "gym", "openrlhf": "openrlhf"}
+MODULES: Mapping[str, str] = {"gym": "gym", "openenv": "openenv", "openrlhf": "openrlhf"}
 """What stands before `://`, and the module."""
 
 

@@ -1,6 +1,13 @@
 """Environments of libraries that are extras. Tests of one that is not installed are skipped."""
 
+import asyncio
 import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +15,7 @@ import pytest
 
 from rlhf.environments.adapters import load
 from rlhf.environments.environment import inspect_class
-from rlhf.environments.host import describe
+from rlhf.environments.host import describe, try_reset
 from rlhf.environments.spec import WorldSpec
 from rlhf.errors import ConfigError
 
@@ -68,6 +75,103 @@ def test_what_cannot_be_played_is_refused(name: str, why: str) -> None:
     gym()
     with pytest.raises(ConfigError, match=why):
         describe(WorldSpec(environments=(name,)))
+
+
+SERVER = """
+import sys
+import uvicorn
+from openenv.core.env_server import create_fastapi_app
+from openenv.core.env_server.interfaces import Environment
+from openenv.core.env_server.types import Action, Observation, State
+
+class Say(Action):
+    word: str
+
+class Heard(Observation):
+    text: str = ""
+
+class Countdown(Environment):
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self):
+        super().__init__()
+        self._state = State(episode_id="", step_count=0)
+
+    def reset(self, seed=None, episode_id=None, start=3, **kwargs):
+        self._left = start
+        return Heard(text=f"{start} left, seed {seed}", done=False, reward=0.0)
+
+    def step(self, action, timeout_s=None, **kwargs):
+        self._left -= 1
+        return Heard(text=f"{action.word}: {self._left} left", done=not self._left, reward=float(len(action.word)))
+
+    @property
+    def state(self):
+        return self._state
+
+app = create_fastapi_app(Countdown, Say, Heard, max_concurrent_envs=4)
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
+"""
+START_TIMEOUT_S = 120.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an OpenEnv server."""
+    pytest.importorskip("openenv", reason=MISSING.format("openenv-core", "openenv"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    (tmp_path / "server.py").write_text(SERVER)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "server.py"), str(port)])
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1.0).close()
+                break
+            assert process.poll() is None, "the server ended"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_each_response_has_an_environment_of_a_server(server: str) -> None:
+    async def play() -> list[Any]:
+        first, second = (made(f"openenv://{server}?action=word&observation=text") for _ in range(2))
+        said = [await first.reset(seed=7), await second.reset(options={"start": 1})]
+        said += [await first.step("hello"), await second.step("bye"), await first.step("x")]
+        await first.close()
+        await second.close()
+        return said
+
+    opened, other, hello, bye, x = asyncio.run(play())
+    assert (opened, other) == ("3 left, seed 7", "1 left, seed None")
+    assert (hello.observation, hello.reward, hello.terminated) == ("hello: 2 left", 5.0, False)
+    assert (bye.observation, bye.terminated) == ("bye: 0 left", True)
+    assert x.observation == "x: 1 left"
+
+
+def test_without_fields_turns_are_objects_and_what_is_no_object_is_told(server: str) -> None:
+    async def play() -> list[Any]:
+        game = made(f"openenv://{server}")
+        said = [await game.reset(), await game.step("no object"), await game.step('I say {"word": "go"}')]
+        await game.close()
+        return said
+
+    opened, unread, taken = asyncio.run(play())
+    assert json.loads(opened)["text"] == "3 left, seed None"
+    assert unread.info == {"unread_actions": 1}
+    assert json.loads(taken.observation)["text"] == "go: 2 left"
+
+
+def test_a_server_that_is_not_there_and_options_that_are_none_are_told() -> None:
+    pytest.importorskip("openenv", reason=MISSING.format("openenv-core", "openenv"))
+    with pytest.raises(ConfigError, match="no option port; have action, observation, secure"):
+        describe(WorldSpec(environments=("openenv://127.0.0.1:1?port=2",)))
+    why = try_reset(WorldSpec(environments=("openenv://127.0.0.1:1",)), {}, 60.0)
+    assert "ConnectionError: Failed to connect to ws://127.0.0.1:1/ws" in why
 
 
 def test_tasks_are_rows_and_their_verifier_scores_answers(tmp_path: Path) -> None:

@@ -134,5 +134,5 @@ def test_it_stands_beside_no_tools_and_no_other_kind_of_environment(agent: str) 
 def test_names_have_options() -> None:
     assert with_options("Taxi-v4") == ("Taxi-v4", {})
     assert with_options("F?a=false&b=2&c=x") == ("F", {"a": False, "b": 2, "c": "x"})
-    with pytest.raises(ValueError, match="no library chess; have gym, openrlhf"):
+    with pytest.raises(ValueError, match="no library chess; have gym, openenv, openrlhf"):
         load("chess://x")
