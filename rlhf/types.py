@@ -170,6 +170,8 @@ class Reward:
     parts: Mapping[str, float] = field(default_factory=dict)
     logged: Mapping[str, float] = field(default_factory=dict)
     """What the call that scored the response reported by `rlhf.log`: the mean of each name."""
+    turns: tuple[tuple[int, float], ...] = ()
+    """Of a response of several turns: the index of each turn's last token, and what of `total` that turn earned."""
 
     @property
     def is_scored(self) -> bool:
@@ -238,6 +240,8 @@ class Example:
     weight_version: int | None = None
     """Policy version that sampled it; None where a data set gave it."""
     group: str = ""
+    turns: tuple[tuple[int, float], ...] = ()
+    """The index of each turn's last token in the sequence, and its reward: see `Reward.turns`."""
     baseline: GreedyResponse | None = None
     """The greedy response to the same prompt (ReMax)."""
     label: bool | None = None

@@ -34,18 +34,27 @@ def gae_of_all(
     values: Sequence[Floats],
     end_values: Sequence[float],
     *,
-    gamma: float,
+    gamma: float | Sequence[Floats],
     gae_lambda: float,
 ) -> list[tuple[Floats, Floats]]:
-    """`gae` of many responses."""
+    """`gae` of many responses; `gamma` may be an array for each of them: the discount of what follows each token."""
+    gammas = [np.full(len(one), gamma) for one in values] if isinstance(gamma, float | int) else gamma
     together = zip(
-        chunks(rewards, GAE_RESPONSES), chunks(values, GAE_RESPONSES), chunks(end_values, GAE_RESPONSES), strict=True
+        chunks(rewards, GAE_RESPONSES),
+        chunks(values, GAE_RESPONSES),
+        chunks(end_values, GAE_RESPONSES),
+        chunks(gammas, GAE_RESPONSES),
+        strict=True,
     )
-    return list(chain.from_iterable(_gae_of_chunk(*each, gamma, gamma * gae_lambda) for each in together))
+    return list(chain.from_iterable(_gae_of_chunk(*each, gae_lambda) for each in together))
 
 
 def _gae_of_chunk(
-    rewards: Sequence[Floats], values: Sequence[Floats], end_values: Sequence[float], gamma: float, decay: float
+    rewards: Sequence[Floats],
+    values: Sequence[Floats],
+    end_values: Sequence[float],
+    gammas: Sequence[Floats],
+    gae_lambda: float,
 ) -> Iterable[tuple[Floats, Floats]]:
     """From the last token to the first, in all responses at the same time."""
     lengths = np.array([len(one) for one in values])
@@ -55,10 +64,12 @@ def _gae_of_chunk(
     following[ends[lengths > 0] - 1] = np.array(end_values)[lengths > 0]
     # Row t is about the token t places before the last one of each response.
     place = np.repeat(ends, lengths) - 1 - np.arange(len(joined)), np.repeat(np.arange(len(values)), lengths)
-    table = np.zeros((lengths.max(), len(values)))
+    table, decay = np.zeros((2, lengths.max(), len(values)))
+    gamma = np.concatenate(gammas)
     table[place] = np.concatenate(rewards) + gamma * following - joined
+    decay[place] = gamma * gae_lambda
     for t in range(1, len(table)):
-        table[t] += decay * table[t - 1]
+        table[t] += decay[t] * table[t - 1]
     advantages = table[place]
     return zip(split(advantages, lengths.tolist()), split(advantages + joined, lengths.tolist()), strict=True)
 

@@ -90,11 +90,12 @@ class PPO(Algorithm):
         values = [response.values for response in responses]
         if self._section.token_level:
             cut = [self._section.truncated == "bootstrap" and one.truncated and len(one) > 0 for one in responses]
+            gammas = [self._discounts(response) for response in responses]
             estimates = gae_of_all(
                 [one[:-1] if is_cut else one for one, is_cut in zip(rewards, cut, strict=True)],
                 [one[:-1] if is_cut else one for one, is_cut in zip(values, cut, strict=True)],
                 [float(one[-1]) if is_cut else 0.0 for one, is_cut in zip(values, cut, strict=True)],
-                gamma=self._section.gamma,
+                gamma=[one[:-1] if is_cut else one for one, is_cut in zip(gammas, cut, strict=True)],
                 gae_lambda=self._section.gae_lambda,
             )
         else:
@@ -102,6 +103,13 @@ class PPO(Algorithm):
         advantages = [a[:num_tokens] for (a, _), num_tokens in zip(estimates, learned, strict=True)]
         returns = [r[:num_tokens] for (_, r), num_tokens in zip(estimates, learned, strict=True)]
         return advantages, returns, metrics
+
+    def _discounts(self, response: ResponseTokens) -> Floats:
+        """[n]: the discount of what follows each token."""
+        gammas = np.full(len(response), self._section.gamma)
+        if self._section.turn_discount is not None:
+            gammas[[end for end, _ in response.turns]] = self._section.turn_discount
+        return gammas
 
     def objectives(self) -> Mapping[str, Objective]:
         policy = policy_objective(self._section)

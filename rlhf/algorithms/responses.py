@@ -24,6 +24,8 @@ class ResponseTokens:
     ref_log_probs: Floats | None = None
     sampler_log_probs: FloatArray | None = None
     truncated: bool = False
+    turns: tuple[tuple[int, float], ...] = ()
+    """The index of each turn's last token among these, and what the turn earned of the score."""
 
     def __len__(self) -> int:
         return len(self.old_log_probs)
@@ -48,12 +50,21 @@ class ResponseTokens:
             ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
             truncated=any(example.truncated),
+            turns=_among(np.flatnonzero(mask), example.turns),
         )
 
     @property
     def kl(self) -> float:
         """KL to the reference over the response, in nats: the unbiased estimate."""
         return 0.0 if self.ref_log_probs is None else float((self.old_log_probs - self.ref_log_probs).sum())
+
+
+def _among(own: npt.NDArray[np.intp], turns: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """The ends of turns as indices into the model's own tokens; of one that is not learned from, at the token before
+    it that is, or else the first."""
+    if not len(own):
+        return ()
+    return tuple((max(int(np.searchsorted(own, end, side="right")) - 1, 0), earned) for end, earned in turns)
 
 
 def mean(numbers: Sequence[float] | npt.NDArray[np.generic]) -> float:

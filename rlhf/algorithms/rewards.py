@@ -66,6 +66,14 @@ def spread(score: float, num_tokens: int) -> Floats:
     return np.full(num_tokens, score / max(num_tokens, 1))
 
 
+def at_turns(score: float, response: ResponseTokens) -> Floats:
+    """What each turn earned at its last token, and what else the score is made of at the response's last."""
+    rewards = at_end(score - sum(earned for _, earned in response.turns), len(response))
+    for end, earned in response.turns:
+        rewards[end] += earned
+    return rewards
+
+
 def kl_penalty(response: ResponseTokens, estimator: Estimator, coef: float) -> Floats:
     """-coef times the estimated KL to the reference, at each of a response's own tokens."""
     if response.ref_log_probs is None:
@@ -83,7 +91,6 @@ class RewardShaper:
 
     def __init__(self, section: PpoSection) -> None:
         self._section = section
-        self._place = at_end if section.reward_at_end else spread
         self._statistics = RunningStatistics()
 
     def shape(self, responses: Sequence[ResponseTokens], kl_coef: float) -> tuple[list[Floats], Metrics]:
@@ -98,7 +105,7 @@ class RewardShaper:
             scores = self._statistics.normalize(scores)
         clipped = np.where(scored, clip(scores, section.clip_rewards), 0.0)
         rewards = [
-            self._place(score, len(response)) + kl_penalty(response, section.estimator, coef)
+            self._placed(score, response) + kl_penalty(response, section.estimator, coef)
             for score, response in zip(clipped.tolist(), responses, strict=True)
         ]
         sums = {
@@ -108,6 +115,11 @@ class RewardShaper:
         if section.normalize_rewards:
             sums |= {"reward/running_mean": self._statistics.mean, "reward/running_std": self._statistics.deviation}
         return rewards, Metrics(sums=sums)
+
+    def _placed(self, score: float, response: ResponseTokens) -> Floats:
+        if self._section.turn_discount is not None:
+            return at_turns(score, response)
+        return (at_end if self._section.reward_at_end else spread)(score, len(response))
 
     def _is_bootstrapped(self, response: ResponseTokens) -> bool:
         return response.truncated and self._section.truncated == "bootstrap"

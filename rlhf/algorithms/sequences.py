@@ -88,6 +88,7 @@ def one_by_one(groups: Sequence[ScoredGroup]) -> list[Example]:
             weight_version=version_of(response),
             # A step may draw a prompt twice: the first response's id names its group, the prompt's would join two.
             group=group.responses[0].id,
+            turns=tuple((len(group.prompt.token_ids) + end, earned) for end, earned in reward.turns),
             baseline=group.baseline,
         )
         for group in groups

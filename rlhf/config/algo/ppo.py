@@ -22,6 +22,9 @@ class PpoSection(PolicyGradientSection):
     """PPO with GAE."""
     gamma: Fraction = 1.0
     """Discount."""
+    turn_discount: Fraction | None = None
+    """Rewards for each turn of a response, as tools and environments give them, at the turn's last token; between turns
+    they are discounted by this instead of gamma. None: the whole response has one reward, at its end."""
     gae_lambda: Fraction = 0.95
     """GAE's lambda: 1 uses the whole return, 0 one step."""
     clip_low: float = Field(0.2, gt=0.0, lt=1.0)
@@ -84,6 +87,13 @@ class PpoSection(PolicyGradientSection):
         if estimator == "k1" and info.data.get("kl_placement") == "loss":
             raise ValueError("k1 has no gradient in expectation inside the loss; use k2 or k3.")
         return estimator
+
+    @field_validator("token_level", "reward_at_end", "normalize_rewards")
+    @classmethod
+    def _turns_have_their_rewards(cls, value: bool, info: ValidationInfo) -> bool:
+        if info.data.get("turn_discount") is not None and value is not cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"{value} does not go with rewards for each turn; leave out algo.turn_discount.")
+        return value
 
     @field_validator("num_epochs")
     @classmethod

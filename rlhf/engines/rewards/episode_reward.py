@@ -26,4 +26,6 @@ def has_failed(rollout: Rollout) -> bool:
 def _reward(rollout: Rollout) -> Reward:
     if not isinstance(rollout, EpisodeRollout):
         raise RewardError(f"reward environment: {rollout.id} is a response without an environment.")
-    return Reward(total=rollout.episode.reward, parts=rollout.episode.parts)
+    episode = rollout.episode
+    turns = tuple(zip(episode.turn_ends, episode.turn_rewards, strict=False))  # none of an episode without a turn
+    return Reward(total=episode.reward, parts=episode.parts, turns=turns)

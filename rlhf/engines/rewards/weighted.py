@@ -49,9 +49,9 @@ class WeightedRewards:
                 raise RewardError(f"reward: the sum for {prompt.id} is not finite ({parts}).")
             reported = {f"{name}/{part}": value for name, one in own.items() for part, value in one.parts.items()}
             logged = {name: value for one in own.values() for name, value in one.logged.items()}
-            rewards.append(
-                Reward(total=total if len(parts) == len(own) else UNSCORED, parts=parts | reported, logged=logged)
-            )
+            turns = tuple((end, self._sources[name].weight * r) for name, one in own.items() for end, r in one.turns)
+            whole = total if len(parts) == len(own) else UNSCORED
+            rewards.append(Reward(total=whole, parts=parts | reported, logged=logged, turns=turns))
         return rewards
 
     def close(self) -> None:

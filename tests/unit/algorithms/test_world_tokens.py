@@ -224,3 +224,45 @@ def test_gae_goes_from_a_turn_to_the_next_over_what_came_back() -> None:
     (experience,), _ = algorithm.credit([example], [signals])
     # delta = 0 + 0.5 * 0.4 - 0.2, 0 + 0.5 * 0.6 - 0.4, 1 - 0.6; then A_t = delta_t + 0.5 * A_{t+1}
     assert own([experience], Signal.ADVANTAGES)[0] == pytest.approx([0.0 + 0.5 * (-0.1 + 0.5 * 0.4), -0.1 + 0.2, 0.4])
+
+
+def credited_turns(discount: float | None, *, mask: list[bool], truncated: str = "learn") -> tuple[list[float], float]:
+    """Advantages of a response of two turns that earned 1 and 2, of a score of 4; and the mean shaped reward."""
+    section = PpoSection.model_validate(
+        {
+            **{"gamma": 1.0, "gae_lambda": 1.0, "whiten_advantages": False, "kl": {"type": "fixed", "coef": 0.0}},
+            **{"turn_discount": discount, "truncated": truncated},
+        }
+    )
+    algorithm = ALGORITHMS["ppo"](section)
+    given = ScoredGroup(
+        prompt=prompt(2),
+        responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),
+        texts=("",),
+        rewards=(Reward(total=4.0, turns=((1, 1.0), (5, 2.0))),),
+    )
+    (example,) = algorithm.select([given])
+    zeros = np.where(example.sequences[0].loss_mask, 0.0, np.nan).astype(np.float32)
+    signals = {signal: (zeros,) for signal in (Signal.VALUES, Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS)}
+    (experience,), metrics = algorithm.credit([example], [signals])
+    return list(own([experience], Signal.ADVANTAGES)[0]), metrics.sums["reward/shaped"]
+
+
+def test_each_turn_earns_its_reward_and_later_ones_are_discounted() -> None:
+    """The second turn gets its 2 and the 1 that no turn earned; the first one its 1 and 0.5 times those."""
+    mask = [True, True, False, False, True, True]
+    assert credited_turns(None, mask=mask) == ([4.0] * 4, 4.0)
+    assert credited_turns(0.5, mask=mask) == ([2.5, 2.5, 3.0, 3.0], 4.0)
+    assert credited_turns(1.0, mask=mask) == ([4.0, 4.0, 3.0, 3.0], 4.0)
+    assert credited_turns(0.0, mask=mask) == ([1.0, 1.0, 3.0, 3.0], 4.0)
+
+
+def test_a_turn_that_is_not_learned_from_earns_for_the_one_before() -> None:
+    assert credited_turns(0.5, mask=[True, True, False, False, False, False]) == ([4.0, 4.0], 4.0)
+    assert credited_turns(0.5, mask=[False, False, False, False, True, True])[0] == [2.5, 3.0]
+
+
+def test_rewards_of_turns_do_not_go_with_other_ways_to_place_a_score() -> None:
+    for setting in ({"reward_at_end": False}, {"token_level": False}, {"normalize_rewards": True}):
+        with pytest.raises(ValueError, match="does not go with rewards for each turn"):
+            PpoSection.model_validate({"turn_discount": 1.0, **setting})

@@ -23,6 +23,7 @@ def episodes(rewards: Sequence[float], *, failed: Sequence[int] = ()) -> list[Ro
                 messages=(Message(role="assistant", content="4"),),
                 ending=Ending.FAILED if index in failed else Ending.ANSWER,
                 num_turns=1,
+                turn_ends=(0,),
                 turn_rewards=(reward,),
                 parts={"distance": 2.0},
             ),
@@ -36,6 +37,7 @@ def test_rewards_stand_beside_those_of_other_sources() -> None:
     scored = reward.score(prompts(2), ["0", "7"], episodes([0.5, -1.0]))
     assert [one.total for one in scored] == [2.0, -2.0]
     assert scored[0].parts == {"environment": 0.5, "number": 1.0, "environment/distance": 2.0}
+    assert [one.turns for one in scored] == [((0, 1.0),), ((0, -2.0),)], "by its weight; the number is of no turn"
 
 
 def test_they_reach_sources_in_other_processes() -> None:
