@@ -56,6 +56,12 @@ def test_what_a_dockerfile_copies_is_there() -> None:
             assert (DOCKER.parent / name).exists(), f"{file.name}: {name}"
 
 
+def test_nccl_finds_the_libraries_of_rdma_in_the_gpu_image() -> None:
+    """Without them it talks TCP between nodes."""
+    words = set((DOCKER / "Dockerfile.gpu").read_text().split())
+    assert {"ibverbs-providers", "libibverbs1", "librdmacm1"} <= words
+
+
 def test_the_gpu_image_compiles_flash_attention_for_the_gpus_that_the_builder_names_or_not_at_all() -> None:
     """For all that it supports it takes hours, and an image without it computes the same."""
     text = (DOCKER / "Dockerfile.gpu").read_text()

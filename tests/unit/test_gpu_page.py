@@ -1,5 +1,6 @@
 """docs/gpu.md is what the kept results say, and a failed part is shown as one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ def test_the_page_is_that_of_the_kept_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(read_results(), what_parts_do()), (
         "write it with `python -m benchmarks.gpu_day --page`"
     )
+
+
+def test_what_the_review_names_is_there() -> None:
+    """Each finding is fixed by a test that exists, or left with a reason."""
+    text = (PAGE.parent / "gpu_review.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ") and "finding" not in line
+    ]
+    assert len(rows) == 34
+    for _finding, answer, shown in rows:
+        named = re.findall(r"`((?:rlhf|tests)/[\w/.]+)`", answer + shown)
+        assert all((PAGE.parents[1] / path).exists() for path in named), named
+        assert named or "left:" in answer or "says so" in answer, answer
 
 
 def test_every_part_says_what_it_does() -> None:
