@@ -5,8 +5,7 @@ import itertools
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -213,15 +212,19 @@ def current() -> Process | None:
     return found
 
 
-@contextmanager
-def inside(process: Process | None) -> Iterator[None]:
-    """This thread is part of a process, inside the block."""
-    before, device = current(), getattr(_local, "device", 0)
-    _local.process, _local.device = process, 0
-    try:
-        yield
-    finally:
-        _local.process, _local.device = before, device
+class inside:  # noqa: N801  - used as a function
+    """This thread is part of a process, inside the block. No generator: the end of one that is collected as garbage
+    would run in any thread."""
+
+    def __init__(self, process: Process | None) -> None:
+        self._process = process
+
+    def __enter__(self) -> None:
+        self._before = current(), getattr(_local, "device", 0)
+        _local.process, _local.device = self._process, 0
+
+    def __exit__(self, *_: object) -> None:
+        _local.process, _local.device = self._before
 
 
 def inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

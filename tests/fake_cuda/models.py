@@ -4,9 +4,9 @@ The weights are those of a tiny Llama, and are really moved. Memory is what the 
 part, so that a GPU is as full as the plan says exactly where the parts come and go as it assumes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,12 +244,12 @@ class VllmWorker:
             medium = MEDIA[spec.sync_backend]
             self.weight_transfer_engine = medium(config, vllm_config, torch.device("cuda", rank), self.model)
 
-    def on_device(self) -> Any:
-        """This thread is the worker's main thread."""
-        block = inside(self.process)
-        block.__enter__()
-        self.process.set_device(self.rank)
-        return _Leaving(block)
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """This thread is the worker's main thread, inside the block."""
+        with inside(self.process):
+            self.process.set_device(self.rank)
+            yield
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         engine = self.weight_transfer_engine
@@ -263,18 +263,6 @@ class VllmWorker:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.weight_transfer_engine, name)
-
-
-class _Leaving:
-    """Ends a block that has begun already."""
-
-    def __init__(self, block: Any) -> None:
-        self._block = block
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: Any) -> None:
-        self._block.__exit__(*error)
 
 
 class FakeLlm:

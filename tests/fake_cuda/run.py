@@ -50,13 +50,13 @@ MODEL: Mapping[str, object] = {
 """The model of the plans: Qwen3 1.7B."""
 ONE = SimpleNamespace(tokens=PackedTokens(token_ids=np.arange(4), lengths=np.array([4])))
 """A micro-batch, as far as anybody looks."""
-COLLECTIVE_TIMEOUT_S = 10.0
+COLLECTIVE_TIMEOUT_S = 60.0
 TINY = 2**20
 """Bytes: more than all buckets and tensors of the tiny model, less than anything that a plan counts."""
 FLAGS = (
     *("--reward.rules", "number", "--data.path", "rows.jsonl", "--cluster.device", "cuda", "--rollout.engine", "vllm"),
     *("--rollout.sync-bucket-mib", "0.02", "--rollout.gpu-memory-utilization", "0.5"),
-    *("--rollout.sync-timeout-s", "20", "--algo.kl.type", "fixed", "--algo.kl.coef", "0.01"),
+    *("--rollout.sync-timeout-s", "60", "--algo.kl.type", "fixed", "--algo.kl.coef", "0.01"),
 )
 
 
