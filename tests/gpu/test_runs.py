@@ -35,9 +35,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
 
 
 def require_three_steps(run: Run) -> None:
-    """All steps were made, with engines that compute what the trainer does."""
+    """All steps were made, with engines that compute what the trainer does: where both had the same weights."""
     assert [row["step"] for row in run.metrics] == [1, 2, 3], run.output
-    assert max(row["mismatch/log_prob"] for row in run.metrics) < 0.1
+    assert max(row["mismatch/log_prob"] for row in run.metrics if not row["rollout/lag_mean"]) < 0.1
     assert all(row["updates/applied"] for row in run.metrics)
 
 
