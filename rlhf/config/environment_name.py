@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from rlhf.config.import_name import import_name
 
-LIBRARIES: Mapping[str, str | None] = {"gym": "gymnasium", "openenv": "openenv", "openrlhf": None}
+LIBRARIES: Mapping[str, str | None] = {"gym": "gymnasium", "openenv": "websockets", "openrlhf": None}
 """What stands before `://`: the package that it needs, if any. Each is an extra of this project."""
 
 

@@ -1,6 +1,7 @@
 """Environments of libraries that are extras. Tests of one that is not installed are skipped."""
 
 import asyncio
+import importlib.util
 import json
 import socket
 import subprocess
@@ -112,13 +113,15 @@ class Countdown(Environment):
 app = create_fastapi_app(Countdown, Say, Heard, max_concurrent_envs=4)
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
 """
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 250.0
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an OpenEnv server."""
-    pytest.importorskip("openenv", reason=MISSING.format("openenv-core", "openenv"))
+    if importlib.util.find_spec("openenv") is None:
+        pytest.skip("openenv-core, which makes servers, is not installed")
+    pytest.importorskip("websockets", reason=MISSING.format("websockets", "openenv"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     (tmp_path / "server.py").write_text(SERVER)
@@ -167,11 +170,11 @@ def test_without_fields_turns_are_objects_and_what_is_no_object_is_told(server: 
 
 
 def test_a_server_that_is_not_there_and_options_that_are_none_are_told() -> None:
-    pytest.importorskip("openenv", reason=MISSING.format("openenv-core", "openenv"))
+    pytest.importorskip("websockets", reason=MISSING.format("websockets", "openenv"))
     with pytest.raises(ConfigError, match="no option port; have action, observation, secure"):
         describe(WorldSpec(environments=("openenv://127.0.0.1:1?port=2",)))
     why = try_reset(WorldSpec(environments=("openenv://127.0.0.1:1",)), {}, 60.0)
-    assert "ConnectionError: Failed to connect to ws://127.0.0.1:1/ws" in why
+    assert why.startswith("raised ConnectionRefusedError")
 
 
 def test_tasks_are_rows_and_their_verifier_scores_answers(tmp_path: Path) -> None:
