@@ -50,10 +50,8 @@ RUNNER = asyncio.Runner()
 
 
 def run(serve: Callable[[Connection], None]) -> None:
-    """Run `serve`, which gets the socket, in a worker process, and end with it everything that it started.
-
-    A second argument of this program is the greatest number of processes that may descend from the worker.
-    """
+    """Run `serve`, which gets the socket, in a worker process, and end with it everything that it started. A second
+    argument of this program is the greatest number of processes that may descend from the worker."""
     parent = os.getppid()
     # Processes whose own parent ended, or that left the group, become children of this process and can be found.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -153,11 +151,8 @@ def leave_network() -> str:
     Needs no privileges. Returns why that is not possible, if so."""
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET):
-        return (
-            f"unshare: {os.strerror(ctypes.get_errno())}; allow user namespaces: the kernel's user.max_user_namespaces,"
-            " kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns, or a container's"
-            " seccomp profile"
-        )
+        why = os.strerror(ctypes.get_errno())
+        return f"unshare: {why}; allow user namespaces, by sysctl or in the container's seccomp profile"
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         Path("/proc/self", name).write_text(text)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # what talks to itself may go on
