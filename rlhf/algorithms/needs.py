@@ -1,5 +1,5 @@
-"""What a run must start for an algorithm, by its config section alone. Imports no torch: `rlhf check` and `rlhf plan`
-ask for nothing else."""
+"""The algorithms by the type of their config sections: the class of each, and what a run must start for it. Imports no
+torch: `rlhf check` and `rlhf plan` ask for nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +24,29 @@ from rlhf.config.algo import (
 )
 from rlhf.errors import ConfigError
 from rlhf.types import SCORED_BY, Head, Role, Signal
+
+CLASSES: Mapping[str, str] = {
+    "sft": "sft:SFT",
+    "rm": "rm:RM",
+    "prm": "prm:PRM",
+    "ppo": "ppo:PPO",
+    "grpo": "grpo:GRPO",
+    "rloo": "rloo:RLOO",
+    "reinforce++": "reinforce:Reinforce",
+    "reinforce++-baseline": "reinforce:ReinforceBaseline",
+    "remax": "remax:ReMax",
+    "dr-grpo": "grpo:DrGRPO",
+    "dapo": "grpo:DAPO",
+    "gspo": "grpo:GSPO",
+    "cispo": "grpo:CISPO",
+    "dpo": "dpo:DPO",
+    "online-dpo": "online_dpo:OnlineDPO",
+    "nash-md": "nash_md:NashMD",
+    "kto": "kto:KTO",
+    "online-kto": "online_kto:OnlineKTO",
+    "custom": "custom:custom",
+}
+"""Section type -> module of rlhf.algorithms and class, which is made from the section alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

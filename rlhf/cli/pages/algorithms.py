@@ -5,9 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.algorithms import build_algorithm
+from rlhf.algorithms import algorithm_class, build_algorithm
 from rlhf.algorithms.base import Needs
-from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.help import bounds_and_variant, kind_of
 from rlhf.cli.pages.configuration import default_cell
 from rlhf.config.algo import AlgorithmSection, CustomSection
@@ -74,7 +73,7 @@ def shown_command(command: str, section: type[AlgorithmSection], loss: str | Non
 
 def entry(command: str, section: type[AlgorithmSection]) -> Iterator[str]:
     """One algorithm's part of the page."""
-    algorithm = ALGORITHMS[variant_of(section)]
+    algorithm = algorithm_class(variant_of(section))
     needs = build_algorithm(section()).needs
     yield f"## {variant_of(section)}\n"
     yield f"{inspect.cleandoc(section.__doc__ or '')}\n"

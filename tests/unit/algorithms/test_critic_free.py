@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.algorithms import build_algorithm
+from rlhf.algorithms import algorithm_class, build_algorithm
 from rlhf.algorithms.critic_free import CriticFree
-from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.response_metrics import response_metrics
 from rlhf.algorithms.sequences import one_by_one
 from rlhf.config.algo import (
@@ -111,7 +110,7 @@ def close(*rows: Sequence[float], tolerance: float = 1e-5) -> list[object]:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_member_is_registered_and_says_what_it_needs(section: type[CriticFreeSection]) -> None:
     algorithm = build(section())
-    assert isinstance(algorithm, ALGORITHMS[section().type])  # type: ignore[arg-type]
+    assert isinstance(algorithm, algorithm_class(section().type))  # type: ignore[arg-type]
     assert algorithm.needs.trains == {Role.POLICY: Head.LOG_PROBS}
     assert algorithm.needs.online
     assert algorithm.needs.greedy_baseline == (section is RemaxSection)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.base import Algorithm, LossOutput, Outputs, TensorBatch
-from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config.algo import (
     AlgorithmSection,
     GrpoSection,
@@ -174,7 +174,7 @@ def losses(
 def test_credit_is_that_of_the_same_response_without_them(name: str) -> None:
     section = algorithms()[name]
     (holed, holed_metrics), (plain, plain_metrics) = (
-        credited(ALGORITHMS[section.type](section), holes=holes) for holes in (True, False)
+        credited(build_algorithm(section), holes=holes) for holes in (True, False)
     )
     assert [one.id for one in holed] == [one.id for one in plain]
     assert holed_metrics == pytest.approx(plain_metrics)
@@ -189,10 +189,10 @@ def test_credit_is_that_of_the_same_response_without_them(name: str) -> None:
 @pytest.mark.parametrize("name", algorithms())
 def test_losses_and_gradients_are_those_without_them(name: str, micro_batch_size: int | None) -> None:
     section = algorithms()[name]
-    algorithm = ALGORITHMS[section.type](section)
+    algorithm = build_algorithm(section)
     for objective in [role for role in (Role.POLICY, Role.CRITIC) if role in algorithm.objectives()]:
         (holed, holed_gradients, holed_sums), (plain, gradients, sums) = (
-            losses(algorithm, credited(ALGORITHMS[section.type](section), holes=holes)[0], objective, micro_batch_size)
+            losses(algorithm, credited(build_algorithm(section), holes=holes)[0], objective, micro_batch_size)
             for holes in (True, False)
         )
         assert holed == pytest.approx(plain)
@@ -207,7 +207,7 @@ def test_gae_goes_from_a_turn_to_the_next_over_what_came_back() -> None:
     section = PpoSection.model_validate(
         {"gamma": 0.5, "gae_lambda": 1.0, "whiten_advantages": False, "kl": {"type": "fixed", "coef": 0.0}}
     )
-    algorithm = ALGORITHMS["ppo"](section)
+    algorithm = build_algorithm(section)
     given = ScoredGroup(
         prompt=prompt(2),
         responses=(
