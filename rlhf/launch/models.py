@@ -18,15 +18,14 @@ from rlhf.launch.model_checks import head_of_role, misfits
 from rlhf.planning.roles import model_of
 
 
-def load_run_tokenizer(config: TrainConfig, needs: Needs, *, plain: bool = False) -> Tokenizer:
-    """The tokenizer of the model that the run exports; with `plain` without transformers, where its files need none
-    of it."""
+def load_run_tokenizer(config: TrainConfig, needs: Needs) -> Tokenizer:
+    """The tokenizer of the model that the run exports, without transformers where its files need none of it."""
     role = needs.exported_role
     return load_tokenizer(
         model_of(config.models[role.value], role),
         key=f"{role}.model",
         chat_template=config.data.chat_template,
-        plain=plain,
+        plain=True,
     )
 
 

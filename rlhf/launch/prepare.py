@@ -51,8 +51,7 @@ class Scope:
     models: bool = True
     rows: bool = True
     max_rows: int | None = None
-    """Of more rows only so many, evenly spaced, are tokenized, and transformers is not imported for a tokenizer whose
-    files need none of it; such a run is not to be started."""
+    """Of more rows only so many, evenly spaced, are tokenized; such a run is not to be started."""
     is_spoiled: Callable[[str], bool] = lambda key: False
     """Whether something is known to be wrong at a key, so that what follows from its value says nothing."""
 
@@ -97,7 +96,7 @@ def gather(config: TrainConfig, needs: Needs, found: Findings, scope: Scope) -> 
     tokenizer, data = None, None
     tried: Sequence[str] = ()
     if scope.rows and not found.blames(f"{needs.exported_role}.model"):
-        tokenizer = found.attempt(partial(load_run_tokenizer, config, needs, plain=scope.max_rows is not None))
+        tokenizer = found.attempt(partial(load_run_tokenizer, config, needs))
     if tokenizer is not None:
         data = found.attempt(partial(load_data, config, tokenizer, scope.max_rows))
     else:

@@ -6,7 +6,6 @@ from rlhf.actors.groups import WorkerGroup
 from rlhf.actors.reward import RemoteReward
 from rlhf.config.reward import EndpointSource, EnvironmentSource, RemoteSource, RewardSection, StartedSource
 from rlhf.engines.base import RewardSource, Tokenizer, TokenScorer
-from rlhf.engines.models.text_pairs import load_reward_tokenizer
 from rlhf.engines.rewards import build_reward, build_scored, probe
 from rlhf.planning.roles import model_of
 from rlhf.repair import Repaired
@@ -22,6 +21,8 @@ def model_reward(
     source: StartedSource, scorer: TokenScorer, policy_tokenizer: Tokenizer, max_tokens_per_batch: int
 ) -> RewardSource:
     """The reward model, computed by `scorer`, as a reward source."""
+    from rlhf.engines.models.text_pairs import load_reward_tokenizer  # noqa: PLC0415  imports transformers
+
     return build_scored(
         source,
         scorer,

@@ -11,7 +11,6 @@ from rlhf.config.commands import ReferencedConfig, TrainConfig
 from rlhf.config.models import dtype_on
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import Tokenizer
-from rlhf.engines.models.fingerprint import model_fingerprint
 from rlhf.errors import PreemptedError
 from rlhf.launch.engines import role_engine
 from rlhf.launch.offline import held_out, offline_source
@@ -38,6 +37,8 @@ def open_store(
     algorithm = build_algorithm(config.algo)
     if groups is None or not isinstance(config, ReferencedConfig) or not stores(algorithm.needs):
         return None
+    from rlhf.engines.models.fingerprint import model_fingerprint  # noqa: PLC0415  imports transformers
+
     section = config.reference
     settings = {
         "tokenizer": tokenizer.fingerprint(),

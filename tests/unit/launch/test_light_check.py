@@ -86,3 +86,22 @@ def test_of_other_files_transformers_is_asked_and_says_the_same(file: str, world
     imported, after = call(world, "check", *settings("dpo"))
     assert "transformers" in imported
     assert after == before
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_the_driver_of_a_run_of_a_common_model_does_without_transformers(method: str, world: Path) -> None:
+    """Its import takes as long as the start of a small run's workers. Workers import it themselves."""
+    code = (
+        "import sys\n"
+        "from rlhf.config.loading.load import load_config\n"
+        "from rlhf.launch.prepare import prepare\n"
+        "from rlhf.launch.train import run_training\n"
+        f"run = prepare(load_config({method!r}, {settings(method)[1:]!r}, {{}}))\n"
+        "print(run.data.num_rows, [name for name in ('torch', 'transformers') if name in sys.modules])\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=world, capture_output=True, text=True, timeout=120, env={**environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.stdout == "16 ['torch']\n", done.stderr
