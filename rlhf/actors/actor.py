@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 
 from rlhf.actors.logs import Trace, redirect_output
-from rlhf.actors.portable_errors import with_portable_errors
+from rlhf.actors.portable_errors import with_portable_errors, with_portable_errors_async
 from rlhf.actors.ports import listening
 from rlhf.actors.post_mortem import write_stacks_on_signal
 from rlhf.engines.process.process_memory import peak_memory
@@ -33,7 +33,8 @@ class Actor:
         super().__init_subclass__()
         for name, method in vars(cls).copy().items():
             if inspect.isfunction(method) and not name.startswith("_"):
-                setattr(cls, name, with_portable_errors(method))
+                is_async = inspect.iscoroutinefunction(method)
+                setattr(cls, name, (with_portable_errors_async if is_async else with_portable_errors)(method))
 
     def __init__(self, folder: Path, log_file: Path | None) -> None:
         """`folder` is the driver's working directory, which relative paths start from."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from rlhf.actors.calls import Worker
 from rlhf.actors.cluster import Cluster
 from rlhf.actors.engine_group import EngineGroup
+from rlhf.actors.environment_workers import EnvironmentsSpec, WorkerSessions
 from rlhf.actors.groups import WorkerGroup
 from rlhf.config.reward import RemoteSource
 from rlhf.engines.rollout.spec import EngineSpec
@@ -29,6 +30,8 @@ class LaunchSpec:
     """Reward sources that run in a worker of their own, by label."""
     reward_concurrency: int = 1
     """Calls of each of them at the same time."""
+    environments: EnvironmentsSpec | None = None
+    """Workers of tools and environments; None: there are none."""
 
     @property
     def sequence_parallel(self) -> Mapping[Role, int]:
@@ -49,6 +52,8 @@ class Workers:
     """The rollout engines, one worker each; None for offline methods."""
     rewards: Mapping[str, WorkerGroup]
     """By the label of the reward source."""
+    environments: WorkerSessions | None = None
+    """Tools and environments in workers of their own."""
     sequence_parallel: Mapping[Role, int] = field(default_factory=dict)
     """How many ranks of a model compute a micro-batch together; 1 where it is not named."""
     notes: tuple[str | Repair, ...] = ()

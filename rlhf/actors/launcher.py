@@ -11,6 +11,7 @@ from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.engine_group import EngineGroup
+from rlhf.actors.environment_workers import WorkerSessions, open_workers
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
 from rlhf.actors.launch_spec import LaunchSpec, SurvivingWorkers, Workers, colocated_models, model_roles
 from rlhf.actors.ranks import join_ranks
@@ -152,6 +153,7 @@ class Launcher:
             engines=self._engine_group(groups, engines) if spec.engine is not None else None,
             rewards=dict(surviving.rewards)
             | {name: self._reward_group(name, workers) for name, workers in rewards.items()},
+            environments=self._open_environments(),
             # Of each role once: all ranks say the same.
             notes=tuple(dict.fromkeys(note for notes in loaded if isinstance(notes, tuple) for note in notes)),
         )
@@ -196,6 +198,14 @@ class Launcher:
                 RewardWorker, None, name=f"reward {name}", title="Reward", env={}, max_concurrency=concurrency
             )
         ]
+
+    def _open_environments(self) -> WorkerSessions | None:
+        """The workers of tools and environments, if there are some."""
+        if self._spec.environments is None:
+            return None
+        return open_workers(
+            self._cluster, self._spec.environments, timeout_s=self._start_timeout_s, on_replaced=self._on_replaced
+        )
 
     def _wait_started(self, calls: Mapping[Key, Sequence[Call]]) -> dict[Key, list[Worker]]:
         """Wait until the workers of every group run."""

@@ -6,7 +6,7 @@ by Ray with an error about pickling, or not delivered at all.
 
 import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -27,6 +27,23 @@ def with_portable_errors(method: Callable[Arguments, Result]) -> Callable[Argume
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return method(*args, **kwargs)
+        except Exception as error:
+            if is_portable(error):
+                raise
+            raise ForeignError(f"{type(error).__name__}: {short_text(error)}") from error
+
+    return call
+
+
+def with_portable_errors_async(
+    method: Callable[Arguments, Coroutine[object, object, Result]],
+) -> Callable[Arguments, Coroutine[object, object, Result]]:
+    """As `with_portable_errors`."""
+
+    @functools.wraps(method)
+    async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return await method(*args, **kwargs)
         except Exception as error:
             if is_portable(error):
                 raise

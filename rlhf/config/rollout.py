@@ -185,6 +185,10 @@ class EpisodeSection(Section):
 class RolloutSection(EpisodeSection, EngineSection):
     """How responses are sampled."""
 
+    environment_workers: NonNegativeInt = 0
+    """Workers that run tools and environments on any node of the cluster, each with environment_processes of its own.
+    With 0 they run on the driver's node."""
+
     def max_num_seqs_on(self, device: str) -> int:
         """`max_num_seqs` on a device (cpu, cuda)."""
         if self.max_num_seqs != "auto":

@@ -13,7 +13,7 @@ from rlhf.environments.conversation import Conversation, SealedError
 from rlhf.environments.endpoint import Endpoint
 from rlhf.environments.episode import FINISH, Rules, Sample, row_of, turn_request
 from rlhf.environments.idle import IdleClock
-from rlhf.environments.session import EnvironmentFaultError, Reply, Session
+from rlhf.environments.session import EnvironmentFaultError, LocalSession, Reply
 from rlhf.environments.transcript import Transcript
 from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.errors import ModelError
@@ -50,10 +50,9 @@ class AgentRun:
         rules: Rules,
         request: RolloutRequest,
         prompt: Prompt,
-        session: Session,
+        session: LocalSession,
         sample: Sample,
         endpoint: Endpoint,
-        timeout_s: float,
     ) -> None:
         self._rules = rules
         self._request = request
@@ -61,7 +60,7 @@ class AgentRun:
         self._session = session
         self._sample = sample
         self._endpoint = endpoint
-        self._clock = IdleClock(timeout_s)
+        self._clock = IdleClock(session.timeout_s)
         self._transcript = Transcript(rules.tokenizer, prompt, ())
         first = self._transcript.current
         body: dict[str, Json] = {"messages": [as_json(message) for message in first.messages]}

@@ -14,9 +14,8 @@ from rlhf.engines.process.repairs import log_repair
 from rlhf.environments.agent_run import AgentRun
 from rlhf.environments.endpoint import Endpoint
 from rlhf.environments.episode import EpisodeRun, Rules
-from rlhf.environments.host import Hosts
 from rlhf.environments.routing import RunRules
-from rlhf.environments.session import EnvironmentFaultError, Session
+from rlhf.environments.session import EnvironmentFaultError, LocalSession, Session, Sessions
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError, RewardError
@@ -30,8 +29,6 @@ CLOSE_TIMEOUT_S = 10.0
 class FaultPolicy:
     """What is done about tools and environments that fail or hang."""
 
-    timeout_s: float
-    """Longest time for one call, step, reset, reward or close."""
     num_retries: int
     """How often an episode begins anew whose environment failed."""
     on_error: Literal["drop", "fail"]
@@ -44,8 +41,8 @@ class EpisodeEngine:
     One thread with an event loop, and one task an episode.
         consumes: requests, from any thread; turns of the engine; replies of processes. Produces: the ends of futures.
         Waits for: the engine and the processes, each of which has its own deadlines. Unblocked by: `abort`, `close`.
-    The user's code runs in processes (`Hosts`), never here. First turns that are asked for together reach the engine in
-    one call, and so do later ones of the same moment.
+    The user's code runs in processes (`Sessions`), never here. First turns that are asked for together reach the engine
+    in one call, and so do later ones of the same moment.
     """
 
     def __init__(
@@ -55,18 +52,18 @@ class EpisodeEngine:
         rules: RunRules,
         faults: FaultPolicy,
         prompts: Sequence[Prompt],
+        sessions: Sessions,
         *,
-        num_processes: int,
         repaired: Repaired = log_repair,
     ) -> None:
-        """`prompts` are all that requests may be for, by their ids."""
+        """`prompts` are all that requests may be for, by their ids; `sessions` end with this engine."""
         self._engine = engine
         self._spec = spec
         self._rules = rules
         self._faults = faults
         self._prompts = _by_content(prompts)
         self._repaired = repaired
-        self._hosts = Hosts(spec, num_processes)
+        self._sessions = sessions
         self._endpoint = None if spec.agent is None else Endpoint()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -111,7 +108,7 @@ class EpisodeEngine:
     async def _close(self) -> None:
         self._abort(list(self._tasks))
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        await self._hosts.close()  # which ends what environments still do
+        await self._sessions.close()  # which ends what environments still do
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._endpoint is not None:
             await self._endpoint.close()
@@ -155,8 +152,7 @@ class EpisodeEngine:
         prompt = self._prompts[request.prompt_id, request.prompt_token_ids.tobytes()]
         rules, failure = self._rules.of(prompt), ""
         for tries in range(self._faults.num_retries + 1):
-            name = f"{request.id}#{tries}"
-            session = Session(self._hosts, name, timeout_s=self._faults.timeout_s, alone=tries > 0)
+            session = self._sessions.session(f"{request.id}#{tries}", alone=tries > 0)
             run = self._new_run(rules, request, prompt, session)
             try:
                 rollout = await run.run()
@@ -177,7 +173,8 @@ class EpisodeEngine:
     ) -> EpisodeRun | AgentRun:
         sample = partial(self._sample, request.id)
         if self._endpoint is not None:
-            return AgentRun(rules, request, prompt, session, sample, self._endpoint, self._faults.timeout_s)
+            assert isinstance(session, LocalSession), "loops reach the endpoint on this node alone"
+            return AgentRun(rules, request, prompt, session, sample, self._endpoint)
         has_environment = bool(self._spec.environments)
         return EpisodeRun(rules, request, prompt, session, sample, has_environment=has_environment)
 

@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rlhf.environments.host import Host, HostLostError, HostOverranError, Hosts
 from rlhf.environments.idle import IdleClock
+from rlhf.environments.spec import WorldSpec
 from rlhf.errors import ConfigError
 from rlhf.types import Json
 
@@ -29,7 +31,7 @@ class Reply:
     failed: bool = False
 
 
-class Session:
+class Session(Protocol):
     """Tools, and an environment that lives from `open` to `close`. Used by one task.
 
     A function that raises, takes too long or ends its process gives a Reply that says so; one that ended its process is
@@ -37,21 +39,78 @@ class Session:
     process ends or that takes too long raises EnvironmentFaultError, as one that raises in reset, step or reward.
     """
 
+    async def open(self, row: Mapping[str, Json]) -> str | None:
+        """Build the environment and reset it with a row. Returns what the user says first, if anything."""
+        ...
+
+    async def step(self, text: str) -> Reply:
+        """Give the environment a turn's text."""
+        ...
+
+    async def reward(self) -> float:
+        """The environment's reward at the end."""
+        ...
+
+    async def call_method(self, name: str, arguments: Json) -> Reply:
+        """Call a method of the environment. One that raises is an observation; its environment goes on."""
+        ...
+
+    async def call_function(self, name: str, arguments: Json) -> Reply:
+        """Call a tool that is a function."""
+        ...
+
+    async def close(self) -> None:
+        """Close the environment. That it fails at this has no consequence: it has given all that it can."""
+        ...
+
+
+class Sessions(Protocol):
+    """Opens sessions of episodes, in the places that it has for them."""
+
+    def session(self, name: str, *, alone: bool) -> Session:
+        """A session. `name` is unique; `alone` gives the environment a process of its own."""
+        ...
+
+    async def close(self) -> None:
+        """End all processes."""
+        ...
+
+
+class LocalSessions:
+    """Implements `Sessions`, by processes on this node."""
+
+    def __init__(self, spec: WorldSpec, *, num_processes: int, timeout_s: float) -> None:
+        self._hosts = Hosts(spec, num_processes)
+        self._timeout_s = timeout_s
+
+    def session(self, name: str, *, alone: bool) -> "LocalSession":
+        return LocalSession(self._hosts, name, timeout_s=self._timeout_s, alone=alone)
+
+    async def start(self) -> None:
+        """Start the first process. Raises ConfigError if the user's code cannot be loaded."""
+        await self._hosts.shared()
+
+    async def close(self) -> None:
+        await self._hosts.close()
+
+
+class LocalSession:
+    """Implements `Session`, by a process of this node."""
+
     def __init__(self, hosts: Hosts, name: str, *, timeout_s: float, alone: bool) -> None:
-        """`name` is unique; `alone` gives the environment a process of its own."""
         self._hosts = hosts
         self._name = name
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        """Longest time for one call; of a loop, without a request."""
         self._alone = alone
         self._host: Host | None = None
 
     async def close(self) -> None:
-        """Close the environment. That it fails at this has no consequence: it has given all that it can."""
         host, self._host = self._host, None
         if host is None:
             return
         try:
-            reply = await host.ask({"op": "close", "episode": self._name}, self._timeout_s)
+            reply = await host.ask({"op": "close", "episode": self._name}, self.timeout_s)
             if failure := reply.get("raised"):
                 logger.warning("%s: close(): %s", self._hosts.spec.name, failure)
         except (HostLostError, HostOverranError) as late:
@@ -63,27 +122,22 @@ class Session:
             await self._hosts.close_retired()
 
     async def open(self, row: Mapping[str, Json]) -> str | None:
-        """Build the environment and reset it with a row. Returns what the user says first, if anything."""
         await self._enter()
         reply = await self._ask("reset()", {"op": "open", "row": dict(row)})
         said = reply["observation"]
         return None if said is None else str(said)
 
     async def step(self, text: str) -> Reply:
-        """Give the environment a turn's text."""
         return _reply(await self._ask("step()", {"op": "step", "text": text}))
 
     async def reward(self) -> float:
-        """The environment's reward at the end."""
         return float(str((await self._ask("reward()", {"op": "reward"}))["reward"]))
 
     async def call_method(self, name: str, arguments: Json) -> Reply:
-        """Call a method of the environment. One that raises is an observation; its environment goes on."""
         request: dict[str, Json] = {"op": "call", "name": name, "arguments": arguments}
         return _reply(await self._ask(f"{name}()", request, raises=False))
 
     async def call_function(self, name: str, arguments: Json) -> Reply:
-        """Call a tool that is a function."""
         request: dict[str, Json] = {"op": "call", "episode": self._name, "name": name, "arguments": arguments}
         try:
             try:
@@ -130,7 +184,7 @@ class Session:
     async def _called(self, host: Host, request: Mapping[str, Json]) -> Reply:
         host.num_users += 1
         try:
-            return _reply(await host.ask(request, self._timeout_s))
+            return _reply(await host.ask(request, self.timeout_s))
         finally:
             host.num_users -= 1
 
@@ -138,7 +192,7 @@ class Session:
         """Ask the environment. Raises EnvironmentFaultError; with `raises`, also where its code raised."""
         assert self._host is not None, "opened"
         try:
-            reply = await self._host.ask({**request, "episode": self._name}, self._timeout_s)
+            reply = await self._host.ask({**request, "episode": self._name}, self.timeout_s)
         except (HostLostError, HostOverranError) as error:
             died = "its process " if isinstance(error, HostLostError) else ""
             raise EnvironmentFaultError(f"{what}: {died}{error}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.commands import OnlineConfig
-from rlhf.config.rollout import EpisodeSection
+from rlhf.config.rollout import EpisodeSection, RolloutSection
 from rlhf.engines.base import RolloutEngine, Tokenizer
 from rlhf.environments.calls import NO_CALLS, CallFormat, find_format
 from rlhf.environments.conversation import rewritten_turn
@@ -11,6 +11,7 @@ from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.episode import EpisodeLimits, row_of
 from rlhf.environments.host import describe, try_reset
 from rlhf.environments.routing import RunRules
+from rlhf.environments.session import LocalSessions, Sessions
 from rlhf.environments.spec import (
     Described,
     EnvironmentNameError,
@@ -22,6 +23,7 @@ from rlhf.errors import ConfigError
 from rlhf.orchestrator.data import EpisodePrompts
 from rlhf.orchestrator.data.problems import RowError
 from rlhf.repair import Repaired
+from rlhf.terminal import counted
 from rlhf.types import Json, Prompt
 
 MAX_NAMED_ROWS = 3
@@ -59,9 +61,11 @@ def episode_prompts(section: EpisodeSection, world: Described) -> EpisodePrompts
     return EpisodePrompts(tools=tools, world_first=bool(section.environment))
 
 
-def describe_world(world: Described) -> str:
+def describe_world(section: RolloutSection, world: Described) -> str:
     """One line for a check."""
-    return f"rollout: {'; '.join(map(_describe, world.worlds))}."
+    workers = section.environment_workers
+    where = [f"they run in {counted(workers, 'worker')}, on any node"] if workers else []
+    return f"rollout: {'; '.join([*map(_describe, world.worlds), *where])}."
 
 
 def _describe(world: EpisodeWorld) -> str:
@@ -110,7 +114,7 @@ def require_reset(section: EpisodeSection, prompt: Prompt) -> None:
 def describe_episodes(config: OnlineConfig, world: Described, tokenizer: Tokenizer) -> list[str]:
     """Lines for a check: tools and environment, and whether responses will have several segments. Raises ModelError
     where the chat template takes no message after a turn."""
-    said = [describe_world(world)]
+    said = [describe_world(config.rollout, world)]
     if how := rewritten_turns(world, tokenizer):
         said.append(
             f"rollout: the chat template rewrites a turn once another message follows ({how}). A response then goes on "
@@ -161,29 +165,29 @@ def make_rules(
     )
 
 
+def local_sessions(section: EpisodeSection) -> LocalSessions:
+    """Tools and environments in processes of this node."""
+    return LocalSessions(
+        world_spec(section), num_processes=section.environment_processes, timeout_s=section.environment_timeout_s
+    )
+
+
 def episode_engine(
     section: EpisodeSection,
     engine: RolloutEngine,
-    world: Described,
-    tokenizer: Tokenizer,
+    rules: RunRules,
     prompts: Sequence[Prompt],
     repaired: Repaired,
-    *,
-    context: int,
-    max_tokens: int,
+    sessions: Sessions | None = None,
 ) -> EpisodeEngine:
-    """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run; `context` and
-    `max_tokens` as for `make_rules`."""
+    """An engine whose responses are episodes, with each turn by `engine`. `prompts` are all of the run; without
+    `sessions`, tools and environments run on this node."""
     return EpisodeEngine(
         engine,
         world_spec(section),
-        make_rules(section, world, tokenizer, context=context, max_tokens=max_tokens),
-        FaultPolicy(
-            timeout_s=section.environment_timeout_s,
-            num_retries=section.environment_retries,
-            on_error=section.on_environment_error,
-        ),
+        rules,
+        FaultPolicy(num_retries=section.environment_retries, on_error=section.on_environment_error),
         prompts,
-        num_processes=section.environment_processes,
+        sessions or local_sessions(section),
         repaired=repaired,
     )

@@ -76,7 +76,7 @@ def try_world(config: TrainConfig) -> list[str]:
 
     world = load_world(config.rollout)
     assert world is not None, "it has episodes"
-    return [describe_world(world)]
+    return [describe_world(config.rollout, world)]
 
 
 def try_user_code(

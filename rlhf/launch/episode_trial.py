@@ -9,7 +9,7 @@ from rlhf.environments.scripted import ScriptedPolicy, script_for
 from rlhf.environments.spec import Described
 from rlhf.episode import EpisodeRollout
 from rlhf.errors import DataError, ModelError
-from rlhf.launch.agents import episode_engine
+from rlhf.launch.agents import episode_engine, make_rules
 from rlhf.repair import Repair
 from rlhf.terminal import counted
 from rlhf.types import Prompt, RolloutRequest, Sampling
@@ -76,16 +76,9 @@ def try_episode(
         seed=0,
         sampling=Sampling(max_tokens=section.max_response_tokens),
     )
-    episodes = episode_engine(
-        bounded,
-        policy,
-        world,
-        tokenizer,
-        [prompt],
-        _ignore,
-        context=section.max_prompt_tokens + section.max_response_tokens,
-        max_tokens=max_tokens,
-    )
+    context = section.max_prompt_tokens + section.max_response_tokens
+    rules = make_rules(bounded, world, tokenizer, context=context, max_tokens=max_tokens)
+    episodes = episode_engine(bounded, policy, rules, [prompt], _ignore)
     try:
         (future,) = episodes.submit([request])
         rollout = future.result((MAX_TURNS + 2) * section.environment_timeout_s + MARGIN_S)

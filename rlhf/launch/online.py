@@ -14,7 +14,7 @@ from rlhf.config.commands import OnlineConfig
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import RewardSource, Tokenizer
 from rlhf.engines.rewards import build_reward
-from rlhf.launch.agents import episode_engine
+from rlhf.launch.agents import episode_engine, make_rules
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import ema_reference_engine, memory_gauge, role_engine
 from rlhf.launch.rewards import model_reward, probe_local_rewards, remote_rewards, scoring_timeout_s
@@ -61,16 +61,14 @@ def assemble_online(
     episodes = None
     if data.world is not None:
         every = (*data.prompts.train, *data.prompts.held_out)
-        episodes = episode_engine(
+        rules = make_rules(
             config.rollout,
-            engines,
             data.world,
             tokenizer,
-            every,
-            repaired,
             context=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
             max_tokens=config.train.max_tokens_per_micro_batch,
         )
+        episodes = episode_engine(config.rollout, engines, rules, every, repaired, workers.environments)
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)
     sampler = Sampler(episodes or engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)

@@ -10,7 +10,7 @@ from rlhf.config.rollout import EpisodeSection
 from rlhf.conversations.messages import as_json
 from rlhf.engines.base import RolloutEngine, Tokenizer
 from rlhf.errors import DataError
-from rlhf.launch.agents import episode_engine, load_world, missing_columns, require_reset, require_template
+from rlhf.launch.agents import episode_engine, load_world, make_rules, missing_columns, require_reset, require_template
 from rlhf.launch.data import load_world_prompts
 from rlhf.orchestrator.data import DataSplit
 from rlhf.repair import Repair
@@ -75,16 +75,8 @@ class SampledWorld:
         if self._world is None:
             yield engine
             return
-        episodes = episode_engine(
-            self._section,
-            engine,
-            self._world,
-            tokenizer,
-            prompts,
-            _tell,
-            context=context,
-            max_tokens=NO_LIMIT,
-        )
+        rules = make_rules(self._section, self._world, tokenizer, context=context, max_tokens=NO_LIMIT)
+        episodes = episode_engine(self._section, engine, rules, prompts, _tell)
         try:
             yield episodes
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rlhf.actors.environment_workers import EnvironmentsSpec
 from rlhf.actors.launch_spec import LaunchSpec
 from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
@@ -14,6 +15,7 @@ from rlhf.engines.rollout.open_engine import require_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.errors import ConfigError
+from rlhf.launch.agents import world_spec
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import model_of, sections
 from rlhf.types import Head, Role
@@ -62,6 +64,7 @@ def make_launch_spec(
         ),
         rewards={source.label: source for source in config.reward.all_sources if isinstance(source, RemoteSource)},
         reward_concurrency=config.reward.concurrency,
+        environments=environments_spec(config.rollout),
     )
 
 
@@ -83,6 +86,18 @@ def make_engine_spec(
         sync_backend=sync_backend(rollout, placement, device),
         reference=reference,
         adapter_rank=synced_adapters(policy, rollout),
+    )
+
+
+def environments_spec(section: RolloutSection) -> EnvironmentsSpec | None:
+    """What workers of tools and environments load; None where these run on the driver's node."""
+    if not section.has_episodes or not section.environment_workers:
+        return None
+    return EnvironmentsSpec(
+        world=world_spec(section),
+        num_workers=section.environment_workers,
+        num_processes=section.environment_processes,
+        timeout_s=section.environment_timeout_s,
     )
 
 

@@ -1,13 +1,14 @@
 """Runs with tools and environments in the ways that runs are spread, delayed, ended and continued: real Ray, DeepSpeed
 and vLLM."""
 
+import re
 import signal
 
 import pytest
 
 from tests.integration.agent_model import CALCULATOR, SUMS, make_caller
 from tests.integration.command_line import CommandLine, Run, write_rows
-from tests.integration.ray_head import RayHead
+from tests.integration.ray_head import RayHead, joined_nodes
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -69,13 +70,18 @@ def test_a_killed_run_is_continued_as_if_nothing_had_happened(
     assert run.weights == straight.weights
 
 
-def test_a_lagging_run_plays_a_game(workplace: CommandLine, head: RayHead) -> None:
-    run = workplace.run(
-        *(*SETTINGS, "--rollout.environment", "calculator:Teacher", "--rollout.engine", "transformers"),
-        *("--rollout.max-lag", "1", "--train.num-steps", "3", "--cluster.address", head.address),
-        name="agent-lag",
-        environment=head.environment,
-    )
+def test_a_lagging_run_plays_a_game_on_two_nodes(workplace: CommandLine, head: RayHead) -> None:
+    with joined_nodes(head, ["127.0.0.2"], num_cpus=1):
+        run = workplace.run(
+            *(*SETTINGS, "--rollout.environment", "calculator:Teacher", "--rollout.environment-workers", "2"),
+            *("--rollout.engine", "transformers", "--rollout.max-lag", "1", "--train.num-steps", "3"),
+            *("--cluster.address", head.address),
+            name="agent-lag",
+            environment=head.environment,
+        )
+    nodes = set(re.findall(r"environment worker \d \(node ([\d.]+)", run.output))
+    assert "127.0.0.2" in nodes
+    assert len(nodes) == 2
     assert max(row["rollout/lag_max"] for row in run.metrics) == 1
     for row in run.metrics:
         assert row["agent/turns"] > 2.0

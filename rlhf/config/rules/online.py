@@ -117,6 +117,9 @@ def reward_given(config: OnlineConfig) -> Iterator[Problem]:
 def episodes(config: OnlineConfig) -> Iterator[Problem]:
     """Responses of several turns are conversations, and rewards of an environment come from one."""
     yield from episode_problems(config.rollout, config.reward, config.data)
+    if config.rollout.agent is not None and config.rollout.environment_workers:
+        text = "an agent asks for the policy's turns on the driver's node. Set it to 0."
+        yield Problem(keys=("rollout.environment_workers", "rollout.agent"), text=text)
 
 
 def episode_problems(rollout: EpisodeSection, reward: RewardSection, data: DataSection) -> Iterator[Problem]:

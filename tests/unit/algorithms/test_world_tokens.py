@@ -234,7 +234,7 @@ def credited_turns(discount: float | None, *, mask: list[bool], truncated: str =
             **{"turn_discount": discount, "truncated": truncated},
         }
     )
-    algorithm = ALGORITHMS["ppo"](section)
+    algorithm = build_algorithm(section)
     given = ScoredGroup(
         prompt=prompt(2),
         responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),

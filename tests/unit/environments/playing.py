@@ -11,6 +11,7 @@ from rlhf.environments.engine import EpisodeEngine, FaultPolicy, _by_content
 from rlhf.environments.episode import EpisodeLimits
 from rlhf.environments.host import describe
 from rlhf.environments.routing import RunRules
+from rlhf.environments.session import LocalSessions, Sessions
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import EpisodeRollout
 from rlhf.launch.agents import call_format
@@ -39,6 +40,7 @@ class Play:
         tokenizer: HfTokenizer = TOKENIZER,
         **settings: object,
     ) -> None:
+        """`sessions` opens them elsewhere than in one process of this node."""
         self.tokenizer = tokenizer
         given = (environment,) if isinstance(environment, str) else environment
         self.spec = WorldSpec(tools=tuple(map(_whole, tools)), environments=tuple(map(_whole, given)), agent=agent)
@@ -54,7 +56,7 @@ class Play:
             "context": 4000,
             "max_tokens": 100,
         }
-        faults = {"timeout_s": 10.0, "num_retries": 1, "on_error": "drop"}
+        faults = {"num_retries": 1, "on_error": "drop"}
         self.episodes = EpisodeEngine(
             self.engine,
             self.spec,
@@ -66,7 +68,7 @@ class Play:
             ),
             FaultPolicy(**{name: settings.get(name, value) for name, value in faults.items()}),  # type: ignore[arg-type]
             [self.prompt],
-            num_processes=1,
+            settings.get("sessions", local_sessions)(self.spec, float(str(settings.get("timeout_s", 10.0)))),  # type: ignore[operator]
             repaired=self.repairs.append,
         )
 
@@ -98,6 +100,10 @@ class Play:
 
     def text(self, rollout: Rollout) -> str:
         return self.tokenizer.decode(rollout.token_ids.tolist(), skip_special_tokens=False)
+
+
+def local_sessions(spec: WorldSpec, timeout_s: float) -> Sessions:
+    return LocalSessions(spec, num_processes=1, timeout_s=timeout_s)
 
 
 def _whole(name: str) -> str:

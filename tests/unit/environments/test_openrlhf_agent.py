@@ -15,7 +15,7 @@ from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError
 from rlhf.launch.agents import call_format
-from tests.unit.environments.playing import HERE, TOKENIZER, says
+from tests.unit.environments.playing import HERE, TOKENIZER, local_sessions, says
 from tests.unit.environments.support import ScriptedEngine, make_prompt, make_request
 
 AGENT = """\
@@ -70,9 +70,9 @@ def played(agent: str, label: str | None, *turns: str) -> tuple[EpisodeRollout, 
     )
     rules = RunRules(tokenizer=TOKENIZER, described=described, format=call_format(described, TOKENIZER), limits=limits)
     prompt = replace(make_prompt(TOKENIZER), metadata={}, label=label)
-    faults = FaultPolicy(timeout_s=60.0, num_retries=0, on_error="drop")
+    faults = FaultPolicy(num_retries=0, on_error="drop")
     engine = ScriptedEngine(TOKENIZER, says(*turns))
-    episodes = EpisodeEngine(engine, spec, rules, faults, [prompt], num_processes=1)
+    episodes = EpisodeEngine(engine, spec, rules, faults, [prompt], local_sessions(spec, 60.0))
     try:
         assert _by_content([prompt])
         (future,) = episodes.submit([make_request(prompt)])
