@@ -23,11 +23,12 @@ import psutil
 from benchmarks.tables import show
 from rlhf.config.run import ClusterSection
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import find_parser
+from rlhf.environments.calls import find_format
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.environment import Result
-from rlhf.environments.episode import EpisodeLimits, Rules
+from rlhf.environments.episode import EpisodeLimits
 from rlhf.environments.host import describe
+from rlhf.environments.routing import RunRules
 from rlhf.environments.session import LocalSessions, Sessions
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
@@ -35,6 +36,7 @@ from rlhf.types import FinishReason, FloatArray, PackedTokens, Rollout, RolloutR
 from tests.unit.environments.support import byte_tokenizer, make_prompt, make_request
 
 TIMEOUT_S = 300.0
+MOST_TOKENS = 100_000
 CALL = '<tool_call>\n{"name": "put", "arguments": {"what": "book"}}\n</tool_call><|im_end|>'
 OVER = "over<|im_end|>"
 
@@ -142,14 +144,21 @@ def opened(spec: WorldSpec, num_workers: int, num_processes: int) -> Iterator[Se
 def measure(options: argparse.Namespace) -> list[tuple[str, ...]]:
     """A row for each round."""
     tokenizer = byte_tokenizer()
-    spec = WorldSpec(environment="benchmarks.episodes:Shelf")
+    spec = WorldSpec(environments=("benchmarks.episodes:Shelf",))
     described = describe(spec)
-    prompt = make_prompt(tokenizer, tools=described.tools, is_open=True)
-    rules = Rules(
+    (world,) = described.worlds
+    prompt = make_prompt(tokenizer, tools=world.tools, is_open=True)
+    rules = RunRules(
         tokenizer=tokenizer,
         described=described,
-        parser=find_parser(tokenizer, described.tools),
-        limits=EpisodeLimits(max_turns=options.turns, max_turn_tokens=None, max_tool_response_tokens=100),
+        format=find_format(tokenizer, world.tools),
+        limits=EpisodeLimits(
+            max_turns=options.turns,
+            max_turn_tokens=None,
+            max_tool_response_tokens=100,
+            context=MOST_TOKENS,
+            max_tokens=MOST_TOKENS,
+        ),
     )
     rows = []
     with opened(spec, options.workers, options.processes) as sessions:
@@ -157,7 +166,7 @@ def measure(options: argparse.Namespace) -> list[tuple[str, ...]]:
         engine = EpisodeEngine(InstantEngine(tokenizer, options.turns), spec, rules, faults, [prompt], sessions)
         for number in range(options.rounds):
             before, start = usage(), time.monotonic()
-            requests = [make_request(prompt, f"{number}/{n}", max_tokens=100_000) for n in range(options.episodes)]
+            requests = [make_request(prompt, f"{number}/{n}", max_tokens=MOST_TOKENS) for n in range(options.episodes)]
             for future in engine.submit(requests):
                 rollout = future.result(TIMEOUT_S)
                 assert isinstance(rollout, EpisodeRollout)
