@@ -1,6 +1,6 @@
 .PHONY: setup quickstart check lint types unit test integration torture damage conversations chaos soak bench lock wheel docs image-cpu \
 	image-gpu models model-runs contracts gpu-day release-notes clean bench-learning bench-lag bench-preferences bench-addition \
-	bench-planning bench-stream bench-trl same
+	bench-agents bench-planning bench-stream bench-trl same
 
 BIN := .venv/bin
 
@@ -72,6 +72,9 @@ bench-preferences: .venv/.ready  ## each preference loss and KTO on pairs, and D
 
 bench-addition: .venv/.ready  ## a small model learns addition with SFT, then GRPO: ten minutes
 	$(BIN)/python -m benchmarks.addition
+
+bench-agents: .venv/.ready  ## a small model learns to call a calculator, by several methods and by a client's loop
+	$(BIN)/python -m benchmarks.agents
 
 bench-planning: .venv/.ready  ## `rlhf plan` for three model sizes on CPU, compared with measurements: eight minutes
 	$(BIN)/python -m benchmarks.planning
