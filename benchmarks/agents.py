@@ -298,7 +298,9 @@ def share_before(folder: Path, name: str, answering: Mapping[str, object], seed:
         "engine": "vllm",
     }
     run(folder, ["sample", "model"], flags)
-    rewards = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    # Without a source of rewards, what a loop returned stands in the episode alone.
+    rewards = [row["episode"]["reward"] if row["reward"] is None else row["reward"] for row in rows]
     if len(rewards) != NUM_HELD_OUT:
         raise SystemExit(f"{out}: {len(rewards)} answers instead of {NUM_HELD_OUT}")
     return float(mean(rewards))
@@ -343,7 +345,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/agents"))
     args = parser.parse_args()
-    folder = args.folder.resolve()
+    folder = (args.folder / f"seed_{args.seed}").resolve()
     make_world(folder, args.seed)
     path = folder / "results.json"
     before: dict[str, float] = {}
