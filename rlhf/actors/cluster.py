@@ -13,7 +13,7 @@ from typing import Self
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker
@@ -30,6 +30,8 @@ from rlhf.types import Role
 
 logger = logging.getLogger(__name__)
 
+A_LITTLE = 0.001
+"""Of the resource by which Ray names a node: each node has 1."""
 LEAVE_TIMEOUT_S = 10.0
 
 ACCELERATOR = "accelerator_type:"
@@ -188,10 +190,10 @@ class Cluster:
         title: str,
         env: Mapping[str, str],
         max_concurrency: int = 1,
-        node_id: str | None = None,
+        node: str | None = None,
     ) -> Call:
-        """Start `actor` in a slot (None: without devices, on the node `node_id` while it is alive, else on any),
-        with `title` in the process list. The call returns the location of its process; pass it to `wait_started`."""
+        """Start `actor` in a slot (None: without devices, at the address `node`, or on any node), with `title` in the
+        process list. The call returns the location of its process; pass it to `wait_started`."""
         titled = type(title, (actor,), {"__module__": actor.__module__})
         options: dict[str, object] = {
             "name": f"{name}{self._start_suffix}",
@@ -201,8 +203,9 @@ class Cluster:
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
         options |= {"num_cpus": 0} if slot is None else slot.options()
-        if node_id is not None:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=True)
+        if node is not None:
+            # Ray gives an actor that needs no resource to any node, whatever its strategy says. Each node has this one.
+            options["resources"] = {f"node:{node}": A_LITTLE}
         log_file = self._log_folder / f"{name.replace(' ', '_')}.log" if self._log_folder else None
         handle = ray.remote(titled).options(**options).remote(Path.cwd(), log_file)
         self._actors.append(handle)
@@ -280,8 +283,8 @@ class Cluster:
 
     @property
     def cpu_nodes(self) -> list[str]:
-        """The nodes that are alive and have CPUs, by their ids."""
-        return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        """The addresses of the nodes that are alive and have CPUs."""
+        return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
     @property
     def is_complete(self) -> bool:

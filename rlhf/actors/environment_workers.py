@@ -268,7 +268,7 @@ def open_workers(
             title="Environment",
             env={},
             max_concurrency=CONCURRENT_CALLS,
-            node_id=nodes[names.index(name) % len(nodes)] if nodes else None,
+            node=nodes[names.index(name) % len(nodes)] if nodes else None,
         )
 
     def start(wanted: Sequence[str]) -> list[Worker]:

@@ -13,12 +13,13 @@ from tests.tiny_models import make_policy
 
 CALCULATOR = '''\
 import time
+from itertools import count
 from pathlib import Path
 
 from rlhf import Result
 
 hold = Path(__file__).with_name("hold")
-resets = 0
+resets = count(1)
 
 
 def add(a: int, b: int) -> int:
@@ -30,9 +31,8 @@ class Desk:
     """Has the tool. The reset whose number stands in the file `hold` waits until it is gone."""
 
     def reset(self) -> None:
-        global resets
-        resets += 1
-        if hold.exists() and resets == int(hold.read_text()):
+        number = next(resets)  # each to one thread
+        if hold.exists() and number == int(hold.read_text()):
             hold.with_name("held").touch()
             while hold.exists():
                 time.sleep(0.05)
