@@ -48,7 +48,7 @@ def run_sample(config: SampleConfig) -> int:
         DataError, ModelError, RewardError: rows, model or reward source cannot be used.
     """
     assert config.model is not None, "checked by the config's loader"
-    reward = config.reward.by_environment() if config.rollout.environment else config.reward
+    reward = config.reward.by_environment() if config.rollout.gives_reward else config.reward
     config = config.model_copy(update={"model": find_model(config.model), "reward": reward})
     assert config.model is not None, "checked by the config's loader"
     assert config.out is not None, "checked by the config's loader"
