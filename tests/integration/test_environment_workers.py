@@ -74,7 +74,7 @@ def away(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf.actors.environment_workers.PING_EVERY_S", 1.0)
-        patch.setattr("rlhf.actors.environment_workers.PING_TIMEOUT_S", 8.0)
+        patch.setattr("rlhf.actors.environment_workers.PING_TIMEOUT_S", 25.0)
         game = Play(says("a"), "bad_tools:slow", environment="bad_tools:Victim", timeout_s=60.0, sessions=sessions)
         yield Away(game=game, note=tmp_path_factory.mktemp("notes") / "pid", replaced=replaced)
         game.episodes.close()
@@ -132,7 +132,7 @@ def test_a_worker_that_is_stopped_is_replaced(away: Away) -> None:
     away.kill("worker", signal.SIGSTOP)
     episode = episode_of(future)
     assert (episode.num_retries, episode.reward) == (1, 2.0)
-    assert "did not reply for 8 s" in away.wait_for_replacement()
+    assert "did not reply for 25 s" in away.wait_for_replacement()
 
 
 def test_code_that_a_node_cannot_load_is_refused(cluster: Cluster) -> None:
