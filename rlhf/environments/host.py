@@ -178,7 +178,8 @@ class Host:
 
     async def _send(self, message: Mapping[str, Json]) -> None:
         content = json.dumps(message).encode()
-        with suppress(OSError):  # the reader learns that the process is gone
+        # The reader learns that the process is gone. uvloop, in workers, raises RuntimeError for a closed transport.
+        with suppress(OSError, RuntimeError):
             self._writer.write(LENGTH.pack(len(content)) + content)
             await self._writer.drain()
 
