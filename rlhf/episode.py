@@ -1,8 +1,9 @@
 """Responses of several turns: what the model wrote, and what tools and environments returned in between."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Self
 
 from rlhf.types import Message, Rollout
 
@@ -75,3 +76,8 @@ class EpisodeRollout(Rollout):
     """A response of an episode. `loss_mask` is False at the tokens of tools and environments, `log_probs` 0."""
 
     episode: Episode
+
+    @classmethod
+    def of(cls, rollout: Rollout, episode: Episode) -> Self:
+        """A response, and how it came about."""
+        return cls(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from rlhf.conversations.messages import as_json
 from rlhf.environments import openai_api
@@ -127,7 +127,7 @@ class AgentRun:
             world_s=self._clock.idle_s,
             failure=failure,
         )
-        return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
+        return EpisodeRollout.of(whole, episode)
 
     def _result(self, reply: Reply) -> EpisodeRollout:
         if reply.truncated or (self._ended is not None and not reply.terminated):

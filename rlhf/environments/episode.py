@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -129,7 +129,7 @@ class EpisodeRun:
             world_s=counts.world_s,
             failure=failure,
         )
-        return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
+        return EpisodeRollout.of(whole, episode)
 
     @property
     def _talk(self) -> Conversation:

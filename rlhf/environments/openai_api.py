@@ -100,23 +100,11 @@ def _heard(item: Json, where: str) -> Heard:
     if not isinstance(item, dict):
         raise MessageError(f"{where} is not a message (got {type(item).__name__})")
     calls = item.get("tool_calls") or []
-    text = text_of(item.get("content"), where)
-    if item.get("role") == "assistant" and isinstance(calls, list):
-        keys = tuple(_call_key(call) for call in calls)
-        is_empty = not text and not keys
-        return Heard(role="assistant", text=text, calls=keys, message=None if is_empty else parse_message(item, where))
+    if item.get("role") == "assistant" and not item.get("content") and not calls:
+        return Heard(role="assistant", text="")  # as the policy may have answered
     message = parse_message(item, where)
-    return Heard(role=message.role, text=message.content, message=message)
-
-
-def text_of(content: Json, where: str) -> str:
-    """The text of a content: text, or a list of parts. Raises MessageError for other parts."""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise MessageError(f"{where}.content holds parts that are not text")
-        return "".join(map(str, parts))
-    return content if isinstance(content, str) else ""
+    keys = tuple(map(_call_key, calls)) if isinstance(calls, list) else ()
+    return Heard(role=message.role, text=message.content, calls=keys, message=message)
 
 
 def _call_key(call: Json) -> str:

@@ -33,8 +33,8 @@ class ScriptedPolicy:
         """Nothing is in progress."""
 
     def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
-        """It is no model."""
-        raise NotImplementedError
+        """See `RolloutEngine.score`."""
+        return [np.zeros(len(one.token_ids), dtype=np.float32) for one in sequences]
 
     def sleep(self) -> None:
         """Nothing sleeps."""

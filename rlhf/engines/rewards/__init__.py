@@ -1,7 +1,6 @@
 """Reward sources: a reward model, the user's function, a service, a judge, rules, or a weighted sum of those."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import singledispatch
 
 import numpy as np
@@ -249,7 +248,7 @@ def made_up_rollout(prompt: Prompt, response: str, token_ids: Sequence[int]) -> 
 
 def _as_episode(rollout: Rollout, said: str) -> Rollout:
     episode = Episode(messages=(Message(role="assistant", content=said),), ending=Ending.ANSWER, num_turns=1)
-    return EpisodeRollout(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)
+    return EpisodeRollout.of(rollout, episode)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -35,22 +35,14 @@ TWO = (
 JOY = ["--reward.function", "told_together:joy"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    train_tokenizer([f"row {n} of the data set" for n in range(100)], 300, folder)
-    make_llama(folder, vocab_size=300, hidden_size=32, num_layers=1, context=64)
-    return folder
-
-
 @pytest.fixture
-def world(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(short_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model with a context of 64 tokens, and 64 rows of which one has more. No Ray is started from it."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "model").symlink_to(short_model)
     texts = [f"row {n} of the data set" for n in range(63)] + ["row " * 60]
     rows = [{"prompt": text, "response": " yes", "answer": "1"} for text in texts]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,7 +12,6 @@ import pytest
 
 from rlhf.cli import main as cli
 from rlhf.config.loading.load import load_config
-from rlhf.engines.models.fresh_model import make_llama, train_tokenizer
 from rlhf.launch import train
 from rlhf.launch.full_check import checked_config
 from rlhf.launch.preflight import MAX_ROWS, preflight
@@ -29,22 +28,14 @@ def one_number(prompts, responses): return [1.0]
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    train_tokenizer([f"row {n} of the data set" for n in range(100)], 300, folder)
-    make_llama(folder, vocab_size=300, hidden_size=32, num_layers=1, context=64)
-    return folder
-
-
 @pytest.fixture
-def world(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(short_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with everything that a run needs. No Ray is started from it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "model").symlink_to(short_model)
     write_rows(tmp_path / "rows.jsonl", 64)
     (tmp_path / "preflight_rewards.py").write_text(REWARDS)
 

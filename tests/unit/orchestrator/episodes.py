@@ -1,6 +1,6 @@
 """A fake engine whose responses have several turns."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ class FakeEpisodes(FakeRollout):
             num_world_tokens=2,
             world_s=0.5,
         )
-        return EpisodeRollout(**{one.name: getattr(whole, one.name) for one in fields(Rollout)}, episode=episode)
+        return EpisodeRollout.of(whole, episode)
 
 
 class FailingEpisodes(FakeEpisodes):

@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import fields
 
 import pytest
 
@@ -17,9 +16,9 @@ from tests.unit.engines.rewards.reward_support import prompts, responses, rollou
 def episodes(rewards: Sequence[float], *, failed: Sequence[int] = ()) -> list[Rollout]:
     """Responses of episodes that gave these rewards."""
     return [
-        EpisodeRollout(
-            **{one.name: getattr(rollout, one.name) for one in fields(Rollout)},
-            episode=Episode(
+        EpisodeRollout.of(
+            rollout,
+            Episode(
                 messages=(Message(role="assistant", content="4"),),
                 ending=Ending.FAILED if index in failed else Ending.ANSWER,
                 num_turns=1,

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from rlhf.episode import Ending, Episode, EpisodeRollout
 from rlhf.orchestrator.run.files import write_rows
 from rlhf.orchestrator.run.responses import mean_advantages, response_rows
-from rlhf.types import Experience, Json, LearnedSequence, Message, Reward, Rollout, Signal
+from rlhf.types import Experience, Json, LearnedSequence, Message, Reward, Signal
 from tests.unit.orchestrator.support import as_sampled, given_group
 
 
@@ -59,7 +59,7 @@ def test_a_row_of_several_turns_shows_them_and_no_times() -> None:
         world_s=3.0,
     )
     (rollout,) = group.rollouts
-    several = EpisodeRollout(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)
+    several = EpisodeRollout.of(rollout, episode)
     (row,) = response_rows(1, [replace(group, responses=(several,))], {})
     assert row["episode"] == {
         "messages": [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b", "name": "add"}],
