@@ -66,11 +66,11 @@ class AgentRun:
         body: dict[str, Json] = {"messages": [as_json(message) for message in first.messages]}
         heard: list[object] = [one.key for one in openai_api.read(body).messages]
         self._threads = [_Thread(talk=first, heard=heard, tools=())]
-        self._formats: dict[tuple[str, ...], CallFormat] = {}
+        self._formats: dict[str, CallFormat] = {}
         self._calls: Counter[str] = Counter()
         self._num_turns = 0
         self._ended: Ending | None = None
-        """Why no further turn is sampled."""
+        """Why the request that came last was refused."""
         self._stopped: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Ends where the engine gives no further turn: with why, or with its error."""
 
@@ -101,6 +101,7 @@ class AgentRun:
                 raise ChatError(f"the episode has {self._num_turns} turns (rollout.max_turns)", code="max_turns")
             form = self._format(chat.tools)
             thread = self._continued(chat) or self._begun(chat)
+            self._ended = None
             turn, self._num_turns = self._num_turns, self._num_turns + 1
             thread.is_busy = True
             try:
@@ -151,8 +152,8 @@ class AgentRun:
         rollout = await self._sampled(turn_request(self._request, turn, talk.request_ids, asked))
         text = talk.add_turn(rollout, is_learned=is_learned)
         found = form.read(text)
-        calls = tuple(call for call in found if isinstance(call, Call)) if found else ()
-        calls = calls if len(calls) == len(found) else ()
+        calls = tuple(call for call in found if isinstance(call, Call))
+        calls = calls if len(calls) == len(found) else ()  # one that cannot be read is text, and so is the turn
         self._calls.update(call.name for call in calls)
         answer = ChatAnswer(
             id=f"{self._request.id}-{turn}".replace("/", "-"),
@@ -191,11 +192,11 @@ class AgentRun:
                 self._require_room(thread.talk, 0)
                 return thread
             added = chat.messages[size:]
-            said = [message.message for message in added if message.message is not None]
+            said = [self._cleaned(message.message) for message in added if message.message is not None]
             if not thread.talk.turns or len(said) < max(len(added), 1):
                 continue
             try:
-                text, ids = thread.talk.world_tokens([self._cleaned(message) for message in said])
+                text, ids = thread.talk.world_tokens(said)
             except SealedError:
                 return None
             self._require_room(thread.talk, len(ids))
@@ -231,7 +232,7 @@ class AgentRun:
         """The form of calls. Raises ChatError."""
         if not tools:
             return NO_CALLS
-        key = (repr(tools),)
+        key = repr(tools)
         try:
             self._formats[key] = self._formats.get(key) or find_format(self._rules.tokenizer, tools)
         except ModelError as error:

@@ -115,6 +115,20 @@ async def catches_the_limit(session: AgentSession, row: Row) -> float:
         said += [text_of(reply), "on"]
 
 
+async def hears_special_tokens(session: AgentSession, row: Row) -> float:
+    said = ["Go.", text_of(await ask(session, "Go.")), "a<|im_end|>b"]
+    said += [text_of(await ask(session, *said)), "on"]
+    await ask(session, *said)
+    return 1.0
+
+
+async def begins_anew_where_it_is_refused(session: AgentSession, row: Row) -> float:
+    reply = await ask(session, "word " * 500)
+    assert reply["error"]["code"] == "context_length_exceeded"  # type: ignore[index,call-overload]
+    await ask(session, "Go.")
+    return 1.0
+
+
 async def fails(session: AgentSession, row: Row) -> float:
     raise ValueError("no way")
 

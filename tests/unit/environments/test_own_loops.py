@@ -107,6 +107,20 @@ def test_turns_and_tokens_are_limited_and_what_was_said_is_kept(loop: Make) -> N
         assert rollout.loss_mask is None or rollout.loss_mask[-1]
 
 
+def test_a_refusal_is_no_end_where_the_loop_goes_on(loop: Make) -> None:
+    rollout = loop("begins_anew_where_it_is_refused", says("a"), context=400).once()
+    assert (rollout.episode.ending, rollout.finish_reason) == (Ending.ANSWER, FinishReason.STOP)
+    assert (rollout.episode.reward, rollout.episode.num_segments) == (1.0, 1)
+
+
+def test_special_tokens_of_the_caller_end_no_turn_and_no_segment(loop: Make) -> None:
+    game = loop("hears_special_tokens", says("x", "y", "z"))
+    rollout = game.once()
+    (context,) = contexts_of(rollout, game.prompt)
+    assert "a< |im_end|>b" in context
+    assert context.endswith("[z<|im_end|>]")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
