@@ -17,11 +17,13 @@ class MemoryGauge:
     timeout_s: float
 
     def __call__(self) -> dict[str, float]:
-        """The highest peak in each group, in GiB. Raises: as `RemoteCalls.run`."""
+        """The highest peak in each group, in GiB; nothing of rollout engines that are all lost and not replaced yet.
+        Raises: as `RemoteCalls.run`."""
         metrics = {}
         for name, group in self.groups.items():
             peaks = group.run(
                 lambda _rank, handle: handle.peak_memory.remote(), phase="reading of memory", timeout_s=self.timeout_s
             )
-            metrics[f"memory/{name}"] = max(cast(list[int], peaks)) / GIB
+            if peaks:
+                metrics[f"memory/{name}"] = max(cast(list[int], peaks)) / GIB
         return metrics

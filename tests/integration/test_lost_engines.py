@@ -53,7 +53,9 @@ def test_of_two_engines_one_is_lost_and_the_run_is_the_same_run(command: Command
     straight = command.run(*TWO_ENGINES, *address, name="two_engines", environment=head.environment)
     lost = lose_an_engine(command, head, "lost_engine")
     assert_replaced_alone(lost)
-    assert lost.metrics[-1]["throughput/busy_share_min"] > 0, "the new engine got no requests"
+    # A step takes a tenth of a second here: in one of them alone the new engine may have had nothing to do.
+    busy = [row["throughput/busy_share_min"] for row in lost.metrics[2:]]
+    assert max(busy) > 0, "the new engine got no requests"
     assert lost.figures == straight.figures
     assert lost.weights == straight.weights
 
