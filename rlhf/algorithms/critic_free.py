@@ -49,7 +49,7 @@ class CriticFree(Algorithm):
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         """Advantages of the responses to one prompt, one number per token: `rewards[i]` are those of response i's
         tokens, at least one; `greedy` is the score of the greedy response, penalties included, where `greedy_baseline`
-        asks for it."""
+        asks for it. The arrays returned are new: scaling and importance weights change them in place."""
 
     def keep(self, group: ScoredGroup) -> bool:
         """With dynamic sampling: whether the rewards of the group differ. Responses without tokens do not count."""
@@ -105,7 +105,10 @@ class CriticFree(Algorithm):
         non_empty = [response.kl for response in responses if len(response)]
         self._kl.update(mean(non_empty), len(non_empty))
         weights, weight_metrics = importance_weights(self._section.correction, responses)
-        return [a * w[: len(a)] for a, w in zip(advantages, weights, strict=True)], metrics + weight_metrics
+        for one, weight in zip(advantages, weights, strict=True):
+            # In place: for new arrays of all tokens of a step the system must find memory first.
+            np.multiply(one, weight[: len(one)], out=one)
+        return advantages, metrics + weight_metrics
 
     def _scaled_over_batch(self, advantages: list[Floats], totals: Sequence[float]) -> list[Floats]:
         """Advantages of the whole batch, divided by a standard deviation that all of it shares, where `scale` says so;
@@ -147,7 +150,9 @@ class CriticFree(Algorithm):
         if self._section.scale != "group":
             return advantages
         scale = deviation(np.array(totals), sample=self._section.std == "sample") + EPSILON
-        return [advantage / scale for advantage in advantages]
+        for one in advantages:
+            np.divide(one, scale, out=one)
+        return advantages
 
     def objectives(self) -> Mapping[str, Objective]:
         section = self._section

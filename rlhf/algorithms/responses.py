@@ -50,7 +50,7 @@ class ResponseTokens:
             ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
             truncated=any(example.truncated),
-            turns=_among(np.flatnonzero(mask), example.turns),
+            turns=_among(np.flatnonzero(mask), example.turns) if example.turns else (),
         )
 
     @property

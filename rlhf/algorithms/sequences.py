@@ -29,9 +29,10 @@ def join(prompt: Prompt, response: Response) -> TokenSequence:
     if response.finish_reason is not FinishReason.ABORTED:
         loss_mask[len(prompt.token_ids) :] = True if response.loss_mask is None else response.loss_mask
         loss_mask[:1] = False
-    starts = [start for given in response.segment_starts if (start := len(prompt.token_ids) + given)]
-    loss_mask[starts] = False
-    return TokenSequence(token_ids=token_ids, loss_mask=loss_mask, segment_starts=tuple(starts))
+    starts = tuple(start for given in response.segment_starts if (start := len(prompt.token_ids) + given))
+    for start in starts:
+        loss_mask[start] = False
+    return TokenSequence(token_ids=token_ids, loss_mask=loss_mask, segment_starts=starts)
 
 
 def learned(sequence: TokenSequence, signals: Mapping[Signal, FloatArray] | None = None) -> LearnedSequence:

@@ -11,6 +11,9 @@ from rlhf.types import Example, FloatArray, Signal, Signals
 MAX_GAP = 20.0
 """Nats at which a disagreement is cut before `exp`."""
 
+PIECE = 2**14
+"""Tokens whose temporary arrays fit a core's cache."""
+
 
 def log_prob_mismatch(examples: Sequence[Example], signals: Sequence[Signals]) -> FloatArray:
     """Log-prob by the trainer minus that by the sampler, of each response token that both computed. Not finite where
@@ -41,10 +44,12 @@ def mismatch_metrics(gap: FloatArray, mismatch_band: float) -> dict[str, float]:
         return {}
     distances = gap[np.isfinite(gap)].astype(np.float64)
     size = max(len(distances), 1)
-    clamped = distances.clip(-MAX_GAP, MAX_GAP)
-    kls = np.expm1(clamped)
-    kls -= clamped
-    # In place, like the line above: the arrays hold all tokens of a step.
+    kls = np.empty_like(distances)
+    # Piece by piece and in place: the arrays hold all tokens of a step.
+    for start in range(0, len(distances), PIECE):
+        clamped = distances[start : start + PIECE].clip(-MAX_GAP, MAX_GAP)
+        kl = np.expm1(clamped, out=kls[start : start + PIECE])
+        kl -= clamped
     np.abs(distances, out=distances)
     return {
         "mismatch/log_prob": float(distances.sum() / size),
