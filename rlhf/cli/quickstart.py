@@ -197,7 +197,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
         )
 
     sampled = answers(1.0, NUM_JUDGED)
-    texts = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in sampled]
+    texts = [tokenizer.decode(rollout.token_ids) for rollout in sampled]
     repeated = [question for question in questions for _ in range(NUM_JUDGED)]
     reference = TransformersRolloutEngine(EngineSpec(section=section, model=str(origin), dtype="float32", device="cpu"))
     sequences = [
@@ -209,7 +209,7 @@ def judge(model: Path, origin: Path, questions: Sequence[Question], seed: int) -
         for rollout, log_probs in zip(sampled, scored, strict=True)
     ]
     return Verdict(
-        greedy=[tokenizer.decode(rollout.token_ids.tolist()) for rollout in answers(0.0, 1)],
+        greedy=[tokenizer.decode(rollout.token_ids) for rollout in answers(0.0, 1)],
         true_score=float(np.mean([true_score(q, text) for q, text in zip(repeated, texts, strict=True)])),
         length=float(np.mean([len(rollout.token_ids) for rollout in sampled])),
         kl=round(float(np.mean(gaps)), 3),

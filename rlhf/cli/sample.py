@@ -236,7 +236,7 @@ def sample_chunk(sampled: Sampled, prompts: Sequence[Prompt], requests: Sequence
     scores: Sequence[Reward | None]
     if sampled.rewards is None:
         rollouts = generate(engine, requests)
-        responses = [tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
+        responses = [tokenizer.decode(rollout.token_ids) for rollout in rollouts]
         scores = [None] * len(rollouts)
     else:
         sampler = Sampler(engine, sampled.rewards, tokenizer)

@@ -17,6 +17,7 @@ from rlhf.types import (
     RolloutRequest,
     StepReport,
     SyncReport,
+    TokenIds,
     TrainBatch,
 )
 
@@ -35,7 +36,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]: ...
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def decode(self, token_ids: TokenIds, *, skip_special_tokens: bool = True) -> str: ...
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:
         """Apply the chat template. Raises ModelError if there is none."""

@@ -29,6 +29,7 @@ from rlhf.types import (
     Signal,
     StepReport,
     SyncReport,
+    TokenIds,
     TrainBatch,
 )
 
@@ -55,7 +56,7 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [self.alphabet.index(character) + 2 for character in text]
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
         return "".join(self.alphabet[i - 2] for i in token_ids if i >= 2)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:

@@ -74,7 +74,7 @@ def generate_responses(config: GenerateConfig) -> list[Generated]:
     return [
         Generated(
             prompt=prompt,
-            texts=tuple(tokenizer.decode(rollout.token_ids.tolist()) for rollout in sampled),
+            texts=tuple(tokenizer.decode(rollout.token_ids) for rollout in sampled),
             episodes=tuple(rollout.episode for rollout in sampled if isinstance(rollout, EpisodeRollout)),
         )
         for i, prompt in enumerate(prompts)

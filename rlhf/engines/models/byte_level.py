@@ -1,10 +1,14 @@
 """Decoding of byte-level BPE, the tokenizers of most models since GPT-2, by a table: the text that the tokenizers
 library gives, which looks up, copies and maps each token every time, for a fifth of the time."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders
+
+from rlhf.types import IntArray, TokenIds
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -18,24 +22,47 @@ def byte_alphabet() -> dict[str, int]:
 ALPHABET = byte_alphabet()
 
 
-class TokenBytes(dict[int, bytes]):
-    """Token id -> its bytes, filled in when a token comes for the first time."""
+Pieces = npt.NDArray[np.object_]
+
+
+def join(pieces: Pieces, ids: IntArray) -> str:
+    """The text of the pieces with these indices. Raises IndexError or TypeError where one is not there."""
+    return b"".join(pieces[ids].tolist()).decode(errors="replace")
+
+
+class TokenBytes:
+    """The bytes of each token, looked up when it comes for the first time."""
 
     def __init__(self, backend: tokenizers.Tokenizer, left_out: Collection[int] = ()) -> None:
         """`left_out` are decoded to nothing."""
-        super().__init__(dict.fromkeys(left_out, b""))
         self._backend = backend
+        self._left_out = frozenset(left_out)
+        self._pieces: Pieces = np.empty(0, dtype=np.object_)
+        """[largest id so far + 1]: the bytes of a token; None: not looked up yet."""
 
-    def __missing__(self, token_id: int) -> bytes:
+    def decode(self, token_ids: TokenIds) -> str:
+        """The text of the tokens; U+FFFD where their bytes are no UTF-8."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        try:
+            return join(self._pieces, ids)
+        except (IndexError, TypeError):  # beyond the table, or None in it: cheaper than to look before each time
+            return join(self._with(ids), ids)
+
+    def _with(self, ids: IntArray) -> Pieces:
+        """The table with these tokens. If threads look up others at the same time, only those of one are kept."""
+        pieces = np.full(max(len(self._pieces), int(ids.max()) + 1), None, dtype=np.object_)
+        pieces[: len(self._pieces)] = self._pieces
+        for token_id in np.unique(ids).tolist():
+            pieces[token_id] = self._bytes_of(token_id)
+        self._pieces = pieces
+        return pieces
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._left_out:
+            return b""
         token = self._backend.id_to_token(token_id) or ""  # a model may have more tokens than its tokenizer
         is_made_of_bytes = all(character in ALPHABET for character in token)  # not so where it was added as a text
-        found = bytes(ALPHABET[character] for character in token) if is_made_of_bytes else token.encode()
-        self[token_id] = found
-        return found
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of the tokens; U+FFFD where their bytes are no UTF-8."""
-        return b"".join(map(self.__getitem__, token_ids)).decode(errors="replace")
+        return bytes(ALPHABET[character] for character in token) if is_made_of_bytes else token.encode()
 
 
 def is_byte_level(backend: tokenizers.Tokenizer) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from rlhf.conversations.forms import Form, forms_for, write
@@ -17,7 +18,7 @@ from rlhf.engines.models.hub import require_found
 from rlhf.engines.models.plain_tokenizer import FastTokenizer, read_plain_tokenizer
 from rlhf.engines.models.turn_ends import Turn, special_texts, turn_ends, turn_marks
 from rlhf.errors import DataError, ModelError
-from rlhf.types import Json, Message
+from rlhf.types import Json, Message, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class HfTokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if add_special_tokens else ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, without cleaning up spaces. Stop tokens count as special."""
         if self._bytes is not None:
             return self._bytes[skip_special_tokens].decode(token_ids)
         stops = self.stop_token_ids if skip_special_tokens else ()
-        kept = [token for token in token_ids if token not in stops]
+        kept = [token for token in np.asarray(token_ids, dtype=np.int64).tolist() if token not in stops]
         return self._backend.decode(kept, skip_special_tokens=skip_special_tokens)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Json] = ()) -> str:

@@ -193,7 +193,7 @@ class Encoder:
         stretches = [slice(start, start + max_tokens) for start in range(0, len(whole.token_ids), max_tokens)]
         return [
             EncodedResponse(
-                text=self._tokenizer.decode(whole.token_ids[stretch].tolist()),
+                text=self._tokenizer.decode(whole.token_ids[stretch]),
                 token_ids=whole.token_ids[stretch],
                 written=whole.written[stretch],
             )

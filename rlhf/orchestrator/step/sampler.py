@@ -70,7 +70,7 @@ class Sampler:
 
     def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[Reward]]:
         """The responses' texts and rewards, in order. Of a response of several turns, rewards read the last one."""
-        responses = [self._tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts]
+        responses = [self._tokenizer.decode(rollout.token_ids) for rollout in rollouts]
         answers = [
             rollout.episode.answer if isinstance(rollout, EpisodeRollout) else response
             for rollout, response in zip(rollouts, responses, strict=True)

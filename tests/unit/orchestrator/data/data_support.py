@@ -13,7 +13,7 @@ from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import DataError, ModelError
 from rlhf.orchestrator.data import DataSplit, load_groups
-from rlhf.types import Json, Message, ScoredGroup
+from rlhf.types import Json, Message, ScoredGroup, TokenIds
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
@@ -37,7 +37,7 @@ class LetterTokenizer:
         ids = [self._ids[unit] if unit in self._ids else 100 + ord(unit) for unit in self._pattern.findall(text)]
         return [0, *ids] if add_special_tokens else ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
         texts = [self._units[token] if token < 100 else chr(token - 100) for token in token_ids]
         return "".join(text for text in texts if not (skip_special_tokens and text in SPECIAL))
 
