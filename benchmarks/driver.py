@@ -3,8 +3,9 @@
     python -m benchmarks.driver [--algorithm grpo|ppo] [--responses 8000 32000 100000] [--tokens 512] [--quick]
 
 Runs the real training loop on responses that were made beforehand. Its engines compute nothing: their outputs come from
-the token ids, which costs little and is subtracted. Each row is a process of its own, which runs one step of all
-responses and one of a single group, in which the records of the first are counted.
+the token ids, which costs little and is subtracted. Each row is a process of its own, which runs two steps of all
+responses and one of a single group. The second step is measured, with its records, which are written in the third: the
+first also waits for the system to find memory for it, which is then reused.
 
 Columns are milliseconds per response of one thread: CPU time without that of the engines, and its parts. `log-probs`
 contains the selection of examples, planning, packing and the mismatch between sampler and trainer; `learn` builds the
@@ -70,6 +71,8 @@ NUM_RANKS = 8
 MINIBATCHES = 4
 """Optimizer steps in one step of the loop."""
 MICRO_BATCH_TOKENS = 16384
+MEASURED_STEP = 2
+NUM_STEPS = 3
 RESPONSES = (8_000, 32_000, 100_000)
 PHASES = ("decode", "log-probs", "credit", "learn", "record", "rest")
 ID_BYTES, MASK_BYTES, SIGNAL_BYTES = 8, 1, 4
@@ -99,7 +102,7 @@ class Figures:
 
 
 class PhaseTimes:
-    """CPU seconds of the process by phase, in the first step alone."""
+    """CPU seconds of the process by phase, in the measured step alone."""
 
     def __init__(self) -> None:
         self.cpu_s = dict.fromkeys(PHASES, 0.0)
@@ -114,9 +117,13 @@ class PhaseTimes:
     def end(self, phase: str) -> None:
         """What was done since the end of the phase before was this one."""
         now = time.process_time()
-        if self._step == 1:
+        if self._step == MEASURED_STEP:
             self.cpu_s[phase] += now - self._last
         self._last = now
+
+    def leave_out(self) -> None:
+        """What was done since the end of the phase before is part of none."""
+        self._last = time.process_time()
 
 
 class InstantEngine:
@@ -181,7 +188,8 @@ def outputs_of(ids: FloatArray) -> FloatArray:
 
 
 class MadeResponses:
-    """A source of responses that were sampled and scored before. Decodes them, as a run does after sampling."""
+    """A source of responses that are made up, uncounted, when they are asked for. Decodes them, as a run does after
+    sampling."""
 
     def __init__(self, case: Case, tokenizer: HfTokenizer, token_ids: Sequence[int], times: PhaseTimes) -> None:
         self._times = times
@@ -189,17 +197,19 @@ class MadeResponses:
         self._stream = np.array(token_ids, dtype=np.int64)
         self._generator = np.random.default_rng(0)
         self._mean = case.tokens
-        self._made = [self._make(number) for number in range(case.responses // GROUP_SIZE + 1)]
-        self.num_tokens = sum(len(r.token_ids) for _, rollouts in self._made for r in rollouts)
-        self.num_sequence_tokens = self.num_tokens + sum(PROMPT_TOKENS * len(rollouts) for _, rollouts in self._made)
+        self._num_groups = case.responses // GROUP_SIZE
+        self.num_tokens = 0
+        """Of the measured step, without prompts."""
 
     def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None:
         """The responses are there."""
 
     def take(self, step: int) -> GroupBatch:
         self._times.step()
-        count = len(self._made) - 1 if step == 1 else 1
-        sampled = [self._made.pop() for _ in range(count)]
+        sampled = [self._make(step, number) for number in range(self._num_groups if step <= MEASURED_STEP else 1)]
+        if step == MEASURED_STEP:
+            self.num_tokens = sum(len(rollout.token_ids) for _, rollouts in sampled for rollout in rollouts)
+        self._times.leave_out()
         groups = tuple(self._scored(prompt, rollouts) for prompt, rollouts in sampled)
         self._times.end("decode")
         return GroupBatch(groups=groups, position=step)
@@ -210,21 +220,21 @@ class MadeResponses:
     def close(self) -> None:
         """There is nothing to close."""
 
-    def _make(self, number: int) -> tuple[Prompt, tuple[Rollout, ...]]:
+    def _make(self, step: int, number: int) -> tuple[Prompt, tuple[Rollout, ...]]:
         ids = self._cut(PROMPT_TOKENS)
-        prompt = Prompt(id=f"prompt-{number}", token_ids=ids, text=self._tokenizer.decode(ids.tolist()), label="42")
+        prompt = Prompt(id=f"prompt-{number}", token_ids=ids, text=self._tokenizer.decode(ids), label="42")
         lengths = self._generator.integers(self._mean // 2, 3 * self._mean // 2, GROUP_SIZE, endpoint=True)
-        return prompt, tuple(self._rollout(f"{prompt.id}/{k}", prompt, n) for k, n in enumerate(lengths.tolist()))
+        return prompt, tuple(self._rollout(prompt, k, length, step) for k, length in enumerate(lengths.tolist()))
 
-    def _rollout(self, name: str, prompt: Prompt, length: int) -> Rollout:
+    def _rollout(self, prompt: Prompt, number: int, length: int, step: int) -> Rollout:
         ids = self._cut(length)
         return Rollout(
-            id=name,
+            id=f"{prompt.id}/{number}",
             prompt_id=prompt.id,
             token_ids=ids,
             log_probs=outputs_of(ids.astype(np.float32)),
             finish_reason=FinishReason.STOP,
-            weight_version=0,
+            weight_version=step - 1,
         )
 
     def _cut(self, length: int) -> IntArray:
@@ -236,7 +246,7 @@ class MadeResponses:
         return ScoredGroup(
             prompt=prompt,
             responses=tuple(rollouts),
-            texts=tuple(self._tokenizer.decode(rollout.token_ids.tolist()) for rollout in rollouts),
+            texts=tuple(self._tokenizer.decode(rollout.token_ids) for rollout in rollouts),
             rewards=tuple(Reward(total=reward, parts={"rule": reward}) for reward in rewards),
         )
 
@@ -283,13 +293,14 @@ def run(case: Case, tokenizer: HfTokenizer, token_ids: Sequence[int], folder: Pa
     trained = {role: InstantEngine(signals, times) for role in algorithm.needs.trains}
     reference = InstantEngine(signals, times)
     with RunDirectory.open(folder, resume=False) as directory:
-        records = Records(directory, lambda: [EndOfMetrics(times)], SilentConsole(), LogSection(), num_steps=2)
+        records = Records(directory, lambda: [EndOfMetrics(times)], SilentConsole(), LogSection(), num_steps=NUM_STEPS)
         models = Models(trained=trained, reference=reference)
         loop = make_loop(case, Parts(algorithm=algorithm, models=models, source=source), records)
         with records.open():
             loop.run()
     given = source.num_tokens * (ID_BYTES + SIGNAL_BYTES)
-    learned = source.num_sequence_tokens * (ID_BYTES + MASK_BYTES + SIGNAL_BYTES * len(signals))
+    num_sequence_tokens = source.num_tokens + PROMPT_TOKENS * case.responses
+    learned = num_sequence_tokens * (ID_BYTES + MASK_BYTES + SIGNAL_BYTES * len(signals))
     return Figures(
         cpu_s=times.cpu_s,
         engines_s=reference.cpu_s + sum(engine.cpu_s for engine in trained.values()),
@@ -299,14 +310,14 @@ def run(case: Case, tokenizer: HfTokenizer, token_ids: Sequence[int], folder: Pa
 
 
 def make_loop(case: Case, parts: Parts, records: Records) -> Loop:
-    """The loop of two steps: all responses but those of one group, then that group."""
+    """The loop: two steps of all responses, and one of a group."""
     batch_size = max(1, case.responses // MINIBATCHES)
     train = TrainSection(batch_size=batch_size, max_tokens_per_micro_batch=MICRO_BATCH_TOKENS)
     folder = records.directory.checkpoints
     return Loop(
         parts,
         LoopSections(train=train, eval=EvalSection(), checkpoint=CheckpointSection(every_steps=1000), max_lag=1),
-        RunLength(num_steps=2, examples_per_step=case.responses, batch_size=batch_size),
+        RunLength(num_steps=NUM_STEPS, examples_per_step=case.responses, batch_size=batch_size),
         records=records,
         checkpoints=Checkpoints(folder, keep=1, warn=records.warn, repaired=records.repair),
         stop=StopRequest(20.0),
