@@ -62,7 +62,7 @@ LAGS: Mapping[str, Sequence[str]] = {
     "1, truncate, ready, partial abort": (*READY, "--rollout.partial", "abort"),
     "1, truncate, ready, oversample 1.25": (*READY, "--rollout.oversample", "1.25"),
 }
-"""max_lag, importance correction, and what else is set -> flags for the latter. Three seeds for the first three."""
+"""max_lag, importance correction, and what else is set -> flags for the latter. One seed without correction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +261,7 @@ def main() -> None:
             for name, flags in LAGS.items()
             if not args.only or name in args.only
             for lag, kind in [name.split(", ")[:2]]
-            for seed in (seeds if kind == "truncate" and not flags else seeds[:1])
+            for seed in (seeds if kind == "truncate" else seeds[:1])
         ]
     else:
         table = "methods"

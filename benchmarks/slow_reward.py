@@ -19,11 +19,12 @@ from statistics import median
 
 from benchmarks import tail
 from benchmarks.tables import show
-from benchmarks.tail import BATCH, GROUP, ROOT, TIMEOUT_S, WARM_UP, flags_of
+from benchmarks.tail import ROOT, SIZES, TIMEOUT_S, WARM_UP, flags_of
 from rlhf.orchestrator.run.files import read_rows
 from rlhf.orchestrator.run.metrics_file import read_metrics
 from rlhf.orchestrator.run.trackers import numbers
 
+SIZE = SIZES["5m"]
 DEADLINE_S = 10.0
 CASES = (("0", "at_once"), ("0", "in_a_second"), ("1", "at_once"), ("1", "in_a_second"))
 REWARDS = f"""\
@@ -46,7 +47,7 @@ def hanging_once(responses):
     global scored
     scored += len(responses)
     told = Path(__file__).with_name("hung")
-    if scored > {2 * BATCH * GROUP} and not told.exists():
+    if scored > {2 * SIZE.num_responses} and not told.exists():
         told.write_text(str(time.time()))
         time.sleep(3600.0)
     return at_once(responses)
@@ -55,14 +56,14 @@ def hanging_once(responses):
 
 def write_inputs(folder: Path) -> None:
     """What `benchmarks.tail` needs, and reward functions."""
-    tail.write_inputs(folder)
+    tail.write_inputs(folder, SIZE)
     (folder / "slow.py").write_text(REWARDS)
 
 
 def run(folder: Path, name: str, num_steps: int, function: str, changes: Mapping[str, object]) -> Path:
     """The folder of a run."""
     source = f"[{{type: function, function: 'slow:{function}', timeout_s: {DEADLINE_S}}}]"
-    flags = {**flags_of(folder, name, num_steps), **changes, "reward.sources": source}
+    flags = {**flags_of(folder, SIZE, name, num_steps), **changes, "reward.sources": source}
     del flags["reward.function"]
     with (folder / f"{name}.log").open("w") as log:
         subprocess.run(
