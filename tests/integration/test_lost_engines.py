@@ -1,8 +1,9 @@
-"""Runs with two rollout engines, one of which is killed while both generate: the other goes on, and a new one joins."""
+"""Runs with two rollout engines that lose processes: one engine while both generate, the reward function while it
+scores, an engine in a weight sync. What can be replaced is replaced alone, and the run stays the same run."""
 
 import re
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,48 +22,67 @@ TWO_ENGINES = (
     *("--rollout.group-size", "2", "--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8"),
     *("--train.batch-size", "8", "--train.num-steps", "5", "--log.sample-every-steps", "0"),
 )
-FAULT = Fault(number=0, kind="kill", process="rollout engine 1", phase="generate")
-"""Struck in step 1: step 0 is saved before."""
+FAULTS = (
+    Fault(number=0, kind="kill", process="rollout engine 1", phase="generate"),
+    Fault(number=1, kind="kill", process="reward function", phase="score"),
+    Fault(number=2, kind="kill", process="rollout engine 0", phase="sync"),
+)
+"""The first in step 1: step 0 is saved before. Each waits for a saved step after the one before."""
 
 
-def lose_an_engine(command: CommandLine, head: RayHead, name: str, *more: str) -> Run:
-    """A run whose engine 1 is killed while both generate."""
+def run_with(command: CommandLine, head: RayHead, name: str, faults: Sequence[Fault], *more: str) -> Run:
+    """A run in which all these faults happen."""
     arguments = (*TWO_ENGINES, "--cluster.address", head.address, *more)
-    run = command.start(*arguments, name=name, environment=head.environment, faults=[FAULT]).wait()
-    (witness,) = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
-    assert str(witness["wait"]).startswith("rollout generation "), witness
+    run = command.start(*arguments, name=name, environment=head.environment, faults=faults).wait()
+    assert run.code == 0, run.output
+    witnesses = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
+    waits = {str(row["phase"]): str(row["wait"]) for row in witnesses}
+    assert list(waits) == [fault.phase for fault in faults], waits
+    assert waits["generate"].startswith("rollout generation "), waits
+    assert [row["step"] for row in run.metrics] == list(range(1, 6))
     return run
 
 
-def events(folder: Path, kind: str) -> list[str]:
-    return [str(row["text"]) for row in read_rows(folder / "events.jsonl") if row["kind"] == kind]
+def events(run: Run, kind: str) -> list[str]:
+    return [str(row["text"]) for row in read_rows(run.folder / "events.jsonl") if row["kind"] == kind]
 
 
-def assert_replaced_alone(run: Run) -> None:
+def assert_all_repaired(run: Run) -> None:
+    """Engine 1 and the reward function were replaced alone; the engine lost in a sync took everything with it."""
+    engine, reward = events(run, "replacement")
+    assert_replaced(engine)
+    assert "reward function" in reward, reward
+    (restart,) = events(run, "restart")
+    assert "rollout engine 0" in restart, restart
+
+
+def assert_replaced(engine: str) -> None:
     """Only engine 1 started again."""
-    assert run.code == 0, run.output
-    assert events(run.folder, "restart") == []
-    (text,) = events(run.folder, "replacement")
-    assert re.match(r"rollout (generation 1|health check): rollout engine 1 \(node .* died\. ", text), text
-    assert text.count("rollout engine 1 (node ") == 2, text
-    assert [row["step"] for row in run.metrics] == list(range(1, 6))
+    assert re.match(r"rollout (generation 1|health check): rollout engine 1 \(node .* died\. ", engine), engine
+    assert engine.count("rollout engine 1 (node ") == 2, engine
 
 
-def test_of_two_engines_one_is_lost_and_the_run_is_the_same_run(command: CommandLine, head: RayHead) -> None:
+def test_a_run_that_loses_processes_is_the_same_run(command: CommandLine, head: RayHead) -> None:
     address = ("--cluster.address", head.address)
     straight = command.run(*TWO_ENGINES, *address, name="two_engines", environment=head.environment)
-    lost = lose_an_engine(command, head, "lost_engine")
-    assert_replaced_alone(lost)
+    lost = run_with(command, head, "lost_engine", FAULTS[:1])
+    assert events(lost, "restart") == []
+    (text,) = events(lost, "replacement")
+    assert_replaced(text)
     # A step takes a tenth of a second here: in one of them alone the new engine may have had nothing to do.
     busy = [row["throughput/busy_share_min"] for row in lost.metrics[2:]]
     assert max(busy) > 0, "the new engine got no requests"
     assert lost.figures == straight.figures
     assert lost.weights == straight.weights
+    all_lost = run_with(command, head, "all_lost", FAULTS)
+    assert_all_repaired(all_lost)
+    assert all_lost.figures == straight.figures
+    assert all_lost.weights == straight.weights
 
 
-def test_an_asynchronous_run_loses_an_engine_and_nothing_else(command: CommandLine, head: RayHead) -> None:
-    run = lose_an_engine(command, head, "lost_engine_async", "--rollout.max-lag", "2", "--rollout.order", "ready")
-    assert_replaced_alone(run)
+def test_an_asynchronous_run_loses_processes_and_nothing_else(command: CommandLine, head: RayHead) -> None:
+    run = run_with(command, head, "all_lost_async", FAULTS, "--rollout.max-lag", "2", "--rollout.order", "ready")
+    assert_all_repaired(run)
     assert all(row["rollout/lag_max"] <= 2 for row in run.metrics)
     learned = Counter(row["prompt_id"] for path in run.folder.glob("rollouts/*.jsonl") for row in read_rows(path))
     assert len(learned) == 20
