@@ -181,10 +181,6 @@ class StepLoop(Generic[C]):
         """Requests whose responses are not complete."""
         return len(self._awaited)
 
-    def mark_progress(self) -> None:
-        """Restart the stall timer: the time of a weight update does not count as a stall."""
-        self._progress = time.monotonic()
-
     def close(self, timeout_s: float) -> None:
         """End the loop after the current step; the futures end with WorkerLostError."""
         with self._changed:
@@ -224,6 +220,8 @@ class StepLoop(Generic[C]):
 
     def _watch(self) -> None:
         while not self._ended_event.wait(min(POLL_S, self._stall_timeout_s / 4)):
+            if self._gate.state is ServingState.UPDATING:
+                self._progress = time.monotonic()  # a weight update is no stall; it has a deadline of its own
             idle_s = time.monotonic() - self._progress
             if (missing := list(self._awaited)) and idle_s > self._stall_timeout_s:
                 text = f"engine {self._name}: no token for {idle_s:.1f} s with {len(missing)} responses missing"

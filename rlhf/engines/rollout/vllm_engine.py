@@ -172,7 +172,6 @@ class VllmRolloutEngine:
             self._loop.abort_all(problem)
             raise problem from error
         self._core.leave_kv_cache()
-        self._loop.mark_progress()
         return own
 
     def _remote(self, method: str, **kwargs: object) -> None:

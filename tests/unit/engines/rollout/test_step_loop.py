@@ -153,6 +153,16 @@ def test_a_long_response_is_no_stall(hasty: StepLoop[CountingCore]) -> None:
     assert len(hasty.decode([ask(1, 700)])[0].token_ids) == 700  # takes longer than the 0.4 s
 
 
+def test_a_long_weight_update_is_no_stall(hasty: StepLoop[CountingCore], gate: ServingGate) -> None:
+    (response,) = hasty.submit([ask(5, 200)]).values()
+    hasty.call(gate.begin_update)
+    time.sleep(0.9)
+    assert not response.done()
+    gate.received("same")
+    hasty.call(lambda: gate.serve(1, "same"))
+    assert len(response.result(5).token_ids) == 200
+
+
 def test_an_idle_loop_does_not_count_as_stalled(hasty: StepLoop[CountingCore]) -> None:
     time.sleep(0.6)
     assert len(hasty.decode([ask(1, 50)])[0].token_ids) == 50
