@@ -47,12 +47,12 @@ class PolicyWeights:
 
 def require_lag(step: int, batch: GroupBatch, max_lag: int) -> None:
     """Check that step `step`, whose policy has version step - 1, learns from rollouts of that version or of one of the
-    `max_lag` before it.
+    `max_lag` before it. Greedy baselines may be older: none of their tokens is learned from.
 
     Raises:
         RlhfError: a rollout is older, or newer.
     """
-    for rollout in batch.rollouts:
+    for rollout in (rollout for group in batch.groups for rollout in group.rollouts):
         if rollout.is_sampled and not 0 <= step - 1 - rollout.weight_version <= max_lag:
             raise RlhfError(
                 f"step {step}: {rollout.id} was sampled from weights of version {rollout.weight_version}, the "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rlhf.orchestrator.step.rows import Rows
-from rlhf.types import Rollout, ScoredGroup
+from rlhf.types import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,6 @@ class GroupBatch:
     ahead: tuple[int, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def rollouts(self) -> tuple[Rollout, ...]:
-        """Every response that was sampled for these groups, the greedy baselines included."""
-        sampled = [rollout for group in self.groups for rollout in group.rollouts]
-        return (*sampled, *(group.baseline.rollout for group in self.groups if group.baseline is not None))
 
 
 class GroupSource(Protocol):

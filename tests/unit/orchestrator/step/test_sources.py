@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rlhf.engines.fakes import FakeReward, FakeRollout
-from rlhf.errors import RewardError
+from rlhf.errors import RewardError, RlhfError
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.step.batch_queue import BatchQueue
+from rlhf.orchestrator.step.policy_weights import require_lag
 from rlhf.orchestrator.step.rollout_source import RolloutSource, ScoringPlan
 from rlhf.orchestrator.step.sampler import RolloutPlan, Sampler, make_requests, request_seed
 from rlhf.orchestrator.step.sources import GroupBatch, OfflineSource
@@ -100,10 +101,19 @@ def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
     assert [g.texts for g in batch.groups] == [g.texts for g in plain.groups]
     assert [g.baseline.rollout.token_ids.tolist() for g in batch.groups if g.baseline is not None] == [[9] * 5] * 4
     assert [g.baseline.rollout.prompt_id for g in batch.groups if g.baseline] == [g.prompt.id for g in batch.groups]
-    assert len(batch.rollouts) == 4 * 3
     assert batch.metrics["rollout/baseline"] == 10.0
     assert batch.metrics["reward/mean_all"] < 10.0
     assert batch.metrics["rollout/tokens"] == plain.metrics["rollout/tokens"] + 4 * 5
+
+
+def test_only_what_is_learned_from_may_not_be_too_old() -> None:
+    batch = first_batch(source(plan=replace(PLAN, greedy_baseline=True)))
+    group = batch.groups[0]
+    assert group.baseline is not None and group.baseline.rollout.weight_version == 0
+    newer = replace(group, responses=tuple(replace(rollout, weight_version=2) for rollout in group.rollouts))
+    require_lag(3, replace(batch, groups=(newer,)), max_lag=1)
+    with pytest.raises(RlhfError, match=r"step 3: .* weights of version 0, the policy is at 2; at most 1 versions"):
+        require_lag(3, replace(batch, groups=(newer, group)), max_lag=1)
 
 
 def test_prompts_that_are_drawn_in_a_later_round_have_a_baseline_too() -> None:
