@@ -105,7 +105,8 @@ class AdaptiveKlController:
         return {"kl_coef": self.coef}
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        self.coef = number(state, "kl_coef")
+        # A checkpoint of a fixed coefficient holds none.
+        self.coef = number({"kl_coef": self.coef, **state}, "kl_coef")
 
 
 def kl_controller(section: FixedKl | AdaptiveKl) -> KlController:

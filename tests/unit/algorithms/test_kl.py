@@ -173,6 +173,12 @@ def test_states_survive_json() -> None:
         assert other == penalty
 
 
+def test_a_checkpoint_of_a_fixed_coefficient_leaves_that_of_the_config() -> None:
+    adaptive = kl_controller(AdaptiveKl(coef=0.01, target=6.0, horizon=100))
+    adaptive.restore(kl_controller(FixedKl(coef=0.5)).state())
+    assert adaptive.coef == 0.01
+
+
 @pytest.mark.parametrize("value", ["0.1", None, True, [0.1]])
 def test_a_damaged_state_is_named(value: object) -> None:
     with pytest.raises(CheckpointError, match="kl_coef: not a number"):
