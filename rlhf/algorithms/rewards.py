@@ -99,7 +99,7 @@ class RewardShaper:
         section = self._section
         coef = kl_coef if section.kl_placement == "reward" else 0.0
         scores = np.array([one.score - section.truncated_penalty * one.truncated for one in responses])
-        scored = np.array([len(one) > 0 and not self._is_bootstrapped(one) for one in responses], dtype=np.bool_)
+        scored = np.array([self._uses_score(one) for one in responses], dtype=np.bool_)
         if section.normalize_rewards:
             self._statistics.add(scores[scored])
             scores = self._statistics.normalize(scores)
@@ -121,8 +121,9 @@ class RewardShaper:
             return at_turns(score, response)
         return (at_end if self._section.reward_at_end else spread)(score, len(response))
 
-    def _is_bootstrapped(self, response: ResponseTokens) -> bool:
-        return response.truncated and self._section.truncated == "bootstrap"
+    def _uses_score(self, response: ResponseTokens) -> bool:
+        """Not where a value takes the place of the score, or nothing is learned."""
+        return len(response) > 0 and (not response.truncated or self._section.truncated == "learn")
 
     def state(self) -> dict[str, Json]:
         return self._statistics.state()

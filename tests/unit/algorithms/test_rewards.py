@@ -1,6 +1,7 @@
 """Token rewards: normalization, clipping, the KL penalty and where the score sits."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,14 @@ def test_scores_are_normalized_over_the_run_and_then_clipped() -> None:
     assert metrics.sums["reward/clipped"] == 0.5
     assert metrics.sums["reward/running_mean"] == 2.0
     assert metrics.sums["reward/running_std"] == pytest.approx(np.sqrt(2.0))
+
+
+@pytest.mark.parametrize(("truncated", "mean"), [("learn", -3.0), ("mask", 2.0), ("bootstrap", 2.0)])
+def test_scores_that_nothing_learns_from_do_not_normalize_others(truncated: str, mean: float) -> None:
+    shaper = RewardShaper(PpoSection.model_validate({"normalize_rewards": True, "truncated": truncated}))
+    cut = replace(answer(-13.0, [-1.0]), truncated=True)
+    _, metrics = shaper.shape([answer(1.0, [-1.0]), answer(3.0, [-1.0]), cut], kl_coef=0.0)
+    assert metrics.sums["reward/running_mean"] == mean
 
 
 def test_spread_scores_sum_to_the_score() -> None:

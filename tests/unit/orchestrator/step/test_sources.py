@@ -109,7 +109,8 @@ def test_the_greedy_response_is_the_baseline_and_is_not_trained_on() -> None:
 def test_only_what_is_learned_from_may_not_be_too_old() -> None:
     batch = first_batch(source(plan=replace(PLAN, greedy_baseline=True)))
     group = batch.groups[0]
-    assert group.baseline is not None and group.baseline.rollout.weight_version == 0
+    assert group.baseline is not None
+    assert group.baseline.rollout.weight_version == 0
     newer = replace(group, responses=tuple(replace(rollout, weight_version=2) for rollout in group.rollouts))
     require_lag(3, replace(batch, groups=(newer,)), max_lag=1)
     with pytest.raises(RlhfError, match=r"step 3: .* weights of version 0, the policy is at 2; at most 1 versions"):
