@@ -103,7 +103,9 @@ class RunAttempts:
     def _run(self, resume_from: ResumePoint | None) -> None:
         config, cluster, records = self.config, self.cluster, self.records
         algorithm = build_algorithm(self.algorithm)
-        store = open_store(config, self.data.groups, self.tokenizer, self.length.num_steps, cluster.device, records)
+        store = open_store(
+            config, self.data.groups, self.tokenizer, self.length.num_steps, cluster.device, records, resume_from
+        )
         needs = without_reference(algorithm.needs) if store is not None and store.is_complete else algorithm.needs
         placement = place(config, needs)
         if not self.has_started:

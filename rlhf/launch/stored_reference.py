@@ -17,6 +17,7 @@ from rlhf.launch.offline import held_out, offline_source
 from rlhf.orchestrator.data import DataSplit
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.records import Records
+from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.step.reference_store import ReferenceStore, reference_sequences
 from rlhf.planning.roles import model_of
 from rlhf.types import Role, ScoredGroup, Signal
@@ -31,6 +32,7 @@ def open_store(
     num_steps: int,
     device: str,
     records: Records,
+    resume_from: ResumePoint | None,
 ) -> ReferenceStore | None:
     """The stored log-probs of the run's reference; None if the run has no reference whose log-probs can be stored."""
     # A separate algorithm: reading ahead must not change the state of the one that trains.
@@ -55,7 +57,8 @@ def open_store(
     )
     root = Path(section.cache_dir) if section.cache_dir is not None else Path(config.run.dir, FOLDER)
     source = offline_source(config, groups.train, algorithm)
-    sequences = reference_sequences(source, num_steps, algorithm, held_out(config.eval, groups))
+    resumed = None if resume_from is None else (resume_from.state.step + 1, resume_from.state.position)
+    sequences = reference_sequences(source, num_steps, algorithm, held_out(config.eval, groups), resumed)
     store = ReferenceStore(root.absolute() / fingerprint[:32], sequences, config.train, repaired=records.repair)
     if store.is_complete:
         records.say(f"reference: read from {store.folder}; no reference is started")

@@ -62,16 +62,32 @@ class ReferenceSequence:
 
 
 def reference_sequences(
-    source: GroupSource, num_steps: int, algorithm: Algorithm, held_out: Sequence[ScoredGroup]
+    source: GroupSource,
+    num_steps: int,
+    algorithm: Algorithm,
+    held_out: Sequence[ScoredGroup],
+    resumed: tuple[int, int] | None = None,
 ) -> Iterator[ReferenceSequence]:
     """The sequences that an offline run needs, repeats included: at each step those that `algorithm` selects from the
     step's groups, and at evaluations those that it selects from all of `held_out`. The selection must depend on nothing
-    else."""
-    source.start(1, num_steps, 0)
-    of_steps = (source.take(step).groups for step in range(1, num_steps + 1))
-    for groups in chain(of_steps, [held_out]):
+    else.
+
+    `resumed` is the next step of a run that continues, and the row where it reads on. These rows are needed as well:
+    with another batch size than before they are not those of the same steps from the start. All the others are still
+    announced, so that what is stored is named as before.
+    """
+    starts = [(1, 0)] if resumed is None else [(1, 0), resumed]
+    for groups in chain(*(_groups_from(source, *start, num_steps) for start in starts), [held_out]):
         for example in algorithm.select(groups):
             yield from (ReferenceSequence(sequence.token_ids) for sequence in example.sequences)
+
+
+def _groups_from(
+    source: GroupSource, first_step: int, position: int, num_steps: int
+) -> Iterator[Sequence[ScoredGroup]]:
+    source.start(first_step, num_steps, position)
+    for step in range(first_step, num_steps + 1):
+        yield source.take(step).groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,3 +247,23 @@ def test_every_row_is_announced_whatever_the_seed(setup: Setup) -> None:
         assert store.is_complete == (seed == 2)
         if seed == 1:
             store.fill(Rounding(), say=setup.lines.append, check=lambda: None)
+
+
+def test_a_run_that_continues_with_a_smaller_batch_knows_all_of_its_sequences() -> None:
+    rows = [given_group(i, ["abcdefgh"[i % 8] * (1 + i // 8)], [0.0]) for i in range(32)]
+    algorithm = SFT(SftSection())
+
+    def asked(batch_size: int, resumed: tuple[int, int] | None = None) -> list[bytes]:
+        source = OfflineSource(Order(rows, seed=3), batch_size, algorithm.keep)
+        return [one.key for one in reference_sequences(source, 8, algorithm, [], resumed)]
+
+    continued = OfflineSource(Order(rows, seed=3), 1, algorithm.keep)
+    continued.start(5, 8, 16)  # after four steps of four rows
+    needed = {
+        ReferenceSequence(example.sequences[0].token_ids).key
+        for step in range(5, 9)
+        for example in algorithm.select(continued.take(step).groups)
+    }
+    assert not needed <= set(asked(1))
+    assert needed <= set(asked(1, resumed=(5, 16)))
+    assert set(asked(4, resumed=(5, 16))) == set(asked(4)), "what is stored would get other names"
