@@ -1,15 +1,18 @@
 """KTO on the policy's own responses, each labeled by its score against a threshold (Ethayarajh et al. 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import mean
+
+from pydantic import TypeAdapter, ValidationError
 
 from rlhf.algorithms.kto import KTO, imbalance
 from rlhf.algorithms.mismatched_responses import LabeledResponse, with_mismatched
 from rlhf.algorithms.responses import ResponseTokens, ref_kl_metrics
 from rlhf.algorithms.sequences import is_empty
 from rlhf.config.algo import OnlineKtoSection
-from rlhf.types import Example, Experience, Metrics, Prompt, Response, ScoredGroup, Signals
+from rlhf.errors import CheckpointError
+from rlhf.types import Example, Experience, Json, Metrics, Prompt, Response, ScoredGroup, Signals
 
 WEIGHT_CHECK_STEPS = 10
 
@@ -66,6 +69,18 @@ class OnlineKTO(KTO):
         left_out = {"labels/empty": float(self._num_empty), "labels/at_mean": float(self._num_at_mean)}
         self._num_empty = self._num_at_mean = 0
         return experiences, metrics + ref_kl_metrics(responses) + Metrics(sums=left_out, warnings=self._check_weights())
+
+    def state(self) -> dict[str, Json]:
+        counts: list[Json] = [list(counts) for counts in self._label_counts]
+        return {"label_counts": counts, "has_checked_weights": self._has_checked_weights}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        counts = state.get("label_counts", [])
+        try:
+            self._label_counts = TypeAdapter(list[tuple[int, int]]).validate_python(counts)
+        except ValidationError as error:
+            raise CheckpointError(f"algorithm state: label_counts: not pairs of counts (got {counts!r}).") from error
+        self._has_checked_weights |= state.get("has_checked_weights") is True
 
     def _check_weights(self) -> tuple[str, ...]:
         """A warning, once, where after the first steps the given weights do not balance the two labels."""

@@ -178,7 +178,13 @@ class Loop:
         if self._weights.is_ema_due(step):
             with self._clock.phase("ema_reference"):
                 metrics["reference"] = self._weights.update_ema_reference(step)
-        self._progress.advance(step, position=batch.position, ahead=batch.ahead, num_updates=learned.num_updates)
+        self._progress.advance(
+            step,
+            position=batch.position,
+            ahead=batch.ahead,
+            num_updates=learned.num_updates,
+            recent_updates=self._learner.recent_updates(),
+        )
         evaluation = self._evaluate(step)
         if self._parts.takes_turns:
             self._source.release()
@@ -260,6 +266,7 @@ class Loop:
 
     def _resume(self, point: ResumePoint) -> None:
         self._progress.restore(point)
+        self._learner.restore(point.state.recent_updates)
         self._records.directory.rewind(point.state.step)
         self._records.status(Status.RUNNING, point.state.step)
         self._records.note("resume", f"continuing after step {point.state.step} from {point.path}")

@@ -57,6 +57,8 @@ class RunState:
     pretraining_position: int = 0
     num_updates: int = 0
     """Optimizer steps applied so far, over all roles."""
+    recent_updates: dict[str, str] = field(default_factory=dict)
+    """Of each role, its newest updates in order, one character each: s where it was skipped."""
     algorithm: dict[str, Json] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     """Processes of each trained role."""

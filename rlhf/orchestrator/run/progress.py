@@ -42,9 +42,11 @@ class RunProgress:
         self._num_steps = num_steps
         self._saved_step = -1
 
-    def advance(self, step: int, *, position: int, ahead: tuple[int, ...], num_updates: int) -> None:
+    def advance(
+        self, step: int, *, position: int, ahead: tuple[int, ...], num_updates: int, recent_updates: dict[str, str]
+    ) -> None:
         """Step `step` is finished. It made `num_updates` optimizer steps, and the next one reads the data set from
-        `position`, without the rows `ahead`."""
+        `position`, without the rows `ahead`. `recent_updates`: see `RunState`."""
         rows = self._pretraining_rows
         self.state = replace(
             self.state,
@@ -53,6 +55,7 @@ class RunProgress:
             ahead=ahead,
             pretraining_position=0 if rows is None else rows.position,
             num_updates=self.state.num_updates + num_updates,
+            recent_updates=recent_updates,
             algorithm=self._algorithm.state(),
         )
 

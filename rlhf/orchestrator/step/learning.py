@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -104,8 +105,19 @@ class Learner:
         self._seed = seed
         self._note = note
         self._pretraining = pretraining
-        self._skipped_in_a_row = dict.fromkeys(engines, 0)
         self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
+        """Of each role, its newest updates in order: True where it was skipped."""
+
+    def recent_updates(self) -> dict[str, str]:
+        """Of each role, its newest updates in order, one character each: s where it was skipped."""
+        return {
+            str(role): "".join("s" if skipped else "." for skipped in recent) for role, recent in self._recent.items()
+        }
+
+    def restore(self, recent_updates: Mapping[str, str]) -> None:
+        """Count the updates of an earlier launch too."""
+        for role, recent in self._recent.items():
+            recent.extend(update == "s" for update in recent_updates.get(str(role), ""))
 
     def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> LearnResult:
         """All epochs of one step of the loop, until the algorithm stops them early."""
@@ -171,21 +183,21 @@ class Learner:
 
     def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:
         """Whether the step was skipped. Raises NumericsError after too many in a row, or among the recent ones."""
-        self._recent[role].append(not report.finite)
+        recent = self._recent[role]
+        recent.append(not report.finite)
         if report.finite:
-            self._skipped_in_a_row[role] = 0
             return False
-        self._skipped_in_a_row[role] += 1
+        in_a_row = sum(1 for _ in takewhile(bool, reversed(recent)))
         self._note("skipped_update", f"{role}: gradient not finite at step {step}; experiences {', '.join(ids)}")
-        if self._skipped_in_a_row[role] > MAX_SKIPPED_IN_A_ROW:
+        if in_a_row > MAX_SKIPPED_IN_A_ROW:
             raise NumericsError(
-                f"{role}: {self._skipped_in_a_row[role]} updates in a row had a gradient that was not finite (last at "
+                f"{role}: {in_a_row} updates in a row had a gradient that was not finite (last at "
                 f"step {step}). Weights are those before them. Lower {role}.lr, or look at the experiences named in "
                 "events.jsonl"
             )
-        if sum(self._recent[role]) > MAX_SKIPPED_RECENTLY:
+        if sum(recent) > MAX_SKIPPED_RECENTLY:
             raise NumericsError(
-                f"{role}: {sum(self._recent[role])} of the last {len(self._recent[role])} updates had a gradient that "
+                f"{role}: {sum(recent)} of the last {len(recent)} updates had a gradient that "
                 f"was not finite (last at step {step}). At most {MAX_SKIPPED_RECENTLY} of {RECENT_UPDATES} may be. "
                 f"Lower {role}.lr, or look at the experiences named in events.jsonl"
             )

@@ -1,5 +1,6 @@
 """Online KTO: labels from scores, and what is left out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -141,9 +142,14 @@ def test_no_few_responses_decide_a_step() -> None:
     ],
 )
 def test_given_weights_that_are_off_are_told_once(settings: dict[str, object], said: str | None) -> None:
+    """Also where the run begins again every three steps."""
     algorithm = OnlineKTO(OnlineKtoSection.model_validate(settings))
     told: list[str] = []
-    for _ in range(25):
+    for step in range(25):
+        if step % 3 == 0:
+            state = json.loads(json.dumps(algorithm.state()))
+            algorithm = OnlineKTO(OnlineKtoSection.model_validate(settings))
+            algorithm.restore(state)
         examples = algorithm.select([sampled(1, [0.0, 0.0, 0.0, 4.0])])
         _, metrics = algorithm.credit(examples, signals_of(examples))
         told += metrics.warnings

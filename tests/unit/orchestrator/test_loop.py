@@ -21,7 +21,6 @@ from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.sources import GroupBatch
 from rlhf.types import (
     FloatArray,
-    GreedyResponse,
     Head,
     PackedTokens,
     Role,
@@ -214,33 +213,6 @@ def test_too_old_rollouts_are_an_error(tmp_path: Path) -> None:
         run.run()
 
 
-def test_too_old_greedy_baselines_are_an_error(tmp_path: Path) -> None:
-    source = StaleSource()
-    greedy = GreedyResponse(rollout=replace(source.group.rollouts[0], id="greedy"), reward=source.group.rewards[0])
-    source.group = replace(source.group, baseline=greedy)
-    run = ppo_run(tmp_path / "a", source=LateVersion(source))
-    with pytest.raises(RlhfError, match="step 2: greedy was sampled from weights of version 0"):
-        run.run()
-
-
-class LateVersion:
-    """`StaleSource` whose first step's responses are as they should be."""
-
-    def __init__(self, source: StaleSource) -> None:
-        self._source = source
-
-    def start(self, first_step: int, last_step: int, position: int, ahead: Collection[int] = ()) -> None: ...
-
-    def take(self, step: int) -> GroupBatch:
-        batch = self._source.take(step)
-        fresh = tuple(replace(r, weight_version=step - 1) for r in batch.groups[0].rollouts)
-        return replace(batch, groups=(replace(batch.groups[0], responses=fresh),))
-
-    def release(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def test_denominators_are_of_the_whole_optimizer_step(tmp_path: Path) -> None:
     """However it is split over ranks and micro-batches, the update is the same (A3)."""
     learned = []
@@ -340,6 +312,26 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_bounded(
         assert sum(row["updates/skipped"] for row in metrics_of(run)) == len(bad)
     assert len([text for text in events_of(run) if "gradient not finite" in text]) == len(bad)
     assert np.isfinite(run.engines[Role.POLICY].table).all()
+
+
+def test_gradients_that_are_not_finite_are_bounded_over_launches(tmp_path: Path) -> None:
+    """Three of four updates are skipped; each launch makes four steps."""
+    num_asked = 0
+
+    def is_finite(_: int) -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return num_asked % 4 == 0
+
+    def launch(num_steps: int) -> None:
+        run = sft_run(tmp_path / "a", num_steps=num_steps, num_epochs=1, checkpoint_every=1)
+        run.engines[Role.POLICY] = FakeTrainEngine(np.zeros(TOKENIZER.num_tokens), Head.LOG_PROBS, finite=is_finite)
+        run.run(resume=num_steps > 4)
+
+    for num_steps in (4, 8):
+        launch(num_steps)
+    with pytest.raises(NumericsError, match="policy: 11 of the last 14 updates"):
+        launch(12)
 
 
 def test_gradients_that_are_not_finite_now_and_then_are_bounded_too(tmp_path: Path) -> None:

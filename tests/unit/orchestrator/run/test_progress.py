@@ -78,7 +78,9 @@ class World:
         )
 
     def finish(self, step: int) -> None:
-        self.progress.advance(step, position=10 * step, ahead=(step,), num_updates=2)
+        self.progress.advance(
+            step, position=10 * step, ahead=(step,), num_updates=2, recent_updates={"policy": "." * step}
+        )
         self.progress.save_if_due()
 
 
@@ -89,7 +91,14 @@ def test_the_state_is_that_after_the_last_step(rows: Rows | None, position: int)
     for step in (1, 2):
         world.finish(step)
     assert world.progress.state == replace(
-        FRESH, step=2, position=20, ahead=(2,), pretraining_position=position, num_updates=4, algorithm={"number": 3}
+        FRESH,
+        step=2,
+        position=20,
+        ahead=(2,),
+        pretraining_position=position,
+        num_updates=4,
+        recent_updates={"policy": ".."},
+        algorithm={"number": 3},
     )
 
 
