@@ -107,7 +107,7 @@ def rollout_source(
             mask_stale_tokens=config.algo.masks_stale_tokens,
         ),
         stream_limits(rollout, config.algo),
-        scoring_plan(config.reward, rollout.max_lag),
+        scoring_plan(config.reward, rollout),
         BatchQueue(take_timeout_s=sampling_timeout_s(config), check=stop.check),
         algorithm.keep,
     )
@@ -126,11 +126,13 @@ def stream_limits(rollout: RolloutSection, algo: AlgorithmSection) -> StreamLimi
     )
 
 
-def scoring_plan(reward: RewardSection, max_lag: int) -> ScoringPlan:
-    """Which responses are scored together. With a model among the sources and `max_lag` 0 these are a whole step's, so
-    that a run with the same seed is the same run, and that the model finds its memory free of engines."""
+def scoring_plan(reward: RewardSection, rollout: RolloutSection) -> ScoringPlan:
+    """Which responses are scored together. With `max_lag` 0 these are a whole step's where a run with the same seed
+    would not be the same run otherwise: with a model among the sources, which also finds its memory free of engines
+    then, and with an engine that decodes in batches, since groups in place of dropped ones are asked for together."""
+    has_model = any(isinstance(source, StartedSource) for source in reward.all_sources)
     return ScoringPlan(
-        whole_step=max_lag == 0 and any(isinstance(source, StartedSource) for source in reward.all_sources),
+        whole_step=rollout.max_lag == 0 and (has_model or not ENGINES[engine_kind(rollout)].continuous),
         call_size=reward.call_size,
         call_wait_s=reward.call_wait_s,
         concurrency=reward.concurrency,
@@ -138,10 +140,10 @@ def scoring_plan(reward: RewardSection, max_lag: int) -> ScoringPlan:
 
 
 def sampling_timeout_s(config: OnlineConfig) -> float:
-    """Longest wait for the scored responses of a step. The deadlines of generation and scoring are shorter, since
-    their errors are more precise."""
+    """Longest wait for the scored responses of a step in which none is completed or scored. The deadlines of generation
+    and scoring are shorter, since their errors are more precise."""
     scoring_s = scoring_timeout_s(config.reward, config.train.step_timeout_s)
-    return config.algo.sampling_rounds * (config.rollout.generate_timeout_s + scoring_s) + START_MARGIN_S
+    return config.rollout.generate_timeout_s + scoring_s + START_MARGIN_S
 
 
 def num_opponents(needs: Needs, group_size: int) -> int:

@@ -29,6 +29,7 @@ class BatchQueue(Generic[T]):
         self._closed = False
         self._changed = threading.Condition()
         self._take_timeout_s = take_timeout_s
+        self._progress = 0.0
         self._check = check
 
     def put(self, batch: T) -> None:
@@ -43,9 +44,13 @@ class BatchQueue(Generic[T]):
             self._failure = error
             self._changed.notify_all()
 
+    def mark_progress(self) -> None:
+        """Something that the next batch needs is done: the deadline of who waits for it begins anew."""
+        self._progress = time.monotonic()
+
     def take(self, step: int) -> T:
-        """Wait for the next batch, the one of `step`."""
-        deadline = time.monotonic() + self._take_timeout_s
+        """Wait for the next batch, the one of `step`. Raises StallError after `take_timeout_s` without progress."""
+        self._progress = time.monotonic()
         with self._changed:
             while not self._ready:
                 if self._failure is not None:
@@ -53,10 +58,10 @@ class BatchQueue(Generic[T]):
                 if self._closed:
                     raise RuntimeError("the queue of batches is closed")
                 self._check()
-                if time.monotonic() > deadline:
+                if time.monotonic() > self._progress + self._take_timeout_s:
                     raise StallError(
                         f"the trainer waited {self._take_timeout_s:g} s for the rollouts of step {step}: "
-                        "no whole batch was sampled and scored in that time"
+                        "no response was completed or scored in that time"
                     )
                 self._changed.wait(POLL_S)
             return self._ready.popleft()

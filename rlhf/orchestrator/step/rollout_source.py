@@ -32,8 +32,9 @@ class ScoringPlan:
     """Which responses share a call of the reward source. The responses of a group always do."""
 
     whole_step: bool = False
-    """Score only when nothing is being sampled: a call is the same whatever the timing. For scores that depend on what
-    else is in the call, as the last bits of a reward model's do, and for models that need the engines' memory."""
+    """Score only when nothing is being sampled: a call is the same whatever the timing, and so are the groups that are
+    asked for in place of dropped ones. For scores and log-probs that depend on what else is in the call, as the last
+    bits of a model's do, and for models that need the engines' memory."""
     call_size: int = 0
     """Responses that a call waits for; 0: it begins with what is complete."""
     call_wait_s: float = 0.0
@@ -186,6 +187,7 @@ class RolloutSource:
 
     def _tell_complete(self, group: _Group, ended: "Future[Rollout]") -> None:
         """In the thread that ended a response: the last one of a group, or an error, is an event."""
+        self._batches.mark_progress()
         if not ended.cancelled() and ended.exception() is not None:
             self._events.put(ended.result)  # which raises it
         elif all(response.done() for response in group.responses):
@@ -236,6 +238,7 @@ class RolloutSource:
         """A call of the reward source has ended: its groups are kept or dropped."""
         self._num_calls -= 1
         texts, rewards = call.result()
+        self._batches.mark_progress()
         width = len(self._plan.draws)
         for index, group in enumerate(groups):
             part = slice(index * width, (index + 1) * width)

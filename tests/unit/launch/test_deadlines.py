@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from rlhf.actors.calls import Worker
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.actors.waiting import RemoteCalls
@@ -9,7 +11,7 @@ from rlhf.config.commands import GrpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.reward import EndpointSource
 from rlhf.launch.rewards import scoring_timeout_s
-from rlhf.launch.rollouts import rollout_pool, sampling_timeout_s
+from rlhf.launch.rollouts import rollout_pool, sampling_timeout_s, scoring_plan
 
 
 class TimedGroup(WorkerGroup):
@@ -40,11 +42,18 @@ def test_a_service_that_is_out_is_given_up_before_those_who_wait_for_its_rewards
 
 
 def test_a_step_may_sample_as_often_as_its_algorithm_allows() -> None:
-    config = grpo("--algo", "dapo", "--algo.max-sampling-rounds", "4")
-    assert config.algo.sampling_rounds == 4
-    assert sampling_timeout_s(config) > 4 * (
-        config.rollout.generate_timeout_s + scoring_timeout_s(config.reward, config.train.step_timeout_s)
-    )
+    """Each completed response begins the deadline anew."""
+    once, often = grpo("--algo", "grpo"), grpo("--algo", "dapo", "--algo.max-sampling-rounds", "40")
+    assert often.algo.sampling_rounds == 40
+    assert sampling_timeout_s(often) == sampling_timeout_s(once)
+
+
+@pytest.mark.parametrize(
+    ("engine", "max_lag", "whole"), [("vllm", 0, False), ("transformers", 0, True), ("transformers", 1, False)]
+)
+def test_what_is_scored_together(engine: str, max_lag: int, whole: bool) -> None:
+    config = grpo("--rollout.engine", engine, "--rollout.max-lag", str(max_lag))
+    assert scoring_plan(config.reward, config.rollout).whole_step == whole
 
 
 def test_engines_that_wake_wait_for_the_checkpoint_that_their_devices_are_saving() -> None:

@@ -16,6 +16,14 @@ def test_a_trainer_without_a_batch_fails_after_its_timeout() -> None:
         BatchQueue[int](take_timeout_s=0.05).take(4)
 
 
+def test_the_wait_goes_on_while_there_is_progress() -> None:
+    queue = BatchQueue[int](take_timeout_s=0.6)
+    for number in range(1, 6):
+        threading.Timer(0.3 * number, queue.mark_progress).start()
+    threading.Timer(1.7, queue.put, (7,)).start()
+    assert queue.take(1) == 7
+
+
 def test_the_streams_error_comes_after_what_it_had_finished() -> None:
     queue = BatchQueue[int](take_timeout_s=5)
     queue.put(7)
