@@ -142,7 +142,8 @@ def load_world_prompts(
     if world is not None:
         require_template(world, tokenizer)
     episodes = None if world is None else episode_prompts(section, world)
-    prompts = load_prompts(data, tokenizer, max_prompt_tokens, max_rows, episodes)
+    # An environment and a loop get a row's columns, which may be all that differs between tasks.
+    prompts = load_prompts(data, tokenizer, max_prompt_tokens, max_rows, episodes, by_columns=section.gives_reward)
     every = (*prompts.train, *prompts.held_out)
     lacking = [] if world is None else missing_columns(world, every)
     lacking += unfit_rows(data, sources, ((prompt.id, prompt.label, prompt.metadata) for prompt in every))

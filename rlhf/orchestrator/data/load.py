@@ -1,5 +1,6 @@
 """Data sets as the loop wants them: prompts for online training, scored groups for training on given responses."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +46,12 @@ def load_prompts(
     max_prompt_tokens: int,
     max_rows: int | None = None,
     episodes: EpisodePrompts | None = None,
+    *,
+    by_columns: bool = False,
 ) -> DataSplit[Prompt]:
     """Prompts to be answered; with `max_rows` only so many, evenly spaced. `episodes`: how they are answered in several
-    turns. Raises DataError with everything that is wrong with the rows."""
+    turns. `by_columns`: whether the task of a row depends on its other columns too, so that rows with the same prompt
+    may be on both sides of the held-out split. Raises DataError with everything that is wrong with the rows."""
     encoder = Encoder(section, tokenizer, episodes)
 
     def make(record: Record) -> list[Prompt]:
@@ -56,10 +60,12 @@ def load_prompts(
             raise LeftOutError(OVERLONG)
         return [prompt]
 
+    def task(prompt: Prompt) -> str:
+        columns = {name: value for name, value in prompt.metadata.items() if name != "messages"}  # the text has these
+        return f"{prompt.text} {json.dumps(columns, sort_keys=True)}" if by_columns else prompt.text
+
     limit = f"prompts exceed {max_prompt_tokens} tokens"
-    return _load(
-        section, RowKind.PROMPTS, make, limit, lambda prompt: prompt.text, prompt_content, encoder.notes, max_rows
-    )
+    return _load(section, RowKind.PROMPTS, make, limit, task, prompt_content, encoder.notes, max_rows)
 
 
 def load_groups(

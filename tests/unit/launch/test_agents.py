@@ -71,6 +71,33 @@ def test_a_column_that_an_environment_needs_is_missed(tmp_path: Path) -> None:
     loaded(tmp_path, "--rollout.environment", HERE + "Shelf")
 
 
+@pytest.mark.parametrize(
+    ("way", "held_out", "train"),
+    [
+        (("--rollout.environment", HERE + "Guess"), [5], [4, 6]),
+        (("--rollout.agent", "tests.unit.environments.own_loops:calculates"), [5], [4, 6]),
+        (("--rollout.tools", HERE + "add"), [5], []),
+    ],
+    ids=["environment", "loop", "tools"],
+)
+def test_rows_of_one_prompt_are_different_tasks_where_the_row_is_read(
+    tmp_path: Path, way: tuple[str, ...], held_out: list[int], train: list[int]
+) -> None:
+    """A game may have the same prompt in all rows. Tools read none of the row: its prompt is the task."""
+    rows = [{"id": f"{n}", "prompt": "Go.", "answer": "4", "secret": n} for n in (4, 5, 6)]
+    train_path, eval_path = write_rows(tmp_path / "t.jsonl", rows), write_rows(tmp_path / "e.jsonl", [rows[1]])
+    data = ("--data.path", str(train_path), "--data.eval_path", str(eval_path))
+    found = config(tmp_path, *way, *data)
+    if not train:
+        with pytest.raises(DataError, match=r"no row of .* is left .* \(dropped: \{'prompt also in eval_path': 3\}\)"):
+            load_data(found, byte_tokenizer(HERMES))
+        return
+    prompts = load_data(found, byte_tokenizer(HERMES)).prompts
+    assert prompts is not None
+    assert [prompt.metadata["secret"] for prompt in prompts.train] == train
+    assert [prompt.metadata["secret"] for prompt in prompts.held_out] == held_out
+
+
 def test_an_environment_that_cannot_begin_is_found_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Troubled\.reset on row .*: raised RuntimeError: broken\.$"):
         loaded(tmp_path, "--rollout.environment", HERE + "Troubled", fails="raises in reset")
