@@ -1,0 +1,140 @@
+"""The parts of the benchmark of agents: tasks, what their models are shown, the user's code, and the runs' settings."""
+
+import random
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from benchmarks.agents import game, products
+from benchmarks.agents.cases import CASES, Case
+from benchmarks.agents.running import settings
+from benchmarks.agents.small_model import encoded, make_tokenizer
+from benchmarks.agents.task import reward_of
+from benchmarks.agents.user_code.game import Guess
+from rlhf.config.loading.load import load_config
+from rlhf.config.rules.all_rules import problems_of
+from rlhf.engines.models.tokenizer import HfTokenizer
+from rlhf.environments.calls import Call, find_format
+from rlhf.episode import Ending
+from rlhf.types import Json, Message
+from tests.unit.environments.playing import Play, call, says
+
+
+@pytest.fixture(scope="module")
+def calculating(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("products"), products.PIECES, products.WORDS)[0]
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("game"), game.PIECES, game.WORDS)[0]
+
+
+def learned(tokenizer: HfTokenizer, said: list[Message], tools: list[Json]) -> str:
+    """The text of the tokens that a model is taught."""
+    ids, labels = encoded(tokenizer, [said], tools)
+    return tokenizer.decode(ids[labels >= 0].tolist(), skip_special_tokens=False)
+
+
+def test_calls_are_shown_in_a_form_that_is_read_in_runs(calculating: HfTokenizer) -> None:
+    said = products.conversation(123, 890, 1.0, random.Random(0))
+    text = learned(calculating, said, products.TOOLS)
+    assert text.endswith("</tool_call></s>109470</s>"), "what the tool returned is none of the model's own turns"
+    read = find_format(calculating, products.TOOLS).read(text.split("</s>")[0])
+    assert read == [Call(name="multiply", arguments={"a": 123, "b": 890})]
+
+
+def test_a_guessed_product_is_wrong(calculating: HfTokenizer) -> None:
+    for seed in range(50):
+        _, said = products.conversation(700, 801, 0.0, random.Random(seed))
+        assert said.content != "guess 560700"
+        assert learned(calculating, [said], []) == f"{said.content}</s>"
+
+
+def test_no_held_out_problem_is_shown_or_trained_on() -> None:
+    parts = products.make_problems(0)
+    assert list(map(len, parts)) == [256, 4000, 4000]
+    assert len(set().union(*parts)) == 8256
+    assert {len(f"{a}*{b}={a * b}") for part in parts for a, b in part} == {14}
+    assert parts != products.make_problems(1)
+
+
+def test_no_held_out_secret_is_shown_or_trained_on() -> None:
+    shown, train = game.make_games(0)
+    won = {int(said[-1].content) for said in shown if said[-1].role == "assistant"}
+    assert won.isdisjoint(game.HELD_OUT)
+    assert set(train) == set(game.NUMBERS) - set(game.HELD_OUT)
+
+
+def test_games_are_shown_turn_by_turn_and_a_number_is_one_token(guessing: HfTokenizer) -> None:
+    said = game.played(57, random.Random(3))
+    guesses = [message.content for message in said[1::2]]
+    assert learned(guessing, said, []) == "".join(f"{guess}</s>" for guess in guesses)
+    assert [len(guessing.encode(str(number))) for number in game.NUMBERS] == [1] * 100
+
+
+def test_shown_games_are_played_badly() -> None:
+    """Some guesses cannot be right after what was answered before, and many games are lost."""
+    chance = random.Random(0)
+    games = [game.played(chance.choice(game.NUMBERS), chance) for _ in range(300)]
+    lost = [said for said in games if said[-1].role == "user"]
+    assert 0.3 < len(lost) / len(games) < 0.8
+    assert all(len(said) <= 1 + 2 * game.MAX_TURNS for said in games)
+
+
+def test_the_game_says_higher_and_lower_and_fewer_guesses_are_better() -> None:
+    world = Guess()
+    world.reset(40)
+    answers = [world.step(text) for text in ("50", "fifty", "25", " 40 ")]
+    assert [answer.observation for answer in answers] == ["lower", "number", "higher", "right"]
+    assert [answer.terminated for answer in answers] == [False, False, False, True]
+    rewards = [answer.reward or 0.0 for answer in answers]
+    assert rewards == [-0.1, -0.1, -0.1, 1.0]
+    assert 1.0 > sum(rewards) > game.MAX_TURNS * -0.1, "each guess costs, and a lost game more than any won one"
+
+
+def test_binary_search_needs_at_most_7_guesses() -> None:
+    guesses = list(map(game.binary_search, game.NUMBERS))
+    assert (max(guesses), mean(guesses), game.binary_search(50)) == (7, 5.8, 1)
+    assert mean(map(game.binary_search, game.HELD_OUT)) + 1.3 == game.GOAL
+    assert len(set(game.HELD_OUT)) == 20
+
+
+def test_a_lost_game_counts_as_nine_guesses() -> None:
+    turn: Json = {"role": "assistant", "content": "3"}
+    answer: Json = {"role": "user", "content": "lower"}
+    won: dict[str, Json] = {"messages": [turn, answer, turn], "ending": "terminated"}
+    lost: dict[str, Json] = {"messages": [turn, answer] * 8, "ending": "max_turns"}
+    found = game.measure([{"episode": won}, {"episode": lost}, {"episode": {**lost, "messages": [turn]}}])
+    assert found == {"guesses": pytest.approx(20 / 3), "won": pytest.approx(1 / 3)}
+    assert game.GAME.reached({}, {"guesses": game.GOAL})
+    assert not game.GAME.reached({}, {"guesses": game.GOAL + 0.01})
+
+
+def test_exact_products_are_counted_by_the_reward_of_a_source_or_of_a_loop() -> None:
+    rows: list[dict[str, Json]] = [{"reward": 0.0}, {"reward": None, "episode": {"reward": 1.0}}]
+    assert products.measure(rows) == {"exact": 0.5}
+    assert list(map(reward_of, rows)) == [0.0, 1.0]
+    assert products.PRODUCTS.reached({"exact": 0.3}, {"exact": 0.9})
+    assert not products.PRODUCTS.reached({"exact": 0.31}, {"exact": 0.9})
+    assert not products.PRODUCTS.reached({"exact": 0.3}, {"exact": 0.89})
+
+
+@pytest.mark.parametrize("client", ["openai", "anthropic"])
+def test_the_loops_answer_calls_and_score_the_last_turn(client: str) -> None:
+    script = says(call("multiply", a=12, b=12), call("multiply", a=12), "144")
+    played = Play(script, agent=f"benchmarks.agents.user_code.{client}_loop:run").row(label="144")
+    try:
+        episode = played.once().episode
+    finally:
+        played.episodes.close()
+    assert (episode.reward, episode.ending, episode.calls) == (1.0, Ending.ANSWER, {"multiply": 2})
+    assert [message.content for message in episode.messages if message.role == "tool"] == ["144", "error"]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_settings_of_a_case_go_together(case: Case, tmp_path: Path) -> None:
+    given = {**settings(case), "data.path": tmp_path, "data.eval_path": tmp_path}
+    config = load_config(case.method, [part for name, value in given.items() for part in (f"--{name}", str(value))])
+    assert list(problems_of(config)) == []
