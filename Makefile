@@ -41,8 +41,9 @@ torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs
 damage: .venv/.ready  ## 50 damages of each file of a model, a table and a config through check, plan and data
 	RLHF_TEST_FILES=50 $(BIN)/pytest -q tests/unit/launch/test_fuzz_files.py
 
-conversations: .venv/.ready  ## 10,000 conversations through every chat template that installed libraries ship: half an hour of one core
-	RLHF_TEST_CONVERSATIONS=10000 $(BIN)/pytest -q -n auto -o timeout=3600 tests/unit/conversations/test_generated.py
+conversations: .venv/.ready  ## 10,000 conversations through every chat template that installed libraries ship, and 1,000 episodes of ten families: 45 minutes of one core
+	RLHF_TEST_CONVERSATIONS=10000 RLHF_TEST_EPISODES=1000 $(BIN)/pytest -q -n auto -o timeout=3600 \
+		tests/unit/conversations/test_generated.py tests/unit/environments/test_exact_tokens.py
 
 runs/stories/sft/model: .venv/.ready
 	$(BIN)/rlhf example stories

@@ -23,10 +23,10 @@ import psutil
 from benchmarks.tables import show
 from rlhf.config.run import ClusterSection
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import find_format
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.environment import Result
 from rlhf.environments.episode import EpisodeLimits
+from rlhf.environments.formats.known import find_format
 from rlhf.environments.host import describe
 from rlhf.environments.routing import RunRules
 from rlhf.environments.session import LocalSessions, Sessions

@@ -1,5 +1,6 @@
 """Responses of several turns: what the model wrote, and what tools and environments returned in between."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -33,7 +34,8 @@ class Episode:
     """How a response came about, turn by turn."""
 
     messages: tuple[Message, ...]
-    """What was said after the prompt: the model's turns as text, and what came back."""
+    """What was said after the prompt, as the chat template takes it: the model's turns as text or, where the template
+    wants that, with thoughts and calls apart, and what came back."""
     ending: Ending
     num_turns: int
     """Turns of the model."""
@@ -71,6 +73,13 @@ class Episode:
         return next((message.content for message in reversed(self.messages) if message.role == "assistant"), "")
 
 
+def shown(message: Message) -> str:
+    """What a message says as a person reads it: its text, then its calls, where a template takes them apart."""
+    calls = message.fields.get("tool_calls")
+    functions = [call["function"] for call in (calls if isinstance(calls, list) else []) if isinstance(call, dict)]
+    return "\n".join([*([message.content] if message.content or not functions else []), *map(json.dumps, functions)])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRollout(Rollout):
     """A response of an episode. `loss_mask` is False at the tokens of tools and environments, `log_probs` 0."""
@@ -81,3 +90,11 @@ class EpisodeRollout(Rollout):
     def of(cls, rollout: Rollout, episode: Episode) -> Self:
         """A response, and how it came about."""
         return cls(**{one.name: getattr(rollout, one.name) for one in fields(Rollout)}, episode=episode)
+
+    @property
+    def first(self) -> int:
+        """The index of the first token to show: 0, or the first that the model wrote where a loop left the row's prompt
+        at once, so that the response begins with a prompt of the loop's."""
+        if self.segment_starts[:1] != (0,) or self.loss_mask is None:
+            return 0
+        return int(self.loss_mask.argmax())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.config.tools import GenerateConfig
-from rlhf.episode import Episode
+from rlhf.episode import Episode, shown
 from rlhf.launch.generate import generate_responses
 from rlhf.terminal import counted, is_terminal, library_output_to, tell, write_line
 
@@ -37,7 +37,7 @@ def turns(episode: Episode) -> Iterator[str]:
     """An episode as lines: who said what, then how it ended."""
     for said in episode.messages:
         name = said.fields.get("name")
-        yield f"{said.role}{f' {name}' if name else ''}: {said.content}"
+        yield f"{said.role}{f' {name}' if name else ''}: {shown(said)}"
     counts = [counted(episode.num_turns, "turn"), counted(episode.num_calls, "call")]
     counts += [f"{episode.num_failed_calls} of them failed"] if episode.num_failed_calls else []
     failure = f": {episode.failure}" if episode.failure else ""

@@ -47,8 +47,7 @@ def write(answer: ChatAnswer, request: ChatRequest, model: Json) -> dict[str, Js
     """An answer."""
     content: list[Json] = [{"type": "text", "text": answer.text}] if answer.text or not answer.calls else []
     content += [
-        {"type": "tool_use", "id": answer.call_id(n), "name": call.name, "input": call.arguments}
-        for n, call in enumerate(answer.calls)
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in answer.calls
     ]
     ended = answer.finish_reason is FinishReason.STOP
     return {

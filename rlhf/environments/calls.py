@@ -1,19 +1,16 @@
-"""Calls of tools in what a model wrote, in the form that its chat template writes them."""
+"""Calls of tools in what a model wrote, and how a turn with calls is written for its chat template."""
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rlhf.conversations.turns import LeftOutError, RewrittenError, answer_text
-from rlhf.engines.base import Tokenizer
-from rlhf.errors import DataError, ModelError
+from rlhf.conversations.messages import REASONING
 from rlhf.types import Json, Message
 
 THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 """What a model thinks may hold calls that it does not make."""
-HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +19,8 @@ class Call:
 
     name: str
     arguments: dict[str, Json]
+    id: str = field(default="", compare=False)
+    """By which what comes back names it; empty where the model writes none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,94 +30,94 @@ class UnreadCall:
     why: str
 
 
-Parser: TypeAlias = Callable[[str], list[Call | UnreadCall]]
-"""A turn's text, without special tokens at its end -> its calls, in order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a turn says, taken apart. `text` has no calls, and no thoughts."""
+
+    text: str
+    calls: tuple[Call | UnreadCall, ...] = ()
+    thoughts: str = ""
 
 
-def parse_hermes(text: str) -> list[Call | UnreadCall]:
-    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them: Hermes, Qwen 2.5 and Qwen 3."""
-    return [_call(found[1], ("arguments",)) for found in HERMES.finditer(THOUGHTS.sub("", text))]
+Parser: TypeAlias = Callable[[str, Sequence[Json]], Said]
+"""A turn's text without the token that ends it, and the tools that it may call -> what it says."""
 
 
-def parse_llama(text: str) -> list[Call | UnreadCall]:
-    """`{"name": ..., "parameters": {...}}` as the whole turn: Llama 3.1 and later."""
-    content = text.strip().removeprefix("<|python_tag|>").strip()
-    is_call = content.startswith("{") and re.search(r'"name"\s*:', content) is not None
-    return [_call(content, ("parameters", "arguments"))] if is_call else []
+def whole(said: Said, content: str) -> Message:
+    """A turn for a template that takes what the model wrote as the content."""
+    return Message(role="assistant", content=content)
 
 
-def beside_hermes(text: str) -> str:
-    """What a turn says besides its calls, what it thought included."""
-    thoughts = found[0] if (found := THOUGHTS.match(text)) else ""
-    return thoughts + HERMES.sub("", text[len(thoughts) :]).strip()
+def apart(said: Said, content: str) -> Message:
+    """A turn for a template that takes thoughts, text and calls apart. Calls that could not be read are left out."""
+    read = [call for call in said.calls if isinstance(call, Call)]
+    calls: list[Json] = [
+        {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+        for call in read
+    ]
+    fields: dict[str, Json] = {REASONING[0]: said.thoughts} if said.thoughts else {}
+    if calls:
+        fields["tool_calls"] = calls
+    return Message(role="assistant", content=said.text, fields=fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFormat:
-    """A form in which calls are written."""
+    """A form in which turns with calls are written."""
 
     read: Parser
-    beside: Callable[[str], str]
-    """A turn's text with calls -> what it says besides them."""
+    beside: Callable[[Said, str], str] = lambda said, content: said.text
+    """What is said and the text of a turn -> what a client reads of it, besides its calls."""
+    message: Callable[[Said, str], Message] = whole
+    """What is said and the text of a turn -> the turn as the chat template takes it."""
+
+    @property
+    def takes_apart(self) -> bool:
+        """Whether the template takes calls apart from the text: then it takes results of these calls alone."""
+        return self.message is not whole
 
 
-NO_CALLS = CallFormat(read=lambda text: [], beside=lambda text: text)
+def only_text(text: str, tools: Sequence[Json]) -> Said:
+    """All of it, where nothing is a call."""
+    return Said(text=text)
+
+
+NO_CALLS = CallFormat(read=only_text)
 """Nothing is a call: there are no tools."""
-FORMATS: Mapping[str, CallFormat] = {
-    "Hermes and Qwen": CallFormat(read=parse_hermes, beside=beside_hermes),
-    "Llama 3": CallFormat(read=parse_llama, beside=lambda text: ""),
-}
-"""The forms that are known. That of a model is the one in which its template writes calls."""
 
 
-def find_format(tokenizer: Tokenizer, tools: Sequence[Json]) -> CallFormat:
-    """The form in which the chat template writes calls. Raises ModelError if it is not known."""
-    calls = [Call(name="lookup", arguments={"key": "some words", "count": 3})]
-    written: Json = [
-        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls
-    ]
-    question = Message(role="user", content="Hello")
-    answer = Message(role="assistant", content="", fields={"tool_calls": written})
-
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-
-    try:
-        text = answer_text(render, [question], answer, render([question], True))
-    except (DataError, RewrittenError, LeftOutError) as error:
-        raise ModelError(f"rollout.tools: the chat template writes no calls of tools ({error}).") from error
-    text = _without_ends(tokenizer, text)
-    found = next((one for one in FORMATS.values() if one.read(text) == calls), None)
-    if found is None:
-        shown = " ".join(text.split())[:160]
-        raise ModelError(
-            f"rollout.tools: the chat template writes calls in a form that is not read here ({shown}). Those of "
-            f"{', '.join(FORMATS)} are; set data.chat_template."
-        )
-    return found
+def keep_thoughts(said: Said, content: str) -> str:
+    """What a turn says besides its calls, with the tagged thoughts before it; all of a turn that calls nothing."""
+    if not said.calls:
+        return content
+    return (found[0] if (found := THOUGHTS.match(content)) else "") + said.text
 
 
-def _without_ends(tokenizer: Tokenizer, text: str) -> str:
-    """A rendered turn up to the token that ends it."""
-    stops = [tokenizer.decode([token], skip_special_tokens=False) for token in tokenizer.stop_token_ids]
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]
-
-
-def _call(content: str, keys: Sequence[str]) -> Call | UnreadCall:
-    """A JSON object with a name and, under one of `keys`, arguments."""
+def read_call(content: str, keys: Sequence[str] = ("arguments",)) -> Call | UnreadCall:
+    """A JSON object with a name and, under one of `keys`, arguments; a call's id, where it has one."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         return UnreadCall(why=f"the call is no JSON ({str(error)[:100]})")
+    return call_of(value, keys)
+
+
+def call_of(value: Json, keys: Sequence[str] = ("arguments",)) -> Call | UnreadCall:
+    """As `read_call`, of the JSON value itself."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return UnreadCall(why='the call is no object with "name" and "arguments"')
-    arguments: object = next((value[key] for key in keys if key in value), {})
+    arguments = next((value[key] for key in keys if key in value), {})
+    number = value.get("id")
+    return named_call(str(value["name"]), arguments, str(number) if isinstance(number, str) else "")
+
+
+def named_call(name: str, arguments: Json, number: str = "") -> Call | UnreadCall:
+    """A call of `name`, with arguments as an object or as JSON text."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            return UnreadCall(why=f"the arguments of {value['name']} are no JSON object")
+            arguments = None
     if not isinstance(arguments, dict):
-        return UnreadCall(why=f"the arguments of {value['name']} are no JSON object")
-    return Call(name=value["name"], arguments=arguments)
+        return UnreadCall(why=f"the arguments of {name} are no JSON object")
+    return Call(name=name, arguments=arguments, id=number)

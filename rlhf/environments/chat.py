@@ -55,6 +55,7 @@ class ChatAnswer:
     text: str
     """What it says besides its calls."""
     calls: tuple[Call, ...]
+    """They have ids."""
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_tokens: int
@@ -65,10 +66,6 @@ class ChatAnswer:
     def heard(self) -> Heard:
         """As a caller gives it back."""
         return Heard(role="assistant", text=self.text, calls=tuple(map(call_key, self.calls)))
-
-    def call_id(self, index: int) -> str:
-        """The id of one of the calls."""
-        return f"call_{self.id}_{index}"
 
 
 def call_key(call: Call) -> str:

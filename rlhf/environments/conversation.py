@@ -1,7 +1,7 @@
 """A conversation as the tokens that were sampled and those that the chat template writes between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from rlhf.conversations.continuing import continued
 from rlhf.conversations.lost import lost_messages
 from rlhf.conversations.messages import conversation_of
 from rlhf.engines.base import Tokenizer
+from rlhf.environments.calls import NO_CALLS, Call, CallFormat, Said
+from rlhf.environments.formats.known import difference
 from rlhf.errors import DataError, ModelError
 from rlhf.types import BoolArray, FinishReason, FloatArray, IntArray, Json, Message, Prompt, Rollout
 
@@ -38,14 +40,22 @@ class Conversation:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Json], text: str, token_ids: IntArray
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Json],
+        text: str,
+        token_ids: IntArray,
+        form: CallFormat = NO_CALLS,
     ) -> None:
-        """`messages` as the template writes them, `text`, up to the model's first turn, and the tokens of that."""
+        """`messages` as the template writes them, `text`, up to the model's first turn, and the tokens of that; `form`
+        is how the model's turns are read and given to the template."""
         self._tokenizer = tokenizer
         self._tools = tools
+        self._form = form
         self.prompt_ids = token_ids
         self.messages = list(messages)
-        """All that was said: the model's turns as text."""
+        """All that was said, as the template takes it."""
         self._shown = text
         """All text so far, as the template writes it."""
         self._unended = ""
@@ -56,18 +66,22 @@ class Conversation:
         self.turns: list[Turn] = []
 
     @classmethod
-    def of_prompt(cls, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json]) -> "Conversation":
+    def of_prompt(
+        cls, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json], form: CallFormat = NO_CALLS
+    ) -> "Conversation":
         """One that begins with a row's prompt."""
-        return cls(tokenizer, conversation_of(prompt.metadata)[0], tools, prompt.text, prompt.token_ids)
+        return cls(tokenizer, conversation_of(prompt.metadata)[0], tools, prompt.text, prompt.token_ids, form)
 
     @classmethod
-    def rendered(cls, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Json]) -> "Conversation":
+    def rendered(
+        cls, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Json], form: CallFormat = NO_CALLS
+    ) -> "Conversation":
         """One that begins with messages as the chat template writes them now. Raises SealedError if it does not."""
         try:
             text = tokenizer.render(messages, add_generation_prompt=True, tools=tools)
         except (DataError, ModelError) as error:
             raise SealedError(str(error)) from error
-        return cls(tokenizer, messages, tools, text, np.array(tokenizer.encode(text), dtype=np.int64))
+        return cls(tokenizer, messages, tools, text, np.array(tokenizer.encode(text), dtype=np.int64), form)
 
     @property
     def rendered_text(self) -> str:
@@ -98,20 +112,21 @@ class Conversation:
     def __len__(self) -> int:
         return sum(map(len, self._ids))
 
-    def add_turn(self, rollout: Rollout, *, is_learned: bool = True) -> str:
+    def add_turn(self, rollout: Rollout, *, is_learned: bool = True) -> tuple[str, Said]:
         """Add what the model sampled, to be learned from or only to be read. Returns its text without the token that
-        ends it."""
+        ends it, and what that says; its calls have ids."""
         ids = rollout.token_ids
         before = (self._ids[-1] if self._ids else self.prompt_ids)[-CONTEXT_TOKENS:].tolist()
         self.turns.append(Turn(start=len(self), rollout=rollout))
         self._add(ids, np.full(len(ids), is_learned, dtype=np.bool_), rollout.log_probs)
         stopped = rollout.finish_reason is FinishReason.STOP and len(ids) and ids[-1] in self._tokenizer.stop_token_ids
-        said = ids[:-1] if stopped else ids
-        text = self._decode(before, said.tolist())
+        text = self._decode(before, (ids[:-1] if stopped else ids).tolist())
         self._unended = self._tokenizer.decode([int(ids[-1])], skip_special_tokens=False) if stopped else ""
         self._shown += text
-        self.messages.append(Message(role="assistant", content=text))
-        return text
+        turn = sum(message.role == "assistant" for message in self.messages)
+        said = _numbered(self._form.read(text, self._tools), turn)
+        self.messages.append(self._form.message(said, text))
+        return text, said
 
     def world_tokens(self, said: Sequence[Message]) -> tuple[str, IntArray]:
         """What the template writes between the last turn and the model's next one: text and tokens, where others said
@@ -122,7 +137,7 @@ class Conversation:
         except (DataError, ModelError) as error:
             raise SealedError(str(error)) from error
         if not text.startswith(self.rendered_text):
-            raise SealedError(_difference(self.rendered_text, text))
+            raise SealedError(difference(self.rendered_text, text))
         between = text[len(self.rendered_text) :]
         if lost_messages(said, between):
             raise SealedError("it leaves out what came back")
@@ -165,23 +180,11 @@ class Conversation:
         self._log_probs.append(log_probs)
 
 
-def _difference(sampled: str, rendered: str) -> str:
-    """Where the template departs from what was sampled."""
-    place = next((n for n, (a, b) in enumerate(zip(sampled, rendered, strict=False)) if a != b), len(rendered))
-    shown = [repr(text[place : place + 20]) for text in (sampled, rendered)]
-    return f"it writes {shown[1]} where {shown[0]} was sampled"
-
-
-def rewritten_turn(tokenizer: Tokenizer, tools: Sequence[Json], role: str) -> str:
-    """How the chat template rewrites an answer once a message of `role` follows; empty where it does not. Raises
-    ModelError where it takes no such message."""
-    question = Message(role="user", content="What is 2 + 2?")
-    text = tokenizer.render([question], add_generation_prompt=True, tools=tools)
-    answer = Message(role="assistant", content="It is four, I believe.")
-    reply = Message(role=role, content="Then what is 3 + 3?")
-    try:
-        whole = tokenizer.render([question, answer, reply], add_generation_prompt=True, tools=tools)
-    except DataError as error:
-        raise ModelError(f"rollout: the chat template takes no {role} message after an answer: {error}") from error
-    expected = text + answer.content
-    return "" if whole.startswith(expected) else _difference(expected, whole)
+def _numbered(said: Said, turn: int) -> Said:
+    """What a turn says, with an id for each of its calls: that which the model wrote, else nine digits that no other
+    call of the conversation has. Some templates take no other length."""
+    calls = [
+        replace(call, id=call.id or f"{turn:04d}{n:05d}") if isinstance(call, Call) else call
+        for n, call in enumerate(said.calls)
+    ]
+    return replace(said, calls=tuple(calls))

@@ -93,7 +93,7 @@ class EpisodeRun:
         self._prompt = prompt
         self._session = session
         self._sample = sample
-        self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools, rules.conversation)
+        self._transcript = Transcript(rules.tokenizer, prompt, rules.described.tools, rules.conversation, rules.format)
         self._has_environment = has_environment
         self._counts = _Counts(calls=Counter())
 
@@ -149,13 +149,14 @@ class EpisodeRun:
         rollout = await self._sample(turn_request(self._request, counts.num_turns, self._talk.request_ids, sampling))
         counts.num_turns += 1
         counts.rewards.append(0.0)
-        text = self._talk.add_turn(rollout)
+        text, said = self._talk.add_turn(rollout)
         if rollout.finish_reason is not FinishReason.STOP:
             return Ending.ABORTED if rollout.finish_reason is FinishReason.ABORTED else Ending.MAX_TOKENS
-        calls = self._rules.format.read(text)
+        calls = said.calls if self._rules.described.tools else ()
         if not calls and not steps:
             return Ending.ANSWER
-        replies = [await self._reply(call) for call in calls] or [await self._timed(self._session.step(text))]
+        heard = self._rules.format.beside(said, text)
+        replies = [await self._reply(call) for call in calls] or [await self._timed(self._session.step(heard))]
         for reply in replies:
             self._add_reward(reply.reward)
             counts.parts = reply.info or counts.parts
@@ -165,8 +166,8 @@ class EpisodeRun:
             return Ending.TRUNCATED
         if counts.num_turns >= limits.max_turns:
             return Ending.MAX_TURNS
-        names: list[str | None] = [call.name if isinstance(call, Call) else "" for call in calls] or [None]
-        return self._hear([self._message(reply, name) for reply, name in zip(replies, names, strict=True)])
+        asked: Sequence[Call | UnreadCall | None] = calls or [None]
+        return self._hear([self._message(reply, call) for reply, call in zip(replies, asked, strict=True)])
 
     async def _reply(self, call: Call | UnreadCall) -> Reply:
         """What a call gives; that it fails is an observation too."""
@@ -184,13 +185,14 @@ class EpisodeRun:
         counts.num_failed_calls += reply.failed
         return reply
 
-    def _message(self, reply: Reply, tool: str | None) -> Message:
-        """A reply as the model reads it: of a tool, or of the user for a turn that called none."""
+    def _message(self, reply: Reply, call: Call | UnreadCall | None) -> Message:
+        """A reply as the model reads it: of a tool, or of the user for a turn that called none. A template that takes
+        calls apart has no place for a tool's answer to what is no call."""
         text = self._talk.cut(self._talk.clean(reply.text), self._rules.limits.max_tool_response_tokens)
-        if tool is None:
-            return Message(role="user", content=text)
-        fields_: dict[str, Json] = {"name": tool} if tool else {}
-        return Message(role="tool", content=text, fields=fields_)
+        if isinstance(call, Call):
+            return Message(role="tool", content=text, fields={"name": call.name, "tool_call_id": call.id})
+        is_users = call is None or self._rules.format.takes_apart
+        return Message(role="user" if is_users else "tool", content=text)
 
     def _hear(self, said: Sequence[Message]) -> Ending | None:
         """Add what was said, if the model's next turn has room after it. A conversation that cannot go on as it was
@@ -208,7 +210,8 @@ class EpisodeRun:
     def _begin_segment(self, messages: Sequence[Message]) -> Ending | None:
         """Go on with the messages as the chat template writes them now, if there is room."""
         try:
-            segment = Conversation.rendered(self._rules.tokenizer, messages, self._rules.described.tools)
+            rules = self._rules
+            segment = Conversation.rendered(rules.tokenizer, messages, rules.described.tools, rules.format)
         except SealedError:
             return Ending.SEALED
         if self._room(segment) <= 0:

@@ -56,11 +56,11 @@ def write(answer: ChatAnswer, request: ChatRequest, model: Json) -> dict[str, Js
     """An answer."""
     calls: list[Json] = [
         {
-            "id": answer.call_id(n),
+            "id": call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
         }
-        for n, call in enumerate(answer.calls)
+        for call in answer.calls
     ]
     said: dict[str, Json] = {"role": "assistant", "content": answer.text or (None if calls else "")}
     if calls:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import NO_CALLS, CallFormat
+from rlhf.environments.calls import CallFormat
 from rlhf.environments.conversation import Conversation
 from rlhf.environments.episode import EpisodeLimits, Rules
 from rlhf.environments.raw_conversation import RawConversation
@@ -18,7 +18,7 @@ class RunRules:
     tokenizer: Tokenizer
     described: Described
     format: CallFormat
-    """In which calls of tools are written, where an episode has any."""
+    """In which turns are written."""
     limits: EpisodeLimits
 
     def of(self, prompt: Prompt) -> Rules:
@@ -27,7 +27,7 @@ class RunRules:
         return Rules(
             tokenizer=self.tokenizer,
             described=world,
-            format=self.format if world.tools else NO_CALLS,
+            format=self.format,
             limits=self.limits,
             conversation=RawConversation if world.raw_text else Conversation,
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf.engines.base import Tokenizer
+from rlhf.environments.calls import NO_CALLS, CallFormat
 from rlhf.environments.conversation import Conversation
 from rlhf.types import FinishReason, Json, Message, Prompt, Rollout
 
@@ -18,9 +19,14 @@ class Transcript:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Json], kind: type[Conversation] = Conversation
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        tools: Sequence[Json],
+        kind: type[Conversation] = Conversation,
+        form: CallFormat = NO_CALLS,
     ) -> None:
-        first = kind.of_prompt(tokenizer, prompt, tools)
+        first = kind.of_prompt(tokenizer, prompt, tools, form)
         self.segments = [first]
         self._num_given = len(first.messages)
 
@@ -45,11 +51,11 @@ class Transcript:
         """Tokens of all segments with their prompts: what learning from the response takes."""
         return sum(len(segment.prompt_ids) + len(segment) for segment in self.segments)
 
-    def room(self, talk: Conversation, context: int, max_tokens: int) -> int:
+    def room(self, talk: Conversation, context: int, max_tokens: int, reserved: int = 0) -> int:
         """How many tokens a conversation, of this response or not yet, may still get: it may have `context`, and all
-        segments together `max_tokens`, if that is more."""
+        segments together `max_tokens`, if that is more. Turns under way of others may get `reserved` of these."""
         others = sum(len(one.prompt_ids) + len(one) for one in self.segments if one is not talk)
-        return min(context, max(max_tokens, context) - others) - len(talk.prompt_ids) - len(talk)
+        return min(context, max(max_tokens, context) - others - reserved) - len(talk.prompt_ids) - len(talk)
 
     @property
     def turn_ends(self) -> tuple[int, ...]:

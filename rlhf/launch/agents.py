@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from rlhf.config.commands import OnlineConfig
 from rlhf.config.rollout import EpisodeSection, RolloutSection
 from rlhf.engines.base import RolloutEngine, Tokenizer
-from rlhf.environments.calls import NO_CALLS, CallFormat, find_format
-from rlhf.environments.conversation import rewritten_turn
+from rlhf.environments.calls import NO_CALLS, CallFormat
 from rlhf.environments.engine import EpisodeEngine, FaultPolicy
 from rlhf.environments.episode import EpisodeLimits, row_of
+from rlhf.environments.formats.known import find_format, rewritten_turn
 from rlhf.environments.host import describe, try_reset
 from rlhf.environments.routing import RunRules
 from rlhf.environments.session import LocalSessions, Sessions
@@ -140,10 +140,11 @@ def require_template(world: Described, tokenizer: Tokenizer) -> None:
 
 
 def call_format(world: Described, tokenizer: Tokenizer) -> CallFormat:
-    """The form of calls of tools in a turn. Raises ModelError where the chat template writes them in one that is not
-    known."""
-    tools = next((met.tools for met in world.worlds if met.tools), ())
-    return find_format(tokenizer, tools) if tools else NO_CALLS
+    """The form of turns, with calls where there are tools. Raises ModelError where the chat template writes calls in
+    one that is not known."""
+    if any(met.raw_text for met in world.worlds):
+        return NO_CALLS
+    return find_format(tokenizer, next((met.tools for met in world.worlds if met.tools), ()))
 
 
 def make_rules(

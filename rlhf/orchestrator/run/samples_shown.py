@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rlhf.episode import EpisodeRollout
+from rlhf.episode import EpisodeRollout, shown
 from rlhf.terminal import visible
 from rlhf.types import ScoredGroup
 
@@ -39,7 +39,7 @@ def _said(group: ScoredGroup, index: int) -> str:
     response = group.responses[index]
     if not isinstance(response, EpisodeRollout):
         return _short(group.texts[index])
-    return _short("\n".join(f"{said.role}: {said.content}" for said in response.episode.messages))
+    return _short("\n".join(f"{said.role}: {shown(said)}" for said in response.episode.messages))
 
 
 def _spread(group: ScoredGroup) -> float:
