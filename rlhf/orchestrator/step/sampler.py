@@ -70,7 +70,9 @@ class Sampler:
 
     def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[Reward]]:
         """The responses' texts and rewards, in order. Of a response of several turns, rewards read the last one."""
-        responses = [self._tokenizer.decode(rollout.token_ids) for rollout in rollouts]
+        firsts = [rollout.first if isinstance(rollout, EpisodeRollout) else 0 for rollout in rollouts]
+        shown = [rollout.token_ids[first:] for rollout, first in zip(rollouts, firsts, strict=True)]
+        responses = [self._tokenizer.decode(ids) for ids in shown]
         answers = [
             rollout.episode.answer if isinstance(rollout, EpisodeRollout) else response
             for rollout, response in zip(rollouts, responses, strict=True)

@@ -54,6 +54,8 @@ def test_stock_clients_work_unchanged(loop: Make, name: str) -> None:
     turn = f"[{call('add', a=2, b=3)}<|im_end|>]\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
     assert segment.endswith(f"{GO}{turn}<|im_start|>assistant\n[It is 5.<|im_end|>]")
     assert '"name": "add"' in segment
+    shown = TOKENIZER.decode(rollout.token_ids[rollout.first :].tolist(), skip_special_tokens=False)
+    assert shown.startswith(call("add", a=2, b=3)), "the text of a response begins with what the policy said"
 
 
 def test_what_the_caller_changes_is_another_segment(loop: Make) -> None:
@@ -81,6 +83,27 @@ def test_two_requests_at_the_same_time_are_two_conversations(loop: Make) -> None
     assert ("a" in first, "b" in second) == (True, True)
     assert sorted(text[-12:] for text in (first, second)) == ["[c<|im_end|>]"[-12:], "[d<|im_end|>]"[-12:]]
     assert len({request.seed for request in game.engine.requests}) == 4
+
+
+@pytest.mark.parametrize(("limits", "at_once"), [({}, 1), ({"max_turn_tokens": 60}, 2)])
+def test_requests_at_the_same_time_have_room_together(loop: Make, limits: dict[str, int], at_once: int) -> None:
+    """One that could exceed it with those under way waits for them."""
+    game = loop("asks_two_at_once", lambda seen, turn: None, context=300, max_tokens=500, **limits)
+    future = game.submit()
+    deadline = time.monotonic() + 60
+    while len(game.engine.requests) < at_once:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)  # a further one would be there by now
+    assert len(game.engine.requests) == at_once
+    asked = game.engine.requests
+    assert sum(len(one.prompt_token_ids) + one.sampling.max_tokens for one in asked) <= 500
+    game.engine.script = lambda seen, turn: "12345"
+    game.engine.answer_waiting()
+    rollout = future.result(30)
+    assert isinstance(rollout, EpisodeRollout)
+    assert (rollout.episode.num_turns, rollout.episode.reward) == (4, 1.0), "none was refused"
+    assert len(rollout.token_ids) <= 500
 
 
 def test_turns_of_another_temperature_are_read_and_not_learned_from(loop: Make) -> None:
