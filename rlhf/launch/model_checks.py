@@ -103,6 +103,11 @@ def _split_heads(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterat
     """Attention heads split over the processes that compute a micro-batch together."""
     for role, fact in known.items():
         size, num_heads = config.models[role].sequence_parallel_size, fact.num_heads
+        if size > 1 and fact.other_head is not None:
+            yield Problem(
+                keys=(f"{role}.sequence_parallel_size", f"{role}.model"),
+                text=f"processes of {fact.folder.name}, which has no score at the last token, share nothing. Set 1.",
+            )
         if num_heads and num_heads % size:
             fitting = ", ".join(str(n) for n in range(1, min(num_heads, 64) + 1) if num_heads % n == 0)
             yield Problem(

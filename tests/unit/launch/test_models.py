@@ -98,6 +98,9 @@ def test_an_encoder_may_score_but_not_be_a_critic_or_judge_steps(tmp_path: Path)
         return [f"{problem}" for problem in misfits(load_config(method, named, {}), facts)]
 
     assert problems("grpo", "--reward.model", scorer) == []
+    shared = ("--reward.num-gpus-per-node", "2", "--reward.sequence-parallel-size", "2")
+    (refusal,) = problems("grpo", "--reward.model", scorer, *shared)
+    assert "processes of scorer, which has no score at the last token, share nothing. Set 1." in refusal
     said = "\n".join(problems("ppo", "--reward.model", scorer))
     assert "a BertForSequenceClassification has no score at the last token (it has classifier)" in said
     assert "neither be trained nor be a critic or a PRM" in said
