@@ -50,6 +50,10 @@ class ModelSection(Section):
     sequence_parallel_size: PositiveInt = 1
     """Processes that compute each micro-batch together (Ulysses): each holds the activations of its share of the
     tokens, so that longer sequences fit. Must divide the number of attention heads and of the model's processes."""
+    mlp_chunk_tokens: NonNegativeInt = 0
+    """Tokens that feed-forward layers compute at once; 0: all of a micro-batch. Activations inside these layers are
+    then those of one chunk, and a model that learns computes them once more in the backward pass. A reference follows
+    the policy as for float32_head."""
     offload_parameters: bool = False
     """Keep ZeRO-3 parameter shards in host memory."""
 
@@ -60,7 +64,7 @@ class ModelSection(Section):
         filled = self if self.model is not None else self.model_copy(update={"model": policy.model})
         if filled.model != policy.model:
             return filled
-        names = {"quantization", "float32_head", "float32_router"} - self.model_fields_set
+        names = {"quantization", "float32_head", "float32_router", "mlp_chunk_tokens"} - self.model_fields_set
         return filled.model_copy(update={name: value for name, value in policy if name in names})
 
     @property
@@ -119,8 +123,9 @@ class TrainedModelSection(ModelSection):
     swap_optimizer: bool = False
     """Keep optimizer states in host memory between steps, and move them to the GPU for the optimizer step. Engines and
     other models on the same GPU can use the memory in between; it costs 24 bytes a parameter over PCIe each step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal[False, True, "offload"] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. offload also keeps what they
+    are recomputed from, the input of each layer, in host memory instead of on the GPU."""
     log_probs_chunk_tokens: PositiveInt = 1024
     """Tokens whose logits are in memory at once."""
     log_probs_kept_mib: NonNegativeFloat = Field(128.0, allow_inf_nan=False)

@@ -8,6 +8,8 @@ from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, describe_model
 from rlhf.config.models import TrainedModelSection
 from rlhf.engines.models.adapters import require_targets
+from rlhf.engines.models.checkpointing import checkpoint_layers
+from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.engines.models.loading import WEIGHTS, inspect_model, require_supported_model
 from rlhf.engines.models.routers import checked_routers, num_chosen
 from rlhf.errors import ModelError
@@ -54,6 +56,9 @@ def _unusable(config: TrainConfig, needs: Needs, facts: Facts) -> Iterator[str]:
             if isinstance(section, TrainedModelSection) and section.lora.rank:
                 require_targets(model, section.lora, f"{name}.lora.targets")
             checked_routers(model, section, f"{name}.model")
+            chunk_feed_forward(model, section, f"{name}.model")
+            if isinstance(section, TrainedModelSection) and is_trained:
+                checkpoint_layers(model, section, f"{name}.model", on_gpu=False)
             if config.algo.router_aux_coef and is_trained and head is not Head.VALUES:
                 num_chosen(model, f"{name}.model")
         except ModelError as error:

@@ -1,6 +1,6 @@
 """The nearest settings with which a run fits."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import TrainedModelSection
@@ -12,6 +12,7 @@ Planner = Callable[[TrainConfig], Plan]
 Edits = Mapping[str, object]
 MAX_DOUBLINGS = 6
 SEQUENCE_PARALLEL = (2, 4, 8)
+MLP_CHUNK_TOKENS = 4096
 MERGES = (("policy,reference",), ("policy,reference", "critic,reward"), ("policy,reference,critic,reward",), ("all",))
 
 
@@ -46,8 +47,11 @@ def _needed(config: TrainConfig, edits: Edits, planner: Planner) -> Edits:
 
 def savings(config: TrainConfig) -> dict[str, object]:
     """Everything that saves memory at the cost of a little time, in one edit, without what is set already."""
-    trained = [name for name, model in config.models.items() if isinstance(model, TrainedModelSection)]
-    values: dict[str, object] = {f"{name}.gradient_checkpointing": True for name in trained}
+    values: dict[str, object] = {
+        f"{name}.gradient_checkpointing": model.gradient_checkpointing or True
+        for name, model in config.models.items()
+        if isinstance(model, TrainedModelSection)
+    }
     values |= {f"{name}.zero_stage": 3 for name in config.models}
     values["train.max_tokens_per_micro_batch"] = min(config.train.max_tokens_per_micro_batch, config.longest_sequence)
     return changes(config, values)
@@ -70,6 +74,7 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
         for factor in (2, 4, 8):
             yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
     yield from _more_devices(config)
+    yield from _fewer_activations(config, trained)
     if kept := changes(config, {f"{name}.offload_optimizer": True for name in trained}):
         yield (
             kept
@@ -87,6 +92,15 @@ def _more_devices(config: TrainConfig) -> Iterator[Edits]:
     for size in SEQUENCE_PARALLEL:
         if shared := _shared(config, size):
             yield shared
+
+
+def _fewer_activations(config: TrainConfig, trained: Sequence[str]) -> Iterator[Edits]:
+    """What a long sequence takes of a device, beside gradient checkpointing."""
+    whole = [name for name, model in config.models.items() if not model.mlp_chunk_tokens]
+    if whole:
+        yield {f"{name}.mlp_chunk_tokens": MLP_CHUNK_TOKENS for name in whole}
+    if edit := changes(config, {f"{name}.gradient_checkpointing": "offload" for name in trained}):
+        yield edit
 
 
 def _shared(config: TrainConfig, size: int) -> dict[str, object]:

@@ -77,6 +77,10 @@ class ModelLoad:
     offload_optimizer: bool = False
     swap_optimizer: bool = False
     gradient_checkpointing: bool = False
+    offload_activations: bool = False
+    """Whether what checkpointed layers keep is in host memory."""
+    mlp_chunk_tokens: int = 0
+    """Tokens that feed-forward layers compute at once; 0: all."""
     chunk_tokens: int = 1024
     kept_log_probs: float = 0.0
     """Most bytes of log-probs that are kept for the backward pass."""
@@ -137,6 +141,15 @@ def host(load: ModelLoad) -> float:
     return (parameters + states + swapped(load)) / load.num_ranks
 
 
+def host_activations(load: ModelLoad, num_tokens: int) -> float:
+    """Bytes of host memory for the layers' inputs that one rank offloads while it learns from one packed micro-batch.
+    Page-locked memory comes in powers of two. A CPU has no other memory."""
+    if not load.offload_activations or load.on_cpu:
+        return 0.0
+    each = ceil(num_tokens / load.sequence_parallel) * load.shape.hidden * load.dtype_bytes
+    return float(load.shape.num_layers * 2 ** (each - 1).bit_length())
+
+
 def reading(load: ModelLoad) -> float:
     """Bytes of host memory that rank 0 needs while it loads the model. On a CPU the parameters are in host memory
     anyway."""
@@ -168,24 +181,28 @@ def forward(load: ModelLoad, num_tokens: int) -> Memory:
     """Additional memory during the forward pass of one packed micro-batch."""
     shape, b = load.shape, load.dtype_bytes
     num_tokens = ceil(num_tokens / load.sequence_parallel)
-    width = 4 * shape.hidden + 3 * shape.intermediate + shape.num_heads * shape.head_dim
-    return Memory(
-        activations=float(num_tokens * width * b), gathered=gathered(load), logits=_logits(load, num_tokens, copies=2)
-    )
+    width = 4 * shape.hidden + shape.num_heads * shape.head_dim
+    numbers = num_tokens * width + _mlp_tokens(load, num_tokens) * 3 * shape.intermediate
+    return Memory(activations=float(numbers * b), gathered=gathered(load), logits=_logits(load, num_tokens, copies=2))
 
 
 def learning(load: ModelLoad, num_tokens: int) -> Memory:
     """Additional memory during the forward and backward pass of one packed micro-batch, or during the optimizer step
     after it if that needs more."""
     num_tokens = ceil(num_tokens / load.sequence_parallel)
-    layer = layer_activations(load.shape, load.dtype_bytes)
-    kept = load.shape.hidden * load.dtype_bytes if load.gradient_checkpointing else layer
+    mlp = mlp_activations(load.shape, load.dtype_bytes)
+    outside = num_tokens * (layer_activations(load.shape, load.dtype_bytes) - mlp)
+    layer = outside + _mlp_tokens(load, num_tokens) * mlp
+    kept = outside if load.mlp_chunk_tokens else layer
+    if load.gradient_checkpointing:
+        is_away = load.offload_activations and not load.on_cpu
+        kept = 0.0 if is_away else float(num_tokens * load.shape.hidden * load.dtype_bytes)
     buckets = 0.0
     if load.zero_stage:
         numbers = min(REDUCE_BUCKET, load.learned_parameters) if load.on_cpu else REDUCE_BUCKET
         buckets = numbers * load.dtype_bytes * (1.0 if load.zero_stage == 3 or load.on_cpu else 2.0)
     passes = Memory(
-        activations=num_tokens * (load.shape.num_layers * kept + 2 * layer),
+        activations=load.shape.num_layers * kept + 2 * layer,
         gathered=gathered(load) + buckets,
         logits=_logits(load, num_tokens, copies=3) + _kept_log_probs(load, num_tokens) + _head_gradient(load),
     )
@@ -198,8 +215,19 @@ def layer_activations(shape: ModelShape, dtype_bytes: int) -> float:
     norms; the inputs of norms and projections; queries, keys, values and the attention output; four times the width of
     the feed-forward layer."""
     query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    in_dtype = 4 * shape.hidden + 2 * query + 2 * kv + 4 * shape.intermediate
-    return float(in_dtype * dtype_bytes + 2 * shape.hidden * FLOAT32 + (shape.num_heads + 2) * FLOAT32)
+    in_dtype = 4 * shape.hidden + 2 * query + 2 * kv
+    in_float32 = 2 * shape.hidden + shape.num_heads + 2
+    return in_dtype * dtype_bytes + in_float32 * FLOAT32 + mlp_activations(shape, dtype_bytes)
+
+
+def mlp_activations(shape: ModelShape, dtype_bytes: int) -> float:
+    """The part of `layer_activations` that is inside the feed-forward layer."""
+    return float(4 * shape.intermediate * dtype_bytes)
+
+
+def _mlp_tokens(load: ModelLoad, num_tokens: int) -> int:
+    """Tokens that a feed-forward layer computes at once."""
+    return min(num_tokens, load.mlp_chunk_tokens or num_tokens)
 
 
 def _logits(load: ModelLoad, num_tokens: int, *, copies: int) -> float:

@@ -120,7 +120,9 @@ class _Planner:
             offload_parameters=section.offload_parameters,
             offload_optimizer=trained is not None and trained.offload_optimizer,
             swap_optimizer=trained is not None and trained.swap_optimizer,
-            gradient_checkpointing=trained is not None and trained.gradient_checkpointing,
+            gradient_checkpointing=trained is not None and bool(trained.gradient_checkpointing),
+            offload_activations=trained is not None and trained.gradient_checkpointing == "offload",
+            mlp_chunk_tokens=section.mlp_chunk_tokens,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
             sequence_parallel=size,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
@@ -136,7 +138,7 @@ class _Planner:
             group=group,
             bundles=bundles,
             memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
-            host_bytes=(sum(memory.host(self._loads[role]) for role in models) + self._asleep(group)) * each,
+            host_bytes=(self._offloaded(models) + self._asleep(group)) * each,
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             seconds={
                 phase: self._calibration.time(phase, self._seconds(group, phase, self._rates), fixed[phase])
@@ -145,6 +147,12 @@ class _Planner:
             fixed_seconds=fixed,
             capacity=self._cluster.capacity_gib * GIB,
         )
+
+    def _offloaded(self, models: Sequence[Role]) -> float:
+        """Bytes of host memory for what a process offloads of its models. They learn one after the other."""
+        tokens = self._work.micro_batch_tokens
+        activations = max((memory.host_activations(self._loads[role], tokens) for role in models), default=0.0)
+        return sum(memory.host(self._loads[role]) for role in models) + activations
 
     def _held(self, group: DeviceGroup, phase: str, num_tokens: int) -> dict[Role, Memory]:
         """What each role of a group holds on one device, where micro-batches have this many tokens."""

@@ -109,13 +109,14 @@ def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficienc
     """Seconds of all epochs over a step's sequences, including optimizer steps."""
     each = work.learned_tokens / load.num_ranks
     forwards = 1 + (FROZEN_BACKWARD if load.adapter_rank else BACKWARD) + load.gradient_checkpointing
+    forwards += _chunked_share(load, work)
     flops = each * load.shape.flops_per_token(work.sequence_tokens / 2) * forwards
     updates = max(1, work.num_updates // work.num_passes)
     batches = updates * ceil(each / updates * load.sequence_parallel / work.micro_batch_tokens)
     computing = flops / (machine.sheet.tflops * TERA * rates.learning)
     passes = 2 + load.gradient_checkpointing
     exchanging = batches * _exchange_s(load, machine, rates) + each * passes * _all_to_all_s(load, machine, rates)
-    one_pass = max(computing, exchanging) + 2 * batches * rates.micro_batch_s
+    one_pass = max(computing, exchanging) + each * _offload_s(load) + 2 * batches * rates.micro_batch_s
     return work.num_passes * one_pass + work.num_updates * _optimizer_s(load, machine, rates)
 
 
@@ -142,6 +143,22 @@ def _all_to_all_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float
     shape, others = load.shape, (load.sequence_parallel - 1) / load.sequence_parallel
     numbers = shape.num_layers * 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     return numbers * load.dtype_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+
+
+def _chunked_share(load: ModelLoad, work: Workload) -> float:
+    """The feed-forward layers' share of a forward pass, if their chunks are computed again in the backward pass."""
+    if not load.mlp_chunk_tokens:
+        return 0.0
+    shape = load.shape
+    flops = 2.0 * shape.num_layers * 3 * shape.hidden * shape.intermediate
+    return flops / shape.flops_per_token(work.sequence_tokens / 2)
+
+
+def _offload_s(load: ModelLoad) -> float:
+    """For each of a rank's tokens: the layers' inputs go to host memory and come back."""
+    if not load.offload_activations:
+        return 0.0
+    return 2 * load.shape.num_layers * load.shape.hidden * load.dtype_bytes / (HOST_LINK_GB_S * GB)
 
 
 def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:

@@ -10,6 +10,7 @@ import torch
 from rlhf.config.algo import SftSection
 from rlhf.config.models import TrainedModelSection
 from rlhf.config.rollout import RolloutSection
+from rlhf.engines.models.checkpointing import checkpoint_layers
 from rlhf.engines.models.four_bit import FourBitLinear
 from rlhf.engines.models.fresh_model import make_llama
 from rlhf.engines.process.distributed import deepspeed, init_distributed
@@ -21,6 +22,7 @@ from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Head
+from tests.families import tiny_family
 from tests.integration.command_line import CommandLine, write_workplace
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences
@@ -101,6 +103,22 @@ def test_a_swapped_optimizer_learns_the_same_and_leaves_room(tmp_path: Path, mon
     stays, held = train()
     assert torch.equal(moves, stays)
     assert held - left > 11 * size
+
+
+def test_inputs_of_layers_leave_the_gpu_until_the_backward_pass() -> None:
+    tokens = torch.arange(8192, device="cuda")[None] % 100
+    gradients, held = [], []
+    for how in (True, "offload"):
+        model = tiny_family("llama", {"num_hidden_layers": 4, "max_position_embeddings": 8192}, attention="sdpa")
+        model.to(torch.device("cuda")).train()  # type: ignore[arg-type]
+        section = TrainedModelSection.model_validate({"gradient_checkpointing": how})
+        checkpoint_layers(model, section, "policy.model", on_gpu=True)
+        before = torch.cuda.memory_allocated()
+        loss = model(input_ids=tokens, use_cache=False).logits.logsumexp(-1).sum()
+        held.append(torch.cuda.memory_allocated() - before)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(kept, away) for kept, away in zip(*gradients, strict=True))
+    assert held[0] - held[1] >= 3 * 8192 * 64 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

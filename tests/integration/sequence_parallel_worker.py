@@ -45,6 +45,9 @@ SETTINGS: dict[str, object] = {
 EXTRAS: dict[str, dict[str, object]] = {
     "lora": {"lora": {"rank": 4, "alpha": 8.0}},
     "checkpointing": {"gradient_checkpointing": True},
+    "kept": {"gradient_checkpointing": "offload"},
+    "chunks": {"mlp_chunk_tokens": 5},
+    "nf4": {"quantization": "nf4"},
     "chunked": {"log_probs_chunk_tokens": 3, "log_probs_kept_mib": 0.0},
     "bfloat16": {"dtype": "bfloat16"},
     "balance": {},
@@ -115,13 +118,15 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         arrays = unpack_tokens(plan, data, ranks.outputs(engine, whole(data), most))
         yield "outputs", torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
     scorer = ScorerSpec(
-        section=ModelSection.model_validate(common | {"dtype": settings.get("dtype", "auto")}),
+        section=ModelSection.model_validate(
+            common | {key: settings[key] for key in ("dtype", "mlp_chunk_tokens") if key in settings}
+        ),
         model=spec.model,
         head=head,
         temperature=0.7,
         seed=0,
     )
-    if head is Head.LOG_PROBS and not extras:
+    if head is Head.LOG_PROBS and extras in ([], ["chunks"]):
         outputs = ranks.outputs(ScoringEngine(scorer, device="cpu", where="reference.model"), whole(data), most)
         arrays = unpack_tokens(plan, data, outputs)
         yield "reference", torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))

@@ -40,7 +40,7 @@ def test_each_error_names_sizes_and_settings_and_what_can_be_split(folder: Path)
     assert errors[0][1] == (
         "policy forward_backward: out of memory with micro-batches of up to 139 tokens, the longest sequence 41: CUDA "
         "out of memory. Tried to allocate 2.00 GiB. Lower train.max_tokens_per_micro_batch, or set "
-        "policy.gradient_checkpointing, or lower policy.log_probs_chunk_tokens."
+        "policy.gradient_checkpointing or policy.mlp_chunk_tokens, or lower policy.log_probs_chunk_tokens."
     )
 
 

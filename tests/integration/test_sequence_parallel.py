@@ -1,4 +1,5 @@
-"""Ranks that compute each micro-batch together give what one rank alone gives: outputs, losses, gradients.
+"""Ranks that compute each micro-batch together give what one rank alone gives: outputs, losses, gradients. So do
+settings that lower the memory of long sequences.
 
 Four ranks run the cases of `sequence_parallel_worker.py`: groups of one, two and four, in every ZeRO stage, with
 sequences of unequal lengths in one pack and in several. RLHF_TEST_SEQUENCE_PARALLEL=all runs all of them.
@@ -34,6 +35,8 @@ ALL = os.environ.get("RLHF_TEST_SEQUENCE_PARALLEL") == "all"
 ALONE = {
     "llama-log_probs": "llama-log_probs-1-0-packed",
     "llama-log_probs-lora": "llama-log_probs-1-0-packed-lora",
+    "llama-log_probs-lora-nf4": "llama-log_probs-1-0-packed-lora-nf4",
+    "llama-values-lora": "llama-values-1-0-40-lora",
     "llama-values": "llama-values-1-0-40",
     "scorer-scores": "scorer-scores-1-0-40",
     "mistral-log_probs": "mistral-log_probs-1-0-packed",
@@ -41,20 +44,39 @@ ALONE = {
     "experts-log_probs-balance": "experts-log_probs-1-0-40-balance",
 }
 """The case of each model that computes without groups."""
+OTHER_RESULTS = ("lora", "nf4", "balance")
+"""Extras with which a model computes something else."""
 FEW = (
     *("llama-log_probs-4-3-40", "llama-log_probs-2-0-packed", "llama-log_probs-2-2-packed-lora"),
-    "scorer-scores-2-0-40",
+    *("scorer-scores-2-0-40", "llama-log_probs-2-3-packed-chunks-kept"),
 )
 MORE = (
     *(f"llama-log_probs-{size}-{stage}-packed" for size in (2, 4) for stage in (0, 1, 2, 3)),
     *(f"llama-log_probs-{size}-{stage}-packed-lora" for size in (2, 4) for stage in (0, 1, 2, 3)),
     *("llama-log_probs-4-3-packed-checkpointing", "llama-log_probs-2-0-packed-chunked"),
+    *(
+        "llama-log_probs-4-0-40-chunks",
+        "llama-log_probs-2-1-packed-chunks",
+        "experts-log_probs-2-3-40-chunks-kept",
+        "llama-values-4-2-packed-chunks",
+    ),
+    *("llama-log_probs-2-3-packed-lora-nf4", "llama-log_probs-4-2-40-lora-nf4", "llama-log_probs-4-3-40-lora-chunks"),
+    *("llama-values-2-3-40-lora", "llama-values-2-1-packed", "scorer-scores-2-2-40", "scorer-scores-4-3-packed"),
+    *("llama-log_probs-1-3-40", "llama-log_probs-1-3-packed-lora", "llama-log_probs-2-1-single"),
     *("llama-log_probs-2-3-40-offload", "llama-log_probs-2-3-single", "llama-log_probs-4-0-single"),
     *("llama-values-2-0-40", "llama-values-4-3-40", "scorer-scores-2-3-40", "scorer-scores-4-1-40"),
     *("mistral-log_probs-2-0-packed", "mistral-log_probs-4-3-40"),
     *("experts-log_probs-2-0-packed", "experts-log_probs-4-3-40"),
     *("experts-log_probs-2-0-40-balance", "experts-log_probs-4-3-40-balance"),
 )
+WHOLE = {
+    "llama-log_probs-1-0-packed-chunks": "llama-log_probs-1-0-packed",
+    "llama-log_probs-1-3-40-chunks": "llama-log_probs-1-3-40",
+    "llama-log_probs-1-3-40-chunks-kept": "llama-log_probs-1-3-40",
+}
+"""Cases that compute in chunks, of which ranks have different numbers, and those that compute the same without."""
+CHECKPOINTED = "llama-log_probs-1-3-40-checkpointing"
+KEPT_ON_HOST = "llama-log_probs-1-3-40-kept"
 SHARED = tuple(dict.fromkeys((*FEW, *MORE))) if ALL else FEW
 REFUSED_FEW = {"qwen3_5_text": "carry a state from token to token"}
 REFUSED_MORE = {
@@ -71,8 +93,8 @@ pytestmark = pytest.mark.timeout(1000)
 
 def alone(case: str) -> str:
     """The case to compare with."""
-    model, head, *_, last = case.split("-")
-    return ALONE[f"{model}-{head}-{last}" if last in ("lora", "balance") else f"{model}-{head}"]
+    model, head, _, _, _, *extras = case.split("-")
+    return ALONE["-".join([model, head, *(extra for extra in extras if extra in OTHER_RESULTS)])]
 
 
 def wider(config: LlamaConfig) -> LlamaConfig:
@@ -100,7 +122,8 @@ def make_models(folder: Path) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("sequence_parallel")
     make_models(folder)
-    cases = [*dict.fromkeys(alone(case) for case in SHARED), *SHARED]
+    cases = [*(alone(case) for case in SHARED), *SHARED, *WHOLE, *WHOLE.values(), CHECKPOINTED, KEPT_ON_HOST]
+    cases = [*dict.fromkeys(cases)]
     cases += [f"{family}-log_probs-2-0-packed" for family in REFUSED]
     with held_port() as port, (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "tests.integration.sequence_parallel_worker"]
@@ -138,6 +161,21 @@ def test_ranks_that_share_sequences_compute_what_one_computes(results: Results, 
     for name in gradients:
         difference = float((ours[name] - theirs[name]).norm())
         assert difference <= 1e-5 * float(theirs[name].norm()), name
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_feed_forward_layers_compute_the_same_in_chunks(results: Results, case: str) -> None:
+    ours, theirs = results[case], results[WHOLE[case]]
+    assert ours.keys() | {"reference"} == theirs.keys()
+    for name, found in ours.items():
+        right = theirs[name].double()
+        assert float((found.double() - right).norm()) <= 1e-6 * float(right.norm()), name
+
+
+def test_inputs_of_layers_that_are_kept_in_host_memory_give_the_same_bits(results: Results) -> None:
+    ours, theirs = results[KEPT_ON_HOST], results[CHECKPOINTED]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("family", REFUSED)

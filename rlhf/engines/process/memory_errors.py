@@ -9,8 +9,8 @@ from rlhf.types import PackedTokens
 ADVICE = {
     "load": "Use more devices ({role}.num_gpus_per_node) with {role}.zero_stage 3, or {role}.offload_parameters.",
     "forward": "Lower train.max_tokens_per_micro_batch.",
-    "forward_backward": "Lower train.max_tokens_per_micro_batch, or set {role}.gradient_checkpointing, or lower "
-    "{role}.log_probs_chunk_tokens.",
+    "forward_backward": "Lower train.max_tokens_per_micro_batch, or set {role}.gradient_checkpointing or "
+    "{role}.mlp_chunk_tokens, or lower {role}.log_probs_chunk_tokens.",
     "optim_step": "Set {role}.zero_stage 3 on more devices, {role}.swap_optimizer or {role}.offload_optimizer.",
     "send_weights": "Lower rollout.sync_bucket_mib, or rollout.gpu_memory_utilization where engines share the GPUs.",
     "save": "Set {role}.zero_stage 3 on more devices, or {role}.offload_optimizer.",

@@ -13,6 +13,8 @@ from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import to_metrics
 from rlhf.engines.models.adapter_names import may_stay_unchanged
 from rlhf.engines.models.adapters import add_adapters
+from rlhf.engines.models.checkpointing import checkpoint_layers
+from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.engines.models.finite_weights import require_finite
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
@@ -76,6 +78,7 @@ class DeepSpeedEngine:
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         set_up_routers(self.module, section, where)
+        chunk_feed_forward(self.module, section, where)
         rule = LogitsRule(
             temperature=spec.temperature,
             float32=section.float32_head,
@@ -87,8 +90,7 @@ class DeepSpeedEngine:
         self._balance: RouterBalance | None = None
         if spec.balances_routers:
             self._balance = RouterBalance(packed_model, spec.algorithm.router_aux_coef, where=where)
-        if section.gradient_checkpointing:
-            self._loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(self.module, section, where, on_gpu=self._device.type == "cuda")
         optimizer = build_optimizer(section, packed_model.parameters())
         config = training_config(section, dtype, self._device)
         if stage == 3:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
@@ -34,6 +35,7 @@ class ScoringEngine:
         loaded = load_on_rank_zero(
             section, spec.model, spec.head, where=where, device=self._device, seed=spec.seed, new_head=False
         )
+        chunk_feed_forward(loaded.model, section, where)
         self._model: torch.nn.Module
         if spec.head is Head.SCORES and "score" not in dict(loaded.model.named_children()):
             # An encoder is small: every rank holds all of it, whatever the stage.

@@ -53,6 +53,20 @@ def run_of(command: str, flags: str, cluster: str) -> tuple[TrainConfig, Planner
         ),
         (
             "sft",
+            "--policy.num-gpus-per-node 8 --data.max-tokens 1048576 --policy.gradient-checkpointing "
+            "--policy.sequence-parallel-size 8",
+            "8xH100",
+            {"policy.mlp_chunk_tokens": 4096},
+        ),
+        (
+            "sft",
+            "--policy.num-gpus-per-node 8 --data.max-tokens 1310720 --policy.gradient-checkpointing "
+            "--policy.sequence-parallel-size 8 --policy.mlp-chunk-tokens 4096",
+            "8xH100",
+            {"policy.gradient_checkpointing": "offload"},
+        ),
+        (
+            "sft",
             "--policy.num-gpus-per-node 8 --data.max-tokens 4096 --train.max-tokens-per-micro-batch 16384",
             "8xH100",
             {"policy.gradient_checkpointing": True},

@@ -7,7 +7,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf.planning.memory import ModelLoad, forward, host, kv_cache, layer_activations, learning, reading, resident
+from rlhf.config.models import ModelSection
+from rlhf.engines.models.chunked_mlp import chunk_feed_forward
+from rlhf.planning.memory import (
+    ModelLoad,
+    forward,
+    host,
+    host_activations,
+    kv_cache,
+    layer_activations,
+    learning,
+    mlp_activations,
+    reading,
+    resident,
+)
 from tests.unit.planning.support import LLAMA_3_8B, shape_of
 
 P = 8_030_261_248
@@ -102,9 +115,10 @@ def test_the_cache_of_a_familiar_model() -> None:
     assert kv_cache(LOAD.shape, 2, 16, 8192) == 2**27  # eight heads are not cut further
 
 
-def kept_bytes(config: LlamaConfig, dtype: torch.dtype, num_tokens: int) -> int:
+def kept_bytes(config: LlamaConfig, dtype: torch.dtype, num_tokens: int, mlp_chunk_tokens: int = 0) -> int:
     """What autograd keeps for the backward pass of a backbone, weights aside."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+    chunk_feed_forward(model, ModelSection(mlp_chunk_tokens=mlp_chunk_tokens), "policy.model")
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -131,18 +145,42 @@ def test_activations_are_what_autograd_keeps(dtype: torch.dtype, head_dim: int) 
         "num_key_value_heads": 4,
     }
 
-    def kept(num_layers: int) -> int:
+    def kept(num_layers: int, mlp_chunk_tokens: int) -> int:
         config = LlamaConfig(**sizes, head_dim=head_dim, vocab_size=32, num_hidden_layers=num_layers)
-        return kept_bytes(config, dtype, num_tokens)
+        return kept_bytes(config, dtype, num_tokens, mlp_chunk_tokens)
 
     shape = shape_of({"model_type": "llama", **sizes, "head_dim": head_dim, "vocab_size": 32, "num_hidden_layers": 1})
-    assert (kept(3) - kept(2)) / num_tokens == layer_activations(shape, dtype.itemsize)
+    whole, chunked = ((kept(3, chunk) - kept(2, chunk)) / num_tokens for chunk in (0, 20))
+    assert whole == layer_activations(shape, dtype.itemsize)
+    assert chunked == whole - mlp_activations(shape, dtype.itemsize)
 
 
 def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
     full, checkpointed = (learning(replace(LOAD, gradient_checkpointing=on), 1000) for on in (False, True))
     layer = layer_activations(LOAD.shape, 2)
     assert full.activations - checkpointed.activations == 1000 * 32 * (layer - 4096 * 2)
+
+
+def test_what_checkpointing_keeps_can_be_in_host_memory() -> None:
+    kept = replace(LOAD, gradient_checkpointing=True)
+    away = replace(kept, offload_activations=True)
+    assert learning(kept, 1000).activations - learning(away, 1000).activations == 1000 * 32 * 4096 * 2
+    assert host_activations(kept, 1000) == 0
+    assert host_activations(away, 1000) == 32 * 1024 * 4096 * 2  # page-locked memory comes in powers of two
+    assert host_activations(replace(away, sequence_parallel=2), 1000) == 32 * 512 * 4096 * 2
+    on_cpu = replace(away, on_cpu=True)
+    assert host_activations(on_cpu, 1000) == 0
+    assert learning(on_cpu, 1000).activations == learning(kept, 1000).activations
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_feed_forward_layers_in_chunks_hold_one_chunk(checkpointed: bool) -> None:
+    plain = replace(LOAD, gradient_checkpointing=checkpointed)
+    chunked, mlp = replace(plain, mlp_chunk_tokens=100), mlp_activations(LOAD.shape, 2)
+    saved = learning(plain, 1000).activations - learning(chunked, 1000).activations
+    assert saved == 900 * 2 * mlp + (0 if checkpointed else 1000 * 32 * mlp)
+    assert forward(plain, 1000).activations - forward(chunked, 1000).activations == 900 * 3 * 14336 * 2
+    assert forward(chunked, 50) == forward(plain, 50)
 
 
 def test_each_of_the_ranks_that_share_a_micro_batch_passes_its_share_of_the_tokens() -> None:

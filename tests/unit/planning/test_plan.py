@@ -201,6 +201,23 @@ def test_a_sequence_that_fits_is_planned_to_fit_and_a_longer_one_is_not() -> Non
     assert not plan_for("sft", [*LONG[:-1], str(most + 256)], "8xH100").fits
 
 
+def test_longer_sequences_fit_with_chunks_and_activations_in_host_memory() -> None:
+    chunks, away = ("--policy.mlp-chunk-tokens", "4096"), ("--policy.gradient-checkpointing", "offload")
+    flags = [*LONG, "--policy.swap-optimizer"]
+    plain, chunked, both = (plan_for("sft", [*flags, *more], "8xH100") for more in ((), chunks, (*chunks, *away)))
+    assert plain.fitting_tokens < chunked.fitting_tokens < both.fitting_tokens
+    each = 65536 * 4096 * 2
+    assert both.groups[0].host_bytes - chunked.groups[0].host_bytes == 8 * 32 * each
+    assert both.seconds["learn"] - chunked.seconds["learn"] == pytest.approx(
+        both.work.learned_tokens / 8 * 2 * 32 * 4096 * 2 / 25e9
+    )
+    mlp = 2 * 32 * 3 * 4096 * 14336 / plain.shapes[Role.POLICY].flops_per_token(plain.work.sequence_tokens / 2)
+    fixed = plain.fixed_seconds["learn"]
+    assert (chunked.seconds["learn"] - fixed) / (plain.seconds["learn"] - fixed) == pytest.approx(
+        (4 + mlp) / 4, rel=1e-3
+    )
+
+
 def test_heads_that_do_not_split_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"policy.sequence_parallel_size: 32 attention heads do not split over 3"):
         plan_for("sft", ["--policy.num-gpus-per-node", "3", "--policy.sequence-parallel-size", "3"], "8xH100")

@@ -32,8 +32,8 @@ def test_it_names_everything_and_survives_the_way_to_the_driver() -> None:
     assert str(error) == (
         "policy forward_backward: out of memory with micro-batches of up to 8 tokens, the longest sequence 6: "
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.00 GiB is "
-        "free. Lower train.max_tokens_per_micro_batch, or set policy.gradient_checkpointing, or lower "
-        "policy.log_probs_chunk_tokens."
+        "free. Lower train.max_tokens_per_micro_batch, or set policy.gradient_checkpointing or "
+        "policy.mlp_chunk_tokens, or lower policy.log_probs_chunk_tokens."
     )
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.splittable_tokens) == (str(error), 8)
