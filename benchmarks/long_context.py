@@ -1,6 +1,7 @@
 """Memory and time of one optimizer step on one long sequence, by the number of processes that share it.
 
-    python -m benchmarks.long_context [--tokens 65536] [--sizes 1 2] [--layers 2] [--hidden 32] [--width 512]
+    python -m benchmarks.long_context [--tokens 65536] [--sizes 1 2] [--layers 2] [--hidden 32] [--width 512] \\
+        [--mlp-chunk-tokens 0] [--checkpointing]
 
 Each size runs in processes of its own, one thread each. Memory is how far the resident memory of the largest process
 rose above what it had after a step on 64 tokens: the activations of the long one. Losses and gradient norms show that
@@ -51,13 +52,21 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_rank(rank: int, size: int, port: int, model: str, num_tokens: int) -> None:
+def run_rank(arguments: argparse.Namespace) -> None:
     """Print bytes, seconds, loss and gradient norm."""
+    rank, (size,), num_tokens = arguments.rank, arguments.sizes, arguments.tokens
     torch.set_num_threads(1)
-    init_distributed(rank, size, open_store(rank, "127.0.0.1", port, 600), device="cpu", timeout_s=3600)
+    init_distributed(rank, size, open_store(rank, "127.0.0.1", arguments.port, 600), device="cpu", timeout_s=3600)
     spec = TrainedModelSpec(
-        section=TrainedModelSection(lr=1e-4, max_grad_norm=0.0, sequence_parallel_size=size, num_gpus_per_node=size),
-        model=model,
+        section=TrainedModelSection(
+            lr=1e-4,
+            max_grad_norm=0.0,
+            sequence_parallel_size=size,
+            num_gpus_per_node=size,
+            mlp_chunk_tokens=arguments.mlp_chunk_tokens,
+            gradient_checkpointing=arguments.checkpointing,
+        ),
+        model=arguments.model,
         head=Head.LOG_PROBS,
         algorithm=SftSection(),
         temperature=1.0,
@@ -79,14 +88,15 @@ def run_rank(rank: int, size: int, port: int, model: str, num_tokens: int) -> No
     dist.destroy_process_group()
 
 
-def measure(size: int, model: str, num_tokens: int) -> list[float]:
+def measure(size: int, model: str, arguments: argparse.Namespace) -> list[float]:
     """What `run_rank` prints, of `size` processes that share the sequence."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # glibc gives what is freed back at once, where otherwise it keeps as much as it sees fit.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    command = [sys.executable, "-m", "benchmarks.long_context", "--model", model, "--tokens", str(num_tokens)]
+    command = [sys.executable, "-m", "benchmarks.long_context", "--model", model, "--tokens", str(arguments.tokens)]
+    command += ["--mlp-chunk-tokens", str(arguments.mlp_chunk_tokens), *["--checkpointing"] * arguments.checkpointing]
     ranks = [
         subprocess.Popen(
             [*command, "--rank", str(rank), "--port", str(port), "--sizes", str(size)],
@@ -104,14 +114,15 @@ def measure(size: int, model: str, num_tokens: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("tokens", 65536), ("layers", 2), ("hidden", 32), ("width", 512)):
+    for name, default in (("tokens", 65536), ("layers", 2), ("hidden", 32), ("width", 512), ("mlp-chunk-tokens", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--checkpointing", action="store_true")
     for name, kind in (("model", str), ("rank", int), ("port", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank is not None:
-        run_rank(arguments.rank, arguments.sizes[0], arguments.port, arguments.model, arguments.tokens)
+        run_rank(arguments)
         return
     config = LlamaConfig(
         vocab_size=128,
@@ -128,7 +139,7 @@ def main() -> None:
         LlamaForCausalLM(config).save_pretrained(Path(folder))
         rows = []
         for size in arguments.sizes:
-            held, seconds, loss, norm = measure(size, folder, arguments.tokens)
+            held, seconds, loss, norm = measure(size, folder, arguments)
             rows.append([str(size), f"{held / GIB:.2f}", f"{seconds:.0f}", f"{loss:.7f}", f"{norm:.7f}"])
     title = f"A step on one sequence of {arguments.tokens:,} tokens, {arguments.layers} layers"
     show(title, ["processes", "GiB in the largest", "seconds", "loss", "gradient norm"], rows)
