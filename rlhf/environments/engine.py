@@ -13,7 +13,7 @@ from rlhf.engines.base import RolloutEngine
 from rlhf.engines.process.repairs import log_repair
 from rlhf.environments.agent_run import AgentRun
 from rlhf.environments.endpoint import Endpoint
-from rlhf.environments.episode import EpisodeRun, Rules
+from rlhf.environments.episode import EpisodeRun, Rules, Sample
 from rlhf.environments.routing import RunRules
 from rlhf.environments.session import EnvironmentFaultError, LocalSession, Session, Sessions
 from rlhf.environments.spec import WorldSpec
@@ -125,7 +125,7 @@ class EpisodeEngine:
             self._under_way.pop(request_id, None)
 
     def _abort(self, request_ids: Collection[str]) -> None:
-        turns = [turn for name in request_ids for turn in self._under_way.get(name, ())]
+        turns = [turn for name in request_ids for turn in self._under_way.pop(name, ())]
         for name in request_ids:
             if (task := self._tasks.get(name)) is not None:
                 task.cancel()
@@ -153,7 +153,7 @@ class EpisodeEngine:
         rules, failure = self._rules.of(prompt), ""
         for tries in range(self._faults.num_retries + 1):
             session = self._sessions.session(f"{request.id}#{tries}", alone=tries > 0)
-            run = self._new_run(rules, request, prompt, session)
+            run = self._new_run(rules, request, prompt, session, partial(self._sample, request.id, tries))
             try:
                 rollout = await run.run()
             except EnvironmentFaultError as error:
@@ -169,9 +169,8 @@ class EpisodeEngine:
         return replace(failed, episode=replace(failed.episode, num_retries=self._faults.num_retries))
 
     def _new_run(
-        self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session
+        self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session, sample: Sample
     ) -> EpisodeRun | AgentRun:
-        sample = partial(self._sample, request.id)
         if self._endpoint is not None:
             assert isinstance(session, LocalSession), "loops reach the endpoint on this node alone"
             return AgentRun(rules, request, prompt, session, sample, self._endpoint)
@@ -189,8 +188,11 @@ class EpisodeEngine:
         text = f"environment {failure}; {then}"
         self._repaired(Repair(kind=RepairKind.ENVIRONMENT, where=self._spec.name, text=text))
 
-    async def _sample(self, episode_id: str, request: RolloutRequest) -> Rollout:
-        """One turn by the engine."""
+    async def _sample(self, episode_id: str, tries: int, request: RolloutRequest) -> Rollout:
+        """One turn by the engine. An episode that began anew asks under other names: the engine may still be busy with
+        a turn of the one before."""
+        if tries:
+            request = replace(request, id=f"{episode_id}/try{tries}{request.id.removeprefix(episode_id)}")
         turn: Future[Rollout] = Future()
         if not self._outbox:
             self._loop.call_soon(self._send)
@@ -199,7 +201,11 @@ class EpisodeEngine:
         try:
             return await asyncio.wrap_future(turn)
         finally:
-            self._under_way[episode_id].discard(request.id)
+            under_way = self._under_way.get(episode_id, set())
+            if request.id in under_way:
+                under_way.discard(request.id)
+                if turn.cancelled():  # a loop of the user's ended before its turn did
+                    self._engine.abort([request.id])
 
     def _send(self) -> None:
         """Ask the engine for the turns that wait, in one call."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from pathlib import Path
 
 import httpx
 
@@ -165,6 +166,26 @@ async def tries_again(session: AgentSession, row: Row) -> float:
             except httpx.ReadTimeout:
                 continue
         await ask(session, "Go.", text_of(reply.json()), "on")
+    return 1.0
+
+
+async def leaves_its_number(session: AgentSession, row: Row) -> float:
+    """Two turns, without a client that asks again."""
+    Path(str(row["note"])).write_text(str(os.getpid()))
+    first = text_of(await ask(session, "Go."))
+    await ask(session, "Go.", first, "on")
+    return 1.0
+
+
+async def has_a_client_that_asks_again(session: AgentSession, row: Row) -> float:
+    import openai  # noqa: PLC0415  slow
+
+    client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Go."}]
+    for said in ("on", "and on"):
+        reply = await client.chat.completions.create(model=session.model, messages=messages)  # type: ignore[arg-type]
+        messages += [reply.choices[0].message.model_dump(), {"role": "user", "content": said}]
+    Path(str(row["note"])).write_text(str(os.getpid()))
     return 1.0
 
 
