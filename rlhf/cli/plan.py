@@ -15,7 +15,7 @@ from rlhf.config.model_files import described_folder, read_config_json
 from rlhf.config.tools import PlanConfig
 from rlhf.engines.models.hub import HUB_TIMEOUT_S
 from rlhf.errors import ConfigError, ModelError
-from rlhf.planning.advice import advice_on
+from rlhf.planning.advice import advice_on, episode_processes
 from rlhf.planning.calibration import NONE, Calibration
 from rlhf.planning.edits import as_flags
 from rlhf.planning.fixes import Planner, suggest_fixes, suggest_placement_fixes
@@ -97,7 +97,8 @@ def run_plan(command: str, config: TrainConfig, options: PlanConfig) -> int:
         write(json.dumps(as_json(plan, found), indent=1) + "\n")
     else:
         console = rich_console()
-        show_plan(console, command, plan, advice_on(plan, config, edits))
+        others = episode_processes(config)
+        show_plan(console, command, plan, advice_on(plan, config, edits), others=others)
         if options.suggest:
             show_suggestions(console, plan, found)
     return 0 if plan.fits else ConfigError.exit_code

@@ -20,8 +20,8 @@ BAR = 30
 FREE = "·"
 
 
-def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str]) -> None:
-    """The placement as a drawing, memory by phase, seconds by phase, and advice."""
+def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str], *, others: Sequence[str] = ()) -> None:
+    """The placement as a drawing, memory by phase, seconds by phase, `others` that run beside it, and advice."""
     used = f"{plan.placement.num_devices} of {counted(plan.cluster.num_devices, 'device')}"
     console.print(f"[bold]{command}[/bold] on {plan.cluster}: {used} in {counted(len(plan.groups), 'group')}")
     for roles, shape in _models(plan).items():
@@ -48,6 +48,8 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str])
         f"{plan.step_s:,.1f} s: {plan.tokens_per_s:,.0f} tokens/s; devices idle {plan.idle_share:.0%} of it",
         soft_wrap=True,
     )
+    for line in others:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     for line in advice:
         console.print(f"  ! {line}", markup=False, soft_wrap=True)
 

@@ -22,6 +22,20 @@ def advice_on(plan: Plan, config: TrainConfig, edits: Edits | None) -> list[str]
     return [*_warnings(plan, config)]
 
 
+def episode_processes(config: TrainConfig) -> list[str]:
+    """Where tools and environments run, and what they need beside the plan's devices; nothing of a run without."""
+    if not isinstance(config, OnlineConfig) or not config.rollout.has_episodes:
+        return []
+    section = config.rollout
+    processes = counted(section.environment_processes, "process")
+    each = f", each with {processes}" if section.environment_workers else ""
+    workers = counted(section.environment_workers, "worker")
+    where = f"{workers} on any node{each}" if section.environment_workers else f"{processes} on the driver's node"
+    memory = section.environment_memory_gib
+    limit = "as much memory as they take" if memory is None else f"up to {memory:g} GiB of memory for each process"
+    return [f"tools and environments run in {where}: no CPUs are reserved for them, and {limit}"]
+
+
 def shortages(plan: Plan) -> Iterator[str]:
     """What the plan has too little of."""
     for group in plan.groups:

@@ -49,6 +49,23 @@ def test_a_plan_is_a_drawing_tables_and_a_sentence(capsys: pytest.CaptureFixture
         assert line in shown, shown
 
 
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        ([], "2 processes on the driver's node: no CPUs are reserved for them, and as much memory as they take"),
+        (
+            ["--rollout.environment-workers", "4", "--rollout.environment-memory-gib", "2"],
+            "4 workers on any node, each with 2 processes: no CPUs are reserved for them, and up to 2 GiB of memory "
+            "for each process",
+        ),
+    ],
+)
+def test_processes_of_environments_are_named(flags: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = ["--rollout.tools", "tools:add", "--rollout.environment-processes", "2", *flags]
+    assert main([*FITTING, *MERGED, "--cluster", "2x8xH100", *tools]) == 0
+    assert f"  tools and environments run in {where}" in capsys.readouterr().out
+
+
 def test_equal_nodes_share_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FITTING, *MERGED, "--cluster", "8x8xH100"]) == 0
     assert "  nodes 2-7    · · · · · · · ·" in capsys.readouterr().out
