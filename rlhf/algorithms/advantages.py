@@ -5,7 +5,7 @@ recursions over time (GAE, reward-to-go) skip them.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,22 @@ def reward_to_go(rewards: Floats) -> Floats:
     """[n] -> [n]: the sum of the rewards from each token on, its own included (no discount)."""
     total: Floats = np.cumsum(rewards[::-1])[::-1]
     return total
+
+
+def discounted(rewards: Floats, ends: Sequence[int], discount: float) -> Floats:
+    """[n] -> [n]: rewards whose plain sums from each token on (`reward_to_go`) are those of `rewards` discounted by
+    `discount` after each of the tokens `ends`.
+
+    >>> discounted(np.array([0.0, 1.0, 2.0]), [1], 0.5).tolist()
+    [0.0, 0.0, 2.0]
+    """
+    bounds = sorted({0, *(end + 1 for end in ends), len(rewards)})
+    to_go = np.zeros(len(rewards) + 1)
+    for start, end in reversed(list(pairwise(bounds))):
+        after = to_go[end] * (discount if end - 1 in ends else 1.0)
+        to_go[start:end] = reward_to_go(rewards[start:end]) + after
+    difference: Floats = to_go[:-1] - to_go[1:]
+    return difference
 
 
 def are_equal(rewards: Floats) -> bool:

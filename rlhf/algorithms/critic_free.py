@@ -125,8 +125,12 @@ class CriticFree(Algorithm):
         """Of each token: the score and the length penalty on the last, the KL on all where it acts here."""
         coef = self._kl.coef if self._section.kl_placement == "reward" else 0.0
         score = self._score(response.score, len(response), response.truncated)
-        rewards = at_end(score, len(response))
+        rewards = self._placed(score, response)
         return rewards + kl_penalty(response, self._section.estimator, coef) if coef else rewards
+
+    def _placed(self, score: float, response: ResponseTokens) -> Floats:
+        """The score on the tokens that earned it: on the last one, unless a method gives credit to turns."""
+        return at_end(score, len(response))
 
     def _greedy_score(self, greedy: GreedyResponse) -> float:
         rollout = greedy.rollout

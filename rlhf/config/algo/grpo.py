@@ -13,6 +13,7 @@ from rlhf.config.algo.common import (
     Correction,
     Estimator,
     FixedKl,
+    Fraction,
     KlControl,
     NonNegative,
     PolicyGradientSection,
@@ -120,6 +121,9 @@ class ReinforceSection(CriticFreeSection):
     """KL coefficient: fixed, or adaptive to a target. A fixed coefficient of 0 starts no reference model."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Where the KL to the reference model acts: subtracted from the reward of each token, or as a term of the loss."""
+    turn_discount: Fraction | None = None
+    """Rewards for each turn of a response, as tools and environments give them, at the turn's last token; what later
+    turns earn is discounted by this between turns. None: the whole response has one reward, at its end."""
 
 
 class ReinforceBaselineSection(CriticFreeSection):

@@ -20,6 +20,7 @@ from rlhf.config.algo import (
     OnlineDpoSection,
     OnlineKtoSection,
     PpoSection,
+    ReinforceSection,
 )
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import (
@@ -255,6 +256,29 @@ def test_each_turn_earns_its_reward_and_later_ones_are_discounted() -> None:
     assert credited_turns(0.5, mask=mask) == ([2.5, 2.5, 3.0, 3.0], 4.0)
     assert credited_turns(1.0, mask=mask) == ([4.0, 4.0, 3.0, 3.0], 4.0)
     assert credited_turns(0.0, mask=mask) == ([1.0, 1.0, 3.0, 3.0], 4.0)
+
+
+@pytest.mark.parametrize(
+    ("discount", "expected"),
+    [(None, [4.0] * 4), (0.5, [2.5, 2.5, 3.0, 3.0]), (1.0, [4.0, 4.0, 3.0, 3.0]), (0.0, [1.0, 1.0, 3.0, 3.0])],
+)
+def test_reinforce_gives_each_turn_what_it_and_later_ones_earned(discount: float | None, expected: list[float]) -> None:
+    """As PPO without a critic: the second turn has its 2 and the 1 that no turn earned."""
+    section = ReinforceSection.model_validate(
+        {"turn_discount": discount, "scale": "none", "kl": {"type": "fixed", "coef": 0.0}}
+    )
+    algorithm = build_algorithm(section)
+    mask = [True, True, False, False, True, True]
+    given = ScoredGroup(
+        prompt=prompt(2),
+        responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),
+        texts=("",),
+        rewards=(Reward(total=4.0, turns=((1, 1.0), (5, 2.0))),),
+    )
+    (example,) = algorithm.select([given])
+    zeros = np.where(example.sequences[0].loss_mask, 0.0, np.nan).astype(np.float32)
+    (experience,), _ = algorithm.credit([example], [{Signal.OLD_LOG_PROBS: (zeros,)}])
+    assert list(own([experience], Signal.ADVANTAGES)[0]) == expected
 
 
 def test_a_turn_that_is_not_learned_from_earns_for_the_one_before() -> None:
