@@ -127,9 +127,10 @@ class RolloutPool:
         self._read_at = time.monotonic()
 
     def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
-        """See `RolloutEngine.submit`."""
+        """See `RolloutEngine.submit`. Raises RlhfError for the id of a request that is under way."""
         asked = [_Asked(request) for request in requests]
         with self._lock:
+            self._require_new(requests)
             self._queue.extend(_by_prompt(asked))
             self._send()
         if self._failure is not None:
@@ -208,6 +209,14 @@ class RolloutPool:
 
     def _all(self, phase: str, submit: Submit, timeout_s: float) -> list[object]:
         return self._group.run(submit, phase=f"rollout {phase}", timeout_s=timeout_s)
+
+    def _require_new(self, requests: Sequence[RolloutRequest]) -> None:
+        """Raise RlhfError where two requests have the same id: responses are told apart by it. Holds the lock."""
+        known = {one.request.id for group in self._queue for one in group}
+        for request in requests:
+            if request.id in known or any(request.id in engine.asked for engine in self._engines):
+                raise RlhfError(f"{self._phase}: a request with the id {request.id} is under way already")
+            known.add(request.id)
 
     def _send(self) -> None:
         """Give waiting requests to engines with room. Holds the lock."""

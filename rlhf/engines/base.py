@@ -69,7 +69,8 @@ class RolloutEngine(Protocol):
 
     def submit(self, requests: Sequence[RolloutRequest]) -> list["Future[Rollout]"]:
         """Ask for one response to each request. Future i belongs to request i, and ends by itself: with its rollout, or
-        with the error of an engine that is lost, stuck or has no complete weights. It never waits for the others.
+        with the error of an engine that is lost, stuck or has no complete weights. It never waits for the others. No
+        two requests to the same engine may have the same id: an aborted one may still give its response, under its id.
 
         `await asyncio.wrap_future(future)` waits for one in a coroutine, `generate` below for all.
         """

@@ -131,7 +131,10 @@ class Endpoint:
 
     def _ask(self, session: _Session, request: web.Request, content: bytes, chat: ChatRequest) -> _Asked:
         """Ask for a turn. A client that asks again, because its connection was lost or it would not wait longer, gets
-        the turn that it asked for; one that asks twice at the same time gets two."""
+        the turn that it asked for; one that asks twice at the same time gets two. Raises ChatError where the episode
+        ended before the request was complete."""
+        if request.match_info["secret"] not in self._sessions:
+            raise ChatError("the episode is over", code="aborted", status=503)
         key = hashlib.sha256(request.path.encode() + b"\0" + content).hexdigest()
         is_retry = request.headers.get(RETRY_COUNT, "0") != "0"
         same = session.undelivered.setdefault(key, [])

@@ -68,8 +68,8 @@ class EpisodeEngine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         """Environments that are being closed."""
-        self._under_way: dict[str, set[str]] = {}
-        """The engine's requests by that of the episode."""
+        self._under_way: dict[str, dict[str, Future[Rollout]]] = {}
+        """Turns that the engine was or will be asked for, by the episode's request and then by their own."""
         self._outbox: list[tuple[RolloutRequest, Future[Rollout]]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
@@ -122,15 +122,20 @@ class EpisodeEngine:
     def _ended(self, request_id: str, task: "asyncio.Task[None]") -> None:
         if self._tasks.get(request_id) is task:
             del self._tasks[request_id]
-            self._under_way.pop(request_id, None)
 
     def _abort(self, request_ids: Collection[str]) -> None:
-        turns = [turn for name in request_ids for turn in self._under_way.pop(name, ())]
         for name in request_ids:
             if (task := self._tasks.get(name)) is not None:
                 task.cancel()
+        self._abort_turns(request_ids)
+
+    def _abort_turns(self, request_ids: Collection[str]) -> None:
+        """End the turns under way of these episodes, also in the engine."""
+        turns = {id_: turn for name in request_ids for id_, turn in self._under_way.pop(name, {}).items()}
+        for turn in turns.values():
+            turn.cancel()
         if turns:
-            self._engine.abort(turns)
+            self._engine.abort(list(turns))
 
     async def _answer(self, request: RolloutRequest, future: "Future[Rollout]") -> None:
         """The task of one request: whatever happens, its future ends."""
@@ -161,6 +166,7 @@ class EpisodeEngine:
                 self._tell(failure, begins_anew=tries < self._faults.num_retries)
                 continue
             finally:
+                self._abort_turns([request.id])  # before its response is there: engines may sleep then
                 self._close_later(session)
             return replace(rollout, episode=replace(rollout.episode, num_retries=tries))
         if self._faults.on_error == "fail":
@@ -197,15 +203,11 @@ class EpisodeEngine:
         if not self._outbox:
             self._loop.call_soon(self._send)
         self._outbox.append((request, turn))
-        self._under_way.setdefault(episode_id, set()).add(request.id)
+        self._under_way.setdefault(episode_id, {})[request.id] = turn
         try:
             return await asyncio.wrap_future(turn)
         finally:
-            under_way = self._under_way.get(episode_id, set())
-            if request.id in under_way:
-                under_way.discard(request.id)
-                if turn.cancelled():  # a loop of the user's ended before its turn did
-                    self._engine.abort([request.id])
+            self._under_way.get(episode_id, {}).pop(request.id, None)
 
     def _send(self) -> None:
         """Ask the engine for the turns that wait, in one call."""

@@ -101,6 +101,21 @@ def test_aborted_requests_are_cancelled_wherever_they_are() -> None:
     assert deadline.result(WAIT_S).id == "b/0"
 
 
+def test_an_id_that_is_under_way_is_refused_and_may_come_again_later() -> None:
+    """The response to the first request would be taken for the second one's."""
+    engines = [Engine(0)]
+    pool = pool_of(Group(engines), slots=1)
+    first, waiting = pool.submit([request("a"), request("b")])
+    for twice in ([request("a")], [request("b")], [request("c"), request("c")]):
+        with pytest.raises(RlhfError, match=f"a request with the id {twice[0].id} is under way already"):
+            pool.submit(twice)
+    engines[0].complete("a/0")
+    assert first.result(WAIT_S).id == "a/0"
+    pool.abort(["b/0"])
+    assert waiting.cancelled()
+    pool.submit([request("c"), request("a")])
+
+
 def test_how_long_each_engine_took_is_told_once_all_are_done() -> None:
     engines = [Engine(0), Engine(1)]
     group = Group(engines)

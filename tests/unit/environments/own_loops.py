@@ -189,6 +189,17 @@ async def has_a_client_that_asks_again(session: AgentSession, row: Row) -> float
     return 1.0
 
 
+async def leaves_a_request_unanswered(session: AgentSession, row: Row) -> float:
+    """Returns, or fails where it is told to, while a request of its own is under way."""
+    slow = asyncio.create_task(ask(session, "Take your time.", max_tokens=20))
+    await asyncio.sleep(0.5)
+    said = text_of(await ask(session, "Go.", max_tokens=20))
+    assert not slow.done()
+    if said == "fail":
+        raise ValueError("as told")
+    return 1.0
+
+
 def is_sync(session: AgentSession, row: Row) -> float:
     return 1.0
 

@@ -1,8 +1,10 @@
 """Users' own loops: any client's requests become a response with exact tokens."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 
 import httpx
 import numpy as np
@@ -208,6 +210,45 @@ def test_an_aborted_episode_ends_its_turns_and_its_loop(loop: Make) -> None:
     threading.Event().wait(0.5)
     assert future.cancelled()
     assert game.engine.aborted == ["1/row 1/0/turn0"]
+
+
+def test_an_episode_that_ends_leaves_no_turn_to_the_engine(loop: Make) -> None:
+    """Whether its loop fails or returns. What the engine still gives for a failed try is for no turn of the next."""
+    short = iter(["fail", "return"])
+    game = loop(
+        "leaves_a_request_unanswered",
+        lambda seen, turn: None if "Take your time." in seen else next(short),
+        max_tokens=1000,
+    )
+    future = game.submit()
+    left: list[str] = []
+    future.add_done_callback(lambda _: left.extend(game.engine._waiting))
+    rollout = future.result(50)
+    assert isinstance(rollout, EpisodeRollout)
+    assert not left, "aborted before the response is there"
+    assert game.episodes._under_way == {}
+    asked = [request.id for request in game.engine.requests]
+    assert len(set(asked)) == len(asked) == 4
+    assert game.engine.aborted == [asked[0], asked[2]]
+    assert (rollout.id, rollout.episode.num_retries, rollout.episode.reward) == ("1/row 1/0", 1, 1.0)
+    assert own_text(rollout) == "return<|im_end|>"
+
+
+def test_a_request_that_is_complete_after_the_episode_asks_for_nothing(loop: Make) -> None:
+    game = loop("sleeps", lambda seen, turn: "a")
+    future, url = game.started()
+    while not game.engine.requests:
+        time.sleep(0.05)
+    address, body = httpx.URL(url), b'{"messages": [{"role": "user", "content": "late"}]}'
+    with socket.create_connection((address.host, address.port), timeout=20) as late:
+        head = f"POST {address.path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        late.sendall(head.encode() + body[:10])
+        time.sleep(0.5)
+        game.episodes.abort(["1/row 1/0"])
+        wait([future], timeout=20)
+        late.sendall(body[10:])
+        assert b" 503 " in late.recv(100)
+    assert len(game.engine.requests) == 1
 
 
 def test_a_loop_may_leave_the_reward_to_others(loop: Make) -> None:
