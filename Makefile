@@ -16,7 +16,7 @@ setup: .venv/.ready
 quickstart: .venv/.ready  ## SFT, reward model and PPO on a tiny model, with a table of what it learned
 	$(BIN)/rlhf quickstart
 
-check: .venv/.ready  ## ruff, mypy --strict and the unit tests, in parallel: about a minute
+check: .venv/.ready  ## ruff, mypy --strict and the unit tests, in parallel: five minutes on two cores
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types unit
 
 lint: .venv/.ready
