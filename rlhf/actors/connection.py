@@ -39,6 +39,9 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The control store would keep the last 100,000 calls for the dashboard, which is not started.
     "RAY_task_events_report_interval_ms": "0",
+    # Ray would start a process for each core before it lets the driver in. Workers have environments of their own, so
+    # only those of reward functions could use them.
+    "RAY_prestart_worker_first_driver": "0",
     # The most worker logs that are kept open at a time, of all workers since the start.
     "RAY_LOG_MONITOR_MAX_OPEN_FILES": "64",
 }

@@ -115,6 +115,7 @@ def start_ray_head(num_cpus: int = 2) -> RayHead:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # as in a cluster that a run starts
         "RAY_raylet_start_wait_time_s": "120",  # 30 s are too few where other work takes the cores
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, timeout=120)
