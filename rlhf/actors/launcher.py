@@ -121,20 +121,23 @@ class Launcher:
         if not surviving.workers:
             self._slots = self._cluster.reserve(self._placement)
         missing = [roles for roles in model_roles(self._placement.groups) if roles not in surviving.models]
-        models = self._wait_started({roles: self._start_ranks(roles) for roles in missing})
-        engines = surviving.engines
-        if spec.engine is not None and not engines:
-            places = range(len(self._slots[Role.ROLLOUT]))
-            engines = self._cluster.wait_started([self._start_engine(place) for place in places])
         sources = [name for name in spec.rewards if name not in surviving.rewards]
-        rewards = self._wait_started({name: self._start_reward(name) for name in sources})
+        has_new_engines = spec.engine is not None and not surviving.engines
+        places = range(len(self._slots[Role.ROLLOUT])) if has_new_engines else ()
+        # All are started before the first is waited for.
+        starting_models = {roles: self._start_ranks(roles) for roles in missing}
+        starting_engines = [self._start_engine(place) for place in places]
+        starting_rewards = {name: self._start_reward(name) for name in sources}
+        models = self._wait_started(starting_models)
+        engines = self._cluster.wait_started(starting_engines) if has_new_engines else surviving.engines
+        rewards = self._wait_started(starting_rewards)
         is_saver = {roles: any(role in spec.trained for role in roles) for roles in models}
         check_savers([worker for roles, ranks in models.items() if is_saver[roles] for worker in ranks])
         self._gpus_of_engines = self._shared_gpus(models)
+        # Engines import their libraries while ranks import theirs, which they do before they join.
+        calls = self._load_engines(engines) if has_new_engines and not self._shares_gpus else []
         self._join(list(models.values()))
-        calls = [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
-        has_new_engines = engines is not surviving.engines
-        calls += self._load_engines(engines) if has_new_engines and not self._shares_gpus else []
+        calls += [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
         self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
         probe_rewards({name: WorkerGroup(workers, self._cluster.calls) for name, workers in rewards.items()})
         loaded = self._load(calls)
