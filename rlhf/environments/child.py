@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rlhf.engines.rewards.child import exit_with_parent, leave_network, reply, run
+from rlhf.engines.process.user_code import exit_with_parent, leave_network, reply, run
 from rlhf.environments.world import LoadError, World
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from rlhf.engines.process.child_process import ending, kill, log_lines
-from rlhf.engines.rewards.child import TOO_MANY_PROCESSES
+from rlhf.engines.process.user_code import TOO_MANY_PROCESSES
 from rlhf.environments.spec import Described, WorldSpec, read_described
 from rlhf.environments.world import CONCURRENCY
 from rlhf.errors import ConfigError

@@ -62,7 +62,7 @@ MAY_SEE: dict[str, set[str]] = {
         "rlhf.engines.base",
         "rlhf.engines.process.child_process",
         "rlhf.engines.process.repairs",
-        "rlhf.engines.rewards.child",
+        "rlhf.engines.process.user_code",
     },
 }
 """Which modules of the engines these packages see: protocols, and for environments how processes run user code."""

@@ -70,7 +70,7 @@ class ChildPool:
         return frozenset(parameter.name for parameter in self._children[0].parameters)
 
     def evaluate(self, items: Sequence[Mapping[str, Json]]) -> list[Verdict]:
-        """One verdict for each item; an item is a request of child.py."""
+        """One verdict for each item; an item is a request of user_code.py."""
         with self._lock:
             while len(self._children) < min(self._num_processes, len(items)):
                 self._children.append(self._open())

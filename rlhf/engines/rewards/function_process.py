@@ -20,7 +20,7 @@ from rlhf.errors import ConfigError
 from rlhf.repair import Repair, Repaired, RepairKind
 from rlhf.types import Json
 
-SCRIPT = Path(__file__).with_name("child.py")
+SCRIPT = Path(__file__).parents[1] / "process" / "user_code.py"
 START_TIMEOUT_S = 120.0
 MAX_REPLY_BYTES = 64 * 2**20
 PARAMETERS = TypeAdapter(list[Parameter])

@@ -16,7 +16,7 @@ from rlhf.config.reward.arguments import (
     bind_arguments,
     has_known_names,
 )
-from rlhf.engines.rewards.child import inspected
+from rlhf.engines.process.user_code import inspected
 
 
 def parameters(signature: str) -> list[Parameter]:

@@ -122,7 +122,7 @@ def test_a_function_that_takes_too_long_is_killed_with_all_that_it_started(open_
     assert time.monotonic() - start < 8
     reward.close()
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    assert not [pid for pid in children if "child.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert not [pid for pid in children if "user_code.py" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 @pytest.mark.parametrize(("end", "complaint"), [("time.sleep(60)", "took over"), ("os._exit(3)", "exited with code 3")])

@@ -1,4 +1,4 @@
-"""Runs a user's reward function; started as a script by FunctionProcess, in a process of its own.
+"""Runs a user's reward function, as a script that FunctionProcess starts. `environments/child.py` uses it as a module.
 
 Imports only the standard library, so that it starts quickly and cannot shadow the user's modules. Exchanges JSON over
 the socket whose file descriptor is the first argument: one setup, one hello, then a reply to each request.
