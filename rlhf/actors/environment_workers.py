@@ -1,8 +1,10 @@
 """Workers that run tools and environments on any node, and the sessions that the driver has with them."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +17,7 @@ from rlhf.actors.cluster import Cluster
 from rlhf.environments.session import EnvironmentFaultError, LocalSession, LocalSessions, Reply
 from rlhf.environments.spec import WorldSpec
 from rlhf.errors import RlhfError, StallError, WorkerLostError
+from rlhf.stopwatch import Stopwatch
 from rlhf.types import Json
 
 PHASE = "environments"
@@ -79,6 +82,46 @@ class EnvironmentWorker(Actor):
         await self._sessions.close()
 
 
+class _Load:
+    """What a place had to do since it was last asked. Counted on the loop's thread, read on the driver's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = Stopwatch()
+        self._num_calls = self._num_episodes = self._num_restarts = 0
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """A call is under way."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def begun(self) -> None:
+        """An episode has begun here."""
+        with self._lock:
+            self._num_episodes += 1
+
+    def restarted(self) -> None:
+        """The worker is lost, and another one takes its place."""
+        with self._lock:
+            self._num_restarts += 1
+
+    def take(self) -> tuple[float, int, int]:
+        """Seconds with a call under way, episodes that began and workers that were lost since the last call."""
+        with self._lock:
+            taken = self._busy.take(), self._num_episodes, self._num_restarts
+            self._num_episodes = self._num_restarts = 0
+            return taken
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._num_calls += change
+            self._busy.run(self._num_calls > 0)
+
+
 class _Place:
     """One worker, and those that take its place. Its tasks end with `close`.
 
@@ -91,6 +134,7 @@ class _Place:
         self.failure: RlhfError | None = None
         """Why no new worker could start."""
         self.worker: Worker | None = worker
+        self.load = _Load()
         self._start_again = start_again
         self._restarting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -110,18 +154,20 @@ class _Place:
         """Start a new worker in the place of one that is lost."""
         if self.worker is worker:
             self.worker = None
+            self.load.restarted()
             self._restarting = asyncio.create_task(self._restart(worker, error))
 
     async def result(self, worker: Worker, ref: "ray.ObjectRef[object]") -> object:
         """The result of a call of the worker. Raises EnvironmentFaultError where the worker is lost."""
-        try:
-            return await ref
-        except RayTaskError as error:
-            raise _failure(worker, error) from error
-        except RayError as error:
-            failure = _failure(worker, error)
-            self.lose(worker, failure)
-            raise EnvironmentFaultError(str(failure)) from error
+        with self.load.calling():
+            try:
+                return await ref
+            except RayTaskError as error:
+                raise _failure(worker, error) from error
+            except RayError as error:
+                failure = _failure(worker, error)
+                self.lose(worker, failure)
+                raise EnvironmentFaultError(str(failure)) from error
 
     async def close(self) -> None:
         for task in (self._watching, self._restarting):
@@ -158,6 +204,7 @@ class WorkerSessions:
 
     def __init__(self, workers: Sequence[Worker], start_again: StartAgain) -> None:
         self._places = [_Place(worker, start_again) for worker in workers]
+        self._read_at = time.monotonic()
 
     def session(self, name: str, *, alone: bool) -> "WorkerSession":
         return WorkerSession(self, name, alone=alone)
@@ -169,6 +216,20 @@ class WorkerSessions:
             assert self._places[0].failure is not None, "none is possible"
             raise self._places[0].failure
         return min(possible, key=lambda place: (place.worker is None, place.num_users))
+
+    def usage(self) -> Mapping[str, float]:
+        """How the workers were used since the last call: the share of the time in which they had a call under way, the
+        mean over them and the highest; the episodes that began at each, the same; and how many were lost."""
+        now = time.monotonic()
+        total_s, self._read_at = max(now - self._read_at, 1e-9), now
+        busy, episodes, restarts = zip(*(place.load.take() for place in self._places), strict=True)
+        return {
+            "agent/worker_busy_share": sum(busy) / len(busy) / total_s,
+            "agent/worker_busy_share_max": max(busy) / total_s,
+            "agent/worker_episodes": sum(episodes) / len(episodes),
+            "agent/worker_episodes_max": float(max(episodes)),
+            "agent/worker_restarts": float(sum(restarts)),
+        }
 
     async def close(self) -> None:
         await asyncio.gather(*(place.close() for place in self._places))
@@ -188,6 +249,7 @@ class WorkerSession:
     async def open(self, row: Mapping[str, Json]) -> str | None:
         self._place = self._sessions.place()
         self._place.num_users += 1
+        self._place.load.begun()
         self._worker = await self._place.live()
         return cast(str | None, await self._ask("open", dict(row)))
 

@@ -80,7 +80,11 @@ def assemble_online(
         source=rollout_source(config, prompts, sampler, algorithm, tokenizer, stop),
         evaluator=sample_evaluator(config, sampler, data.prompts.held_out, tokenizer),
         pretraining=pretraining(data.texts, config.run.seed, config.train.batch_size),
-        gauge=lambda: {**memory(), **engines.usage()},
+        gauge=lambda: {
+            **memory(),
+            **engines.usage(),
+            **({} if workers.environments is None else workers.environments.usage()),
+        },
         takes_turns=sleeps,
         close=(lambda: None) if episodes is None else episodes.close,
     )

@@ -190,6 +190,8 @@ def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
         logged |= logged_by_online(tmp_path / type(algorithm).__name__, algorithm)
     logged.add(BALANCE)  # of experts, which no fake has
     logged |= {f"throughput/{name}" for name in ("busy_share", "busy_share_min", "idle_tail_seconds")}  # of workers
+    shares, episodes = ("busy_share", "busy_share_max"), ("episodes", "episodes_max")
+    logged |= {f"agent/worker_{name}" for name in (*shares, *episodes, "restarts")}  # of environment workers
     named = named_by_page()
     assert sorted(logged - set(named)) == [], "logged, and docs/metrics.md does not name them"
     assert sorted(set(named) - logged) == [], "docs/metrics.md names them, and nothing logs them"
