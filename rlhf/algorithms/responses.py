@@ -26,6 +26,8 @@ class ResponseTokens:
     truncated: bool = False
     turns: tuple[tuple[int, float], ...] = ()
     """The index of each turn's last token among these, and what the turn earned of the score."""
+    earned_before: float = 0.0
+    """What turns earned of the score that ended before the first of these tokens."""
 
     def __len__(self) -> int:
         return len(self.old_log_probs)
@@ -43,6 +45,7 @@ class ResponseTokens:
                 raise NumericsError(f"{example.id}: {signal}: {wrong} of {len(numbers)} tokens are not finite.")
             return numbers
 
+        own = np.flatnonzero(mask)
         return cls(
             score=example.rewards[0],
             old_log_probs=at_tokens(Signal.OLD_LOG_PROBS),
@@ -50,7 +53,8 @@ class ResponseTokens:
             ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
             truncated=any(example.truncated),
-            turns=_among(np.flatnonzero(mask), example.turns) if example.turns else (),
+            turns=_among(own, example.turns) if example.turns else (),
+            earned_before=sum(earned for end, earned in example.turns if len(own) and end < own[0]),
         )
 
     @property
@@ -61,10 +65,10 @@ class ResponseTokens:
 
 def _among(own: npt.NDArray[np.intp], turns: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """The ends of turns as indices into the model's own tokens; of one that is not learned from, at the token before
-    it that is, or else the first."""
+    it that is. Turns before all of them are left out: no token had a part in what was earned before it."""
     if not len(own):
         return ()
-    return tuple((max(int(np.searchsorted(own, end, side="right")) - 1, 0), earned) for end, earned in turns)
+    return tuple((int(np.searchsorted(own, end, side="right")) - 1, earned) for end, earned in turns if end >= own[0])
 
 
 def mean(numbers: Sequence[float] | npt.NDArray[np.generic]) -> float:

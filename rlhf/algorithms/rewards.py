@@ -67,8 +67,10 @@ def spread(score: float, num_tokens: int) -> Floats:
 
 
 def at_turns(score: float, response: ResponseTokens) -> Floats:
-    """What each turn earned at its last token, and what else the score is made of at the response's last."""
-    rewards = at_end(score - sum(earned for _, earned in response.turns), len(response))
+    """What each turn earned at its last token, and what else the score is made of at the response's last; nothing of
+    what turns earned before the first token."""
+    of_turns = response.earned_before + sum(earned for _, earned in response.turns)
+    rewards = at_end(score - of_turns, len(response))
     for end, earned in response.turns:
         rewards[end] += earned
     return rewards

@@ -264,11 +264,15 @@ def test_each_turn_earns_its_reward_and_later_ones_are_discounted() -> None:
 )
 def test_reinforce_gives_each_turn_what_it_and_later_ones_earned(discount: float | None, expected: list[float]) -> None:
     """As PPO without a critic: the second turn has its 2 and the 1 that no turn earned."""
+    assert reinforced_turns(discount, mask=[True, True, False, False, True, True]) == expected
+
+
+def reinforced_turns(discount: float | None, *, mask: list[bool]) -> list[float]:
+    """The advantages of `credited_turns` with REINFORCE."""
     section = ReinforceSection.model_validate(
         {"turn_discount": discount, "scale": "none", "kl": {"type": "fixed", "coef": 0.0}}
     )
     algorithm = build_algorithm(section)
-    mask = [True, True, False, False, True, True]
     given = ScoredGroup(
         prompt=prompt(2),
         responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),
@@ -278,12 +282,22 @@ def test_reinforce_gives_each_turn_what_it_and_later_ones_earned(discount: float
     (example,) = algorithm.select([given])
     zeros = np.where(example.sequences[0].loss_mask, 0.0, np.nan).astype(np.float32)
     (experience,), _ = algorithm.credit([example], [{Signal.OLD_LOG_PROBS: (zeros,)}])
-    assert list(own([experience], Signal.ADVANTAGES)[0]) == expected
+    return list(own([experience], Signal.ADVANTAGES)[0])
 
 
 def test_a_turn_that_is_not_learned_from_earns_for_the_one_before() -> None:
     assert credited_turns(0.5, mask=[True, True, False, False, False, False]) == ([4.0, 4.0], 4.0)
-    assert credited_turns(0.5, mask=[False, False, False, False, True, True])[0] == [2.5, 3.0]
+
+
+def test_no_token_earns_what_was_earned_before_it() -> None:
+    """The first turn was sampled by older weights, or not from the policy: its 1 is in no other turn's advantage."""
+    second = [False, False, False, False, True, True]
+    for discount in (0.0, 0.5, 1.0):
+        assert credited_turns(discount, mask=second) == ([3.0, 3.0], 3.0)
+        assert reinforced_turns(discount, mask=second) == [3.0, 3.0]
+    assert credited_turns(None, mask=second) == ([4.0, 4.0], 4.0)
+    partly = [False, True, False, False, True, True]
+    assert credited_turns(0.5, mask=partly)[0] == reinforced_turns(0.5, mask=partly) == [2.5, 3.0, 3.0]
 
 
 def test_rewards_of_turns_do_not_go_with_other_ways_to_place_a_score() -> None:
