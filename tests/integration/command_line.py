@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv6Address, ip_address
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ import torch
 from rlhf.cli.chaos import TIMED
 from rlhf.cli.chaos_child import Fault
 from rlhf.engines.process.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
+from tests.integration.forked_command import run_forked
 from tests.tiny_models import make_policy, make_reward_model
 
 START_TIMEOUT_S = 400.0
@@ -178,6 +180,7 @@ class CommandLine:
     def __init__(self, workplace: Path) -> None:
         self.workplace = workplace
         self._drivers: list[Driver] = []
+        self._marks = (f"{os.getpid()}-{number}" for number in count())
 
     def start(
         self,
@@ -198,7 +201,7 @@ class CommandLine:
             program = ["rlhf.cli.chaos_child", str(work), str(folder)]
         if hold_at is not None:
             (self.workplace / "hold").write_text(str(hold_at))
-        mark = f"{os.getpid()}-{len(self._drivers)}"
+        mark = next(self._marks)
         log = self.workplace / f"{mark}-{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -213,9 +216,17 @@ class CommandLine:
         self._drivers.append(driver)
         return driver
 
-    def run(self, *arguments: str, name: str, environment: Mapping[str, str] | None = None) -> Run:
-        """Start a run that must succeed, and wait for its end."""
-        run = self.start(*arguments, name=name, environment=environment).wait()
+    def run(self, *arguments: str, name: str, environment: Mapping[str, str]) -> Run:
+        """A run that must succeed, from its start to its end. `environment` is that of the tests' cluster."""
+        log = self.workplace / f"{next(self._marks)}-{name}.log"
+        code = run_forked(
+            ["train", *arguments, "--run.name", name],
+            folder=self.workplace,
+            environment=environment,
+            log=log,
+            timeout_s=RUN_TIMEOUT_S,
+        )
+        run = Run(folder=self.workplace / "runs" / name, code=code, output=log.read_text())
         assert run.code == 0, run.output
         return run
 
