@@ -21,7 +21,8 @@ SETTINGS = (
 RESETS_A_STEP = 8
 SHARDED = (
     *("--rollout.environment", "calculator:Desk", "--reward.rules", "number"),
-    *("--policy.num-gpus-per-node", "2", "--policy.zero-stage", "3", "--rollout.engine", "vllm"),
+    *("--policy.num-gpus-per-node", "2", "--policy.zero-stage", "3"),
+    *("--rollout.engine", "vllm", "--rollout.enforce-eager"),
     *("--train.num-steps", "4", "--checkpoint.every-steps", "2", "--train.micro-batch-size", "1"),
 )
 

@@ -53,7 +53,8 @@ def rewards_of(folder: Path, name: str) -> list[float]:
 
 
 def test_the_whole_loop_learns(tmp_path: Path) -> None:
-    printed = run(tmp_path, [str(EXAMPLES / "the_whole_loop.py"), "--num-steps", "16"])
+    environment = {**os.environ, "RLHF__ROLLOUT__ENFORCE_EAGER": "true"}
+    printed = run(tmp_path, [str(EXAMPLES / "the_whole_loop.py"), "--num-steps", "16"], environment)
     rewards = [float(reward) for reward in re.findall(r"^step \d+: reward (\S+)$", printed, re.MULTILINE)]
     assert len(rewards) == 16
     assert sum(rewards[-3:]) / 3 > 1.5 * sum(rewards[:3]) / 3, rewards

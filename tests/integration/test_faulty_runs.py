@@ -22,6 +22,7 @@ SYNCING = (
     *("--train.batch-size", "4", "--train.num-steps", "3", "--checkpoint.every-steps", "1"),
     *("--rollout.sync-timeout-s", "8", "--cluster.max-restarts", "0"),
     *("--colocate", "all", "--policy.num-gpus-per-node", "2", "--policy.zero-stage", "3"),
+    "--rollout.enforce-eager",
 )
 
 
