@@ -2,18 +2,22 @@
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 
-from rlhf.conversations.continuing import up_to_stop
-from rlhf.conversations.turns import answer_text
+from rlhf.conversations.messages import REASONING
+from rlhf.conversations.turns import LeftOutError
 from rlhf.engines.base import Tokenizer
+from rlhf.environments.formats.known import CALL, written_turn
 from rlhf.environments.made_up_arguments import made_up_arguments
 from rlhf.environments.spec import EpisodeWorld
 from rlhf.types import FinishReason, FloatArray, Json, Message, PackedTokens, Rollout, RolloutRequest
 
 SAID = "Yes."
 """What it says to an environment, and after it has called a tool."""
+THOUGHT = "Let me see."
+"""What it thinks where it must."""
 
 
 class ScriptedPolicy:
@@ -74,7 +78,7 @@ def script_for(described: EpisodeWorld) -> list[Message]:
     assert isinstance(function, dict), "schemas are made by make_tool"
     parameters = function.get("parameters")
     arguments: Json = made_up_arguments(parameters if isinstance(parameters, dict) else {})
-    call: Json = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+    call: Json = [{"type": "function", "id": CALL.id, "function": {"name": name, "arguments": arguments}}]
     return [Message(role="assistant", content="", fields={"tool_calls": call}), said]
 
 
@@ -82,11 +86,9 @@ def _ids(tokenizer: Tokenizer, turn: Message, world: EpisodeWorld) -> list[int]:
     """A turn's tokens, up to and including the one that ends it."""
     if world.raw_text:
         return [*tokenizer.encode(turn.content), tokenizer.eos_token_id]
-    question = [Message(role="user", content="Hello")]
-
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=world.tools)
-
-    ids = tokenizer.encode(answer_text(render, question, turn, render(question, True)))
-    ids = list(ids[: up_to_stop(ids, tokenizer.stop_token_ids)])
-    return ids if ids and ids[-1] in tokenizer.stop_token_ids else [*ids, tokenizer.eos_token_id]
+    try:
+        written = written_turn(tokenizer, world.tools, turn)
+    except LeftOutError:  # the template begins the model's thoughts itself
+        turn = replace(turn, fields={REASONING[0]: THOUGHT, **turn.fields})
+        written = written_turn(tokenizer, world.tools, turn)
+    return [*tokenizer.encode(written.text), *(tokenizer.encode(written.end) or [tokenizer.eos_token_id])]

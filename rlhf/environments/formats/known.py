@@ -76,11 +76,31 @@ def difference(sampled: str, rendered: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A turn as the chat template writes it, and the text of the token that ends it; empty where the next turn's
-    beginning does."""
+    """A turn as the chat template writes it, and the text of the token that ends it; empty where none does."""
 
     text: str
     end: str
+
+
+def written_turn(tokenizer: Tokenizer, tools: Sequence[Json], turn: Message) -> Written:
+    """What the template writes for a turn after `QUESTION`. Raises DataError, RewrittenError and LeftOutError."""
+
+    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+
+    text = answer_text(render, [QUESTION], turn, render([QUESTION], True))
+    stops = [tokenizer.decode([token], skip_special_tokens=False) for token in tokenizer.stop_token_ids]
+    ends = [(place, stop) for stop in stops if stop and (place := text.find(stop)) >= 0]
+    if ends:
+        place, end = min(ends)
+        return Written(text=text[:place], end=end)
+    # Some templates end a turn with the beginning of the next one.
+    reply = RESULT if turn.fields.get("tool_calls") else QUESTION
+    try:
+        after = render([QUESTION, turn, reply], True).partition(text)[2]
+    except DataError:
+        after = ""
+    return Written(text=text, end=next((stop for stop in stops if stop and after.startswith(stop)), ""))
 
 
 def _calls(tokenizer: Tokenizer, tools: Sequence[Json]) -> list[Written]:
@@ -94,7 +114,7 @@ def _calls(tokenizer: Tokenizer, tools: Sequence[Json]) -> list[Written]:
     for thoughts in ({}, {REASONING[0]: "So."}):
         turn = Message(role="assistant", content="", fields={**thoughts, "tool_calls": called})
         try:
-            written.append(_written(tokenizer, tools, turn))
+            written.append(written_turn(tokenizer, tools, turn))
         except (DataError, RewrittenError, LeftOutError) as error:
             refused.append(error)
     if not written:
@@ -138,19 +158,6 @@ def _departure(tokenizer: Tokenizer, tools: Sequence[Json], form: CallFormat, tu
 def _answer(tokenizer: Tokenizer, tools: Sequence[Json]) -> Written:
     """An answer; the bare text where the template rewrites prompts."""
     try:
-        return _written(tokenizer, tools, Message(role="assistant", content=ANSWER))
+        return written_turn(tokenizer, tools, Message(role="assistant", content=ANSWER))
     except (DataError, RewrittenError, LeftOutError):
         return Written(text=ANSWER, end="")
-
-
-def _written(tokenizer: Tokenizer, tools: Sequence[Json], turn: Message) -> Written:
-    """What the template writes for a turn after `QUESTION`."""
-
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-
-    text = answer_text(render, [QUESTION], turn, render([QUESTION], True))
-    stops = [tokenizer.decode([token], skip_special_tokens=False) for token in tokenizer.stop_token_ids]
-    ends = [(place, stop) for stop in stops if stop and (place := text.find(stop)) >= 0]
-    place, end = min(ends, default=(len(text), ""))
-    return Written(text=text[:place], end=end)

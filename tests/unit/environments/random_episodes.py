@@ -12,12 +12,11 @@ from rlhf.conversations.messages import REASONING
 from rlhf.engines.models.tokenizer import HfTokenizer
 from rlhf.environments.calls import Call, CallFormat
 from rlhf.environments.episode import EpisodeLimits, EpisodeRun, Rules
-from rlhf.environments.formats.known import QUESTION, RESULT, Written, _written, find_format
+from rlhf.environments.formats.known import Written, find_format, written_turn
 from rlhf.environments.session import Reply
 from rlhf.environments.spec import EpisodeWorld
 from rlhf.environments.transcript import Transcript
 from rlhf.episode import EpisodeRollout
-from rlhf.errors import DataError
 from rlhf.types import FinishReason, IntArray, Json, Message, Rollout, RolloutRequest
 from tests.unit.environments.support import make_prompt, make_request
 
@@ -138,37 +137,26 @@ class Policy(Speaker):
                 }
                 for n, call in enumerate(calls)
             ]
-        turn, written = self._written("" if calls else self.plain(), fields)
+        written = self._written("" if calls else self.plain(), fields)
         if calls:
             assert self.form.read(written.text, self.tools).calls == tuple(calls), written.text
         text = self._oddly(written.text) if self.odd and self.random.random() < 0.4 else written.text
-        return text, self._stop(turn, written.text) or written.end or "<eos>"
+        return text, written.end or "<eos>"
 
-    def _written(self, content: str, fields: Mapping[str, Json]) -> tuple[Message, Written]:
-        """A turn and how the template writes it: with its thoughts, or without where it has no place for them, or with
+    def _written(self, content: str, fields: Mapping[str, Json]) -> Written:
+        """How the template writes a turn: with its thoughts, or without where it has no place for them, or with
         some where it begins them itself."""
         thoughts = dict(fields)
         silent = {key: value for key, value in fields.items() if key != REASONING[0]}
         for given in (thoughts, silent, {**fields, REASONING[0]: "Hm."}):
             turn = Message(role="assistant", content=content, fields=given)
             with suppress(ValueError):
-                return turn, _written(self.tokenizer, self.tools, turn)
+                return written_turn(self.tokenizer, self.tools, turn)
         raise AssertionError(f"the template writes no {content} with {fields}")
 
     def _oddly(self, text: str) -> str:
         cut = self.random.randint(0, len(text))
         return self.random.choice([text[:cut], text[:cut] + self.text(3) + text[cut:], f" {text}", f"{text}\n", ""])
-
-    def _stop(self, turn: Message, text: str) -> str:
-        """The token with which the template goes on after a turn, if a model stops there."""
-        reply = RESULT if turn.fields.get("tool_calls") else QUESTION
-        try:
-            after = self.tokenizer.render([QUESTION, turn, reply], add_generation_prompt=True, tools=self.tools)
-        except DataError:
-            return ""
-        rest = after.partition(text)[2]
-        stops = [self.tokenizer.decode([token], skip_special_tokens=False) for token in self.tokenizer.stop_token_ids]
-        return next((stop for stop in stops if rest.startswith(stop)), "")
 
 
 @dataclass(kw_only=True)

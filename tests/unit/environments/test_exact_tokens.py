@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from rlhf.engines.models.tokenizer import HfTokenizer
+from rlhf.environments.calls import Call
 from rlhf.environments.conversation import Conversation
+from rlhf.environments.formats.known import find_format
+from rlhf.environments.scripted import SAID, ScriptedPolicy, script_for
+from rlhf.environments.spec import EpisodeWorld
 from rlhf.episode import Ending
 from tests.unit.environments.family_templates import TEMPLATES, WITHOUT_TOOLS, family_tokenizer
 from tests.unit.environments.random_episodes import TOOLS, Played, play
+from tests.unit.environments.support import make_prompt, make_request
 
 NUMBER = int(os.environ.get("RLHF_TEST_EPISODES", "50"))
 ONE_CALL = {"Llama 3", "gpt-oss"}
@@ -83,3 +88,19 @@ def test_what_is_trained_on_is_what_was_served(family: str, with_tools: bool) ->
         seen[episode.ending] += 1
     print(family, dict(seen))  # noqa: T201  the figures of a long run
     assert seen["turns"] > NUMBER // 2
+
+
+@pytest.mark.parametrize("family", [family for family in TEMPLATES if family not in WITHOUT_TOOLS])
+def test_a_dry_run_calls_a_tool_in_each_form(family: str) -> None:
+    tokenizer, world = tokenizer_of(family), EpisodeWorld(tools=TOOLS)
+    policy = ScriptedPolicy(tokenizer, script_for(world), world)
+    texts = []
+    for _ in range(2):
+        (future,) = policy.submit([make_request(make_prompt(tokenizer))])
+        ids = future.result().token_ids
+        assert ids[-1] in tokenizer.stop_token_ids
+        texts.append(tokenizer.decode(ids[:-1], skip_special_tokens=False))
+    form = find_format(tokenizer, TOOLS)
+    calls, answer = (form.read(text, TOOLS) for text in texts)
+    assert calls.calls == (Call(name="lookup", arguments={"text": "text"}),)
+    assert (answer.calls, answer.text.strip()) == ((), SAID)
