@@ -24,7 +24,7 @@ from rlhf.errors import CheckpointError, MemoryExhaustedError
 from rlhf.launch.data import RunData
 from rlhf.launch.engines import role_engine
 from rlhf.launch.gpu_budget import gpu_budget
-from rlhf.launch.large_models import loading_timeout_s, require_meant_device
+from rlhf.launch.large_models import collective_timeout_s, loading_timeout_s, require_meant_device
 from rlhf.launch.memory_forecast import memory_forecast
 from rlhf.launch.offline import assemble_offline
 from rlhf.launch.online import assemble_online
@@ -152,7 +152,7 @@ class RunAttempts:
                 placement,
                 make_launch_spec(config, needs, placement, updates, self.cluster.device),
                 start_timeout_s=loading_timeout_s(config, needs),
-                collective_timeout_s=config.train.step_timeout_s,
+                collective_timeout_s=collective_timeout_s(config, needs),
                 on_replaced=self._note_replaced if config.cluster.max_restarts else None,
             )
         workers = self.launcher.launch(partial(self._probe_rewards, needs), self._require_folder)

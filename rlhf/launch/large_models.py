@@ -38,6 +38,12 @@ def loading_timeout_s(config: TrainConfig, needs: Needs) -> float:
     return config.cluster.start_timeout_s + stored / LOADED_PER_SECOND
 
 
+def collective_timeout_s(config: TrainConfig, needs: Needs) -> float:
+    """Longest time for one collective of a model's ranks: a phase of training, or the time to load models if that is
+    longer. While rank 0 reads a model, the others wait for it in one."""
+    return max(config.train.step_timeout_s, loading_timeout_s(config, needs))
+
+
 def _sizes(config: TrainConfig, needs: Needs) -> dict[Role, int]:
     """Parameters of each model of the run; empty where a model's size is not known before it is loaded."""
     try:

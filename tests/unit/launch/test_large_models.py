@@ -10,7 +10,7 @@ from rlhf.algorithms import build_algorithm
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.load import load_config
 from rlhf.errors import ConfigError
-from rlhf.launch.large_models import loading_timeout_s, require_meant_device
+from rlhf.launch.large_models import collective_timeout_s, loading_timeout_s, require_meant_device
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -48,3 +48,13 @@ def test_the_time_to_load_grows_with_the_weights(tmp_path: Path) -> None:
     assert loading_timeout_s(config, needs) == pytest.approx(100 + 2 * 8.03e9 * 2 / 100e6, rel=0.01)
     unknown = dpo(tmp_path / "unknown", {"model_type": "other"}, "--cluster.start-timeout-s", "100")
     assert loading_timeout_s(unknown, needs) == 100.0
+
+
+def test_ranks_wait_in_a_collective_as_long_as_the_first_one_may_read(tmp_path: Path) -> None:
+    """A model of 405B takes 8,100 s at the speed that a start counts on: more than a step may take."""
+    huge = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
+    config = dpo(tmp_path / "huge", huge, "--reference.model", str(tmp_path / "huge"))
+    needs = build_algorithm(config.algo).needs
+    assert collective_timeout_s(config, needs) == loading_timeout_s(config, needs) > 8100
+    small = dpo(tmp_path / "small", SMALL)
+    assert collective_timeout_s(small, needs) == small.train.step_timeout_s
