@@ -3,8 +3,8 @@
 Run as `python -m tests.integration.partitioned_loading_worker RANK WORLD_SIZE PORT RESULT MODEL:STAGE:QUANTIZATION
 ...`.
 Writes to RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many
-values of parameters not yet partitioned had memory at once, and the model's outputs for one sequence, or why it was
-refused.
+values of parameters not yet partitioned had memory at once, the model's outputs for one sequence, and for a partitioned
+large model how many bytes the process grew by during an export; or why the model was refused.
 """
 
 import json
@@ -16,12 +16,14 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from rlhf.config.models import ModelSection
+from rlhf.config.models import LoraSection, ModelSection
+from rlhf.engines.models.loading import LoadedModel
 from rlhf.engines.process.device_memory import free_memory
 from rlhf.engines.process.distributed import init_distributed
 from rlhf.engines.process.process_memory import peak_host_memory
 from rlhf.engines.process.rendezvous import open_store
-from rlhf.engines.training import partitioned_loading
+from rlhf.engines.training import partitioned_loading, stored_model
+from rlhf.engines.training.export import export_model
 from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec
 from rlhf.errors import ModelError
@@ -29,6 +31,8 @@ from rlhf.types import Head, PackedTokens
 
 FORGET_PEAK = ("/proc/self/clear_refs", "5")
 """What to write where to reset the peak memory that Linux reports for this process."""
+MAX_SHARD = 40 * 2**20
+"""Bytes of a file of an export: a sixth of the model that is exported."""
 SEQUENCE = np.arange(3, 19)
 
 
@@ -57,7 +61,23 @@ def load(model: str, stage: str, quantization: str) -> dict[str, object]:
         partitioned_loading._materialize = materialize
     grown = peak_host_memory() - before
     (outputs,) = engine.forward([PackedTokens(token_ids=SEQUENCE, lengths=np.array([len(SEQUENCE)]))])
-    return {"grown": grown, "at_once": at_once, "outputs": outputs.tolist()}
+    seen: dict[str, object] = {"grown": grown, "at_once": at_once, "outputs": outputs.tolist()}
+    if model.endswith("large") and quantization == "none" and stage == "3":
+        seen["export_grown"] = export(engine, Path(model))
+    return seen
+
+
+def export(engine: ScoringEngine, model: Path) -> int:
+    """Export a partitioned model in files of at most `MAX_SHARD`; returns how many bytes this process grew by."""
+    engine._model.optimizer.partition_all_parameters()  # type: ignore[union-attr, operator]
+    packed_model = engine._model.module
+    loaded = LoadedModel(model=packed_model.model, folder=model, dropouts={})  # type: ignore[arg-type, union-attr]
+    stored_model.MAX_SHARD = MAX_SHARD
+    free_memory()
+    Path(FORGET_PEAK[0]).write_text(FORGET_PEAK[1])
+    before = psutil.Process().memory_info().rss
+    export_model(loaded, model.with_name("exported"), LoraSection())
+    return peak_host_memory() - before
 
 
 def main() -> None:

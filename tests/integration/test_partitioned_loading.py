@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.engines.models.fresh_model import make_llama
-from tests.integration.partitioned_loading_worker import SEQUENCE
+from tests.integration.partitioned_loading_worker import MAX_SHARD, SEQUENCE
 from tests.rounding import rounded
 from tests.tiny_models import make_policy
 
@@ -99,6 +99,22 @@ def test_only_the_first_rank_ever_holds_more_than_its_part(folder: Path, two_ran
     assert 0.5 * size < grown < 0.65 * size
     # The embedding, which is the output layer too, is the largest module.
     assert [seen["large:3:none"]["at_once"] for seen in two_ranks] == [VOCABULARY * WIDTH] * 2
+
+
+def test_an_export_holds_two_files_of_it_at_most(folder: Path, two_ranks: list[Seen]) -> None:
+    """Besides the parameter that is gathered, for which gloo needs the same memory once more."""
+    before, gathered = load_file(folder / "large" / "model.safetensors"), 2 * VOCABULARY * WIDTH * 4
+    files = sorted((folder / "exported").glob("*.safetensors"))
+    assert len(files) > 5
+    assert all(file.stat().st_size < MAX_SHARD + 2**20 for file in files)
+    after = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    writer, other = (seen["large:3:none"]["export_grown"] for seen in two_ranks)
+    assert isinstance(writer, int)
+    assert isinstance(other, int)
+    assert writer < 2 * MAX_SHARD + gathered
+    assert other < 1.5 * gathered
 
 
 def test_a_rank_holds_its_part_of_the_four_bit_weights(folder: Path, two_ranks: list[Seen]) -> None:

@@ -6,7 +6,6 @@ transformers stores it. Experts that are one tensor in memory, for example, are 
 
 import gc
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -16,13 +15,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.models.adapter_names import plain_name
-from rlhf.engines.models.adapters import adapters_of, gathered_adapters, write_adapters
-from rlhf.engines.models.four_bit import four_bit_layers, full_weight
+from rlhf.engines.models.adapters import gathered_adapters, write_adapters
 from rlhf.engines.models.loading import CARRIED_FILES, LoadedModel, LoadingInfo
-from rlhf.engines.process.distributed import deepspeed
+from rlhf.engines.training.held_tensors import held_tensors
 from rlhf.engines.training.stored_model import write_config, write_weights
-from rlhf.engines.training.write_errors import WriteErrors, tensor_bytes
+from rlhf.engines.training.write_errors import WriteErrors
 from rlhf.errors import ModelError
 
 SHOWN = 3
@@ -30,19 +27,17 @@ SHOWN = 3
 
 def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> None:
     """Write weights (with LoRA adapters merged), config, and the other files of the model as they are to `directory`,
-    and the unmerged adapters to its folder `adapter`. Collective; rank 0 holds the full model in host memory.
+    and the unmerged adapters to its folder `adapter`. Collective; rank 0 writes, file by file (`write_weights`).
 
     Raises:
         CheckpointError: on every rank, if the disk could not be written.
     """
     errors = WriteErrors()
     is_writer = dist.get_rank() == 0
-    weights = {name: tensor.cpu().clone() for name, tensor in _whole_tensors(loaded.model) if is_writer}
     adapters = gathered_adapters(loaded.model)
     if is_writer:
-        with errors.collected(directory / "model.safetensors", tensor_bytes(weights)):
+        with errors.collected(directory / "config.json"):
             directory.mkdir(parents=True, exist_ok=True)
-            write_weights(loaded.model, weights, directory)
             write_config(loaded.model, loaded.dropouts, directory)
             for pattern in CARRIED_FILES:
                 for source in loaded.folder.glob(pattern):
@@ -51,20 +46,24 @@ def export_model(loaded: LoadedModel, directory: Path, lora: LoraSection) -> Non
                     shutil.copyfile(source, target)
             if adapters:
                 write_adapters(adapters, lora, loaded.folder, directory / "adapter")
+    write_weights(loaded.model, held_tensors(loaded.model), directory, errors)
     errors.raise_if_any(str(directory))
 
 
 def check_export(loaded: LoadedModel, directory: Path, *, where: str) -> None:
-    """Load `directory` as a user would, and compare every tensor with the model, bit for bit. Collective; rank 0 holds
-    the full model in host memory.
+    """Load `directory` as a user would, and compare every tensor with the model, bit for bit. Collective.
+
+    On rank 0 transformers maps the files: what it converts, such as experts, is in host memory, the rest is in the page
+    cache, which gives way to what needs memory.
 
     Raises ModelError, on rank 0, that begins with `where` and names the tensors that are missing, unexpected or
     different.
     """
     stored, problems = _loaded_again(type(loaded.model), directory) if dist.get_rank() == 0 else ({}, [])
-    for name, tensor in _whole_tensors(loaded.model):
-        if dist.get_rank() == 0 and not problems and not _is_same(stored.get(name), tensor):
-            problems.append(f"{name} differs")
+    for name, held in held_tensors(loaded.model).items():
+        with held.whole() as tensor:
+            if dist.get_rank() == 0 and not problems and not _is_same(stored.get(name), tensor):
+                problems.append(f"{name} differs")
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ModelError(
@@ -91,23 +90,3 @@ def _loaded_again(kind: type[PreTrainedModel], directory: Path) -> tuple[dict[st
 
 def _is_same(stored: torch.Tensor | None, tensor: torch.Tensor) -> bool:
     return stored is not None and stored.dtype == tensor.dtype and torch.equal(stored, tensor.cpu())
-
-
-@torch.no_grad()
-def _whole_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every full parameter and persistent buffer under its name in the model without adapters, tied ones once, adapters
-    merged; under ZeRO-3 parameters are gathered one at a time."""
-    adapters, four_bit = adapters_of(model), four_bit_layers(model)
-    for inner_name, parameter in model.named_parameters():
-        name = plain_name(inner_name)
-        if name is None:
-            continue
-        gathered = adapters[name].gathered() if name in adapters else None
-        with deepspeed.zero.GatheredParameters([parameter]):
-            whole = full_weight(four_bit.get(inner_name), parameter)
-            yield name, whole if gathered is None else gathered.merged_into(whole)
-    persistent = model.state_dict().keys()
-    for inner_name, buffer in model.named_buffers():
-        name = plain_name(inner_name)
-        if name is not None and inner_name in persistent:
-            yield name, buffer.detach()

@@ -4,18 +4,17 @@ Transformers renames, splits and joins tensors while it loads: the experts of a 
 tensor in memory. Here its reverse conversion is applied to each bucket.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec, layer_of
+from rlhf.engines.weight_sync.buckets import Bucket, ParameterSpec
+from rlhf.engines.weight_sync.conversion import Convert, conversion_groups
 from rlhf.engines.weight_sync.source import Gather, WeightSource
 from rlhf.errors import WeightSyncError
-
-Convert = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,15 @@ class StoredSource:
         self.device = source.device
         self._source = source
         self._convert: Convert = lambda tensors: revert_weight_conversion(model, dict(tensors))
-        self._groups = [group for layer in _layers(source.specs()) for group in self._groups_of(layer)]
+        specs = {spec.name: spec for spec in source.specs()}
+        meta = {name: torch.empty(spec.shape, dtype=self.dtype, device="meta") for name, spec in specs.items()}
+        self._groups = [
+            _Group(
+                held=tuple(specs[name] for name in group.held),
+                stored=tuple(ParameterSpec(name, tuple(tensor.shape)) for name, tensor in group.stored.items()),
+            )
+            for group in conversion_groups(meta, self._convert)
+        ]
         self._by_stored = {spec.name: group for group in self._groups for spec in group.stored}
 
     def specs(self) -> list[ParameterSpec]:
@@ -54,21 +61,6 @@ class StoredSource:
             stored = self._convert(held)
             for spec in group.stored:
                 yield spec.name, stored[spec.name].contiguous()
-
-    def _groups_of(self, layer: Sequence[ParameterSpec]) -> Iterator[_Group]:
-        """A group for each tensor where each can be converted by itself; else one group."""
-        whole = self._group(layer)
-        alone = [self._group([spec]) for spec in layer]
-        is_same = {spec for group in alone for spec in group.stored} == set(whole.stored)
-        yield from alone if is_same else [whole]
-
-    def _group(self, held: Sequence[ParameterSpec]) -> _Group:
-        meta = {spec.name: torch.empty(spec.shape, dtype=self.dtype, device="meta") for spec in held}
-        found = self._convert(meta)
-        # In the order in which they lie in memory, so that parts of one tensor need not be moved.
-        names = sorted(found, key=lambda name: found[name].storage_offset())
-        stored = tuple(ParameterSpec(name, tuple(found[name].shape)) for name in names)
-        return _Group(tuple(held), stored)
 
     def _groups_in(self, bucket: Bucket) -> list[_Group]:
         """The groups of a bucket, in its order. Raises WeightSyncError if it holds a part of one."""
@@ -107,14 +99,6 @@ class _Converting:
             ]
             for view, tensor in moved:
                 view.copy_(tensor)
-
-
-def _layers(specs: Sequence[ParameterSpec]) -> list[list[ParameterSpec]]:
-    """The parameters of each layer; one outside the layers is by itself."""
-    layers: dict[str, list[ParameterSpec]] = {}
-    for spec in specs:
-        layers.setdefault(layer_of(spec.name) or spec.name, []).append(spec)
-    return list(layers.values())
 
 
 def _held(groups: Sequence[_Group]) -> Bucket:

@@ -17,19 +17,26 @@ LOADING_CLASSES = {
 
 
 def export_model(engine: TrainEngine, directory: Path) -> None:
-    """Write the model into a temporary folder, then rename it to `directory`. No reader ever sees half a model.
+    """Write the model into a temporary folder, then rename it to `directory`. No reader ever sees half a model, and one
+    that an earlier launch exported stays until the new one is whole.
 
     Raises:
         CheckpointError: the disk refuses. Checkpoints are not touched.
     """
-    temporary = directory.with_name(f"{directory.name}.tmp")
+    temporary, replaced = (directory.with_name(f"{directory.name}.{end}") for end in ("tmp", "old"))
     try:
-        for folder in (temporary, directory):
+        if replaced.exists() and not directory.exists():  # the last export was killed between its two renames
+            replaced.rename(directory)
+        for folder in (temporary, replaced):
             if folder.exists():
                 shutil.rmtree(folder)
         temporary.mkdir()
         engine.export(temporary)
+        if directory.exists():
+            directory.rename(replaced)
         temporary.rename(directory)
+        if replaced.exists():
+            shutil.rmtree(replaced)
     except OSError as error:
         if isinstance(error, RlhfError):
             raise

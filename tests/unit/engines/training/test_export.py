@@ -1,6 +1,8 @@
 """An export has the tensors that a checkpoint has, and loads as the trained model."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.models import LoraSection, ModelSection
 from rlhf.engines.models.loading import LoadedModel, load_model
+from rlhf.engines.training import stored_model
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.errors import CheckpointError, ModelError
 from rlhf.types import Head
@@ -128,13 +131,38 @@ def test_dropout_that_training_turned_off_is_as_before_in_the_export(tmp_path: P
 
 def test_large_weights_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, folder = make_family(tmp_path / "base", "qwen3_moe"), tmp_path / "export"
-    monkeypatch.setattr("rlhf.engines.training.stored_model.MAX_SHARD", "50KB")
+    monkeypatch.setattr(stored_model, "MAX_SHARD", 50_000)
     loaded = load(base)
     export_model(loaded, folder, LoraSection())
     check_export(loaded, folder, where="policy.model")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
+    assert index["weight_map"].keys() == tensors_in(base).keys()
     assert tensors_in(folder) == tensors_in(base)
+
+
+def test_after_a_refused_file_no_other_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks gather on, and rank 0 with them; the room that is said to be needed is that of what is left."""
+    folder, loaded = tmp_path / "export", load(make_family(tmp_path / "base", "qwen3_moe"))
+    monkeypatch.setattr(stored_model, "MAX_SHARD", 50_000)
+    written: list[str] = []
+
+    def refuse_the_second(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        written.append(path.name)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(stored_model, "save_file", refuse_the_second)
+    with pytest.raises(CheckpointError) as caught:
+        export_model(loaded, folder, LoraSection())
+    (first,) = folder.glob("*.safetensors")
+    left = sum(tensor.nbytes for tensor in loaded.model.state_dict().values()) - sum(
+        tensor.nbytes for tensor in load_file(first).values()
+    )
+    assert written == [first.name, "model-00002-of-00008.safetensors"]
+    assert f"model-00002-of-00008.safetensors needs about {left / 1e6:.3g} MB" in str(caught.value)
+    assert not (folder / "model.safetensors.index.json").exists()
 
 
 def test_an_export_that_the_disk_refuses_is_an_error_of_its_rank(tmp_path: Path) -> None:
