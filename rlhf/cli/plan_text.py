@@ -33,10 +33,12 @@ def show_plan(console: Console, command: str, plan: Plan, advice: Sequence[str],
     for group in plan.groups:
         line = f"  {_letter(plan, group)} {group.group.name} peaks in {group.peak_phase}: {_parts(group)}"
         console.print(line, soft_wrap=True)
-    for node, amount in enumerate(plan.host_bytes(node) for node in range(plan.cluster.num_nodes)):
-        if amount:
+    for node in range(plan.cluster.num_nodes):
+        held, more = plan.host_bytes(node), plan.storing_bytes(node)
+        if held or more:
             room = plan.cluster.host_gib_per_node
-            console.print(f"  node {node} holds {amount / GIB:.1f} GiB in host memory, of {room:.0f}")
+            text = f"holds {held / GIB:.1f} GiB in host memory, and {more / GIB:.1f} more while it resumes or exports"
+            console.print(f"  node {node} {text}, of {room:.0f}", soft_wrap=True)
     console.print(
         f"  micro-batches, and sequences, of up to {plan.fitting_tokens:,} tokens fit; this run has up to "
         f"{plan.work.micro_batch_tokens:,}",
@@ -102,6 +104,8 @@ def _group_json(group: GroupPlan) -> dict[str, Json]:
         "peak_phase": group.peak_phase,
         "capacity": round(group.capacity),
         "host_bytes": round(group.host_bytes),
+        "exporting_bytes": round(group.exporting_bytes),
+        "resuming_bytes": round(group.resuming_bytes),
         "seconds": dict(group.seconds),
     }
 

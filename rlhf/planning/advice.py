@@ -56,7 +56,7 @@ def shortages(plan: Plan) -> Iterator[str]:
         )
     if plan.short_of_host:
         yield (
-            f"host memory: models while they are read, or then what is offloaded, need "
+            "host memory: models while they are read, or then what is offloaded and resumed or exported, need "
             f"{plan.peak_host_bytes / GIB:.0f} GiB on a node, it has {plan.cluster.host_gib_per_node:.0f}."
         )
 

@@ -21,6 +21,8 @@ FOUR_BITS = 0.5 + FLOAT32 / 64
 """Bytes of a weight in NormalFloat, including its share of its block's scale."""
 REDUCE_BUCKET = 5 * 10**8
 """Gradients in DeepSpeed's reduce buffer."""
+EXPORT_FILE = 5e9
+"""Largest file of an export (`MAX_SHARD` of `rlhf.engines.training.stored_model`)."""
 CHECKSUM = 2 * 8 * 2**24
 """Most bytes that a checksum on a GPU takes at a time: a copy of a chunk of weights, and an array as large."""
 
@@ -154,6 +156,30 @@ def reading(load: ModelLoad) -> float:
     """Bytes of host memory that rank 0 needs while it loads the model. On a CPU the parameters are in host memory
     anyway."""
     return 0.0 if load.on_cpu else load.parameter_bytes
+
+
+def exporting(load: ModelLoad) -> float:
+    """Bytes of host memory that rank 0 needs while it exports the model, and loads the first export to compare it: a
+    file of weights, and what is converted with its last tensor or the next file. Experts that a layer holds as one
+    tensor are joined in memory when they are loaded. Nothing is counted without GPUs: all memory is host memory there,
+    and plans have no phase for an export."""
+    if load.on_cpu:
+        return 0.0
+    whole = float(load.parameter_bytes)
+    if load.shape.num_active_parameters < load.shape.num_parameters:
+        return whole
+    return min(whole, EXPORT_FILE + max(EXPORT_FILE, float(largest_matrix(load.shape) * load.dtype_bytes)))
+
+
+def resuming(load: ModelLoad) -> float:
+    """Bytes of host memory that one rank needs while it resumes: DeepSpeed reads the rank's weights, and its part of
+    master weights and moments, into host memory first. A save copies one tensor of them after the other. As for
+    exports, nothing is counted without GPUs."""
+    if load.on_cpu or not load.learns:
+        return 0.0
+    weights = load.learned_parameters * load.dtype_bytes / (load.num_ranks if load.is_partitioned else 1)
+    states = load.learned_parameters * (MOMENTS + FLOAT32) / (load.num_ranks if load.zero_stage else 1)
+    return weights + states
 
 
 def swapped(load: ModelLoad) -> float:

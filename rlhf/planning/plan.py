@@ -26,6 +26,10 @@ class GroupPlan:
     """Of one node, for what is offloaded."""
     reading_bytes: float
     """Host memory of the first node while rank 0 loads the largest model for all ranks."""
+    exporting_bytes: float
+    """Host memory of the first node while rank 0 exports the trained model; 0 in groups that hold another."""
+    resuming_bytes: float
+    """Host memory of one node while its ranks read the largest of their checkpoints."""
     seconds: Mapping[str, float]
     """Phase -> seconds in which the group's devices are busy."""
     fixed_seconds: Mapping[str, float]
@@ -150,8 +154,12 @@ class Plan:
 
     @property
     def peak_host_bytes(self) -> float:
-        """Of the node that needs most: models while they are loaded, or afterwards what is offloaded."""
-        return max(max(self.host_bytes(node), self._reading_bytes(node)) for node in range(self.cluster.num_nodes))
+        """Of the node that needs most: models while they are loaded, or afterwards what is offloaded, with what a
+        checkpoint or an export takes."""
+        return max(
+            max(self.host_bytes(node) + self.storing_bytes(node), self._reading_bytes(node))
+            for node in range(self.cluster.num_nodes)
+        )
 
     @property
     def peak(self) -> float:
@@ -170,7 +178,16 @@ class Plan:
 
     def host_bytes(self, node: int) -> float:
         """Of a node, for what is offloaded to it."""
-        return sum(group.host_bytes for group in self.groups if any(bundle.node == node for bundle in group.bundles))
+        return sum(group.host_bytes for group in self._groups_on(node))
+
+    def storing_bytes(self, node: int) -> float:
+        """Of a node, besides what is offloaded to it: the most that resuming or an export takes for a moment. Models
+        resume one after the other."""
+        exporting = [group.exporting_bytes for group in self.groups if group.bundles[0].node == node]
+        return max([*exporting, *(group.resuming_bytes for group in self._groups_on(node))], default=0.0)
+
+    def _groups_on(self, node: int) -> list[GroupPlan]:
+        return [group for group in self.groups if any(bundle.node == node for bundle in group.bundles)]
 
     def _reading_bytes(self, node: int) -> float:
         return sum(group.reading_bytes for group in self.groups if group.bundles[0].node == node)

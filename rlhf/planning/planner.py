@@ -96,6 +96,7 @@ class _Planner:
         self._device = "cpu" if cluster.device.is_cpu else "cuda"
         scalar = {Role.CRITIC, Role.REWARD}
         self.shapes = {role: shape.as_scorer() if role in scalar else shape for role, shape in shapes.items()}
+        self._exported = needs.exported_role
         self._sections = sections(config, needs)
         self._loads = {
             role: self._load(role, section, learns=role in needs.trains) for role, section in self._sections.items()
@@ -140,6 +141,8 @@ class _Planner:
             memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
             host_bytes=(self._offloaded(models) + self._asleep(group)) * each,
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
+            exporting_bytes=memory.exporting(self._loads[self._exported]) if self._exported in models else 0.0,
+            resuming_bytes=max((memory.resuming(self._loads[role]) for role in models), default=0.0) * each,
             seconds={
                 phase: self._calibration.time(phase, self._seconds(group, phase, self._rates), fixed[phase])
                 for phase in self._phases()

@@ -43,6 +43,7 @@ def test_a_plan_is_a_drawing_tables_and_a_sentence(capsys: pytest.CaptureFixture
         "A = policy+reference",
         "GiB of one device, by phase",
         "A policy+reference peaks in learn: policy activations 26.0, policy optimizer 22.4",
+        "  node 0 holds 0.0 GiB in host memory, and 104.7 more while it resumes or exports, of 2048",
         "Seconds of a step",
         "tokens/s; devices idle",
     ):

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rlhf.config.models import ModelSection
 from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.planning.memory import (
+    EXPORT_FILE,
     ModelLoad,
+    exporting,
     forward,
     host,
     host_activations,
@@ -20,6 +22,7 @@ from rlhf.planning.memory import (
     mlp_activations,
     reading,
     resident,
+    resuming,
 )
 from tests.unit.planning.support import LLAMA_3_8B, shape_of
 
@@ -52,6 +55,26 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     assert host(held) == 4 * P  # master, two moments and the gradient in float32, a quarter each
     both = replace(held, offload_parameters=True)
     assert (resident(both).total, host(both)) == (0, 4.5 * P)
+
+
+def test_rank_0_exports_file_by_file_and_joins_experts_to_compare_them() -> None:
+    assert exporting(LOAD) == 2 * EXPORT_FILE
+    wide = replace(LOAD.shape, head_parameters=4 * 10**9)
+    assert exporting(replace(LOAD, shape=wide)) == EXPORT_FILE + 8e9  # the head is a file of its own
+    small = replace(LOAD.shape, num_layers=2)
+    assert exporting(replace(LOAD, shape=small)) == small.num_parameters * 2
+    experts = replace(LOAD.shape, layer_parameters=2 * LOAD.shape.layer_parameters)
+    assert exporting(replace(LOAD, shape=experts)) == experts.num_parameters * 2
+    assert exporting(replace(LOAD, on_cpu=True)) == 0
+
+
+def test_a_rank_that_resumes_reads_its_part_first() -> None:
+    assert resuming(LOAD) == P * 14 / 4
+    assert resuming(replace(LOAD, zero_stage=2)) == P * 2 + P * 12 / 4
+    assert resuming(replace(LOAD, zero_stage=0)) == P * 14
+    adapters = replace(LOAD, adapter_rank=16)
+    assert resuming(adapters) == adapters.learned_parameters * 14 / 4
+    assert resuming(replace(LOAD, learns=False)) == resuming(replace(LOAD, on_cpu=True)) == 0
 
 
 def test_what_is_swapped_is_on_the_host_and_comes_for_the_step() -> None:

@@ -83,10 +83,14 @@ def test_grpo_of_70b_on_64_devices() -> None:
     )
     assert plan.fits
     # One process reads policy and reference one after the other, for all ranks.
-    assert plan.peak_host_bytes == numbers * 2
+    assert plan.groups[0].reading_bytes == numbers * 2
+    assert [group.exporting_bytes for group in plan.groups] == [2 * 5e9, 0]
+    # A node's eight of 32 ranks read their part of weights, master copies and moments.
+    assert plan.peak_host_bytes == numbers * 14 / 4
+    assert [plan.storing_bytes(node) for node in range(8)] == [*[numbers * 14 / 4] * 4, *[0] * 4]
     narrow = replace(plan.cluster, device=replace(plan.cluster.device, host_gib=16.0))
     (shortage,) = shortages(replace(plan, cluster=narrow))
-    assert shortage.endswith("need 131 GiB on a node, it has 128.")
+    assert shortage.endswith("need 230 GiB on a node, it has 128.")
 
 
 def test_ppo_of_8b_with_everything_on_8_devices() -> None:
@@ -110,6 +114,9 @@ def test_ppo_of_8b_with_everything_on_8_devices() -> None:
     assert group.memory["learn"][Role.ROLLOUT].total == 2.3 * GIB
     asleep, moments = policy * 2, 12 * (policy + scalar)
     assert group.host_bytes == pytest.approx(8 * asleep + moments)
+    # While the policy resumes: the weights, their master copies and two moments of its eight ranks.
+    assert plan.peak_host_bytes == group.host_bytes + 14 * policy
+    assert group.exporting_bytes == 2 * 5e9
     assert plan.fits
     alone = plan_for("ppo", [*shlex.split(flags), "--rollout.enforce-eager"], "8xH100")
     assert alone.groups[0].memory["learn"][Role.ROLLOUT].total == 1.3 * GIB

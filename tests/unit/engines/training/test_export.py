@@ -18,6 +18,7 @@ from rlhf.engines.models.loading import LoadedModel, load_model
 from rlhf.engines.training import stored_model
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.errors import CheckpointError, ModelError
+from rlhf.planning.memory import EXPORT_FILE
 from rlhf.types import Head
 from tests.tiny_models import FAMILIES, make_family, make_policy
 
@@ -139,6 +140,10 @@ def test_large_weights_are_written_in_shards(tmp_path: Path, monkeypatch: pytest
     assert len(set(index["weight_map"].values())) > 1
     assert index["weight_map"].keys() == tensors_in(base).keys()
     assert tensors_in(folder) == tensors_in(base)
+
+
+def test_plans_count_files_of_the_size_that_exports_have() -> None:
+    assert stored_model.MAX_SHARD == EXPORT_FILE
 
 
 def test_after_a_refused_file_no_other_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
