@@ -14,12 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.models import LoraSection, ModelSection
+from rlhf.engines.models.adapters import adapters_of, add_adapters
+from rlhf.engines.models.four_bit import four_bit_layers, use_four_bit_layers
 from rlhf.engines.models.loading import LoadedModel, load_model
 from rlhf.engines.training import stored_model
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.errors import CheckpointError, ModelError
 from rlhf.planning.memory import EXPORT_FILE
 from rlhf.types import Head
+from tests.rounding import rounded
 from tests.tiny_models import FAMILIES, make_family, make_policy
 
 TOKENS = torch.arange(4, 40)[None]
@@ -140,6 +143,34 @@ def test_large_weights_are_written_in_shards(tmp_path: Path, monkeypatch: pytest
     assert len(set(index["weight_map"].values())) > 1
     assert index["weight_map"].keys() == tensors_in(base).keys()
     assert tensors_in(folder) == tensors_in(base)
+
+
+@pytest.mark.parametrize("in_four_bits", [False, True], ids=["adapters", "adapters-nf4"])
+def test_adapters_are_merged_into_what_is_written(in_four_bits: bool, tmp_path: Path) -> None:
+    """In files that each hold a tensor or two; the adapters alone are in a folder of their own."""
+    base, folder, lora = make_policy(tmp_path / "base"), tmp_path / "export", LoraSection(rank=4, alpha=8.0)
+    loaded = load(base)
+    if in_four_bits:
+        use_four_bit_layers(loaded.model)
+        for layer in four_bit_layers(loaded.model).values():
+            layer.quantize(torch.device("cpu"))
+    add_adapters(loaded.model, lora, seed=0, where="policy.lora")
+    adapters = adapters_of(loaded.model)
+    for adapter in adapters.values():
+        adapter.up.data.normal_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_model, "MAX_SHARD", 10_000)
+        export_model(loaded, folder, lora)
+    check_export(loaded, folder, where="policy.model")
+    before, files = load_file(base / "model.safetensors"), list(folder.glob("*.safetensors"))
+    after = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert len(files) > 5
+    assert {name: tensor.shape for name, tensor in after.items()} == {name: one.shape for name, one in before.items()}
+    for name, tensor in before.items():
+        held = rounded(tensor) if in_four_bits and name in adapters else tensor
+        added = 2.0 * adapters[name].up.data @ adapters[name].down.data if name in adapters else 0.0
+        torch.testing.assert_close(after[name], held + added, rtol=0.0, atol=1e-5)
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_plans_count_files_of_the_size_that_exports_have() -> None:
