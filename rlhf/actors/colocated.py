@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rlhf.actors.calls import Worker
 from rlhf.actors.probed import ProbedPolicy
 from rlhf.engines.base import RolloutEngine
+from rlhf.errors import RewardError
 from rlhf.types import SyncReport
 
 
@@ -14,7 +15,7 @@ class SleepMode:
     """Keeps engines awake only while somebody generates, so that models can use the memory of the shared devices.
 
     Waits for: the engines to wake up, and to sleep after the last of several users. Where generation fails they stay
-    awake: the attempt ends.
+    awake: the attempt ends. A RewardError ends an evaluation alone, so that they sleep after it too.
     """
 
     def __init__(self, engines: RolloutEngine) -> None:
@@ -29,7 +30,14 @@ class SleepMode:
             if not self._num_users:
                 self._engines.wake()
             self._num_users += 1
-        yield
+        try:
+            yield
+        except RewardError:
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
         with self._lock:
             self._num_users -= 1
             if not self._num_users:

@@ -57,7 +57,7 @@ class _Engine:
     worker: Worker
     asked: dict[str, _Asked] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
-    """Calls that submitted requests, and have not been waited for."""
+    """Calls that submitted or aborted requests, and have not been waited for."""
     load: Load = field(default_factory=Load)
     is_served: bool = False
     """Whether a thread collects its responses."""
@@ -152,7 +152,8 @@ class RolloutPool:
                 aborted += [_taken(engine, name) for name in ids]
                 if ids:
                     with suppress(RayError):  # its loss is noticed by the thread that waits for it
-                        engine.worker.handle.abort.remote(ids)
+                        ref = engine.worker.handle.abort.remote(ids)
+                        engine.calls.append(Call(worker=engine.worker, ref=ref))
             self._send()
         for one in aborted:
             if one.future.cancel():
@@ -167,7 +168,12 @@ class RolloutPool:
 
     def sleep(self) -> None:
         with self._is_settled:
-            self._is_settled.wait_for(lambda: not self._num_replacing)  # one that starts now would not sleep
+            # An engine that starts now would not sleep, and one that still decodes what was aborted refuses to.
+            self._is_settled.wait_for(lambda: not (self._num_replacing or any(e.is_served for e in self._engines)))
+            calls = [call for engine in self._engines for call in engine.calls]
+            for engine in self._engines:
+                engine.calls = []
+        self._group.wait(calls, phase="rollout abort", timeout_s=self._control_timeout_s)
         self._all("sleep", lambda _index, handle: handle.sleep.remote(), self._control_timeout_s)
 
     def wake_weights(self) -> None:
@@ -270,6 +276,7 @@ class RolloutPool:
                 raise engine.failure
             if not engine.asked:
                 engine.is_served = False
+                self._is_settled.notify_all()
                 return False
             calls, engine.calls = engine.calls, []
         collected = Call(worker=engine.worker, ref=engine.worker.handle.collect.remote(self._name))
@@ -349,6 +356,7 @@ class RolloutPool:
             self._queue.clear()
             self._name = uuid4().hex  # what the engines still have for the old name concerns nobody
             self._engines = [_Engine(engine.worker) for engine in self._engines]
+            self._is_settled.notify_all()
         for one in unended:
             if one.future.set_running_or_notify_cancel():
                 one.future.set_exception(error)

@@ -18,7 +18,7 @@ from rlhf.environments.routing import RunRules
 from rlhf.environments.session import EnvironmentFaultError, LocalSession, Session, Sessions
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
-from rlhf.errors import ConfigError, RewardError
+from rlhf.errors import ConfigError, RewardError, StallError
 from rlhf.repair import Repair, Repaired, RepairKind
 from rlhf.types import FloatArray, PackedTokens, Prompt, Rollout, RolloutRequest
 
@@ -89,7 +89,17 @@ class EpisodeEngine:
         return self._engine.score(sequences)
 
     def sleep(self) -> None:
+        """See `RolloutEngine.sleep`. Waits for the ends of aborted episodes, which may ask for turns until then. Raises
+        StallError."""
+        ended = asyncio.run_coroutine_threadsafe(self._end_aborted(), self._loop)
+        try:
+            ended.result(CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            raise StallError(f"episodes: aborted ones have not ended for {CLOSE_TIMEOUT_S:g} s") from None
         self._engine.sleep()
+
+    async def _end_aborted(self) -> None:
+        await asyncio.gather(*[task for task in self._tasks.values() if task.cancelling()], return_exceptions=True)
 
     def wake(self) -> None:
         self._engine.wake()

@@ -71,7 +71,8 @@ def assemble_online(
         episodes = episode_engine(config.rollout, engines, rules, every, repaired, workers.environments)
     memory = memory_gauge(workers, config.train.step_timeout_s)
     reward = build_reward(config.reward.all_sources, rewards)
-    sampler = Sampler(episodes or engines, reward, tokenizer, SleepMode(engines).awake if sleeps else nullcontext)
+    sampled = episodes or engines
+    sampler = Sampler(sampled, reward, tokenizer, SleepMode(sampled).awake if sleeps else nullcontext)
     num_responses = config.rollout.group_size + needs.greedy_baseline
     probe_local_rewards(config.reward, rewards, prompts[0], tokenizer, num_responses)
     return Parts(

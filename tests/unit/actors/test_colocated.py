@@ -11,6 +11,7 @@ from rlhf.actors.engine_group import EngineGroup
 from rlhf.actors.groups import Submit, WorkerGroup
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.engines.fakes import FakeRollout
+from rlhf.errors import RewardError
 from rlhf.types import SyncReport
 
 
@@ -41,6 +42,21 @@ def test_after_an_error_it_is_left_awake() -> None:
     with pytest.raises(RuntimeError, match="gone"), SleepMode(engine).awake():
         raise RuntimeError("gone")
     assert engine.awake
+
+
+def test_after_a_failed_evaluation_it_sleeps() -> None:
+    """The run goes on, and models train next."""
+    engine = FakeRollout(4)
+    engine.sleep()
+    mode = SleepMode(engine)
+    with mode.awake():
+        with pytest.raises(RewardError), mode.awake():
+            raise RewardError("an environment failed")
+        assert engine.awake, "somebody else generates"
+    assert not engine.awake
+    with pytest.raises(RewardError), mode.awake():
+        raise RewardError("an environment failed")
+    assert not engine.awake
 
 
 def test_the_kv_cache_wakes_when_the_buckets_of_a_sync_are_gone() -> None:

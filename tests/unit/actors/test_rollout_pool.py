@@ -2,10 +2,13 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 
 import pytest
 
+from rlhf.actors.calls import Worker
+from rlhf.actors.groups import Submit
 from rlhf.engines.base import generate
 from rlhf.errors import ModelError, RlhfError, WorkerLostError
 from rlhf.types import Rollout
@@ -99,6 +102,27 @@ def test_aborted_requests_are_cancelled_wherever_they_are() -> None:
         threading.Event().wait(0.01)  # the engine's thread asks for what waited
     engines[0].complete("b/0")
     assert deadline.result(WAIT_S).id == "b/0"
+
+
+def test_engines_sleep_once_they_know_what_was_aborted() -> None:
+    class Slow(Engine):
+        def _abort(self, ids: Sequence[str]) -> None:
+            """Runs when somebody waits for the call, as its name is not that of the method."""
+            self.aborted += ids
+
+    class Sleeping(Group):
+        def run(self, submit: Submit, *, phase: str, timeout_s: float, peers: Sequence[Worker] = ()) -> list[object]:
+            events.append((phase, list(engine.aborted)))
+            return []
+
+    events: list[tuple[str, list[str]]] = []
+    engine = Slow(0)
+    pool = pool_of(Sleeping([engine]))
+    pool.submit([request("a")])
+    pool.abort(["a/0"])
+    threading.Timer(0.3, engine.complete).start()  # its call of `collect` returns
+    pool.sleep()
+    assert events == [("rollout sleep", ["a/0"])]
 
 
 def test_an_id_that_is_under_way_is_refused_and_may_come_again_later() -> None:

@@ -83,6 +83,20 @@ def test_an_aborted_episode_ends_with_its_turn(play: Make) -> None:
     assert game.engine.aborted == ["gone/turn1"]
 
 
+def test_engines_sleep_once_aborted_episodes_have_ended(play: Make) -> None:
+    game = play(lambda seen, turn: None, "add")
+    (future,) = game.episodes.submit([make_request(game.prompt, "gone")])
+    while not game.engine.requests:
+        time.sleep(0.01)
+    had_ended: list[bool] = []
+    game.engine.sleep = lambda: had_ended.append(future.cancelled())  # type: ignore[method-assign]
+    game.episodes._loop.call_soon_threadsafe(time.sleep, 0.3)  # it has other things to do
+    game.episodes.abort(["gone"])
+    game.episodes.sleep()
+    assert had_ended == [True]
+    assert game.engine.aborted == ["gone/turn0"]
+
+
 def test_an_error_of_the_engine_is_that_of_the_response(play: Make) -> None:
     class Lost(ScriptedEngine):
         def submit(self, requests: object) -> list[object]:  # type: ignore[override]
