@@ -74,7 +74,12 @@ class Episode:
 
 
 def shown(message: Message) -> str:
-    """What a message says as a person reads it: its text, then its calls, where a template takes them apart."""
+    """What a message says as a person reads it: its text, then its calls, where a template takes them apart.
+
+    >>> call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    >>> shown(Message(role="assistant", content="", fields={"tool_calls": [call]}))
+    '{"name": "add", "arguments": {"a": 1}}'
+    """
     calls = message.fields.get("tool_calls")
     functions = [call["function"] for call in (calls if isinstance(calls, list) else []) if isinstance(call, dict)]
     return "\n".join([*([message.content] if message.content or not functions else []), *map(json.dumps, functions)])
