@@ -202,7 +202,7 @@ class SampleEvaluator:
 
     def evaluate(self, version: int) -> Evaluation:
         """Raises RlhfError where a response was sampled from older weights than `version`."""
-        rollouts = self._sampler.generate(self._requests())
+        rollouts = self._sampler.generate(self._requests(version))
         stale = [rollout for rollout in rollouts if rollout.is_sampled and rollout.weight_version != version]
         if stale:
             raise RlhfError(
@@ -216,11 +216,12 @@ class SampleEvaluator:
         ]
         return Evaluation(metrics=describe_samples(rollouts, rewards), responses=responses)
 
-    def _requests(self) -> list[RolloutRequest]:
-        """The same seeds at every evaluation, so that two of them differ by the weights alone."""
+    def _requests(self, version: int) -> list[RolloutRequest]:
+        """The same seeds at every evaluation, so that two of them differ by the weights alone; and other ids: engines
+        may still be busy with an evaluation that failed."""
         return [
             RolloutRequest(
-                id=f"eval/{index}/{prompt.id}",
+                id=f"eval/{version}/{index}/{prompt.id}",
                 prompt_id=prompt.id,
                 prompt_token_ids=prompt.token_ids,
                 seed=request_seed(self._seed, "eval", prompt.id, index),

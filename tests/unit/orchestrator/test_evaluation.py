@@ -1,6 +1,7 @@
 """Evaluation: every row once, every token and pair with the same weight."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from rlhf.orchestrator.evaluation import (
 )
 from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.orchestrator.step.token_scores import Models
-from rlhf.types import Head, Prompt, Reward, Role, Rollout, Sampling, ScoredGroup
+from rlhf.types import Head, Prompt, Reward, Role, Rollout, RolloutRequest, Sampling, ScoredGroup
 from tests.unit.orchestrator.support import TOKENIZER, given_group, labeled_group, make_prompt
 
 TABLE = np.linspace(-1.0, 1.0, TOKENIZER.num_tokens)
@@ -62,6 +63,24 @@ def test_a_method_without_an_evaluator_of_its_own_is_measured_by_its_loss(num_ra
     likelihood = LikelihoodEvaluator(models, SFT(SftSection()), groups, train).evaluate(3).metrics
     assert metrics["eval/loss"] == pytest.approx(likelihood["eval/loss"], rel=1e-6)
     assert LossEvaluator(models, SFT(SftSection()), [], train).evaluate(3).metrics == {}
+
+
+def test_evaluations_ask_with_the_same_seeds_and_under_other_names() -> None:
+    """A response of an evaluation that failed is not taken for one of the next."""
+    asked: list[RolloutRequest] = []
+
+    class Engine(FakeRollout):
+        def submit(self, requests: Sequence[RolloutRequest]) -> list[Future[Rollout]]:
+            asked.extend(requests)
+            return super().submit(requests)
+
+    engine, prompts = Engine(TOKENIZER.num_tokens), [make_prompt(0), make_prompt(0)]
+    evaluator = SampleEvaluator(Sampler(engine, FakeReward(), TOKENIZER), prompts, Sampling(max_tokens=3), 0)
+    for version in (1, 2):
+        engine.receive(version, TABLE)
+        evaluator.evaluate(version)
+    assert len({request.id for request in asked}) == 4
+    assert [request.seed for request in asked[:2]] == [request.seed for request in asked[2:]]
 
 
 def test_pair_accuracy_is_over_pairs_and_not_over_batches() -> None:
