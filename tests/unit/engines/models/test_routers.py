@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.engines.models.adapter_names import may_stay_unchanged
+from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
@@ -71,10 +72,12 @@ def test_the_balance_is_that_of_transformers(family: str, passes: SequencePasses
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_its_gradient_is_that_of_transformers(recomputes: bool) -> None:
+@pytest.mark.parametrize("chunk_tokens", [0, 5])
+def test_its_gradient_is_that_of_transformers(recomputes: bool, chunk_tokens: int) -> None:
     model, packed = tiny_family("qwen3_moe").train(), packed_input()
     gate = model.get_parameter("model.layers.0.mlp.gate.weight")
     (expected,) = torch.autograd.grad(balance_of_transformers(model, packed), gate)
+    chunk_feed_forward(model, ModelSection(mlp_chunk_tokens=chunk_tokens), "policy.model")
     if recomputes:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     packed_model = PackedModel(model, Head.LOG_PROBS, LogitsRule())
