@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.losses import ppo_clip
 from rlhf.algorithms.responses import ResponseTokens
-from rlhf.config.algo import Correction, MaskedWeights, NoCorrection, TruncatedWeights
+from rlhf.config.algo import (
+    Correction,
+    CriticFreeSection,
+    GrpoSection,
+    GspoSection,
+    MaskedWeights,
+    NoCorrection,
+    TruncatedWeights,
+)
 from rlhf.errors import NumericsError
+from rlhf.types import Signal
+from tests.unit.algorithms.build import group, rollout
 
 
 def answer(ratios: Sequence[float]) -> ResponseTokens:
@@ -55,6 +66,28 @@ ANSWERS: tuple[list[float], ...] = ([0.25, 1.0, 3.0], [], [1.5], [0.5625, 4.0])
 )  # fmt: skip
 def test_weights_by_hand(correction: Correction, expected: Sequence[Sequence[float]]) -> None:
     assert weights(correction, *map(answer, ANSWERS)) == close(*expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (GrpoSection(scale="none"), ([0.75, 1.6], [-2.0, -0.25])),
+        (GspoSection(scale="none"), ([1.2, 1.2], [-0.625, -0.625])),
+    ],
+)
+def test_the_default_weight_is_that_of_the_action(
+    section: CriticFreeSection, expected: Sequence[Sequence[float]]
+) -> None:
+    """GRPO's action is a token. GSPO's is the response: 3/4 * 8/5 = 6/5, and 5/2 * 1/4 = 5/8, at each of its tokens;
+    at token level the 5/2 would be cut at 2. Advantages are 1 and -1."""
+    ratios = ([0.75, 1.6], [2.5, 0.25])
+    answers = [rollout([5, 6], name=f"p{i}", log_probs=(-1.0 - np.log(one)).tolist()) for i, one in enumerate(ratios)]
+    algorithm = build_algorithm(section)
+    examples = algorithm.select([group(answers, [1.0, -1.0], name="p")])
+    old = [np.full(len(example.sequences[0].loss_mask), -1.0, dtype=np.float32) for example in examples]
+    experiences, _ = algorithm.credit(examples, [{Signal.OLD_LOG_PROBS: (one,)} for one in old])
+    sequences = [experience.sequences[0] for experience in experiences]
+    assert [one.signals[Signal.ADVANTAGES][one.loss_mask].tolist() for one in sequences] == close(*expected)
 
 
 def test_figures_by_hand() -> None:
