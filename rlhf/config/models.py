@@ -92,7 +92,13 @@ class LoraSection(Section):
     """The adapters' output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the layers that get adapters (q_proj, v_proj, ...); if empty, all linear layers except the output layer.
-    Experts that are one tensor a layer, and their routers, are none, and stay as they are."""
+    Experts that are one tensor a layer get them if they are named (experts.gate_up_proj, experts.down_proj); routers
+    stay as they are."""
+
+    @property
+    def expert_targets(self) -> tuple[str, ...]:
+        """The targets that are tensors of all experts of a layer."""
+        return tuple(target for target in self.targets if target.startswith("experts."))
 
 
 class TrainedModelSection(ModelSection):

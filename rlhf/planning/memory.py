@@ -90,6 +90,8 @@ class ModelLoad:
     """Ranks that compute each micro-batch together, each its share of the tokens."""
     adapter_rank: int = 0
     """Rank of the adapters that learn instead of the model; 0: the model learns."""
+    adapts_experts: bool = False
+    """Whether the experts of each layer have adapters too. They are merged in each pass."""
     on_cpu: bool = False
     """On a CPU, a buffer only needs memory for the part that is used."""
 
@@ -107,7 +109,9 @@ class ModelLoad:
     @property
     def learned_parameters(self) -> int:
         """Parameters with a gradient and optimizer states."""
-        return self.shape.adapter_parameters(self.adapter_rank) if self.adapter_rank else self.shape.num_parameters
+        if not self.adapter_rank:
+            return self.shape.num_parameters
+        return self.shape.adapter_parameters(self.adapter_rank, on_experts=self.adapts_experts)
 
     @property
     def is_partitioned(self) -> bool:
@@ -189,13 +193,16 @@ def swapped(load: ModelLoad) -> float:
 
 
 def gathered(load: ModelLoad) -> float:
-    """Whole parameters that a partitioned model holds while it computes, and the matrix that is unpacked."""
-    unpacked = float(load.shape.hidden * load.shape.intermediate * load.dtype_bytes) if load.in_four_bits else 0.0
+    """Whole parameters that a partitioned model holds while it computes, the matrix that is unpacked, and the merged
+    experts of a layer, with their gradient or a copy."""
+    made = float(load.shape.hidden * load.shape.intermediate * load.dtype_bytes) if load.in_four_bits else 0.0
+    if load.adapts_experts:
+        made += 2.0 * load.shape.expert_parameters * load.dtype_bytes
     if not load.is_partitioned:
-        return unpacked
+        return made
     live = min(load.shape.num_parameters, MAX_LIVE_PARAMETERS)
     bytes_each = load.held_bytes / load.shape.num_parameters
-    return max(live * bytes_each, float(largest_matrix(load.shape) * load.dtype_bytes)) + unpacked
+    return max(live * bytes_each, float(largest_matrix(load.shape) * load.dtype_bytes)) + made
 
 
 def largest_matrix(shape: ModelShape) -> int:

@@ -54,6 +54,10 @@ class ModelShape:
     """Of one layer, with all its experts."""
     active_layer_parameters: int
     """Of one layer, the parameters that one token uses."""
+    num_experts: int = 0
+    """Of one layer; 0: it has no experts."""
+    expert_intermediate: int = 0
+    """Width of one expert."""
     embedding_parameters: int
     """Of the token embeddings, and of position embeddings if they are learned."""
     head_parameters: int
@@ -85,12 +89,19 @@ class ModelShape:
         weights = self.num_layers * self.active_layer_parameters + head
         return 2.0 * weights + 4.0 * self.num_layers * self.num_heads * self.head_dim * context
 
-    def adapter_parameters(self, rank: int) -> int:
-        """Of LoRA adapters on every linear layer. Experts, which are not linear layers of their own, get none."""
+    def adapter_parameters(self, rank: int, *, on_experts: bool = False) -> int:
+        """Of LoRA adapters on every linear layer, and `on_experts` on both tensors of the experts of each layer."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sides = 2 * (self.hidden + query) + 2 * (self.hidden + kv)
         sides += self._feed_forward_matrices * (self.hidden + self.intermediate)
+        if on_experts:
+            sides += self.num_experts * (2 * self.hidden + 3 * self.expert_intermediate)
         return self.num_layers * rank * sides
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of all experts of one layer, each with three matrices."""
+        return self.num_experts * 3 * self.hidden * self.expert_intermediate
 
     @property
     def linear_parameters(self) -> int:
@@ -151,6 +162,7 @@ def model_shape(where: str, config: Mapping[str, object]) -> ModelShape:
     around += (num_heads + 2 * num_kv_heads) * head_dim * biased + hidden * (biased and not family.qkv_bias)
     around += 2 * head_dim * family.head_norms + family.num_norms * hidden * (2 if family.all_bias else 1)
     width, every, active = _feed_forward(size, hidden, family)
+    num_experts = _num_experts(size)
     tied = inner.get("tie_word_embeddings", family.tied) is True
     positions = size("max_position_embeddings", "n_positions") if family.learnt_positions else 0
     return ModelShape(
@@ -163,6 +175,8 @@ def model_shape(where: str, config: Mapping[str, object]) -> ModelShape:
         vocab=vocab,
         layer_parameters=around + every,
         active_layer_parameters=around + active,
+        num_experts=num_experts if num_experts > 1 else 0,
+        expert_intermediate=_expert_width(size) if num_experts > 1 else 0,
         embedding_parameters=(vocab + positions) * hidden,
         head_parameters=0 if tied else vocab * hidden,
         norm_parameters=hidden * (2 if family.all_bias else 1),
@@ -178,13 +192,21 @@ def _feed_forward(size: _Sizes, hidden: int, family: Family) -> tuple[int, int, 
     """Width that a token uses, weights in all, and weights that a token uses."""
     width = size("intermediate_size", "n_inner", default=4 * hidden)
     num_matrices = 3 if family.gated else 2
-    num_experts = size("num_local_experts", "num_experts", default=1)
+    num_experts = _num_experts(size)
     if num_experts == 1:
         weights = num_matrices * hidden * width + (width + hidden) * family.all_bias
         return width, weights, weights
-    one = size("moe_intermediate_size", default=width)
+    one = _expert_width(size)
     chosen = size("num_experts_per_tok", default=2)
     shared = size("shared_expert_intermediate_size", default=0)
     router = hidden * num_experts + hidden * (shared > 0)
     expert, always = num_matrices * hidden * one, num_matrices * hidden * shared + router
     return chosen * one + shared, num_experts * expert + always, chosen * expert + always
+
+
+def _num_experts(size: _Sizes) -> int:
+    return size("num_local_experts", "num_experts", default=1)
+
+
+def _expert_width(size: _Sizes) -> int:
+    return size("moe_intermediate_size", "intermediate_size")

@@ -128,6 +128,7 @@ class _Planner:
             sequence_parallel=size,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
             adapter_rank=0 if trained is None else trained.lora.rank,
+            adapts_experts=trained is not None and trained.lora.rank > 0 and len(trained.lora.expert_targets) > 0,
             on_cpu=self._cluster.device.is_cpu,
         )
 

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -30,6 +32,7 @@ COMMON = (
     *("--checkpoint.every-steps", "2", "--checkpoint.keep", "5"),
 )
 GIVEN = ("--data.max-tokens", "64", "--train.batch-size", "8", "--train.num-steps", "4")
+TAUGHT = ("--data.path", "demonstrations.jsonl", *GIVEN)
 SAMPLED = (
     *("--data.path", "prompts.jsonl", "--reward.function", "taste:vowels", "--rollout.enforce-eager"),
     *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.batch-size", "4"),
@@ -46,6 +49,12 @@ ENGINES = {
     "mistral3": "vllm",
 }
 """Families, and what samples from them: vLLM where its CPU build has their layers."""
+ADAPTED = {
+    "mixtral": ("experts.gate_up_proj", "experts.down_proj"),
+    "qwen3_moe": ("q_proj", "v_proj", "experts.gate_up_proj", "experts.down_proj"),
+    "gpt_oss": ("experts.gate_up_proj",),
+}
+"""Families, and what of them gets adapters."""
 FRESH = """
 import sys, torch, transformers
 torch.set_num_threads(1)
@@ -60,12 +69,8 @@ torch.save(logits, out)
 @pytest.mark.parametrize("family", ENGINES)
 def test_runs_of_a_family(family: str, command: CommandLine, head: RayHead) -> None:
     base = write_family(command.workplace / family, family)
-
-    def run(method: str, name: str, *arguments: str) -> Run:
-        words = (method, "--policy.model", family, *COMMON, *arguments, "--cluster.address", head.address)
-        return command.run(*words, name=f"{family}-{name}", environment=head.environment)
-
-    sft = run("sft", "sft", "--data.path", "demonstrations.jsonl", *GIVEN)
+    run = partial(run_family, command, head, family)
+    sft = run("sft", "sft", *TAUGHT)
     weights = sft.weights
     row = FamilyRow(
         family=family,
@@ -77,7 +82,7 @@ def test_runs_of_a_family(family: str, command: CommandLine, head: RayHead) -> N
             for row in run("grpo", "grpo", *SAMPLED, "--rollout.engine", ENGINES[family]).metrics
         ),
         export_is_equal=torch.equal(fresh_logits(sft, command.workplace), checkpoint_logits(sft, base)),
-        resumed_is_equal=resumed(sft, run).weights == weights,
+        resumed_is_equal=resumed(sft, partial(run, "sft", "sft", *TAUGHT)).weights == weights,
         tower=tower(base, sft.model),
     )
     if (out := os.environ.get("RLHF_TEST_MODELS_OUT")) is not None:
@@ -89,11 +94,40 @@ def test_runs_of_a_family(family: str, command: CommandLine, head: RayHead) -> N
     assert row.tower in ("unchanged", "none"), row
 
 
-def resumed(whole: Run, run: Callable[..., Run]) -> Run:
+@pytest.mark.parametrize("family", ADAPTED)
+def test_adapters_on_experts(family: str, command: CommandLine, head: RayHead) -> None:
+    """Trained, synchronized, exported merged and alone, and resumed."""
+    base = write_family(command.workplace / family, family)
+    targets = [word for target in ADAPTED[family] for word in ("--policy.lora.targets", target)]
+    adapted = ("--policy.lora.rank", "4", *targets, "--policy.gradient-checkpointing", "--policy.lr", "1e-2")
+    run = partial(run_family, command, head, family)
+    grpo = run("grpo", "adapters-grpo", *SAMPLED, "--rollout.engine", "vllm", *adapted)
+    assert max(row["mismatch/log_prob_max"] for row in grpo.metrics) <= 1e-4
+    sft = run("sft", "adapters-sft", *TAUGHT, *adapted)
+    assert sft.metrics[-1]["policy/loss"] < sft.metrics[0]["policy/loss"]
+    kind = language_model_class(AutoConfig.from_pretrained(base))
+    added = PeftModel.from_pretrained(
+        kind.from_pretrained(base, dtype=torch.float32, attn_implementation="eager"), sft.model / "adapter"
+    ).eval()
+    with torch.no_grad():
+        expected = added(input_ids=torch.arange(4, 40)[None], use_cache=False).logits
+    torch.testing.assert_close(fresh_logits(sft, command.workplace), expected, rtol=1e-4, atol=1e-4)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, sft.model))
+    assert {name for name in before if "expert" in name and not torch.equal(before[name], after[name])}
+    weights = sft.weights
+    assert resumed(sft, partial(run, "sft", "adapters-sft", *TAUGHT, *adapted)).weights == weights
+
+
+def run_family(command: CommandLine, head: RayHead, family: str, method: str, name: str, *arguments: str) -> Run:
+    words = (method, "--policy.model", family, *COMMON, *arguments, "--cluster.address", head.address)
+    return command.run(*words, name=f"{family}-{name}", environment=head.environment)
+
+
+def resumed(whole: Run, again: Callable[..., Run]) -> Run:
     """The same run again, from its checkpoint in the middle."""
     shutil.rmtree(whole.folder / "checkpoints" / "step_4")
     shutil.rmtree(whole.model)
-    return run("sft", "sft", "--data.path", "demonstrations.jsonl", *GIVEN, "--resume")
+    return again("--resume")
 
 
 def fresh_logits(run: Run, folder: Path) -> torch.Tensor:

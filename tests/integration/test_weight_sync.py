@@ -45,6 +45,8 @@ pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(240)]
 
 RANK = 4
 """Of adapters."""
+EVERYTHING = ("q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj")
+"""Of a mixture of experts."""
 ROOT = Path(__file__).parents[2]
 ENGINES = [
     pytest.param((kind, weights), id=f"{kind}-{weights}", marks=marks)
@@ -74,7 +76,7 @@ class Setup:
     """A trainer's model, an engine that follows it, and the sender between them."""
 
     def __init__(self, kind: str, weights: str, folder: Path, kv_cache: str = "recompute") -> None:
-        if weights == "experts":
+        if weights in {"experts", "adapters"}:
             make_family(folder, "qwen3_moe")
         elif weights == "gpt-oss":
             write_family(folder, "gpt_oss")
@@ -85,7 +87,9 @@ class Setup:
         if weights == "four-bit":
             use_four_bit_layers(self.model)
         if weights in {"adapters", "adapters-alone", "four-bit"}:
-            add_adapters(self.model, LoraSection(rank=RANK, alpha=16.0), seed=0, where="policy.lora.targets")
+            targets = EVERYTHING if weights == "adapters" else ()
+            section = LoraSection(rank=RANK, alpha=16.0, targets=targets)
+            add_adapters(self.model, section, seed=0, where="policy.lora.targets")
         for layer in four_bit_layers(self.model).values():
             layer.quantize(torch.device("cpu"))
         self.alone = weights == "adapters-alone"

@@ -14,12 +14,24 @@ if TYPE_CHECKING:
     from rlhf.engines.training.engine import DeepSpeedEngine
     from tests.integration.training_worker import Scenarios
 
-LORA = {"rank": 4, "alpha": 8.0}
+LORA: dict[str, dict[str, object]] = {
+    "tied": {"rank": 4, "alpha": 8.0},
+    "experts": {
+        "rank": 4,
+        "alpha": 8.0,
+        "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj"),
+    },
+}
+"""Adapters of each model."""
 CASES = (
-    *((0, "float32", "none"), (2, "float32", "none"), (3, "float32", "none"), (3, "bfloat16", "none")),
-    *((0, "float32", "nf4"), (2, "float32", "nf4"), (3, "float32", "nf4"), (3, "bfloat16", "nf4")),
+    *(("tied", stage, "float32", "none") for stage in (0, 2, 3)),
+    *(("tied", stage, "float32", "nf4") for stage in (0, 2, 3)),
+    *(("experts", stage, "float32", "none") for stage in (0, 2, 3)),
+    *(("tied", 3, "bfloat16", "none"), ("tied", 3, "bfloat16", "nf4"), ("experts", 3, "bfloat16", "none")),
 )
-"""ZeRO stage, dtype and quantization."""
+"""Model, ZeRO stage, dtype and quantization."""
+GRADIENTS = {"tied": "tied-{}-float32-none", "rounded": "tied-{}-float32-nf4", "experts": "experts-{}-float32-none"}
+"""Model that one process computes with -> cases of which the gradient is its own, but for the stage."""
 LIMIT = (20, None)
 
 
@@ -30,13 +42,13 @@ def frozen(engine: "DeepSpeedEngine") -> torch.Tensor:
 
 def adapters(scenarios: "Scenarios") -> None:
     """Two steps, an export, a save, a load into a fresh engine, and a third step of both."""
-    for stage, dtype, quantization in CASES:
-        case = f"{stage}-{dtype}-{quantization}"
+    for model, stage, dtype, quantization in CASES:
+        case = f"{model}-{stage}-{dtype}-{quantization}"
         name = f"adapters/{case}"
-        settings: dict[str, object] = {"zero_stage": stage, "dtype": dtype, "quantization": quantization}
-        settings |= {"lora": LORA, "lr": 1e-2}
-        engine = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
-        plain = scenarios.engine("tied" if quantization == "none" else "rounded", zero_stage=stage, dtype=dtype)
+        settings: dict[str, object] = {"zero_stage": stage, "dtype": dtype, "quantization": quantization, "lr": 1e-2}
+        settings |= {"lora": LORA[model], "gradient_checkpointing": model == "experts"}
+        engine = scenarios.engine(model, **settings)  # type: ignore[arg-type]
+        plain = scenarios.engine("rounded" if quantization == "nf4" else model, zero_stage=stage, dtype=dtype)
         first, expected = (scenarios.by_example(one, whole(experiences()), LIMIT) for one in (engine, plain))
         scenarios.record(f"{name}/starts_off_by", float((first - expected).abs().max()))
         before = frozen(engine)
@@ -51,7 +63,7 @@ def adapters(scenarios: "Scenarios") -> None:
         scenarios.record(f"{name}/outputs", scenarios.by_example(engine, whole(experiences()), LIMIT))
         checkpoint = scenarios.folder / "checkpoints" / f"adapters-{case}"
         engine.save(checkpoint)
-        again = scenarios.engine("tied", **settings)  # type: ignore[arg-type]
+        again = scenarios.engine(model, **settings)  # type: ignore[arg-type]
         frozen_one = "model.norm" if quantization == "none" else "model.layers.0.self_attn.q_proj.base_layer"
         part = local_shard(again.module.get_parameter(f"{frozen_one}.weight"))
         right = part.clone()

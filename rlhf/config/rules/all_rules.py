@@ -89,6 +89,12 @@ def _adapters(role: str, model: TrainedModelSection) -> Iterator[Problem]:
                 keys=(f"{role}.lora.{key}", f"{role}.lora.rank"),
                 text=f"not used: {role}.lora.rank 0 trains the model itself, without adapters. Set that above 0.",
             )
+    if model.lora.rank and model.lora.expert_targets and not model.gradient_checkpointing:
+        yield Problem(
+            keys=(f"{role}.lora.targets", f"{role}.gradient_checkpointing"),
+            text="experts are merged with their adapters in each forward pass, and every layer would keep its merged "
+            f"experts for the backward pass. Set {role}.gradient_checkpointing.",
+        )
     if model.quantization != "none" and not model.lora.rank:
         yield Problem(
             keys=(f"{role}.quantization", f"{role}.lora.rank"),

@@ -100,6 +100,11 @@ def adapters_sent(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
             keys=("rollout.sync_adapters", "policy.lora.rank"),
             text=f"{engine} adds adapters up to rank {highest} (got {rank}). Set this to false.",
         )
+    if config.policy.lora.expert_targets:
+        yield Problem(
+            keys=("rollout.sync_adapters", "policy.lora.targets"),
+            text="the engines add adapters to linear layers; those of experts are merged. Set this to false.",
+        )
     if config.policy.quantization != "none":
         yield Problem(
             keys=("rollout.sync_adapters", "policy.quantization"),

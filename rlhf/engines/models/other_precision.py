@@ -2,7 +2,7 @@
 starts and restored when it ends. Under ZeRO-3 they are gathered for the same time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf.engines.models.adapter_names import adapted_tensors
 from rlhf.engines.models.four_bit import FourBitLinear
 from rlhf.engines.models.gathering import is_partitioned, whole
 
@@ -72,12 +73,15 @@ def _closes(opened: list[ExitStack]) -> Callable[..., None]:
 
 def _blocks(root: nn.Module) -> Iterator[_Block]:
     """Under ZeRO-3 each module by itself, as in training. Else whole layers, which may also use each other's weights
-    without calling each other."""
+    without calling each other; and so may experts and their adapters."""
+    whole_ones: Iterable[nn.Module] = _layers(root)
     if any(map(is_partitioned, root.parameters())):
+        whole_ones = [module for _, module in adapted_tensors(root)]
+        inside = {part for module in whole_ones for part in module.modules()}
         for module in root.modules():
-            yield _Block(module, [*module.parameters(recurse=False), *module.buffers(recurse=False)], [module])
-        return
-    for module in _layers(root):
+            if module not in inside:
+                yield _Block(module, [*module.parameters(recurse=False), *module.buffers(recurse=False)], [module])
+    for module in whole_ones:
         yield _Block(module, [*module.parameters(), *module.buffers()], list(module.modules()))
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rlhf.config.models import ModelSection
+from rlhf.engines.models.adapter_names import adapted_tensors
 from rlhf.engines.models.chunked_mlp import chunked_layers
 from rlhf.engines.models.four_bit import FourBitLinear, use_four_bit_layers
 from rlhf.engines.models.loading import LoadedModel, build_meta_model, load_model
@@ -88,9 +89,10 @@ def replicate(model: nn.Module, device: torch.device) -> None:
 def partition(model: nn.Module, device: torch.device, config: Mapping[str, object]) -> None:
     """Partition `model` over the ranks' devices, by DeepSpeed's ZeRO-3 `config`. Collective; `model` as for
     `replicate`."""
-    if names := [*expert_lists(model), *chunked_layers(model)]:
+    tensors = [name for name, _ in adapted_tensors(model)]
+    if names := [*expert_lists(model), *chunked_layers(model), *tensors]:
         # Each gather needs all ranks, which use different experts, and have different numbers of chunks: all experts of
-        # a layer, and what computes in chunks, are gathered at once.
+        # a layer, and what computes in chunks, are gathered at once; and so are tensors of experts with their adapters.
         deepspeed.utils.set_z3_leaf_modules_by_name(model, names)
     # Children first: DeepSpeed partitions a module with everything in it, and skips what is partitioned already.
     for module in reversed(list(model.modules())):

@@ -18,7 +18,7 @@ class AdapterSource:
         """`module` is replicated, or partitioned by ZeRO-3; engines compute in `dtype` (float32, bfloat16)."""
         self.dtype = dtype_of(dtype)
         self.device = next(module.parameters()).device
-        self._adapters = {name.removesuffix(".weight"): one for name, one in adapters_of(module).items()}
+        self._adapters = {one.layer: one for one in adapters_of(module).values()}
 
     def specs(self) -> list[ParameterSpec]:
         return [

@@ -11,7 +11,7 @@ from tests.tiny_models import make_family, make_policy, tiny_tokenizer
 
 SFT = ("--policy.model", "model", "--data.path", "rows.jsonl", "--data.max-tokens", "64", "--data.template", "plain")
 ONE_STEP = ("--train.batch-size", "8", "--train.num-steps", "1")
-LORA = ("--policy.lora.rank", "4", "--policy.lora.targets", "gate_up_proj")
+LORA = ("--policy.lora.rank", "4", "--policy.gradient-checkpointing", "--policy.lora.targets")
 
 
 @pytest.fixture
@@ -36,9 +36,12 @@ def checked(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> tuple[
         ("deepseek_v3", ("--algo.router-aux-coef", "0.01"), "transformers has none for a DeepseekV3ForCausalLM"),
         (
             "qwen3_moe",
-            LORA,
-            "(gate_up_proj: all experts of a layer in one tensor, which gets no adapters); have k_proj",
+            (*LORA, "gate_up_proj"),
+            "no linear layers called gate_up_proj; have k_proj, o_proj, q_proj, v_proj, experts.down_proj, "
+            "experts.gate_up_proj.",
         ),
+        ("qwen3_moe", (*LORA, "q_proj", LORA[-1], "experts.gate_up_proj"), ""),
+        ("dense", (*LORA, "experts.down_proj"), "no linear layers called experts.down_proj; have "),
         ("qwen3_moe", ("--policy.freeze-router", "--policy.float32-router", "--policy.float32-head"), ""),
         ("qwen3_moe", ("--algo.router-aux-coef", "0.01"), ""),
     ],

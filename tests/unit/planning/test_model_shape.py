@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rlhf.config.models import LoraSection
-from rlhf.engines.models.adapter_names import linear_layers
+from rlhf.engines.models.adapter_names import expert_tensors, linear_layers
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.errors import ModelError
 from rlhf.planning.model_shape import ModelShape, model_shape
@@ -129,3 +129,17 @@ def test_adapters_are_as_large_as_pefts(name: str, tmp_path: Path) -> None:
     add_adapters(model, LoraSection(rank=3), seed=0, where="policy.lora.targets")
     assert shape.adapter_parameters(3) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape.linear_parameters == sum(model.get_parameter(name).numel() for name in weights)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3 moe"])
+def test_adapters_on_experts_are_as_large_as_pefts(name: str, tmp_path: Path) -> None:
+    """Experts' adapters alone, and beside those of attention."""
+    config, shape = saved(MODELS[name], tmp_path)
+    model = AutoModelForCausalLM.from_config(config)
+    experts = [model.get_parameter(tensor).numel() for tensor in expert_tensors(model)]
+    assert shape.num_layers * shape.expert_parameters == sum(experts)
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj")
+    add_adapters(model, LoraSection(rank=3, targets=targets), seed=0, where="policy.lora.targets")
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape.adapter_parameters(3, on_experts=True) == counted
+    assert shape.adapter_parameters(3) < counted

@@ -10,6 +10,8 @@ RIGHT = ("--data.path", "x.jsonl", "--policy.model", "m", "--reward.function", "
 LORA = ("--policy.lora.rank", "8")
 ALONE = ("--rollout.sync-adapters", "true")
 PACKED = ("--policy.quantization", "nf4")
+EXPERTS = (*LORA, "--policy.lora.targets", "q_proj", "--policy.lora.targets", "experts.down_proj")
+RECOMPUTED = ("--policy.gradient-checkpointing",)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,8 @@ PACKED = ("--policy.quantization", "nf4")
             "--rollout.sync-adapters: the engines would add the adapters to weights that are not",
         ),
         (("--policy.quantization", "int3"), "--policy.quantization: "),
+        (EXPERTS, "--policy.lora.targets: experts are merged with their adapters in each forward pass"),
+        ((*EXPERTS, *RECOMPUTED, *ALONE), "--rollout.sync-adapters: the engines add adapters to linear layers"),
     ],
 )
 def test_refused(argv: tuple[str, ...], starts: str, problems: Problems) -> None:
@@ -55,7 +59,13 @@ def test_a_reference_that_is_the_policy_is_held_as_that(given: tuple[str, ...]) 
 
 @pytest.mark.parametrize(
     "argv",
-    [LORA, (*LORA, *ALONE), (*LORA, "--policy.lora.targets", "q_proj,v_proj"), (*LORA, *PACKED)],
+    [
+        LORA,
+        (*LORA, *ALONE),
+        (*LORA, "--policy.lora.targets", "q_proj,v_proj"),
+        (*LORA, *PACKED),
+        (*EXPERTS, *RECOMPUTED),
+    ],
 )
 def test_allowed(argv: tuple[str, ...], problems: Problems) -> None:
     assert problems(*RIGHT, *argv, command="grpo") == []
