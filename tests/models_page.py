@@ -54,8 +54,9 @@ rounding noise), exported, and the export was loaded and compared.
 - **not tried**: no tiny model can be made of its config alone.
 
 Checkpoints that read images too (Qwen3.5, Gemma 3 and 4, Mistral 3) are loaded, sent and exported whole. Their text
-part learns; towers get no gradient and stay as they are. Llama 4 with its tower is refused. In a mixture of experts,
-all experts of a layer are one tensor, of which ZeRO-3 gathers the whole; there is no expert parallelism in training.
+part learns; towers get no gradient and stay as they are, and vLLM loads the text part alone. Llama 4 with its tower is
+refused. In a mixture of experts, all experts of a layer are one tensor, of which ZeRO-3 gathers the whole; there is no
+expert parallelism in training.
 
 | model type | result | attention | logits | packed sequences differ by | reason |
 |---|---|---|---|---|---|

@@ -159,8 +159,8 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
     if fact.reads_images and config.cluster.address is None and find_spec("torchvision") is None:
         text = (
-            "vLLM reads models with a tower for images, as this one, only where torchvision is installed. Run "
-            "`pip install torchvision`, in the version for the installed torch, or use transformers."
+            "vLLM reads models with a tower for images, as this one, only where torchvision is installed. Install the "
+            "build for the installed torch, or use transformers."
         )
         yield Problem(keys=("rollout.engine", "policy.model"), text=text)
 

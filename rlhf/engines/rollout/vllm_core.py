@@ -73,6 +73,7 @@ class VllmCore:
                 enable_sleep_mode=not on_cpu,
                 logprobs_mode="processed_logprobs",
                 skip_tokenizer_init=True,
+                language_model_only=True,  # prompts are text, so towers for images need no memory
                 generation_config="vllm",
                 disable_log_stats=True,
                 weight_transfer_config=WeightTransferConfig(backend=backends[spec.sync_backend]),
@@ -177,12 +178,20 @@ def _start(arguments: EngineArgs, *, usage_context: UsageContext) -> LLMEngine:
     """Load the model. Raises ModelError with what vLLM says about a model or setting that it does not support."""
     refused = f"rollout: vLLM cannot serve {arguments.model}"
     try:
+        if arguments.enable_chunked_prefill is False and has_states(arguments):
+            arguments.enable_prefix_caching = False  # vLLM keeps the states of a prefix only between chunks
         return LLMEngine.from_engine_args(arguments, usage_context=usage_context)
     except ValidationError as error:
         raise ModelError([f"{refused}: {one['msg']}" for one in error.errors()]) from None
     except (ValueError, NotImplementedError, AssertionError, KeyError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{refused}: {text}") from error
+
+
+def has_states(arguments: EngineArgs) -> bool:
+    """Whether some layers of the model hold a state in place of keys and values (Mamba, linear attention)."""
+    model = arguments.create_model_config()
+    return bool(model.is_hybrid or model.has_inner_state)
 
 
 def _lora_target_modules(model: str) -> list[str]:
