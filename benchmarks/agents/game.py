@@ -1,7 +1,8 @@
 """The task to guess a number from 1 to 100 in few turns.
 
-Supervised learning on generated games makes a model that knows what was answered in a part of its guesses only: these
-are random numbers within the known bounds, the others any random numbers. No game has one of the held-out secrets.
+Each turn says which numbers are still possible. Supervised learning on generated games makes a model that heeds this in
+half of its guesses only: these are random possible numbers, the others any random numbers. No game has one of the
+held-out secrets.
 """
 
 import random
@@ -11,11 +12,11 @@ from statistics import mean
 
 from benchmarks.agents.small_model import Lesson, make_model
 from benchmarks.agents.task import Task, episode_of, write_rows
-from benchmarks.agents.user_code.game import NUM_NUMBERS
+from benchmarks.agents.user_code.game import NUM_NUMBERS, narrowed, possible
 from rlhf.types import Json, Message
 
 NUMBERS = range(1, NUM_NUMBERS + 1)
-WORDS = ("find", "higher", "lower", "right", "number", "user", "assistant", *map(str, range(10, NUM_NUMBERS + 1)))
+WORDS = ("right", "user", "assistant", *map(str, range(10, NUM_NUMBERS + 1)))
 PIECES = r"\d+|[a-z]+|[\s\S]"
 MAX_TURNS = 8
 MARGIN = 1.3
@@ -41,16 +42,15 @@ GOAL = mean(map(binary_search, HELD_OUT)) + MARGIN
 
 
 def played(secret: int, chance: random.Random) -> list[Message]:
-    """A game of which some guesses disregard what is known."""
+    """A game of which some guesses are not possible."""
     low, high = NUMBERS[0], NUMBERS[-1]
-    said = [Message(role="user", content="find")]
+    said = []
     for _ in range(MAX_TURNS):
         guess = chance.randint(low, high) if chance.random() < KNOWING_SHARE else chance.choice(NUMBERS)
-        said.append(Message(role="assistant", content=str(guess)))
+        said += [Message(role="user", content=possible(low, high)), Message(role="assistant", content=str(guess))]
         if guess == secret:
             break
-        said.append(Message(role="user", content="higher" if guess < secret else "lower"))
-        low, high = (max(low, guess + 1), high) if guess < secret else (low, min(high, guess - 1))
+        low, high = narrowed(low, high, guess, secret)
     return said
 
 
@@ -65,7 +65,8 @@ def make_games(seed: int) -> tuple[list[list[Message]], list[int]]:
 def make(folder: Path, seed: int) -> None:
     shown, train = make_games(seed)
     for name, secrets in (("held_out", [*HELD_OUT] * GAMES_OF_EACH), ("train", train)):
-        write_rows(folder / f"{name}.jsonl", [{"prompt": "find", "secret": secret} for secret in secrets])
+        prompt = possible(NUMBERS[0], NUMBERS[-1])
+        write_rows(folder / f"{name}.jsonl", [{"prompt": prompt, "secret": secret} for secret in secrets])
     lesson = Lesson(name="games", conversations=shown, steps=STEPS, lr=LR)
     numbers = list(map(str, NUMBERS))
     make_model(folder / "model", pieces=PIECES, words=WORDS, lessons=[lesson], emphasized=numbers, seed=seed)

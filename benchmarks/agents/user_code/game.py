@@ -8,16 +8,25 @@ MISS = -0.1
 
 
 class Guess:
-    """Says of each guess whether the secret is higher or lower."""
+    """Answers a wrong guess with the numbers that are still possible, as `51-100`."""
 
     def reset(self, secret: int) -> None:
         self._secret = secret
+        self._low, self._high = 1, NUM_NUMBERS
 
     def step(self, text: str) -> Result:
-        word = text.strip()
-        if not word.isdecimal():
-            return Result("number", reward=MISS)
-        guess = int(word)
+        guess = int(text) if text.strip().isdecimal() else 0
         if guess == self._secret:
             return Result("right", reward=1.0, terminated=True)
-        return Result("higher" if guess < self._secret else "lower", reward=MISS)
+        self._low, self._high = narrowed(self._low, self._high, guess, self._secret)
+        return Result(possible(self._low, self._high), reward=MISS)
+
+
+def narrowed(low: int, high: int, guess: int, secret: int) -> tuple[int, int]:
+    """The least and the greatest number that are possible after a wrong guess."""
+    return (max(low, guess + 1), high) if guess < secret else (low, min(high, guess - 1))
+
+
+def possible(low: int, high: int) -> str:
+    """How the policy reads them."""
+    return f"{low}-{high}"
