@@ -113,6 +113,8 @@ def call_of(value: Json, keys: Sequence[str] = ("arguments",)) -> Call | UnreadC
 
 def named_call(name: str, arguments: Json, number: str = "") -> Call | UnreadCall:
     """A call of `name`, with arguments as an object or as JSON text."""
+    if not name.strip():
+        return UnreadCall(why="the call has no name of a function")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

@@ -42,6 +42,7 @@ def test_calls_are_read_as_they_were_written(calls: list[tuple[str, dict[str, Js
         ("<tool_call>{'name': 'add'}</tool_call>", "the call is no JSON"),
         ("<tool_call>[1]</tool_call>", "the call is no object"),
         ('<tool_call>{"arguments": {}}</tool_call>', "the call is no object"),
+        ('<tool_call>{"name": " ", "arguments": {}}</tool_call>', "the call has no name of a function"),
         ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "the arguments of add are no JSON object"),
         ('<tool_call>{"name": "add", "arguments": "x"}</tool_call>', "the arguments of add are no JSON object"),
         ('<tool_call>{"name": "add", "arguments": {"a": 1', "the call is no JSON"),

@@ -60,6 +60,14 @@ def test_stock_clients_work_unchanged(loop: Make, name: str) -> None:
     assert shown.startswith(call("add", a=2, b=3)), "the text of a response begins with what the policy said"
 
 
+@pytest.mark.parametrize("name", ["calculates", "calculates_with_anthropic"])
+def test_a_call_without_a_name_is_text_which_clients_can_send_back(loop: Make, name: str) -> None:
+    """They refuse nothing of the kind, and would be refused themselves with the next turn."""
+    rollout = loop(name, says(call("", a=2, b=3))).once()
+    assert (rollout.episode.ending, rollout.episode.num_turns, rollout.episode.calls) == (Ending.ANSWER, 1, {})
+    assert rollout.episode.num_retries == 0
+
+
 def test_what_the_caller_changes_is_another_segment(loop: Make) -> None:
     """Each is a context in which its turns were sampled; one that was left may be continued again."""
     game = loop("edits_its_history", says("a", "b", "c", "d"))
