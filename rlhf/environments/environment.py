@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from rlhf.environments.tools import Function, Tool, ToolError, make_tool
 
@@ -104,11 +104,14 @@ def inspect_class(found: object) -> EnvironmentClass:
 
 def as_result(value: object) -> Result:
     """What a tool or an environment returned as a Result."""
-    if isinstance(value, Result):
-        return value
-    if isinstance(value, tuple) and len(value) == 5 and isinstance(value[4], Mapping):
-        return Result(*value)
-    return Result(observation=value)
+    if not is_result(value):
+        return Result(observation=value)
+    return value if isinstance(value, Result) else Result(*value)
+
+
+def is_result(value: object) -> TypeGuard[Result | tuple[object, float | None, bool, bool, Mapping[str, object]]]:
+    """Whether it is more than an observation: a Result, or its five values."""
+    return isinstance(value, Result) or (isinstance(value, tuple) and len(value) == 5 and isinstance(value[4], Mapping))
 
 
 def _methods(found: type) -> dict[str, Function]:

@@ -20,6 +20,7 @@ from rlhf.environments.environment import (
     Result,
     as_result,
     inspect_class,
+    is_result,
 )
 from rlhf.environments.spec import named_environment
 from rlhf.environments.tools import CallError, Tool, ToolError, make_tool
@@ -48,7 +49,7 @@ class World:
     """By their names `module:name`."""
     agent: Agent | None = None
     agent_name: str = ""
-    _loops: dict[str, "asyncio.Task[float | Result | None]"] = field(default_factory=dict)
+    _loops: dict[str, "asyncio.Task[object]"] = field(default_factory=dict)
     """The user's own loops by episode."""
     _opened: dict[str, tuple[EnvironmentClass, object]] = field(default_factory=dict)
     """Environments by episode, each with its class."""
@@ -180,7 +181,7 @@ class World:
             return {"raised": raised(error)}
         finally:
             self._loops.pop(episode, None)
-        return replied(Result(reward=float(value)) if is_number(value) else value or Result())
+        return replied(_loop_result(value))
 
     async def _close(self, request: Mapping[str, object]) -> dict[str, object]:
         if (loop := self._loops.get(str(request["episode"]))) is not None:
@@ -207,6 +208,13 @@ def replied(value: object) -> dict[str, object]:
         "truncated": bool(result.truncated),
         "info": numbers,
     }
+
+
+def _loop_result(value: object) -> Result:
+    """What a user's own loop returned: nothing, its reward, or a whole result. Raises ValueError for anything else."""
+    if value is None:
+        return Result()
+    return as_result(value) if is_result(value) else Result(reward=number(value, "the reward"))
 
 
 def as_text(value: object) -> str:

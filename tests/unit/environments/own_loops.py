@@ -130,6 +130,19 @@ async def begins_anew_where_it_is_refused(session: AgentSession, row: Row) -> fl
     return 1.0
 
 
+async def returns_what_its_row_says(session: AgentSession, row: Row) -> object:
+    await ask(session, "Go.")
+    returned: dict[str, object] = {
+        "five values": ("", 0.5, True, False, {"a": 1}),
+        "text": "1.0",
+        "nan": float("nan"),
+        "two values": (1.0, {"x": 1}),
+        "five others": (1, 2, 3, 4, 5),
+        "a Result of text": Result(reward="1.0"),  # type: ignore[arg-type]
+    }
+    return returned[str(row["returns"])]
+
+
 async def fails(session: AgentSession, row: Row) -> float:
     raise ValueError("no way")
 

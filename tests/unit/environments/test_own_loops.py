@@ -265,6 +265,27 @@ def test_a_loop_may_leave_the_reward_to_others(loop: Make) -> None:
     assert rollout.loss_mask is None, "its only request was the row's own prompt"
 
 
+def test_a_loop_may_return_five_values(loop: Make) -> None:
+    episode = loop("returns_what_its_row_says", says("a")).row(returns="five values").once().episode
+    assert (episode.reward, episode.ending, episode.parts) == (0.5, Ending.TERMINATED, {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ("text", "the reward is '1.0', need a finite number"),
+        ("nan", "the reward is nan, need a finite number"),
+        ("two values", "the reward is (1.0, {'x': 1}), need a finite number"),
+        ("five others", "the reward is (1, 2, 3, 4, 5), need a finite number"),
+        ("a Result of text", "Result.reward is '1.0', need a finite number"),
+    ],
+)
+def test_what_is_no_reward_is_no_zero(loop: Make, returned: str, text: str) -> None:
+    episode = loop("returns_what_its_row_says", says("a"), num_retries=0).row(returns=returned).once().episode
+    assert episode.ending is Ending.FAILED
+    assert f"run() raised ValueError: {text}" in episode.failure
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [
