@@ -35,7 +35,8 @@ class Episode:
 
     messages: tuple[Message, ...]
     """What was said after the prompt, as the chat template takes it: the model's turns as text or, where the template
-    wants that, with thoughts and calls apart, and what came back."""
+    wants that, with thoughts and calls apart, and what came back. Of several conversations, that
+    with the last turn."""
     ending: Ending
     num_turns: int
     """Turns of the model."""

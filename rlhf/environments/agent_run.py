@@ -171,7 +171,7 @@ class AgentRun:
         thread.reserved = asked.max_tokens
         num_prompt_tokens = len(talk.request_ids)
         rollout = await self._sampled(turn_request(self._request, turn, talk.request_ids, asked))
-        text, said = talk.add_turn(rollout, is_learned=is_learned)
+        text, said = self._transcript.add_turn(talk, rollout, is_learned=is_learned)
         found = said.calls if chat.tools else ()
         calls = tuple(call for call in found if isinstance(call, Call))
         is_read = len(calls) == len(found)

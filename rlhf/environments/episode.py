@@ -149,7 +149,7 @@ class EpisodeRun:
         rollout = await self._sample(turn_request(self._request, counts.num_turns, self._talk.request_ids, sampling))
         counts.num_turns += 1
         counts.rewards.append(0.0)
-        text, said = self._talk.add_turn(rollout)
+        text, said = self._transcript.add_turn(self._talk, rollout)
         if rollout.finish_reason is not FinishReason.STOP:
             return Ending.ABORTED if rollout.finish_reason is FinishReason.ABORTED else Ending.MAX_TOKENS
         calls = said.calls if self._rules.described.tools else ()

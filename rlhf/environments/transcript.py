@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import NO_CALLS, CallFormat
+from rlhf.environments.calls import NO_CALLS, CallFormat, Said
 from rlhf.environments.conversation import Conversation
 from rlhf.types import FinishReason, Json, Message, Prompt, Rollout
 
@@ -28,7 +28,9 @@ class Transcript:
     ) -> None:
         first = kind.of_prompt(tokenizer, prompt, tools, form)
         self.segments = [first]
-        self._num_given = len(first.messages)
+        self._given = list(first.messages)
+        self._last = first
+        """The segment whose turn was the last one."""
 
     @property
     def current(self) -> Conversation:
@@ -37,8 +39,15 @@ class Transcript:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What was said after the prompt; of a response that went on with other messages, all of those."""
-        return tuple(self.current.messages[self._num_given :])
+        """What was said after the prompt, in the segment that had the last turn; of one that began with other messages
+        than the prompt's, all of those."""
+        said, given = self._last.messages, self._given
+        return tuple(said[len(given) :] if said[: len(given)] == given else said)
+
+    def add_turn(self, talk: Conversation, rollout: Rollout, *, is_learned: bool = True) -> tuple[str, Said]:
+        """Add a turn to one of the segments, as `Conversation.add_turn` does."""
+        self._last = talk
+        return talk.add_turn(rollout, is_learned=is_learned)
 
     @property
     def num_world_tokens(self) -> int:

@@ -91,6 +91,13 @@ async def asks_two_at_once(session: AgentSession, row: Row) -> float:
     return 1.0
 
 
+async def asks_a_sub_agent(session: AgentSession, row: Row) -> float:
+    plan = text_of(await ask(session, "Go."))
+    found = text_of(await ask(session, "Find out."))
+    await ask(session, "Go.", plan, found)
+    return 1.0
+
+
 async def cools_down(session: AgentSession, row: Row) -> Result:
     first = text_of(await ask(session, "Go.", temperature=0.0, max_tokens=50))
     reply = await ask(session, "Go.", first, "on", temperature=1.0, logprobs=True)

@@ -5,16 +5,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 
+from rlhf.conversations.messages import as_json
+from rlhf.environments.engine import _by_content
 from rlhf.environments.host import describe
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError
-from rlhf.types import FinishReason
+from rlhf.types import FinishReason, Json, Message
 from tests.unit.environments.playing import TOKENIZER, Play, call, says
 from tests.unit.environments.support import Script
 from tests.unit.environments.test_transcript import contexts_of
@@ -114,6 +117,26 @@ def test_requests_at_the_same_time_have_room_together(loop: Make, limits: dict[s
     assert isinstance(rollout, EpisodeRollout)
     assert (rollout.episode.num_turns, rollout.episode.reward) == (4, 1.0), "none was refused"
     assert len(rollout.token_ids) <= 500
+
+
+def test_the_answer_is_the_turn_that_was_last(loop: Make) -> None:
+    episode = loop("asks_a_sub_agent", says("plan", "found", "done")).once().episode
+    assert (episode.num_segments, episode.answer) == (2, "done")
+    assert [said.content for said in episode.messages] == ["plan", "found", "done"]
+
+
+def test_the_answer_is_read_from_a_prompt_that_is_shorter_than_the_rows(loop: Make) -> None:
+    game = loop("says_nothing_of_it", says("done"))
+    given = [Message(role="system", content="Be brief."), Message(role="user", content="Go.")]
+    text = TOKENIZER.render(given, add_generation_prompt=True)
+    messages: list[Json] = [as_json(message) for message in given]
+    game.prompt = replace(
+        game.prompt, text=text, token_ids=np.array(TOKENIZER.encode(text)), metadata={"messages": messages}
+    )
+    game.episodes._prompts = _by_content([game.prompt])
+    episode = game.once().episode
+    assert (episode.num_segments, episode.answer) == (2, "done")
+    assert [said.content for said in episode.messages] == ["Go.", "done"]
 
 
 def test_turns_of_another_temperature_are_read_and_not_learned_from(loop: Make) -> None:
