@@ -174,11 +174,9 @@ class World:
         row, episode = request["row"], str(request["episode"])
         assert isinstance(row, dict), "a row is an object"
         session = AgentSession(base_url=str(request["url"]))
-        task = self._loops[episode] = asyncio.ensure_future(self.agent(session, row))
+        task = self._loops[episode] = asyncio.ensure_future(_awaited(self.agent(session, row)))
         try:
             value = await task
-        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
-            return {"raised": raised(error)}
         finally:
             self._loops.pop(episode, None)
         return replied(_loop_result(value))
@@ -194,7 +192,7 @@ class World:
     async def _run(self, function: Callable[..., object], *arguments: object) -> object:
         """Call the user's code, and await what it returns where that is to be awaited."""
         result = await asyncio.get_running_loop().run_in_executor(self._threads, _without_exit, function, *arguments)
-        return await result if inspect.isawaitable(result) else result
+        return await _awaited(result) if inspect.isawaitable(result) else result
 
 
 def replied(value: object) -> dict[str, object]:
@@ -249,10 +247,23 @@ def raised(error: BaseException) -> str:
 
 
 def _without_exit(function: Callable[..., object], *arguments: object) -> object:
-    """Call a function that cannot end the process: `exit()` is an error as any other."""
+    """Call a function that cannot end the process: `exit()` is an error as any other. So is StopIteration, which no
+    future takes."""
     try:
         return function(*arguments)
-    except (SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RuntimeError(raised(error)) from error
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    """Await the user's code, which cannot end the process either, nor the task that awaits it."""
+    try:
+        return await result
+    except Exception:
+        raise
+    except BaseException as error:
         raise RuntimeError(raised(error)) from error
 
 

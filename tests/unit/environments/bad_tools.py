@@ -50,6 +50,31 @@ def raises() -> str:
     raise ValueError("no " * 10_000_000)
 
 
+def finds_nothing() -> object:
+    """Take the first of none."""
+    return next(iter(()))
+
+
+def exits() -> None:
+    """Ask the interpreter to end."""
+    sys.exit("over")
+
+
+async def exits_later() -> None:
+    """Ask the interpreter to end, from its event loop."""
+    sys.exit("over")
+
+
+def is_cancelled() -> None:
+    """Raise what ends a task."""
+    raise asyncio.CancelledError("by a library")
+
+
+async def is_cancelled_later() -> None:
+    """Raise what ends a task, from one."""
+    raise asyncio.CancelledError("by a library")
+
+
 def returns_much() -> dict[str, object]:
     """Return 100 MB."""
     return {"text": "x" * 100_000_000}

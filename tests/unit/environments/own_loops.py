@@ -154,6 +154,10 @@ async def fails(session: AgentSession, row: Row) -> float:
     raise ValueError("no way")
 
 
+async def leaves(session: AgentSession, row: Row) -> float:
+    raise SystemExit("no way")
+
+
 async def sleeps(session: AgentSession, row: Row) -> float:
     await ask(session, "Go.")
     await asyncio.sleep(60)

@@ -83,6 +83,20 @@ def test_an_exception_is_short() -> None:
     assert asked(spec_of("raises"), "raises") == f"ValueError: {'no ' * 167}"[:512]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("finds_nothing", "StopIteration"),
+        ("exits", "SystemExit: over"),
+        ("exits_later", "SystemExit: over"),
+        ("is_cancelled", "CancelledError: by a library"),
+        ("is_cancelled_later", "CancelledError: by a library"),
+    ],
+)
+def test_what_ends_a_thread_or_a_process_is_an_error_as_any_other(name: str, text: str) -> None:
+    assert asked(spec_of(name), name) == f"RuntimeError: {text}"
+
+
 def test_a_hundred_megabytes_are_cut_before_they_leave_the_process() -> None:
     text = asked(spec_of("returns_much"), "returns_much")
     assert len(text) < 500_000

@@ -181,6 +181,7 @@ def test_special_tokens_of_the_caller_end_no_turn_and_no_segment(loop: Make) -> 
     ("name", "text"),
     [
         ("fails", "run() raised ValueError: no way"),
+        ("leaves", "run() raised RuntimeError: SystemExit: no way"),
         ("sleeps", "run() asked for nothing and did not end for 1 s"),
         ("dies", "run(): its process exited with code 3"),
         ("blocks", "run(): its process answered none of its calls any more"),
