@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from rlhf.conversations.messages import REASONING
+from rlhf.conversations.messages import REASONING, MessageError, check_texts
 from rlhf.types import Json, Message
 
 THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
@@ -123,3 +123,15 @@ def named_call(name: str, arguments: Json, number: str = "") -> Call | UnreadCal
     if not isinstance(arguments, dict):
         return UnreadCall(why=f"the arguments of {name} are no JSON object")
     return Call(name=name, arguments=arguments, id=number)
+
+
+def checked_call(call: Call | UnreadCall) -> Call | UnreadCall:
+    """The call, if its texts can be said again: JSON can also write NUL and half of a surrogate pair, which no
+    tokenizer takes."""
+    if isinstance(call, UnreadCall):
+        return replace(call, why=call.why.encode(errors="replace").decode())
+    try:
+        check_texts([call.name, call.arguments, call.id], "the call")
+    except (MessageError, RecursionError) as error:
+        return UnreadCall(why=str(error))
+    return call

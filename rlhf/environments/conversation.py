@@ -9,7 +9,7 @@ from rlhf.conversations.continuing import continued
 from rlhf.conversations.lost import lost_messages
 from rlhf.conversations.messages import conversation_of
 from rlhf.engines.base import Tokenizer
-from rlhf.environments.calls import NO_CALLS, Call, CallFormat, Said
+from rlhf.environments.calls import NO_CALLS, Call, CallFormat, Said, checked_call
 from rlhf.environments.formats.known import difference
 from rlhf.errors import DataError, ModelError
 from rlhf.types import BoolArray, FinishReason, FloatArray, IntArray, Json, Message, Prompt, Rollout
@@ -185,6 +185,6 @@ def _numbered(said: Said, turn: int) -> Said:
     call of the conversation has. Some templates take no other length."""
     calls = [
         replace(call, id=call.id or f"{turn:04d}{n:05d}") if isinstance(call, Call) else call
-        for n, call in enumerate(said.calls)
+        for n, call in enumerate(map(checked_call, said.calls))
     ]
     return replace(said, calls=tuple(calls))

@@ -220,12 +220,16 @@ def as_text(value: object) -> str:
     text = (
         value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     )
-    # What no tokenizer takes; the rest of the text is as good as before.
-    text = text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    text = _encodable(text)
     if len(text) <= MAX_TEXT:
         return text
     half = MAX_TEXT // 2
     return f"{text[:half]}[... {len(text) - MAX_TEXT} characters left out ...]{text[-half:]}"
+
+
+def _encodable(text: str) -> str:
+    """A text without what no tokenizer takes; the rest of it is as good as before."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def number(value: object, what: str) -> float:
@@ -242,7 +246,7 @@ def is_number(value: object) -> TypeGuard[Real]:
 
 def raised(error: BaseException) -> str:
     """An exception on one line, without the place in the code, which says nothing to a model."""
-    text = " ".join(str(error)[:4000].split())[:500]
+    text = _encodable(" ".join(str(error)[:4000].split())[:500])
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

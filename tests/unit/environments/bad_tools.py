@@ -50,6 +50,11 @@ def raises() -> str:
     raise ValueError("no " * 10_000_000)
 
 
+def raises_half_an_emoji() -> str:
+    """Raise with a text that is none."""
+    raise ValueError("no \x00 in \ud83d")
+
+
 def finds_nothing() -> object:
     """Take the first of none."""
     return next(iter(()))

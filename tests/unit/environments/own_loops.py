@@ -62,6 +62,17 @@ async def calculates_with_anthropic(session: AgentSession, row: Row) -> float:
         messages.append({"role": "user", "content": results})
 
 
+async def repeats_what_it_heard(session: AgentSession, row: Row) -> float:
+    import openai  # noqa: PLC0415  slow
+
+    client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
+    messages = list(row["messages"])  # type: ignore[arg-type]
+    for _ in range(2):
+        reply = await client.chat.completions.create(model=session.model, messages=messages, tools=[ADD])  # type: ignore[arg-type,list-item]
+        messages += [reply.choices[0].message.model_dump(), {"role": "user", "content": "on"}]
+    return 1.0
+
+
 async def ask(session: AgentSession, *messages: str, **settings: Json) -> dict[str, Json]:
     """Without any client of an API's."""
     roles = ("user", "assistant")

@@ -83,6 +83,10 @@ def test_an_exception_is_short() -> None:
     assert asked(spec_of("raises"), "raises") == f"ValueError: {'no ' * 167}"[:512]
 
 
+def test_an_exception_is_text_that_a_tokenizer_takes() -> None:
+    assert asked(spec_of("raises_half_an_emoji"), "raises_half_an_emoji") == "ValueError: no \ufffd in ?"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

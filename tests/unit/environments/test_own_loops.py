@@ -283,6 +283,13 @@ def test_a_request_that_is_complete_after_the_episode_asks_for_nothing(loop: Mak
     assert len(game.engine.requests) == 1
 
 
+@pytest.mark.parametrize("said", [call("add", a="\ud83d"), call("add", a="\x00")])
+def test_what_the_policy_said_can_be_repeated(loop: Make, said: str) -> None:
+    rollout = loop("repeats_what_it_heard", says(said, "done"), num_retries=0).once()
+    assert (rollout.episode.ending, rollout.episode.num_turns) == (Ending.ANSWER, 2)
+    assert own_text(rollout) == f"{said}<|im_end|>done<|im_end|>"
+
+
 def test_a_loop_may_leave_the_reward_to_others(loop: Make) -> None:
     rollout = loop("says_nothing_of_it", says("a")).once()
     assert (rollout.episode.reward, rollout.episode.ending) == (0.0, Ending.ANSWER)
