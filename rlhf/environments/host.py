@@ -57,6 +57,8 @@ class Host:
         self._spec = spec
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[dict[str, Json]]] = {}
+        self._calls: dict[asyncio.Future[dict[str, Json]], str] = {}
+        """Those that have a place in `_free` and a deadline, by their episodes."""
         self._free = asyncio.Semaphore(CONCURRENCY)
         self._late: set[int] = set()
         """Requests that passed their deadlines, whose threads are not free yet."""
@@ -103,15 +105,28 @@ class Host:
         return not self.retired and not self._lost
 
     async def ask(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
-        """Send a request and wait for its reply. Raises HostLostError or HostOverranError."""
+        """Send a request of an episode and wait for its reply. Raises HostLostError or HostOverranError. One that was
+        sent meets its deadline also where nobody waits for it any more."""
         await self._free.acquire()
+        call = asyncio.ensure_future(self._asked(request, timeout_s))
+        self._calls[call] = str(request["episode"])
+        call.add_done_callback(self._calls.pop)
+        return await asyncio.shield(call)
+
+    async def settled(self, episode: str) -> None:
+        """Wait for the calls of an episode, also those that nobody else waits for any more. Each has its deadline."""
+        if calls := [call for call, name in self._calls.items() if name == episode]:
+            await asyncio.wait(calls)
+
+    async def _asked(self, request: Mapping[str, Json], timeout_s: float) -> dict[str, Json]:
+        """As `ask`, for one of the places in `_free`."""
         if self._lost:
             self._free.release()
             raise HostLostError(self._lost)
         number = next(self._ids)
         reply = self._waiting[number] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._free.release())
-        await self._send({"id": number, **request})
+        self._send({"id": number, **request})
         try:
             return await asyncio.wait_for(asyncio.shield(reply), timeout_s)
         except TimeoutError as error:
@@ -121,13 +136,13 @@ class Host:
             await self._require_answers()
             raise HostOverranError(f"took over {timeout_s:g} s") from error
 
-    async def begin(self, request: Mapping[str, Json]) -> "asyncio.Future[dict[str, Json]]":
+    def begin(self, request: Mapping[str, Json]) -> "asyncio.Future[dict[str, Json]]":
         """Send a request that takes as long as it likes and keeps no thread. It and the future raise HostLostError."""
         if self._lost:
             raise HostLostError(self._lost)
         number = next(self._ids)
         reply = self._waiting[number] = asyncio.get_running_loop().create_future()
-        await self._send({"id": number, **request})
+        self._send({"id": number, **request})
         return reply
 
     async def give_up(self) -> None:
@@ -153,7 +168,7 @@ class Host:
             return
         number = next(self._ids)
         pong = self._waiting[number] = asyncio.get_running_loop().create_future()
-        await self._send({"id": number, "op": "ping"})
+        self._send({"id": number, "op": "ping"})
         await asyncio.wait([pong], timeout=PING_TIMEOUT_S)
         if pong.done():
             pong.result()
@@ -170,18 +185,18 @@ class Host:
             "path": list(path),
             "network": self._spec.network,
         }
-        await self._send(setup)
+        self._send(setup)
         hello = await self._receive()
         if isinstance(problems := hello.get("problems"), list):
             raise ConfigError([str(problem) for problem in problems])
         self.described = read_described(hello)
 
-    async def _send(self, message: Mapping[str, Json]) -> None:
+    def _send(self, message: Mapping[str, Json]) -> None:
+        """Does not wait until the process has read it: one that is stopped never does, and replies have deadlines."""
         content = json.dumps(message).encode()
         # The reader learns that the process is gone. uvloop, in workers, raises RuntimeError for a closed transport.
         with suppress(OSError, RuntimeError):
             self._writer.write(LENGTH.pack(len(content)) + content)
-            await self._writer.drain()
 
     async def _receive(self) -> dict[str, Json]:
         (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))

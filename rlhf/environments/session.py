@@ -110,6 +110,7 @@ class LocalSession:
         if host is None:
             return
         try:
+            await host.settled(self._name)  # an environment does one thing at a time, and is built before it is closed
             reply = await host.ask({"op": "close", "episode": self._name}, self.timeout_s)
             if failure := reply.get("raised"):
                 logger.warning("%s: close(): %s", self._hosts.spec.name, failure)
@@ -158,7 +159,7 @@ class LocalSession:
         host = await self._enter()
         try:
             clock.restart()
-            reply = await host.begin({"op": "run", "episode": self._name, "url": url, "row": dict(row)})
+            reply = host.begin({"op": "run", "episode": self._name, "url": url, "row": dict(row)})
             while not reply.done():
                 if clock.left_s() <= 0:
                     await host.give_up()

@@ -106,6 +106,27 @@ class Shelf:
         self._kept.clear()
 
 
+class Slow:
+    """Takes its time before it can be closed. Writes where its row says that it was opened and closed."""
+
+    def __init__(self) -> None:
+        time.sleep(1.0)
+
+    def reset(self, note: str) -> None:
+        self._note = note
+        self._write("opened")
+
+    def step(self, text: str) -> Result:
+        return Result("over", 1.0, terminated=True)
+
+    def close(self) -> None:
+        self._write("closed")
+
+    def _write(self, word: str) -> None:
+        with open(self._note, "a") as file:  # noqa: PTH123
+            file.write(f"{word} ")
+
+
 class Troubled:
     """Fails as its row says, as long as the file that it names is not there."""
 

@@ -163,6 +163,33 @@ def test_calls_that_never_end_do_not_hold_those_that_wait(play: Make, monkeypatc
     assert all(isinstance(one, EpisodeRollout) and one.episode.ending is Ending.FAILED for one in rollouts)
 
 
+def test_aborted_calls_do_not_hold_those_that_wait(play: Make) -> None:
+    game = play(says("a"), environment="Troubled", timeout_s=2.0).row(fails="hangs in step")
+    names = [f"s{n}" for n in range(64)]
+    game.episodes.submit([make_request(game.prompt, name) for name in names])
+    while len(game.engine.requests) < len(names):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    game.episodes.abort(names)
+    episode = game.row(fails="never").once("next").episode
+    assert (episode.ending, episode.reward) == (Ending.TERMINATED, 2.0)
+
+
+def test_an_environment_that_is_aborted_while_it_is_built_is_closed(play: Make, tmp_path: Path) -> None:
+    game = play(says("a"), environment="Slow").row(note=str(tmp_path / "warm"))
+    game.once("warm")
+    note = tmp_path / "note"
+    game.row(note=str(note))
+    future = game.submit("gone")
+    time.sleep(0.4)
+    game.episodes.abort(["gone"])
+    deadline = time.monotonic() + 10
+    while not (note.exists() and note.read_text() == "opened closed ") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert future.cancelled()
+    assert note.read_text() == "opened closed "
+
+
 def test_many_episodes_need_no_thread_each(play: Make) -> None:
     game = play(lambda seen, turn: "done" if turn == 2 else call("add", a=turn), "add")
     game.once("warm")

@@ -73,6 +73,27 @@ def test_a_wedged_tool_is_late_and_others_go_on(name: str) -> None:
     assert asked(spec_of(name), name, TIMEOUT_S) == "HostOverranError: took over 1.5 s"
 
 
+def test_a_process_that_is_stopped_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads nothing any more: requests wait in a pipe that is full."""
+    monkeypatch.setattr("rlhf.environments.host.PING_TIMEOUT_S", 0.5)
+
+    def request(name: str, **arguments: Json) -> dict[str, Json]:
+        return {"op": "call", "episode": "e", "name": name, "arguments": arguments, "padding": "x" * 50_000}
+
+    async def ask() -> list[object]:
+        host = await Host.start(spec_of("pid"))
+        await host.ask(request("pid", note=str(tmp_path / "pid")), 20.0)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGSTOP)
+        calls = [host.ask(request("pid", note="unused"), TIMEOUT_S) for _ in range(40)]
+        replies = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        with pytest.raises(HostLostError):
+            host.begin(request("pid"))
+        await host.close()
+        return list(replies)
+
+    assert {type(reply) for reply in asyncio.run(ask())} <= {HostLostError, HostOverranError}
+
+
 @pytest.mark.parametrize("name", ["blocks", "holds"])
 def test_a_tool_that_stops_all_others_ends_its_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlhf.environments.host.PING_TIMEOUT_S", 1.0)
