@@ -149,6 +149,8 @@ class LocalSession:
                     return await self._called(host, request)
                 finally:
                     await self._hosts.give_back(host)
+        except ConfigError as error:
+            return Reply(text=f"error: no process for {name} can start: {' '.join(error.problems)}", failed=True)
         except HostOverranError as error:
             return Reply(text=f"error: {name} {error}", failed=True)
         except HostLostError as error:

@@ -190,6 +190,18 @@ def test_an_environment_that_is_aborted_while_it_is_built_is_closed(play: Make, 
     assert note.read_text() == "opened closed "
 
 
+def test_a_tool_whose_process_cannot_start_again_is_an_observation(
+    play: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAIL_TOOL", str(tmp_path / "busy"))
+    game = play(says(call("die_for_good"), "done"), "frail_tool:die_for_good", max_tool_response_tokens=400)
+    episode = game.once().episode
+    assert (episode.ending, episode.num_failed_calls) == (Ending.ANSWER, 1)
+    said = episode.messages[1].content
+    assert said.startswith("error: no process for die_for_good can start: rollout.tools.0: ")
+    assert said.endswith("raises ImportError: device busy.")
+
+
 def test_many_episodes_need_no_thread_each(play: Make) -> None:
     game = play(lambda seen, turn: "done" if turn == 2 else call("add", a=turn), "add")
     game.once("warm")
