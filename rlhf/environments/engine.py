@@ -127,9 +127,11 @@ class EpisodeEngine:
         for request, future in asked:
             task = self._loop.create_task(self._answer(request, future))
             self._tasks[request.id] = task
-            task.add_done_callback(partial(self._ended, request.id))
+            task.add_done_callback(partial(self._ended, request.id, future))
 
-    def _ended(self, request_id: str, task: "asyncio.Task[None]") -> None:
+    def _ended(self, request_id: str, future: "Future[Rollout]", task: "asyncio.Task[None]") -> None:
+        if task.cancelled() and future.cancel():  # here, because a task may end before it began
+            future.set_running_or_notify_cancel()
         if self._tasks.get(request_id) is task:
             del self._tasks[request_id]
 
@@ -148,13 +150,9 @@ class EpisodeEngine:
             self._engine.abort(list(turns))
 
     async def _answer(self, request: RolloutRequest, future: "Future[Rollout]") -> None:
-        """The task of one request: whatever happens, its future ends."""
+        """The task of one request: whatever happens, its future ends, by `_ended` where the task is cancelled."""
         try:
             rollout = await self._episode(request)
-        except asyncio.CancelledError:
-            if future.cancel():
-                future.set_running_or_notify_cancel()
-            raise
         except Exception as error:  # the boundary of the task: who waits for the future raises it
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def test_engines_sleep_once_aborted_episodes_have_ended(play: Make) -> None:
     game.episodes.sleep()
     assert had_ended == [True]
     assert game.engine.aborted == ["gone/turn0"]
+
+
+def test_an_episode_that_is_aborted_before_it_begins_ends(play: Make) -> None:
+    game = play(says("a"), "add")
+    game.episodes._loop.call_soon_threadsafe(time.sleep, 0.3)
+    future = game.submit("gone")
+    game.episodes.abort(["gone"])
+    with pytest.raises(CancelledError):
+        future.result(5)
+    assert game.engine.requests == []
 
 
 def test_an_error_of_the_engine_is_that_of_the_response(play: Make) -> None:
