@@ -106,9 +106,9 @@ class AgentRun:
 
     async def answer(self, chat: ChatRequest) -> ChatAnswer:
         """The policy's next turn. Raises ChatError."""
+        form = self._format(chat.tools)
+        thread = await self._thread(chat, form)
         with self._clock.busy():
-            form = self._format(chat.tools)
-            thread = await self._thread(chat, form)
             self._ended = None
             turn, self._num_turns = self._num_turns, self._num_turns + 1
             thread.is_busy = True

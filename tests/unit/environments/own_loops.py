@@ -125,6 +125,14 @@ async def never_stops(session: AgentSession, row: Row) -> float:
             raise RuntimeError(str(reply["error"]))
 
 
+async def asks_on_where_it_is_refused(session: AgentSession, row: Row) -> float:
+    body = {"messages": [{"role": "user", "content": "Go."}]}
+    async with httpx.AsyncClient(timeout=20) as client:
+        while True:
+            await client.post(f"{session.base_url}/chat/completions", json=body)
+            await asyncio.sleep(0.1)
+
+
 async def catches_the_limit(session: AgentSession, row: Row) -> float:
     said = ["Go."]
     while True:

@@ -201,6 +201,11 @@ def test_a_loop_that_fails_loses_its_own_episode(
     assert time.monotonic() - start < 40
 
 
+def test_a_loop_that_is_only_refused_ends(loop: Make) -> None:
+    rollout = loop("asks_on_where_it_is_refused", lambda seen, turn: "a", max_turns=2, timeout_s=4.0).once()
+    assert (rollout.episode.ending, rollout.episode.num_turns) == (Ending.MAX_TURNS, 2)
+
+
 def test_an_engine_that_is_slow_is_not_the_loops_fault(loop: Make) -> None:
     game = loop("edits_its_history", lambda seen, turn: None, timeout_s=0.5)
     future = game.submit()
