@@ -138,10 +138,11 @@ class Endpoint:
         key = hashlib.sha256(request.path.encode() + b"\0" + content).hexdigest()
         is_retry = request.headers.get(RETRY_COUNT, "0") != "0"
         same = session.undelivered.setdefault(key, [])
-        for asked in same:
-            if is_retry or _is_gone(asked.request):
-                asked.request = request
-                return asked
+        # Of a client that asks again it may be known late that it was gone; a turn of another one is the second choice.
+        left = [asked for asked in same if _is_gone(asked.request)] or (same if is_retry else [])
+        if left:
+            left[0].request = request
+            return left[0]
         asked = _Asked(task=asyncio.ensure_future(session.answer(chat)), request=request)
         same.append(asked)
         asked.task.add_done_callback(lambda task: session.forget(asked) if _failed(task) else None)

@@ -1,6 +1,7 @@
 """Loops as users write them."""
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -171,6 +172,19 @@ async def returns_what_its_row_says(session: AgentSession, row: Row) -> object:
 
 async def fails(session: AgentSession, row: Row) -> float:
     raise ValueError("no way")
+
+
+async def asks_twice_and_again(session: AgentSession, row: Row) -> float:
+    """Two clients ask for the same. One waits; the other hangs up, and asks again as stock clients do."""
+    body = {"messages": [{"role": "user", "content": "Go."}]}
+    url = f"{session.base_url}/chat/completions"
+    async with httpx.AsyncClient(timeout=60) as client:
+        first = asyncio.ensure_future(client.post(url, json=body))
+        await asyncio.sleep(0.3)
+        with contextlib.suppress(httpx.ReadTimeout):
+            await client.post(url, json=body, timeout=1.0)
+        second = client.post(url, json=body, headers={"x-stainless-retry-count": "1"})
+        return float(text_of((await second).json()) != text_of((await first).json()))
 
 
 async def leaves(session: AgentSession, row: Row) -> float:

@@ -230,6 +230,19 @@ def test_a_client_that_asks_again_gets_the_turn_that_it_asked_for(loop: Make) ->
     assert (rollout.episode.num_turns, rollout.episode.num_segments) == (2, 1)
 
 
+def test_a_client_that_asks_again_gets_no_turn_that_another_waits_for(loop: Make) -> None:
+    game = loop("asks_twice_and_again", lambda seen, turn: None)
+    future = game.submit()
+    while len(game.engine.requests) < 2:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    game.engine.script = says("a", "b")
+    game.engine.answer_waiting()
+    rollout = future.result(30)
+    assert isinstance(rollout, EpisodeRollout)
+    assert (rollout.episode.reward, rollout.episode.num_turns) == (1.0, 2)
+
+
 def test_an_engine_that_fails_ends_the_episode_with_its_error(loop: Make) -> None:
     def broken(seen: str, turn: int) -> str:
         raise ConnectionError("engine lost")
