@@ -179,7 +179,7 @@ class AgentRun:
         self._calls.update(call.name for call in calls)
         answer = ChatAnswer(
             id=f"{self._request.id}-{turn}".replace("/", "-"),
-            text=form.beside(said, text) if is_read else text,
+            text=(form.beside(said, text) if is_read else text).replace("\x00", "\ufffd"),  # which can be sent back
             calls=calls,
             finish_reason=rollout.finish_reason,
             num_prompt_tokens=num_prompt_tokens,

@@ -79,7 +79,7 @@ class Host:
             stderr=subprocess.STDOUT,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env={**os.environ, **_direct(os.environ), "PYTHONPATH": os.pathsep.join(path)},
         )
         theirs.close()
         assert process.stdout is not None, "stdout is a pipe"
@@ -228,6 +228,12 @@ class Host:
             if not future.done():
                 future.set_exception(HostLostError(self._lost))
                 future.exception()  # who asked may be gone
+
+
+def _direct(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables with which clients in a user's own loop reach the endpoint on this machine by no proxy."""
+    given = dict.fromkeys(variables[name] for name in ("no_proxy", "NO_PROXY") if variables.get(name))
+    return {} if "*" in given else dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join([*given, "127.0.0.1"]))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -100,8 +100,9 @@ def _heard(item: Json, where: str) -> Heard:
     if not isinstance(item, dict):
         raise MessageError(f"{where} is not a message (got {type(item).__name__})")
     calls = item.get("tool_calls") or []
-    if item.get("role") == "assistant" and not item.get("content") and not calls:
-        return Heard(role="assistant", text="")  # as the policy may have answered
+    said = item.get("content") or ""
+    if item.get("role") == "assistant" and not calls and isinstance(said, str) and not said.strip():
+        return Heard(role="assistant", text=said)  # as the policy may have answered
     message = parse_message(item, where)
     keys = tuple(map(_call_key, calls)) if isinstance(calls, list) else ()
     return Heard(role=message.role, text=message.content, calls=keys, message=message)

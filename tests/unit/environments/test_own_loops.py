@@ -71,6 +71,13 @@ def test_a_call_without_a_name_is_text_which_clients_can_send_back(loop: Make, n
     assert rollout.episode.num_retries == 0
 
 
+def test_a_proxy_is_not_asked_for_this_machine(loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    assert loop("calculates", says("It is 5."), num_retries=0).once().episode.reward == 1.0
+
+
 def test_what_the_caller_changes_is_another_segment(loop: Make) -> None:
     """Each is a context in which its turns were sampled; one that was left may be continued again."""
     game = loop("edits_its_history", says("a", "b", "c", "d"))
@@ -301,7 +308,7 @@ def test_a_request_that_is_complete_after_the_episode_asks_for_nothing(loop: Mak
     assert len(game.engine.requests) == 1
 
 
-@pytest.mark.parametrize("said", [call("add", a="\ud83d"), call("add", a="\x00")])
+@pytest.mark.parametrize("said", [call("add", a="\ud83d"), call("add", a="\x00"), "\n", " ", "a\x00"])
 def test_what_the_policy_said_can_be_repeated(loop: Make, said: str) -> None:
     rollout = loop("repeats_what_it_heard", says(said, "done"), num_retries=0).once()
     assert (rollout.episode.ending, rollout.episode.num_turns) == (Ending.ANSWER, 2)
