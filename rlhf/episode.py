@@ -59,7 +59,7 @@ class Episode:
     num_retries: int = 0
     """How often the episode began anew because its environment failed."""
     world_s: float = 0.0
-    """Seconds in tools and the environment."""
+    """Seconds in tools and the environment, of all tries; of a loop, those without a request."""
     failure: str = ""
     """What the environment failed of."""
 

@@ -77,6 +77,8 @@ class AgentRun:
         self._threads = [_Thread(talk=first, heard=heard, tools=())]
         self._formats: dict[str, CallFormat] = {}
         self._calls: Counter[str] = Counter()
+        self._num_unread = 0
+        """Calls that could not be read, and those beside them."""
         self._num_turns = 0
         self._ended: Ending | None = None
         """Why the request that came last was refused."""
@@ -103,6 +105,11 @@ class AgentRun:
                 loop.cancel()
                 self._stopped.cancel()
                 await asyncio.gather(loop, return_exceptions=True)
+
+    @property
+    def world_s(self) -> float:
+        """Seconds without a request so far."""
+        return self._clock.total_s
 
     async def answer(self, chat: ChatRequest) -> ChatAnswer:
         """The policy's next turn. Raises ChatError."""
@@ -132,10 +139,10 @@ class AgentRun:
             turn_ends=ends,
             turn_rewards=(*[0.0] * (len(ends) - 1), reward),
             calls=dict(sorted(self._calls.items())),
-            num_calls=self._calls.total(),
+            num_calls=self._calls.total() + self._num_unread,
+            num_failed_calls=self._num_unread,
             num_world_tokens=self._transcript.num_world_tokens,
             parts={} if reply is None else reply.info,
-            world_s=self._clock.idle_s,
             failure=failure,
         )
         return EpisodeRollout.of(whole, episode)
@@ -177,6 +184,7 @@ class AgentRun:
         is_read = len(calls) == len(found)
         calls = calls if is_read else ()  # one that cannot be read is text, and so is the turn
         self._calls.update(call.name for call in calls)
+        self._num_unread += len(found) - len(calls)
         answer = ChatAnswer(
             id=f"{self._request.id}-{turn}".replace("/", "-"),
             text=(form.beside(said, text) if is_read else text).replace("\x00", "\ufffd"),  # which can be sent back

@@ -163,24 +163,24 @@ class EpisodeEngine:
     async def _episode(self, request: RolloutRequest) -> EpisodeRollout:
         """The request's response; of a failing environment, from anew, as often as that is allowed."""
         prompt = self._prompts[request.prompt_id, request.prompt_token_ids.tobytes()]
-        rules, failure = self._rules.of(prompt), ""
+        rules, failure, failed_s = self._rules.of(prompt), "", 0.0
         for tries in range(self._faults.num_retries + 1):
             session = self._sessions.session(f"{request.id}#{tries}", alone=tries > 0)
             run = self._new_run(rules, request, prompt, session, partial(self._sample, request.id, tries))
             try:
                 rollout = await run.run()
             except EnvironmentFaultError as error:
+                failed_s += run.world_s
                 failure = f"{rules.described.environment or self._spec.name}: {error}"
                 self._tell(failure, begins_anew=tries < self._faults.num_retries)
                 continue
             finally:
                 self._abort_turns([request.id])  # before its response is there: engines may sleep then
                 self._close_later(session)
-            return replace(rollout, episode=replace(rollout.episode, num_retries=tries))
+            return _after(tries, failed_s + run.world_s, rollout)
         if self._faults.on_error == "fail":
             raise RewardError(f"environment {failure} ({self._faults.num_retries + 1} tries)")
-        failed = run.finished(Ending.FAILED, failure)
-        return replace(failed, episode=replace(failed.episode, num_retries=self._faults.num_retries))
+        return _after(self._faults.num_retries, failed_s, run.finished(Ending.FAILED, failure))
 
     def _new_run(
         self, rules: Rules, request: RolloutRequest, prompt: Prompt, session: Session, sample: Sample
@@ -229,6 +229,11 @@ class EpisodeEngine:
             return
         for (_, turn), future in zip(wanted, sampled, strict=True):
             future.add_done_callback(partial(_pass_on, turn))
+
+
+def _after(num_retries: int, world_s: float, rollout: EpisodeRollout) -> EpisodeRollout:
+    """A response with what all tries took."""
+    return replace(rollout, episode=replace(rollout.episode, num_retries=num_retries, world_s=world_s))
 
 
 def _by_content(prompts: Sequence[Prompt]) -> dict[tuple[str, bytes], Prompt]:

@@ -126,10 +126,14 @@ class EpisodeRun:
             turn_ends=self._transcript.turn_ends,
             turn_rewards=tuple(counts.rewards),
             parts=counts.parts or {},
-            world_s=counts.world_s,
             failure=failure,
         )
         return EpisodeRollout.of(whole, episode)
+
+    @property
+    def world_s(self) -> float:
+        """Seconds in tools and the environment so far."""
+        return self._counts.world_s
 
     @property
     def _talk(self) -> Conversation:

@@ -10,8 +10,8 @@ class IdleClock:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self.idle_s = 0.0
-        """Seconds without a request, of all that are over."""
+        self._idle_s = 0.0
+        """Of all times without a request that are over."""
         self._since = time.monotonic()
         self._num_busy = 0
 
@@ -19,13 +19,18 @@ class IdleClock:
     def busy(self) -> Iterator[None]:
         """A request is under way."""
         if not self._num_busy:
-            self.idle_s += time.monotonic() - self._since
+            self._idle_s += time.monotonic() - self._since
         self._num_busy += 1
         try:
             yield
         finally:
             self._num_busy -= 1
             self._since = time.monotonic()
+
+    @property
+    def total_s(self) -> float:
+        """Seconds without a request so far."""
+        return self._idle_s + (0.0 if self._num_busy else time.monotonic() - self._since)
 
     def left_s(self) -> float:
         """Seconds until it has been idle for too long, if no request comes."""

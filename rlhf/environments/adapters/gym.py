@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import gymnasium
 from gymnasium import spaces
@@ -39,6 +39,7 @@ def environment(what: str) -> type:
             """The same row begins the same, so that responses to it can be compared: by its column `seed`, else by its
             prompt."""
             self._env = gymnasium.make(name, **options)
+            self._num_unread = 0
             prompt = json.dumps(messages, sort_keys=True).encode()
             observation, _ = self._env.reset(seed=zlib.crc32(prompt) if seed is None else seed)
             return f"{self._shown(observation)}\n{_asked(actions)}"
@@ -47,12 +48,16 @@ def environment(what: str) -> type:
             """Take the action that a text ends with. A text with none asks again."""
             action = _action(actions, text)
             if action is None:
-                return Result(_asked(actions), info={"unread_actions": 1})
+                self._num_unread += 1
+                return Result(_asked(actions), info={"unread_actions": self._num_unread})
             observation, reward, terminated, truncated, info = self._env.step(action)
-            return Result(self._shown(observation), float(reward), terminated, truncated, info)
+            return Result(self._shown(observation), float(reward), terminated, truncated, self._counted(info))
 
         def close(self) -> None:
             self._env.close()
+
+        def _counted(self, info: Mapping[str, object]) -> Mapping[str, object]:
+            return {**info, "unread_actions": self._num_unread} if self._num_unread else info
 
         def _shown(self, observation: object) -> str:
             """What the environment draws as text, where it does, else what it observes."""

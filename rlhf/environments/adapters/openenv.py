@@ -35,6 +35,7 @@ def environment(what: str) -> type:
 
         async def reset(self, seed: int | None = None, options: Mapping[str, Json] | None = None) -> str:
             """The columns `seed` and `options` (an object) are what the server's reset gets."""
+            self._num_unread = 0
             self._connection = await connect(url, max_size=MAX_MESSAGE_BYTES, proxy=None)
             given: dict[str, Json] = {} if seed is None else {"seed": seed}
             given |= options or {}
@@ -45,7 +46,8 @@ def environment(what: str) -> type:
             """Take an action. A text that is none is told so."""
             taken: dict[str, Json] | None = {str(action): text} if action is not None else _object(text)
             if taken is None:
-                return Result("Say an action: a JSON object.", info={"unread_actions": 1})
+                self._num_unread += 1
+                return Result("Say an action: a JSON object.", info={"unread_actions": self._num_unread})
             found = await _asked(self._connection, {"type": "step", "data": taken})
             reward = found.get("reward")
             given = float(reward) if isinstance(reward, int | float) else None

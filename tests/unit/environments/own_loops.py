@@ -174,6 +174,12 @@ async def fails(session: AgentSession, row: Row) -> float:
     raise ValueError("no way")
 
 
+async def calls_and_thinks(session: AgentSession, row: Row) -> float:
+    await ask(session, "Go.", tools=[ADD])  # type: ignore[list-item]
+    await asyncio.sleep(1.0)
+    return 1.0
+
+
 async def asks_twice_and_again(session: AgentSession, row: Row) -> float:
     """Two clients ask for the same. One waits; the other hangs up, and asks again as stock clients do."""
     body = {"messages": [{"role": "user", "content": "Go."}]}

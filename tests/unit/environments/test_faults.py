@@ -49,6 +49,15 @@ def test_an_environment_that_recovers_is_asked_anew(play: Make, tmp_path: Path) 
     assert (rollout.episode.ending, rollout.episode.num_retries, rollout.episode.reward) == (Ending.TERMINATED, 1, 2.0)
 
 
+def test_time_in_an_environment_that_failed_counts(play: Make, tmp_path: Path) -> None:
+    game = play(says("a"), environment="Troubled", timeout_s=0.7)
+    recovered = game.row(fails="hangs in step", once=str(tmp_path / "once")).once("a").episode
+    failed = game.row(fails="hangs in step").once("b").episode
+    assert (recovered.ending, failed.ending) == (Ending.TERMINATED, Ending.FAILED)
+    assert recovered.world_s >= 0.7
+    assert failed.world_s >= 1.4
+
+
 @pytest.mark.parametrize("kind", ["raises", "hangs", "dies"])
 def test_closing_has_no_consequence(play: Make, kind: str) -> None:
     game = play(says("a"), environment="Troubled", timeout_s=0.7).row(fails=f"{kind} in close")

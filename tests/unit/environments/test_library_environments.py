@@ -50,10 +50,11 @@ def test_a_turn_without_an_action_asks_again_and_moves_nothing() -> None:
     gym()
     lake = made("gym://FrozenLake-v1?is_slippery=false")
     lake.reset(seed=1)
-    for text in ("", "north", "7", "-1"):
+    for count, text in enumerate(("", "north", "7", "-1"), start=1):
         result = lake.step(text)
-        assert (result.observation, result.info) == ("Say an action: a number from 0 to 3.", {"unread_actions": 1})
-    assert lake.step("1").info["prob"] == 1
+        assert (result.observation, result.info) == ("Say an action: a number from 0 to 3.", {"unread_actions": count})
+    moved = lake.step("1")
+    assert (moved.info["prob"], moved.info["unread_actions"]) == (1, 4)
 
 
 def test_what_is_observed_is_read_where_nothing_is_drawn_and_rows_begin_alike() -> None:

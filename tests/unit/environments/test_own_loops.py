@@ -213,6 +213,12 @@ def test_a_loop_that_is_only_refused_ends(loop: Make) -> None:
     assert (rollout.episode.ending, rollout.episode.num_turns) == (Ending.MAX_TURNS, 2)
 
 
+def test_calls_that_cannot_be_read_count_and_so_does_time_after_the_last_request(loop: Make) -> None:
+    episode = loop("calls_and_thinks", says(f"<tool_call>\n{{bad\n</tool_call>{call('add', a=1)}")).once().episode
+    assert (episode.num_calls, episode.num_failed_calls, episode.calls) == (2, 2, {})
+    assert episode.world_s >= 1.0
+
+
 def test_an_engine_that_is_slow_is_not_the_loops_fault(loop: Make) -> None:
     game = loop("edits_its_history", lambda seen, turn: None, timeout_s=0.5)
     future = game.submit()
