@@ -23,6 +23,9 @@ from rlhf.types import Json
 START_TIMEOUT_S = 120.0
 PING_TIMEOUT_S = 5.0
 MAX_LATE = CONCURRENCY // 2
+MAX_OWN = max(4, os.cpu_count() or 1)
+"""Processes for episodes that begin anew, and as many for calls that are made again, at a time: when one ends that
+hundreds shared, not each of them can have one."""
 MAX_REPLY_BYTES = 64 * 2**20
 LENGTH = struct.Struct("!i")
 """What `multiprocessing.connection.Connection` writes before each message."""
@@ -251,7 +254,10 @@ class Hosts:
         self._num_shared = num_shared
         self._shared: list[Host] = []
         self._retired: list[Host] = []
-        self._own: set[Host] = set()
+        self._own: dict[Host, asyncio.Semaphore] = {}
+        """Each with the places of its kind."""
+        # Apart: an episode that keeps a place may have to wait for one for a call, and calls end.
+        self._places = {for_call: asyncio.Semaphore(MAX_OWN) for for_call in (False, True)}
         self._starting = asyncio.Lock()
 
     async def shared(self) -> Host:
@@ -265,16 +271,23 @@ class Hosts:
                 self._shared.append(await Host.start(self.spec))
             return min(self._shared, key=lambda host: host.num_users)
 
-    async def own(self) -> Host:
-        """A process that nobody else uses. `give_back` ends it."""
-        host = await Host.start(self.spec)
-        self._own.add(host)
+    async def own(self, *, for_call: bool) -> Host:
+        """A process that nobody else uses, for one call or for a whole episode, once there is a place for one.
+        `give_back` ends it."""
+        places = self._places[for_call]
+        await places.acquire()
+        try:
+            host = await Host.start(self.spec)
+        except BaseException:
+            places.release()
+            raise
+        self._own[host] = places
         return host
 
     async def give_back(self, host: Host) -> None:
         """End a process of one's own."""
-        if host in self._own:
-            self._own.discard(host)
+        if (places := self._own.pop(host, None)) is not None:
+            places.release()
             await host.close()
 
     async def close_retired(self) -> None:
@@ -285,7 +298,7 @@ class Hosts:
 
     async def close(self) -> None:
         hosts = [*self._shared, *self._retired, *self._own]
-        self._shared, self._retired, self._own = [], [], set()
+        self._shared, self._retired, self._own = [], [], {}
         await asyncio.gather(*(host.close() for host in hosts))
 
 

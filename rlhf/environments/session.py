@@ -144,7 +144,7 @@ class LocalSession:
             try:
                 return await self._called(await self._hosts.shared(), request)
             except HostLostError:
-                host = await self._hosts.own()
+                host = await self._hosts.own(for_call=True)
                 try:
                     return await self._called(host, request)
                 finally:
@@ -177,7 +177,7 @@ class LocalSession:
     async def _enter(self) -> Host:
         """Take the process in which the episode lives, until `close`."""
         try:
-            host = await (self._hosts.own() if self._alone else self._hosts.shared())
+            host = await (self._hosts.own(for_call=False) if self._alone else self._hosts.shared())
         except ConfigError as error:
             raise EnvironmentFaultError(str(error)) from error
         host.num_users += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.environments.engine import _by_content
-from rlhf.environments.host import Host, describe
+from rlhf.environments.host import Host, Hosts, describe
 from rlhf.environments.spec import WorldSpec
 from rlhf.episode import Ending, EpisodeRollout
 from rlhf.errors import ConfigError, RewardError, WorkerLostError
@@ -220,6 +220,28 @@ def test_a_tool_whose_process_cannot_start_again_is_an_observation(
     said = episode.messages[1].content
     assert said.startswith("error: no process for die_for_good can start: rollout.tools.0: ")
     assert said.endswith("raises ImportError: device busy.")
+
+
+def test_a_process_that_many_shared_does_not_become_one_for_each(play: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.environments.host.MAX_OWN", 2)
+    game = play(says("a"), environment="Troubled").row(fails="dies in step")
+    hosts: Hosts = game.episodes._sessions._hosts  # type: ignore[attr-defined]
+    start, starting, most = Host.start, 0, 0
+
+    async def counted(spec: WorldSpec) -> Host:
+        nonlocal starting, most
+        starting += 1
+        most = max(most, starting + len(hosts._own))
+        try:
+            return await start(spec)
+        finally:
+            starting -= 1
+
+    monkeypatch.setattr(Host, "start", counted)
+    futures = game.episodes.submit([make_request(game.prompt, f"n{n}") for n in range(6)])
+    rollouts = [future.result(50) for future in futures]
+    assert all(isinstance(one, EpisodeRollout) and one.episode.num_retries == 1 for one in rollouts)
+    assert most <= 3, "two that begin anew, and one that is shared"
 
 
 def test_many_episodes_need_no_thread_each(play: Make) -> None:
