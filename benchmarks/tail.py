@@ -1,6 +1,6 @@
 """Training and generation side by side, with lengths that have a long tail: GRPO with a vLLM engine on the CPU.
 
-    python -m benchmarks.tail [--pairs 5] [--steps 12] [--size 5m|25m] [--before FOLDER]
+    python -m benchmarks.tail [--pairs 5] [--steps 12] [--size 5m|25m] [--prompts N] [--before FOLDER]
 
 A Llama of 5 or 25 million parameters with random weights ends each response with the same small chance at every token,
 so that lengths are geometric, and four times their mean at most. Engine and policy compute with one thread each. Every
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -124,11 +124,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="rounds of all cases")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--size", choices=SIZES, default="5m")
+    parser.add_argument("--prompts", type=int, help="prompts a step; fewer: less to learn beside the same tail")
     parser.add_argument("--before", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/tail"))
     parser.add_argument("--only", nargs="+", default=[])
     options = parser.parse_args()
     folder, size = options.folder.resolve(), SIZES[options.size]
+    size = replace(size, num_prompts=options.prompts or size.num_prompts)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_inputs(folder, size)
