@@ -23,7 +23,7 @@ from rlhf.engines.training.specs import TrainedModelSpec
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import Head
 from tests.families import tiny_family
-from tests.integration.command_line import CommandLine, write_workplace
+from tests.integration.command_line import CommandLine, clean_environment, write_workplace
 from tests.integration.training_losses import OBJECTIVES
 from tests.integration.training_rows import experiences
 from tests.rounding import rounded
@@ -43,7 +43,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
 
 
 def test_ppo_with_all_roles_on_one_gpu(command: CommandLine) -> None:
-    run = command.run("ppo", "ppo.yaml", *SHARED, name="shared")
+    run = command.run("ppo", "ppo.yaml", *SHARED, name="shared", environment=clean_environment())
     assert run.code == 0, run.output
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4, 5, 6]
     for row in run.metrics:

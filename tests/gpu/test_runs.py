@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.command_line import CommandLine, Run, write_workplace
+from tests.integration.command_line import CommandLine, Run, clean_environment, write_workplace
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -54,13 +54,13 @@ def require_three_steps(run: Run) -> None:
 )
 def test_a_run_whose_engine_sleeps(name: str, flags: tuple[str, ...], command: CommandLine) -> None:
     """It wakes for evaluations without a sync, beside a checkpoint that is saved, and for adapters."""
-    require_three_steps(command.run(*GRPO, *SHARED, *flags, name=name))
+    require_three_steps(command.run(*GRPO, *SHARED, *flags, name=name, environment=clean_environment()))
 
 
 def test_a_run_that_continues(command: CommandLine) -> None:
     """Engines get the weights of the checkpoint before they sample."""
-    command.run(*GRPO, *SHARED, "--train.num-steps", "2", name="continued")
-    require_three_steps(command.run(*GRPO, *SHARED, "--resume", name="continued"))
+    command.run(*GRPO, *SHARED, "--train.num-steps", "2", name="continued", environment=clean_environment())
+    require_three_steps(command.run(*GRPO, *SHARED, "--resume", name="continued", environment=clean_environment()))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_a_run_whose_engine_has_gpus_of_its_own(
     """Its weights come by NCCL."""
     sizes = ("--policy.num-gpus-per-node", str(policy), "--rollout.tensor-parallel-size", str(width))
     name = f"apart-{policy}-{width}-{len(flags)}"
-    run = command.run(*GRPO, *sizes, *flags, name=name)
+    run = command.run(*GRPO, *sizes, *flags, name=name, environment=clean_environment())
     require_three_steps(run)
     assert "sync/seconds" in run.metrics[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.command_line import CommandLine, write_workplace
+from tests.integration.command_line import CommandLine, clean_environment, write_workplace
 
 pytestmark = [
     pytest.mark.timeout(1200),
@@ -35,6 +35,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
 def test_grpo_with_all_roles_on_two_gpus(command: CommandLine, engines: str, each: str) -> None:
     """Two ranks on one GPU would be refused by NCCL; weights by CUDA IPC need each engine beside its own rank."""
     parts = ("--rollout.num-engines", engines, "--rollout.tensor-parallel-size", each)
-    run = command.run(*TWO, *parts, name=f"gpus-{engines}-{each}")
+    run = command.run(*TWO, *parts, name=f"gpus-{engines}-{each}", environment=clean_environment())
     assert [row["step"] for row in run.metrics] == [1, 2, 3]
     assert max(row["mismatch/log_prob"] for row in run.metrics) < 0.1

@@ -15,7 +15,8 @@ from benchmarks.agents.user_code.game import Guess
 from rlhf.config.loading.load import load_config
 from rlhf.config.rules.all_rules import problems_of
 from rlhf.engines.models.tokenizer import HfTokenizer
-from rlhf.environments.calls import Call, find_format
+from rlhf.environments.calls import Call
+from rlhf.environments.formats.known import find_format
 from rlhf.episode import Ending
 from rlhf.types import Json, Message
 from tests.unit.environments.playing import Play, call, says
@@ -41,8 +42,8 @@ def test_calls_are_shown_in_a_form_that_is_read_in_runs(calculating: HfTokenizer
     said = products.conversation(123, 890, 1.0, random.Random(0))
     text = learned(calculating, said, products.TOOLS)
     assert text.endswith("</tool_call></s>109470</s>"), "what the tool returned is none of the model's own turns"
-    read = find_format(calculating, products.TOOLS).read(text.split("</s>")[0])
-    assert read == [Call(name="multiply", arguments={"a": 123, "b": 890})]
+    said_by_model = find_format(calculating, products.TOOLS).read(text.split("</s>")[0], products.TOOLS)
+    assert said_by_model.calls == (Call(name="multiply", arguments={"a": 123, "b": 890}),)
 
 
 def test_a_guessed_product_is_wrong(calculating: HfTokenizer) -> None:
