@@ -183,7 +183,7 @@ class Loop:
             position=batch.position,
             ahead=batch.ahead,
             num_updates=learned.num_updates,
-            recent_updates=self._learner.recent_updates(),
+            recent_updates=self._learner.skipped_updates.state(),
         )
         evaluation = self._evaluate(step)
         if self._parts.takes_turns:
@@ -266,7 +266,7 @@ class Loop:
 
     def _resume(self, point: ResumePoint) -> None:
         self._progress.restore(point)
-        self._learner.restore(point.state.recent_updates)
+        self._learner.skipped_updates.restore(point.state.recent_updates)
         self._records.directory.rewind(point.state.step)
         self._records.status(Status.RUNNING, point.state.step)
         self._records.note("resume", f"continuing after step {point.state.step} from {point.path}")

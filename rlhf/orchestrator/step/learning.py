@@ -1,36 +1,22 @@
 """Learning from experiences: epochs over a rollout batch, mini-batch by mini-batch, all trained roles in parallel."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import Protocol
 
 import numpy as np
 
 from rlhf.algorithms.base import Algorithm
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import TrainEngine
-from rlhf.errors import NumericsError
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.step.batching import BatchPlan, MicroBatchLimits, build_batches, merge_rank_major, plan_batches
 from rlhf.orchestrator.step.rows import Rows
+from rlhf.orchestrator.step.skipped_updates import Note, SkippedUpdates
 from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
-from rlhf.types import Experience, Json, Metrics, Role, ScoredGroup, StepReport, TrainBatch
+from rlhf.types import Experience, Metrics, Role, ScoredGroup, TrainBatch
 
-MAX_SKIPPED_IN_A_ROW = 3
-MAX_SKIPPED_RECENTLY = 10
-RECENT_UPDATES = 1000
 PTX = "ptx"
-
-
-class Note(Protocol):
-    """Records an event for the user."""
-
-    def __call__(self, kind: str, text: str, **more: Json) -> None:
-        """`text` is shown; `more` is only in events.jsonl."""
-        ...
 
 
 class Pretraining:
@@ -105,19 +91,7 @@ class Learner:
         self._seed = seed
         self._note = note
         self._pretraining = pretraining
-        self._recent: dict[Role, deque[bool]] = {role: deque(maxlen=RECENT_UPDATES) for role in engines}
-        """Of each role, its newest updates in order: True where it was skipped."""
-
-    def recent_updates(self) -> dict[str, str]:
-        """Of each role, its newest updates in order, one character each: s where it was skipped."""
-        return {
-            str(role): "".join("s" if skipped else "." for skipped in recent) for role, recent in self._recent.items()
-        }
-
-    def restore(self, recent_updates: Mapping[str, str]) -> None:
-        """Count the updates of an earlier launch too."""
-        for role, recent in self._recent.items():
-            recent.extend(update == "s" for update in recent_updates.get(str(role), ""))
+        self.skipped_updates = SkippedUpdates(engines, note)
 
     def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> LearnResult:
         """All epochs of one step of the loop, until the algorithm stops them early."""
@@ -172,7 +146,7 @@ class Learner:
             if report.unmoved and report.grad_norm > 0:  # without a gradient nothing moves, which the metrics explain
                 text = f"{role}: {len(report.unmoved)} of its parameters did not change in the first update"
                 self._note("unmoved", f"{text} (events.jsonl names them)", parameters=list(report.unmoved))
-            if self._count_skips(role, step, ids, report):
+            if self.skipped_updates.count(role, step, ids, report):
                 learned.num_skipped += 1
                 continue
             learned.num_updates += 1
@@ -180,25 +154,3 @@ class Learner:
             of_optimizer = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
             learned.add(Metrics(sums=of_optimizer), weight=1.0)
         return learned
-
-    def _count_skips(self, role: Role, step: int, ids: Sequence[str], report: StepReport) -> bool:
-        """Whether the step was skipped. Raises NumericsError after too many in a row, or among the recent ones."""
-        recent = self._recent[role]
-        recent.append(not report.finite)
-        if report.finite:
-            return False
-        in_a_row = sum(1 for _ in takewhile(bool, reversed(recent)))
-        self._note("skipped_update", f"{role}: gradient not finite at step {step}; experiences {', '.join(ids)}")
-        if in_a_row > MAX_SKIPPED_IN_A_ROW:
-            raise NumericsError(
-                f"{role}: {in_a_row} updates in a row had a gradient that was not finite (last at "
-                f"step {step}). Weights are those before them. Lower {role}.lr, or look at the experiences named in "
-                "events.jsonl"
-            )
-        if sum(recent) > MAX_SKIPPED_RECENTLY:
-            raise NumericsError(
-                f"{role}: {sum(recent)} of the last {len(recent)} updates had a gradient that "
-                f"was not finite (last at step {step}). At most {MAX_SKIPPED_RECENTLY} of {RECENT_UPDATES} may be. "
-                f"Lower {role}.lr, or look at the experiences named in events.jsonl"
-            )
-        return True

@@ -26,7 +26,12 @@ VALUES: st.SearchStrategy[Json] = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=9), st.dictionaries(st.text(), VALUES, max_size=3)), max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=9).filter(str.strip), st.dictionaries(st.text(), VALUES, max_size=3)),
+        max_size=3,
+    )
+)
 def test_calls_are_read_as_they_were_written(calls: list[tuple[str, dict[str, Json]]]) -> None:
     tags = ("<tool_call>", "</tool_call>", "</think>")
     texts = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in calls]
