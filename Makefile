@@ -32,7 +32,7 @@ unit: .venv/.ready
 integration: .venv/.ready
 	$(BIN)/pytest -q -n 2 --dist loadfile --durations=25 tests/integration
 
-test: unit integration  ## all tests, with the real Ray, vLLM and DeepSpeed
+test: check integration  ## linters, types and all tests, with the real Ray, vLLM and DeepSpeed: twenty minutes
 
 torture: .venv/.ready  ## 200 kills and full disks during saving, 12,000 configs and 36,000 data files: ten minutes
 	RLHF_TEST_TORTURES=200 RLHF_TEST_EXAMPLES=4000 $(BIN)/pytest -q -o timeout=3600 \
