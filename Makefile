@@ -1,5 +1,5 @@
 .PHONY: setup quickstart check lint types unit test integration torture damage conversations chaos soak bench lock wheel docs image-cpu \
-	image-gpu models model-runs contracts gpu-day release-notes clean bench-learning bench-lag bench-preferences bench-addition \
+	image-gpu models model-runs contracts gpu-day dry-70b release-notes clean bench-learning bench-lag bench-preferences bench-addition \
 	bench-agents bench-planning bench-stream bench-trl same
 
 BIN := .venv/bin
@@ -89,6 +89,9 @@ models: .venv/.ready  ## write docs/models.md: a tiny model of every type in the
 model-runs: .venv/.ready  ## real runs of some families for docs/models.md, which `make models` writes; half an hour
 	RLHF_TEST_MODELS=1 RLHF_TEST_MODELS_OUT=tests/family_results.jsonl $(BIN)/pytest -q \
 	  tests/integration/test_family_runs.py
+
+dry-70b: .venv/.ready  ## a 70B model on 64 GPUs, tried on this machine: placement, start, export, save, resume in time and memory
+	$(BIN)/python -m benchmarks.seventy
 
 gpu-day:  ## on a machine with GPUs: what runs there, how fast and in which memory; writes docs/gpu.md. DRY=1: on a CPU
 	$(PYTHON) -m benchmarks.gpu_day $(if $(DRY),--dry)
