@@ -24,6 +24,7 @@ from rlhf.config.algo import (
 )
 from rlhf.orchestrator.step.batching import MicroBatchLimits, build_batches, plan_batches
 from rlhf.types import (
+    SCORED_BY,
     Example,
     Experience,
     FinishReason,
@@ -227,15 +228,8 @@ def test_gae_goes_from_a_turn_to_the_next_over_what_came_back() -> None:
     assert own([experience], Signal.ADVANTAGES)[0] == pytest.approx([0.0 + 0.5 * (-0.1 + 0.5 * 0.4), -0.1 + 0.2, 0.4])
 
 
-def credited_turns(discount: float | None, *, mask: list[bool], truncated: str = "learn") -> tuple[list[float], float]:
+def two_turns(algorithm: Algorithm, mask: list[bool]) -> tuple[list[float], float]:
     """Advantages of a response of two turns that earned 1 and 2, of a score of 4; and the mean shaped reward."""
-    section = PpoSection.model_validate(
-        {
-            **{"gamma": 1.0, "gae_lambda": 1.0, "whiten_advantages": False, "kl": {"type": "fixed", "coef": 0.0}},
-            **{"turn_discount": discount, "truncated": truncated},
-        }
-    )
-    algorithm = build_algorithm(section)
     given = ScoredGroup(
         prompt=prompt(2),
         responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),
@@ -244,9 +238,20 @@ def credited_turns(discount: float | None, *, mask: list[bool], truncated: str =
     )
     (example,) = algorithm.select([given])
     zeros = np.where(example.sequences[0].loss_mask, 0.0, np.nan).astype(np.float32)
-    signals = {signal: (zeros,) for signal in (Signal.VALUES, Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS)}
-    (experience,), metrics = algorithm.credit([example], [signals])
+    models = {Signal.OLD_LOG_PROBS, *algorithm.needs.signals} & {*SCORED_BY}
+    (experience,), metrics = algorithm.credit([example], [{signal: (zeros,) for signal in models}])
     return list(own([experience], Signal.ADVANTAGES)[0]), metrics.sums["reward/shaped"]
+
+
+def credited_turns(discount: float | None, *, mask: list[bool], truncated: str = "learn") -> tuple[list[float], float]:
+    """`two_turns` with PPO."""
+    section = PpoSection.model_validate(
+        {
+            **{"gamma": 1.0, "gae_lambda": 1.0, "whiten_advantages": False, "kl": {"type": "fixed", "coef": 0.0}},
+            **{"turn_discount": discount, "truncated": truncated},
+        }
+    )
+    return two_turns(build_algorithm(section), mask)
 
 
 def test_each_turn_earns_its_reward_and_later_ones_are_discounted() -> None:
@@ -268,21 +273,11 @@ def test_reinforce_gives_each_turn_what_it_and_later_ones_earned(discount: float
 
 
 def reinforced_turns(discount: float | None, *, mask: list[bool]) -> list[float]:
-    """The advantages of `credited_turns` with REINFORCE."""
+    """The advantages of `two_turns` with REINFORCE."""
     section = ReinforceSection.model_validate(
         {"turn_discount": discount, "scale": "none", "kl": {"type": "fixed", "coef": 0.0}}
     )
-    algorithm = build_algorithm(section)
-    given = ScoredGroup(
-        prompt=prompt(2),
-        responses=(rollout([5, 6, 90, 91, 7, 2], log_probs=[0.0] * 6, loss_mask=mask),),
-        texts=("",),
-        rewards=(Reward(total=4.0, turns=((1, 1.0), (5, 2.0))),),
-    )
-    (example,) = algorithm.select([given])
-    zeros = np.where(example.sequences[0].loss_mask, 0.0, np.nan).astype(np.float32)
-    (experience,), _ = algorithm.credit([example], [{Signal.OLD_LOG_PROBS: (zeros,)}])
-    return list(own([experience], Signal.ADVANTAGES)[0])
+    return two_turns(build_algorithm(section), mask)[0]
 
 
 def test_a_turn_that_is_not_learned_from_earns_for_the_one_before() -> None:
