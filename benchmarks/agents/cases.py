@@ -1,7 +1,7 @@
 """The runs: a task, a method, and how the policy's turns are asked for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.agents.game import GAME, MAX_TURNS
 from benchmarks.agents.products import PRODUCTS
@@ -19,42 +19,31 @@ WAYS: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One run."""
+    """One run: GRPO with one optimizer step for the 128 responses of a step, where it says nothing else."""
 
     about: str
-    task: Task
-    method: str
+    task: Task = PRODUCTS
+    method: str = "grpo"
     way: str
     """One of WAYS."""
-    lr: float
-    num_steps: int
-    prompts: int
+    lr: float = 3e-4
+    num_steps: int = 30
+    prompts: int = 16
     """In a step."""
     group_size: int = 8
-    further: Mapping[str, object]
+    further: Mapping[str, object] = field(default_factory=lambda: {"train.batch_size": 128})
     """Settings of the method."""
 
-
-WHOLE_BATCH: Mapping[str, object] = {"train.batch_size": 128}
 
 CASES: Mapping[str, Case] = {
     "grpo": Case(
         about="GRPO, the calculator in rollout.tools",
-        task=PRODUCTS,
-        method="grpo",
         way="tools",
-        lr=3e-4,
-        num_steps=30,
-        prompts=16,
-        further=WHOLE_BATCH,
     ),
     "ppo": Case(
         about="PPO with a critic, rollout.tools",
-        task=PRODUCTS,
         method="ppo",
         way="tools",
-        lr=3e-4,
-        num_steps=30,
         prompts=128,
         group_size=1,
         further={
@@ -67,42 +56,22 @@ CASES: Mapping[str, Case] = {
     ),
     "online-dpo": Case(
         about="online DPO, rollout.tools",
-        task=PRODUCTS,
         method="online-dpo",
         way="tools",
-        lr=3e-4,
-        num_steps=30,
-        prompts=16,
         further={"train.batch_size": 16},
     ),
     "openai": Case(
         about="GRPO, a loop with the openai client",
-        task=PRODUCTS,
-        method="grpo",
         way="openai",
-        lr=3e-4,
-        num_steps=30,
-        prompts=16,
-        further=WHOLE_BATCH,
     ),
     "anthropic": Case(
         about="GRPO, a loop with the anthropic client",
-        task=PRODUCTS,
-        method="grpo",
         way="anthropic",
-        lr=3e-4,
-        num_steps=30,
-        prompts=16,
-        further=WHOLE_BATCH,
     ),
     "game": Case(
         about="GRPO, guess a number in rollout.environment",
         task=GAME,
-        method="grpo",
         way="environment",
-        lr=3e-4,
         num_steps=50,
-        prompts=16,
-        further=WHOLE_BATCH,
     ),
 }
