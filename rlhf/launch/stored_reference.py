@@ -8,7 +8,7 @@ from rlhf.actors.launch_spec import Workers, end_role
 from rlhf.algorithms import build_algorithm
 from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import ReferencedConfig, TrainConfig
-from rlhf.config.models import dtype_on
+from rlhf.config.models import StoredReferenceSection, dtype_on
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import Tokenizer
 from rlhf.errors import PreemptedError
@@ -20,9 +20,17 @@ from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.step.reference_store import ReferenceStore, reference_sequences
 from rlhf.planning.roles import model_of
-from rlhf.types import Role, ScoredGroup, Signal
+from rlhf.types import Json, Role, ScoredGroup, Signal
 
 FOLDER = "reference-cache"
+NOT_DECIDING = frozenset(
+    {
+        *("model", "trust_remote_code", "dtype"),
+        *("num_nodes", "num_gpus_per_node", "zero_stage", "offload_parameters", "cache_dir"),
+    }
+)
+"""Settings of a reference that do not decide how it computes, or whose result the fingerprint holds instead: the
+model's files, and the dtype on the device."""
 
 
 def open_store(
@@ -42,16 +50,9 @@ def open_store(
     from rlhf.engines.models.fingerprint import model_fingerprint  # noqa: PLC0415  imports transformers
 
     section = config.reference
-    settings = {
-        "tokenizer": tokenizer.fingerprint(),
-        "dtype": dtype_on(section.dtype, device),
-        "attention": section.attention,
-        "quantization": section.quantization,
-        "device": device,
-    }
     fingerprint = model_fingerprint(
         model_of(section, Role.REFERENCE),
-        settings,
+        store_settings(section, tokenizer.fingerprint(), device),
         where="reference.model",
         trust_remote_code=section.trust_remote_code,
     )
@@ -63,6 +64,13 @@ def open_store(
     if store.is_complete:
         records.say(f"reference: read from {store.folder}; no reference is started")
     return store
+
+
+def store_settings(section: StoredReferenceSection, tokenizer: str, device: str) -> dict[str, Json]:
+    """Everything but the model's files that decides the log-probs of the reference; a new setting of models does so,
+    unless it is named in `NOT_DECIDING`. `tokenizer` is a fingerprint."""
+    deciding: dict[str, Json] = section.model_dump(mode="json", exclude=set(NOT_DECIDING))
+    return deciding | {"tokenizer": tokenizer, "dtype": dtype_on(section.dtype, device), "device": device}
 
 
 def stores(needs: Needs) -> bool:

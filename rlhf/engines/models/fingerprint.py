@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rlhf.config.model_files import trusted_commit
 from rlhf.engines.models.loading import WEIGHTS, resolve_folder
+from rlhf.types import Json
 
 DECIDING = ("config.json", WEIGHTS, "*.py")
 LIBRARIES = ("torch", "transformers")
 
 
-def model_fingerprint(model: str, settings: Mapping[str, str], *, where: str, trust_remote_code: str | None) -> str:
+def model_fingerprint(model: str, settings: Mapping[str, Json], *, where: str, trust_remote_code: str | None) -> str:
     """sha256 of a model's weights, config and code, of `settings`, and of the libraries' versions.
 
     `model` is a folder or hub name; `where` begins each line of an error. Raises ModelError.
