@@ -6,6 +6,7 @@ DPO: best against worst of each prompt.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rlhf.types import Json
 Row: TypeAlias = dict[str, Json]
 
 EMPTY = "empty"
+UNSCORED = "without a score"
 TRUNCATED = "truncated"
 REPEATED = "the same as another response to the prompt"
 BELOW = "reward below the threshold"
@@ -30,8 +32,9 @@ LONELY = "prompts with one response only"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One scored response. `prompt` is text or a list of messages; `row` is everything that is known about it.
-    `turns` are the messages of a response of several turns, from the model's first one to its last one."""
+    """One response with its reward, NaN where its source gave none: nothing is learned from it. `prompt` is text or a
+    list of messages; `row` is everything that is known about it. `turns` are the messages of a response of several
+    turns, from the model's first one to its last one."""
 
     id: str
     prompt: Json
@@ -40,6 +43,11 @@ class Sample:
     turns: Sequence[Json] = ()
     truncated: bool = False
     row: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the response has a reward."""
+        return not math.isnan(self.reward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +63,9 @@ def usable(samples: Sequence[Sample], *, keep_truncated: bool, dropped: Counter[
     off would teach to end in the middle of a sentence."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        if not sample.response.strip():
+        if not sample.is_scored:
+            dropped[UNSCORED] += 1
+        elif not sample.response.strip():
             dropped[EMPTY] += 1
         elif sample.truncated and not keep_truncated:
             dropped[TRUNCATED] += 1
@@ -131,17 +141,19 @@ def pair(samples: Sequence[Sample], *, min_margin: float = 0.0, keep_truncated: 
 
 
 def describe(samples: Sequence[Sample]) -> dict[str, float]:
-    """Metrics of all samples, kept or not: mean reward, mean over prompts of the best, shares truncated and empty."""
-    if not samples:
+    """Metrics of all samples, kept or not: mean reward, mean over prompts of the best, shares truncated and empty.
+    Rewards are those of the responses that have one."""
+    scored = [sample for sample in samples if sample.is_scored]
+    if not scored:
         return {}
     best: dict[str, float] = {}
-    for sample in samples:
+    for sample in scored:
         key = json.dumps(sample.prompt, sort_keys=True)
         best[key] = max(best.get(key, sample.reward), sample.reward)
     return {
-        "prompts": float(len(best)),
+        "prompts": float(len({json.dumps(sample.prompt, sort_keys=True) for sample in samples})),
         "answers": float(len(samples)),
-        "reward": float(np.mean([sample.reward for sample in samples])),
+        "reward": float(np.mean([sample.reward for sample in scored])),
         "best_reward": float(np.mean(list(best.values()))),
         "truncated": float(np.mean([sample.truncated for sample in samples])),
         "empty": float(np.mean([not sample.response.strip() for sample in samples])),

@@ -4,6 +4,7 @@ and the file ends up with the same bytes as after an uninterrupted one."""
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from rlhf.orchestrator.data.values import canonical_text, is_float, shown
 from rlhf.orchestrator.run.files import checkpoint_errors, sync_path, write_json
 from rlhf.orchestrator.run.responses import episode_values
 from rlhf.orchestrator.step.sampler import request_seed
+from rlhf.terminal import counted
 from rlhf.types import FinishReason, Json, Prompt, Reward, Rollout, RolloutRequest, Sampling
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ SETTINGS_SUFFIX = ".settings"
 """What a samples file was made with lies beside it under this suffix, which no reader takes for rows."""
 NUM_ANSWERS = "num_answers"
 """The setting that says how many rows a finished file has; it follows from the others."""
+NEEDS_SOURCE = "Give `rlhf sample` a reward source."
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -223,8 +226,8 @@ def _id_of(line: bytes) -> str | None:
 
 
 def read_samples(path: str) -> list[Sample]:
-    """The scored responses in a file or glob: rows with `prompt`, `response` and `reward`. Raises DataError with every
-    row that is not one."""
+    """The scored responses in a file or glob: rows with `prompt`, `response` and `reward` (null where its source gave
+    none). Raises DataError with every row that is not one, and where no response has a reward."""
     problems = Problems(0)
     samples: list[Sample] = []
     seen: dict[str, int] = {}
@@ -236,6 +239,8 @@ def read_samples(path: str) -> list[Sample]:
             continue
         seen[sample.id] = seen.get(sample.id, 0) + 1
         samples.append(sample if seen[sample.id] == 1 else _renamed(sample, seen[sample.id]))
+    if samples and not any(sample.is_scored for sample in samples):
+        problems.add(f"{path}: none of {counted(len(samples), 'response')} has a reward. {NEEDS_SOURCE}")
     problems.settle()
     for note in problems.notes:
         logger.warning("%s", note)
@@ -250,8 +255,10 @@ def _sample(values: Mapping[str, Json], where: str) -> Sample:
         parse_text(prompt, "prompt")
     if not isinstance(response, str):
         raise RowError(f"response is not text (got {type(response).__name__}).")
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not is_float(reward):
-        raise RowError(f"reward is not a number (got {shown(reward)}). Give `rlhf sample` a reward source.")
+    if reward is None and "reward" in values:
+        reward = math.nan
+    elif isinstance(reward, bool) or not isinstance(reward, int | float) or not is_float(reward):
+        raise RowError(f"reward is not a number (got {shown(reward)}). {NEEDS_SOURCE}")
     begun, turns = _turns(prompt, values.get("episode"))
     return Sample(
         id=canonical_text(values.get("id")) or where,

@@ -209,7 +209,7 @@ def test_turns_of_an_episode_are_learned_as_a_conversation(tmp_path: Path) -> No
 
 def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [
-        {"prompt": "p", "response": "a", "reward": None},
+        {"prompt": "p", "response": "a"},
         {"prompt": "p", "response": 3, "reward": 1},
         {"prompt": "", "response": "a", "reward": 1},
         {"prompt": "p", "response": "a", "reward": True},
@@ -229,6 +229,28 @@ def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pyt
         f"rlhf: error: s.jsonl:7: reward is not a number (got 1{'0' * 59}...). {need}",
     ]
     assert not (tmp_path / "d.jsonl").exists()
+
+
+def test_responses_that_a_source_left_unscored_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[Json] = [
+        {"id": str(number), "prompt": "p", "response": f"a{number}", "reward": reward}
+        for number, reward in enumerate((None, 1.0, 0.5, None))
+    ]
+    path = write_rows(tmp_path / "s.jsonl", rows)
+    for method, kept in (("best-of-n", ["1"]), ("conditional", ["1", "2"]), ("pairs", ["1"])):
+        out = tmp_path / f"{method}.jsonl"
+        assert main(["curate", method, str(path), "--out", str(out)]) == 0
+        assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == kept
+        said = capsys.readouterr().out
+        assert "4 responses to 1 prompts, mean reward 0.75, mean of the best 1" in said
+        assert "dropped 2: without a score" in said
+
+
+def test_samples_without_any_score_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [{"prompt": "p", "response": "a", "reward": None}] * 2)
+    assert main(["curate", "pairs", str(path), "--out", str(tmp_path / "d.jsonl")]) == 3
+    refused = f"rlhf: error: {path}: none of 2 responses has a reward. Give `rlhf sample` a reward source.\n"
+    assert capsys.readouterr().err == refused
 
 
 def test_an_existing_file_and_an_empty_choice_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
