@@ -23,6 +23,7 @@ from rlhf.launch.agents import (
 from rlhf.launch.check import try_rewards
 from rlhf.launch.findings import Findings
 from rlhf.launch.reward_trial import try_functions
+from rlhf.launch.schedule import unlearned
 from rlhf.launch.unfit_rows import unfit_rows
 from rlhf.orchestrator.data import DataSplit, load_groups, load_prompts
 from rlhf.types import Prompt, ScoredGroup
@@ -99,6 +100,8 @@ def _online_data(config: OnlineConfig, tokenizer: Tokenizer, max_rows: int | Non
     data = RunData(prompts=prompts, texts=texts, tried=tried, world=world)
     if prompts is not None and (max_rows is None or data.num_looked_at < max_rows):
         found.attempt(partial(prompts.require, config.rollout.batch_size, "rollout.batch_size"))
+        if wrong := unlearned(config, len(prompts.train)):
+            found.add([wrong])
     found.settle()
     return data
 

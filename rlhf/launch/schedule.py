@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rlhf.config.algo import critic_warmup_steps, num_epochs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.orchestrator.run.schedule import RunLength
+from rlhf.terminal import counted
 
 if TYPE_CHECKING:
     from rlhf.orchestrator.loop import LoopSections
@@ -20,6 +21,18 @@ def run_length(config: TrainConfig, num_rows: int) -> RunLength:
         batch_size=train.batch_size,
         num_epochs=num_epochs(config.algo),
         critic_warmup_steps=critic_warmup_steps(config.algo),
+    )
+
+
+def unlearned(config: TrainConfig, num_rows: int) -> str | None:
+    """What to say of a run whose policy would never learn, because all of its steps are critic warm-up."""
+    length = run_length(config, num_rows)
+    if length.critic_warmup_steps < length.num_steps:
+        return None
+    return (
+        f"algo.critic_warmup_steps: {length.critic_warmup_steps} of {counted(length.num_steps, 'step')} "
+        f"({counted(config.train.num_epochs, 'epoch')} over {counted(num_rows, 'row')}): the policy would never learn. "
+        "Lower it, or raise train.num_epochs."
     )
 
 

@@ -158,6 +158,13 @@ def test_check_and_train_say_the_same_of_a_run_that_cannot_work(
     assert said in "\n".join(lines[0])
 
 
+def test_a_policy_that_would_never_learn(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many steps the epochs have, only the rows say."""
+    for verb in ("check", "train"):
+        assert cli.main([verb, "ppo", *GOOD, "--algo.critic-warmup-steps", "8"]) == 2
+        assert "rlhf: error: algo.critic_warmup_steps: 8 of 8 steps (1 epoch over 64 rows)" in capsys.readouterr().err
+
+
 def test_a_folder_that_another_driver_holds(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The lock of another process; one's own would be given again."""
     folder = world / "runs" / "run"

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.config.loading.load import load_config
-from rlhf.launch.schedule import run_length
+from rlhf.launch.schedule import run_length, unlearned
 
 COMMON = ["--policy.model", "m", "--data.path", "x.jsonl"]
 SAMPLED = ["--rollout.batch-size", "4", "--rollout.group-size", "2", "--train.batch-size", "8"]
@@ -24,3 +24,17 @@ def test_steps_follow_from_epochs(method: str, arguments: list[str], num_rows: i
     """An offline batch ends with its epoch; sampled prompts go on into the next."""
     config = load_config(method, [*COMMON, *arguments], {})
     assert run_length(config, num_rows).num_steps == num_steps
+
+
+@pytest.mark.parametrize(
+    ("warmup", "epochs", "learns"), [("2", "1", False), ("3", "1", False), ("1", "1", True), ("2", "2", True)]
+)
+def test_a_policy_that_would_never_learn_is_refused_when_steps_follow_from_epochs(
+    warmup: str, epochs: str, learns: bool
+) -> None:
+    arguments = [*ONLINE, "--algo.critic-warmup-steps", warmup, "--train.num-epochs", epochs]
+    config = load_config("ppo", [*COMMON, *arguments], {})
+    text = unlearned(config, 7)
+    assert (text is None) is learns
+    if text is not None:
+        assert text.startswith(f"algo.critic_warmup_steps: {warmup} of 2 steps (1 epoch over 7 rows): the policy would")
