@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv6Address, ip_address
 from itertools import count
@@ -20,6 +20,8 @@ import torch
 
 from rlhf.cli.chaos import TIMED
 from rlhf.cli.chaos_child import Fault
+from rlhf.cli.chaos_child import run as run_chaos_child
+from rlhf.cli.main import main
 from rlhf.engines.process.open_names import OF_PYTHON, OF_VLLM, SHARED_MEMORY
 from tests.integration.forked_command import run_forked
 from tests.tiny_models import make_policy, make_reward_model
@@ -183,52 +185,52 @@ class CommandLine:
         self._marks = (f"{os.getpid()}-{number}" for number in count())
 
     def start(
-        self,
-        *arguments: str,
-        name: str,
-        hold_at: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        faults: Sequence[Fault] = (),
+        self, *arguments: str, name: str, hold_at: int | None = None, environment: Mapping[str, str] | None = None
     ) -> Driver:
         """Start `rlhf train ARGUMENTS --run.name NAME`; at call `hold_at` its reward function waits to be released. One
-        at a time is held. `faults` are injected into it."""
-        folder = self.workplace / "runs" / name
-        program = ["rlhf.cli.main"]
-        if faults:
-            work = self.workplace / f"{name}-faults"
-            work.mkdir()
-            (work / "plan.json").write_text(json.dumps([asdict(fault) for fault in faults]))
-            program = ["rlhf.cli.chaos_child", str(work), str(folder)]
+        at a time is held."""
         if hold_at is not None:
             (self.workplace / "hold").write_text(str(hold_at))
         mark = next(self._marks)
         log = self.workplace / f"{mark}-{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *program, "train", *arguments, "--run.name", name],
+                [sys.executable, "-m", "rlhf.cli.main", "train", *arguments, "--run.name", name],
                 cwd=self.workplace,
                 env={**(environment or clean_environment()), MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        folder = self.workplace / "runs" / name
         driver = Driver(process=process, workplace=self.workplace, folder=folder, log=log, mark=mark)
         self._drivers.append(driver)
         return driver
 
     def run(self, *arguments: str, name: str, environment: Mapping[str, str]) -> Run:
         """A run that must succeed, from its start to its end. `environment` is that of the tests' cluster."""
-        log = self.workplace / f"{next(self._marks)}-{name}.log"
-        code = run_forked(
-            ["train", *arguments, "--run.name", name],
-            folder=self.workplace,
-            environment=environment,
-            log=log,
-            timeout_s=RUN_TIMEOUT_S,
-        )
-        run = Run(folder=self.workplace / "runs" / name, code=code, output=log.read_text())
+        run = self._run(main, ["train", *arguments, "--run.name", name], name, environment)
         assert run.code == 0, run.output
         return run
+
+    def run_with_faults(
+        self, *arguments: str, name: str, environment: Mapping[str, str], faults: Sequence[Fault]
+    ) -> Run:
+        """A run into which `faults` are injected, from its start to its end, whatever that is."""
+        work = self.workplace / f"{name}-faults"
+        work.mkdir()
+        (work / "plan.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+        folders = [str(work), str(self.workplace / "runs" / name)]
+        return self._run(run_chaos_child, [*folders, "train", *arguments, "--run.name", name], name, environment)
+
+    def _run(
+        self, command: Callable[[list[str]], int], arguments: list[str], name: str, environment: Mapping[str, str]
+    ) -> Run:
+        log = self.workplace / f"{next(self._marks)}-{name}.log"
+        code = run_forked(
+            command, arguments, folder=self.workplace, environment=environment, log=log, timeout_s=RUN_TIMEOUT_S
+        )
+        return Run(folder=self.workplace / "runs" / name, code=code, output=log.read_text())
 
     def close(self) -> None:
         for driver in self._drivers:

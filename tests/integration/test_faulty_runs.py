@@ -34,7 +34,7 @@ def test_an_engine_that_is_stopped_before_a_sync_is_named_and_not_the_policy(
     name = f"{engine}_stopped"
     fault = Fault(number=0, kind="stop", process="rollout engine 0", phase="sync")
     arguments = (*SYNCING, "--rollout.engine", engine, "--cluster.address", head.address)
-    run = command.start(*arguments, name=name, environment=head.environment, faults=[fault]).wait()
+    run = command.run_with_faults(*arguments, name=name, environment=head.environment, faults=[fault])
     (witness,) = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
     assert str(witness["wait"]).startswith("weight sync of version "), witness
     assert run.code == 8, run.output

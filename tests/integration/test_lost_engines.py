@@ -33,7 +33,7 @@ FAULTS = (
 def run_with(command: CommandLine, head: RayHead, name: str, faults: Sequence[Fault], *more: str) -> Run:
     """A run in which all these faults happen."""
     arguments = (*TWO_ENGINES, "--cluster.address", head.address, *more)
-    run = command.start(*arguments, name=name, environment=head.environment, faults=faults).wait()
+    run = command.run_with_faults(*arguments, name=name, environment=head.environment, faults=faults)
     assert run.code == 0, run.output
     witnesses = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
     waits = {str(row["phase"]): str(row["wait"]) for row in witnesses}
