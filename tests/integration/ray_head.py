@@ -104,8 +104,8 @@ def lose_node(process: subprocess.Popen[bytes]) -> None:
     process.wait(STOP_TIMEOUT_S)
 
 
-def start_ray_head(num_cpus: int = 2) -> RayHead:
-    """Start a head node on the loopback address, with token authentication and the job server.
+def start_ray_head(num_cpus: int = 2, *, has_job_server: bool = False) -> RayHead:
+    """Start a head node on the loopback address, with token authentication. The job server is a part of the dashboard.
 
     Its folder is a short path of its own: the paths of sockets may have 107 bytes.
     """
@@ -126,6 +126,7 @@ def start_ray_head(num_cpus: int = 2) -> RayHead:
             [
                 *(RAY, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)),
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
+                *("--include-dashboard", str(has_job_server)),
                 # The port of the agent that takes jobs has a default, and where it is taken no job is.
                 *("--dashboard-agent-listen-port", str(agent_port), "--ray-client-server-port", str(client_port)),
                 *("--temp-dir", str(folder), "--num-cpus", str(num_cpus)),
@@ -139,7 +140,7 @@ def start_ray_head(num_cpus: int = 2) -> RayHead:
         )
     wait_until_started(process, log)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not listens(dashboard_port):
+    while has_job_server and not listens(dashboard_port):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     return RayHead(

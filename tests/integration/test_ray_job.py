@@ -26,7 +26,7 @@ SHORT = ("--train.num-steps", "2", "--rollout.engine", "transformers")
 @pytest.fixture(scope="module")
 def narrow_head() -> Iterator[RayHead]:
     """A cluster whose first node has one core."""
-    head = start_ray_head(num_cpus=1)
+    head = start_ray_head(num_cpus=1, has_job_server=True)
     yield head
     head.stop()
 
