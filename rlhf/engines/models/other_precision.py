@@ -12,7 +12,7 @@ from torch import nn
 
 from rlhf.engines.models.adapter_names import adapted_tensors
 from rlhf.engines.models.four_bit import FourBitLinear
-from rlhf.engines.models.gathering import is_partitioned, whole
+from rlhf.engines.models.gathering import TOGETHER_BYTES, is_partitioned, whole_ones
 
 
 def finer_than(dtype: torch.dtype, root: nn.Module) -> torch.dtype:
@@ -52,8 +52,10 @@ def _opens(block: _Block, dtype: torch.dtype, opened: list[ExitStack]) -> Callab
         opened.append(stack)
         for tensor in block.tensors:
             stack.callback(setattr, tensor, "data", tensor.data)
-            if isinstance(tensor, nn.Parameter) and is_partitioned(tensor):
-                tensor.data = whole(tensor)
+        shards = [tensor for tensor in block.tensors if isinstance(tensor, nn.Parameter) and is_partitioned(tensor)]
+        for parameter, gathered in zip(shards, whole_ones(shards) if shards else (), strict=True):
+            parameter.data = gathered
+        for tensor in block.tensors:
             if tensor.is_floating_point() and tensor.itemsize < dtype.itemsize:
                 tensor.data = tensor.data.to(dtype)
         for layer in block.layers:
@@ -72,17 +74,26 @@ def _closes(opened: list[ExitStack]) -> Callable[..., None]:
 
 
 def _blocks(root: nn.Module) -> Iterator[_Block]:
-    """Under ZeRO-3 each module by itself, as in training. Else whole layers, which may also use each other's weights
-    without calling each other; and so may experts and their adapters."""
-    whole_ones: Iterable[nn.Module] = _layers(root)
+    """Whole layers, whose modules may also use each other's weights without calling each other. Under ZeRO-3, where
+    layers are large, each module by itself, as in training, but for experts and their adapters."""
+    whole: Iterable[nn.Module] = _layers(root)
     if any(map(is_partitioned, root.parameters())):
-        whole_ones = [module for _, module in adapted_tensors(root)]
-        inside = {part for module in whole_ones for part in module.modules()}
+        whole = list(filter(_is_small, whole))
+        inside = {part for module in whole for part in module.modules()}
+        whole += [module for _, module in adapted_tensors(root) if module not in inside]
+        inside |= {part for module in whole for part in module.modules()}
         for module in root.modules():
             if module not in inside:
                 yield _Block(module, [*module.parameters(recurse=False), *module.buffers(recurse=False)], [module])
-    for module in whole_ones:
+    for module in whole:
         yield _Block(module, [*module.parameters(), *module.buffers()], list(module.modules()))
+
+
+def _is_small(module: nn.Module) -> bool:
+    """Whether its partitioned parameters, once gathered, are no matter."""
+    parameters = filter(is_partitioned, module.parameters())
+    size = sum(int(vars(parameter)["ds_numel"]) * parameter.itemsize for parameter in parameters)
+    return size <= TOGETHER_BYTES
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

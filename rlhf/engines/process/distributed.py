@@ -3,6 +3,7 @@
 DeepSpeed chooses its device when it is imported, so every other module imports it from here.
 """
 
+import gc
 import logging
 import os
 import warnings
@@ -30,6 +31,8 @@ __all__ = ["deepspeed", "init_distributed", "torch_device"]
 def init_distributed(rank: int, world_size: int, store: Store, *, device: str, timeout_s: float) -> None:
     """Join the default process group: gloo on CPU, NCCL on CUDA. Blocks until all ranks have joined, and raises after
     `timeout_s`, which is also the timeout of every collective."""
+    # Modules stay. DeepSpeed collects garbage when an engine starts, and takes 0.4 s to look through theirs.
+    gc.freeze()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
     torch_device(device)
     dist.init_process_group(
