@@ -244,9 +244,11 @@ def test_a_client_that_asks_again_gets_the_turn_that_it_asked_for(loop: Make) ->
 
 
 def test_a_client_that_asks_again_gets_no_turn_that_another_waits_for(loop: Make) -> None:
-    game = loop("asks_twice_and_again", lambda seen, turn: None)
+    game = loop("asks_twice_and_again", lambda seen, turn: None, max_turn_tokens=60)
     future = game.submit()
+    deadline = time.monotonic() + 30
     while len(game.engine.requests) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(2.0)
     game.engine.script = says("a", "b")
