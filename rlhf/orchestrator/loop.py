@@ -21,6 +21,7 @@ from rlhf.orchestrator.evaluation import Evaluation, Evaluator
 from rlhf.orchestrator.run.causes import CauseWatch
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
 from rlhf.orchestrator.run.export import export_model, show_model
+from rlhf.orchestrator.run.garbage import collecting_between_steps
 from rlhf.orchestrator.run.preemption import StopRequest, StopRequestedError
 from rlhf.orchestrator.run.progress import RunProgress
 from rlhf.orchestrator.run.records import Records
@@ -152,9 +153,11 @@ class Loop:
             self._weights.sync(state.step)
             self._clock = PhaseClock()
             self._source.start(first, self._num_steps, state.position, state.ahead)
-            for step in range(first, self._num_steps + 1):
-                self._stop.check()
-                self._step(step)
+            with collecting_between_steps() as collect:
+                for step in range(first, self._num_steps + 1):
+                    self._stop.check()
+                    self._step(step)
+                    collect()
         except StopRequestedError:
             self._progress.save()
             done = self._progress.state.step
