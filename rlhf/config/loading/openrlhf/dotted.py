@@ -40,7 +40,9 @@ CHECKPOINTS_AND_LOGS: Mapping[str, Entry] = {
     "ds.use_universal_ckpt": switch_for_nothing("a run continues from its own checkpoints"),
     "logger.logging_steps": nothing(EVERY_STEP),
     "logger.tensorboard_dir": nothing("TensorBoard files are in the run's folder"),
-    "logger.wandb.key": nothing("a key is read from WANDB_API_KEY in the environment alone"),
+    "logger.wandb.key": nothing(
+        "a key is read from WANDB_API_KEY in the environment alone; log.wandb_project turns the tracker on"
+    ),
     "logger.wandb.project": Own(("log.wandb_project",)),
     "logger.wandb.org": nothing("export WANDB_ENTITY"),
     "logger.wandb.group": nothing("export WANDB_RUN_GROUP"),

@@ -16,7 +16,6 @@ from rlhf.config.loading.openrlhf.entries import (
     trained,
     whole_number,
 )
-from rlhf.config.loading.openrlhf.flat import REWARD_SOURCE
 from rlhf.config.loading.openrlhf.joint import (
     CRITIC_FREE,
     asynchronous,
@@ -27,6 +26,7 @@ from rlhf.config.loading.openrlhf.joint import (
     kl_in_loss,
     queue_size,
     reward_bounds,
+    reward_source,
 )
 from rlhf.config.loading.openrlhf.schedules import schedule
 
@@ -93,7 +93,7 @@ PLACEMENT: Mapping[str, Entry] = {
 MODELS_OF_A_RUN: Mapping[str, Entry] = {
     "actor.model_name_or_path": Own(("policy.model",)),
     "reward.model_name_or_path": Own(("reward.model",)),
-    "reward.remote_url": REWARD_SOURCE,
+    "reward.remote_url": Joint(reward_source, "`reward.url`; of a Python file `reward.function`"),
     "critic.model_name_or_path": _critic("model"),
     "critic.save_value_network": switch_for_nothing("checkpoints hold the critic"),
     "actor.gradient_checkpointing_enable": trained("gradient_checkpointing", "true"),

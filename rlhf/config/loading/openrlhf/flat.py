@@ -2,116 +2,38 @@
 
 from collections.abc import Mapping
 
-from rlhf.config.loading.openrlhf.entries import (
-    MODELS,
-    Entry,
-    Joint,
-    Own,
-    braces,
-    each,
-    nothing,
-    switch_for_nothing,
-    trained,
-)
-from rlhf.config.loading.openrlhf.joint import reward_source
+from rlhf.config.loading.openrlhf.dotted import DOTTED
+from rlhf.config.loading.openrlhf.entries import MODELS, Entry, Own, each, only, refused, switch_for_nothing, trained
+from rlhf.config.loading.openrlhf.flat_names import DOTTED_NAMES
 
-REWARD_SOURCE = Joint(reward_source, "`reward.url`; of a Python file `reward.function`")
+UNCHANGED: Mapping[str, Entry] = {name: DOTTED[dotted] for name, dotted in DOTTED_NAMES.items()}
+"""Flags whose meaning is that of a dotted one."""
 
-FLAT: Mapping[str, Entry] = {
-    # Where models live
-    "actor_num_nodes": Own(("policy.num_nodes",)),
-    "actor_num_gpus_per_node": Own(("policy.num_gpus_per_node",)),
-    "ref_num_nodes": Own(("reference.num_nodes",)),
-    "ref_num_gpus_per_node": Own(("reference.num_gpus_per_node",)),
-    "reward_num_nodes": Own(("reward.num_nodes",)),
-    "reward_num_gpus_per_node": Own(("reward.num_gpus_per_node",)),
-    "critic_num_nodes": Own(("critic.num_nodes",)),
-    "critic_num_gpus_per_node": Own(("critic.num_gpus_per_node",)),
-    "colocate_actor_ref": Own(("cluster.colocate",), "policy,reference"),
-    "colocate_critic_reward": Own(("cluster.colocate",), "critic,reward"),
-    "colocate_all_models": Own(("cluster.colocate",), "all"),
+REMOVED: Mapping[str, Entry] = {
     "ref_reward_offload": Own(("reference.offload_parameters", "reward.offload_parameters"), "true"),
-    "ref_offload": Own(("reference.offload_parameters",), "true"),
-    "adam_offload": trained("offload_optimizer", "true"),
-    # Rollouts
-    "vllm_num_engines": Own(("rollout.num_engines",)),
-    "vllm_tensor_parallel_size": Own(("rollout.tensor_parallel_size",)),
-    "vllm_gpu_memory_utilization": Own(("rollout.gpu_memory_utilization",)),
-    "vllm_sync_backend": nothing("the placement decides it: nccl between GPUs, CUDA IPC within one"),
-    "vllm_enable_sleep": switch_for_nothing("engines that share devices always sleep"),
-    "deepspeed_enable_sleep": switch_for_nothing(
-        "models free unused memory for engines on their devices; policy.swap_optimizer moves optimizer states too"
-    ),
-    "micro_rollout_batch_size": nothing("batches are cut by train.max_tokens_per_micro_batch"),
-    "enforce_eager": Own(("rollout.enforce_eager",), "true"),
-    "rollout_batch_size": Own(("rollout.batch_size",)),
-    "n_samples_per_prompt": Own(("rollout.group_size",)),
+    "actor_init_on_gpu": switch_for_nothing("models are always loaded where they are used"),
     "prompt_max_len": Own(("rollout.max_prompt_tokens",)),
     "generate_max_len": Own(("rollout.max_response_tokens",)),
-    "temperature": Own(("rollout.temperature",)),
-    "top_p": Own(("rollout.top_p",)),
-    # Models
     "pretrain": Own(("policy.model",), otherwise=("reward.model",)),
-    "critic_pretrain": Own(("critic.model",)),
-    "reward_pretrain": Own(("reward.model",)),
-    "remote_rm_url": REWARD_SOURCE,
     "bf16": Own(each(MODELS, "dtype"), "bfloat16"),
     "flash_attn": Own(each(MODELS, "attention"), "flash_attention_2"),
     "attn_implementation": Own(each(MODELS, "attention")),
-    "zero_stage": trained("zero_stage"),
-    "lora_rank": trained("lora.rank"),
-    "lora_alpha": trained("lora.alpha"),
-    "load_in_4bit": Own(each(MODELS, "quantization"), "nf4"),
-    "gradient_checkpointing": trained("gradient_checkpointing", "true"),
-    # Learning
-    "actor_learning_rate": Own(("policy.lr",)),
-    "critic_learning_rate": Own(("critic.lr",)),
     "learning_rate": Own(("policy.lr",), otherwise=("reward.lr",)),
     "lr_warmup_ratio": trained("warmup_ratio"),
     "max_norm": trained("max_grad_norm"),
-    "l2": trained("weight_decay"),
-    "train_batch_size": Own(("train.batch_size",)),
-    "micro_train_batch_size": Own(("train.micro_batch_size",)),
-    "num_episodes": Own(("train.num_epochs",)),
-    "max_epochs": Own(("algo.num_epochs",), otherwise=("train.num_epochs",)),
-    "beta": Own(("algo.loss.beta",), otherwise=("algo.beta",)),
-    "init_kl_coef": Own(("algo.kl.coef",)),
-    "kl_estimator": Own(("algo.kl_estimator",)),
-    "use_kl_loss": Own(("algo.kl_placement",), "loss"),
-    "normalize_reward": Own(("algo.normalize_rewards",), "true"),
-    "gamma": Own(("algo.gamma",)),
-    "lambd": Own(("algo.gae_lambda",)),
-    "eps_clip": Own(("algo.clip_low", "algo.clip_high")),
-    "value_clip": Own(("algo.value_clip",)),
-    "entropy_loss_coef": Own(("algo.entropy_coef",)),
+    "torch_compile": switch_for_nothing("speed and memory alone"),
+    "use_kl_estimator_k3": Own(("algo.kl_estimator",), "k3"),
+    "universal_ckpt": switch_for_nothing("a run continues from its own checkpoints"),
+    "use_icepop": refused(
+        "give --enable_vllm_is_correction and --vllm_is_correction_type icepop, as later releases have it.", words=0
+    ),
     "ptx_coef": Own(("algo.ptx_coef",)),
-    "freezing_actor_steps": Own(("algo.critic_warmup_steps",)),
-    "seed": Own(("run.seed",)),
-    # Data
-    "prompt_data": Own(("data.path",)),
-    "dataset": Own(("data.path",)),
-    "max_len": Own(("data.max_tokens",)),
-    "prompt_split": Own(("data.split",)),
-    "eval_dataset": Own(("data.eval_path",)),
-    "input_key": Own(("data.prompt_key",)),
-    "output_key": Own(("data.response_key",)),
-    "chosen_key": Own(("data.chosen_key",)),
-    "rejected_key": Own(("data.rejected_key",)),
-    "label_key": Own(("data.label_key",)),
-    "input_template": Own(("data.prompt_format",), form=braces),
-    "apply_chat_template": Own(("data.template",), "chat"),
-    # What is kept
-    "save_path": Own(("run.dir",)),
-    "save_steps": Own(("checkpoint.every_steps",), never="-1"),
-    "ckpt_path": nothing("checkpoints are in the run's folder"),
-    "save_hf_ckpt": switch_for_nothing("the last model is always saved in Hugging Face's format"),
-    "max_ckpt_num": Own(("checkpoint.keep",)),
-    "load_checkpoint": Own(("checkpoint.resume",), "true"),
-    "eval_steps": Own(("eval.every_steps",), never="-1"),
-    "logging_steps": nothing("every step is logged"),
-    "wandb_project": Own(("log.wandb_project",)),
-    # Always so here
-    "packing_samples": switch_for_nothing("always so"),
-    "enable_prefix_caching": switch_for_nothing("always so"),
+    "pretrain_data": Own(("algo.ptx_path",)),
+    "pretrain_data_probs": refused("one data set of texts is read. Mix the rows in a file."),
+    "pretrain_split": only("train", "always so", "the split train is read. Use train, or name a file."),
+    "perf": switch_for_nothing("the times of every step are always logged"),
 }
+"""Flags that the dotted releases have no longer, or that have several names there."""
+
+FLAT: Mapping[str, Entry] = {**UNCHANGED, **REMOVED}
 """Their flags without dashes, in underscores."""

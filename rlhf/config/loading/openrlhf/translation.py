@@ -1,17 +1,21 @@
 """A command line in OpenRLHF's flags, put into this project's own."""
 
+import re
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf.config.loading.openrlhf.dotted import ALIKE, DOTTED
 from rlhf.config.loading.openrlhf.entries import Entry, Given, Outcome
 from rlhf.config.loading.openrlhf.flat import FLAT
+from rlhf.config.loading.openrlhf.flat_names import DOTTED_NAMES
 
 SWITCH = "--openrlhf"
 """Reads the flags that both projects have as OpenRLHF's."""
 ADDED_UP = frozenset({"cluster.colocate"})
 """Lists to which several flags of theirs add."""
+FLAT_NAMES = {dotted: flat for flat, dotted in reversed(DOTTED_NAMES.items())}
+DOTTED_FLAG = re.compile(r"--([a-z_]+(?:\.[a-z_]+)+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,11 @@ class _Read:
     entry: Entry | None = None
     problem: str = ""
 
+    @property
+    def dotted(self) -> str:
+        """The flag's name in the dotted releases."""
+        return DOTTED_NAMES.get(self.name, self.name)
+
 
 def translate(argv: Sequence[str], known: Collection[str]) -> Translation:
     """`argv` with OpenRLHF's flags in this project's own, in the same order.
@@ -69,8 +78,8 @@ def translate(argv: Sequence[str], known: Collection[str]) -> Translation:
     that is given by `--set` never is. Where they repeat a flag, the last one counts.
     """
     pieces = list(_pieces(argv, is_on=_is_on(argv)))
-    flags = {piece.name: piece.words for piece in pieces if piece.entry is not None}
-    last = {piece.name: index for index, piece in enumerate(pieces) if piece.entry is not None}
+    flags = {piece.dotted: piece.words for piece in pieces if piece.entry is not None}
+    last = {piece.dotted: index for index, piece in enumerate(pieces) if piece.entry is not None}
     found = Translation()
     setters: dict[str, tuple[str, str]] = {}
     for index, piece in enumerate(pieces):
@@ -78,10 +87,26 @@ def translate(argv: Sequence[str], known: Collection[str]) -> Translation:
             found.problems.append(f"{piece.typed}: {piece.problem}")
         elif piece.entry is None:
             found.argv.append(piece.typed)
-        elif last[piece.name] == index:
+        elif last[piece.dotted] == index:
             given = Given(name=piece.name, words=piece.words, flags=flags, known=known)
-            _add(found, Became(piece.typed, piece.words, piece.entry.outcome(given)), setters)
+            outcome = piece.entry.outcome(given)
+            outcome = outcome if "." in piece.name else _in_flat_names(outcome)
+            _add(found, Became(piece.typed, piece.words, outcome), setters)
     return found
+
+
+def _in_flat_names(outcome: Outcome) -> Outcome:
+    """An outcome that names other flags of theirs as they are spelled without dots."""
+
+    def respelled(text: str) -> str:
+        return DOTTED_FLAG.sub(lambda match: f"--{FLAT_NAMES.get(match[1], match[1])}", text)
+
+    return replace(
+        outcome,
+        nothing=respelled(outcome.nothing),
+        problem=respelled(outcome.problem),
+        note=respelled(outcome.note),
+    )
 
 
 def _add(found: Translation, became: Became, setters: dict[str, tuple[str, str]]) -> None:

@@ -5,8 +5,8 @@ import shlex
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.algo import DpoSection, PpoSection
-from rlhf.config.commands import DpoConfig, PpoConfig
+from rlhf.config.algo import DpoSection, GrpoSection, PpoSection
+from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import translate
 from rlhf.config.models import TrainedModelSection
@@ -59,9 +59,9 @@ def test_the_launch_takes_16_gpus_and_without_its_merges_24(left_out: set[str], 
 def test_keys_that_the_command_lacks_are_left_out() -> None:
     known = {"policy.dtype", "reference.dtype"}
     own = ["--policy.dtype", "bfloat16", "--reference.dtype", "bfloat16"]
-    translation = translate(["--bf16", "--critic_num_nodes", "2"], known)
+    translation = translate(["--bf16", "--actor_num_nodes", "2"], known)
     assert translation.argv == own
-    assert translation.problems == ["--critic_num_nodes: this command has no such setting. Leave it out."]
+    assert translation.problems == ["--actor_num_nodes: this command has no such setting. Leave it out."]
 
 
 def test_spellings() -> None:
@@ -103,6 +103,57 @@ def test_a_preference_run_and_a_hybrid_one() -> None:
     assert config.rollout.sync_backend == "auto"
     assert isinstance(config.algo, PpoSection)
     assert (config.algo.kl_placement, config.algo.kl_estimator) == ("loss", "k3")
+
+
+GRPO_LAUNCH = shlex.split(
+    "--ref_num_nodes 1 --ref_num_gpus_per_node 8 --actor_num_nodes 1 --actor_num_gpus_per_node 8 "
+    "--reward_num_gpus_per_node 8 --critic_num_gpus_per_node 8 --critic_learning_rate 9e-6 --freezing_actor_steps -1 "
+    "--vllm_num_engines 4 --vllm_tensor_parallel_size 2 --colocate_all_models --vllm_gpu_memory_utilization 0.6 "
+    "--init_kl_coef 1e-3 --gamma 1.0 --kl_estimator k3 --advantage_estimator group_norm --dynamic_filtering "
+    "--dynamic_filtering_reward_range 0 1 --eps_clip_low_high 0.2 0.3 --pretrain m --reward_pretrain r "
+    "--save_path out --micro_train_batch_size 8 --train_batch_size 128 --rollout_batch_size 128 "
+    "--n_samples_per_prompt 8 --max_samples 20000 --prompt_data org/prompts --adam_betas 0.9 0.95 --lora_dropout 0 "
+    "--enable_vllm_is_correction --vllm_is_truncated_threshold 0.5 5.0 --use_dynamic_batch --use_tensorboard logs"
+)
+
+
+def test_a_launch_without_a_critic() -> None:
+    config = load_config("grpo", GRPO_LAUNCH, {})
+    assert isinstance(config, GrpoConfig)
+    algo = config.algo
+    assert isinstance(algo, GrpoSection)
+    assert (algo.type, algo.kl.coef, algo.kl_placement, algo.kl_estimator) == ("grpo", 1e-3, "reward", "k3")
+    assert (algo.clip_low, algo.clip_high, algo.dynamic_sampling) == (0.2, 0.3, True)
+    assert (algo.correction.type, algo.correction.cap) == ("truncate", 5.0)
+    assert (config.policy.adam_betas, config.train.micro_batch_size) == ((0.9, 0.95), None)
+    assert config.data.split == "train[:20000]"
+
+
+def test_a_penalty_in_the_loss() -> None:
+    config = load_config("grpo", [*GRPO_LAUNCH, "--use_kl_loss"], {})
+    assert isinstance(config, GrpoConfig)
+    assert isinstance(config.algo, GrpoSection)
+    assert (config.algo.kl.coef, config.algo.kl_placement) == (1e-3, "loss")
+
+
+def test_a_key_for_a_tracker_is_never_shown() -> None:
+    theirs = ["--use_wandb", "0123456789", "--wandb_org", "us", "--wandb_run_name", "x"]
+    translation = translate(theirs, {"log.wandb_project"})
+    assert (translation.problems, translation.argv) == ([], [])
+    assert not [line for line in translation.lines if "0123456789" in line]
+
+
+def test_messages_name_other_flags_without_dots() -> None:
+    assert translate(["--max_samples", "5", "--prompt_split", "x"], {"data.split"}).lines == [
+        "--prompt_split sets nothing (read with --max_samples)"
+    ]
+    assert translate(["--kl_horizon", "5"], set()).lines == ["--kl_horizon sets nothing (acts only with --kl_target)"]
+
+
+def test_of_both_names_of_a_flag_the_last_one_counts() -> None:
+    known = {"policy.lr"}
+    assert translate(["--actor_learning_rate", "1", "--actor.adam.lr", "2"], known).argv == ["--policy.lr", "2"]
+    assert translate(["--actor.adam.lr", "2", "--actor_learning_rate", "1"], known).argv == ["--policy.lr", "1"]
 
 
 def test_what_each_flag_became_is_told() -> None:

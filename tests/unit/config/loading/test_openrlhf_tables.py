@@ -10,7 +10,8 @@ from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.flags import ALIASES
 from rlhf.config.loading.openrlhf.dotted import ALIKE, DOTTED
 from rlhf.config.loading.openrlhf.entries import Entry, Own
-from rlhf.config.loading.openrlhf.flat import FLAT
+from rlhf.config.loading.openrlhf.flat import FLAT, REMOVED, UNCHANGED
+from rlhf.config.loading.openrlhf.flat_names import DOTTED_NAMES
 
 THEIRS: dict[str, dict[str, int | str]] = json.loads(
     Path(__file__).with_name("openrlhf_flags.json").read_text(encoding="utf-8")
@@ -18,6 +19,10 @@ THEIRS: dict[str, dict[str, int | str]] = json.loads(
 """Flags of OpenRLHF 0.11.2 by command, and those of the dotted releases before it that it no longer has: how many
 values each takes, `all` for those that take any number."""
 FLAGS = {name: num_words for flags in THEIRS.values() for name, num_words in flags.items()}
+FLAT_FLAGS: dict[str, int | str] = json.loads(
+    Path(__file__).with_name("openrlhf_flat_flags.json").read_text(encoding="utf-8")
+)
+"""The flags of the same commands in 0.6.0 to 0.10.1, which have no dots."""
 KEYS = {key for method in METHODS.values() for key in fields_by_name(method.config)}
 TABLES: dict[str, Entry] = {**FLAT, **DOTTED}
 
@@ -43,6 +48,19 @@ def test_every_flag_of_the_four_commands_is_known() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_takes_as_many_values_as_theirs(name: str) -> None:
     assert DOTTED[name].num_words == (None if FLAGS[name] == "all" else FLAGS[name])
+
+
+def test_every_flat_flag_is_known() -> None:
+    assert {name for name in FLAT_FLAGS if name not in TABLES} == {"loss"}
+    assert set(FLAT) <= set(FLAT_FLAGS)
+    assert not set(UNCHANGED) & set(REMOVED)
+    assert set(DOTTED_NAMES.values()) <= set(FLAGS)
+
+
+@pytest.mark.parametrize("name", FLAT_FLAGS)
+def test_a_flat_flag_takes_as_many_values_as_theirs(name: str) -> None:
+    if name in TABLES:
+        assert TABLES[name].num_words == (None if FLAT_FLAGS[name] == "all" else FLAT_FLAGS[name])
 
 
 def test_flags_that_are_spelled_like_keys_are_listed() -> None:
