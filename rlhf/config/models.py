@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
+from rlhf.config.path_text import PathText
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager"]
@@ -20,7 +21,7 @@ def dtype_on(dtype: DtypeName, device: str) -> Literal["float32", "bfloat16"]:
 class ModelSection(Section):
     """A model that does not learn."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub name of a Hugging Face model with safetensors weights."""
     dtype: DtypeName = "auto"
     """Number format; auto is float32 on CPU and bfloat16 on GPUs."""
@@ -183,5 +184,5 @@ class StoredReferenceSection(ModelSection):
     """The reference model of an offline method; without a model of its own, the policy before training. Its log-probs
     are computed once, before the first step, and kept on disk."""
 
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Folder of the stored log-probs, shared by runs; by default reference-cache in run.dir."""

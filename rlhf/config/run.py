@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from rlhf.config.base import Section
+from rlhf.config.path_text import PathText
 from rlhf.config.reward.address import require_no_secrets
 
 
@@ -13,7 +14,7 @@ class RunSection(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Folder that holds runs."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of every random choice: the same seed repeats the run."""

@@ -11,6 +11,7 @@ from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.config.import_name import ImportName
 from rlhf.config.models import DtypeName, TrainedModelSection
+from rlhf.config.path_text import PathText
 from rlhf.config.reward import RewardSection
 from rlhf.config.rollout import EngineName, EpisodeSection, RolloutSection
 from rlhf.config.run import ClusterSection
@@ -64,10 +65,10 @@ class SamplingConfig(Section):
 class SampleConfig(SamplingConfig):
     """A model's scored responses to every prompt of a data set, as rows."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub name of the model; usually the first argument."""
     rollout: EpisodeSection = EpisodeSection()
-    out: Annotated[str | None, AfterValidator(_rows_file)] = None
+    out: Annotated[PathText | None, AfterValidator(_rows_file)] = None
     """File of samples (.jsonl). A file that the same command left unfinished is continued."""
 
 
@@ -98,9 +99,9 @@ class CurateConfig(SelectionConfig):
 
     method: Literal["best-of-n", "rejection", "raft", "rft", "conditional", "pairs"] | None = None
     """How to choose; usually the first argument. raft is best-of-n, rft is rejection."""
-    samples: str | None = None
+    samples: PathText | None = None
     """File or glob of samples, as `rlhf sample` writes them; usually the second argument."""
-    out: Annotated[str | None, AfterValidator(_rows_file)] = None
+    out: Annotated[PathText | None, AfterValidator(_rows_file)] = None
     """File of rows to train on (.jsonl)."""
     threshold: FiniteFloat | None = None
     """Least reward of a response that is kept (best-of-n, rejection)."""
@@ -121,13 +122,13 @@ class RoundsConfig(SamplingConfig, SelectionConfig):
 
     method: Literal["sft", "dpo"] | None = None
     """sft is expert iteration (ReST, RAFT), dpo is iterative DPO; usually the first argument."""
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub name of the first policy."""
-    folder: str = "runs/rounds"
+    folder: PathText = "runs/rounds"
     """Folder with one folder for each round. Rounds that are finished in it are not repeated."""
     num_rounds: PositiveInt = 3
     """Rounds of sampling and training."""
-    train: str | None = None
+    train: PathText | None = None
     """Config file for `rlhf train`. The round sets policy.model, reference.model, data.path, run.dir and run.name."""
     thresholds: tuple[FiniteFloat, ...] = ()
     """sft: least reward of a response that is kept, one for each round. If there are fewer than rounds, the last one
@@ -146,7 +147,7 @@ class DataConfig(Section):
     kind: RowKind | None = None
     """What the rows are read as; usually the first argument."""
     data: DataSection = DataSection()
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder or hub name of a model whose tokenizer counts lengths; if not given, lengths are in characters."""
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt that a run would sample responses to (prompts)."""
@@ -189,7 +190,7 @@ class BenchConfig(Section):
     """Millions of parameters of the models that are made for the measurement, if policy.model names none."""
     repeats: PositiveInt = 5
     """Syncs of each model, after one for warm-up; the results are medians."""
-    folder: str = "runs/bench"
+    folder: PathText = "runs/bench"
     """Folder for the models that are made, and for the workers' logs. All nodes must see it."""
     policy: TrainedModelSection = TrainedModelSection()
     rollout: RolloutSection = RolloutSection()
@@ -209,7 +210,7 @@ class PlanConfig(Section):
     """Mean response length, for time estimates; by default the longest that the config allows."""
     suggest: bool = False
     """Search the cluster for faster placements of the same run, and show the best three."""
-    calibration: str | None = None
+    calibration: PathText | None = None
     """Folder of a run that was calibrated with `rlhf plan --calibrate`: its factors correct this plan."""
     as_json: bool = False
     """Print the plan as JSON (short: --json)."""
@@ -218,7 +219,7 @@ class PlanConfig(Section):
 class CalibrateConfig(Section):
     """What a finished run measured, next to what was planned for it. The factors are kept in the run's folder."""
 
-    calibrate: str | None = None
+    calibrate: PathText | None = None
     """Folder of the run."""
     cluster: str | None = None
     """Cluster that the run used, as 2x8xH100; by default the current one."""
@@ -229,7 +230,7 @@ class CalibrateConfig(Section):
 class DoctorConfig(Section):
     """Whether this machine has what a run needs; with a run's folder, what happened to that run."""
 
-    run: str | None = None
+    run: PathText | None = None
     """Folder of a run; usually the first argument."""
     debug: bool = False
     """Show tracebacks."""
@@ -239,7 +240,7 @@ class CompareConfig(Section):
     """Runs side by side: the values of their metrics at the end and at best, the settings in which they differ, and
     which run did best, by how much."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[PathText, ...] = ()
     """Folders of the runs, at least two; usually the arguments."""
     metrics: tuple[str, ...] = ()
     """Metrics to show, by their names in metrics.jsonl; by default those that say how a run did. Repeatable."""
@@ -254,9 +255,9 @@ class ReportConfig(Section):
     metric, responses with their rewards, the time of a step, events, settings that differ. It loads nothing, and can be
     mailed."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[PathText, ...] = ()
     """Folders of the runs; usually the arguments."""
-    out: str | None = None
+    out: PathText | None = None
     """The file; by default report.html in the run's folder, for several runs report.html here."""
     steps: tuple[PositiveInt, ...] = ()
     """Steps whose responses are all in the page, beside those of the first, middle and last steps. Repeatable."""
@@ -281,18 +282,18 @@ class ChaosConfig(Section):
     """Least time between the start of the run, or a fault, and the next fault."""
     delay_s: NonNegativeFloat = 0.1
     """Most time between the beginning of the phase and the fault in it; 0: before the phase calls any worker."""
-    against: str | None = None
+    against: PathText | None = None
     """Folder of a run that the same command finished without faults; by default that run is made first."""
 
 
 class GenerateConfig(Section):
     """Sampling responses from a trained model."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub name of the model; usually the first argument."""
     prompt: tuple[str, ...] = ()
     """A prompt. Repeatable."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """File of prompts: one on each line, or the rows of a data set."""
     template: Literal["auto", "chat", "plain"] | None = None
     """chat renders a prompt through the chat template, plain puts it into prompt_format, auto is chat where the model
@@ -321,7 +322,7 @@ class GenerateConfig(Section):
 class QuickstartConfig(Section):
     """The three steps of RLHF on a tiny model that is made for it."""
 
-    folder: str = "runs/quickstart"
+    folder: PathText = "runs/quickstart"
     """Folder for everything that is made; an earlier quickstart in it is replaced."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of every random choice."""
@@ -335,7 +336,7 @@ class ExampleConfig(Section):
 
     name: Literal["stories"] | None = None
     """Which example; usually the first argument."""
-    folder: str = "runs/stories"
+    folder: PathText = "runs/stories"
     """Folder for everything that is made; an earlier example in it is replaced."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of every random choice."""

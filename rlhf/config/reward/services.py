@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlhf.config.import_name import ImportName
+from rlhf.config.path_text import PathText
 from rlhf.config.reward.address import Url, Variable, check_plain_http
 from rlhf.config.reward.base import SourceSection
 
@@ -34,7 +35,7 @@ class EndpointSource(SourceSection):
     """Environment variable that holds the bearer token. The token itself is never part of a config."""
     allow_plain_http: bool = False
     """Allow http:// to a public host."""
-    ca_file: str | None = None
+    ca_file: PathText | None = None
     """PEM file of a certificate authority to trust."""
     max_concurrency: PositiveInt = 4
     """Requests in flight at the same time."""
