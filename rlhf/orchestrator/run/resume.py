@@ -42,6 +42,10 @@ RANK_KEYS = ("{role}.num_nodes", "{role}.num_gpus_per_node")
 """Keys that decide on how many ranks a trained role is."""
 
 
+STEP_SIZE_KEYS = ("rollout.batch_size", "train.batch_size")
+"""Keys that decide how many rows a step reads: of a run that has both, the first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
     """A complete checkpoint and its state."""
@@ -117,10 +121,27 @@ def require_same_run(saved: RunState, now: RunState, accepted: Sequence[str]) ->
         listed = ", ".join(f"{key} {_show(old)} -> {_show(new)}" for key, old, new in changes)
         flags = " ".join(f"--checkpoint.accept_change {key}" for key, _, _ in changes)
         problems.append(f"resume: changed since {where}: {listed}. To accept: {flags}")
+    problems += _other_steps(saved, now, differing)
     if saved.data_fingerprint != now.data_fingerprint and "data" not in accepted:
         problems.append(f"data: the files changed since {where} (sha256 differs). Pass --checkpoint.accept_change data")
     if problems:
         raise ConfigError(problems)
+
+
+def _other_steps(saved: RunState, now: RunState, differing: Sequence[tuple[str, Json, Json]]) -> Iterator[str]:
+    """A problem where steps are counted by epochs and have another size than before: their number would be that of a
+    run that had the new size from its first step on, so that rows would be left out or read again."""
+    given = dict(_leaves(now.config))
+    step_size = next((key for key in STEP_SIZE_KEYS if key in given), None)
+    if given.get("train.num_steps") is not None:
+        return
+    for key, old, new in differing:
+        if key == step_size:
+            yield (
+                f"resume: {key} {_show(old)} -> {_show(new)} and train.num_steps is not given: the steps of "
+                f"train.num_epochs would be counted as if all had the new size, and step_{saved.step} has read "
+                f"{saved.position} rows. Set train.num_steps to the step at which the run ends"
+            )
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:

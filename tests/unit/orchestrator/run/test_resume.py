@@ -250,6 +250,23 @@ def test_adapters_beside_other_layers_are_never_accepted() -> None:
         require_same_run(saved, now, ["policy.lora.targets", "policy.*"])
 
 
+@pytest.mark.parametrize("key", ["train.batch_size", "rollout.batch_size"])
+def test_steps_of_another_size_do_not_count_epochs(key: str) -> None:
+    """Half of 640 rows in steps of 64 are read after step 5, which is the last one of an epoch in steps of 128."""
+
+    def state(size: int, num_steps: int | None) -> RunState:
+        config: dict[str, Json] = {"train": {"num_steps": num_steps, "batch_size": size}}
+        if key == "rollout.batch_size":
+            config = {"train": {"num_steps": num_steps, "batch_size": 8}, "rollout": {"batch_size": size}}
+        return replace(SAVED, step=5, position=320, config=config)
+
+    refused = rf"^resume: {key} 64 -> 128 and train\.num_steps is not given: .* step_5 has read 320 rows"
+    with pytest.raises(ConfigError, match=refused):
+        require_same_run(state(64, None), state(128, None), (key,))
+    require_same_run(state(64, None), state(128, 8), (key,))
+    require_same_run(state(64, None), state(64, None), ())
+
+
 def test_a_checkpoint_from_before_adapters_is_read_without_them() -> None:
     saved = replace(SAVED, config={"policy": {"lr": 1e-6}})
     without, with_some = (replace(SAVED, config={"policy": {"lr": 1e-6, "lora": {"rank": n}}}) for n in (0, 8))
