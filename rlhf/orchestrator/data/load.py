@@ -79,7 +79,22 @@ def load_groups(
         return rows.groups(section, encoder, record)
 
     limit = f"rows exceed {section.max_tokens} tokens (data.max_tokens)"
-    return _load(section, kind, make, limit, rows.split_text, group_content, encoder.notes, max_rows)
+    split = _load(section, kind, make, limit, rows.split_text, group_content, encoder.notes, max_rows)
+    if max_rows is None:  # a few rows may well have one label
+        require_both_labels(split)
+    return split
+
+
+def require_both_labels(split: DataSplit[ScoredGroup]) -> None:
+    """Raise DataError where the rows had both labels, and those that are left to train on have one."""
+    labels = [label for group in split.train for label in group.labels]
+    if len(set(labels)) == 1:
+        held_out = [label for group in split.held_out for label in group.labels]
+        raise DataError(
+            f"data: both labels are needed; all {len(labels)} rows to train on are {str(labels[0]).lower()} (held out: "
+            f"{held_out.count(not labels[0])} that are {str(not labels[0]).lower()}; dropped: {dict(split.dropped)}). "
+            "Lower data.eval_fraction, choose another data.split_seed, or keep more rows."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,30 @@ def test_pairs_that_are_the_same_after_truncation_are_no_labels(tmp_path: Path) 
     assert split.dropped == {"responses the same once tokenized and cut": 1}
 
 
+def test_rows_to_train_on_have_both_labels(tmp_path: Path) -> None:
+    """Also after long rows were dropped, and some were held out."""
+    good: list[Json] = [{"prompt": f"p{n}", "response": "a", "label": True} for n in range(3)]
+    bad: list[Json] = [{"prompt": f"q{n}", "response": "a long one", "label": False} for n in range(2)]
+    assert len(labeled(tmp_path, *good, *bad).train) == 5
+    with pytest.raises(DataError) as dropped:
+        labeled(tmp_path, *good, *bad, overlong="drop", max_tokens=8)
+    assert complaints(dropped)[0].startswith(
+        "data: both labels are needed; all 3 rows to train on are true (held out: 0 that are false; dropped: {'over"
+    )
+    one_bad = [labeled_by_seed(tmp_path, [*good, bad[0]], seed) for seed in range(8)]
+    assert {line for lines in one_bad for line in lines if "(held out: 1 that are false" in line}
+    assert [] in one_bad
+
+
+def labeled_by_seed(tmp_path: Path, rows: list[Json], seed: int) -> list[str]:
+    """What is said of rows of which a quarter is held out."""
+    try:
+        labeled(tmp_path, *rows, eval_fraction=0.25, split_seed=seed)
+    except DataError as error:
+        return list(error.problems)
+    return []
+
+
 def test_a_response_column_that_is_named_is_read_beside_pairs(tmp_path: Path) -> None:
     rows: list[Json] = [
         {"prompt": "p", "chosen": "a", "rejected": "b", "said": f"c{n}", "label": bool(n)} for n in range(2)
