@@ -100,6 +100,7 @@ def require_fit(config: SampleConfig, model: str) -> None:
         engine_kind(RolloutSection(engine=config.engine)),
         where="model",
         device=local_device(),
+        dtype=dtype_on(config.dtype, local_device()),
         tensor_parallel_size=config.tensor_parallel_size,
     )
     total = config.max_prompt_tokens + config.max_tokens

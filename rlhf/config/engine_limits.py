@@ -25,9 +25,10 @@ class Limit:
     text: str
 
 
-def vllm_limit(fact: ModelFacts, tensor_parallel_size: int, *, on_cpu: bool) -> Limit | None:
-    """The first limit of vLLM that a model exceeds; sizes that config.json does not give are not judged."""
-    return _parallel_limit(fact, tensor_parallel_size) or (_cpu_limit(fact) if on_cpu else None)
+def vllm_limit(fact: ModelFacts, tensor_parallel_size: int, *, on_cpu: bool, dtype: str) -> Limit | None:
+    """The first limit of vLLM that a model in `dtype` (float32, bfloat16) exceeds; sizes that config.json does not give
+    are not judged."""
+    return _parallel_limit(fact, tensor_parallel_size) or (_cpu_limit(fact, dtype) if on_cpu else None)
 
 
 def _parallel_limit(fact: ModelFacts, parallel: int) -> Limit | None:
@@ -45,8 +46,14 @@ def _parallel_limit(fact: ModelFacts, parallel: int) -> Limit | None:
     return None
 
 
-def _cpu_limit(fact: ModelFacts) -> Limit | None:
+def _cpu_limit(fact: ModelFacts, dtype: str) -> Limit | None:
     """Why vLLM on a CPU has no attention for a model."""
+    if fact.has_gated_delta and dtype != "bfloat16":
+        return Limit(
+            "engine",
+            f"vLLM on a CPU computes linear attention (gated delta rule) in bfloat16 alone, and dtype is {dtype}. Use "
+            "transformers, or set dtype to bfloat16.",
+        )
     if fact.head_dim and fact.head_dim not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, sorted(CPU_HEAD_SIZES)))
         missing = f"attention for heads of {fact.head_dim} dimensions, only {sizes}"

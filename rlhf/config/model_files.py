@@ -50,6 +50,8 @@ class ModelFacts:
     """Dimensions of a token's keys and values where these are kept compressed (DeepSeek)."""
     has_sparse_attention: bool = False
     """Each token attends to those that an indexer chooses (DeepSeek-V3.2)."""
+    has_gated_delta: bool = False
+    """Some layers hold a state that a gated delta rule changes (Qwen3-Next, Qwen3.5)."""
     width: int | None = None
     """Intermediate dimensions of a feed-forward layer, or of an expert."""
     caps_scores: bool = False
@@ -171,6 +173,7 @@ def describe_model(folder: Path) -> ModelFacts:
         head_dim=_head_dim(inner),
         latent_size=_latent_size(inner),
         has_sparse_attention="index_topk" in inner,
+        has_gated_delta="linear_num_value_heads" in inner,
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),

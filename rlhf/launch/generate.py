@@ -50,7 +50,8 @@ def generate_responses(config: GenerateConfig) -> list[Generated]:
     assert config.model is not None, "the config's loader asked for it"
     model, device = find_model(config.model), local_device()
     section = RolloutSection(engine=config.engine)
-    facts = require_whole_model(model, engine_kind(section), where="model", device=device)
+    dtype = dtype_on("auto", device)
+    facts = require_whole_model(model, engine_kind(section), where="model", device=device, dtype=dtype)
     style = style_of(config, model)
     tokenizer = load_tokenizer(model, key="model", chat_template=style.chat_template, template_key="chat_template")
     world = _world(config, model)
@@ -59,7 +60,7 @@ def generate_responses(config: GenerateConfig) -> list[Generated]:
     spec = EngineSpec(
         section=section.model_copy(update={"max_prompt_tokens": longest, "max_response_tokens": config.max_tokens}),
         model=model,
-        dtype=dtype_on("auto", device),
+        dtype=dtype,
         device=device,
         seed=config.seed,
         sync_backend="gloo" if device == "cpu" else "nccl",

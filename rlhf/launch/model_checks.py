@@ -10,7 +10,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.engine_limits import vllm_limit
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, only_scores, two_stacks
-from rlhf.config.models import ModelSection
+from rlhf.config.models import ModelSection, dtype_on
 from rlhf.config.problems import Problem
 from rlhf.config.reward import PrmSource, StartedSource
 from rlhf.config.rollout import ENGINES
@@ -155,7 +155,8 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
     if fact is None or engine != "vllm":
         return
     on_cpu = config.cluster.address is None and not any(Path(device).exists() for device in GPU_DEVICES)
-    if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu):
+    dtype = dtype_on(config.policy.dtype, "cpu" if on_cpu else "cuda")
+    if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu, dtype=dtype):
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
     if fact.reads_images and config.cluster.address is None and find_spec("torchvision") is None:
         text = (

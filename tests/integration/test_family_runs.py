@@ -43,12 +43,12 @@ ENGINES = {
     "mixtral": "vllm",
     "qwen3_moe": "vllm",
     "gpt_oss": "vllm",
-    "qwen3_5": "vllm",
-    "qwen3_5_moe": "vllm",
+    "qwen3_5": "transformers",
+    "qwen3_5_moe": "transformers",
     "gemma3": "vllm",
     "mistral3": "vllm",
 }
-"""Families, and what samples from them: vLLM where its CPU build has their layers."""
+"""Families, and what samples from them: vLLM where its CPU build has their layers in float32."""
 ADAPTED = {
     "mixtral": ("experts.gate_up_proj", "experts.down_proj"),
     "qwen3_moe": ("q_proj", "v_proj", "experts.gate_up_proj", "experts.down_proj"),

@@ -20,13 +20,13 @@ QUANTIZING = ("vllm",)
 
 
 def require_whole_model(
-    model: str, engine: str, *, where: str, device: str, tensor_parallel_size: int = 1
+    model: str, engine: str, *, where: str, device: str, dtype: str, tensor_parallel_size: int = 1
 ) -> ModelFacts:
     """What a language model's files say, if it can be sampled from by a rollout engine of the kind `engine` on `device`
-    (cpu, cuda). A hub model is downloaded. Reads the weights once.
+    (cpu, cuda) in `dtype` (float32, bfloat16). A hub model is downloaded. Reads the weights once.
 
     Raises:
-        ConfigError: the model is of a size that vLLM does not support.
+        ConfigError: vLLM does not support a size of the model, or `dtype` with it.
         ModelError: a file is missing or damaged, weights are missing, unexpected, of another shape or not finite, or
             the model needs code that is not run here. Begins with `where`.
     """
@@ -36,7 +36,9 @@ def require_whole_model(
         require_tokenizer(folder)
     except ModelFileError as error:
         raise ModelError(f"{where}: {error}") from error
-    limit = vllm_limit(facts, tensor_parallel_size, on_cpu=device == "cpu") if engine == "vllm" else None
+    limit = None
+    if engine == "vllm":
+        limit = vllm_limit(facts, tensor_parallel_size, on_cpu=device == "cpu", dtype=dtype)
     if limit is not None:
         raise ConfigError(f"--{limit.setting.replace('_', '-')}: {limit.text}")
     if facts.quantization is None or engine not in QUANTIZING:

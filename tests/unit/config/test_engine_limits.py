@@ -8,6 +8,7 @@ import pytest
 from rlhf.cli.main import main
 from rlhf.config.engine_limits import vllm_limit
 from rlhf.config.model_files import ModelFacts, describe_model
+from tests.family_models import write_family
 from tests.tiny_models import make_family, make_policy
 
 
@@ -54,17 +55,23 @@ def facts(**sizes: int | str) -> ModelFacts:
         ({"latent_size": 576, "has_sparse_attention": True}, 1, False, None),
         ({"has_sparse_attention": True}, 1, True, None),
         ({"latent_size": 96, "model_type": "minicpm3"}, 1, True, None),
+        ({"has_gated_delta": True}, 1, True, ("engine", "(gated delta rule) in bfloat16 alone, and dtype is float32")),
+        ({"has_gated_delta": True}, 1, False, None),
         ({}, 8, True, None),
     ],
 )
 def test_limits(sizes: dict[str, int | str], parallel: int, on_cpu: bool, expected: tuple[str, str] | None) -> None:
-    limit = vllm_limit(facts(**sizes), parallel, on_cpu=on_cpu)
+    limit = vllm_limit(facts(**sizes), parallel, on_cpu=on_cpu, dtype="float32")
     if expected is None:
         assert limit is None
         return
     assert limit is not None
     assert limit.setting == expected[0]
     assert limit.text.startswith(expected[1]) or expected[1] in limit.text
+
+
+def test_linear_attention_in_bfloat16_is_not_refused() -> None:
+    assert vllm_limit(facts(has_gated_delta=True), 1, on_cpu=True, dtype="bfloat16") is None
 
 
 def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
@@ -76,7 +83,9 @@ def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
         (2, 1, 32, 32, None),
         (2, 2, None, 32, 48),
     ]
-    assert not any(f.has_sparse_attention for f in found)
+    assert not any(f.has_sparse_attention or f.has_gated_delta for f in found)
+    assert describe_model(write_family(tmp_path / "states", "qwen3_5_text")).has_gated_delta
+    assert describe_model(write_family(tmp_path / "tower", "qwen3_5")).has_gated_delta
     sparse = tmp_path / "sparse"
     sparse.mkdir()
     (sparse / "config.json").write_text(
@@ -104,3 +113,25 @@ def test_a_check_names_the_flag(
     lines = capsys.readouterr().err
     assert "--rollout.tensor-parallel-size" in lines
     assert "2 attention heads do not split over 4 GPUs. Use one of 1, 2." in lines
+
+
+@pytest.mark.parametrize(("words", "is_refused"), [((), True), (("--policy.dtype", "bfloat16"), False)])
+def test_a_check_refuses_linear_attention_in_float32(
+    words: tuple[str, ...],
+    is_refused: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path / "model", "qwen3_5_text")
+    Path("rows.jsonl").write_text('{"prompt": "a"}\n' * 64)
+    main(
+        [
+            *("check", "grpo", "--policy.model", "model", "--data.path", "rows.jsonl", "--rollout.engine", "vllm"),
+            *("--reward.rules", "math", "--rollout.max-prompt-tokens", "64", "--rollout.max-response-tokens", "64"),
+            *("--data.template", "plain", *words),
+        ]
+    )
+    lines = capsys.readouterr().err
+    assert ("--rollout.engine" in lines and "and dtype is float32. Use transformers" in lines) == is_refused
