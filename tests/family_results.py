@@ -12,8 +12,8 @@ HEADING = """
 Real runs of tiny checkpoints, whole, with their towers for images: `sft`, `dpo` and `grpo` in float32 on a CPU, with
 every weight sync verified by its digest. `make model-runs` repeats them. The log-prob gap is the
 largest difference of policy and engine at a sampled token; a fresh process computes the logits of the export, which are
-compared with those of the last checkpoint; a resumed run ends with the same bytes, or not. vLLM reads models with
-towers only where torchvision is installed; a family that is not here was not run.
+compared with those of the last checkpoint; a resumed run ends with the same bytes, or not. A family that is not here
+was not run.
 
 | family | `sft`: loss falls by | `dpo`: pairs learned | `grpo` by | log-prob gap | fresh process | resumed | towers |
 |---|---|---|---|---|---|---|---|

@@ -62,8 +62,6 @@ class ModelFacts:
     """What a sequence classifier has in place of a score at the last token: `a BertForSequenceClassification has
     classifier`. It can score, but neither be trained nor be a critic."""
     has_decoder_behind_encoder: bool = False
-    reads_images: bool = False
-    """It has a tower for images beside its text part."""
 
 
 def local_folder(model: str, environ: Mapping[str, str]) -> Path | None:
@@ -178,7 +176,6 @@ def describe_model(folder: Path) -> ModelFacts:
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
         has_decoder_behind_encoder=config.get("is_encoder_decoder") is True or model_type in TWO_STACKS,
-        reads_images="vision_config" in config,
     )
 
 

@@ -158,12 +158,6 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
     dtype = dtype_on(config.policy.dtype, "cpu" if on_cpu else "cuda")
     if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu, dtype=dtype):
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
-    if fact.reads_images and config.cluster.address is None and find_spec("torchvision") is None:
-        text = (
-            "vLLM reads models with a tower for images, as this one, only where torchvision is installed. Install the "
-            "build for the installed torch, or use transformers."
-        )
-        yield Problem(keys=("rollout.engine", "policy.model"), text=text)
 
 
 def _scorers(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -1,10 +1,12 @@
-"""Registers our receiving engines with vLLM's weight-transfer factory.
+"""Registers our receiving engines with vLLM's weight-transfer factory, and makes up for a missing torchvision.
 
 vLLM loads this module through its `vllm.general_plugins` entry point, in every process that it starts, so `register`
 imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
 """
 
 from threading import RLock
+
+from rlhf.engines.process.empty_torchvision import provide_torchvision
 
 BACKENDS = {"gloo": "rlhf_gloo", "nccl": "rlhf_nccl", "ipc": "rlhf_ipc"}
 """Our backend -> the name of its receiving engine in vLLM's factory."""
@@ -15,10 +17,11 @@ ADAPTER_ID = 1
 
 
 def register() -> None:
-    """Register our receiving engines with vLLM. May be called repeatedly."""
+    """Register our receiving engines with vLLM, and let it import models that read images. May be called repeatedly."""
     from tqdm import tqdm  # noqa: PLC0415
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: PLC0415
 
+    provide_torchvision()
     tqdm.set_lock(RLock())  # tqdm's default lock is a semaphore that a killed process leaves behind
     package = "rlhf.engines.weight_sync"
     classes = {

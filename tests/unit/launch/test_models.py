@@ -12,7 +12,6 @@ from rlhf.config.loading.load import load_config
 from rlhf.config.model_files import read_model
 from rlhf.engines.models import loading
 from rlhf.errors import ConfigError, ModelError
-from rlhf.launch import model_checks
 from rlhf.launch.model_checks import misfits
 from rlhf.launch.models import require_models
 from tests.tiny_models import make_policy, tiny_config, tiny_tokenizer
@@ -104,21 +103,3 @@ def test_an_encoder_may_score_but_not_be_a_critic_or_judge_steps(tmp_path: Path)
     said = "\n".join(problems("ppo", "--reward.model", scorer))
     assert "a BertForSequenceClassification has no score at the last token (it has classifier)" in said
     assert "neither be trained nor be a critic or a PRM" in said
-
-
-@pytest.mark.parametrize(
-    ("engine", "installed", "is_refused"),
-    [("vllm", False, True), ("vllm", True, False), ("transformers", False, False)],
-)
-def test_vllm_reads_no_model_with_a_tower_without_torchvision(
-    engine: str, installed: bool, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_policy(tmp_path / "policy")
-    path = tmp_path / "policy" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_config": {}}))
-    monkeypatch.setattr(model_checks, "find_spec", lambda name: installed or name != "torchvision" or None)
-    words = ("--policy.model", str(tmp_path / "policy"), "--data.path", "rows.jsonl", "--reward.rules", "math")
-    lengths = ("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.engine", engine)
-    config = load_config("grpo", (*words, *lengths), {})
-    found = [problem.text for problem in misfits(config, {str(tmp_path / "policy"): read_model(path.parent)})]
-    assert any("only where torchvision is installed" in text for text in found) == is_refused
