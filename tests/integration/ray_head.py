@@ -112,6 +112,8 @@ def start_ray_head(num_cpus: int = 2, *, has_job_server: bool = False) -> RayHea
     folder = Path(tempfile.mkdtemp(prefix="rlhf-ray-", dir="/tmp"))
     environment = clean_environment() | {
         "HOME": str(folder),  # the token lies in ~/.ray
+        # What vLLM finds out about a class of models takes it 8 s, once in the life of its cache.
+        "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm")),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",

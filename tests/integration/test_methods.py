@@ -31,6 +31,7 @@ ONLINE = (
 )
 BY_VLLM = (*("vllm" if word == "transformers" else word for word in ONLINE), "--rollout.enforce-eager")
 TOGETHER = ("--colocate", "all")
+MODELS_TOGETHER = ("--colocate", "policy,reference,reward")
 SPREAD = ("--policy.num-gpus-per-node", "2", "--rollout.tensor-parallel-size", "2")
 """The policy is sharded over two ranks, the engine over two processes."""
 ADAPTERS = ("--policy.lora.rank", "4")
@@ -65,7 +66,17 @@ CASES = {
         at_most={"mismatch/log_prob_max": 1e-4},
     ),
     "remax": Case(
-        arguments=("grpo", "--algo", "remax", "--train.batch-size", "16", *ONLINE, *ADAPTERS, *IN_FOUR_BITS),
+        arguments=(
+            "grpo",
+            "--algo",
+            "remax",
+            "--train.batch-size",
+            "16",
+            *ONLINE,
+            *MODELS_TOGETHER,
+            *ADAPTERS,
+            *IN_FOUR_BITS,
+        ),
         roles=frozenset({"policy", "reference", "rollout", "reward"}),
         figures=("rollout/baseline", "kl/ref_per_token"),
         at_most={"mismatch/log_prob_max": 1e-4},
@@ -79,6 +90,7 @@ CASES = {
             "--train.batch-size",
             "16",
             *BY_VLLM,
+            *MODELS_TOGETHER,
             *ADAPTERS,
             "--rollout.sync-adapters",
         ),
