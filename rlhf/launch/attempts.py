@@ -39,7 +39,7 @@ from rlhf.orchestrator.run.files import checkpoint_errors
 from rlhf.orchestrator.run.preemption import StopRequest
 from rlhf.orchestrator.run.records import Records
 from rlhf.orchestrator.run.resume import ResumePoint, remembered_token_limit, warn_of_threads
-from rlhf.orchestrator.run.run_directory import RunProcess
+from rlhf.orchestrator.run.run_directory import TRIAL, RunProcess
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.planning.placement import Placement
 from rlhf.planning.roles import place
@@ -203,7 +203,7 @@ class RunAttempts:
     def _check_export(self, workers: Workers, role: Role) -> None:
         """Export the untrained model once: a run whose model cannot be saved must not train first."""
         engine = role_engine(workers, role, self.config.train.step_timeout_s)
-        with tempfile.TemporaryDirectory(dir=self.records.directory.path, prefix="trial-") as trial:
+        with tempfile.TemporaryDirectory(dir=self.records.directory.path, prefix=TRIAL) as trial:
             engine.verify_export(Path(trial))
 
     def _assemble(

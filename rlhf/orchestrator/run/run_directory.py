@@ -35,6 +35,8 @@ PRIVATE = 0o700
 LOCK = "lock"
 PROCESSES = "processes.json"
 CHECKPOINTS = "checkpoints"
+TRIAL = "trial-"
+"""How the name of a folder begins that a launch makes in the run's and removes again."""
 
 
 class Status(StrEnum):
@@ -91,6 +93,8 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        for left in path.glob(f"{TRIAL}*"):  # by a launch that was killed: as large as the model
+            shutil.rmtree(left, ignore_errors=True)
         if not run.resumes:
             run.rewind(-1)
         return run

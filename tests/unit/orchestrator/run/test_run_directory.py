@@ -318,3 +318,14 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
         run.events.symlink_to("/dev/full")
         with pytest.raises(CheckpointError, match=r"events\.jsonl: cannot be written \(No space left on device\)"):
             run.note("resume", "from step 3")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_trial_export_of_a_killed_launch_is_removed(tmp_path: Path, resume: bool) -> None:
+    with RunDirectory.open(tmp_path / "a", resume=False):
+        (tmp_path / "a/trial-x").mkdir()
+        (tmp_path / "a/trial-x/model.safetensors").write_bytes(b"large")
+        if resume:
+            (tmp_path / "a/checkpoints/step_1").mkdir()
+    with RunDirectory.open(tmp_path / "a", resume=resume):
+        assert not (tmp_path / "a/trial-x").exists()
