@@ -19,6 +19,7 @@ from vllm.lora.request import LoRARequest
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.worker.worker_base import WorkerBase
 
 from rlhf.engines.models.adapter_names import linear_layers, target_module
@@ -26,6 +27,7 @@ from rlhf.engines.models.context import context_of
 from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
+from rlhf.engines.rollout.seeded_sampler import SeededSampler
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, ADAPTER_ID, BACKENDS, register
@@ -89,7 +91,7 @@ class VllmCore:
         _unlink_shared_names()
         self.llm.collective_rpc(_unlink_shared_names)
         self._tasks = self.llm.get_supported_tasks()
-        self.llm.collective_rpc(_report_full_distribution)
+        self.llm.collective_rpc(_replace_sampler)
 
     @staticmethod
     def _max_model_len(spec: EngineSpec) -> int:
@@ -237,12 +239,15 @@ def _peak_memory(worker: WorkerBase) -> int:
     return peak_memory()
 
 
-def _report_full_distribution(worker: WorkerBase) -> None:
-    """Make a worker's sampler report log-probs of logits / temperature, before top-k and top-p."""
+def _replace_sampler(worker: WorkerBase) -> None:
+    """Make a worker's sampler report log-probs of logits / temperature, before top-k and top-p; and on a GPU, draw for
+    all requests at once."""
     sampler = worker.model_runner.sampler
     inner = sampler.topk_topp_sampler
     inner.logprobs_mode = "raw_logprobs"  # so that it computes no log-probs of its own
-    sampler.topk_topp_sampler = _FullDistributionSampler(inner)
+    # On CPU vLLM's own takes one number of each request's generator.
+    draw = inner if worker.model_runner.device.type == "cpu" else SeededSampler(apply_top_k_top_p)
+    sampler.topk_topp_sampler = _FullDistributionSampler(draw)
 
 
 class _FullDistributionSampler(torch.nn.Module):

@@ -230,7 +230,7 @@ def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
 def _set_environment(device: str) -> None:
     """Set what vLLM reads from the environment when it is imported. A user's own setting is kept where it works too."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # vLLM has two model runners; `vllm_core` changes the sampler of the first.
+    # vLLM has two model runners; `vllm_core` replaces the sampler of the first.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
