@@ -122,18 +122,21 @@ def condition(samples: Sequence[Sample], *, prompt_format: str, keep_truncated: 
 
 
 def pair(samples: Sequence[Sample], *, min_margin: float = 0.0, keep_truncated: bool = False) -> Curated:
-    """The best response to each prompt against the worst, where they differ in reward (by `min_margin` at least)."""
+    """The best response to each prompt against the worst of those that say something else, where they differ in reward
+    (by `min_margin` at least)."""
     dropped: Counter[str] = Counter()
     rows: list[Row] = []
     for group in usable(samples, keep_truncated=keep_truncated, dropped=dropped):
-        best, worst = max(group, key=lambda one: one.reward), min(group, key=lambda one: one.reward)
+        best = max(group, key=lambda one: one.reward)
+        others = [one for one in group if _words(one) != _words(best)]
+        worst = min(others or group, key=lambda one: one.reward)
         if len(group) < 2:
             dropped[LONELY] += 1
         elif best.reward == worst.reward:
             dropped[TIED] += 1
         elif best.reward - worst.reward < min_margin:
             dropped[CLOSE] += 1
-        elif _words(best) == _words(worst):
+        elif not others:
             dropped[REPEATED] += 1
         else:
             rows.append(_pair(best, worst))

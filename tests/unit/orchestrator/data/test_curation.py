@@ -231,6 +231,14 @@ def test_samples_that_are_none_are_named_all_at_once(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "d.jsonl").exists()
 
 
+def test_the_worst_of_a_pair_says_something_else_than_the_best() -> None:
+    """A judge may score the same words differently; the prompt still has a pair."""
+    group = [sample("p", "a", 1.0), sample("p", "b", 0.5), sample("p", "a ", 0.0, sample_id="p-again")]
+    curated = pair(group)
+    assert [(row["id"], row["rejected_id"]) for row in curated.rows] == [("p-a", "p-b")]
+    assert curated.dropped == {}
+
+
 def test_responses_that_a_source_left_unscored_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Json] = [
         {"id": str(number), "prompt": "p", "response": f"a{number}", "reward": reward}
