@@ -72,6 +72,5 @@ CASES: Mapping[str, Case] = {
         about="GRPO, guess a number in rollout.environment",
         task=GAME,
         way="environment",
-        num_steps=50,
     ),
 }

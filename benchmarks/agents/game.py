@@ -1,8 +1,8 @@
 """The task to guess a number from 1 to 100 in few turns.
 
-Each turn says which numbers are still possible. Supervised learning on generated games makes a model that heeds this in
-half of its guesses only: these are random possible numbers, the others any random numbers. No game has one of the
-held-out secrets.
+The environment says of each guess only whether the number is higher or lower. Supervised learning on generated games
+makes a model that knows binary search, but plays only a quarter of its games so, and guesses any numbers in the others.
+No game has one of the held-out secrets.
 """
 
 import random
@@ -10,66 +10,72 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.agents.small_model import Lesson, make_model
+from benchmarks.agents.small_model import TALK, Lesson, make_model
 from benchmarks.agents.task import Task, episode_of, write_rows
-from benchmarks.agents.user_code.game import NUM_NUMBERS, narrowed, possible
+from benchmarks.agents.user_code.game import HIGHER, LOWER, NUM_NUMBERS
 from rlhf.types import Json, Message
 
 NUMBERS = range(1, NUM_NUMBERS + 1)
-WORDS = ("right", "user", "assistant", *map(str, range(10, NUM_NUMBERS + 1)))
+PROMPT = "guess"
+WORDS = (PROMPT, HIGHER, LOWER, "right", *map(str, range(10, NUM_NUMBERS + 1)))
 PIECES = r"\d+|[a-z]+|[\s\S]"
 MAX_TURNS = 8
 MARGIN = 1.3
 """How many guesses more than binary search needs on average."""
 GAMES_OF_EACH = 10
 NUM_SHOWN, NUM_PROBLEMS = 4000, 2000
-KNOWING_SHARE = 0.5
-STEPS, LR = 400, 2e-3
+SEARCH_SHARE = 0.25
+LESSONS = ((1.0, 200, 3e-3), (SEARCH_SHARE, 100, 5e-4))
+"""Share of games by binary search, steps, learning rate."""
 
 
-def binary_search(secret: int) -> int:
-    """The guesses that binary search needs."""
-    low, high, guesses = NUMBERS[0], NUMBERS[-1], 1
-    while (guess := (low + high) // 2) != secret:
-        low, high = (guess + 1, high) if guess < secret else (low, guess - 1)
-        guesses += 1
+def binary_search(secret: int) -> list[int]:
+    """The guesses of binary search."""
+    low, high, guesses = NUMBERS[0], NUMBERS[-1], [(NUMBERS[0] + NUMBERS[-1]) // 2]
+    while guesses[-1] != secret:
+        low, high = (guesses[-1] + 1, high) if guesses[-1] < secret else (low, guesses[-1] - 1)
+        guesses.append((low + high) // 2)
     return guesses
 
 
 HELD_OUT = NUMBERS[2::5]
 """Secrets that no model is shown or trained on."""
-GOAL = mean(map(binary_search, HELD_OUT)) + MARGIN
+GOAL = mean(len(binary_search(secret)) for secret in HELD_OUT) + MARGIN
 
 
-def played(secret: int, chance: random.Random) -> list[Message]:
-    """A game of which some guesses are not possible."""
-    low, high = NUMBERS[0], NUMBERS[-1]
-    said = []
-    for _ in range(MAX_TURNS):
-        guess = chance.randint(low, high) if chance.random() < KNOWING_SHARE else chance.choice(NUMBERS)
-        said += [Message(role="user", content=possible(low, high)), Message(role="assistant", content=str(guess))]
+def played(secret: int, search_share: float, chance: random.Random) -> list[Message]:
+    """A game by binary search, with the chance of `search_share`, or else one whose guesses are any numbers."""
+    is_search = chance.random() < search_share
+    guesses = binary_search(secret) if is_search else chance.choices(NUMBERS, k=MAX_TURNS)
+    said = [Message(role="user", content=PROMPT)]
+    for guess in guesses:
+        said.append(Message(role="assistant", content=str(guess)))
         if guess == secret:
             break
-        low, high = narrowed(low, high, guess, secret)
+        said.append(Message(role="user", content=HIGHER if guess < secret else LOWER))
     return said
 
 
-def make_games(seed: int) -> tuple[list[list[Message]], list[int]]:
-    """Games to be shown, and secrets to be trained on."""
-    chance = random.Random(seed)
+def make_games(seed: int) -> tuple[list[list[list[Message]]], list[int]]:
+    """The games of each lesson, and secrets to be trained on."""
     secrets = [number for number in NUMBERS if number not in HELD_OUT]
-    shown = [played(chance.choice(secrets), chance) for _ in range(NUM_SHOWN)]
-    return shown, chance.choices(secrets, k=NUM_PROBLEMS)
+    lessons = []
+    for share, _, _ in LESSONS:
+        chance = random.Random(seed)
+        lessons.append([played(chance.choice(secrets), share, chance) for _ in range(NUM_SHOWN)])
+    return lessons, random.Random(seed).choices(secrets, k=NUM_PROBLEMS)
 
 
 def make(folder: Path, seed: int) -> None:
     shown, train = make_games(seed)
     for name, secrets in (("held_out", [*HELD_OUT] * GAMES_OF_EACH), ("train", train)):
-        prompt = possible(NUMBERS[0], NUMBERS[-1])
-        write_rows(folder / f"{name}.jsonl", [{"prompt": prompt, "secret": secret} for secret in secrets])
-    lesson = Lesson(name="games", conversations=shown, steps=STEPS, lr=LR)
+        write_rows(folder / f"{name}.jsonl", [{"prompt": PROMPT, "secret": secret} for secret in secrets])
+    lessons = [
+        Lesson(name=f"{share:.0%} searched", conversations=games, steps=steps, lr=lr)
+        for (share, steps, lr), games in zip(LESSONS, shown, strict=True)
+    ]
     numbers = list(map(str, NUMBERS))
-    make_model(folder / "model", pieces=PIECES, words=WORDS, lessons=[lesson], emphasized=numbers, seed=seed)
+    make_model(folder / "model", form=TALK, pieces=PIECES, words=WORDS, lessons=lessons, emphasized=numbers, seed=seed)
 
 
 def guesses_of(row: Mapping[str, Json]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.agents.small_model import Lesson, make_model
+from benchmarks.agents.small_model import CALLS, Lesson, make_model
 from benchmarks.agents.task import Task, reward_of, write_rows
 from rlhf.types import Json, Message
 
@@ -65,7 +65,15 @@ def make(folder: Path, seed: int) -> None:
         chance = random.Random(seed)
         conversations = [conversation(a, b, share, chance) for a, b in shown]
         lessons.append(Lesson(name=f"{share:.0%} calls", conversations=conversations, steps=steps, lr=lr, tools=TOOLS))
-    make_model(folder / "model", pieces=PIECES, words=WORDS, lessons=lessons, emphasized="0123456789", seed=seed)
+    make_model(
+        folder / "model",
+        form=CALLS,
+        pieces=PIECES,
+        words=WORDS,
+        lessons=lessons,
+        emphasized="0123456789",
+        seed=seed,
+    )
 
 
 def measure(rows: Sequence[Mapping[str, Json]]) -> dict[str, float]:

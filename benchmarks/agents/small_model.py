@@ -13,7 +13,18 @@ from rlhf.engines.models.fresh_model import BOS, EOS, PAD, SPECIAL_TOKENS, make_
 from rlhf.engines.models.tokenizer import HfTokenizer, load_tokenizer
 from rlhf.types import Json, Message
 
-TEMPLATE = """
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a model reads conversations."""
+
+    template: str
+    opening: str
+    """What begins its own turns, and nothing else."""
+
+
+CALLS = Form(
+    template="""
 {%- if tools %}{{- '<s>tools' }}{% for tool in tools %}{{- ' ' + tool.function.name }}{% endfor %}{{- '</s>\\n' }}
 {%- endif %}
 {%- for message in messages %}
@@ -25,8 +36,21 @@ TEMPLATE = """
     {{- '</s>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<s>assistant\\n' }}{%- endif %}
-"""
-"""The form of Hermes and Qwen, and short: of tools it shows the names alone."""
+""",
+    opening="<s>assistant\n",
+)
+"""That of Hermes and Qwen, and short: of tools it shows the names alone."""
+TALK = Form(
+    template="""
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}{{- '<s>' + message.content + '</s>' }}
+    {%- else %}{{- message.content + '\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<s>' }}{%- endif %}
+""",
+    opening="<s>",
+)
+"""Without tools, in few tokens."""
 CONTEXT = 256
 BATCH_SIZE, WARMUP_STEPS = 32, 40
 
@@ -42,9 +66,9 @@ class Lesson:
     tools: Sequence[Json] = ()
 
 
-def make_tokenizer(folder: Path, pieces: str, words: Sequence[str]) -> tuple[HfTokenizer, int]:
-    """Save a tokenizer whose tokens are what the regular expression `pieces` matches: single characters and `words`.
-    Returns it, and how many tokens it has."""
+def make_tokenizer(folder: Path, template: str, pieces: str, words: Sequence[str]) -> tuple[HfTokenizer, int]:
+    """Save a tokenizer with a chat template whose tokens are what the regular expression `pieces` matches: single
+    characters and `words`. Returns it, and how many tokens it has."""
     vocabulary = dict.fromkeys([*SPECIAL_TOKENS, "<unk>", "\n", *map(chr, range(32, 127)), *words])
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "isolated")
@@ -55,7 +79,7 @@ def make_tokenizer(folder: Path, pieces: str, words: Sequence[str]) -> tuple[HfT
         eos_token=EOS,
         pad_token=PAD,
         unk_token="<unk>",
-        chat_template=TEMPLATE,
+        chat_template=template,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     return load_tokenizer(str(folder)), len(vocabulary)
@@ -64,6 +88,7 @@ def make_tokenizer(folder: Path, pieces: str, words: Sequence[str]) -> tuple[HfT
 def make_model(
     folder: Path,
     *,
+    form: Form,
     pieces: str,
     words: Sequence[str],
     lessons: Sequence[Lesson],
@@ -74,13 +99,13 @@ def make_model(
     `emphasized` count as much in the loss as all others together, which repeat what every conversation has."""
     torch.set_num_threads(1)  # matrices are so small that more threads wait for each other
     start = time.monotonic()
-    tokenizer, size = make_tokenizer(folder, pieces, words)
+    tokenizer, size = make_tokenizer(folder, form.template, pieces, words)
     num = make_llama(folder, vocab_size=size, hidden_size=128, num_layers=2, context=CONTEXT, seed=seed)
     model = AutoModelForCausalLM.from_pretrained(folder)
     weighty = torch.tensor([token for text in emphasized for token in tokenizer.encode(text)])
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     for lesson in lessons:
-        ids, labels = encoded(tokenizer, lesson.conversations, lesson.tools)
+        ids, labels = encoded(tokenizer, form, lesson)
         for step in range(lesson.steps):
             optimizer.param_groups[0]["lr"] = lesson.lr * min(1.0, (step + 1) / WARMUP_STEPS)
             chosen = torch.randint(len(ids), (BATCH_SIZE,))
@@ -95,15 +120,13 @@ def make_model(
     print(f"{num:,} parameters, made in {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
-def encoded(
-    tokenizer: HfTokenizer, conversations: Sequence[Sequence[Message]], tools: Sequence[Json]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encoded(tokenizer: HfTokenizer, form: Form, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels [conversations, tokens]; labels are -100 outside the assistant's turns."""
-    begin = tokenizer.encode("<s>assistant\n")
+    begin = tokenizer.encode(form.opening)
     (end,) = tokenizer.encode(EOS)
     rows, labels = [], []
-    for conversation in conversations:
-        ids = tokenizer.encode(tokenizer.render(conversation, add_generation_prompt=False, tools=tools))
+    for conversation in lesson.conversations:
+        ids = tokenizer.encode(tokenizer.render(conversation, add_generation_prompt=False, tools=lesson.tools))
         is_own, own = False, []
         for i, token in enumerate(ids):
             is_own = is_own or ids[max(0, i - len(begin)) : i] == begin

@@ -1,6 +1,7 @@
 """The parts of the benchmark of agents: tasks, what their models are shown, the user's code, and the runs' settings."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.agents import game, products
 from benchmarks.agents.cases import CASES, Case
 from benchmarks.agents.running import settings
-from benchmarks.agents.small_model import encoded, make_tokenizer
+from benchmarks.agents.small_model import CALLS, TALK, Form, Lesson, encoded, make_tokenizer
 from benchmarks.agents.task import reward_of
 from benchmarks.agents.user_code.game import Guess
 from rlhf.config.loading.load import load_config
@@ -24,23 +25,23 @@ from tests.unit.environments.playing import Play, call, says
 
 @pytest.fixture(scope="module")
 def calculating(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
-    return make_tokenizer(tmp_path_factory.mktemp("products"), products.PIECES, products.WORDS)[0]
+    return make_tokenizer(tmp_path_factory.mktemp("products"), CALLS.template, products.PIECES, products.WORDS)[0]
 
 
 @pytest.fixture(scope="module")
 def guessing(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
-    return make_tokenizer(tmp_path_factory.mktemp("game"), game.PIECES, game.WORDS)[0]
+    return make_tokenizer(tmp_path_factory.mktemp("game"), TALK.template, game.PIECES, game.WORDS)[0]
 
 
-def learned(tokenizer: HfTokenizer, said: list[Message], tools: list[Json]) -> str:
+def learned(tokenizer: HfTokenizer, form: Form, said: list[Message], tools: Sequence[Json] = ()) -> str:
     """The text of the tokens that a model is taught."""
-    ids, labels = encoded(tokenizer, [said], tools)
+    ids, labels = encoded(tokenizer, form, Lesson(name="", conversations=[said], steps=1, lr=1.0, tools=tools))
     return tokenizer.decode(ids[labels >= 0].tolist(), skip_special_tokens=False)
 
 
 def test_calls_are_shown_in_a_form_that_is_read_in_runs(calculating: HfTokenizer) -> None:
     said = products.conversation(123, 890, 1.0, random.Random(0))
-    text = learned(calculating, said, products.TOOLS)
+    text = learned(calculating, CALLS, said, products.TOOLS)
     assert text.endswith("</tool_call></s>109470</s>"), "what the tool returned is none of the model's own turns"
     said_by_model = find_format(calculating, products.TOOLS).read(text.split("</s>")[0], products.TOOLS)
     assert said_by_model.calls == (Call(name="multiply", arguments={"a": 123, "b": 890}),)
@@ -50,7 +51,7 @@ def test_a_guessed_product_is_wrong(calculating: HfTokenizer) -> None:
     for seed in range(50):
         _, said = products.conversation(700, 801, 0.0, random.Random(seed))
         assert said.content != "guess 560700"
-        assert learned(calculating, [said], []) == f"{said.content}</s>"
+        assert learned(calculating, CALLS, [said]) == f"{said.content}</s>"
 
 
 def test_no_held_out_problem_is_shown_or_trained_on() -> None:
@@ -62,32 +63,34 @@ def test_no_held_out_problem_is_shown_or_trained_on() -> None:
 
 
 def test_no_held_out_secret_is_shown_or_trained_on() -> None:
-    shown, train = game.make_games(0)
-    won = {int(said[-1].content) for said in shown if len(said) < 2 * game.MAX_TURNS}
+    lessons, train = game.make_games(0)
+    won = {int(said[-1].content) for shown in lessons for said in shown if said[-1].role == "assistant"}
     assert won.isdisjoint(game.HELD_OUT)
     assert set(train) == set(game.NUMBERS) - set(game.HELD_OUT)
 
 
 def test_games_are_shown_turn_by_turn_and_a_number_is_one_token(guessing: HfTokenizer) -> None:
-    said = game.played(57, random.Random(3))
+    said = game.played(57, 0.0, random.Random(3))
     guesses = [message.content for message in said[1::2]]
-    assert learned(guessing, said, []) == "".join(f"{guess}</s>" for guess in guesses)
+    assert learned(guessing, TALK, said) == "".join(f"{guess}</s>" for guess in guesses)
     assert [len(guessing.encode(str(number))) for number in game.NUMBERS] == [1] * 100
 
 
-def test_shown_games_are_played_badly() -> None:
-    """Some guesses are not possible, and many games are lost."""
+def test_a_quarter_of_the_shown_games_are_played_by_binary_search() -> None:
     chance = random.Random(0)
-    games = [game.played(chance.choice(game.NUMBERS), chance) for _ in range(300)]
-    assert all(len(said) <= 2 * game.MAX_TURNS for said in games)
-    assert 0.5 < mean(len(said) == 2 * game.MAX_TURNS for said in games) < 0.9
+    secrets = chance.choices(game.NUMBERS, k=400)
+    games = [[int(message.content) for message in game.played(secret, 0.25, chance)[1::2]] for secret in secrets]
+    assert all(len(guesses) <= game.MAX_TURNS for guesses in games)
+    searched = [guesses == game.binary_search(secret) for guesses, secret in zip(games, secrets, strict=True)]
+    assert 0.2 < mean(searched) < 0.3
+    assert 0.6 < mean(secret not in guesses for guesses, secret in zip(games, secrets, strict=True)) < 0.8, "many lose"
 
 
-def test_the_game_says_what_is_possible_and_fewer_guesses_are_better() -> None:
+def test_the_game_says_higher_or_lower_and_fewer_guesses_are_better() -> None:
     world = Guess()
     world.reset(40)
     answers = [world.step(text) for text in ("50", "fifty", "25", " 40 ")]
-    assert [answer.observation for answer in answers] == ["1-49", "1-49", "26-49", "right"]
+    assert [answer.observation for answer in answers] == ["lower", "higher", "higher", "right"]
     assert [answer.terminated for answer in answers] == [False, False, False, True]
     rewards = [answer.reward or 0.0 for answer in answers]
     assert rewards == [-0.1, -0.1, -0.1, 1.0]
@@ -95,9 +98,9 @@ def test_the_game_says_what_is_possible_and_fewer_guesses_are_better() -> None:
 
 
 def test_binary_search_needs_at_most_7_guesses() -> None:
-    guesses = list(map(game.binary_search, game.NUMBERS))
-    assert (max(guesses), mean(guesses), game.binary_search(50)) == (7, 5.8, 1)
-    assert mean(map(game.binary_search, game.HELD_OUT)) + 1.3 == game.GOAL
+    guesses = [len(game.binary_search(secret)) for secret in game.NUMBERS]
+    assert (max(guesses), mean(guesses), game.binary_search(25)) == (7, 5.8, [50, 25])
+    assert mean(guesses[secret - 1] for secret in game.HELD_OUT) + 1.3 == game.GOAL
     assert len(set(game.HELD_OUT)) == 20
 
 
