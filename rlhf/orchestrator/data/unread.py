@@ -35,7 +35,7 @@ class Unread:
         open_ones = self.metadata if rewards_read is None else ()
         found = (
             ("columns that nothing read", only),
-            ("columns that nothing read, unless the reward does", open_ones),
+            ("columns that nothing read, unless a reward or environment does", open_ones),
             ("keys of messages that nothing read", self.keys),
         )
         return [f"{what}: {_listed(names)}." for what, names in found if names]

@@ -80,7 +80,10 @@ UNREAD: list[tuple[RowKind, Row, list[str]]] = [
     (
         RowKind.PROMPTS,
         {"prompt": "a", "label": "b", "answer": "c", "chosen": "d"},
-        ["columns that nothing read: chosen.", "columns that nothing read, unless the reward does: answer."],
+        [
+            "columns that nothing read: chosen.",
+            "columns that nothing read, unless a reward or environment does: answer.",
+        ],
     ),
     (RowKind.PROMPTS, {"prompt": "a", "messages": [ASK, SAY]}, ["columns that nothing read: messages."]),
     (RowKind.PROMPTS, {"chosen": [ASK, SAY], "rejected": [ASK, OTHER]}, []),
