@@ -1,12 +1,12 @@
 """Finds what is wrong with a run before anything is started. Imports no torch and no ray."""
 
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,9 +45,11 @@ from rlhf.orchestrator.data.sources import Place, place_of
 from rlhf.orchestrator.data.split import too_few_rows
 from rlhf.planning.roles import require_sections
 
-QUICK_FILES = {".jsonl", ".json", ".csv"}
 MAX_QUICK_BYTES = 16 * 1024 * 1024
-"""A check reads the rows of plain files up to this size. The run reads larger files, before it starts anything."""
+"""A check reads the rows of files up to this size. The run reads larger files, before it starts anything."""
+COMPRESSED = {".gz", ".parquet"}
+MAX_COMPRESSION = 8
+"""A compressed file counts as so many times its size."""
 
 
 def try_rewards(config: TrainConfig) -> list[str]:
@@ -137,14 +139,30 @@ def data_files(config: TrainConfig) -> tuple[list[Path], list[str]]:
 
 
 def is_quick(config: TrainConfig, files: Sequence[Path]) -> bool:
-    """Whether a check reads the rows: only those of small plain files."""
+    """Whether a check reads the rows: only those of small files on this machine."""
     paths = [path for path in (config.data.path, config.data.eval_path) if path is not None]
-    plain = all(file.suffix.lower() in QUICK_FILES for file in files)
     return (
-        plain
-        and all(place_of(path) is Place.FILES for path in paths)
-        and sum(file.stat().st_size for file in files) <= MAX_QUICK_BYTES
+        all(place_of(path) is Place.FILES for path in paths)
+        and (find_spec("pyarrow") is not None or not any(".parquet" in file.suffixes for file in files))
+        and sum(file.stat().st_size * _growth(file) for file in files) <= MAX_QUICK_BYTES
     )
+
+
+def _growth(file: Path) -> int:
+    return MAX_COMPRESSION if file.suffix.lower() in COMPRESSED else 1
+
+
+def why_not_read(config: TrainConfig) -> str:
+    """Why a check does not read the rows of a config, where it is not `is_quick`."""
+    for path in (config.data.path, config.data.eval_path):
+        match None if path is None else place_of(path):
+            case Place.HUB:
+                return f"rows: no file or folder {path} here, so the run downloads that data set from the hub"
+            case Place.SAVED:
+                return f"rows: {path} is a folder of the library datasets; the run reads it before it starts anything"
+    mib = MAX_QUICK_BYTES // 2**20
+    sizes = f"up to {mib} MiB ({mib // MAX_COMPRESSION} MiB of .parquet and .gz)"
+    return f"rows: only files {sizes} are read; the run reads all before it starts anything"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +265,7 @@ def _own_algorithm(config: TrainConfig) -> Iterator[Problem]:
 def _packages(models: Mapping[str, ModelSection]) -> Iterator[Problem]:
     """Packages that only some models need are installed."""
     for role, model in models.items():
-        if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        if model.quantization != "none" and find_spec("bitsandbytes") is None:
             text = "bitsandbytes is not installed. Run `pip install bitsandbytes`."
             yield Problem(keys=(f"{role}.quantization",), text=text)
 
@@ -288,7 +306,7 @@ def _world(section: RolloutSection) -> Iterator[Problem]:
 def _missing_package(library: str) -> str | None:
     """Why an environment of a library cannot be loaded; None where its package is there."""
     package = LIBRARIES[library]
-    if package is None or importlib.util.find_spec(package) is not None:
+    if package is None or find_spec(package) is not None:
         return None
     return f"{package} is not installed. Run `pip install 'rlhf[{library}]'`."
 

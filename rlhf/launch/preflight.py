@@ -13,7 +13,7 @@ from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import described_folder
 from rlhf.errors import ConfigError
 from rlhf.importing import importing
-from rlhf.launch.check import data_files, data_notes, is_quick, try_user_code
+from rlhf.launch.check import data_files, data_notes, is_quick, try_user_code, why_not_read
 from rlhf.launch.findings import Findings
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.services import services_of, starts_ray_here
@@ -80,7 +80,7 @@ def preflight(config: TrainConfig, environ: Mapping[str, str]) -> Preflight:
     elif missing:
         unseen.append(f"models and the length of rows: {', '.join(missing)} will be downloaded")
     else:
-        unseen.append("rows: only plain files up to 16 MiB are read; the run reads all before it starts anything")
+        unseen.append(why_not_read(config))
     if config.checkpoint.resume:
         fingerprint = None if run.data is None or is_sample else run.data.fingerprint
         require_same_run(config, needs, fingerprint)

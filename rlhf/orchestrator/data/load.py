@@ -219,7 +219,8 @@ def _load(
     dropped["wrong"] += problems.num_bad_rows
     counts = {reason: count for reason, count in dropped.items() if count}
     if not train:
-        raise DataError(f"data: no row of {section.path} is left to train on (dropped: {counts}).")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+        raise DataError(f"data: no row of {section.path} is left to train on (dropped: {reasons}).")
     num_rows = sum(map(len, taken)) + problems.num_bad_rows
     for reason, count in counts.items():
         logger.warning("%d of %s of %s: not used, %s", count, counted(num_rows, "row"), section.path, reason)

@@ -1,13 +1,16 @@
 """`rlhf check` finds what `rlhf train` would find before it starts Ray, in the same words."""
 
+import gzip
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from rlhf.cli import main as cli
@@ -189,6 +192,32 @@ def test_a_good_run_says_what_was_checked_and_what_was_not(world: Path, capsys: 
     assert "Checked: settings; run folder; models; 2 processes on the CPU; 64 rows with the tokenizer.\n" in out
     assert out.endswith("Not checked: memory (`rlhf plan`).\nNo mistake was found.\n")
     assert not (world / "runs").exists(), "a check leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz"])
+def test_small_compressed_files_are_read(world: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"row {n} of the data set", "answer": str(n)} for n in range(64)]
+    if name.endswith(".gz"):
+        (world / name).write_bytes(gzip.compress((world / "rows.jsonl").read_bytes()))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), world / name)
+    good = ["check", "grpo", *GOOD, "--data.path", name]
+    assert cli.main(good) == 0
+    assert "64 rows with the tokenizer.\n" in capsys.readouterr().out
+    assert cli.main([*good, "--data.prompt-key", "question"]) == 3
+    assert 'data.prompt_key: no column "question" (have prompt, answer)' in capsys.readouterr().err
+
+
+def test_rows_that_are_not_read_are_said_with_the_reason(world: Path) -> None:
+    def unread(path: str) -> str:
+        config, _ = checked_config("grpo", [*GOOD, "--data.path", path], {})
+        return next(line for line in preflight(config, {}).not_looked_at if line.startswith("rows: "))
+
+    assert unread("row") == "rows: no file or folder row here, so the run downloads that data set from the hub"
+    noise = random.Random(0).randbytes(3 * 2**20)
+    rows = "".join(json.dumps({"prompt": noise[n : n + 8].hex()}) + "\n" for n in range(0, len(noise), 8))
+    (world / "large.jsonl.gz").write_bytes(gzip.compress(rows.encode(), compresslevel=1))
+    assert unread("large.jsonl.gz").startswith("rows: only files up to 16 MiB (2 MiB of .parquet and .gz) are read;")
 
 
 def test_a_note_about_the_rows_is_said_once(

@@ -78,7 +78,7 @@ def test_prompts_of_eval_path_leave_the_training_rows(tmp_path: Path) -> None:
     assert [prompt.text for prompt in split.train] == ["a", "c"]
     assert [prompt.text for prompt in split.held_out] == ["B", "x"]
     assert split.dropped == {"prompt also in eval_path": 1}
-    with pytest.raises(DataError, match=r"no row of .* is left to train on"):
+    with pytest.raises(DataError, match=r"left to train on \(dropped: prompt also in eval_path: 3\)\."):
         load_prompts(section(path, eval_path=str(path)), PLAIN, 100)
 
 
