@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rlhf.config.json_file import ModelFileError, read_json
+from rlhf.config.json_file import ModelFileError, is_lfs_pointer, lfs_advice, read_json
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 ITEM_BITS = {
@@ -75,6 +75,8 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """
     damaged = ModelFileError(f"{file}: damaged safetensors header.")
     try:
+        if is_lfs_pointer(file):
+            raise ModelFileError(f"{file}: {lfs_advice(file)}.")
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -83,6 +85,8 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             header = json.loads(stream.read(length))
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from None
+    except ModelFileError:
+        raise
     except (ValueError, RecursionError):
         raise damaged from None
     if not isinstance(header, dict):

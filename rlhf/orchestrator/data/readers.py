@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 
+from rlhf.config.json_file import is_lfs_pointer, lfs_advice
 from rlhf.errors import DataError
 from rlhf.orchestrator.data.files import READ_BYTES, Row, Source, open_bytes, too_long
 from rlhf.orchestrator.data.json_list import object_of, read_list
@@ -22,6 +23,8 @@ def read_file(source: Source, problems: Problems) -> Iterator[Row]:
     count = 0
     num_bad = problems.num_bad_rows
     try:
+        if is_lfs_pointer(source.path):
+            raise DataError(f"{source.label}: {lfs_advice(source.path)}.")
         for row in READERS[source.kind](source, problems):
             count += 1
             yield row

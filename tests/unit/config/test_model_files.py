@@ -12,6 +12,7 @@ from rlhf.config.model_files import described_folder, local_folder, read_model
 from rlhf.config.tokenizer_files import different_tokens, require_tokenizer
 
 Make = Callable[..., Path]
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 
 def safetensors(tensors: dict[str, tuple[int, ...]]) -> bytes:
@@ -90,6 +91,11 @@ def lost_shard(folder: Path) -> None:
         (replace("config.json", b"[]"), "is not a JSON object"),
         (replace("config.json", b"{}"), 'no "model_type"'),
         (replace("config.json", b"\xff"), "is not JSON"),
+        (
+            replace("config.json", LFS_POINTER),
+            "config.json: a pointer of Git LFS in place of the file; run `git lfs pull`",
+        ),
+        (replace("model.safetensors", LFS_POINTER), "model.safetensors: a pointer of Git LFS in place of the file"),
         (replace("model.safetensors", None), "has no model.safetensors"),
         (replace("model.safetensors", b""), "damaged safetensors header"),
         (replace("model.safetensors", b"\xff" * 100), "damaged safetensors header"),

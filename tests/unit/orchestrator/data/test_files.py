@@ -100,6 +100,15 @@ def test_a_damaged_file_gives_its_line(tmp_path: Path, name: str, content: bytes
     assert complaints(error) == [complaint]
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv", "t.parquet", "t.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError) as error:
+        prompts_of(tmp_path / name)
+    advice = f"a pointer of Git LFS in place of the file; run `git lfs pull` in {tmp_path}."
+    assert complaints(error) == [f"{name}: {advice}"]
+
+
 def test_a_file_that_is_not_there_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
     for pattern in (f"{tmp_path}/*.jsonl", f"{tmp_path}/train.jsonl"):
         with pytest.raises(DataError) as error:
