@@ -57,7 +57,7 @@ TOOL: tuple[Json, ...] = (
 )
 VOCABULARY, CONTEXT = 1536, 1024
 NUM_STEPS, LR = 120, 4e-3
-NUM_SAMPLED = int(os.environ.get("RLHF_TEST_TURNS", "8"))
+NUM_SAMPLED = int(os.environ.get("RLHF_TEST_TURNS", "16"))
 TOLERANCE = 1e-4
 LIMITS = EpisodeLimits(
     max_turns=3, max_turn_tokens=150, max_tool_response_tokens=40, context=CONTEXT, max_tokens=CONTEXT
