@@ -48,6 +48,11 @@ class ModelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters (not on a single
     process)."""
+    zero_hpz_partition_size: PositiveInt = 1
+    """Processes of a node that hold a second copy of a ZeRO-3 model's parameters among them (hpZ of ZeRO++), usually
+    all of a node; 1: no second copy. The first pass after a step then gathers parameters from all processes, and all
+    others within the node, while each process holds 1 / this size of the parameters more. It must divide
+    num_gpus_per_node."""
     sequence_parallel_size: PositiveInt = 1
     """Processes that compute each micro-batch together (Ulysses): each holds the activations of its share of the
     tokens, so that longer sequences fit. Must divide the number of attention heads and of the model's processes."""

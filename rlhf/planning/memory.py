@@ -73,6 +73,8 @@ class ModelLoad:
     learns: bool
     zero_stage: int
     """The stage that the ranks really use."""
+    hpz_size: int = 1
+    """Ranks of a node that hold a second copy of the parameters among them; 1: none."""
     in_four_bits: bool = False
     """Whether the linear layers' weights are in 4 bits."""
     offload_parameters: bool = False
@@ -118,12 +120,17 @@ class ModelLoad:
         """Whether each rank holds a part of the parameters."""
         return self.zero_stage == 3
 
+    @property
+    def second_bytes(self) -> float:
+        """Bytes of a rank's part of the second copy of the parameters, which follows where the first one is."""
+        return self.held_bytes / self.hpz_size if self.is_partitioned and self.hpz_size > 1 else 0.0
+
 
 def resident(load: ModelLoad) -> Memory:
     """What stays in device memory between computations."""
     share = 1 / load.num_ranks
     numbers = float(load.learned_parameters)
-    parameters = load.held_bytes * (share if load.is_partitioned else 1.0)
+    parameters = load.held_bytes * (share if load.is_partitioned else 1.0) + load.second_bytes
     if load.is_partitioned and load.offload_parameters:
         parameters = 0.0
     if not load.learns:
@@ -143,8 +150,9 @@ def resident(load: ModelLoad) -> Memory:
 def host(load: ModelLoad) -> float:
     """Bytes of host memory for what one rank offloads."""
     parameters = load.held_bytes if load.is_partitioned and load.offload_parameters else 0.0
+    second = load.second_bytes if parameters else 0.0
     states = load.learned_parameters * (MOMENTS + 2 * FLOAT32) if load.learns and load.offload_optimizer else 0.0
-    return (parameters + states + swapped(load)) / load.num_ranks
+    return (parameters + states + swapped(load)) / load.num_ranks + second
 
 
 def host_activations(load: ModelLoad, num_tokens: int) -> float:

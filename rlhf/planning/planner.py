@@ -117,6 +117,7 @@ class _Planner:
             dtype_bytes=BYTES[dtype],
             learns=learns,
             zero_stage=section.stage_on(section.num_ranks, is_float32=dtype == "float32"),
+            hpz_size=section.zero_hpz_partition_size,
             in_four_bits=section.quantization != "none",
             offload_parameters=section.offload_parameters,
             offload_optimizer=trained is not None and trained.offload_optimizer,

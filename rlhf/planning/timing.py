@@ -116,6 +116,8 @@ def learning(load: ModelLoad, work: Workload, machine: Machine, rates: Efficienc
     computing = flops / (machine.sheet.tflops * TERA * rates.learning)
     passes = 2 + load.gradient_checkpointing
     exchanging = batches * _exchange_s(load, machine, rates) + each * passes * _all_to_all_s(load, machine, rates)
+    # After each update the first gather is over the network even with a second copy of the parameters.
+    exchanging += updates * (_first_gather_s(load, machine, rates) - _gather_s(load, machine, rates))
     one_pass = max(computing, exchanging) + each * _offload_s(load) + 2 * batches * rates.micro_batch_s
     return work.num_passes * one_pass + work.num_updates * _optimizer_s(load, machine, rates)
 
@@ -128,7 +130,14 @@ def sync(num_bytes: float, *, same_device: bool, machine: Machine, rates: Effici
 
 
 def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
-    """One all-gather of a partitioned model's parameters."""
+    """One all-gather of a partitioned model's parameters; of their second copy in a node, if there is one."""
+    if load.hpz_size == 1 or not load.is_partitioned:
+        return _first_gather_s(load, machine, rates)
+    return load.held_bytes * (load.hpz_size - 1) / load.hpz_size / (machine.sheet.link_gb_s * GB * rates.exchange)
+
+
+def _first_gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
+    """One all-gather of a partitioned model's parameters from all ranks."""
     if not load.is_partitioned:
         return 0.0
     others = (load.num_ranks - 1) / load.num_ranks

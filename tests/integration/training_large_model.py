@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from rlhf.config.models import TrainedModelSection
-from rlhf.engines.training.optimizer import training_config
+from rlhf.engines.training.optimizer import scoring_config, training_config
 from tests.integration.training_rows import experiences, whole
 
 if TYPE_CHECKING:
@@ -28,23 +27,23 @@ LARGE = {
 
 
 @contextmanager
-def _thresholds() -> Iterator[None]:
+def thresholds() -> Iterator[None]:
     """Inside, engines get the thresholds of a large model."""
 
-    def changed(section: TrainedModelSection, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-        config = training_config(section, dtype, device)
+    def changed(config: dict[str, object]) -> dict[str, object]:
         zero = config["zero_optimization"]
         assert isinstance(zero, dict)
         return {**config, "zero_optimization": zero | LARGE}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf.engines.training.engine.training_config", changed)
+        patch.setattr("rlhf.engines.training.engine.training_config", lambda *args: changed(training_config(*args)))
+        patch.setattr("rlhf.engines.training.scoring.scoring_config", lambda *args: changed(scoring_config(*args)))
         yield
 
 
 def large_model(scenarios: "Scenarios") -> None:
     """An export right after a forward pass, and the weights after the steps, beside those of the usual thresholds."""
-    with _thresholds():
+    with thresholds():
         engine = scenarios.engine(zero_stage=3, lr=1e-2)
     usual = scenarios.engine(zero_stage=3, lr=1e-2)
     for step in range(2):

@@ -60,9 +60,25 @@ def models(config: TrainConfig) -> Iterator[Problem]:
                 keys=(f"{role}.attention", f"{role}.dtype"),
                 text="flash_attention_2 cannot compute in float32. Use sdpa, or dtype bfloat16.",
             )
+        yield from _second_partition(role, model)
         yield from _sequence_parallel(role, model)
         if isinstance(model, TrainedModelSection):
             yield from _learning(role, model)
+
+
+def _second_partition(role: str, model: ModelSection) -> Iterator[Problem]:
+    size = model.zero_hpz_partition_size
+    if size > 1 and model.zero_stage != 3:
+        yield Problem(
+            keys=(f"{role}.zero_hpz_partition_size", f"{role}.zero_stage"),
+            text=f"needs ZeRO stage 3 (got {role}.zero_stage {model.zero_stage}).",
+        )
+    if model.num_gpus_per_node % size:
+        yield Problem(
+            keys=(f"{role}.zero_hpz_partition_size", f"{role}.num_gpus_per_node"),
+            text=f"{model.num_gpus_per_node} processes of a node do not split into groups of {size}. Use "
+            f"{model.num_gpus_per_node}, all of a node, or 1.",
+        )
 
 
 def _sequence_parallel(role: str, model: ModelSection) -> Iterator[Problem]:

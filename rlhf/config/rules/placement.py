@@ -1,6 +1,6 @@
 """Rules on placement that do not depend on the cluster's size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection
@@ -47,8 +47,22 @@ def merged_shapes(config: OnlineConfig) -> Iterator[Problem]:
                         text=f"{got}, but {roles[0]}, which shares its devices, has {need}. Set both to the same "
                         "number.",
                     )
+        yield from _second_partitions({role: models[role].zero_hpz_partition_size for role in roles})
         if "rollout" in group and roles:
             yield from _engines_fit(config.rollout, roles[0], models[roles[0]])
+
+
+def _second_partitions(sizes: Mapping[str, int]) -> Iterator[Problem]:
+    """DeepSpeed has one second partition for all models of a process."""
+    partitioned = [role for role, size in sizes.items() if size > 1]
+    for role in partitioned[1:]:
+        first = partitioned[0]
+        if sizes[role] != sizes[first]:
+            yield Problem(
+                keys=(f"{role}.zero_hpz_partition_size", f"{first}.zero_hpz_partition_size", "cluster.colocate"),
+                text=f"{sizes[role]}, but {first}, which shares its devices, has {sizes[first]}. Set both to the same "
+                "number, or one to 1.",
+            )
 
 
 def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Iterator[Problem]:

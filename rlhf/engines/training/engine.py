@@ -94,7 +94,7 @@ class DeepSpeedEngine:
         optimizer = build_optimizer(section, packed_model.parameters())
         config = training_config(section, dtype, self._device)
         if stage == 3:
-            partition(packed_model, self._device, config)
+            partition(packed_model, self._device, config, hpz_size=section.zero_hpz_partition_size)
         else:
             replicate(packed_model, self._device)
         self.self_test = examine(packed_model, section, dtype=dtype, device=self._device, where=where)

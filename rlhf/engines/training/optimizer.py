@@ -67,6 +67,8 @@ def _zero_config(section: ModelSection, device: torch.device) -> dict[str, objec
     is_cuda = device.type == "cuda"
     # DeepSpeed refuses to overlap in stages 0 and 1 where the window of accumulation is ours.
     zero: dict[str, object] = {"stage": section.zero_stage, "overlap_comm": is_cuda and section.zero_stage >= 2}
+    if section.zero_stage == 3:
+        zero["zero_hpz_partition_size"] = section.zero_hpz_partition_size
     to_host = {"device": "cpu", "pin_memory": is_cuda}
     if isinstance(section, TrainedModelSection) and section.offload_optimizer and section.zero_stage:
         zero["offload_optimizer"] = to_host

@@ -86,9 +86,10 @@ def replicate(model: nn.Module, device: torch.device) -> None:
     _move_tensors(model, device)
 
 
-def partition(model: nn.Module, device: torch.device, config: Mapping[str, object]) -> None:
-    """Partition `model` over the ranks' devices, by DeepSpeed's ZeRO-3 `config`. Collective; `model` as for
-    `replicate`."""
+def partition(model: nn.Module, device: torch.device, config: Mapping[str, object], *, hpz_size: int) -> None:
+    """Partition `model` over the ranks' devices, by DeepSpeed's ZeRO-3 `config`, and once more over each `hpz_size`
+    consecutive ranks if that is above 1. Collective; `model` as for `replicate`."""
+    hpz_group = _hpz_group(hpz_size) if hpz_size > 1 else None
     tensors = [name for name, _ in adapted_tensors(model)]
     if names := [*expert_lists(model), *chunked_layers(model), *tensors]:
         # Each gather needs all ranks, which use different experts, and have different numbers of chunks: all experts of
@@ -102,8 +103,17 @@ def partition(model: nn.Module, device: torch.device, config: Mapping[str, objec
             if not hasattr(parameter, "ds_id"):
                 _materialize(parameter, device)
         if own:
-            deepspeed.zero.Init(module=module, config_dict_or_path=config)
+            deepspeed.zero.Init(module=module, config_dict_or_path=config, zero_param_parallel_group=hpz_group)
     _move_tensors(model, device)
+
+
+def _hpz_group(size: int) -> object:
+    """This rank's group of the second partition. DeepSpeed has one for all models of a process, which therefore have
+    the same size."""
+    groups = deepspeed.utils.groups
+    if groups._get_zero_param_intra_parallel_group() is None:
+        groups._create_zero_param_parallel_group(size)
+    return groups._get_zero_param_intra_parallel_group()
 
 
 def _layout_of(model: nn.Module) -> ModelLayout:

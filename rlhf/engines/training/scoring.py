@@ -52,7 +52,7 @@ class ScoringEngine:
         is_partitioned = section.stage_on(self.num_ranks, is_float32=dtype == torch.float32) == 3
         config = scoring_config(section, dtype, self._device)
         if is_partitioned:
-            partition(packed_model, self._device, config)
+            partition(packed_model, self._device, config, hpz_size=section.zero_hpz_partition_size)
         else:
             replicate(packed_model, self._device)
         self.self_test = examine(packed_model, section, dtype=dtype, device=self._device, where=where)

@@ -57,6 +57,14 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     assert (resident(both).total, host(both)) == (0, 4.5 * P)
 
 
+def test_a_second_copy_in_each_node_is_beside_the_first_one() -> None:
+    second = replace(LOAD, num_ranks=16, hpz_size=8)
+    assert resident(second).parameters == 2 * P / 16 + 2 * P / 8
+    assert resident(replace(second, learns=False)).total == 2 * P / 16 + 2 * P / 8
+    offloaded = replace(second, offload_parameters=True)
+    assert (resident(offloaded).parameters, host(offloaded)) == (0, 2 * P / 16 + 2 * P / 8)
+
+
 def test_rank_0_exports_file_by_file_and_joins_experts_to_compare_them() -> None:
     assert exporting(LOAD) == 2 * EXPORT_FILE
     wide = replace(LOAD.shape, head_parameters=4 * 10**9)

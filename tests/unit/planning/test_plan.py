@@ -265,3 +265,20 @@ def test_seconds_of_a_tail_by_hand() -> None:
     expected = tail * (weights_s + 0.004)
     assert with_tail.seconds["generate"] - without.seconds["generate"] == pytest.approx(expected, rel=0.01)
     assert with_tail.step_s > without.step_s
+
+
+def test_with_a_second_copy_in_each_node_only_the_first_gather_is_over_the_network() -> None:
+    flags = shlex.split(
+        "--policy.num-nodes 2 --policy.num-gpus-per-node 8 --policy.gradient-checkpointing "
+        "--train.max-tokens-per-micro-batch 1024 --train.batch-size 128"
+    )
+    lengths = Lengths(prompt=256.0, response=256.0)
+    without = plan_for("sft", flags, "2x8xH100", lengths=lengths)
+    second = plan_for("sft", [*flags, "--policy.zero-hpz-partition-size", "8"], "2x8xH100", lengths=lengths)
+    sheet = second.cluster.device
+    gathered, rate = 8_030_261_248 * 2, 10**9 * 0.7
+    across, within = gathered * 15 / 16 / (sheet.network_gb_s * rate), gathered * 7 / 8 / (sheet.link_gb_s * rate)
+    faster = without.groups[0].seconds["learn"] - second.groups[0].seconds["learn"]
+    batches = 128 * 512 / 16 / 1024  # of each rank; forward and backward gather in each
+    assert faster == pytest.approx((2 * batches - 1) * (across - within))
+    assert second.groups[0].peak - without.groups[0].peak == gathered / 8

@@ -77,7 +77,7 @@ COMPUTING: Mapping[str, Entry] = {
     "ds.use_liger_kernel": switch_for_nothing(ONLY_SPEED),
     "ds.deepcompile": switch_for_nothing(ONLY_SPEED),
     "ds.overlap_comm": switch_for_nothing(ONLY_SPEED),
-    "ds.zpg": nothing(ONLY_SPEED),
+    "ds.zpg": trained("zero_hpz_partition_size"),
     "ds.experts_implementation": nothing(ONLY_SPEED),
     "ds.tensor_parallel_size": nothing(WHOLE_LAYERS),
     "ds.ring_attn_size": nothing(SHARED_SEQUENCES),
