@@ -46,7 +46,9 @@ def load_and_export(folder: Path, section: TrainedModelSection) -> dict[str, obj
             section, str(folder), Head.LOG_PROBS, where=WHERE, device=CPU, seed=0, new_head=False
         )
     with measured() as phases["partition"]:
-        partition(loaded.model, CPU, training_config(section, torch.bfloat16, CPU))
+        partition(
+            loaded.model, CPU, training_config(section, torch.bfloat16, CPU), hpz_size=section.zero_hpz_partition_size
+        )
         gc.collect()
     exported = folder.with_name(f"{folder.name}-exported")
     with measured() as phases["export"]:

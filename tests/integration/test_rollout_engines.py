@@ -293,7 +293,7 @@ def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
             config.verify_with_parallel_config(ParallelConfig(tensor_parallel_size=size))
         except ValueError:
             refused = True
-        assert (vllm_limit(facts, size, on_cpu=True) is not None) == refused
+        assert (vllm_limit(facts, size, on_cpu=True, dtype="float32") is not None) == refused
 
 
 @pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")

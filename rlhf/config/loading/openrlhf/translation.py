@@ -14,7 +14,7 @@ SWITCH = "--openrlhf"
 """Reads the flags that both projects have as OpenRLHF's."""
 ADDED_UP = frozenset({"cluster.colocate"})
 """Lists to which several flags of theirs add."""
-FLAT_NAMES = {dotted: flat for flat, dotted in reversed(DOTTED_NAMES.items())}
+FLAT_NAMES = {dotted: flat for flat, dotted in reversed(list(DOTTED_NAMES.items()))}
 DOTTED_FLAG = re.compile(r"--([a-z_]+(?:\.[a-z_]+)+)")
 
 

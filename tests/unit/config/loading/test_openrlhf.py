@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from rlhf.algorithms import build_algorithm
-from rlhf.config.algo import DpoSection, GrpoSection, PpoSection
+from rlhf.config.algo import DpoSection, GrpoSection, PpoSection, TruncatedWeights
 from rlhf.config.commands import DpoConfig, GrpoConfig, PpoConfig
 from rlhf.config.loading.load import load_config
 from rlhf.config.loading.openrlhf import translate
@@ -124,7 +124,8 @@ def test_a_launch_without_a_critic() -> None:
     assert isinstance(algo, GrpoSection)
     assert (algo.type, algo.kl.coef, algo.kl_placement, algo.kl_estimator) == ("grpo", 1e-3, "reward", "k3")
     assert (algo.clip_low, algo.clip_high, algo.dynamic_sampling) == (0.2, 0.3, True)
-    assert (algo.correction.type, algo.correction.cap) == ("truncate", 5.0)
+    assert isinstance(algo.correction, TruncatedWeights)
+    assert algo.correction.cap == 5.0
     assert (config.policy.adam_betas, config.train.micro_batch_size) == ((0.9, 0.95), None)
     assert config.data.split == "train[:20000]"
 
