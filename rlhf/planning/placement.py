@@ -134,8 +134,15 @@ def shortages(placement: Placement, free_per_node: Sequence[float]) -> list[str]
     largest = max(free_per_node, default=0.0)
     problems += [
         f"resources: {group.name} needs {group.shape.num_devices_per_node} GPUs on one node, largest node has "
-        f"{largest:g} free. Spread it with more {group.roles[0]}.num_nodes."
+        f"{largest:g} free. {_remedy(group)}."
         for group in placement.groups
         if group.shape.num_devices_per_node > largest
     ]
     return problems
+
+
+def _remedy(group: DeviceGroup) -> str:
+    """What makes a group need fewer devices on one node."""
+    if group.roles == (Role.ROLLOUT,):
+        return "Lower rollout.tensor_parallel_size"
+    return f"Spread it with more {group.roles[0]}.num_nodes"

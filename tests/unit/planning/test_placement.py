@@ -97,3 +97,12 @@ def test_the_roles_of_flags_are_those_of_a_run() -> None:
 )
 def test_what_is_short_is_named(free: list[float], expected: list[str]) -> None:
     assert shortages(plan_placement(SHAPES, (), num_engines=4), free) == expected
+
+
+def test_wide_engines_need_a_lower_tensor_parallel_size() -> None:
+    """Rollout has no num_nodes that could be raised."""
+    shapes = {Role.POLICY: Shape(num_nodes=1, num_devices_per_node=1)}
+    wide = {Role.ROLLOUT: Shape(num_nodes=1, num_devices_per_node=4)}
+    assert shortages(plan_placement(shapes | wide, (), num_engines=1), [2, 2, 2]) == [
+        "resources: rollout needs 4 GPUs on one node, largest node has 2 free. Lower rollout.tensor_parallel_size."
+    ]
