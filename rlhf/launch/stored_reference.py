@@ -26,7 +26,7 @@ FOLDER = "reference-cache"
 NOT_DECIDING = frozenset(
     {
         *("model", "trust_remote_code", "dtype"),
-        *("num_nodes", "num_gpus_per_node", "zero_stage", "offload_parameters", "cache_dir"),
+        *("num_nodes", "num_gpus_per_node", "zero_stage", "zero_hpz_partition_size", "offload_parameters", "cache_dir"),
     }
 )
 """Settings of a reference that do not decide how it computes, or whose result the fingerprint holds instead: the

@@ -89,7 +89,7 @@ def test_rows_of_one_prompt_are_different_tasks_where_the_row_is_read(
     data = ("--data.path", str(train_path), "--data.eval_path", str(eval_path))
     found = config(tmp_path, *way, *data)
     if not train:
-        with pytest.raises(DataError, match=r"no row of .* is left .* \(dropped: \{'prompt also in eval_path': 3\}\)"):
+        with pytest.raises(DataError, match=r"no row of .* is left .* \(dropped: prompt also in eval_path: 3\)"):
             load_data(found, byte_tokenizer(HERMES))
         return
     prompts = load_data(found, byte_tokenizer(HERMES)).prompts
