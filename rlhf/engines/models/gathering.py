@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-TOGETHER_BYTES = 16 * 2**20
+TOGETHER_BYTES = 2**20
 """Parameters that are smaller than this together are gathered together."""
 
 
