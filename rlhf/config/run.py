@@ -67,8 +67,8 @@ class CheckpointSection(Section):
     keep: PositiveInt = 2
     """Complete checkpoints kept. An old one is deleted only after a newer one has been verified."""
     resume: Literal[False, True, "auto"] = False
-    """Resume the run from its newest complete checkpoint; auto does so where the folder has a checkpoint, and starts
-    the run where it has none."""
+    """Resume the run from its newest complete checkpoint; auto does so where the folder has a checkpoint, starts
+    the run where it has none, and does nothing where the run is done."""
     accept_change: tuple[str, ...] = ()
     """Config keys that may differ from those of the checkpoint that is resumed; `data` accepts changed data files."""
     grace_s: PositiveFloat = 25.0

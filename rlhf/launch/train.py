@@ -19,7 +19,7 @@ from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.end_report import report_at_end
-from rlhf.launch.prepare import prepare
+from rlhf.launch.prepare import Prepared, prepare
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
 from rlhf.launch.shown_waits import ShownWaits
@@ -70,7 +70,7 @@ def run_training(
     downloads = RepairLog()
     with telling_hub_retries(downloads.add):
         prepared = prepare(config)
-    data, length, fresh = prepared.data, prepared.length, prepared.fresh
+    length = prepared.length
     with (
         RunDirectory.open(folder_of(config), resume=config.checkpoint.resume) as directory,
         closing(open_console(length.num_steps)) as console,
@@ -80,8 +80,11 @@ def run_training(
         checkpoints = Checkpoints(
             directory.checkpoints, keep=config.checkpoint.keep, warn=records.warn, repaired=records.repair
         )
-        resume_from = resume_point(config.checkpoint, directory, checkpoints, fresh, length.num_steps)
-        write_settings(directory, config, data.template)
+        resume_from = resume_point(config.checkpoint, directory, checkpoints, prepared.fresh, length.num_steps)
+        if resume_from is not None and resume_from.is_end:
+            console.say(f"resume: step {length.num_steps} is done and the model exported: nothing is left to do")
+            return result_of(directory, length.num_steps)
+        write_settings(directory, config, prepared.data.template)
         stop = StopRequest(config.checkpoint.grace_s)
         with (
             stop.listening(),
@@ -90,18 +93,7 @@ def run_training(
             records.open(),
             stop.naming_interruptions(),
         ):
-            attempts = RunAttempts(
-                config=config,
-                algorithm=config.algo if data.groups is None else weigh_classes(config.algo, data.groups.train),
-                data=data,
-                tokenizer=prepared.tokenizer,
-                length=length,
-                cluster=cluster,
-                records=records,
-                checkpoints=checkpoints,
-                stop=stop,
-                fresh=fresh,
-            )
+            attempts = make_attempts(config, prepared, cluster, records, checkpoints, stop)
             attempts.keep_token_limit(resume_from)
             run_with_restarts(
                 attempts,
@@ -112,6 +104,30 @@ def run_training(
                 repaired=records.repair,
             )
         return result_of(directory, length.num_steps)
+
+
+def make_attempts(
+    config: TrainConfig,
+    prepared: Prepared,
+    cluster: Cluster,
+    records: Records,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+) -> RunAttempts:
+    """The attempts of a run, of which none has started."""
+    groups = prepared.data.groups
+    return RunAttempts(
+        config=config,
+        algorithm=config.algo if groups is None else weigh_classes(config.algo, groups.train),
+        data=prepared.data,
+        tokenizer=prepared.tokenizer,
+        length=prepared.length,
+        cluster=cluster,
+        records=records,
+        checkpoints=checkpoints,
+        stop=stop,
+        fresh=prepared.fresh,
+    )
 
 
 def write_settings(directory: RunDirectory, config: TrainConfig, template: str) -> None:
@@ -181,4 +197,5 @@ def resume_point(
         num_steps=num_steps,
         status=directory.read_status(),
         accepted=section.accept_change,
+        resume=section.resume,
     )

@@ -292,6 +292,14 @@ def test_a_run_that_is_there_is_not_started_again(command: CommandLine, separate
     assert len(together.metrics) == len(separate.metrics) == 6
 
 
+def test_auto_leaves_a_finished_run_as_it_is(command: CommandLine, separate: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (separate.folder / "model").rglob("*")}
+    again = command.start(*TRANSFORMERS, "--resume", "auto", name="separate").wait()
+    assert again.code == 0
+    assert "step 6 is done and the model exported: nothing is left to do" in again.output
+    assert before == {path: path.stat().st_mtime_ns for path in (separate.folder / "model").rglob("*")}
+
+
 @pytest.fixture(scope="module")
 def chaos(command: CommandLine, head: RayHead, separate: Run) -> Chaos:
     """The run in groups of their own once more, with its processes killed and stopped."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf.config.renamed import with_current_names
 from rlhf.errors import ConfigError
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
-from rlhf.orchestrator.run.run_directory import Status
+from rlhf.orchestrator.run.run_directory import Resume, Status
 from rlhf.types import Json
 
 HARMLESS = (
@@ -52,25 +52,38 @@ class ResumePoint:
 
     path: Path
     state: RunState
+    is_end: bool = False
+    """Whether the run has reached its last step and exported its model: nothing is left to do."""
 
 
 def find_resume_point(
-    checkpoints: Checkpoints, now: RunState, *, num_steps: int, status: Status | None, accepted: Sequence[str]
+    checkpoints: Checkpoints,
+    now: RunState,
+    *,
+    num_steps: int,
+    status: Status | None,
+    accepted: Sequence[str],
+    resume: Resume = True,
 ) -> ResumePoint:
     """The newest whole checkpoint, where this run may continue from it. It needs no model, and is called before
     any is started.
 
-    `now` is the state of this run before its first step, `status` its last recorded one. Raises ConfigError where the
-    run is another one or is done, CheckpointError where no checkpoint is complete.
+    `now` is the state of this run before its first step, `status` its last recorded one. A run that is done is an end
+    with `resume` auto, which asks for whatever is left; otherwise it is an error.
+
+    Raises:
+        ConfigError: the run is another one, is done, or is past `num_steps`.
+        CheckpointError: no checkpoint is complete.
     """
     path, saved = checkpoints.newest()
     require_same_run(saved, now, accepted)
-    if saved.step > num_steps or (saved.step == num_steps and status is Status.DONE):
+    is_end = saved.step == num_steps and status is Status.DONE
+    if saved.step > num_steps or (is_end and resume != "auto"):
         raise ConfigError(
             f"resume: step {saved.step} is done, and train.num_steps is {num_steps}: nothing is left to do. "
             "Raise train.num_steps to go on"
         )
-    return ResumePoint(path=path, state=saved)
+    return ResumePoint(path=path, state=saved, is_end=is_end)
 
 
 def remembered_token_limit(saved: RunState, now: RunState) -> int:

@@ -316,6 +316,18 @@ def test_what_is_left_to_do(num_steps: int, status: Status | None, may_go_on: bo
         find_resume_point(checkpoints, SAVED, num_steps=num_steps, status=status, accepted=())
 
 
+@pytest.mark.parametrize(("num_steps", "is_end"), [(400, True), (401, False)])
+def test_a_run_that_is_done_is_an_end_with_auto(num_steps: int, is_end: bool, tmp_path: Path) -> None:
+    """Of a chain of jobs with one command, those after the last step succeed, and do nothing."""
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=pytest.fail, repaired=lambda _: None)
+    engines = {Role.POLICY: FakeTrainEngine(FakeRollout(TOKENIZER.num_tokens).table, Head.LOG_PROBS)}
+    checkpoints.save(SAVED, engines)
+    point = find_resume_point(checkpoints, SAVED, num_steps=num_steps, status=Status.DONE, accepted=(), resume="auto")
+    assert point.is_end == is_end
+    with pytest.raises(ConfigError, match="step 400 is done"):
+        find_resume_point(checkpoints, SAVED, num_steps=399, status=Status.DONE, accepted=(), resume="auto")
+
+
 @pytest.mark.parametrize(
     ("before", "now", "is_warned"),
     [("2", "2", False), ("2", "4", True), ("", "4", False), ("2", "", False), ("", "", False)],
