@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf.engines.base import TrainEngine
 from rlhf.errors import CheckpointError, RlhfError
+from rlhf.orchestrator.run.files import sync_path, sync_tree
 from rlhf.types import Head
 
 LOADING_CLASSES = {
@@ -17,8 +18,8 @@ LOADING_CLASSES = {
 
 
 def export_model(engine: TrainEngine, directory: Path) -> None:
-    """Write the model into a temporary folder, then rename it to `directory`. No reader ever sees half a model, and one
-    that an earlier launch exported stays until the new one is whole.
+    """Write the model into a temporary folder, then rename it to `directory`. No reader ever sees half a model, also
+    after a power cut, and one that an earlier launch exported stays until the new one is whole.
 
     Raises:
         CheckpointError: the disk refuses. Checkpoints are not touched.
@@ -32,9 +33,11 @@ def export_model(engine: TrainEngine, directory: Path) -> None:
                 shutil.rmtree(folder)
         temporary.mkdir()
         engine.export(temporary)
+        sync_tree(temporary)
         if directory.exists():
             directory.rename(replaced)
         temporary.rename(directory)
+        sync_path(directory.parent)
         if replaced.exists():
             shutil.rmtree(replaced)
     except OSError as error:

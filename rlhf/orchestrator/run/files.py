@@ -122,3 +122,10 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync_path` of a folder and of everything in it, so that it may be renamed into place."""
+    for path in folder.rglob("*"):
+        sync_path(path)
+    sync_path(folder)

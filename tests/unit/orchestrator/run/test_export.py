@@ -1,5 +1,6 @@
 """A reader of the exported model sees the old one or the new one, whenever a run is killed."""
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +83,26 @@ def test_a_killed_export_leaves_a_whole_model(tmp_path: Path) -> None:
         export(Writer("newest"), model)
         assert read(model) == {"newest"}
         assert sorted(path.name for path in model.parent.iterdir()) == ["model"]
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut after the rename would otherwise leave a folder of empty files."""
+    seen: list[str] = []
+
+    def flush(descriptor: int) -> None:
+        seen.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+
+    def rename(path: Path, target: Path) -> None:
+        seen.append(f"{path.name} -> {target.name}")
+        path.replace(target)
+
+    export(Writer("old"), tmp_path / "model")
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", rename)
+    export(Writer("new"), tmp_path / "model")
+    renamed = seen.index("model.tmp -> model")
+    assert {*seen[:renamed]} == {*(f"model.tmp/{file}" for file in FILES), "model.tmp", "model -> model.old"}
+    assert seen[renamed + 1 :] == ["."]
 
 
 class Refused:
