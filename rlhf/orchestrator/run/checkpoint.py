@@ -88,6 +88,8 @@ class Checkpoints:
         self._repaired = repaired
         self._free_bytes = free_bytes
         self._failures_in_a_row = 0
+        self._named: set[str] = set()
+        """What a warning has named that only looks like a checkpoint."""
 
     def save(self, state: RunState, engines: Mapping[Role, TrainEngine]) -> Path:
         """Commit a checkpoint, verify it, then drop the oldest. Raises CheckpointError, with nothing half done left."""
@@ -139,12 +141,13 @@ class Checkpoints:
         raise CheckpointError(f"{self._folder.parent}: {len(found)} checkpoints, none complete")
 
     def _found(self) -> list[Path]:
-        """Checkpoint folders, newest first. One warning names what only looks like one."""
+        """Checkpoint folders, newest first. A warning names what only looks like one, once."""
         entries = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
         strange = [
             e.name for e in entries if e.name.startswith("step_") and (not NAME.fullmatch(e.name) or e.is_symlink())
         ]
-        if strange:
+        if not self._named.issuperset(strange):
+            self._named.update(strange)
             self._warn(f"{self._folder}: ignored, not checkpoints of this run: {', '.join(strange)}")
         good = [e for e in entries if NAME.fullmatch(e.name) and e.is_dir() and not e.is_symlink()]
         return sorted(good, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
