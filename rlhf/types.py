@@ -364,7 +364,8 @@ class Metrics:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one optimizer step did. `finite` is False where it was skipped because a gradient, on any rank, was not;
-    `unmoved` names trainable parameters that did not change (filled in by the first step only)."""
+    `unmoved` names trainable parameters that did not change (filled in by the first step that
+    was not skipped only)."""
 
     grad_norm: float
     lr: float

@@ -193,6 +193,7 @@ class FakeTrainEngine(FakeScorer):
         self._lr = lr
         self._rollout = rollout
         self._finite = finite
+        self._has_moved = False
         self.copy: Table = self.table.copy()
         """The table of `FakeEmaReference`."""
         self._momentum: Table = np.zeros_like(self.table)
@@ -219,7 +220,8 @@ class FakeTrainEngine(FakeScorer):
             self._momentum = 0.5 * self._momentum + self._gradient
             self.table -= self._lr * self._momentum
         self._gradient = np.zeros_like(self.table)
-        unmoved = ("table",) if self.num_steps == 0 and finite and (before == self.table).all() else ()
+        unmoved = ("table",) if finite and not self._has_moved and (before == self.table).all() else ()
+        self._has_moved = self._has_moved or finite
         self.num_steps += 1
         return StepReport(grad_norm=norm, lr=self._lr, finite=finite, unmoved=unmoved)
 

@@ -219,7 +219,8 @@ class Scenarios:
             self.record(f"{name}/moved", not torch.equal(self.weights(engine), before))
 
     def unmoved(self) -> None:
-        """A score head of zeros passes no gradient on: only the head moves in the first step, all in the second."""
+        """A score head of zeros passes no gradient on: only the head moves in the first step, all in the second. A
+        skipped step moves nothing, and says nothing."""
         for stage, dtype in ((0, "bfloat16"), (2, "float32"), (3, "bfloat16")):
             engine = self.engine("zero_score", Head.SCORES, zero_stage=stage, dtype=dtype, lr=1e-7)
             _, first = self.step(engine, rankings(), PACKED, "reward")
@@ -231,6 +232,10 @@ class Scenarios:
             policy = self.engine(zero_stage=stage, dtype=dtype, lr=1e-7)
             _, report = self.step(policy, experiences(), FOUR)
             self.record(f"{name}/policy", len(report.unmoved))
+            late = self.engine("zero_score", Head.SCORES, zero_stage=stage, dtype=dtype, lr=1e-7)
+            self.step(late, rankings(), PACKED, "broken gradient")
+            _, report = self.step(late, rankings(), PACKED, "reward")
+            self.record(f"{name}/after_skip", len(report.unmoved))
 
     def exports(self) -> None:
         """What is exported, and what the engine says about the same tokens."""

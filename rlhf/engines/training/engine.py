@@ -175,8 +175,7 @@ class DeepSpeedEngine:
         lr = learning_rate(self._section, self._num_steps, self._num_planned_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        is_first = self._num_steps == 0
-        if is_first:
+        if self._movement.is_due:
             self._movement.before_step(self._master_shards())
         self._guard.skip = not self._watch.end_window()
         with self._optimizer_on_device():
@@ -185,7 +184,8 @@ class DeepSpeedEngine:
         self._num_steps += 1
         if self._has_replicas and self._num_steps % CHECK_EVERY_STEPS == 0:
             require_equal_replicas(self.module, self._where, self._device)
-        unmoved = self._movement.after_step(self._master_shards(), self._device) if is_first and finite else ()
+        is_looked_at = finite and self._movement.is_due
+        unmoved = self._movement.after_step(self._master_shards(), self._device) if is_looked_at else ()
         return StepReport(grad_norm=self._grad_norm() if finite else math.inf, lr=lr, finite=finite, unmoved=unmoved)
 
     def attach_sender(self, sender: WeightSender) -> None:
@@ -217,6 +217,7 @@ class DeepSpeedEngine:
         """Continue from what `save` wrote, bit for bit. The caller has verified the files. Raises CheckpointError."""
         with self._optimizer_on_device():
             self._num_steps = load_training_state(self._engine, directory, copy=self._ema_copy)
+        self._movement.is_due = self._num_steps == 0
 
     def export(self, directory: Path) -> None:
         """Write the model in Hugging Face format (safetensors + tokenizer) to `directory`, from rank 0; LoRA adapters

@@ -32,12 +32,15 @@ class MovementCheck:
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self._parameters = parameters
         self._before: dict[int, int] = {}
+        self.is_due = True
+        """Whether no step has been looked at yet."""
 
     def before_step(self, shards: Iterable[tuple[int, torch.Tensor]]) -> None:
         self._before = {key: int(checksum(shard)) for key, shard in shards}
 
     def after_step(self, shards: Iterable[tuple[int, torch.Tensor]], device: torch.device) -> tuple[str, ...]:
         """Names of the parameters that did not change on any rank. Collective."""
+        self.is_due = False
         changed = {key for key, shard in shards if int(checksum(shard)) != self._before[key]}
         moved = torch.tensor(
             [float(id(parameter) in changed) for parameter in self._parameters.values()], device=device
