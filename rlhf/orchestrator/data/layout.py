@@ -103,7 +103,7 @@ def find_files(pattern: str, wanted: Wanted, problems: Problems, max_row_bytes: 
         if len(splits) > 1:
             found = _of_split(found, splits, path, wanted, problems)
     if not found:
-        raise DataError(f"data: {pattern} matches no file.")
+        raise DataError(f"data: {pattern} matches no file.{_meant(pattern)}")
     unknown = [file for file in found if kind_of(file) not in READERS]
     if unknown:
         known = ", ".join(READERS)
@@ -154,6 +154,15 @@ def _of_split(
         what = "every split" if split == ALL else f"the split {split}"
         problems.note(f"of {path}, {what} is read ({_names(chosen, folder)}); not {', '.join(left)}.")
     return chosen
+
+
+def _meant(pattern: str) -> str:
+    """What to do where a path that matches nothing is one that other tools read."""
+    if "://" in pattern:
+        return " Addresses are not read; download the file, or name a hub data set as owner/name."
+    if "," in pattern or "{" in pattern:
+        return " Lists and braces are not read; name one folder, or a glob of *, ? and [...] in quotes."
+    return ""
 
 
 def _files_in(folder: Path, problems: Problems) -> list[Path]:

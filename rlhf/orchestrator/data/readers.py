@@ -126,6 +126,7 @@ def read_csv(source: Source, problems: Problems) -> Iterator[Row]:
                 if not header:
                     header = cells
                     refuse_repeated(header, where)
+                    refuse_other_separators(header, where)
                 elif len(cells) != len(header):
                     problems.add_row(source.label, where, f"{len(cells)} fields, the header has {len(header)}.")
                 else:
@@ -141,6 +142,13 @@ def refuse_repeated(names: list[str], where: str) -> None:
         raise DataError(
             [f"{where}: column {json.dumps(name, ensure_ascii=False)} is there twice." for name in repeated]
         )
+
+
+def refuse_other_separators(names: list[str], where: str) -> None:
+    """Raise DataError where all columns would be read as one."""
+    for separator, name in ((";", ";"), ("\t", "tabs"), ("|", "|")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(f"{where}: columns are divided by {name}; need commas. Save the file with commas.")
 
 
 READERS: Mapping[str, Callable[[Source, Problems], Iterator[Row]]] = {

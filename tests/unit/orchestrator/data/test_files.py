@@ -116,6 +116,29 @@ def test_a_file_that_is_not_there_is_named_as_the_user_wrote_it(tmp_path: Path) 
         assert complaints(error) == [f"data: {pattern} matches no file."]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [
+        ("s3://bucket/rows.jsonl", "Addresses are not read; download the file, or name a hub data set as owner/name."),
+        ("https://host/rows.jsonl", "Addresses are not read; download the file, or name a hub data set as owner/name."),
+        ("a.jsonl,b.jsonl", "Lists and braces are not read; name one folder, or a glob of *, ? and [...] in quotes."),
+        ("{a,b}.jsonl", "Lists and braces are not read; name one folder, or a glob of *, ? and [...] in quotes."),
+    ],
+)
+def test_a_path_that_other_tools_read_is_told_what_is_read(pattern: str, advice: str) -> None:
+    with pytest.raises(DataError) as error:
+        prompts_of(pattern)
+    assert complaints(error) == [f"data: {pattern} matches no file. {advice}"]
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", ";"), ("\t", "tabs"), ("|", "|")])
+def test_a_csv_file_with_other_separators_is_named(tmp_path: Path, separator: str, name: str) -> None:
+    (tmp_path / "t.csv").write_text(f"prompt{separator}label\na{separator}b\n")
+    with pytest.raises(DataError) as error:
+        prompts_of(tmp_path / "t.csv")
+    assert complaints(error) == [f"t.csv:1: columns are divided by {name}; need commas. Save the file with commas."]
+
+
 def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"x")
     with pytest.raises(DataError, match=r"rows.xlsx: unknown kind of file \(have .jsonl, .json, .csv, .parquet"):
