@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rlhf import __version__
 from rlhf.config.renamed import RenamedSettingWarning
+from rlhf.config.repeated import RepeatedFlagWarning
 from rlhf.errors import ConfigError, PreemptedError, RlhfError
 from rlhf.importing import importing, missing_extra
 from rlhf.terminal import escape_unconfigured_logs, show_logs, show_traceback, stdout_is_closed, tell, write
@@ -86,7 +87,7 @@ def _command_meant(verb: str) -> str:
     """What an unknown command may have meant: one of a similar name, or a method that wants a command before it."""
     from rlhf.config.commands import COMMANDS
 
-    if near := did_you_mean(verb, VERBS):
+    if near := did_you_mean(verb.lower(), VERBS):
         return near
     method = verb if verb in COMMANDS else next(iter(difflib.get_close_matches(verb, COMMANDS, n=1)), None)
     return f" Did you mean `rlhf train {method}`?" if method is not None else ""
@@ -97,6 +98,8 @@ def _train_or_check(verb: str, arguments: list[str]) -> int:
         from rlhf.cli.help import commands_help
         from rlhf.cli.train_help import train_help
 
+    if not arguments:
+        return _show_usage(verb, commands_help(verb))
     command, rest = _method(verb, arguments)
     if command in HELP:
         return _show(commands_help(verb))
@@ -153,22 +156,33 @@ def _method(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
     """The method that a command line names, and its other words. A help flag may be in the method's place."""
     from rlhf.config.commands import COMMANDS, METHODS
 
-    command, *rest = arguments or ["--help"]
+    command, *rest = arguments
     for name, method in METHODS.items():
         if method.also_typed is not None and method.also_typed[0] == command and method.also_typed[1] in rest:
             return name, [word for word in rest if word != method.also_typed[1]]
     if command not in COMMANDS and command not in HELP:
         have = f'unknown method "{command}" (have {", ".join(COMMANDS)})'
-        raise ConfigError(f"{verb}: {have}.{did_you_mean(command, COMMANDS)}")
+        raise ConfigError(f"{verb}: {have}.{_method_meant(verb, command)}")
     return command, rest
+
+
+def _method_meant(verb: str, word: str) -> str:
+    """What a word in the method's place may have meant."""
+    from rlhf.config.commands import COMMANDS
+
+    if word.lower().endswith((".yaml", ".yml")):
+        return f" The method comes before the file: `rlhf {verb} METHOD {word}`."
+    return did_you_mean(word.lower().replace("_", "-"), COMMANDS)
 
 
 def _plan(arguments: list[str]) -> int:
     with importing():
         from rlhf.cli.help import plan_help
 
-    if HELP & set(arguments) or not arguments:
+    if HELP & set(arguments):
         return _show(plan_help())
+    if not arguments:
+        return _show_usage("plan", plan_help())
     from rlhf.cli.translated import show_translation
     from rlhf.config.loading.load_about_runs import load_calibrate, load_plan
 
@@ -193,8 +207,10 @@ def _plan(arguments: list[str]) -> int:
 def _chaos(arguments: list[str]) -> int:
     from rlhf.cli.help import chaos_help
 
-    if HELP & set(arguments) or not arguments:
+    if HELP & set(arguments):
         return _show(chaos_help())
+    if not arguments:
+        return _show_usage("chaos", chaos_help())
     from rlhf.cli.translated import show_translation
     from rlhf.config.loading.load_about_runs import load_chaos
 
@@ -207,10 +223,12 @@ def _chaos(arguments: list[str]) -> int:
 
 
 def _generate(arguments: list[str]) -> int:
-    if HELP & set(arguments) or not arguments:
-        from rlhf.cli.help import generate_help
+    from rlhf.cli.help import generate_help
 
+    if HELP & set(arguments):
         return _show(generate_help())
+    if not arguments:
+        return _show_usage("generate", generate_help())
     from rlhf.config.loading.load import load_generate
 
     config = load_generate(arguments)
@@ -247,16 +265,23 @@ def _completion(arguments: list[str]) -> int:
 
 
 def _tool(verb: str, arguments: list[str]) -> int:
-    from rlhf.cli.tools import run_tool, tool_help, wants_help
+    from rlhf.cli.tools import TOOLS as FOUND
+    from rlhf.cli.tools import run_tool, tool_help
 
-    return _show(tool_help(verb)) if wants_help(verb, arguments) else run_tool(verb, arguments)
+    if HELP & set(arguments):
+        return _show(tool_help(verb))
+    if not arguments and not FOUND[verb].is_bare:
+        return _show_usage(verb, tool_help(verb))
+    return run_tool(verb, arguments)
 
 
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show warnings about renamed settings in the format of other warnings."""
+    """Show warnings about settings in the format of other warnings."""
+    of_settings = (RenamedSettingWarning, RepeatedFlagWarning)
     with warnings.catch_warnings():
-        warnings.simplefilter("default", RenamedSettingWarning)
+        for kind in of_settings:
+            warnings.simplefilter("default", kind)
         others = warnings.showwarning
 
         def show(
@@ -267,7 +292,7 @@ def _warnings_as_lines() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, RenamedSettingWarning):
+            if issubclass(category, of_settings):
                 tell([f"rlhf: warning: {message}"])
             else:
                 others(message, category, filename, lineno, file, line)
@@ -296,6 +321,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _show(text: str) -> int:
     write(text)
     return 0
+
+
+def _show_usage(verb: str, text: str) -> int:
+    """Show the help of a command that was given nothing to do, which is an error: a script's variable may be empty."""
+    write(text)
+    raise ConfigError(f"{verb}: nothing is named; the usage is above.")
 
 
 def _understood(error: BaseException) -> BaseException:

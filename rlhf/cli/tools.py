@@ -143,11 +143,6 @@ def run_tool(verb: str, argv: Sequence[str]) -> int:
     return TOOLS[verb].run(argv, os.environ)
 
 
-def wants_help(verb: str, argv: Sequence[str]) -> bool:
-    """Whether `rlhf VERB ARGV` asks for help."""
-    return not (argv or TOOLS[verb].is_bare) or any(word in ("-h", "--help") for word in argv)
-
-
 def tool_help(verb: str) -> str:
     """Help of `rlhf VERB`: every flag."""
     tool = TOOLS[verb]

@@ -85,6 +85,11 @@ NOT_A_CHOICE = {"literal_error", "enum"}
 OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
+def choices_of(error: ErrorDetails) -> list[str]:
+    """The words that a value could have been, where it is none of them."""
+    return re.findall("'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+
+
 def wording(error: ErrorDetails, field: Field | None) -> str:
     """One of pydantic's errors as a sentence. `field` is the field where it happened, if it is a single field."""
     context, kind, value = error.get("ctx", {}), error["type"], error["input"]

@@ -116,6 +116,8 @@ def _look_further(config: TrainConfig, environ: Mapping[str, str], found: Findin
         from rlhf.launch.prepare import Scope, gather  # noqa: PLC0415  comes with the training libraries
 
     known = described(config, environ)
+    if doubts(config.rows_per_step[0]):
+        config = _with_small_steps(config)
     fitting = within_context(config, known.values())
     if fitting is not config:
         doubts.wrong -= set(TOO_LONG)
@@ -132,3 +134,9 @@ def _look_further(config: TrainConfig, environ: Mapping[str, str], found: Findin
     )
     with loading_quietly():
         return gather(fitting, needs, found, scope).tokenizer is not None
+
+
+def _with_small_steps(config: TrainConfig) -> TrainConfig:
+    """A config whose steps read one row: where their size is in doubt, so is whether the rows suffice."""
+    name, _, key = config.rows_per_step[0].partition(".")
+    return config.model_copy(update={name: getattr(config, name).model_copy(update={key: 1})})

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf.config.fields import Field
-from rlhf.config.loading.layers import InFlag, Layer, Setting, dotted, split_key
+from rlhf.config.loading.layers import SWITCH_WORDS, InFlag, Layer, Setting, dotted, split_key
 from rlhf.config.loading.yaml_text import KeyPath
+from rlhf.config.repeated import ONE_PATH, warn_repeated
 
 ALIASES = {
     "algo": "algo.type",
@@ -16,19 +17,27 @@ ALIASES = {
     "json": "as_json",
 }
 """Short names of frequently used flags."""
+CONFIG_FLAGS = ("-c", "--config", "--config-file", "--config_file")
+"""How other systems name a config file, which is an argument here."""
 
 
 class Flags:
     """A parsed command line: a layer of settings, and the arguments that belong to no flag."""
 
-    def __init__(self, argv: Sequence[str], fields: Mapping[str, Field]) -> None:
+    def __init__(self, argv: Sequence[str], fields: Mapping[str, Field], *, takes_file: bool = False) -> None:
+        """`takes_file`: whether a config file may be among the arguments."""
         self.layer = Layer()
         self.positionals: list[str] = []
+        self.after_switch: dict[str, Field] = {}
+        """Arguments that follow a switch and are none of its values, each with the switch."""
         self._fields = fields
+        self.takes_file = takes_file
         waiting = list(reversed(argv))
         while waiting:
             word = waiting.pop()
-            if not word.startswith("--"):
+            if self.takes_file and word.partition("=")[0] in CONFIG_FLAGS and self._field(word.lstrip("-")) is None:
+                self._config_file(word, waiting)
+            elif not word.startswith("--"):
                 self.positionals.append(word)
             elif word == "--set":
                 self._assignment(waiting.pop() if waiting else "")
@@ -43,6 +52,14 @@ class Flags:
         else:
             self.layer.problems.append(f'--set: need key=value (got "{text}").')
 
+    def _config_file(self, word: str, waiting: list[str]) -> None:
+        """Read the file of `--config FILE` too, so that what it sets is not asked for."""
+        name, equals, file = word.partition("=")
+        if not equals and waiting and not waiting[-1].startswith("-"):
+            file = waiting.pop()
+        self.layer.problems.append(f"{name}: a config file is named without a flag. Write {file or 'FILE.yaml'} alone.")
+        self.positionals += [file] if file else []
+
     def _flag(self, word: str, waiting: list[str]) -> None:
         """Read one flag, and its value from `waiting` if it has one there."""
         name, equals, text = word.removeprefix("--").partition("=")
@@ -53,8 +70,11 @@ class Flags:
         elif known is None and negated is not None and negated.is_switch:
             self._set(name.removeprefix("no-"), "false")
         elif known is not None and known.is_switch:
-            values = {"true", "false", *known.words}
-            self._set(name, waiting.pop() if waiting and waiting[-1].lower() in values else "true")
+            values = {*SWITCH_WORDS, *known.words}
+            is_given = bool(waiting) and waiting[-1].lower() in values
+            if waiting and not is_given:
+                self.after_switch[waiting[-1]] = known
+            self._set(name, waiting.pop() if is_given else "true")
         elif waiting and not waiting[-1].startswith("--"):
             self._set(name, waiting.pop())
         elif known is None:
@@ -78,6 +98,8 @@ class Flags:
         joined: dict[KeyPath, Setting] = {}
         for setting in self.layer.settings:
             before = joined[setting.path].value if setting.path in joined else None
+            if setting.key in ONE_PATH and before not in (None, setting.value):
+                warn_repeated(setting.origin.where(setting.path), before, setting.value)
             match before, setting.value:
                 case list(), list():
                     joined[setting.path] = Setting(setting.path, [*before, *setting.value], setting.origin)

@@ -16,6 +16,9 @@ ENVIRONMENT_PREFIX = "RLHF__"
 VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """`${NAME}` in a file's text stands for the environment variable, `$${NAME}` for the text itself."""
 
+SWITCH_WORDS = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False, "1": True, "0": False}
+"""What a flag or variable that is a switch may say."""
+
 
 class Origin(Protocol):
     """Where a value was set, and how keys are written there."""
@@ -174,6 +177,8 @@ def value_of(text: str, known: Field | None) -> Value:
         return None
     if known.is_text:
         return text
+    if known.is_switch and text.lower() in SWITCH_WORDS:
+        return SWITCH_WORDS[text.lower()]
     if known.is_list and not text.lstrip().startswith("["):
         return [text] if known.holds_text else Document(f"[{text}]").value
     return Document(text).value

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -30,7 +29,7 @@ from rlhf.config.loading.layers import (
 )
 from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.openrlhf import translate
-from rlhf.config.loading.suggestions import advice_on
+from rlhf.config.loading.stray_words import is_file_name, refused
 from rlhf.config.loading.yaml_text import scalar
 from rlhf.config.problems import shown
 from rlhf.config.rules.all_rules import problems_of
@@ -52,47 +51,29 @@ def read_config(
         raise ConfigError(f'train: unknown method "{command}" (have {", ".join(COMMANDS)}).')
     schema = Schema(COMMANDS[command].config)
     translation = translate(argv, schema.fields)
-    flags = Flags(translation.argv, schema.fields)
+    flags = Flags(translation.argv, schema.fields, takes_file=True)
     flags.layer.problems += translation.problems
     flags.layer.wrong |= translation.spoiled
-    files = [
-        file_layer(Path(name), environ, schema.fields)
-        if is_file_name(name)
-        else Layer(problems=[unexpected(name, schema.fields)])
-        for name in flags.positionals[:1]
-    ]
+    others = list(flags.positionals)
+    named = next((name for name in others if is_file_name(name)), None)
+    files: list[Layer] = []
+    if named is not None:
+        others.remove(named)
+        files = [file_layer(Path(named), environ, schema.fields)]
+    strays = refused(others, flags, schema.fields)
     layers = [
         *files,
+        strays,
         environment_layer(environ, schema.fields),
         flags.layer,
         python_layer(settings or {}, schema.fields),
     ]
     merged = Merged(schema, [*_member_layer(COMMANDS[command], layers), *layers], _sections_elsewhere(command))
-    merged.problems += [unexpected(name, schema.fields) for name in flags.positionals[1:]]
     # Without the settings of its file, what a run lacks is not known.
-    if merged.config is not None and not any(file.problems and not file.settings for file in files):
+    is_unread = any(file.problems and not file.settings for file in files) or (not files and strays.problems)
+    if merged.config is not None and not is_unread:
         merged.problems += merged.report(problems_of(merged.config))
     return merged
-
-
-def is_file_name(word: str) -> bool:
-    """Whether an argument that belongs to no flag is meant as a config file."""
-    if word.lower().endswith((".yaml", ".yml")):
-        return True
-    with suppress(OSError, ValueError):  # of a name that no file can have
-        return Path(word).exists()
-    return False
-
-
-def unexpected(word: str, known: Collection[str]) -> str:
-    """The message for an argument that is no flag, no value of a flag and no config file."""
-    given, equals, value = word.partition("=")
-    key = given.lstrip("+~").replace("-", "_")
-    if not equals:
-        return f'{word}: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'
-    if key in known:
-        return f"{word}: unexpected argument. Write {InFlag().spell(key)} {value}."
-    return f"{word}: unexpected argument. {advice_on(key, known, InFlag().spell)[0]}"
 
 
 def _member_layer(command: Command, layers: Sequence[Layer]) -> list[Layer]:
@@ -146,8 +127,9 @@ def load_generate(argv: Sequence[str]) -> GenerateConfig:
     schema = Schema(GenerateConfig)
     flags = Flags(argv, schema.fields)
     model = Layer([Setting(("model",), name, InFlag()) for name in flags.positionals[:1]])
-    merged = Merged(schema, [model, flags.layer])
-    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals[1:])]
+    strays = refused(flags.positionals[1:], flags, schema.fields, "prompt")
+    merged = Merged(schema, [model, strays, flags.layer])
+    problems = [*merged.problems]
     config = merged.config
     if config is not None and config.model is None and not problems:
         problems.append("generate: name a model, a folder or a hub name.")
@@ -167,8 +149,8 @@ def load_quickstart(argv: Sequence[str]) -> QuickstartConfig:
         ConfigError: with every problem, one line each.
     """
     flags = Flags(argv, (schema := Schema(QuickstartConfig)).fields)
-    merged = Merged(schema, [flags.layer])
-    problems = [*merged.problems, *(f"{name}: unexpected argument." for name in flags.positionals)]
+    merged = Merged(schema, [refused(flags.positionals, flags, schema.fields), flags.layer])
+    problems = merged.problems
     if problems or merged.config is None:
         raise ConfigError(problems)
     return merged.config

@@ -6,8 +6,10 @@ from typing import TypeVar
 from rlhf.config.base import Section
 from rlhf.config.commands import TrainConfig
 from rlhf.config.loading.flags import ALIASES, Flags
+from rlhf.config.loading.layers import SWITCH_WORDS
 from rlhf.config.loading.load import read_config
 from rlhf.config.loading.merge import Merged, Schema
+from rlhf.config.loading.stray_words import refused
 from rlhf.config.tools import CalibrateConfig, ChaosConfig, PlanConfig
 from rlhf.errors import ConfigError
 
@@ -47,8 +49,8 @@ def load_calibrate(argv: Sequence[str]) -> CalibrateConfig:
     """The options of `rlhf plan --calibrate RUN`. Raises ConfigError with every problem."""
     schema = Schema(CalibrateConfig)
     flags = Flags(argv, schema.fields)
-    merged = Merged(schema, [flags.layer])
-    problems = [*merged.problems, *(f"{word}: unexpected argument." for word in flags.positionals)]
+    merged = Merged(schema, [refused(flags.positionals, flags, schema.fields), flags.layer])
+    problems = merged.problems
     if problems or merged.config is None:
         raise ConfigError(problems)
     return merged.config
@@ -81,7 +83,7 @@ def divided(argv: Sequence[str], schema: Schema[S]) -> tuple[list[str], list[str
             rest.append(word)
             continue
         own.append(word)
-        has_value = not field.is_switch or waiting[-1:] in (["true"], ["false"])
+        has_value = not field.is_switch or (bool(waiting) and waiting[-1].lower() in SWITCH_WORDS)
         if has_value and not equals and waiting:
             own.append(waiting.pop())
     return own, rest

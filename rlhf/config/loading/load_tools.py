@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhf.config.base import Section
-from rlhf.config.commands import RowKind
+from rlhf.config.commands import COMMANDS, METHODS, RowKind
 from rlhf.config.loading.flags import Flags
 from rlhf.config.loading.layers import InFlag, Layer, Setting, file_layer
 from rlhf.config.loading.merge import Merged, Schema
+from rlhf.config.loading.stray_words import refused
 from rlhf.config.problems import Problem
 from rlhf.config.rules.online import episode_problems
 from rlhf.config.rules.placement import adapters_sent, colocation, weight_sync
@@ -47,6 +48,9 @@ def load_rounds(argv: Sequence[str], environ: Mapping[str, str]) -> RoundsConfig
 
 def load_data_report(argv: Sequence[str], environ: Mapping[str, str]) -> DataConfig:
     """The options of `rlhf data KIND`. Raises ConfigError with every problem."""
+    if argv and argv[0] in COMMANDS:
+        kind = METHODS[COMMANDS[argv[0]].method].rows
+        raise ConfigError(f"data: {argv[0]} is a method, whose rows are {kind}. Write `rlhf data {kind} ...`.")
     return _load(DataConfig, argv, environ, ("kind",), _data_problems)
 
 
@@ -90,7 +94,7 @@ def _load(
     """Arguments that are not flags set `names` in order, and a list takes all that are left; the first one that ends in
     .yaml is a config file."""
     schema = Schema(section)
-    flags = Flags(argv, schema.fields)
+    flags = Flags(argv, schema.fields, takes_file=True)
     files = [word for word in flags.positionals if word.endswith((".yaml", ".yml"))]
     words = [word for word in flags.positionals if word not in files]
     layers = [file_layer(Path(name), environ, schema.fields) for name in files[:1]]
@@ -99,9 +103,12 @@ def _load(
         is_list = schema.fields[name].is_list
         taken = [words.pop(0) for _ in range(len(words) if is_list else 1)]
         given.settings.append(Setting((name,), [*taken] if is_list else taken[0], InFlag()))
-    merged = Merged(schema, [*layers, given, flags.layer])
+    # What follows a command's own arguments was most likely meant as its rows.
+    has_rows = any(setting.key == "data.path" for layer in (*layers, flags.layer) for setting in layer.settings)
+    rows = None if has_rows or "data.path" not in schema.fields else "data.path"
+    strays = refused((*words, *files[1:]), flags, schema.fields, rows)
+    merged = Merged(schema, [*layers, given, strays, flags.layer])
     problems = [*merged.problems]
-    problems += [f"{word}: unexpected argument." for word in (*words, *files[1:])]
     if merged.config is not None:
         problems += merged.report(list(rule(merged.config)))
     if problems or merged.config is None:

@@ -11,7 +11,7 @@ from rlhf.config.fields import Field, fields_by_name, nearest, sections_in, vari
 from rlhf.config.loading.layers import Layer, Origin, Setting, dotted
 from rlhf.config.loading.suggestions import advice_on, meant_section
 from rlhf.config.loading.yaml_text import KeyPath, Value
-from rlhf.config.problems import NOT_A_CHOICE, Problem, secret_advice, shown, wording
+from rlhf.config.problems import NOT_A_CHOICE, Problem, choices_of, secret_advice, shown, wording
 from rlhf.config.renamed import current_value, warn_renamed
 
 S = TypeVar("S", bound=Section)
@@ -152,8 +152,8 @@ class Merged(Generic[S]):
         path = self._path_of(error["loc"])
         field = self.schema.fields.get(dotted(path))
         text = wording(error, field)
-        if error["type"] in NOT_A_CHOICE and field and isinstance(error["input"], str):
-            meant = nearest(error["input"], field.words)
+        if error["type"] in NOT_A_CHOICE and isinstance(error["input"], str):
+            meant = nearest(error["input"], field.words if field else choices_of(error))
             text += f" Did you mean {meant}?" if meant else ""
         if error["type"] == "extra_forbidden":
             text = self._misplaced(path, field)

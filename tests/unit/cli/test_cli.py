@@ -250,6 +250,7 @@ def test_fewer_rows_than_a_batch_are_told(world: Path) -> None:
         (["--data.path", "bad.jsonl"], DataError, "bad.jsonl:2: "),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:--data.path. given twice")
 def test_what_does_not_fit_this_machine_is_found(
     world: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], error: type[ConfigError], line: str
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_hub_data_set_is_left_to_the_run(world: Path) -> None:
     assert "datasets" not in set(sys.modules) - before
 
 
+@pytest.mark.filterwarnings("ignore:--data.path. given twice")
 def test_problems_of_several_classes_come_together(world: Path) -> None:
     argv = [*PPO, "--policy.model", "./no", "--data.path", "no.jsonl", "--policy.lr", "-1"]
     with pytest.raises(ConfigError) as raised:

@@ -208,6 +208,7 @@ def test_small_compressed_files_are_read(world: Path, name: str, capsys: pytest.
     assert 'data.prompt_key: no column "question" (have prompt, answer)' in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:--data.path. given twice")
 def test_rows_that_are_not_read_are_said_with_the_reason(world: Path) -> None:
     def unread(path: str) -> str:
         config, _ = checked_config("grpo", [*GOOD, "--data.path", path], {})

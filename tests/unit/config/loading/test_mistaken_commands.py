@@ -7,6 +7,7 @@ import pytest
 from rlhf.cli import main as cli
 from rlhf.config.commands import COMMANDS, METHODS
 from rlhf.config.fields import fields_by_name
+from rlhf.config.loading.load import read_config
 from rlhf.config.loading.other_names import BY_LAST_PART, BY_WHOLE_NAME, NOTES, SECTIONS
 from rlhf.config.loading.suggestions import meant_keys
 
@@ -87,7 +88,40 @@ FLAGS: list[tuple[str, str]] = [
     ("dappo x.yaml", "Did you mean `rlhf train dapo`?"),
     ("trian ppo", "Did you mean train?"),
     ("train pppo", "Did you mean ppo?"),
+    ("TRAIN ppo", "Did you mean train?"),
+    ("train SFT", "Did you mean sft?"),
+    ("train online_dpo", "Did you mean online-dpo?"),
+    ("check run.yaml", "The method comes before the file: `rlhf check METHOD run.yaml`."),
+    # words without a flag, or under a flag that is none here
+    ("check sft --config run.yaml", "--config: a config file is named without a flag. Write run.yaml alone."),
+    ("check sft --config=run.yaml", "--config: a config file is named without a flag. Write run.yaml alone."),
+    ("check sft -c run.yaml", "-c: a config file is named without a flag. Write run.yaml alone."),
+    ("plan sft --config run.yaml", "--config: a config file is named without a flag. Write run.yaml alone."),
+    ("check sft rows.jsonl", "rows.jsonl: unexpected argument. Write --data.path rows.jsonl."),
+    ("data prompts rows.jsonl", "rows.jsonl: unexpected argument. Write --data.path rows.jsonl."),
+    ("data prompts openai/gsm8k", "openai/gsm8k: unexpected argument. Write --data.path openai/gsm8k."),
+    ("data sft", "data: sft is a method, whose rows are demonstrations. Write `rlhf data demonstrations ...`."),
+    ("data simpo", "data: simpo is a method, whose rows are preferences. Write `rlhf data preferences ...`."),
+    ("generate model Once", "Once: unexpected argument. Write --prompt Once."),
+    (
+        "check sft --policy.gradient-checkpointing full",
+        "full: unexpected argument. --policy.gradient-checkpointing takes true, false, on, off, yes, no, 1, 0, "
+        "offload, or nothing for true.",
+    ),
+    (
+        "check sft --data.path a.jsonl --data.path b.jsonl",
+        "warning: --data.path: given twice; b.jsonl is read, a.jsonl is not. Name one path, a folder or a glob.",
+    ),
+    ("check grpo --reward.rules maths", 'length or overlong (got "maths"). Did you mean math?'),
 ]
+
+ONLY_LINE = [
+    ("data prompts rows.jsonl", "rows.jsonl: unexpected argument. Write --data.path rows.jsonl."),
+    ("data prompts org/rows", "org/rows: unexpected argument. Write --data.path org/rows."),
+    ("generate model Once", "Once: unexpected argument. Write --prompt Once."),
+    ("check sft missing.jsonl", "missing.jsonl: unexpected argument. Write --data.path missing.jsonl."),
+]
+"""Mistakes that explain what else is missing."""
 
 NOTHING_MEANT = [
     "check grpo --policy.vocabulary 5",
@@ -109,6 +143,54 @@ def test_a_mistaken_command_is_told_the_right_name(
     monkeypatch.chdir(tmp_path)
     assert cli.main(command.split()) == 2
     assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "line"), ONLY_LINE)
+def test_a_mistake_is_one_line(
+    command: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) == 2
+    assert capsys.readouterr().err == f"rlhf: error: {line}\n"
+
+
+def test_the_file_of_a_config_flag_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it sets is not missing."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("policy:\n  model: org/model\ndata:\n  path: org/rows\n")
+    for words in (["--config", "run.yaml"], ["--config=run.yaml"], ["-c", "run.yaml"]):
+        assert cli.main(["check", "sft", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("a config file is named without a flag. Write run.yaml alone.")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("on", True), ("1", True), ("Yes", True), ("off", False), ("0", False), ("offload", "offload")]
+)
+def test_a_switch_takes_the_usual_words(word: str, value: bool | str) -> None:
+    for words in (["--policy.gradient-checkpointing", word], [f"--policy.gradient-checkpointing={word}"]):
+        merged = read_config("sft", [*words, "--data.path", "org/rows", "--policy.model", "org/model"], {})
+        assert merged.problems == []
+        assert merged.config is not None
+        assert merged.config.models["policy"].model_dump()["gradient_checkpointing"] == value
+    variable = {"RLHF__POLICY__GRADIENT_CHECKPOINTING": word}
+    merged = read_config("sft", ["--data.path", "org/rows", "--policy.model", "org/model"], variable)
+    assert merged.config is not None
+    assert merged.config.models["policy"].model_dump()["gradient_checkpointing"] == value
+
+
+@pytest.mark.parametrize("verb", ["train", "check", "plan", "chaos", "generate", "sample", "data"])
+def test_a_command_without_anything_to_do_shows_its_usage_and_fails(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"Usage: rlhf {verb} ")
+    assert shown.err == f"rlhf: error: {verb}: nothing is named; the usage is above.\n"
+    assert cli.main([verb, "--help"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", NOTHING_MEANT)
