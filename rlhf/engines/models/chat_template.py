@@ -40,7 +40,9 @@ def choose_template(own: Templates, asked: str | None, *, key: str = "data.chat_
 def require_one(templates: Templates) -> None:
     """Raise ModelError where nothing says which chat template renders messages."""
     if not templates:
-        raise ModelError("tokenizer: no chat template; set data.template=plain or give the tokenizer one.")
+        raise ModelError(
+            "tokenizer: no chat template; set data.template=plain, or data.chat_template to a .jinja file with one."
+        )
     if isinstance(templates, dict) and "default" not in templates:
         names = ", ".join(sorted(templates))
         raise ModelError(

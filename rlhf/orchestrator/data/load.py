@@ -10,7 +10,7 @@ from typing import TypeVar
 from rlhf.config.commands import RowKind
 from rlhf.config.data import DataSection
 from rlhf.engines.base import Tokenizer
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.data.columns import find_columns
 from rlhf.orchestrator.data.encoding import Encoder, EpisodePrompts
 from rlhf.orchestrator.data.kinds import OFFLINE_ROWS, ROWS
@@ -172,7 +172,8 @@ def read_records(section: DataSection, path: str, wanted: Wanted, kind: RowKind,
             records.append(record)
         except RowError as error:
             problems.add_row(row.file, row.where, str(error))
-    for problem in meaning.problems(records):
+    # What rows lack as a whole, a wrong one may have had.
+    for problem in meaning.problems(records) if len(records) == len(rows) or section.max_bad_rows else ():
         problems.add(problem)
     to_rewards = kind is RowKind.PROMPTS
     return Side(records=records, unread=find_unread(rows, records, columns, meaning.reads(columns), to_rewards))
@@ -202,7 +203,14 @@ def _load(
 
     sides = read_sides(section, kind, problems)
     taken = [evenly_spaced(side.records, max_rows) for side in sides]
-    items, given = (_make_all(records, make, section, limit, problems, dropped) for records in taken)
+    try:
+        items, given = (_make_all(records, make, section, limit, problems, dropped) for records in taken)
+    except ModelError as error:  # wrong rows are known nevertheless
+        try:
+            problems.settle()
+        except DataError as wrong:
+            raise ConfigError([*error.problems, *wrong.problems]) from error
+        raise
     note_unread(sides, problems)
     for what, count in notes.items():
         problems.note(f"{counted(count, 'conversation')}: {what}.")

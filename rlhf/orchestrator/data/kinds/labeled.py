@@ -14,6 +14,9 @@ from rlhf.orchestrator.data.records import Record, parse_pair
 from rlhf.orchestrator.data.values import shown
 from rlhf.types import ScoredGroup
 
+LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+"""What a label may be, as text or as a number."""
+
 
 class Labeled(OfflineRows):
     """One response a prompt, whose reward is 1 where it is labeled good and 0 where bad. A pair counts as two: the
@@ -40,10 +43,10 @@ class Labeled(OfflineRows):
         assert columns.response is not None, "it is a column that labeled rows need"
         assert columns.label is not None, "it is a column that labeled rows need"
         value = row.values.get(columns.label)
-        text = str(value).lower()
-        if text not in ("true", "false") or not isinstance(value, bool | str):
-            raise RowError(f"{columns.label} must be true or false (got {shown(value)}).")
-        return replace(parse_pair(row, columns, columns.response), desirable=text == "true")
+        meaning = LABELS.get(str(value).lower())
+        if meaning is None:
+            raise RowError(f"{columns.label} must be true or false, or 1 or 0 (got {shown(value)}).")
+        return replace(parse_pair(row, columns, columns.response), desirable=meaning)
 
     def problems(self, records: Sequence[Record]) -> list[str]:
         """Both labels are needed."""

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 from rlhf.config.data import DataSection
 from rlhf.orchestrator.data.columns import Columns
-from rlhf.orchestrator.data.dialogue import parse_text
 from rlhf.orchestrator.data.encoding import Encoder, as_group
 from rlhf.orchestrator.data.files import Row
-from rlhf.orchestrator.data.kinds.demonstrations import Demonstrations
+from rlhf.orchestrator.data.kinds.demonstrations import Demonstrations, plain_text
 from rlhf.orchestrator.data.records import Record
 from rlhf.types import ScoredGroup
 
@@ -27,8 +26,7 @@ class Texts(Demonstrations):
     def parse(self, row: Row, columns: Columns) -> Record:
         if columns.text is None:
             return super().parse(row, columns)
-        text = parse_text(row.values.get(columns.text), columns.text)
-        return Record(row=row, prompt="", responses=(text,), names=("prompt", columns.text))
+        return plain_text(row, columns.text)
 
     def groups(self, section: DataSection, encoder: Encoder, record: Record) -> list[ScoredGroup]:
         if record.prompt:

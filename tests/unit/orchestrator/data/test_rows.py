@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.commands import RowKind
-from rlhf.errors import DataError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.orchestrator.data import DataSplit, check_rows, load_prompts
 from rlhf.types import Json, Prompt, ScoredGroup
 from tests.unit.orchestrator.data.data_support import (
@@ -265,8 +265,8 @@ def test_columns_that_are_not_there_are_one_problem_each_not_one_a_row(tmp_path:
 @pytest.mark.parametrize(
     ("labels", "complaint"),
     [
-        ([True, "yes"], 't.jsonl:2: label must be true or false (got "yes").'),
-        ([True, 0], "t.jsonl:2: label must be true or false (got 0)."),
+        ([True, "yes"], 't.jsonl:2: label must be true or false, or 1 or 0 (got "yes").'),
+        ([1, -1], "t.jsonl:2: label must be true or false, or 1 or 0 (got -1)."),
         ([True, True], "data: both labels are needed; all 2 are true."),
     ],
 )
@@ -274,7 +274,24 @@ def test_binary_feedback_needs_two_labels_and_no_other(tmp_path: Path, labels: l
     rows = [{"prompt": "p", "completion": str(n), "label": label} for n, label in enumerate(labels)]
     with pytest.raises(DataError) as error:
         load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
-    assert complaint in complaints(error)
+    assert complaints(error) == [complaint]
+
+
+@pytest.mark.parametrize("good", [True, "True", 1, 1.0, "1"])
+@pytest.mark.parametrize("bad", [False, "False", 0, 0.0, "0"])
+def test_a_label_may_be_a_number(tmp_path: Path, good: Json, bad: Json) -> None:
+    rows = [{"prompt": "p", "completion": str(label), "label": label} for label in (good, bad)]
+    split = load_labeled(section(write_rows(tmp_path / "t.jsonl", rows)), PLAIN)
+    assert [group.labels for group in split.train] == [(True,), (False,)]
+
+
+def test_a_missing_chat_template_hides_no_wrong_row(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"messages": [USER]}, {"messages": 3}])
+    with pytest.raises(ConfigError) as error:
+        load_prompts(section(path), PLAIN, 10)
+    first, second = error.value.problems
+    assert first.startswith("tokenizer: no chat template; set data.template=plain")
+    assert second.startswith("t.jsonl:2: messages is not text")
 
 
 def test_messages_without_a_chat_template_are_refused(tmp_path: Path) -> None:

@@ -175,6 +175,22 @@ def test_texts_are_cut_into_blocks_that_lose_nothing(tmp_path: Path) -> None:
     assert reasons == [FinishReason.LENGTH, FinishReason.LENGTH, FinishReason.STOP, FinishReason.STOP]
 
 
+def test_plain_texts_are_demonstrations_without_a_prompt(tmp_path: Path) -> None:
+    """As in language modeling: every token is learned, under data.max_tokens as for other rows."""
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "abcdefgh"}, {"text": "xy"}])
+    for template in ("auto", "plain", "chat"):
+        split = load_demonstrations(section(path, max_tokens=12, template=template), CHAT)
+        assert [(group.prompt.text, group.texts) for group in split.train] == [("", ("abcdefgh",)), ("", ("xy",))]
+        assert all(group.responses[0].loss_mask is None for group in split.train)
+        assert all(group.responses[0].finish_reason is FinishReason.STOP for group in split.train)
+    held_out = load_demonstrations(section(path, eval_fraction=0.5), CHAT)
+    assert (len(held_out.train), len(held_out.held_out)) == (1, 1)
+    with pytest.raises(DataError, match=r"1 of 2 rows exceed 5 tokens"):
+        load_demonstrations(section(path, max_tokens=5), CHAT)
+    (short,) = load_demonstrations(section(path, max_tokens=5, overlong="drop"), CHAT).train
+    assert short.texts == ("xy",)
+
+
 def test_demonstrations_serve_as_texts(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "hi", "response": "yo"}])
     (group,) = load_texts(section(path), PLAIN).train
