@@ -59,15 +59,18 @@ _MODEL = {
     "param_offload": _trained("offload_parameters"),
     "optimizer_offload": _trained("offload_optimizer"),
     "cpu_offload": _trained("offload_optimizer"),
+    "deepspeed": _trained("zero_stage"),
+    "fsdp": _trained("zero_stage"),
 }
 
 _SAMPLING = {
     "num_generations": ("rollout.group_size",),
-    "num_samples_per_prompt": ("rollout.group_size",),
-    "max_completion_length": ("rollout.max_response_tokens",),
-    "max_response_length": ("rollout.max_response_tokens",),
-    "max_new_tokens": ("rollout.max_response_tokens",),
-    "response_length": ("rollout.max_response_tokens",),
+    "num_samples_per_prompt": ("rollout.group_size", "num_samples"),
+    "num_return_sequences": ("rollout.group_size", "num_samples"),
+    "max_completion_length": ("rollout.max_response_tokens", "max_tokens"),
+    "max_response_length": ("rollout.max_response_tokens", "max_tokens"),
+    "max_new_tokens": ("rollout.max_response_tokens", "max_tokens"),
+    "response_length": ("rollout.max_response_tokens", "max_tokens"),
     "max_prompt_length": ("rollout.max_prompt_tokens",),
     "temperature": ("rollout.temperature",),
     "top_p": ("rollout.top_p",),
@@ -146,6 +149,10 @@ _DATA = {
     "eval_dataset": ("data.eval_path",),
     "dataset_train_split": ("data.split",),
     "dataset_config": ("data.subset",),
+    "shuffle_dataset": ("data.shuffle",),
+    "truncation": ("data.overlong",),
+    "filter_overlong_prompts": ("data.overlong",),
+    "chat_template_path": ("data.chat_template",),
     "reward_funcs": ("reward.function",),
     "reward_func": ("reward.function",),
     "reward_fn": ("reward.function",),
@@ -160,8 +167,10 @@ _RUN = {
     "project": ("log.wandb_project",),
     "report_to": ("log.wandb_project",),
     "logger": ("log.wandb_project",),
+    "eval_strategy": ("eval.every_steps",),
     "eval_steps": ("eval.every_steps",),
     "test_freq": ("eval.every_steps",),
+    "save_strategy": ("checkpoint.every_steps",),
     "save_steps": ("checkpoint.every_steps",),
     "save_freq": ("checkpoint.every_steps",),
     "save_total_limit": ("checkpoint.keep",),
@@ -220,6 +229,10 @@ SECTIONS: Mapping[str, str] = MappingProxyType(
 
 NOTES: Mapping[str, str] = MappingProxyType(
     {
+        "eval_strategy": "a number of steps",
+        "save_strategy": "a number of steps",
+        "deepspeed": "its value is the ZeRO stage",
+        "fsdp": "its value is the ZeRO stage",
         "per_device_train_batch_size": "it counts the examples of one optimizer step over all ranks",
         "gradient_accumulation_steps": "it counts the examples of one optimizer step over all ranks",
         "ppo_mini_batch_size": "it counts responses, not prompts",
@@ -239,3 +252,21 @@ NOTES: Mapping[str, str] = MappingProxyType(
     }
 )
 """What to know before a value of theirs is written for the key that is suggested."""
+
+_PACKED = "Rows are always packed; train.max_tokens_per_micro_batch says how far."
+_ASSISTANT = "Only the assistant's tokens are learned from; all of them in rows with only a text."
+WITHOUT_A_SETTING: Mapping[str, str] = MappingProxyType(
+    {
+        "packing": _PACKED,
+        "padding_free": _PACKED,
+        "use_remove_padding": _PACKED,
+        "use_dynamic_bsz": _PACKED,
+        "assistant_only_loss": _ASSISTANT,
+        "completion_only_loss": _ASSISTANT,
+        "dataset_text_field": "The column text is read where there is no prompt column.",
+        "precompute_ref_log_probs": "Log-probs of a reference that does not change are always computed once.",
+        "logging_steps": "Every step is logged.",
+        "push_to_hub": "The model is written to the run's folder; upload it from there.",
+    }
+)
+"""What they set and what always is so here."""

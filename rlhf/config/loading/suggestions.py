@@ -8,7 +8,7 @@ nearly the same. Nothing is suggested else.
 import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from rlhf.config.loading.other_names import BY_LAST_PART, BY_WHOLE_NAME, NOTES, SECTIONS
+from rlhf.config.loading.other_names import BY_LAST_PART, BY_WHOLE_NAME, NOTES, SECTIONS, WITHOUT_A_SETTING
 from rlhf.config.renamed import RENAMED_KEYS
 
 ALIKE = 0.75
@@ -42,6 +42,8 @@ def meant_keys(key: str, known: Collection[str]) -> list[str]:
 
 def advice_on(key: str, known: Collection[str], spell: Callable[[str], str]) -> tuple[str, list[str]]:
     """What to say about an unknown key, and the keys that are named in it. `spell` writes a key as a user would."""
+    if always := WITHOUT_A_SETTING.get(key.rpartition(".")[2]):
+        return f"There is no such setting. {always}", []
     meant = [names.split(" & ") for names in meant_keys(key, known)]
     if not meant:
         return listing(key, known), []
@@ -65,6 +67,8 @@ def listing(key: str, known: Collection[str]) -> str:
         more = f" and {len(inside) - MAX_LISTED} more (`--help {section}`)" if len(inside) > MAX_LISTED else ""
         return f"Settings of {section} are {', '.join(inside[:MAX_LISTED])}{more}."
     sections = sorted({name.partition(".")[0] for name in known if "." in name})
+    if bare := [name for name in known if "." not in name]:
+        return f"Settings are {', '.join([*bare, *(f'{section}.*' for section in sections)])}."
     return f"Sections are {', '.join(sections)}." if sections else "See --help."
 
 

@@ -8,8 +8,9 @@ from rlhf.cli import main as cli
 from rlhf.config.commands import COMMANDS, METHODS
 from rlhf.config.fields import fields_by_name
 from rlhf.config.loading.load import read_config
-from rlhf.config.loading.other_names import BY_LAST_PART, BY_WHOLE_NAME, NOTES, SECTIONS
+from rlhf.config.loading.other_names import BY_LAST_PART, BY_WHOLE_NAME, NOTES, SECTIONS, WITHOUT_A_SETTING
 from rlhf.config.loading.suggestions import meant_keys
+from rlhf.config.tools import GenerateConfig
 
 FLAGS: list[tuple[str, str]] = [
     # the right section, another system's name
@@ -44,6 +45,18 @@ FLAGS: list[tuple[str, str]] = [
     ("check grpo --reward_funcs f", "--reward-funcs: unknown key. Did you mean --reward.function?"),
     ("check sft --output_dir out", "--output-dir: unknown key. Did you mean --run.dir?"),
     ("check dpo --loss_type ipo", "--loss-type: unknown key. Did you mean --algo.loss.type?"),
+    (
+        "check sft --eval_strategy steps",
+        "--eval-strategy: unknown key. Did you mean --eval.every-steps? (a number of steps)",
+    ),
+    (
+        "check sft --deepspeed ds.json",
+        "--deepspeed: unknown key. Did you mean --policy.zero-stage? (its value is the ZeRO stage)",
+    ),
+    ("check sft --packing true", "--packing: unknown key. There is no such setting. Rows are always packed;"),
+    ("check sft --assistant_only_loss true", "There is no such setting. Only the assistant's tokens are learned from;"),
+    ("generate m --max-new-tokens 5", "--max-new-tokens: unknown key. Did you mean --max-tokens?"),
+    ("generate m --frobnicate 5", "--frobnicate: unknown key. Settings are model, prompt, prompts, template,"),
     # verl, as flags and in its own form
     (
         "check grpo --actor_rollout_ref.actor.optim.lr 1e-6",
@@ -255,7 +268,8 @@ def test_a_missing_file_is_one_line(
 @pytest.mark.parametrize("name", [*BY_LAST_PART, *BY_WHOLE_NAME])
 def test_every_name_of_another_system_stands_for_a_setting(name: str) -> None:
     """And that setting is suggested in each command that has it."""
-    keys = {key for method in METHODS.values() for key in fields_by_name(method.config)}
+    configs = [GenerateConfig, *(method.config for method in METHODS.values())]
+    keys = {key for config in configs for key in fields_by_name(config)}
     candidates = BY_WHOLE_NAME.get(name) or BY_LAST_PART[name]
     assert all(part in keys for names in candidates for part in names.split(" & "))
     for command in COMMANDS.values():
@@ -267,6 +281,7 @@ def test_every_name_of_another_system_stands_for_a_setting(name: str) -> None:
 
 def test_the_tables_fit_together() -> None:
     assert NOTES.keys() <= BY_LAST_PART.keys()
+    assert not WITHOUT_A_SETTING.keys() & BY_LAST_PART.keys()
     sections = {key.partition(".")[0] for method in METHODS.values() for key in fields_by_name(method.config)}
     assert set(SECTIONS.values()) <= sections
     assert not SECTIONS.keys() & sections
