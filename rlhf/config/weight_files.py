@@ -27,7 +27,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     if not files and (pickles := _pickles(folder)):
         raise ModelFileError(f"only pickle weights ({pickles[0]}); convert them to safetensors.")
     if not files:
-        raise ModelFileError(f"{folder} has no model.safetensors.")
+        raise ModelFileError(f"{folder} has no model.safetensors{_others(folder)}.")
     headers = {file: dict(_header(file)) for file in files}
     for file, promised in files.items():
         lacking = [name for name in promised if name not in headers[file]]
@@ -60,6 +60,16 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
 
 def _pickles(folder: Path) -> list[str]:
     return [name for name in PICKLES if (folder / name).is_file()]
+
+
+def _others(folder: Path) -> str:
+    """What a folder without the weights has in their place."""
+    if shards := sorted(folder.glob("*.safetensors")):
+        index = "no model.safetensors.index.json, which says what each holds; copy it too"
+        return f"; it has {len(shards)} other .safetensors (first: {shards[0].name}) and {index}"
+    if gguf := sorted(folder.glob("*.gguf")):
+        return f"; {gguf[0].name} cannot be trained. Name the model that it was made from"
+    return ""
 
 
 def has_weights(folder: Path) -> bool:

@@ -72,6 +72,14 @@ def pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def without_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
+def gguf_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-Q4.gguf")
+
+
 def cut(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -104,6 +112,11 @@ def lost_shard(folder: Path) -> None:
         (replace("model.safetensors", safetensors({"lm_head.weight": (9, 4)})), "lm_head.weight: shape [9, 4]"),
         (replace("model.safetensors", safetensors({"a": (2,)}).replace(b"[2]", b"[3]")), "damaged safetensors header"),
         (pickle_only, "only pickle weights (pytorch_model.bin); convert them to safetensors"),
+        (
+            without_index,
+            "it has 1 other .safetensors (first: model-00001-of-00001.safetensors) and no model.safetensors.i",
+        ),
+        (gguf_only, "model-Q4.gguf cannot be trained. Name the model that it was made from."),
         (cut, "where its header says"),
         (lost_shard, "cannot be read: No such file"),
     ],
