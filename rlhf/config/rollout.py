@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf.config.base import Section
-from rlhf.config.environment_name import EnvironmentName
+from rlhf.config.environment_name import AgentName, EnvironmentName
 from rlhf.config.import_name import ImportName
 
 
@@ -142,9 +142,9 @@ class EpisodeSection(Section):
     """Class, module:name or file.py:name, of which each response gets an object of its own: its methods are tools, or
     its method step gets the text of each turn. Of several, the column environment of a row names its own. Environments
     of other libraries: gym://ID, openenv://HOST:PORT, openrlhf://agent_func.py."""
-    agent: ImportName | None = None
+    agent: AgentName | None = None
     """Your own loop, module:name or file.py:name: async def run(session, row) -> reward. Any client of OpenAI's or
-    Anthropic's API at session.base_url asks for the policy's turns."""
+    Anthropic's API at session.base_url asks for the policy's turns. Environments of verifiers: verifiers://NAME."""
     max_turns: PositiveInt = 8
     """Turns of the policy in one response, with tools, an environment or an agent. A response that has as many and
     would go on is truncated."""

@@ -14,7 +14,7 @@ from rlhf.algorithms.needs import needs_of
 from rlhf.config.algo import CustomSection
 from rlhf.config.commands import OnlineConfig, TrainConfig, method_of
 from rlhf.config.data import DataSection
-from rlhf.config.environment_name import LIBRARIES
+from rlhf.config.environment_name import needed_package
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.loading.user_function import find_module, problem_of
 from rlhf.config.model_files import (
@@ -304,8 +304,8 @@ def _world(section: RolloutSection) -> Iterator[Problem]:
 
 
 def _missing_package(library: str) -> str | None:
-    """Why an environment of a library cannot be loaded; None where its package is there."""
-    package = LIBRARIES[library]
+    """Why an environment or agent of a library cannot be loaded; None where its package is there."""
+    package = needed_package(library)
     if package is None or find_spec(package) is not None:
         return None
     return f"{package} is not installed. Run `pip install 'rlhf[{library}]'`."

@@ -1,5 +1,5 @@
-"""Environments of other libraries. `rollout.environment` names one as `LIBRARY://WHAT?option=value`; each library has a
-module here, whose function `environment` makes the class."""
+"""Environments of other libraries. `rollout.environment` names one as `LIBRARY://WHAT?option=value`, and so does
+`rollout.agent` where the library runs the episodes itself; each library has a module here."""
 
 import importlib
 import json
@@ -8,17 +8,23 @@ from urllib.parse import parse_qsl
 
 from rlhf.types import Json
 
-MODULES: Mapping[str, str] = {"gym": "gym", "openenv": "openenv", "openrlhf": "openrlhf"}
-"""What stands before `://`, and the module."""
+MAKERS: Mapping[str, str] = {
+    "gym": "environment",
+    "openenv": "environment",
+    "openrlhf": "environment",
+    "verifiers": "agent",
+}
+"""What stands before `://`, which is the module's name, and its function that makes a class or an agent."""
 
 
 def load(name: str) -> object:
-    """The class that `LIBRARY://WHAT` names. Raises ValueError where there is none, ImportError without the library."""
+    """The class or agent that `LIBRARY://WHAT` names. Raises ValueError where there is none, ImportError without the
+    library."""
     library, _, what = name.partition("://")
-    if library not in MODULES:
-        raise ValueError(f"no library {library}; have {', '.join(MODULES)}")
-    module = importlib.import_module(f"{__name__}.{MODULES[library]}")
-    found: object = module.environment(what)
+    if library not in MAKERS:
+        raise ValueError(f"no library {library}; have {', '.join(MAKERS)}")
+    module = importlib.import_module(f"{__name__}.{library}")
+    found: object = getattr(module, MAKERS[library])(what)
     return found
 
 
