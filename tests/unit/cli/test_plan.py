@@ -135,7 +135,7 @@ def test_wrong_options_are_refused(flags: list[str], said: str, capsys: pytest.C
 
 
 def test_help_lists_the_plan_s_own_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["plan"], ["plan", "--help"], ["plan", "grpo", "--help"]):
+    for words in (["plan", "--help"], ["plan", "grpo", "--help"]):
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert "--cluster TEXT" in shown

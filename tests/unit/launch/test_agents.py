@@ -18,13 +18,14 @@ REQUIRED = ("--policy.model", "m")
 
 
 def config(folder: Path, *arguments: str, **row: object) -> OnlineConfig:
-    """A config whose data is one row."""
+    """A config whose data is one row, unless `arguments` name another file."""
     rows = write_rows(folder / "rows.jsonl", [{"prompt": "Go.", "answer": "4", **row}])
+    data = () if "--data.path" in arguments else ("--data.path", str(rows))
     given = () if "--rollout.environment" in arguments else ("--reward.rules", "number")
     found = load_config(
         "grpo",
         [
-            *("--data.path", str(rows), "--rollout.batch-size", "1", "--train.batch-size", "8"),
+            *(*data, "--rollout.batch-size", "1", "--train.batch-size", "8"),
             *REQUIRED,
             *given,
             *arguments,

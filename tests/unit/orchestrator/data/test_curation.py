@@ -309,7 +309,10 @@ def test_samples_of_two_files_may_have_the_same_ids(tmp_path: Path) -> None:
             ],
         ),
         (["pairs", "s", "--out", "d.jsonl", "--threshold", "1"], ["--threshold: not read by curate pairs. Remove it."]),
-        (["pairs", "s", "t", "--out", "d.jsonl"], ["t: unexpected argument."]),
+        (
+            ["pairs", "s", "t", "--out", "d.jsonl"],
+            ['t: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'],
+        ),
         (["pairs", "s", "--out", "d.json"], ['--out: must end in .jsonl (got "d.json").']),
         (
             ["conditional", "s", "--out", "d.jsonl", "--prompt-format", "{prompt.x} {reward}"],

@@ -178,7 +178,10 @@ def test_a_row_holds_the_request_and_its_origin(metadata: dict[str, Json], shown
             ["--temperature: 0 makes all 4 responses to a prompt equal; need > 0, or num_samples 1."],
         ),
         (["m", "--out", "s.csv", "--data.path", "p.jsonl"], ['--out: must end in .jsonl (got "s.csv").']),
-        (["m", "n", "--out", "s.jsonl", "--data.path", "p.jsonl"], ["n: unexpected argument."]),
+        (
+            ["m", "n", "--out", "s.jsonl", "--data.path", "p.jsonl"],
+            ['n: unexpected argument. Flags start with "--"; one file that ends in .yaml may come before them.'],
+        ),
         (
             ["m", "--out", "s.jsonl", "--data.path", "p", "--num-sample", "2"],
             ["--num-sample: unknown key. Did you mean --num-samples?"],
