@@ -76,7 +76,7 @@ bench-preferences: .venv/.ready  ## each preference loss and KTO on pairs, and D
 bench-addition: .venv/.ready  ## a small model learns addition with SFT, then GRPO: ten minutes
 	$(BIN)/python -m benchmarks.addition
 
-bench-agents: .venv/.ready  ## small models learn to call a calculator, by several methods and clients, and to play a game: 40 minutes
+bench-agents: .venv/.ready  ## small models learn to call a calculator, by several methods and clients, and to play a game: 12 minutes
 	$(BIN)/python -m benchmarks.agents
 
 bench-planning: .venv/.ready  ## `rlhf plan` for three model sizes on CPU, compared with measurements: eight minutes
