@@ -32,7 +32,7 @@ unit: .venv/.ready
 	$(BIN)/pytest -q -n $(UNIT_WORKERS) --dist loadfile tests/unit
 
 integration: .venv/.ready
-	$(BIN)/pytest -q -n 3 --dist loadfile --durations=25 tests/integration
+	$(BIN)/pytest -q -n 2 --dist loadfile --durations=25 tests/integration
 
 test: check integration  ## linters, types and all tests, with the real Ray, vLLM and DeepSpeed: twenty minutes
 
