@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import post_mortem
 from rlhf.actors.calls import Call, Worker
-from rlhf.actors.connection import LOCAL, connect
+from rlhf.actors.connection import LOCAL, connect, disconnect
 from rlhf.actors.control_store import JOINED_TIMEOUT_S, LOCAL_TIMEOUT_S, ControlStoreWatch
 from rlhf.actors.waiting import CallObserver, RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
@@ -296,8 +296,7 @@ class Cluster:
         self._empty()
         if self._watch is not None:
             self._watch.stop()
-        ray.shutdown()
-        self._orphans.close()
+        disconnect(self._orphans)
 
     @property
     def _start_suffix(self) -> str:

@@ -5,9 +5,10 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray._private import ray_constants
@@ -51,6 +52,7 @@ WORKER_DIED = "A worker died or was killed while executing a task"
 START_ATTEMPTS = 2
 JOIN_ATTEMPTS = 3
 JOIN_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 10.0
 
 
 def connect(
@@ -107,6 +109,22 @@ def start(namespace: str, repaired: Repaired) -> OrphanWatch:
                 raise
             failure = first_line(error)  # Ray also raises plain Exceptions
     raise StallError(f"ray: no cluster could be started on this machine (tried {START_ATTEMPTS} times): {failure}")
+
+
+def disconnect(orphans: OrphanWatch) -> None:
+    """Disconnect this process from its cluster, and end the cluster if this process started it.
+
+    Waits for the processes of such a cluster. Ray waits a second for each, which is too short on a busy machine: the
+    process would stay a zombie of this one, and Python warns about those.
+    """
+    node = ray_worker._global_node
+    kinds = node.all_processes.values() if node is not None else ()
+    processes = [started.process for kind in kinds for started in kind]
+    ray.shutdown()
+    orphans.close()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT_S)
 
 
 @contextmanager

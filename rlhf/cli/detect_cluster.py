@@ -26,11 +26,10 @@ def _ray_nodes(address: str) -> list[list[str]]:
     import ray  # noqa: PLC0415
 
     from rlhf.actors.cluster import gpus_of  # noqa: PLC0415
-    from rlhf.actors.connection import connect  # noqa: PLC0415
+    from rlhf.actors.connection import connect, disconnect  # noqa: PLC0415
 
     orphans = connect(address, "rlhf-plan")
     try:
         return [gpus_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:
-        ray.shutdown()
-        orphans.close()
+        disconnect(orphans)

@@ -2,14 +2,19 @@
 
 import platform
 import re
+import signal
 import socket
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private import worker as ray_worker
 from ray._private.utils import check_version_info
 
 from rlhf.actors import connection
-from rlhf.actors.connection import differing_versions, join, log_message, require_token, token_problem
+from rlhf.actors.connection import differing_versions, disconnect, join, log_message, require_token, token_problem
+from rlhf.actors.orphans import OrphanWatch
 from rlhf.engines.process.rendezvous import interface_of, join_store, open_listener, serve_store
 from rlhf.errors import ConfigError, WorkerLostError
 from rlhf.repair import Repair
@@ -94,6 +99,25 @@ def test_a_start_that_had_to_be_repeated_is_told(monkeypatch: pytest.MonkeyPatch
     assert repair.text == "ray: did not start (The current node timed out during startup.); it was started once more"
     connection.start("test", told.append).close()
     assert len(told) == 1
+
+
+def test_processes_that_ray_gives_up_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(["sleep", "600"])
+
+    def give_up() -> None:
+        """As Ray's shutdown on a busy machine: it has sent the signal, and waits no longer."""
+        process.kill()
+
+    node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
+    monkeypatch.setattr(ray_worker, "_global_node", node)
+    monkeypatch.setattr(ray, "shutdown", give_up)
+    disconnect(OrphanWatch())
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_never_joined_disconnects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "_global_node", None)
+    disconnect(OrphanWatch())
 
 
 def test_of_what_ray_prints_one_sentence_is_logged_and_no_death_twice(caplog: pytest.LogCaptureFixture) -> None:
