@@ -2,6 +2,9 @@
 
 import logging
 import os
+import shlex
+import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlhf.actors import post_mortem
+from rlhf.actors import forked_worker, post_mortem
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.connection import LOCAL, connect, disconnect
 from rlhf.actors.control_store import JOINED_TIMEOUT_S, LOCAL_TIMEOUT_S, ControlStoreWatch
@@ -127,6 +130,7 @@ class Cluster:
         self.address = section.address or os.environ.get("RAY_ADDRESS") or LOCAL
         self._placement_timeout_s = section.placement_timeout_s
         self._start_timeout_s = section.start_timeout_s
+        self._forks_workers = section.fork_workers and sys.platform == "linux"
         self._reserved: list[ReservedBundles] = []
         self._actors: list[ray.actor.ActorHandle] = []
         self._workers: list[Worker] = []
@@ -193,7 +197,8 @@ class Cluster:
         node: str | None = None,
     ) -> Call:
         """Start `actor` in a slot (None: without devices, at the address `node`, or on any node), with `title` in the
-        process list. The call returns the location of its process; pass it to `wait_started`."""
+        process list, and with the variables `env`: of workers of a run, all of which import what models need. The call
+        returns the location of its process; pass it to `wait_started`."""
         titled = type(title, (actor,), {"__module__": actor.__module__})
         options: dict[str, object] = {
             "name": f"{name}{self._start_suffix}",
@@ -201,7 +206,7 @@ class Cluster:
             "max_concurrency": max_concurrency,
         }
         if env:
-            options["runtime_env"] = {"env_vars": dict(env)}
+            options["runtime_env"] = {"env_vars": dict(env)} | self._interpreter
         options |= {"num_cpus": 0} if slot is None else slot.options()
         if node is not None:
             # Ray gives an actor that needs no resource to any node, whatever its strategy says. Each node has this one.
@@ -212,6 +217,15 @@ class Cluster:
         stacks = post_mortem.stacks_file(log_file) if log_file else None
         worker = Worker(handle=handle, name=name, node="?", node_id="?", pid=0, stacks=stacks)
         return Call(worker=worker, ref=handle.location.remote())
+
+    @property
+    def _interpreter(self) -> dict[str, str]:
+        """What runs in place of Python for workers of a run that are all on the CPUs of this machine."""
+        if self.device == "cuda" or not self._forks_workers:
+            return {}
+        if {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]} != {socket.gethostname()}:
+            return {}
+        return {"py_executable": f"{shlex.quote(sys.executable)} -I {shlex.quote(forked_worker.__file__)}"}
 
     def wait_started(self, calls: Sequence[Call]) -> list[Worker]:
         """Wait until the workers run. Returns them with their nodes and process ids.

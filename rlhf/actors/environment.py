@@ -9,11 +9,6 @@ OPENMP_SPINS = "1000"
 """How often a waiting OpenMP thread polls before it sleeps. Alone on its cores a program is as fast as with the
 library's default of a hundred times more. Beside another program on two cores, small multiplications take 2.6 times as
 long as alone, with the default a hundred times: a thread that polls takes the core of one that it waits for."""
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 * 2**30)}
-"""For glibc: keep freed memory, up to 2 GiB, for the next pass. Pages from the kernel have to be zeroed, which takes a
-tenth of a small model's step."""
-ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Variables by which a user configures the allocator."""
 CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """torch's variables for the allocator of GPU memory: today's name, and the old one."""
 EXPANDABLE_SEGMENTS = "expandable_segments"
@@ -22,7 +17,7 @@ EXPANDABLE_SEGMENTS = "expandable_segments"
 def model_environment(
     placement: Placement, device: str, num_cores: float, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of every worker that holds a model, on nodes of `num_cores`.
+    """The environment of every worker, on nodes of `num_cores`.
 
     The number of threads depends on the role with the most ranks on a node, in every placement, so that a role computes
     the same bits on a device group of its own and on a shared one. There may be more threads than cores: of groups that
@@ -39,18 +34,17 @@ def model_environment(
 
 
 def rank_environment(placement: Placement, device: str, num_cores: float, environ: Mapping[str, str]) -> dict[str, str]:
-    """What ranks that train or score have in addition."""
-    if device == "cuda":
-        # For an optimizer that is offloaded to the CPU: Ray would set one thread for the core of a GPU worker.
-        variables = {"OMP_NUM_THREADS": num_threads(num_cores, max(ranks_per_node(placement)), environ)}
-        # Micro-batches of varying size leave holes in segments of fixed size. Such memory has no CUDA IPC handle, which
-        # engines on the same GPUs need.
-        is_shared = any(group.is_shared_by_engines for group in placement.groups)
-        if not is_shared and not any(name in environ for name in CUDA_ALLOCATOR):
-            variables["PYTORCH_CUDA_ALLOC_CONF"] = f"{EXPANDABLE_SEGMENTS}:True"
-        return variables
-    is_chosen = any(name.startswith(ALLOCATOR_VARIABLES) for name in environ)
-    return {} if is_chosen else dict(KEEP_FREED_MEMORY)
+    """What ranks that train or score have in addition: on CPUs nothing, so that one fork server serves all workers."""
+    if device == "cpu":
+        return {}
+    # For an optimizer that is offloaded to the CPU: Ray would set one thread for the core of a GPU worker.
+    variables = {"OMP_NUM_THREADS": num_threads(num_cores, max(ranks_per_node(placement)), environ)}
+    # Micro-batches of varying size leave holes in segments of fixed size. Such memory has no CUDA IPC handle, which
+    # engines on the same GPUs need.
+    is_shared = any(group.is_shared_by_engines for group in placement.groups)
+    if not is_shared and not any(name in environ for name in CUDA_ALLOCATOR):
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = f"{EXPANDABLE_SEGMENTS}:True"
+    return variables
 
 
 def drop_expandable_segments(environ: MutableMapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import ray
@@ -310,10 +311,16 @@ class WorkerSession:
 
 
 def open_workers(
-    cluster: Cluster, spec: EnvironmentsSpec, *, timeout_s: float, on_replaced: Callable[[str], None] | None
+    cluster: Cluster,
+    spec: EnvironmentsSpec,
+    *,
+    timeout_s: float,
+    on_replaced: Callable[[str], None] | None,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> WorkerSessions:
-    """Start workers on the nodes of a cluster in turn, and load the user's code. A worker that is lost is replaced, on
-    another node if its own is gone, and `on_replaced` gets a message; with None there is no other in its place.
+    """Start workers on the nodes of a cluster in turn, with the variables `env`, and load the user's code. A worker
+    that is lost is replaced, on another node if its own is gone, and `on_replaced` gets a message; with None there is
+    no other in its place.
 
     Raises:
         ConfigError: the user's code cannot be loaded on a node.
@@ -328,7 +335,7 @@ def open_workers(
             None,
             name=name,
             title="Environment",
-            env={},
+            env=env,
             max_concurrency=CONCURRENT_CALLS,
             node=nodes[names.index(name) % len(nodes)] if nodes else None,
         )

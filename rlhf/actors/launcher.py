@@ -198,7 +198,12 @@ class Launcher:
         concurrency = self._spec.reward_concurrency
         return [
             self._cluster.start_worker(
-                RewardWorker, None, name=f"reward {name}", title="Reward", env={}, max_concurrency=concurrency
+                RewardWorker,
+                None,
+                name=f"reward {name}",
+                title="Reward",
+                env=self._env,
+                max_concurrency=concurrency,
             )
         ]
 
@@ -207,7 +212,11 @@ class Launcher:
         if self._spec.environments is None:
             return None
         return open_workers(
-            self._cluster, self._spec.environments, timeout_s=self._start_timeout_s, on_replaced=self._on_replaced
+            self._cluster,
+            self._spec.environments,
+            timeout_s=self._start_timeout_s,
+            on_replaced=self._on_replaced,
+            env=self._env,
         )
 
     def _wait_started(self, calls: Mapping[Key, Sequence[Call]]) -> dict[Key, list[Worker]]:

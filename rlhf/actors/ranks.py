@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,14 @@ class RankActor(Actor):
         """Join the process group. Blocks until all ranks have joined."""
         with importing():
             from rlhf.engines.process.distributed import init_distributed
+            from rlhf.engines.process.freed_memory import keep_freed_memory
             from rlhf.engines.process.rendezvous import bind_collectives, open_store
 
         self._rank = rank
         if rank.device == "cuda":
             self.see_gpus(self.gpus())
+        else:
+            keep_freed_memory(os.environ)
         bind_collectives(node_address())
         store = open_store(rank.rank, rank.master_address, rank.master_port, rank.timeout_s, self._listener)
         init_distributed(rank.rank, rank.world_size, store, device=rank.device, timeout_s=rank.timeout_s)

@@ -3,7 +3,6 @@
 import pytest
 
 from rlhf.actors.environment import (
-    KEEP_FREED_MEMORY,
     OPENMP_SPINS,
     drop_expandable_segments,
     model_environment,
@@ -40,9 +39,7 @@ def test_what_the_user_has_set_stays() -> None:
     placement = plan_placement({Role.POLICY: ONE, Role.CRITIC: ONE}, ())
     variables = model_environment(placement, "cpu", 8.0, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"})
     assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3"}
-    assert rank_environment(placement, "cpu", 8.0, {"PATH": "/bin"}) == KEEP_FREED_MEMORY
-    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
-        assert rank_environment(placement, "cpu", 8.0, {name: "1"}) == {}
+    assert rank_environment(placement, "cpu", 8.0, {"PATH": "/bin"}) == {}
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         chosen = {"OMP_NUM_THREADS": "3", name: "max_split_size_mb:512"}
         assert rank_environment(placement, "cuda", 8.0, chosen) == {"OMP_NUM_THREADS": "3"}
