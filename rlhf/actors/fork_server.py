@@ -1,10 +1,11 @@
 """A process of a node that has imported the libraries of workers, and forks a worker for each request.
 
 A worker with a model imports three thousand modules, which takes it six seconds of a core and 300 MB. Forked ones have
-them at once, and share the memory. One server serves the workers of one raylet that have the same environment; it ends
-with the raylet.
+most of them at once, and share the memory. One server serves the workers of a node that have the same environment. It
+ends with its parent: the raylet of the node, or the driver that has started the cluster.
 
-A program. It imports nothing of this package, so that every worker sees the package as it is when it starts.
+A program. It imports nothing of this package, so that every worker sees the package as it is when it starts, and
+nothing of Ray, which remembers the job in whose process it was imported.
 """
 
 import builtins
@@ -31,7 +32,6 @@ PEER = struct.Struct("3i")
 REQUEST_TIMEOUT_S = 10.0
 BACKLOG = 128
 MODULES = (
-    "ray._private.workers.default_worker",
     "torch._dynamo",
     "torch.distributed.tensor",
     "transformers.modeling_utils",
@@ -40,7 +40,7 @@ MODULES = (
     "transformers.models.llama.modeling_llama",
     "deepspeed",
 )
-"""What workers import, all but a hundred modules. Libraries load most of theirs only when something is asked for."""
+"""What workers import, besides Ray. Libraries load most of their modules only when something is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +66,23 @@ class Worker:
 
 
 class ForkServer:
-    """Forks workers until the raylet ends."""
+    """Forks workers until the parent ends."""
 
-    def __init__(self, listener: socket.socket, raylet: int) -> None:
-        """`raylet` is a descriptor of its process."""
+    def __init__(self, listener: socket.socket, parent: int) -> None:
+        """`parent` is a descriptor of its process."""
         self._listener = listener
-        self._raylet = raylet
+        self._parent = parent
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(raylet, selectors.EVENT_READ)
+        self._selector.register(parent, selectors.EVENT_READ)
 
     def serve(self) -> CodeType | None:
-        """Serve until the raylet ends. Also returns in every forked process: there, with the program to run."""
+        """Serve until the parent ends. Also returns in every forked process: there, with the program to run."""
         while True:
             for key, _ in self._selector.select():
-                if key.fd == self._raylet:
+                if self._selector.get_map().get(key.fd) is not key:  # gone since another event
+                    continue
+                if key.fd == self._parent:
                     return None
                 if key.fileobj is self._listener:
                     program = self._accept()
@@ -155,6 +157,7 @@ def receive(connection: socket.socket) -> Request:
 
 def become_worker(request: Request) -> CodeType:
     """Make this process like one in which Python has just started. Returns the program to run."""
+    os.setpgrp()  # Ray kills the process group of a worker that it disconnects
     for number, file in enumerate(request.files):
         os.dup2(file, number)
         os.close(file)
@@ -182,7 +185,7 @@ def run(program: CodeType) -> None:
 
 
 def main() -> None:
-    path, raylet = Path(sys.argv[1]), os.pidfd_open(int(sys.argv[2]))
+    path, parent = Path(sys.argv[1]), os.pidfd_open(int(sys.argv[2]))
     with path.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +201,7 @@ def main() -> None:
         # Collections of garbage would write to memory that is shared.
         gc.collect()
         gc.freeze()
-        program = ForkServer(listener, raylet).serve()
+        program = ForkServer(listener, parent).serve()
         if program is None:
             path.unlink(missing_ok=True)
     if program is not None:

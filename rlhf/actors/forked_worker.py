@@ -22,8 +22,10 @@ START_TIMEOUT_S = 120.0
 """Longest wait for a process: the first one waits for the imports."""
 POLL_S = 0.02
 SERVER = Path(__file__).with_name("fork_server.py")
-PER_WORKER = ("RAY_JOB_ID",)
-"""Variables that differ from worker to worker, and that no library reads when it is imported."""
+FOLDER = "RLHF_FORK_SERVERS"
+"""The variable that names the folder of servers that run already."""
+OF_RAY = ("RAY_", "SPT_")
+"""What begins variables of Ray, some of which are of one worker or job. The server does not import Ray."""
 
 
 def main() -> None:
@@ -41,8 +43,11 @@ def request(arguments: Sequence[str], environ: Mapping[str, str]) -> socket.sock
 
     Raises OSError where no process came in time, and none will.
     """
-    folder, name = raylet_socket(arguments).parent, server_name(environ)
-    connection = connect(folder / name, log=folder.with_name("logs") / f"{name}.log")
+    name = server_name(environ)
+    ready = Path(environ.get(FOLDER, ""), name)
+    folder = raylet_socket(arguments).parent
+    log = folder.with_name("logs") / f"{name}.log"
+    connection = connect(ready if ready.is_socket() else folder / name, log)
     connection.settimeout(START_TIMEOUT_S)
     content = json.dumps({"arguments": list(arguments), "cwd": str(Path.cwd()), "environ": dict(environ)}).encode()
     socket.send_fds(connection, [NUMBER.pack(len(content))], [0, 1, 2])
@@ -63,7 +68,7 @@ def raylet_socket(arguments: Sequence[str]) -> Path:
 
 def server_name(environ: Mapping[str, str]) -> str:
     """The name of the server for workers with these variables: libraries read them when they are imported."""
-    shared = sorted((name, value) for name, value in environ.items() if name not in PER_WORKER)
+    shared = sorted((name, value) for name, value in environ.items() if not name.startswith(OF_RAY))
     return "fork-" + hashlib.sha256(repr((sys.executable, shared)).encode()).hexdigest()[:8]
 
 
@@ -81,18 +86,18 @@ def connect(path: Path, log: Path) -> socket.socket:
             if time.monotonic() > deadline:
                 raise
         if not is_started:
-            start_server(path, log)
+            start_server(path, log, parent=os.getppid(), environ=os.environ)  # Ray's raylet has started this process
             is_started = True
         time.sleep(POLL_S)
 
 
-def start_server(path: Path, log: Path) -> None:
-    """Start a server that ends with the raylet, which is this process's parent. Of several that are started at the same
-    time one stays."""
-    os.posix_spawn(
+def start_server(path: Path, log: Path, *, parent: int, environ: Mapping[str, str]) -> int:
+    """Start a server that ends with the process `parent`. Of several that are started at the same time one stays.
+    Returns its process id."""
+    return os.posix_spawn(
         sys.executable,
-        [sys.executable, str(SERVER), str(path), str(os.getppid())],
-        os.environ,
+        [sys.executable, str(SERVER), str(path), str(parent)],
+        environ,
         setsid=True,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -19,6 +19,7 @@ from rlhf.errors import WorkerLostError
 from rlhf.launch.attempts import RunAttempts
 from rlhf.launch.class_weights import weigh_classes
 from rlhf.launch.end_report import report_at_end
+from rlhf.launch.fork_ahead import forking_ahead
 from rlhf.launch.prepare import Prepared, prepare
 from rlhf.launch.records import make_records
 from rlhf.launch.run_folder import folder_of
@@ -67,6 +68,14 @@ def run_training(
         PreemptedError: the run was asked to stop. What it saved can be resumed.
     """
     require_unlocked(folder_of(config))  # known at once, and rows take long to read
+    with forking_ahead(config):
+        return run_unlocked(config, open_console, observers)
+
+
+def run_unlocked(
+    config: TrainConfig, open_console: Callable[[int], Console], observers: Sequence[CallObserver]
+) -> TrainResult:
+    """As `run_training`, in a folder that no other run holds."""
     downloads = RepairLog()
     with telling_hub_retries(downloads.add):
         prepared = prepare(config)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,10 +14,11 @@ import pytest
 import ray
 from ray.exceptions import ObjectStoreFullError
 
-from rlhf.actors import post_mortem
+from rlhf.actors import forked_worker, post_mortem
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.engine_client import RayEngineClient
+from rlhf.actors.environment import model_environment
 from rlhf.actors.groups import GroupEngine, ReplaceableGroup, Submit, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.stragglers import Stragglers
@@ -24,29 +26,35 @@ from rlhf.actors.waiting import RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
 from rlhf.engines.base import generate
 from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightSyncError, WorkerLostError
+from rlhf.launch.fork_ahead import serving_forks
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import PackedTokens, Role, RolloutRequest, Sampling
 from tests.integration.toy import Toy
 
 pytestmark = pytest.mark.timeout(120)
 
+PLACEMENT = plan_placement({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=6)}, ())
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(ClusterSection(), namespace="test", log_folder=tmp_path_factory.mktemp("logs"))
-    yield cluster
-    cluster.close()
+    with (
+        serving_forks(PLACEMENT),
+        Cluster(ClusterSection(), namespace="test", log_folder=tmp_path_factory.mktemp("logs")) as cluster,
+    ):
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def slots(cluster: Cluster) -> list[WorkerSlot]:
-    shape = Shape(num_nodes=1, num_devices_per_node=6)
-    return cluster.reserve(plan_placement({Role.POLICY: shape}, ()))[Role.POLICY]
+    return cluster.reserve(PLACEMENT)[Role.POLICY]
 
 
 def start_workers(cluster: Cluster, slots: list[WorkerSlot], role: Role) -> list[Worker]:
+    """As those of a run, which are forked."""
+    env = model_environment(PLACEMENT, "cpu", max(cluster.cpus_per_node), os.environ)
     calls = [
-        cluster.start_worker(Toy, slot, name=f"{role} rank {rank}", title="Toy", env={})
+        cluster.start_worker(Toy, slot, name=f"{role} rank {rank}", title="Toy", env=env)
         for rank, slot in enumerate(slots)
     ]
     return cluster.wait_started(calls)
@@ -65,6 +73,14 @@ def mortals(cluster: Cluster, slots: list[WorkerSlot]) -> Iterator[list[Worker]]
     for worker in workers:
         if worker in cluster.workers:
             cluster.remove([worker])
+
+
+def test_workers_are_forked_from_the_server_that_was_started_ahead(workers: list[Worker]) -> None:
+    """The forecast of their environment is right, or the first worker would have started a server of its own."""
+    (server,) = {psutil.Process(worker.pid).parent() for worker in workers}
+    assert server is not None
+    assert server in psutil.Process().children()
+    assert Path(server.cmdline()[1]) == forked_worker.SERVER
 
 
 def test_answers_come_in_order(cluster: Cluster, workers: list[Worker]) -> None:
