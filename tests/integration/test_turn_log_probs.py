@@ -44,7 +44,13 @@ pytestmark = [
     pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed"),
 ]
 
-FAMILIES = [family for family in TEMPLATES if family not in WITHOUT_TOOLS]
+IN_EVERY_CHANGE = ("Qwen 3", "DeepSeek V3.1", "gpt-oss")
+"""Thoughts that a template drops, calls in tokens of their own, channels. The others every night."""
+FAMILIES = [
+    family
+    for family in TEMPLATES
+    if family not in WITHOUT_TOOLS and ("RLHF_TEST_TURNS" in os.environ or family in IN_EVERY_CHANGE)
+]
 TOOL: tuple[Json, ...] = (
     {
         "type": "function",
