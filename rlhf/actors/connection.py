@@ -111,6 +111,11 @@ def start(namespace: str, repaired: Repaired) -> OrphanWatch:
     raise StallError(f"ray: no cluster could be started on this machine (tried {START_ATTEMPTS} times): {failure}")
 
 
+def local_cpus() -> float:
+    """The CPUs that Ray gives a cluster of this machine."""
+    return float(ray_utils.get_num_cpus())
+
+
 def disconnect(orphans: OrphanWatch) -> None:
     """Disconnect this process from its cluster, and end the cluster if this process started it.
 

@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ray._private.utils import get_num_cpus
-
+from rlhf.actors.connection import local_cpus
 from rlhf.actors.environment import model_environment
 from rlhf.actors.forked_worker import FOLDER, server_name, start_server
 from rlhf.algorithms.needs import needs_of
@@ -61,4 +60,4 @@ def serving_forks(placement: Placement) -> Iterator[None]:
 
 def worker_environment(placement: Placement, environ: Mapping[str, str]) -> dict[str, str]:
     """A forecast of the variables of a worker in a cluster that a process with the variables `environ` starts."""
-    return {**environ} | model_environment(placement, "cpu", float(get_num_cpus()), environ)
+    return {**environ} | model_environment(placement, "cpu", local_cpus(), environ)

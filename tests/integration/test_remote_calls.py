@@ -18,7 +18,6 @@ from rlhf.actors import forked_worker, post_mortem
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.engine_client import RayEngineClient
-from rlhf.actors.environment import model_environment
 from rlhf.actors.groups import GroupEngine, ReplaceableGroup, Submit, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.stragglers import Stragglers
@@ -29,11 +28,9 @@ from rlhf.errors import ConfigError, RewardError, RlhfError, StallError, WeightS
 from rlhf.launch.fork_ahead import serving_forks
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import PackedTokens, Role, RolloutRequest, Sampling
-from tests.integration.toy import Toy
+from tests.integration.toy import PLACEMENT, start_workers
 
 pytestmark = pytest.mark.timeout(120)
-
-PLACEMENT = plan_placement({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=6)}, ())
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +45,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def slots(cluster: Cluster) -> list[WorkerSlot]:
     return cluster.reserve(PLACEMENT)[Role.POLICY]
-
-
-def start_workers(cluster: Cluster, slots: list[WorkerSlot], role: Role) -> list[Worker]:
-    """As those of a run, which are forked."""
-    env = model_environment(PLACEMENT, "cpu", max(cluster.cpus_per_node), os.environ)
-    calls = [
-        cluster.start_worker(Toy, slot, name=f"{role} rank {rank}", title="Toy", env=env)
-        for rank, slot in enumerate(slots)
-    ]
-    return cluster.wait_started(calls)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +65,7 @@ def mortals(cluster: Cluster, slots: list[WorkerSlot]) -> Iterator[list[Worker]]
 def test_workers_are_forked_from_the_server_that_was_started_ahead(workers: list[Worker]) -> None:
     """The forecast of their environment is right, or the first worker would have started a server of its own."""
     (server,) = {psutil.Process(worker.pid).parent() for worker in workers}
-    assert server is not None
-    assert server in psutil.Process().children()
+    assert server is not None and server in psutil.Process().children()  # noqa: PT018
     assert Path(server.cmdline()[1]) == forked_worker.SERVER
 
 

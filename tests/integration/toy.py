@@ -8,9 +8,15 @@ from queue import SimpleQueue
 from ray.exceptions import ObjectStoreFullError
 
 from rlhf.actors.actor import process_location
+from rlhf.actors.calls import Worker
+from rlhf.actors.cluster import Cluster, WorkerSlot
+from rlhf.actors.environment import model_environment
 from rlhf.actors.post_mortem import write_stacks_on_signal
 from rlhf.errors import RewardError
+from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import FinishReason, Metrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
+
+PLACEMENT = plan_placement({Role.POLICY: Shape(num_nodes=1, num_devices_per_node=6)}, ())
 
 
 class Toy:
@@ -68,3 +74,13 @@ class Toy:
 
     def finish_weight_update(self, version: int, digest: str) -> str:
         return f"{digest}-{version}"
+
+
+def start_workers(cluster: Cluster, slots: list[WorkerSlot], role: Role) -> list[Worker]:
+    """As those of a run, which are forked."""
+    env = model_environment(PLACEMENT, "cpu", max(cluster.cpus_per_node), os.environ)
+    calls = [
+        cluster.start_worker(Toy, slot, name=f"{role} rank {rank}", title="Toy", env=env)
+        for rank, slot in enumerate(slots)
+    ]
+    return cluster.wait_started(calls)

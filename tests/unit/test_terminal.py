@@ -15,8 +15,8 @@ from rlhf.terminal import counted, escaped, is_terminal, rich_console, tell, vis
 ROOT = Path(__file__).parents[2] / "rlhf"
 NASTY = "a\x1b[2Jb\r\x07\u202ec\x9b31m\ud800\x7f"
 ESCAPED = r"a\x1b[2Jb\r\x07\u202ec\x9b31m\ud800\x7f"
-OWN_FILES = {"actors/logs.py", "engines/process/user_code.py", "environments/child.py"}
-"""Modules that give stdout and stderr of a worker, which no terminal shows, another file."""
+OWN_FILES = {"actors/forked_worker.py", "actors/logs.py", "engines/process/user_code.py", "environments/child.py"}
+"""Modules that write to stdout and stderr of a worker, which no terminal shows, or give them another file."""
 FORBIDDEN = {
     "print": "print",
     "sys": "stdout stderr __stdout__ __stderr__",
