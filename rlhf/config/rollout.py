@@ -75,6 +75,9 @@ class EngineSection(Section):
     """Engines, which share the prompts of a step."""
     tensor_parallel_size: PositiveInt = 1
     """Tensor parallelism: GPUs that one vLLM engine is spread over."""
+    num_nodes_per_engine: PositiveInt = 1
+    """Nodes that one vLLM engine is spread over, with tensor_parallel_size / num_nodes_per_engine GPUs on each: for a
+    model that one node does not hold."""
     batch_size: PositiveInt = 64
     """Prompts sampled in one step."""
     group_size: PositiveInt = 1

@@ -7,16 +7,23 @@ from rlhf.config.commands import TrainConfig
 from rlhf.errors import ConfigError
 from rlhf.launch.local_gpus import usable_gpus
 from rlhf.launch.services import starts_ray_here
+from rlhf.planning.layout import too_few_nodes
 from rlhf.planning.placement import shortages
 from rlhf.planning.roles import place
 from rlhf.terminal import counted
 
 
 def require_devices(config: TrainConfig, needs: Needs) -> None:
-    """Raise ConfigError where roles cannot be placed, or where this machine, if the run stays on it, has too few GPUs.
-    Without a GPU any number of processes shares the CPU's cores."""
+    """Raise ConfigError where roles cannot be placed, or where this machine, if the run stays on it, is not enough: for
+    what is spread over nodes, or for the GPUs. Without a GPU any number of processes shares the CPU's cores."""
     placement = place(config, needs)
-    if not starts_ray_here(config, os.environ) or config.cluster.device == "cpu":
+    if not starts_ray_here(config, os.environ):
+        return
+    if problems := too_few_nodes(placement, 1):
+        raise ConfigError(
+            [f"{problem} This run has this machine alone: join a cluster with cluster.address." for problem in problems]
+        )
+    if config.cluster.device == "cpu":
         return
     gpus = usable_gpus()
     if not gpus and config.cluster.device == "cuda":

@@ -9,7 +9,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
-from rlhf.config.rules.placement import GLOO_ON_GPUS
+from rlhf.config.rules.placement import GLOO_ON_GPUS, crowded_nodes
 from rlhf.engines.rewards import head_of
 from rlhf.engines.rollout.open_engine import require_engine
 from rlhf.engines.rollout.spec import EngineSpec
@@ -76,7 +76,10 @@ def make_engine_spec(
     seed: int,
     reference: str | None = None,
 ) -> EngineSpec:
-    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError if they cannot."""
+    """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError if they cannot, or if the
+    engine cannot be spread as it is to be."""
+    if device == "cpu" and (text := crowded_nodes(rollout)) is not None:
+        raise ConfigError(f"rollout.num_nodes_per_engine: {text}")
     return EngineSpec(
         section=rollout,
         model=model_of(policy, Role.POLICY),

@@ -1,6 +1,7 @@
 """The nearest settings with which a run fits."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import TrainedModelSection
@@ -73,6 +74,8 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
     if isinstance(config, OnlineConfig):
         for factor in (2, 4, 8):
             yield {"rollout.tensor_parallel_size": config.rollout.tensor_parallel_size * factor}
+        for nodes, factor in product((2, 4), (1, 2, 4, 8)):
+            yield _over_nodes(config, nodes, factor)
     yield from _more_devices(config)
     yield from _fewer_activations(config, trained)
     if kept := changes(config, {f"{name}.offload_optimizer": True for name in trained}):
@@ -81,6 +84,15 @@ def _edits(config: TrainConfig) -> Iterator[Edits]:
             | {f"{name}.swap_optimizer": False for name in trained}
             | {f"{name}.zero_stage": 3 for name in trained if config.models[name].zero_stage == 0}
         )
+
+
+def _over_nodes(config: OnlineConfig, nodes: int, factor: int) -> Edits:
+    """Engines that are spread over more nodes, with `factor` times as many GPUs on each."""
+    rollout = config.rollout
+    return {
+        "rollout.tensor_parallel_size": rollout.tensor_parallel_size * factor * nodes,
+        "rollout.num_nodes_per_engine": rollout.num_nodes_per_engine * nodes,
+    }
 
 
 def _more_devices(config: TrainConfig) -> Iterator[Edits]:
@@ -144,7 +156,9 @@ def suggest_placement_fixes(config: TrainConfig, planner: Planner) -> Edits | No
             fewer[f"{name}.num_gpus_per_node"] = max(1, model.num_gpus_per_node >> halving)
         if isinstance(config, OnlineConfig):
             fewer["rollout.num_engines"] = max(1, config.rollout.num_engines >> halving)
-            fewer["rollout.tensor_parallel_size"] = max(1, config.rollout.tensor_parallel_size >> halving // 2)
+            nodes = config.rollout.num_nodes_per_engine
+            on_each = config.rollout.tensor_parallel_size // nodes
+            fewer["rollout.tensor_parallel_size"] = nodes * max(1, on_each >> halving // 2)
         for colocate in ({}, *merged):
             if _can_be_placed(config, fewer | colocate, planner):
                 return changes(config, fewer | colocate)

@@ -21,15 +21,34 @@ class Bundle:
 
 
 def bundle_sizes(group: DeviceGroup) -> list[int]:
-    """Devices of each of a group's bundles. Rollout engines with devices of their own have one bundle each."""
+    """Devices of each of a group's bundles. Rollout engines with devices of their own have one for each of their
+    parts."""
     if group.roles == (Role.ROLLOUT,):
-        return [group.devices_per_engine] * group.num_engines
+        return [group.devices_of_part] * group.num_engines * group.nodes_per_engine
     return [group.shape.num_devices_per_node] * group.shape.num_nodes
+
+
+def bundles_apart(group: DeviceGroup) -> int:
+    """How many of a group's bundles in a row go to different nodes: all of a model's, those of one rollout engine."""
+    return group.nodes_per_engine if group.roles == (Role.ROLLOUT,) else group.shape.num_nodes
+
+
+def too_few_nodes(placement: Placement, num_nodes: int) -> list[str]:
+    """What is spread over more nodes than there are: the setting, and a sentence."""
+    spread = {
+        "rollout.num_nodes_per_engine" if group.roles == (Role.ROLLOUT,) else f"{group.roles[0]}.num_nodes": group
+        for group in placement.groups
+    }
+    return [
+        f"{key}: {bundles_apart(group)} nodes, and there {'is' if num_nodes == 1 else 'are'} {num_nodes}."
+        for key, group in spread.items()
+        if bundles_apart(group) > num_nodes
+    ]
 
 
 def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
     """Put every bundle on a node with room, largest first, on the fullest node that still has room. The bundles of a
-    group that is spread over nodes go to different nodes, except those of rollout engines.
+    model that is spread over nodes go to different nodes, and so do those of one rollout engine.
 
     `free` holds each node's free devices.
 
@@ -39,16 +58,19 @@ def lay_out(placement: Placement, free: Sequence[int]) -> list[Bundle]:
     left = list(free)
     bundles: list[Bundle] = []
     problems: list[str] = []
-    order = sorted(placement.groups, key=lambda group: (-max(bundle_sizes(group)), -len(bundle_sizes(group))))
-    for group in order:
+    groups = sorted(placement.groups, key=lambda group: (-max(bundle_sizes(group)), -len(bundle_sizes(group))))
+    for group in groups:
+        # Engines over nodes take the emptiest ones: only so is there room for as many of them as there can be.
+        order = -1 if group.nodes_per_engine > 1 else 1
         sizes, taken = bundle_sizes(group), set[int]()
-        spread = group.roles != (Role.ROLLOUT,)
         for index, size in enumerate(sizes):
-            room = [node for node, devices in enumerate(left) if devices >= size and not (spread and node in taken)]
+            if index % bundles_apart(group) == 0:
+                taken = set()
+            room = [node for node, devices in enumerate(left) if devices >= size and node not in taken]
             if not room:
-                problems.append(_short(group, index, len(sizes), size, left, sorted(taken) if spread else []))
+                problems.append(_short(group, index, len(sizes), size, left, sorted(taken)))
                 break
-            node = min(room, key=lambda candidate: (left[candidate], candidate))
+            node = min(room, key=lambda candidate: (order * left[candidate], candidate))
             left[node] -= size
             taken.add(node)
             bundles.append(Bundle(group=group, index=index, num_devices=size, node=node))
@@ -64,7 +86,7 @@ def core_share(placement: Placement, cores: Sequence[float]) -> float:
     `cores` holds each node's cores.
 
     Raises:
-        ConfigError: a group is spread over more nodes than there are.
+        ConfigError: a group or an engine is spread over more nodes than there are.
     """
     shares = {min(1.0, have / devices) for have in cores for devices in range(1, placement.num_devices + 1) if have}
     refused = ConfigError("placement: no node has a core.")

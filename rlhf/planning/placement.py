@@ -33,17 +33,31 @@ class DeviceGroup:
     shape: Shape
     num_engines: int = 0
     devices_per_engine: int = 1
+    nodes_per_engine: int = 1
+    """Nodes that one engine is spread over, with equally many of its devices on each."""
 
     @property
     def name(self) -> str:
         return "+".join(self.roles)
 
-    def ranks_of_engine(self, engine: int) -> range:
-        """The ranks of the group's models whose devices an engine shares: those of one node."""
-        per_node = max(1, self.shape.num_devices_per_node // self.devices_per_engine)
-        node, place = divmod(engine, per_node)
-        first = node * self.shape.num_devices_per_node + place * self.devices_per_engine
-        return range(first, first + self.devices_per_engine)
+    @property
+    def devices_of_part(self) -> int:
+        """Devices of one engine on one of its nodes."""
+        return self.devices_per_engine // self.nodes_per_engine
+
+    @property
+    def engine_parts(self) -> list[range]:
+        """For every part of every engine, those of one engine after each other: the ranks of the group's models whose
+        devices it shares. A part is what an engine has on one node."""
+        each, per_node = self.devices_of_part, self.shape.num_devices_per_node
+        side_by_side = max(1, per_node // each)
+        parts = []
+        for engine in range(self.num_engines):
+            block, place = divmod(engine, side_by_side)
+            for node in range(block * self.nodes_per_engine, (block + 1) * self.nodes_per_engine):
+                first = node * per_node + place * each
+                parts.append(range(first, first + each))
+        return parts
 
     @property
     def is_shared_by_engines(self) -> bool:
@@ -76,11 +90,13 @@ def plan_placement(
     colocate: Sequence[str],
     *,
     num_engines: int = 0,
+    nodes_per_engine: int = 1,
 ) -> Placement:
     """Group roles by the `colocate` flags; a role that no flag names has a group of its own.
 
     `shapes` holds only the roles that the run starts; a flag may name others, which then do not count. Merged roles
-    must ask for equal shapes, except rollout engines, which use the devices of the group that they join.
+    must ask for equal shapes, except rollout engines, which use the devices of the group that they join. The shape of
+    the engines has a node for each of the `nodes_per_engine` parts of each engine.
 
     Raises:
         ConfigError: merged model roles ask for different shapes, or the engines do not fit on the group's devices.
@@ -105,18 +121,27 @@ def plan_placement(
             if shapes[other] != shape
         ]
         engines = num_engines if Role.ROLLOUT in roles else 0
-        each = shapes[Role.ROLLOUT].num_devices_per_node if engines else 1
+        nodes = nodes_per_engine if engines else 1
+        each = shapes[Role.ROLLOUT].num_devices_per_node * nodes if engines else 1
+        group = DeviceGroup(
+            roles=roles, shape=shape, num_engines=engines, devices_per_engine=each, nodes_per_engine=nodes
+        )
         if engines and models:
-            problems += _misfit(engines, each, shape, models[0])
-        groups.append(DeviceGroup(roles=roles, shape=shape, num_engines=engines, devices_per_engine=each))
+            problems += _misfit(group, models[0])
+        groups.append(group)
     if problems:
         raise ConfigError(problems)
     return Placement(groups=tuple(groups))
 
 
-def _misfit(engines: int, each: int, shape: Shape, role: Role) -> list[str]:
+def _misfit(group: DeviceGroup, role: Role) -> list[str]:
     misfit = engines_misfit(
-        engines, each, num_nodes=shape.num_nodes, gpus_per_node=shape.num_devices_per_node, role=role
+        group.num_engines,
+        group.devices_per_engine,
+        nodes_per_engine=group.nodes_per_engine,
+        num_nodes=group.shape.num_nodes,
+        gpus_per_node=group.shape.num_devices_per_node,
+        role=role,
     )
     return [] if misfit is None else [": ".join(misfit)]
 
@@ -144,5 +169,5 @@ def shortages(placement: Placement, free_per_node: Sequence[float]) -> list[str]
 def _remedy(group: DeviceGroup) -> str:
     """What makes a group need fewer devices on one node."""
     if group.roles == (Role.ROLLOUT,):
-        return "Lower rollout.tensor_parallel_size"
+        return "Lower rollout.tensor_parallel_size, or raise rollout.num_nodes_per_engine"
     return f"Spread it with more {group.roles[0]}.num_nodes"

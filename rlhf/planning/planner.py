@@ -318,9 +318,12 @@ class _Planner:
             policy.shape,
             policy.dtype_bytes,
             self._work,
-            num_engines=rollout.num_engines,
-            tensor_parallel=rollout.tensor_parallel_size,
-            max_seqs=min(rollout.max_num_seqs_on(self._device), fitting),
+            timing.Engines(
+                number=rollout.num_engines,
+                tensor_parallel=rollout.tensor_parallel_size,
+                num_nodes=rollout.num_nodes_per_engine,
+                max_seqs=min(rollout.max_num_seqs_on(self._device), fitting),
+            ),
             sheet=self._cluster.device,
             rates=rates,
         )

@@ -80,8 +80,11 @@ def place_models(
     }
     if rollout is None:
         return plan_placement(shapes, colocate)
-    shapes[Role.ROLLOUT] = Shape(num_nodes=rollout.num_engines, num_devices_per_node=rollout.tensor_parallel_size)
-    return plan_placement(shapes, colocate, num_engines=rollout.num_engines)
+    nodes = rollout.num_nodes_per_engine
+    shapes[Role.ROLLOUT] = Shape(
+        num_nodes=rollout.num_engines * nodes, num_devices_per_node=rollout.tensor_parallel_size // nodes
+    )
+    return plan_placement(shapes, colocate, num_engines=rollout.num_engines, nodes_per_engine=nodes)
 
 
 def model_of(section: ModelSection, role: Role) -> str:

@@ -14,6 +14,8 @@ from rlhf.types import Role
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Parts of the cluster that a group of models may get."""
 TENSOR_PARALLEL = (1, 2, 4, 8)
+OVER_NODES = (2, 4)
+"""Nodes of one engine."""
 SHARED_MEMORY = 0.5
 """gpu_memory_utilization of engines that share devices with models."""
 
@@ -30,11 +32,12 @@ def suggest(
     config: OnlineConfig, planner: Planner, cluster: ClusterShape, roles: Sequence[Role], count: int = 3
 ) -> list[Suggestion]:
     """The fastest placements that fit, best first; of equally fast ones, the one with fewer devices. Only the best of
-    each grouping, so that they differ. If none fits, the same search with everything that saves memory. `roles` are the
-    models that the run starts."""
-    for base in ({}, savings(config)):
+    each grouping, so that they differ. If none fits, the same search with everything that saves memory; then with
+    engines that are spread over nodes. `roles` are the models that the run starts."""
+    over_nodes = [nodes for nodes in OVER_NODES if nodes <= cluster.num_nodes]
+    for base, node_counts in (({}, [1]), (savings(config), [1]), (savings(config), over_nodes)):
         best: dict[tuple[str, ...], Suggestion] = {}
-        for candidate in candidates(tuple(roles), cluster):
+        for candidate in candidates(tuple(roles), cluster, node_counts):
             edits = base | named(config, candidate)
             plan = fitting(config, edits, planner)
             if plan is None:
@@ -56,8 +59,15 @@ def named(config: OnlineConfig, edits: Edits) -> dict[str, object]:
     }
 
 
-def candidates(roles: tuple[Role, ...], cluster: ClusterShape) -> Iterator[Edits]:
-    """Every grouping with every split of the cluster among its groups; engines get the rest."""
+def candidates(roles: tuple[Role, ...], cluster: ClusterShape, node_counts: Sequence[int] = (1,)) -> Iterator[Edits]:
+    """Every grouping with every split of the cluster among its groups; engines get the rest. Each engine is on one
+    node, or on all of as many as `node_counts` says."""
+    engine_sizes = [
+        (nodes, parallel * nodes)
+        for nodes in node_counts
+        for parallel in (TENSOR_PARALLEL if nodes == 1 else [cluster.devices_per_node])
+        if parallel <= cluster.devices_per_node
+    ]
     for groups in groupings(roles):
         colocate = tuple(",".join(group) for group in groups if len(group) > 1)
         for shares in product(SHARES, repeat=len(groups)):
@@ -66,23 +76,22 @@ def candidates(roles: tuple[Role, ...], cluster: ClusterShape) -> Iterator[Edits
                 continue
             shapes = [size for size in sizes if size is not None]
             left = cluster.num_devices - sum(nodes * each for nodes, each in shapes)
-            for parallel in TENSOR_PARALLEL:
-                if parallel <= cluster.devices_per_node and left >= parallel:
+            for nodes, parallel in engine_sizes:
+                if left >= parallel:
                     yield {
                         "cluster.colocate": colocate,
                         **_shapes(groups, shapes),
-                        **_engines(left // parallel, parallel),
+                        **_engines(left // parallel, parallel, nodes),
                     }
     everything = (cluster.num_nodes, cluster.devices_per_node)
-    for parallel in TENSOR_PARALLEL:
-        if parallel <= cluster.devices_per_node:
-            per_node = cluster.devices_per_node // parallel
-            yield {
-                "cluster.colocate": ("all",),
-                **_shapes([roles], [everything]),
-                **_engines(per_node * cluster.num_nodes, parallel),
-                "rollout.gpu_memory_utilization": SHARED_MEMORY,
-            }
+    for nodes, parallel in engine_sizes:
+        side_by_side = cluster.devices_per_node // (parallel // nodes)
+        yield {
+            "cluster.colocate": ("all",),
+            **_shapes([roles], [everything]),
+            **_engines(side_by_side * (cluster.num_nodes // nodes), parallel, nodes),
+            "rollout.gpu_memory_utilization": SHARED_MEMORY,
+        }
 
 
 def groupings(roles: tuple[Role, ...]) -> list[list[tuple[Role, ...]]]:
@@ -107,8 +116,12 @@ def _shapes(groups: list[tuple[Role, ...]], shapes: list[tuple[int, int]]) -> Ed
     }
 
 
-def _engines(number: int, parallel: int) -> Edits:
-    return {"rollout.num_engines": number, "rollout.tensor_parallel_size": parallel}
+def _engines(number: int, parallel: int, nodes: int) -> Edits:
+    return {
+        "rollout.num_engines": number,
+        "rollout.tensor_parallel_size": parallel,
+        "rollout.num_nodes_per_engine": nodes,
+    }
 
 
 def _size(share: float, cluster: ClusterShape) -> tuple[int, int] | None:

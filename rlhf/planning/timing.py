@@ -36,6 +36,8 @@ class Efficiency:
     """Cost of each decoded token besides arithmetic: launching, scheduling, sampling."""
     micro_batch_s: float = 0.02
     """Cost of each forward or backward pass besides arithmetic."""
+    network_reduce_s: float = 0.00003
+    """Cost of each all-reduce over nodes besides its bytes: tensor parallelism makes two in each layer."""
 
 
 USUAL = Efficiency()
@@ -60,16 +62,20 @@ class Machine:
         return self.sheet.link_gb_s if self.num_nodes == 1 else min(self.sheet.link_gb_s, self.sheet.network_gb_s)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """The rollout engines of a run, for timing."""
+
+    number: int
+    tensor_parallel: int
+    num_nodes: int
+    """Nodes that each is spread over."""
+    max_seqs: int
+    """Responses that each decodes at once."""
+
+
 def generation(
-    shape: ModelShape,
-    dtype_bytes: int,
-    work: Workload,
-    *,
-    num_engines: int,
-    tensor_parallel: int,
-    max_seqs: int,
-    sheet: DeviceSheet,
-    rates: Efficiency,
+    shape: ModelShape, dtype_bytes: int, work: Workload, engines: Engines, *, sheet: DeviceSheet, rates: Efficiency
 ) -> float:
     """Seconds in which the engines sample the responses of a step.
 
@@ -77,20 +83,24 @@ def generation(
     every response, or is bound by arithmetic. If the longest response takes more steps than that, the rest of it is
     decoded almost alone: these steps read the weights.
     """
-    responses = ceil(work.sampled / num_engines)
+    responses = ceil(work.sampled / engines.number)
     if not responses:
         return 0.0
-    side_by_side = min(responses, max_seqs)
+    side_by_side = min(responses, engines.max_seqs)
     context = work.prompt_tokens + work.response_tokens / 2
-    peak = sheet.tflops * TERA * tensor_parallel
-    bytes_per_s = sheet.memory_gb_s * GB * tensor_parallel * rates.reading
+    peak = sheet.tflops * TERA * engines.tensor_parallel
+    bytes_per_s = sheet.memory_gb_s * GB * engines.tensor_parallel * rates.reading
     weights = shape.num_parameters * dtype_bytes / bytes_per_s
     reading = weights + side_by_side * context * shape.kv_numbers_per_token * dtype_bytes / bytes_per_s
     computing = side_by_side * shape.flops_per_token(context) / (peak * rates.prefill)
     steps = responses * work.response_tokens / side_by_side
-    tail = max(0.0, work.least_decoded - steps) * (weights + rates.decode_step_s)
-    prompts = responses * work.prompt_tokens * shape.flops_per_token(work.prompt_tokens / 2) / (peak * rates.prefill)
-    return steps * (max(reading, computing) + rates.decode_step_s) + tail + prompts
+    token_s = _reduce_s(shape, dtype_bytes, engines, sheet, rates)
+    reduces_s = 2 * shape.num_layers * rates.network_reduce_s if engines.num_nodes > 1 else 0.0
+    alone = weights + token_s + reduces_s + rates.decode_step_s
+    together = max(reading, computing) + side_by_side * token_s + reduces_s + rates.decode_step_s
+    tail = max(0.0, work.least_decoded - steps) * alone
+    prompt_s = shape.flops_per_token(work.prompt_tokens / 2) / (peak * rates.prefill) + token_s
+    return steps * together + tail + responses * work.prompt_tokens * prompt_s
 
 
 def scoring(load: ModelLoad, num_tokens: float, work: Workload, machine: Machine, rates: Efficiency) -> float:
@@ -127,6 +137,16 @@ def sync(num_bytes: float, *, same_device: bool, machine: Machine, rates: Effici
     sheet = machine.sheet
     speed = sheet.memory_gb_s if same_device else sheet.network_gb_s
     return num_bytes / (speed * GB * rates.exchange)
+
+
+def _reduce_s(shape: ModelShape, dtype_bytes: int, engines: Engines, sheet: DeviceSheet, rates: Efficiency) -> float:
+    """For each token of an engine that is spread over nodes: its all-reduces over the network, two in each layer, to
+    which every device of a node adds its port."""
+    if engines.num_nodes == 1:
+        return 0.0
+    sent = 2 * (engines.num_nodes - 1) / engines.num_nodes * 2 * shape.num_layers * shape.hidden * dtype_bytes
+    ports = engines.tensor_parallel / engines.num_nodes
+    return sent / (sheet.network_gb_s * GB * ports * rates.exchange)
 
 
 def _gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:

@@ -12,7 +12,7 @@ from rlhf.config.loading.merge import Merged, Schema
 from rlhf.config.loading.stray_words import refused
 from rlhf.config.problems import Problem
 from rlhf.config.rules.online import episode_problems
-from rlhf.config.rules.placement import adapters_sent, colocation, weight_sync
+from rlhf.config.rules.placement import adapters_sent, colocation, engine_nodes, weight_sync
 from rlhf.config.tools import (
     BenchConfig,
     CompareConfig,
@@ -198,7 +198,7 @@ def _reward_try_problems(config: RewardTryConfig) -> Iterator[Problem]:
 
 def _bench_problems(config: BenchConfig) -> Iterator[Problem]:
     yield from _missing("what", config.what, "sync.")
-    for rule in (colocation, weight_sync, adapters_sent):
+    for rule in (colocation, engine_nodes, weight_sync, adapters_sent):
         yield from rule(config)
 
 

@@ -80,6 +80,7 @@ _SAMPLING = {
     "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization",),
     "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
     "tensor_model_parallel_size": ("rollout.tensor_parallel_size",),
+    "distributed_executor_backend": ("rollout.num_nodes_per_engine",),
 }
 
 _LOSS = {
@@ -194,6 +195,7 @@ BY_WHOLE_NAME: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "actor_rollout_ref.ref.fsdp_config.param_offload": ("reference.offload_parameters",),
         "actor_rollout_ref.rollout.n": ("rollout.group_size",),
         "actor_rollout_ref.rollout.name": ("rollout.engine",),
+        "actor_rollout_ref.rollout.pipeline_model_parallel_size": ("rollout.num_nodes_per_engine",),
         "algorithm.kl_ctrl.type": ("algo.kl.type",),
         "algorithm.filter_groups.enable": ("algo.dynamic_sampling",),
         "critic.optim.lr": ("critic.lr",),
@@ -245,6 +247,7 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "load_in_4bit": "its value is nf4",
         "use_peft": "adapters are trained where it is above 0",
         "use_vllm": "its value is auto, vllm or transformers",
+        "distributed_executor_backend": "an engine over several nodes has vLLM's own processes (mp) on each",
         "vllm_mode": "its value is policy,rollout for what TRL calls colocate",
         "use_kl_loss": "its value is loss",
         "use_kl_in_reward": "its value is reward",

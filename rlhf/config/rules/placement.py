@@ -69,14 +69,40 @@ def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Ite
     misfit = engines_misfit(
         rollout.num_engines,
         rollout.tensor_parallel_size,
+        nodes_per_engine=rollout.num_nodes_per_engine,
         num_nodes=model.num_nodes,
         gpus_per_node=model.num_gpus_per_node,
         role=role,
     )
     if misfit is not None:
         key, text = misfit
-        others = ("rollout.num_engines", "rollout.tensor_parallel_size", f"{role}.num_gpus_per_node")
-        yield Problem(keys=(key, *others, f"{role}.num_nodes"), text=text)
+        others = ("num_engines", "tensor_parallel_size", "num_nodes_per_engine")
+        theirs = (f"{role}.num_gpus_per_node", f"{role}.num_nodes")
+        yield Problem(keys=(key, *(f"rollout.{other}" for other in others), *theirs), text=text)
+
+
+def crowded_nodes(rollout: RolloutSection) -> str | None:
+    """What is wrong with an engine over nodes on CPUs, if anything: vLLM finds out which processes share a node from a
+    node's number of devices, which is one there."""
+    nodes, processes = rollout.num_nodes_per_engine, rollout.tensor_parallel_size
+    if nodes == 1 or processes <= nodes:
+        return None
+    return f"{nodes} nodes, and {processes} processes: on CPUs vLLM has one of an engine on each. Set both to the same."
+
+
+def engine_nodes(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
+    """An engine has equally many GPUs on each of its nodes, and on CPUs one process."""
+    nodes, gpus = config.rollout.num_nodes_per_engine, config.rollout.tensor_parallel_size
+    keys = ("rollout.num_nodes_per_engine", "rollout.tensor_parallel_size")
+    if config.cluster.device == "cpu" and (text := crowded_nodes(config.rollout)) is not None:
+        yield Problem(keys=(*keys, "cluster.device"), text=text)
+    if gpus % nodes:
+        above = -(-gpus // nodes) * nodes
+        yield Problem(
+            keys=keys,
+            text=f"{nodes} does not divide rollout.tensor_parallel_size {gpus}, the GPUs of an engine on all its nodes "
+            f"together. Set that to a multiple of {nodes}, as {above}.",
+        )
 
 
 def weight_sync(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
@@ -153,4 +179,4 @@ def unused_roles(config: TrainConfig) -> Iterator[Problem]:
 
 
 PLACEMENT_ADVICE: tuple[Rule, ...] = (unused_roles,)
-PLACEMENT_RULES = (for_config(OnlineConfig, merged_shapes, weight_sync, adapters_sent),)
+PLACEMENT_RULES = (for_config(OnlineConfig, engine_nodes, merged_shapes, weight_sync, adapters_sent),)

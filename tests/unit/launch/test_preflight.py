@@ -135,6 +135,7 @@ CANNOT_WORK: list[tuple[list[str], int, str]] = [
     ([*GOOD, "--reward.function", "preflight_rewards:breaks"], 4, "KeyError"),
     ([*GOOD, "--reward.function", "preflight_rewards:one_number"], 4, "1"),
     ([*RUN[:4], *LENGTHS, "--reward.sources", JUDGE], 2, f"reward.sources.0.url: nothing answers at 127.0.0.1:{PORT}"),
+    ([*GOOD, "--policy.num-nodes", "2"], 2, "policy.num_nodes: 2 nodes, and there is 1. This run has this machine"),
     ([*GOOD, "--cluster.device", "cuda"], 2, "cluster.device: cuda, but this machine has no GPU that can be used."),
     ([*GOOD, "--policy.num-gpus-per-node", "4"], 2, "This machine has 1 (NVIDIA H100)."),
 ]

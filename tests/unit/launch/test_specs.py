@@ -1,7 +1,10 @@
 """From a config to what every actor loads."""
 
+import pytest
+
 from rlhf.algorithms import build_algorithm
 from rlhf.config.loading.load import load_config
+from rlhf.errors import ConfigError
 from rlhf.launch.specs import make_launch_spec
 from rlhf.planning.roles import place
 from rlhf.types import Role
@@ -23,3 +26,14 @@ def test_given_answers_are_read_at_1() -> None:
     needs = build_algorithm(config.algo).needs
     spec = make_launch_spec(config, needs, place(config, needs), dict.fromkeys(needs.trains, 1), "cpu")
     assert spec.trained[Role.POLICY].temperature == spec.scorers[Role.REFERENCE].temperature == 1.0
+
+
+def test_an_engine_over_nodes_has_one_process_on_each_where_devices_are_cpus() -> None:
+    """Which devices there are is known when the cluster is."""
+    flags = ("--rollout.engine=vllm", "--rollout.num-nodes-per-engine=2", "--rollout.tensor-parallel-size=4")
+    config = load_config("grpo", [*GIVEN, *flags], {})
+    needs = build_algorithm(config.algo).needs
+    placement, updates = place(config, needs), dict.fromkeys(needs.trains, 1)
+    assert make_launch_spec(config, needs, placement, updates, "cuda").engine is not None
+    with pytest.raises(ConfigError, match="num_nodes_per_engine: 2 nodes, and 4 processes: on CPUs"):
+        make_launch_spec(config, needs, placement, updates, "cpu")

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,7 @@ from rlhf.planning.planner import plan_run
 from rlhf.planning.roles import sections
 from rlhf.planning.suggest import Suggestion, groupings, suggest
 from rlhf.types import Role
-from tests.unit.planning.support import LLAMA_3_8B, RUN, shape_of
+from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, RUN, shape_of
 
 Search = Callable[[], list[Suggestion]]
 
@@ -191,3 +192,30 @@ def test_groupings_hold_every_role_once() -> None:
     for grouping in found:
         assert sorted(role for group in grouping for role in group) == sorted(roles)
     assert groupings((Role.POLICY,)) == [[(Role.POLICY,)]]
+
+
+def test_engines_are_spread_over_nodes_only_where_nothing_else_fits() -> None:
+    """A 70B model in bfloat16 takes 140 GB, and a node here has one GPU of 80."""
+    for model, nodes in ((LLAMA_3_70B, {2, 4}), (LLAMA_3_8B, {1})):
+        config = load_config("grpo", ["--reward.rules", "math", *RUN], {})
+        shapes = {Role.POLICY: shape_of(model), Role.REFERENCE: shape_of(model)}
+        cluster = parse_cluster("64x1xH100")
+        assert isinstance(config, OnlineConfig)
+        needs = build_algorithm(config.algo).needs
+        found = suggest(config, partial(plan_run, needs=needs, shapes=shapes, cluster=cluster), cluster, list(shapes))
+        assert {edited(config, one.edits).rollout.num_nodes_per_engine for one in found} <= nodes
+        assert found
+
+
+def test_an_engine_that_fits_on_no_node_gets_several() -> None:
+    """Two GPUs would have its weights, and no room for a KV cache."""
+    flags = ["--reward.rules=math", "--policy.num-nodes=32", "--policy.gradient-checkpointing", "--policy.zero-stage=3"]
+    flags += ["--reference.num-nodes=16", "--reference.zero-stage=3"]
+    config = load_config("grpo", [*flags, *RUN], {})
+    assert isinstance(config, OnlineConfig)
+    needs, cluster = build_algorithm(config.algo).needs, parse_cluster("64x1xH100")
+    shapes = dict.fromkeys(sections(config, needs), shape_of(LLAMA_3_70B))
+    planner = partial(plan_run, needs=needs, shapes=shapes, cluster=cluster)
+    assert not planner(config).fits
+    edits = suggest_fixes(config, planner)
+    assert edits == {"rollout.tensor_parallel_size": 4, "rollout.num_nodes_per_engine": 4}

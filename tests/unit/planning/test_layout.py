@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from rlhf.errors import ConfigError
-from rlhf.planning.layout import bundle_sizes, core_share, lay_out
-from rlhf.planning.placement import Shape, plan_placement
+from rlhf.planning.layout import bundle_sizes, core_share, lay_out, too_few_nodes
+from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role
 
 ROLES = (Role.POLICY, Role.REFERENCE, Role.CRITIC, Role.REWARD, Role.ROLLOUT)
@@ -66,6 +66,41 @@ def test_engines_may_share_a_node() -> None:
     )
     assert [bundle_sizes(group) for group in placement.groups] == [[2], [2, 2, 2]]
     assert {bundle.node for bundle in lay_out(placement, [8])} == {0}
+
+
+def engines(number: int, each: int, nodes: int) -> Placement:
+    shapes = {Role.ROLLOUT: Shape(num_nodes=number * nodes, num_devices_per_node=each // nodes)}
+    return plan_placement(shapes, (), num_engines=number, nodes_per_engine=nodes)
+
+
+@pytest.mark.parametrize(
+    ("number", "each", "nodes", "free", "places"),
+    [
+        (1, 16, 2, [8, 8], [0, 1]),
+        (2, 8, 2, [8, 8], [0, 1, 0, 1]),
+        (3, 2, 2, [3, 2, 1], [0, 1, 0, 1, 0, 2]),
+        (2, 16, 2, [8] * 4, [0, 1, 2, 3]),
+        (2, 2, 2, [2, 1, 1], [0, 1, 0, 2]),  # the fullest nodes first would leave the second engine one node
+        (1, 6, 3, [8, 8, 1], [0, 1, None]),
+    ],
+)
+def test_parts_of_one_engine_are_on_different_nodes(
+    number: int, each: int, nodes: int, free: list[int], places: list[int | None]
+) -> None:
+    placement = engines(number, each, nodes)
+    assert [bundle_sizes(group) for group in placement.groups] == [[each // nodes] * number * nodes]
+    if None not in places:
+        assert [bundle.node for bundle in lay_out(placement, free)] == places
+        return
+    with pytest.raises(ConfigError, match=rf"rollout: bundle {len(places)} of {number * nodes} needs .* other than"):
+        lay_out(placement, free)
+
+
+def test_what_is_spread_over_more_nodes_than_there_are_is_named_by_its_setting() -> None:
+    policy = plan_placement({Role.POLICY: Shape(num_nodes=3, num_devices_per_node=1)}, ())
+    assert too_few_nodes(policy, 2) == ["policy.num_nodes: 3 nodes, and there are 2."]
+    assert too_few_nodes(engines(2, 4, 2), 1) == ["rollout.num_nodes_per_engine: 2 nodes, and there is 1."]
+    assert too_few_nodes(engines(2, 4, 2), 2) == []
 
 
 def test_the_largest_bundle_is_placed_first() -> None:

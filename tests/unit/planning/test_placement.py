@@ -104,5 +104,55 @@ def test_wide_engines_need_a_lower_tensor_parallel_size() -> None:
     shapes = {Role.POLICY: Shape(num_nodes=1, num_devices_per_node=1)}
     wide = {Role.ROLLOUT: Shape(num_nodes=1, num_devices_per_node=4)}
     assert shortages(plan_placement(shapes | wide, (), num_engines=1), [2, 2, 2]) == [
-        "resources: rollout needs 4 GPUs on one node, largest node has 2 free. Lower rollout.tensor_parallel_size."
+        "resources: rollout needs 4 GPUs on one node, largest node has 2 free. Lower rollout.tensor_parallel_size, or "
+        "raise rollout.num_nodes_per_engine."
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "engines", "each", "nodes", "parts"),
+    [
+        ((2, 8), 2, 8, 1, [range(8), range(8, 16)]),
+        ((2, 8), 1, 16, 2, [range(8), range(8, 16)]),
+        ((2, 8), 2, 8, 2, [range(4), range(8, 12), range(4, 8), range(12, 16)]),
+        ((4, 4), 2, 8, 2, [range(4), range(4, 8), range(8, 12), range(12, 16)]),
+        ((5, 3), 2, 4, 2, [range(2), range(3, 5), range(6, 8), range(9, 11)]),
+    ],
+)
+def test_an_engine_over_nodes_has_equally_many_ranks_of_each(
+    policy: tuple[int, int], engines: int, each: int, nodes: int, parts: list[range]
+) -> None:
+    shapes = {
+        Role.POLICY: Shape(num_nodes=policy[0], num_devices_per_node=policy[1]),
+        Role.ROLLOUT: Shape(num_nodes=engines * nodes, num_devices_per_node=each // nodes),
+    }
+    (group,) = plan_placement(shapes, ("policy,rollout",), num_engines=engines, nodes_per_engine=nodes).groups
+    assert group.engine_parts == parts
+    assert (group.devices_per_engine, group.devices_of_part) == (each, each // nodes)
+
+
+def test_engines_over_nodes_of_their_own_have_a_bundle_for_each_part() -> None:
+    shapes = {Role.ROLLOUT: Shape(num_nodes=4, num_devices_per_node=8)}
+    (group,) = plan_placement(shapes, (), num_engines=2, nodes_per_engine=2).groups
+    assert [list(part) for part in group.engine_parts] == [list(range(n * 8, n * 8 + 8)) for n in range(4)]
+    assert group.shape.num_devices == 32
+
+
+@pytest.mark.parametrize(
+    ("policy", "engines", "each", "nodes", "text"),
+    [
+        ((1, 8), 1, 8, 2, "num_nodes_per_engine: an engine has 2 nodes, and policy, .* has 1. Set it to at most 1"),
+        ((2, 8), 1, 32, 2, "tensor_parallel_size: an engine needs 16 GPUs on each of 2 nodes, .* Set it to at most 16"),
+        ((2, 8), 1, 16, 1, r"needs 16 GPUs on one node, .* at most 8, or raise rollout\.num_nodes_per_engine"),
+        ((3, 8), 2, 16, 2, "num_engines: 2 engines of 16 GPUs do not fit on the 3 x 8 devices .* Set it to at most 1"),
+    ],
+)
+def test_engines_over_nodes_that_do_not_fit_on_shared_devices_are_refused(
+    policy: tuple[int, int], engines: int, each: int, nodes: int, text: str
+) -> None:
+    shapes = {
+        Role.POLICY: Shape(num_nodes=policy[0], num_devices_per_node=policy[1]),
+        Role.ROLLOUT: Shape(num_nodes=engines * nodes, num_devices_per_node=each // nodes),
+    }
+    with pytest.raises(ConfigError, match=text):
+        plan_placement(shapes, ("policy,rollout",), num_engines=engines, nodes_per_engine=nodes)

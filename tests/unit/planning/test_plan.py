@@ -282,3 +282,23 @@ def test_with_a_second_copy_in_each_node_only_the_first_gather_is_over_the_netwo
     batches = 128 * 512 / 16 / 1024  # of each rank; forward and backward gather in each
     assert faster == pytest.approx((2 * batches - 1) * (across - within))
     assert second.groups[0].peak - without.groups[0].peak == gathered / 8
+
+
+def test_an_engine_over_two_nodes_by_hand() -> None:
+    """As many GPUs on one node would compute the same, without the network: two all-reduces of a token in each layer,
+    of which a node sends what it has and gets as much, through eight ports."""
+    flags = shlex.split(
+        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
+        "--rollout.tensor-parallel-size 16 --rollout.batch-size 1 --rollout.group-size 2 --train.batch-size 2 "
+        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
+    )
+    one = plan_for("grpo", flags, "2x16xH100")
+    two = plan_for("grpo", [*flags, "--rollout.num-nodes-per-engine", "2"], "3x8xH100")
+    (engines,) = (group for group in two.groups if Role.ROLLOUT in group.group.roles)
+    assert engines.group.shape.num_devices == 16
+    assert len({bundle.node for bundle in engines.bundles}) == 2
+    assert engines.memory["generate"][Role.ROLLOUT].parameters == 8_030_261_248 * 2 / 16
+    assert two.cache_tokens == one.cache_tokens
+    sent = 2 * 32 * 4096 * 2 / (50e9 * 8 * 0.7)
+    network_s = 300 * (2 * sent + 2 * 32 * 30e-6) + 2 * 100 * sent
+    assert two.seconds["generate"] - one.seconds["generate"] == pytest.approx(network_s)

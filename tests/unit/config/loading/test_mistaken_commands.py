@@ -57,6 +57,14 @@ FLAGS: list[tuple[str, str]] = [
     ("check sft --assistant_only_loss true", "There is no such setting. Only the assistant's tokens are learned from;"),
     ("generate m --max-new-tokens 5", "--max-new-tokens: unknown key. Did you mean --max-tokens?"),
     ("generate m --frobnicate 5", "--frobnicate: unknown key. Settings are model, prompt, prompts, template,"),
+    (
+        "check grpo --rollout.distributed_executor_backend ray",
+        "Did you mean --rollout.num-nodes-per-engine? (an engine over several nodes has vLLM's own processes (mp)",
+    ),
+    (
+        "check grpo actor_rollout_ref.rollout.pipeline_model_parallel_size=2",
+        "pipeline_model_parallel_size=2: unexpected argument. Did you mean --rollout.num-nodes-per-engine?",
+    ),
     # verl, as flags and in its own form
     (
         "check grpo --actor_rollout_ref.actor.optim.lr 1e-6",
