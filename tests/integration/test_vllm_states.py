@@ -20,7 +20,7 @@ def test_states_of_prefixes_are_not_cached_where_prompts_are_whole(family: str, 
     from vllm import EngineArgs  # noqa: PLC0415
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
-    from rlhf.engines.rollout.vllm_core import has_states  # noqa: PLC0415
+    from rlhf.engines.rollout.vllm_arguments import has_states  # noqa: PLC0415
 
     make_policy(tmp_path) if family == "llama" else tiny_family(family).save_pretrained(tmp_path)
     arguments = EngineArgs(

@@ -9,6 +9,19 @@ STAGE = "rollout engine: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePart:
+    """One node's part of an engine that is spread over nodes: the processes that compute there."""
+
+    index: int = 0
+    """The first part schedules; the others compute what it tells them."""
+    host: str = "127.0.0.1"
+    """Address of the part's own node."""
+    address: str = "127.0.0.1"
+    """Address of the first part's node, which has the store that all processes of the engine meet at."""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """One rollout engine: the model that it loads, where, and how the policy's weights reach it."""
 
@@ -26,3 +39,5 @@ class EngineSpec:
     """The frozen model whose logits are mixed with the policy's for requests that ask for it."""
     adapter_rank: int = 0
     """Rank of the LoRA adapters that weight syncs bring instead of whole weights; 0: whole weights."""
+    part: EnginePart = EnginePart()
+    """The part of the engine that this process holds; all of it, unless the engine is spread over nodes."""

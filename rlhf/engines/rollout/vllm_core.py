@@ -1,40 +1,31 @@
 """vLLM's in-process engine core as a decoder that `StepLoop` can step. vLLM reads the environment when it is imported,
-so import this module only after the environment is set (`vllm_engine.py`)."""
+so import this module only after the environment is set (`vllm_environment.py`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
-from pydantic import ValidationError
 from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
-from transformers import AutoConfig
-from vllm import EngineArgs, SamplingParams
-from vllm.config import WeightTransferConfig
-from vllm.config.lora import MaxLoRARanks
+from vllm import SamplingParams
 from vllm.envs import VLLM_RPC_BASE_PATH
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
-from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.worker.worker_base import WorkerBase
 
-from rlhf.engines.models.adapter_names import linear_layers, target_module
-from rlhf.engines.models.context import context_of
-from rlhf.engines.models.text_part import language_model_class
 from rlhf.engines.process.open_names import unlink_open_names
 from rlhf.engines.process.process_memory import peak_memory
 from rlhf.engines.rollout.seeded_sampler import SeededSampler
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
-from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, ADAPTER_ID, BACKENDS, register
+from rlhf.engines.rollout.vllm_arguments import engine_arguments, max_model_len, refusing, usage_context
+from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
 from rlhf.errors import ModelError
 from rlhf.types import FinishReason
 
-GIB = 1 << 30
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 """vLLM's finish reasons of complete responses; any other one (abort, error) is FinishReason.ABORTED."""
 
@@ -48,56 +39,17 @@ class VllmCore:
         self._adapters = (
             LoRARequest("policy", ADAPTER_ID, "brought by a weight transfer") if spec.adapter_rank else None
         )
-        backends = ADAPTER_BACKENDS if spec.adapter_rank else BACKENDS
-        section = spec.section
-        on_cpu = spec.device == "cpu"
-        self._context = self._max_model_len(spec)
-        self._keeps_kv_cache = section.kv_cache == "keep"
+        self._context = max_model_len(spec)
+        self._keeps_kv_cache = spec.section.kv_cache == "keep"
         self._num_updates = 0
-        self.llm = _start(
-            EngineArgs(
-                model=spec.model,
-                dtype=spec.dtype,
-                seed=spec.seed % 2**31,
-                load_format="safetensors",
-                max_model_len=self._context,
-                max_num_seqs=section.max_num_seqs_on(spec.device),
-                # With chunked prefill vLLM samples after each chunk, discards the token and rewinds the request's
-                # random generator, which CPU generators do not support. So on CPU a prompt (or a response that
-                # continues with new weights) is prefilled in one step.
-                enable_chunked_prefill=False if on_cpu else None,
-                tensor_parallel_size=section.tensor_parallel_size,
-                # Inside an actor of a placement group, vLLM would ask Ray for devices that the actor already holds.
-                distributed_executor_backend="mp" if section.tensor_parallel_size > 1 else None,
-                gpu_memory_utilization=section.gpu_memory_utilization,
-                kv_cache_memory_bytes=int(section.kv_cache_gib * GIB) if on_cpu else None,
-                enforce_eager=section.enforce_eager,
-                enable_sleep_mode=not on_cpu,
-                logprobs_mode="processed_logprobs",
-                skip_tokenizer_init=True,
-                language_model_only=True,  # prompts are text, so towers for images need no memory
-                generation_config="vllm",
-                disable_log_stats=True,
-                weight_transfer_config=WeightTransferConfig(backend=backends[spec.sync_backend]),
-                enable_lora=spec.adapter_rank > 0,
-                lora_target_modules=_lora_target_modules(spec.model) if spec.adapter_rank else None,
-                max_lora_rank=min(rank for rank in get_args(MaxLoRARanks) if rank >= spec.adapter_rank),
-            ),
-            # So that a GPU prefills as many tokens at once as in vLLM's own batch inference; by default it is 2048.
-            usage_context=UsageContext.ENGINE_CONTEXT if on_cpu else UsageContext.LLM_CLASS,
-        )
-        if on_cpu or section.tensor_parallel_size == 1:
+        with refusing(spec.model):
+            self.llm = LLMEngine.from_engine_args(engine_arguments(spec), usage_context=usage_context(spec))
+        if spec.section.num_nodes_per_engine == 1 and (spec.device == "cpu" or spec.section.tensor_parallel_size == 1):
             self.llm.collective_rpc(_remove_rendezvous_file)
         _unlink_shared_names()
         self.llm.collective_rpc(_unlink_shared_names)
         self._tasks = self.llm.get_supported_tasks()
         self.llm.collective_rpc(_replace_sampler)
-
-    @staticmethod
-    def _max_model_len(spec: EngineSpec) -> int:
-        """The longest prompt and response together, and the one token that vLLM samples when it scores a sequence."""
-        context = context_of(AutoConfig.from_pretrained(spec.model))
-        return min(context, spec.section.max_prompt_tokens + spec.section.max_response_tokens + 1)
 
     @property
     def _client(self) -> EngineCoreClient:
@@ -174,35 +126,6 @@ class VllmCore:
 
     def shutdown(self) -> None:
         self._client.shutdown()
-
-
-def _start(arguments: EngineArgs, *, usage_context: UsageContext) -> LLMEngine:
-    """Load the model. Raises ModelError with what vLLM says about a model or setting that it does not support."""
-    refused = f"rollout: vLLM cannot serve {arguments.model}"
-    try:
-        if arguments.enable_chunked_prefill is False and has_states(arguments):
-            arguments.enable_prefix_caching = False  # vLLM keeps the states of a prefix only between chunks
-        return LLMEngine.from_engine_args(arguments, usage_context=usage_context)
-    except ValidationError as error:
-        raise ModelError([f"{refused}: {one['msg']}" for one in error.errors()]) from None
-    except (ValueError, NotImplementedError, AssertionError, KeyError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{refused}: {text}") from error
-
-
-def has_states(arguments: EngineArgs) -> bool:
-    """Whether some layers of the model hold a state in place of keys and values (Mamba, linear attention)."""
-    model = arguments.create_model_config()
-    return bool(model.is_hybrid or model.has_inner_state)
-
-
-def _lora_target_modules(model: str) -> list[str]:
-    """Names of the layers that may have LoRA adapters. Not the output layer: with an adapter on it vLLM cannot score a
-    prompt on CPU."""
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(model)
-        whole = language_model_class(config).from_config(config)  # type: ignore[no-untyped-call]
-    return sorted({target_module(name) for name in linear_layers(whole)})
 
 
 def _remove_rendezvous_file(worker: WorkerBase) -> None:

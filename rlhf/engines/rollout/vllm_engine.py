@@ -5,7 +5,6 @@ from the core directly; nothing is decoded to text.
 """
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.rollout.spec import STAGE, EngineSpec
 from rlhf.engines.rollout.step_loop import DecodedTokens, DecodeRequest, StepLoop
+from rlhf.engines.rollout.vllm_environment import set_environment
 from rlhf.engines.weight_sync.base import Info
 from rlhf.errors import RlhfError, WeightSyncError
 from rlhf.importing import importing
@@ -50,7 +50,7 @@ class VllmRolloutEngine:
         self._gate = ServingGate(name)
 
         def build() -> "VllmCore":
-            _set_environment(spec.device)
+            set_environment(spec)
             logger.info("%simporting vLLM", STAGE)
             with importing():
                 from rlhf.engines.rollout.vllm_core import VllmCore  # noqa: PLC0415  - after the environment is set
@@ -225,18 +225,3 @@ def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
         num_older_tokens=decoded.num_older_tokens,
         newest_version=decoded.newest_version,
     )
-
-
-def _set_environment(device: str) -> None:
-    """Set what vLLM reads from the environment when it is imported. A user's own setting is kept where it works too."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # vLLM has two model runners; `vllm_core` replaces the sampler of the first.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # On CPU the processes of one engine share the cores; by default vLLM wants a NUMA node for each.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if device == "cpu":
-        # On CPU vLLM cannot load what it compiled ahead of time, and compiles at every start; torch's own cache halves
-        # that time.
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")

@@ -4,7 +4,9 @@ vLLM loads this module through its `vllm.general_plugins` entry point, in every 
 imports nothing heavy. A rollout engine selects one of the names in `BACKENDS`.
 """
 
-from threading import RLock
+import multiprocessing
+import os
+from threading import RLock, Thread
 
 from rlhf.engines.process.empty_torchvision import provide_torchvision
 
@@ -12,6 +14,8 @@ BACKENDS = {"gloo": "rlhf_gloo", "nccl": "rlhf_nccl", "ipc": "rlhf_ipc"}
 """Our backend -> the name of its receiving engine in vLLM's factory."""
 ADAPTER_BACKENDS = {"gloo": "rlhf_gloo_adapters", "nccl": "rlhf_nccl_adapters", "ipc": "rlhf_ipc_adapters"}
 """The same, for engines that receive LoRA adapters only."""
+ENDS_WITH_PARENT = "RLHF_ENDS_WITH_PARENT"
+"""Environment variable that makes vLLM's processes end when the one ends that started them."""
 ADAPTER_ID = 1
 """The LoRA id of the policy's adapters in vLLM."""
 
@@ -21,6 +25,7 @@ def register() -> None:
     from tqdm import tqdm  # noqa: PLC0415
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: PLC0415
 
+    end_with_parent()
     provide_torchvision()
     tqdm.set_lock(RLock())  # tqdm's default lock is a semaphore that a killed process leaves behind
     package = "rlhf.engines.weight_sync"
@@ -31,3 +36,17 @@ def register() -> None:
     for name, (module, engine) in classes.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, f"{package}.{module}", engine)
+
+
+def end_with_parent() -> None:
+    """If `ENDS_WITH_PARENT` is set, and Python's `multiprocessing` started this process: end it when the process that
+    started it ends, in whatever way."""
+    parent = multiprocessing.parent_process()
+    if ENDS_WITH_PARENT not in os.environ or parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, name="end-with-parent", daemon=True).start()
