@@ -1,7 +1,8 @@
 """Remote calls and what their failures mean: errors that name the worker, its node and the phase."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -15,6 +16,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from rlhf.actors import post_mortem
 from rlhf.actors.portable_errors import ForeignError, short_text
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 
@@ -40,6 +42,8 @@ class Worker:
     pid: int
     stacks: Path | None = None
     """The file that it writes its stacks to, if any."""
+    parts: "tuple[Worker, ...]" = field(default=(), compare=False)
+    """The workers on other nodes that it computes with: if one of them is lost, so is it."""
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, pid {self.pid})"
@@ -53,12 +57,18 @@ class Call:
     ref: "ray.ObjectRef[object]"
 
 
+def with_parts(workers: Iterable[Worker]) -> list[Worker]:
+    """Workers, each followed by its parts on other nodes."""
+    return [one for worker in workers for one in (worker, *worker.parts)]
+
+
 def failure_of(call: Call, phase: str) -> RlhfError | None:
     """The error of a call that has ended, as an RlhfError; None if it succeeded."""
     try:
         ray.get(call.ref, timeout=60.0)
     except RayActorError as error:
-        return WorkerLostError(f"{phase}: {call.worker} died. {cause_of_death(error)}")
+        cause = _lost_parts(call.worker) or cause_of_death(error)
+        return WorkerLostError(f"{phase}: {call.worker} died. {cause}")
     except RayTaskError as error:
         return error_in_worker(call.worker, phase, error)
     except GetTimeoutError:
@@ -66,6 +76,17 @@ def failure_of(call: Call, phase: str) -> RlhfError | None:
     except RayError as error:
         return WorkerLostError(f"{phase}: {call.worker}: {first_line(error)}")
     return None
+
+
+def _lost_parts(worker: Worker) -> str:
+    """A sentence about the parts of a dead worker that are lost too: it ends with each of them."""
+    if not worker.parts:
+        return ""
+    places = [(part.node_id, (part.pid, part.stacks)) for part in worker.parts]
+    found = post_mortem.examine(post_mortem.by_node(places))
+    lost = [part for part in worker.parts if found.get((part.node_id, part.pid)) in post_mortem.ENDED]
+    texts = [f"{part}, which {found[part.node_id, part.pid]}" for part in lost]
+    return f"It cannot go on without {'; '.join(texts)}. {MEMORY_ADVICE}" if texts else ""
 
 
 def error_in_worker(worker: Worker, phase: str, error: RayTaskError) -> RlhfError:

@@ -19,14 +19,14 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.actors import forked_worker, post_mortem
-from rlhf.actors.calls import Call, Worker
+from rlhf.actors.calls import Call, Worker, with_parts
 from rlhf.actors.connection import LOCAL, connect, disconnect
 from rlhf.actors.control_store import JOINED_TIMEOUT_S, LOCAL_TIMEOUT_S, ControlStoreWatch
 from rlhf.actors.waiting import CallObserver, RemoteCalls, describe_late, processes_by_node
 from rlhf.config.run import ClusterSection
 from rlhf.engines.process.repairs import log_repair
 from rlhf.errors import ConfigError, StallError, WorkerLostError
-from rlhf.planning.layout import core_share, lay_out
+from rlhf.planning.layout import bundle_sizes, bundles_apart, core_share, lay_out
 from rlhf.planning.placement import DeviceGroup, Placement, shortages
 from rlhf.repair import Repaired
 from rlhf.types import Role
@@ -70,7 +70,7 @@ class WorkerSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReservedBundles:
-    """The placement group of one device group."""
+    """A placement group: of one device group, or of one rollout engine that is spread over nodes."""
 
     name: str
     placement_group: PlacementGroup
@@ -160,8 +160,8 @@ class Cluster:
         self.cpus_per_node = [float(node.get("CPU", 0.0)) for node in nodes]
 
     def reserve(self, placement: Placement) -> dict[Role, list[WorkerSlot]]:
-        """Reserve a placement group for every device group. Returns one slot for each rank of a role, and for each
-        rollout engine.
+        """Reserve placement groups for every device group. Returns one slot for each rank of a role, and for each part
+        of each rollout engine.
 
         Raises:
             ConfigError: the cluster is too small for the placement; names what is short.
@@ -176,13 +176,7 @@ class Cluster:
             share = core_share(placement, self.cpus_per_node)
         slots: dict[Role, list[WorkerSlot]] = {}
         for group in placement.groups:
-            bundles = self._bundles(group, share)
-            spread = group.shape.num_nodes > 1 and group.roles != (Role.ROLLOUT,)
-            reserved = placement_group(bundles, strategy="STRICT_SPREAD" if spread else "PACK")
-            self._reserved.append(ReservedBundles(name=group.name, placement_group=reserved, bundles=bundles))
-            if not reserved.wait(timeout_seconds=self._placement_timeout_s):
-                raise self._reserved[-1].missing(self._placement_timeout_s)
-            slots.update(self._slots(group, reserved, bundles))
+            slots.update(self._slots(group, self._reserve(group, share)))
         return slots
 
     def start_worker(
@@ -251,8 +245,8 @@ class Cluster:
         return tuple(self._workers)
 
     def remove(self, workers: Sequence[Worker]) -> None:
-        """End workers that are no longer needed."""
-        for worker in workers:
+        """End workers that are no longer needed, with their parts."""
+        for worker in with_parts(workers):
             with suppress(ValueError):  # the run may be ending in another thread
                 self._actors.remove(worker.handle)
             with suppress(ValueError):
@@ -260,8 +254,8 @@ class Cluster:
             ray.kill(worker.handle)
 
     def kill(self, workers: Sequence[Worker]) -> None:
-        """Kill workers and wait until their processes are gone, also those that are stopped, so that new workers can
-        use their slots.
+        """Kill workers and their parts, and wait until their processes are gone, also those that are stopped. Then new
+        workers can use their slots.
 
         Raises:
             StallError: a process did not end, and still uses its device and memory.
@@ -269,7 +263,7 @@ class Cluster:
         left = post_mortem.kill(processes_by_node(workers))
         self.remove(workers)
         if left:
-            stuck = [worker for worker in workers if (worker.node_id, worker.pid) in left]
+            stuck = [worker for worker in with_parts(workers) if (worker.node_id, worker.pid) in left]
             raise StallError(f"start: no device is free before these end: {describe_late(stuck, left)}")
         self._num_starts += 1
 
@@ -289,9 +283,10 @@ class Cluster:
             StallError: a process did not end, and still uses its device and memory.
         """
         self.calls.stop()
-        self.kill([worker for worker in self.workers if worker not in surviving])
-        self._empty(surviving)
-        self._workers[:] = surviving  # without those that another thread was starting
+        kept = with_parts(surviving)
+        self.kill([worker for worker in self.workers if worker not in kept])
+        self._empty(kept)
+        self._workers[:] = kept  # without those that another thread was starting
         self._count_devices()
         self.calls.open()
 
@@ -330,36 +325,52 @@ class Cluster:
         while self._reserved and not surviving:
             remove_placement_group(self._reserved.pop().placement_group)
 
-    def _bundles(self, group: DeviceGroup, share: float) -> list[dict[str, float]]:
-        """One bundle for each node of the group. Without GPUs a device is a `share` of a CPU core."""
-        num_devices = group.shape.num_devices_per_node
-        if self.device == "cuda":
-            return [{"GPU": num_devices, "CPU": num_devices}] * group.shape.num_nodes
-        return [{"CPU": floor(share * num_devices * 100) / 100}] * group.shape.num_nodes
+    def _reserve(self, group: DeviceGroup, share: float) -> list[WorkerSlot]:
+        """Reserve the bundles of a group: one for each node of its models, and for each part of its engines. Without
+        GPUs a device is a `share` of a CPU core. Returns the whole of each bundle.
 
-    def _slots(
-        self, group: DeviceGroup, reserved: PlacementGroup, bundles: Sequence[Mapping[str, float]]
-    ) -> dict[Role, list[WorkerSlot]]:
-        """The slots of each role of a device group. Roles other than rollout share theirs."""
+        Bundles that must be on different nodes are a placement group of their own. Raises: as `reserve`.
+        """
+        sizes, apart = bundle_sizes(group), bundles_apart(group)
+        together = apart if apart > 1 else len(sizes)
+        slots: list[WorkerSlot] = []
+        for start in range(0, len(sizes), together):
+            bundles = [self._bundle(devices, share) for devices in sizes[start : start + together]]
+            reserved = placement_group(bundles, strategy="STRICT_SPREAD" if apart > 1 else "PACK")
+            self._reserved.append(ReservedBundles(name=group.name, placement_group=reserved, bundles=bundles))
+            if not reserved.wait(timeout_seconds=self._placement_timeout_s):
+                raise self._reserved[-1].missing(self._placement_timeout_s)
+            slots += [
+                WorkerSlot(placement_group=reserved, bundle=i, num_cpus=one["CPU"], num_gpus=one.get("GPU", 0.0))
+                for i, one in enumerate(bundles)
+            ]
+        return slots
+
+    def _bundle(self, num_devices: int, share: float) -> dict[str, float]:
+        if self.device == "cuda":
+            return {"GPU": num_devices, "CPU": num_devices}
+        return {"CPU": floor(share * num_devices * 100) / 100}
+
+    def _slots(self, group: DeviceGroup, bundles: Sequence[WorkerSlot]) -> dict[Role, list[WorkerSlot]]:
+        """The slots of each role of a device group: of each rank, and of each part of each engine. Roles other than
+        rollout share theirs."""
         processes = group.num_processes_per_device
         per_node = group.shape.num_devices_per_node
 
         def slot(bundle: int, num_devices: int) -> WorkerSlot:
             share = num_devices / per_node / processes
-            return WorkerSlot(
-                placement_group=reserved,
-                bundle=bundle,
-                num_cpus=floor(bundles[bundle]["CPU"] * share * 1000) / 1000,
+            return replace(
+                bundles[bundle],
+                num_cpus=floor(bundles[bundle].num_cpus * share * 1000) / 1000,
                 num_gpus=num_devices if self.device == "cuda" else 0.0,
             )
 
         ranks = [slot(rank // per_node, 1) for rank in range(group.shape.num_devices)]
         slots: dict[Role, list[WorkerSlot]] = {role: ranks for role in group.roles if role != Role.ROLLOUT}
         if Role.ROLLOUT in group.roles:
-            width = group.devices_per_engine
-            engines = [slot(group.ranks_of_engine(engine)[0] // per_node, width) for engine in range(group.num_engines)]
+            parts = [slot(ranks[0] // per_node, len(ranks)) for ranks in group.engine_parts]
             # Ray gives two halves of one GPU to two ranks before it gives one half each to a rank and an engine.
             # Therefore ranks get whole GPUs from Ray, and colocated engines get the ids of these GPUs at their start.
             shared = group.is_shared_by_engines
-            slots[Role.ROLLOUT] = [replace(engine, num_gpus=0.0) if shared else engine for engine in engines]
+            slots[Role.ROLLOUT] = [replace(part, num_gpus=0.0) if shared else part for part in parts]
         return slots

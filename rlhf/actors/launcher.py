@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -11,12 +12,15 @@ from rlhf.actors import environment
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.engine_group import EngineGroup
+from rlhf.actors.engine_parts import RolloutPart
 from rlhf.actors.environment_workers import WorkerSessions, open_workers
 from rlhf.actors.groups import ReplaceableGroup, WorkerGroup
 from rlhf.actors.launch_spec import LaunchSpec, SurvivingWorkers, Workers, colocated_models, model_roles
 from rlhf.actors.ranks import join_ranks
+from rlhf.actors.rollout_workers import RolloutWorker
 from rlhf.actors.waiting import RemoteCalls
-from rlhf.actors.workers import ModelWorker, RewardWorker, RolloutWorker
+from rlhf.actors.workers import ModelWorker, RewardWorker
+from rlhf.engines.rollout.spec import EnginePart
 from rlhf.errors import RlhfError
 from rlhf.planning.placement import DeviceGroup, Placement
 from rlhf.types import Role
@@ -24,15 +28,18 @@ from rlhf.types import Role
 ENGINE_THREADS = 8
 """Concurrent calls of a rollout engine: one generates, others check it, sync weights and close it."""
 LIST_GPUS_TIMEOUT_S = 60.0
+NOWHERE = ("127.0.0.1", 0)
+"""Where the processes of an engine meet that is not spread over nodes."""
 HEALTH_TIMEOUT_S = 10.0
 Key = TypeVar("Key")
 
 
-def gpus_of_engines(group: DeviceGroup, ranks: Sequence[Worker], calls: RemoteCalls) -> list[Sequence[str]]:
-    """The GPUs that each engine of a device group shares with the group's ranks. Raises: as `RemoteCalls.run`."""
+def gpus_of_parts(group: DeviceGroup, ranks: Sequence[Worker], calls: RemoteCalls) -> list[Sequence[str]]:
+    """The GPUs that each part of each engine of a device group shares with the group's ranks. Raises: as
+    `RemoteCalls.run`."""
     asked = [Call(worker=rank, ref=rank.handle.gpus.remote()) for rank in ranks]
     gpus = cast(list[list[str]], calls.wait_all(asked, phase="listing of GPUs", timeout_s=LIST_GPUS_TIMEOUT_S))
-    return [[gpus[rank][0] for rank in group.ranks_of_engine(engine)] for engine in range(group.num_engines)]
+    return [[gpus[rank][0] for rank in part] for part in group.engine_parts]
 
 
 class Launcher:
@@ -70,7 +77,7 @@ class Launcher:
         self._env = environment.model_environment(placement, cluster.device, num_cores, os.environ)
         self._rank_env = self._env | environment.rank_environment(placement, cluster.device, num_cores, os.environ)
         self._slots: Mapping[Role, list[WorkerSlot]] = {}
-        self._gpus_of_engines: list[Sequence[str]] = []
+        self._gpus_of_parts: list[Sequence[str]] = []
         self._surviving = SurvivingWorkers()
         self._workers: Workers | None = None
 
@@ -100,7 +107,7 @@ class Launcher:
         can_rejoin = self._spec.engine is not None and self._spec.engine.sync_backend == "gloo"
         has_own_devices = any(Role.ROLLOUT in group.roles for group in separate)
         engines = workers.engines if can_rejoin and has_own_devices else None
-        if engines is not None and len(engines.workers) < len(self._slots[Role.ROLLOUT]):
+        if engines is not None and len(engines.workers) < self._placement.group_of(Role.ROLLOUT).num_engines:
             engines = None
         self._surviving = SurvivingWorkers(
             models={roles: group for roles, group in models.items() if self._is_healthy(group)},
@@ -123,19 +130,19 @@ class Launcher:
         missing = [roles for roles in model_roles(self._placement.groups) if roles not in surviving.models]
         sources = [name for name in spec.rewards if name not in surviving.rewards]
         has_new_engines = spec.engine is not None and not surviving.engines
-        places = range(len(self._slots[Role.ROLLOUT])) if has_new_engines else ()
+        places = range(self._placement.group_of(Role.ROLLOUT).num_engines) if has_new_engines else ()
         # All are started before the first is waited for.
         starting_models = {roles: self._start_ranks(roles) for roles in missing}
-        starting_engines = [self._start_engine(place) for place in places]
+        starting_engines = [call for place in places for call in self._start_engine(place)]
         starting_rewards = {name: self._start_reward(name) for name in sources}
         models = self._wait_started(starting_models)
-        engines = self._cluster.wait_started(starting_engines) if has_new_engines else surviving.engines
+        engines = self._wait_engines(starting_engines) if has_new_engines else surviving.engines
         rewards = self._wait_started(starting_rewards)
         is_saver = {roles: any(role in spec.trained for role in roles) for roles in models}
         check_savers([worker for roles, ranks in models.items() if is_saver[roles] for worker in ranks])
-        self._gpus_of_engines = self._shared_gpus(models)
+        self._gpus_of_parts = self._shared_gpus(models)
         # Engines import their libraries while ranks import theirs, which they do before they join.
-        calls = self._load_engines(engines) if has_new_engines and not self._shares_gpus else []
+        calls = self._load_engines(engines, places) if has_new_engines and not self._shares_gpus else []
         self._join(list(models.values()))
         calls += [call for roles, workers in models.items() for call in self._load_models(roles, workers)]
         self._load([call for name, workers in rewards.items() for call in self._load_reward(name, workers)])
@@ -146,7 +153,7 @@ class Launcher:
         if has_new_engines and self._shares_gpus:
             # After the models: vLLM counts all GPU memory that is allocated while it starts as its own.
             self._release_memory(groups)
-            self._load(self._load_engines(engines))
+            self._load(self._load_engines(engines, places))
         if spec.engine is not None:
             self._connect(groups[Role.POLICY], engines)
         self._workers = Workers(
@@ -184,15 +191,20 @@ class Launcher:
             for rank, slot in enumerate(self._slots[roles[0]])
         ]
 
-    def _start_engine(self, place: int) -> Call:
-        return self._cluster.start_worker(
-            RolloutWorker,
-            self._slots[Role.ROLLOUT][place],
-            name=f"rollout engine {place}",
-            title="Rollout",
-            env=self._env,
-            max_concurrency=ENGINE_THREADS,
-        )
+    def _start_engine(self, place: int) -> list[Call]:
+        """Start the worker of an engine, and those of its parts on other nodes."""
+        nodes = self._placement.group_of(Role.ROLLOUT).nodes_per_engine
+        return [
+            self._cluster.start_worker(
+                RolloutPart if part else RolloutWorker,
+                self._slots[Role.ROLLOUT][place * nodes + part],
+                name=f"rollout engine {place} part {part}" if part else f"rollout engine {place}",
+                title="Rollout",
+                env=self._env,
+                max_concurrency=ENGINE_THREADS,
+            )
+            for part in range(nodes)
+        ]
 
     def _start_reward(self, name: str) -> list[Call]:
         concurrency = self._spec.reward_concurrency
@@ -223,6 +235,15 @@ class Launcher:
         """Wait until the workers of every group run."""
         return {key: self._cluster.wait_started(started) for key, started in calls.items()}
 
+    def _wait_engines(self, calls: Sequence[Call]) -> list[Worker]:
+        """Wait until the workers of engines run. Returns one worker for each engine, which knows those of its parts."""
+        nodes = self._placement.group_of(Role.ROLLOUT).nodes_per_engine
+        workers = self._cluster.wait_started(calls)
+        return [
+            replace(workers[first], parts=tuple(workers[first + 1 : first + nodes]))
+            for first in range(0, len(workers), nodes)
+        ]
+
     def _group(self, roles: tuple[Role, ...], workers: Sequence[Worker]) -> dict[Role, WorkerGroup]:
         """The group of some ranks, by each of its roles. It is replaceable unless a model is trained in it."""
 
@@ -248,10 +269,10 @@ class Launcher:
             place = names.index(lost.name)
             # One wait for all of it: the driver neither leaves Ray halfway nor begins after leaving.
             with self._cluster.calls.waiting("replacement of a lost process"):
-                (engine,) = self._cluster.wait_started([self._start_engine(place)])
+                (engine,) = self._wait_engines(self._start_engine(place))
                 if self._shares_gpus:
                     self._release_memory(groups)
-                self._load([self._load_engine(engine, self._gpus_of_engines[place])])
+                self._load(self._load_engines([engine], [place]))
             self._on_replaced(f"{error} Replaced by {engine}, which gets its requests")
             return engine
 
@@ -307,11 +328,26 @@ class Launcher:
             for worker in workers
         ]
 
-    def _load_engines(self, workers: Sequence[Worker]) -> list[Call]:
-        return [self._load_engine(worker, gpus) for worker, gpus in zip(workers, self._gpus_of_engines, strict=True)]
+    def _load_engines(self, engines: Sequence[Worker], places: Sequence[int]) -> list[Call]:
+        """Load the engines in these places."""
+        asked = [Call(worker=one, ref=one.handle.open_rendezvous.remote()) for one in engines if one.parts]
+        found = self._cluster.calls.wait_all(asked, phase="rendezvous of engines", timeout_s=self._start_timeout_s)
+        meetings = cast(list[tuple[str, int]], found) if asked else [NOWHERE] * len(engines)
+        loading = zip(engines, places, meetings, strict=True)
+        return [call for engine, place, meeting in loading for call in self._load_engine(engine, place, *meeting)]
 
-    def _load_engine(self, worker: Worker, gpus: Sequence[str]) -> Call:
-        return Call(worker=worker, ref=worker.handle.start.remote(self._spec.engine, worker.name, gpus))
+    def _load_engine(self, engine: Worker, place: int, address: str, port: int) -> list[Call]:
+        """Load an engine and its parts, whose processes meet at an address and port of its node."""
+        assert self._spec.engine is not None
+        workers = (engine, *engine.parts)
+        parts = [EnginePart(index=i, host=one.node, address=address, port=port) for i, one in enumerate(workers)]
+        specs = [replace(self._spec.engine, part=part) for part in parts]
+        gpus = self._gpus_of_parts[place * len(workers) : (place + 1) * len(workers)]
+        first = engine.handle.start.remote(specs[0], engine.name, gpus[0], engine.parts)
+        return [Call(worker=engine, ref=first)] + [
+            Call(worker=part, ref=part.handle.start.remote(spec, part.name, own))
+            for part, spec, own in zip(engine.parts, specs[1:], gpus[1:], strict=True)
+        ]
 
     def _load_reward(self, name: str, workers: Sequence[Worker]) -> list[Call]:
         source, concurrency = self._spec.rewards[name], self._spec.reward_concurrency
@@ -330,14 +366,14 @@ class Launcher:
         return self._placement.group_of(Role.ROLLOUT).is_shared_by_engines
 
     def _shared_gpus(self, models: Mapping[tuple[Role, ...], Sequence[Worker]]) -> list[Sequence[str]]:
-        """The GPUs that each engine shares with ranks; empty for an engine with devices of its own."""
+        """The GPUs that each part of each engine shares with ranks; empty for engines with devices of their own."""
         if self._spec.engine is None:
             return []
         group = self._placement.group_of(Role.ROLLOUT)
         if not self._shares_gpus:
-            return [()] * group.num_engines
+            return [()] * len(group.engine_parts)
         (roles,) = model_roles([group])
-        return gpus_of_engines(group, models[roles], self._cluster.calls)
+        return gpus_of_parts(group, models[roles], self._cluster.calls)
 
     def _load_again(self, calls: Sequence[Call]) -> None:
         self._load(calls)

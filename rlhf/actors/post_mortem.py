@@ -40,6 +40,8 @@ FINDINGS: Mapping[str, str] = {
 }
 GONE = "is gone"
 UNREACHABLE = "is on a node that does not reply"
+ENDED = frozenset({GONE, UNREACHABLE, FINDINGS[psutil.STATUS_ZOMBIE]})
+"""What is found of a process that will not go on."""
 
 Process = tuple[str, int]
 """A node's id in Ray, and the id of a process there."""

@@ -5,16 +5,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rlhf.actors.actor import Actor, node_address
+from rlhf.actors.actor import node_address
 from rlhf.actors.calls import Call, Worker
+from rlhf.actors.rendezvous import RendezvousActor
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.importing import importing
-
-if TYPE_CHECKING:
-    import socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,20 +25,8 @@ class Rank:
     timeout_s: float
 
 
-class RankActor(Actor):
+class RankActor(RendezvousActor):
     """A worker that can join a process group."""
-
-    def __init__(self, folder: Path, log_file: Path | None) -> None:
-        super().__init__(folder, log_file)
-        self._listener: socket.socket | None = None
-
-    def open_rendezvous(self) -> tuple[str, int]:
-        """Listen for the other ranks on this node's address. Returns address and port."""
-        from rlhf.engines.process.rendezvous import open_listener
-
-        self._listener = open_listener(node_address())
-        address, port = self._listener.getsockname()[:2]
-        return str(address), int(port)
 
     def join(self, rank: Rank) -> None:
         """Join the process group. Blocks until all ranks have joined."""

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from rlhf.actors import post_mortem
-from rlhf.actors.calls import Call, Worker, failure_of, first_line
+from rlhf.actors.calls import Call, Worker, failure_of, first_line, with_parts
 from rlhf.errors import RlhfError, StallError, WorkerLostError
 
 DEAD_PEER_GRACE_S = 3.0
@@ -248,7 +248,7 @@ class StoppedWorkers:
     def check(self, pending: Sequence[Worker]) -> None:
         """Raises StallError that names those of the pending workers and their peers that were stopped in the last check
         and are in this one."""
-        late = [*self._peers, *pending]
+        late = with_parts([*self._peers, *pending])
         before, self._before = self._before, self._find_stopped(processes_by_node(late))
         if still_stopped := before & self._before:
             findings = self._examine(processes_by_node(late))
@@ -261,7 +261,7 @@ def blame_peers(error: RlhfError, peers: Sequence[Worker], phase: str) -> StallE
     found = post_mortem.examine(processes_by_node(peers)) if peers else {}
     passing = post_mortem.FINDINGS[psutil.STATUS_DISK_SLEEP]
     findings = {process: text for process, text in found.items() if text != passing}
-    workers = [worker for worker in peers if (worker.node_id, worker.pid) in findings]
+    workers = [worker for worker in with_parts(peers) if (worker.node_id, worker.pid) in findings]
     if all(str(worker) in str(error) for worker in workers):
         return None
     stall = StallError(f"{phase}: no reply can come from {describe_late(workers, findings)} Meanwhile {error}")
@@ -292,7 +292,7 @@ def root_cause(
 def describe_late(late: Sequence[Worker], findings: Mapping[post_mortem.Process, str]) -> str:
     """Which workers are late, what their nodes found wrong with them, and where their stacks are."""
     text = f"{', '.join(map(str, late))}."
-    for worker in late:
+    for worker in dict.fromkeys(with_parts(late)):
         if finding := findings.get((worker.node_id, worker.pid)):
             text += f" {worker.name} {finding}."
     folders = {worker.stacks.parent for worker in late if worker.stacks is not None}
@@ -300,5 +300,6 @@ def describe_late(late: Sequence[Worker], findings: Mapping[post_mortem.Process,
 
 
 def processes_by_node(workers: Sequence[Worker]) -> dict[str, list[post_mortem.LocalProcess]]:
-    """The processes of workers for `post_mortem`, without workers whose process is not known yet."""
-    return post_mortem.by_node([(worker.node_id, (worker.pid, worker.stacks)) for worker in workers if worker.pid])
+    """The processes of workers and their parts for `post_mortem`, without those whose process is not known yet."""
+    known = [worker for worker in with_parts(workers) if worker.pid]
+    return post_mortem.by_node([(worker.node_id, (worker.pid, worker.stacks)) for worker in known])

@@ -5,14 +5,11 @@ The driver imports this module and must stay light, so each worker imports its e
 
 # ruff: noqa: PLC0415
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from rlhf.actors import environment
 from rlhf.actors.actor import Actor, node_address
 from rlhf.actors.calls import Worker
 from rlhf.actors.engine_client import RayEngineClient
@@ -23,12 +20,10 @@ from rlhf.engines.base import RewardSource, TokenScorer
 from rlhf.engines.process.hub_retries import telling_hub_retries
 from rlhf.engines.process.memory_errors import naming_memory_errors
 from rlhf.engines.process.repairs import RepairLog
-from rlhf.engines.rollout.open_engine import ServingEngine, engine_kind, open_engine
+from rlhf.engines.rollout.open_engine import engine_kind
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
-from rlhf.engines.weight_sync.base import Info
 from rlhf.engines.weight_sync.probe import PolicyProbe
-from rlhf.errors import RlhfError
 from rlhf.importing import importing
 from rlhf.repair import Repair
 from rlhf.types import (
@@ -39,7 +34,6 @@ from rlhf.types import (
     Reward,
     Role,
     Rollout,
-    RolloutRequest,
     StepReport,
     SyncReport,
     TrainBatch,
@@ -185,95 +179,6 @@ class CollectivesWorker(RankActor):
         from rlhf.engines.weight_sync.collectives import time_collectives
 
         return time_collectives(num_bytes, num_buckets, num_trainers, repeats, torch_device(self._rank.device))
-
-
-class RolloutWorker(Actor):
-    """One rollout engine. Its methods run in threads, so that it can be called while it generates.
-
-    A pool of the driver submits requests, and one call of `collect` at a time waits for what is complete. So there is
-    neither a thread nor a remote call for each response.
-    """
-
-    def __init__(self, folder: Path, log_file: Path | None) -> None:
-        super().__init__(folder, log_file)
-        self._engine: ServingEngine | None = None
-        self._ended: dict[str, SimpleQueue[Future[Rollout] | None]] = {}
-        """The futures that have ended, by the pool that submitted them; None ends a call of `collect`."""
-
-    def start(self, spec: EngineSpec, name: str, gpus: Sequence[str]) -> None:
-        """Load the model on `gpus`; if empty, on the GPUs that Ray assigned to this process."""
-        from rlhf.engines.process.rendezvous import bind_collectives
-
-        if spec.device == "cuda":
-            self.see_gpus(gpus or self.gpus())
-            environment.drop_expandable_segments(os.environ)
-        bind_collectives(node_address())
-        with naming_memory_errors(name, "engine"):
-            self._engine = open_engine(spec, name=name)
-
-    def reset(self) -> None:
-        self.engine.reset()
-        ended, self._ended = self._ended, {}
-        for queue in ended.values():
-            queue.put(None)
-
-    def peak_memory(self) -> int:
-        return self.engine.peak_memory()
-
-    @property
-    def engine(self) -> ServingEngine:
-        if self._engine is None:
-            raise RlhfError("the rollout engine was called before it was started")
-        return self._engine
-
-    def submit(self, pool: str, requests: Sequence[RolloutRequest]) -> None:
-        """Ask the engine for responses, which `collect` gives to the same pool."""
-        ended = self._ended.setdefault(pool, SimpleQueue())
-        with naming_memory_errors("rollout", "engine"):
-            for future in self.engine.submit(requests):
-                future.add_done_callback(ended.put)
-
-    def collect(self, pool: str) -> list[Rollout]:
-        """Wait until a response to a request of the pool is complete, or aborted; returns those that are complete."""
-        queue = self._ended.setdefault(pool, SimpleQueue())
-        with self._trace.span("generate"), naming_memory_errors("rollout", "engine"):
-            ended = [queue.get()]
-            while not queue.empty():
-                ended.append(queue.get())
-            return [future.result() for future in ended if future is not None and not future.cancelled()]
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        self.engine.abort(request_ids)
-
-    def score(self, sequences: Sequence[PackedTokens]) -> list[FloatArray]:
-        return self.engine.score(sequences)
-
-    def sleep(self) -> None:
-        self.engine.sleep()
-
-    def wake_weights(self) -> None:
-        with naming_memory_errors("rollout", "engine"):
-            self.engine.wake_weights()
-
-    def wake(self) -> None:
-        with naming_memory_errors("rollout", "engine"):
-            self.engine.wake()
-
-    def close(self) -> None:
-        self.engine.close()
-
-    def init_weight_transfer(self, init_info: Info) -> None:
-        self.engine.init_weight_transfer(init_info)
-
-    def start_weight_update(self) -> None:
-        self.engine.start_weight_update()
-
-    def update_weights(self, update_info: Info) -> None:
-        with naming_memory_errors("rollout", "engine"):
-            self.engine.update_weights(update_info)
-
-    def finish_weight_update(self, version: int, digest: str) -> str:
-        return self.engine.finish_weight_update(version, digest)
 
 
 class RewardWorker(Actor):

@@ -10,7 +10,7 @@ import ray
 from rlhf.actors.actor import Actor
 from rlhf.actors.calls import Call, Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
-from rlhf.actors.launcher import gpus_of_engines
+from rlhf.actors.launcher import gpus_of_parts
 from rlhf.config.run import ClusterSection
 from rlhf.planning.placement import Placement, Shape, plan_placement
 from rlhf.types import Role
@@ -61,7 +61,7 @@ def test_engines_share_the_gpus_of_ranks(cluster: Cluster, num_ranks: int, num_e
     assert [len(one) for one in own] == [1] * num_ranks
     assert len({one[0] for one in own}) == num_ranks
     assert gpus(cluster, engines) == [[]] * num_engines  # Ray gives them none: they are told
-    shared = gpus_of_engines(placement.group_of(Role.ROLLOUT), ranks, cluster.calls)
+    shared = gpus_of_parts(placement.group_of(Role.ROLLOUT), ranks, cluster.calls)
     assert shared == [[own[engine * each + i][0] for i in range(each)] for engine in range(num_engines)]
     cluster.clear()
 
@@ -83,7 +83,7 @@ def test_engines_stay_on_one_node() -> None:
         Role.ROLLOUT: Shape(num_nodes=6, num_devices_per_node=2),
     }
     (pairs,) = plan_placement(shapes, ["all"], num_engines=6).groups
-    assert [list(pairs.ranks_of_engine(engine)) for engine in range(6)] == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert [list(part) for part in pairs.engine_parts] == [[2 * i, 2 * i + 1] for i in range(6)]
     shapes[Role.ROLLOUT] = Shape(num_nodes=3, num_devices_per_node=3)
     (triples,) = plan_placement(shapes, ["all"], num_engines=3).groups
-    assert [list(triples.ranks_of_engine(engine)) for engine in range(3)] == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
+    assert [list(part) for part in triples.engine_parts] == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

@@ -1,6 +1,7 @@
 """When a wait gives up on workers that are stopped."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,14 @@ def looks(stopped: Sequence[set[Process]], peers: Sequence[Worker] = ()) -> tupl
 
 def process(worker: Worker) -> Process:
     return worker.node_id, worker.pid
+
+
+def test_a_stopped_part_of_an_engine_is_named() -> None:
+    part = Worker(handle=None, name="rollout engine 0 part 1", node="10.0.0.3", node_id="n3", pid=7)
+    engine = replace(ENGINE, parts=(part,))
+    number, error = looks([{process(part)}, {process(part)}], [engine])
+    assert number == 2
+    assert f"no reply can come from rollout engine 0 part 1 (node 10.0.0.3, pid 7). {part.name} {STOPPED}." in error
 
 
 A, B = process(RANKS[0]), process(RANKS[1])

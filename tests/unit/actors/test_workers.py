@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.actors.ranks import Rank, RankActor
-from rlhf.actors.workers import RolloutWorker
+from rlhf.actors.rollout_workers import RolloutWorker
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.rollout.spec import EngineSpec
 
@@ -26,10 +26,10 @@ def test_an_engine_sees_the_gpus_that_it_is_told_else_its_own(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setattr(RolloutWorker, "gpus", lambda _self: ["6", "1"])
-    monkeypatch.setattr("rlhf.actors.workers.node_address", lambda: "127.0.0.1")
+    monkeypatch.setattr("rlhf.actors.engine_parts.node_address", lambda: "127.0.0.1")
     monkeypatch.setattr("rlhf.engines.process.rendezvous.bind_collectives", lambda _address: None)
     monkeypatch.setattr(
-        "rlhf.actors.workers.open_engine", lambda *_, **__: found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        "rlhf.actors.rollout_workers.open_engine", lambda *_, **__: found.append(os.environ["CUDA_VISIBLE_DEVICES"])
     )
     RolloutWorker(tmp_path, None).start(SPEC, "rollout engine 0", gpus)
     assert found == [seen]
