@@ -4,6 +4,7 @@ The weights are those of a tiny Llama, and are really moved. Memory is what the 
 part, so that a GPU is as full as the plan says exactly where the parts come and go as it assumes.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,7 @@ from tests.fake_cuda.machine import Process, SleepPool, current, inside
 
 MEDIA = {"ipc": IpcWeightTransferEngine, "nccl": NcclWeightTransferEngine}
 TOLERANCE = 1e-3
+MEET_TIMEOUT_S = 30.0
 LENGTH = 3
 """Tokens of every response."""
 
@@ -224,10 +226,11 @@ class Table(torch.nn.Module):
 class VllmWorker:
     """One of vLLM's workers, on one GPU."""
 
-    def __init__(self, process: Process, rank: int, spec: EngineSpec, sizes: Sizes) -> None:
+    def __init__(self, process: Process, local_rank: int, spec: EngineSpec, sizes: Sizes) -> None:
         self.process = process
-        self.rank = rank
+        self.local_rank = local_rank
         width = spec.section.tensor_parallel_size
+        rank = spec.part.index * (width // spec.section.num_nodes_per_engine) + local_rank
         with self.on_device():
             gpu = process.gpu()
             wanted = spec.section.gpu_memory_utilization * gpu.total
@@ -242,13 +245,13 @@ class VllmWorker:
             config: Any = None
             self.model = Table(self.pool)
             medium = MEDIA[spec.sync_backend]
-            self.weight_transfer_engine = medium(config, vllm_config, torch.device("cuda", rank), self.model)
+            self.weight_transfer_engine = medium(config, vllm_config, torch.device("cuda", local_rank), self.model)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """This thread is the worker's main thread, inside the block."""
         with inside(self.process):
-            self.process.set_device(self.rank)
+            self.process.set_device(self.local_rank)
             yield
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -294,18 +297,72 @@ class FakeLlm:
         self.num_prefix_resets += 1
 
 
+def started_workers(spec: EngineSpec, sizes: Sizes) -> list[VllmWorker]:
+    """vLLM's workers of an engine on this node: in processes of their own, unless there is only one in all."""
+    process = own_process()
+    if spec.section.tensor_parallel_size == 1:
+        return [VllmWorker(process, 0, spec, sizes)]
+    width = spec.section.tensor_parallel_size // spec.section.num_nodes_per_engine
+    names = [f"{process.name} worker {rank}" for rank in range(width)]
+    processes = [Process(process.node, process.environ, name) for name in names]
+    return [VllmWorker(one, rank, spec, sizes) for rank, one in enumerate(processes)]
+
+
+class Meetings:
+    """Where the parts of engines meet, by address and port: each waits for the others of its engine."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._came: dict[tuple[str, int], dict[int, list[VllmWorker]]] = {}
+
+    def join(self, spec: EngineSpec, workers: list[VllmWorker]) -> list[VllmWorker]:
+        """The workers of all parts of an engine, in the order of their ranks."""
+        if spec.section.num_nodes_per_engine == 1:
+            return workers
+        with self._changed:
+            parts = self._came.setdefault((spec.part.address, spec.part.port), {})
+            assert spec.part.index not in parts, "two parts of one engine have the same number"
+            parts[spec.part.index] = workers
+            self._changed.notify_all()
+            complete = self._changed.wait_for(lambda: len(parts) == spec.section.num_nodes_per_engine, MEET_TIMEOUT_S)
+            assert complete, f"{sorted(parts)} of {spec.section.num_nodes_per_engine} parts came"
+            nodes = {part[0].process.node.name for part in parts.values()}
+            assert len(nodes) == len(parts), f"parts of one engine share a node of {sorted(nodes)}"
+        return [worker for _, part in sorted(parts.items()) for worker in part]
+
+
+MEETINGS = Meetings()
+
+
+class FakePart:
+    """In place of `VllmPart`: the workers of one node, which the first part's calls reach."""
+
+    sizes: Sizes
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._workers = started_workers(spec, self.sizes)
+        self._closed = threading.Event()
+        MEETINGS.join(spec, self._workers)
+
+    def wait(self) -> bool:
+        return self._closed.wait()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.process.end()
+        self._closed.set()
+
+
 class FakeCore(VllmCore):
     """vLLM's core, whose model says the same of every token. Weights come through the real receiving engines."""
 
     sizes: Sizes
 
     def __init__(self, spec: EngineSpec) -> None:
-        process, width = own_process(), spec.section.tensor_parallel_size
-        names = [f"{process.name} worker {rank}" for rank in range(width)]
-        processes = [Process(process.node, process.environ, name) for name in names] if width > 1 else [process]
         self._adapters = None
         self._keeps_kv_cache, self._num_updates = False, 0
-        self.workers = [VllmWorker(one, rank, spec, self.sizes) for rank, one in enumerate(processes)]
+        self._own = started_workers(spec, self.sizes)
+        self.workers = MEETINGS.join(spec, self._own)
         self.llm: Any = FakeLlm(self.workers)
         self._waiting: dict[str, DecodeRequest] = {}
 
@@ -327,5 +384,5 @@ class FakeCore(VllmCore):
         return [StepOutput(name, [7] * LENGTH, [value] * LENGTH, finish_reason=FinishReason.LENGTH) for name in done]
 
     def shutdown(self) -> None:
-        for worker in self.workers:
+        for worker in self._own:
             worker.process.end()

@@ -33,7 +33,7 @@ from rlhf.planning.roles import place, sections
 from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, Sampling
 from tests.fake_cuda import cuda, fake_ray
 from tests.fake_cuda.machine import Gpu, Node, Process
-from tests.fake_cuda.models import FakeCore, FrozenModel, Gathered, ShardedPolicy, Sizes
+from tests.fake_cuda.models import FakeCore, FakePart, FrozenModel, Gathered, ShardedPolicy, Sizes
 from tests.unit.planning.support import shape_of
 
 MODEL: Mapping[str, object] = {
@@ -69,6 +69,7 @@ class Shape:
     width: int
     """GPUs of one engine."""
     colocated: bool = True
+    nodes_per_engine: int = 1
 
     @property
     def num_policy_nodes(self) -> int:
@@ -80,6 +81,7 @@ class Shape:
         return [
             *(text for role in ("policy", "reference") for text in self._of(role)),
             *("--rollout.num-engines", str(engines), "--rollout.tensor-parallel-size", str(self.width)),
+            *("--rollout.num-nodes-per-engine", str(self.nodes_per_engine)),
             *("--cluster.colocate", "policy,reference,rollout" if self.colocated else "policy,reference"),
         ]
 
@@ -193,7 +195,7 @@ def started(
     memory = int(hardware.device.memory_gib * 2**30)
     nodes = [Node(f"node{index}", shape.num_gpus, memory, environ or {}) for index in range(shape.num_nodes)]
     Process.handles.clear()
-    for kind in (ShardedPolicy, FrozenModel, FakeCore):
+    for kind in (ShardedPolicy, FrozenModel, FakeCore, FakePart):
         patch.setattr(kind, "sizes", sizes_of(plan, unswapped), raising=False)
     install(patch, nodes)
     placement = place(config, needs)
@@ -219,6 +221,7 @@ def install(patch: pytest.MonkeyPatch, nodes: Sequence[Node]) -> None:
     import deepspeed  # noqa: PLC0415
 
     import rlhf.engines.rollout.vllm_core  # noqa: PLC0415
+    import rlhf.engines.rollout.vllm_part  # noqa: PLC0415
     import rlhf.engines.training.engine  # noqa: PLC0415
     import rlhf.engines.training.scoring  # noqa: PLC0415
     import rlhf.engines.weight_sync.zero3_source  # noqa: PLC0415
@@ -229,5 +232,6 @@ def install(patch: pytest.MonkeyPatch, nodes: Sequence[Node]) -> None:
     patch.setattr(rlhf.engines.training.engine, "DeepSpeedEngine", ShardedPolicy)
     patch.setattr(rlhf.engines.training.scoring, "ScoringEngine", FrozenModel)
     patch.setattr(rlhf.engines.rollout.vllm_core, "VllmCore", FakeCore)
+    patch.setattr(rlhf.engines.rollout.vllm_part, "VllmPart", FakePart)
     fake: Any = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=Gathered))
     patch.setattr(rlhf.engines.weight_sync.zero3_source, "deepspeed", fake)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf.actors.actor import Actor
+from rlhf.actors.calls import with_parts
 from rlhf.actors.colocated import SleepMode, WakeForSync
 from rlhf.actors.launcher import Launcher
 from rlhf.actors.probed import ProbedPolicy
@@ -46,6 +47,9 @@ TWO_NODES = Shape(num_nodes=2, num_gpus=8, width=1)
 APART = Shape(num_nodes=2, num_gpus=8, width=4, colocated=False)
 LARGE = Shape(num_nodes=16, num_gpus=8, width=8)
 LARGE_APART = Shape(num_nodes=16, num_gpus=8, width=8, colocated=False)
+OVER_NODES = Shape(num_nodes=2, num_gpus=8, width=16, nodes_per_engine=2)
+OVER_NODES_SIDE_BY_SIDE = Shape(num_nodes=2, num_gpus=8, width=8, nodes_per_engine=2)
+OVER_NODES_APART = Shape(num_nodes=4, num_gpus=8, width=8, nodes_per_engine=2, colocated=False)
 SHAPES = {
     "1": ONE,
     "8": EIGHT,
@@ -53,6 +57,9 @@ SHAPES = {
     "2x8-apart": APART,
     "16x8": LARGE,
     "16x8-apart": LARGE_APART,
+    "2x8-over-nodes": OVER_NODES,
+    "2x8-over-nodes-side-by-side": OVER_NODES_SIDE_BY_SIDE,
+    "4x8-over-nodes-apart": OVER_NODES_APART,
 }
 
 
@@ -80,7 +87,7 @@ def test_steps_move_weights_and_fill_the_gpus_as_planned(
     shape: Shape, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with started(shape, folder, monkeypatch) as run:
-        require_planned_bundles(run, shape.width)
+        require_planned_bundles(run, shape.width // shape.nodes_per_engine)
         said, used = [], []
         for _ in steps(run, 3 if shape.num_nodes < 16 else 1):
             said.append({float(log_prob) for rollout in run.generate() for log_prob in rollout.log_probs})
@@ -98,7 +105,8 @@ def require_planned_bundles(run: Run, width: int) -> None:
             planned[bundle.node] += bundle.num_devices
         is_engines = group.group.roles == (Role.ROLLOUT,)
         assert run.workers.engines is not None
-        workers = run.workers.engines.workers if is_engines else run.workers.groups[Role.POLICY].workers
+        engines = with_parts(run.workers.engines.workers)
+        workers = engines if is_engines else run.workers.groups[Role.POLICY].workers
         placed = Counter(worker.node_id for worker in workers for _ in range(width if is_engines else 1))
         assert sorted(placed.values()) == sorted(planned.values())
 
@@ -116,7 +124,7 @@ def test_optimizer_states_are_on_the_gpu_in_the_step_alone(
 
 
 @pytest.mark.parametrize("environ", [{}, {NOSET: "1"}], ids=["ray-sets-devices", "ray-leaves-devices"])
-@pytest.mark.parametrize("shape", [EIGHT, TWO_NODES, APART], ids=["8", "2x8", "2x8-apart"])
+@pytest.mark.parametrize("shape", [EIGHT, TWO_NODES, APART, OVER_NODES], ids=["8", "2x8", "2x8-apart", "over-nodes"])
 def test_every_rank_has_a_gpu_and_every_engine_those_of_its_ranks(
     shape: Shape, environ: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,12 +132,12 @@ def test_every_rank_has_a_gpu_and_every_engine_those_of_its_ranks(
     with started(shape, folder, monkeypatch, environ=environ) as run:
         assert run.workers.engines is not None
         ranks = [worker.handle._actor.process for worker in run.workers.groups[Role.POLICY].workers]
-        engines = [worker.handle._actor.process for worker in run.workers.engines.workers]
+        engines = [worker.handle._actor.process for worker in with_parts(run.workers.engines.workers)]
         of_ranks = [process.devices[0] for process in ranks]
         assert all(len(process.devices) == 1 for process in ranks)
         assert len(set(of_ranks)) == len(ranks)
         of_engines = [gpu for process in engines for gpu in process.devices]
-        assert {len(process.devices) for process in engines} == {shape.width}
+        assert {len(process.devices) for process in engines} == {shape.width // shape.nodes_per_engine}
         assert len(set(of_engines)) == len(of_engines)
         if shape.colocated:
             assert of_engines == of_ranks
@@ -150,7 +158,7 @@ class TestBroken:
 
     def test_engines_that_are_not_told_their_gpus(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            Launcher, "_shared_gpus", lambda self, _models: [()] * self._placement.group_of(Role.ROLLOUT).num_engines
+            Launcher, "_shared_gpus", lambda self, _: [()] * len(self._placement.group_of(Role.ROLLOUT).engine_parts)
         )
         with (
             pytest.raises(RlhfError, match=r"invalid device ordinal 0 in rollout engine .*, which sees 0"),
