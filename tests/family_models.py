@@ -19,6 +19,8 @@ TEXT = {
 """As vLLM's attention on a CPU wants heads, and as many tokens as the tokenizer has."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LINEAR = {"linear_num_value_heads": 4}
+WIDE_LINEAR: Mapping[str, int] = MappingProxyType({"linear_key_head_dim": 64, "linear_value_head_dim": 64})
+"""Changes of families with linear attention, whose heads then are as vLLM's kernel on a CPU wants them."""
 FAMILIES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "mixtral": {"num_local_experts": 4},
@@ -35,9 +37,9 @@ FAMILIES: Mapping[str, Mapping[str, object]] = MappingProxyType(
 """Settings of the text part beside `TEXT`."""
 
 
-def write_family(folder: Path, family: str) -> Path:
-    """Write a random model of one of `FAMILIES` with its tokenizer to `folder`."""
-    config = _config(family)
+def write_family(folder: Path, family: str, changes: Mapping[str, int] = MappingProxyType({})) -> Path:
+    """Write a random model of one of `FAMILIES` with its tokenizer to `folder`; `changes` are of its text part."""
+    config = _config(family, {**TEXT, **FAMILIES[family], **changes})
     remove_noise(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -48,13 +50,13 @@ def write_family(folder: Path, family: str) -> Path:
     return folder
 
 
-def _config(family: str) -> PretrainedConfig:
+def _config(family: str, of_text: Mapping[str, object]) -> PretrainedConfig:
     whole = CONFIG_MAPPING[family]()
     if whole.get_text_config() is whole:
-        return tiny_family_config(family, {**TEXT, **FAMILIES[family]})
+        return tiny_family_config(family, of_text)
     values = small_values(whole)
     text = whole.get_text_config().to_dict()
-    changes = {name: value for name, value in {**TEXT, **FAMILIES[family]}.items() if name in text}
+    changes = {name: value for name, value in of_text.items() if name in text}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     values["text_config"] = {**values["text_config"], **changes, **ends}  # type: ignore[dict-item]
     return CONFIG_MAPPING[family](**values)  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ right. With others the first step ends in an error."""
 
 CPU_LATENT_SIZE = 576
 """Dimensions that vLLM's attention on CPU has a kernel for where keys and values are kept compressed (DeepSeek)."""
+CPU_GATED_DELTA_SIZES = frozenset({64, 128})
+"""Dimensions of a head for which vLLM has a gated delta rule on CPU. Keys and values must have the same."""
 UNCOMPRESSED = frozenset({"minicpm3"})
 """Families whose keys and values vLLM keeps in full nevertheless."""
 VOCABULARY_BLOCK = 64
@@ -54,7 +56,15 @@ def _cpu_limit(fact: ModelFacts, dtype: str) -> Limit | None:
             f"vLLM on a CPU computes linear attention (gated delta rule) in bfloat16 alone, and dtype is {dtype}. Use "
             "transformers, or set dtype to bfloat16.",
         )
-    if fact.head_dim and fact.head_dim not in CPU_HEAD_SIZES:
+    delta = sorted(fact.gated_delta_sizes)
+    if len(delta) > 1 or not fact.gated_delta_sizes <= CPU_GATED_DELTA_SIZES:
+        found = " and ".join(map(str, delta))
+        sizes = " or ".join(map(str, sorted(CPU_GATED_DELTA_SIZES)))
+        missing = (
+            f"linear attention (gated delta rule) for heads of {found} dimensions, only {sizes}, the same for keys and "
+            "values"
+        )
+    elif fact.head_dim and fact.head_dim not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, sorted(CPU_HEAD_SIZES)))
         missing = f"attention for heads of {fact.head_dim} dimensions, only {sizes}"
     elif fact.latent_size is None or fact.model_type in UNCOMPRESSED:

@@ -52,6 +52,8 @@ class ModelFacts:
     """Each token attends to those that an indexer chooses (DeepSeek-V3.2)."""
     has_gated_delta: bool = False
     """Some layers hold a state that a gated delta rule changes (Qwen3-Next, Qwen3.5)."""
+    gated_delta_sizes: frozenset[int] = frozenset()
+    """Dimensions that the heads of keys and values have in such layers."""
     width: int | None = None
     """Intermediate dimensions of a feed-forward layer, or of an expert."""
     caps_scores: bool = False
@@ -172,6 +174,7 @@ def describe_model(folder: Path) -> ModelFacts:
         latent_size=_latent_size(inner),
         has_sparse_attention="index_topk" in inner,
         has_gated_delta="linear_num_value_heads" in inner,
+        gated_delta_sizes=_gated_delta_sizes(inner),
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
@@ -285,6 +288,11 @@ def _head_dim(config: Mapping[str, object]) -> int | None:
 def _latent_size(config: Mapping[str, object]) -> int | None:
     sizes = [_whole(config.get(key)) for key in ("kv_lora_rank", "qk_rope_head_dim")]
     return sum(size for size in sizes if size) if all(sizes) else None
+
+
+def _gated_delta_sizes(config: Mapping[str, object]) -> frozenset[int]:
+    sizes = [_whole(config.get(key)) for key in ("linear_key_head_dim", "linear_value_head_dim")]
+    return frozenset(size for size in sizes if size)
 
 
 def _num_labels(config: Mapping[str, object]) -> int | None:

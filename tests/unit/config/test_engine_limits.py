@@ -8,11 +8,11 @@ import pytest
 from rlhf.cli.main import main
 from rlhf.config.engine_limits import vllm_limit
 from rlhf.config.model_files import ModelFacts, describe_model
-from tests.family_models import write_family
+from tests.family_models import WIDE_LINEAR, write_family
 from tests.tiny_models import make_family, make_policy
 
 
-def facts(**sizes: int | str) -> ModelFacts:
+def facts(**sizes: object) -> ModelFacts:
     plain = ModelFacts(
         folder=Path("m"),
         model_type="llama",
@@ -70,8 +70,23 @@ def test_limits(sizes: dict[str, int | str], parallel: int, on_cpu: bool, expect
     assert limit.text.startswith(expected[1]) or expected[1] in limit.text
 
 
-def test_linear_attention_in_bfloat16_is_not_refused() -> None:
-    assert vllm_limit(facts(has_gated_delta=True), 1, on_cpu=True, dtype="bfloat16") is None
+@pytest.mark.parametrize(("sizes", "found"), [({32}, "32"), ({256}, "256"), ({128, 64}, "64 and 128")])
+def test_linear_attention_in_bfloat16_needs_heads_that_vllm_has(sizes: set[int], found: str) -> None:
+    states = facts(has_gated_delta=True, gated_delta_sizes=frozenset(sizes), head_dim=64)
+    limit = vllm_limit(states, 1, on_cpu=True, dtype="bfloat16")
+    assert limit is not None
+    assert limit.setting == "engine"
+    assert f"for heads of {found} dimensions, only 64 or 128, the same for keys and values" in limit.text
+    assert vllm_limit(states, 1, on_cpu=False, dtype="bfloat16") is None
+
+
+@pytest.mark.parametrize("sizes", [set(), {64}, {128}])
+def test_linear_attention_in_bfloat16_is_not_refused(sizes: set[int]) -> None:
+    states = facts(has_gated_delta=True, gated_delta_sizes=frozenset(sizes), head_dim=64)
+    assert vllm_limit(states, 1, on_cpu=True, dtype="bfloat16") is None
+    limit = vllm_limit(replace(states, head_dim=16), 1, on_cpu=True, dtype="bfloat16")
+    assert limit is not None
+    assert "no attention for heads of 16 dimensions" in limit.text
 
 
 def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
@@ -84,8 +99,11 @@ def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
         (2, 2, None, 32, 48),
     ]
     assert not any(f.has_sparse_attention or f.has_gated_delta for f in found)
-    assert describe_model(write_family(tmp_path / "states", "qwen3_5_text")).has_gated_delta
-    assert describe_model(write_family(tmp_path / "tower", "qwen3_5")).has_gated_delta
+    assert not any(f.gated_delta_sizes for f in found)
+    states = describe_model(write_family(tmp_path / "states", "qwen3_5_text"))
+    tower = describe_model(write_family(tmp_path / "tower", "qwen3_5", WIDE_LINEAR))
+    assert (states.has_gated_delta, states.gated_delta_sizes) == (True, {16})
+    assert (tower.has_gated_delta, tower.gated_delta_sizes) == (True, {64})
     sparse = tmp_path / "sparse"
     sparse.mkdir()
     (sparse / "config.json").write_text(
@@ -115,16 +133,24 @@ def test_a_check_names_the_flag(
     assert "2 attention heads do not split over 4 GPUs. Use one of 1, 2." in lines
 
 
-@pytest.mark.parametrize(("words", "is_refused"), [((), True), (("--policy.dtype", "bfloat16"), False)])
-def test_a_check_refuses_linear_attention_in_float32(
+@pytest.mark.parametrize(
+    ("words", "changes", "refusal"),
+    [
+        ((), WIDE_LINEAR, "and dtype is float32. Use transformers"),
+        (("--policy.dtype", "bfloat16"), {}, "for heads of 16 dimensions, only 64 or 128"),
+        (("--policy.dtype", "bfloat16"), WIDE_LINEAR, None),
+    ],
+)
+def test_a_check_refuses_linear_attention_that_vllm_lacks(
     words: tuple[str, ...],
-    is_refused: bool,
+    changes: dict[str, int],
+    refusal: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_family(tmp_path / "model", "qwen3_5_text")
+    write_family(tmp_path / "model", "qwen3_5_text", changes)
     Path("rows.jsonl").write_text('{"prompt": "a"}\n' * 64)
     main(
         [
@@ -134,4 +160,5 @@ def test_a_check_refuses_linear_attention_in_float32(
         ]
     )
     lines = capsys.readouterr().err
-    assert ("--rollout.engine" in lines and "and dtype is float32. Use transformers" in lines) == is_refused
+    assert ("--rollout.engine" in lines and "linear attention" in lines) == (refusal is not None)
+    assert refusal is None or refusal in lines
