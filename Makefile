@@ -89,7 +89,7 @@ models: .venv/.ready  ## write docs/models.md: a tiny model of every type in the
 	$(BIN)/python -m tests.models_page docs/models.md
 
 model-runs: .venv/.ready  ## real runs of some families for docs/models.md, which `make models` writes; half an hour
-	RLHF_TEST_MODELS=1 RLHF_TEST_MODELS_OUT=tests/family_results.jsonl $(BIN)/pytest -q \
+	RLHF_TEST_MODELS=1 RLHF_TEST_MODELS_OUT=tests $(BIN)/pytest -q \
 	  tests/integration/test_family_runs.py
 
 dry-70b: .venv/.ready  ## a 70B model on 64 GPUs, tried on this machine: placement, start, export, save, resume in time and memory

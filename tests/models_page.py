@@ -32,7 +32,7 @@ from rlhf.engines.process.library_output import silence_libraries
 from rlhf.errors import RlhfError
 from rlhf.types import Head, PackedTokens
 from tests.families import tiny_family
-from tests.family_results import KEPT, read_rows, table
+from tests.family_results import sections
 
 CPU = torch.device("cpu")
 LENGTHS = (11, 29, 3, 18)
@@ -188,7 +188,7 @@ def page(rows: Sequence[Row]) -> str:
     counts = [f"{sum(row.result == result for row in rows)} {result}" for result in (WORKS, UNPACKED, REFUSED, UNKNOWN)]
     heading = HEADING.format(version=transformers.__version__)
     summary = f"\n\nOf {len(rows)}: {', '.join(counts)}.\n"
-    return heading + "\n".join(map(str, rows)) + summary + table(read_rows(KEPT))
+    return heading + "\n".join(map(str, rows)) + summary + sections()
 
 
 def main(arguments: Sequence[str]) -> None:

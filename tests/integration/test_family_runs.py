@@ -1,5 +1,5 @@
 """Real runs of families that people train: SFT, DPO and GRPO with vLLM, a resumed run, and the export in a process of
-its own. Each takes minutes: RLHF_TEST_MODELS=1 asks for them, and RLHF_TEST_MODELS_OUT names the file that keeps what
+its own. Each takes minutes: RLHF_TEST_MODELS=1 asks for them, and RLHF_TEST_MODELS_OUT names the folder that keeps what
 was found, a line a family, for docs/models.md."""
 
 import os
@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from rlhf.engines.models.text_part import language_model_class
-from tests.family_models import write_family
-from tests.family_results import FamilyRow, keep_row
+from tests.family_models import WIDE_LINEAR, write_family
+from tests.family_results import KEPT, KEPT_GAPS, FamilyRow, GapRow, keep_row
 from tests.integration.command_line import CommandLine, Run
 from tests.integration.ray_head import RayHead
 
@@ -85,8 +85,7 @@ def test_runs_of_a_family(family: str, command: CommandLine, head: RayHead) -> N
         resumed_is_equal=resumed(sft, partial(run, "sft", "sft", *TAUGHT)).weights == weights,
         tower=tower(base, sft.model),
     )
-    if (out := os.environ.get("RLHF_TEST_MODELS_OUT")) is not None:
-        keep_row(Path(out), row)
+    keep(KEPT, row)
     assert row.sft > 0.0, row
     assert row.log_prob_gap <= 1e-4, row
     assert row.export_is_equal, row
@@ -116,6 +115,56 @@ def test_adapters_on_experts(family: str, command: CommandLine, head: RayHead) -
     assert {name for name in before if "expert" in name and not torch.equal(before[name], after[name])}
     weights = sft.weights
     assert resumed(sft, partial(run, "sft", "adapters-sft", *TAUGHT, *adapted)).weights == weights
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_linear_attention_with_vllm_in_bfloat16(family: str, command: CommandLine, head: RayHead) -> None:
+    """Policy and engine round by as much as the model does anyway, on average, so they differ by at most twice that.
+    The run changes log-probs by more, or an engine that went on with old weights would pass."""
+    base = write_family(command.workplace / f"{family}-wide", family, WIDE_LINEAR)
+    words = (*SAMPLED, "--rollout.engine", "vllm", "--policy.dtype", "bfloat16")
+    grpo = run_family(command, head, base.name, "grpo", "grpo", *words)
+    tokens = sampled_tokens(base)
+    fine = log_probs(base, tokens, torch.float32)
+    noise = (log_probs(base, tokens, torch.bfloat16) - fine).abs()
+    row = GapRow(
+        family=family,
+        mean=max(row["mismatch/log_prob"] for row in grpo.metrics),
+        largest=max(row["mismatch/log_prob_max"] for row in grpo.metrics),
+        noise=float(noise.mean()),
+        largest_noise=float(noise.max()),
+    )
+    keep(KEPT_GAPS, row)
+    assert len(grpo.metrics) == 3
+    assert row.mean <= 2 * row.noise, row
+    assert (log_probs(grpo.model, tokens, torch.float32) - fine).abs().mean() > 4 * row.noise, row
+
+
+def keep(file: Path, row: FamilyRow | GapRow) -> None:
+    """Keep a row in the folder that is asked for, in a file of the same name."""
+    if (folder := os.environ.get("RLHF_TEST_MODELS_OUT")) is not None:
+        keep_row(Path(folder) / file.name, row)
+
+
+@torch.no_grad()
+def sampled_tokens(folder: Path) -> torch.Tensor:
+    """[N, T]: prompts of 8 random tokens, and as many sampled from a model in float32, for as many responses as the run
+    of a family has."""
+    model = language_model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, 120, (48, 8), generator=generator)
+    for _ in range(8):
+        logits = model(input_ids=tokens, use_cache=False).logits[:, -1]
+        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+    return tokens
+
+
+@torch.no_grad()
+def log_probs(folder: Path, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[N, 8]: of each row's last tokens, by a model in a number format."""
+    model = language_model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=dtype).eval()
+    said = model(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    return said.gather(-1, tokens[:, 1:, None])[:, -8:, 0]
 
 
 def run_family(command: CommandLine, head: RayHead, family: str, method: str, name: str, *arguments: str) -> Run:
