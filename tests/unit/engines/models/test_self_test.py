@@ -300,17 +300,17 @@ def counted_tokens(model: LlamaForCausalLM) -> Iterator[list[int]]:
     handle.remove()
 
 
-def test_the_test_costs_little() -> None:
-    """An 8B model of 16 GB loads in 5 s at least, of which 3% are 150 ms. A pass over few tokens costs reading the
-    weights: 5 ms at 3 TB/s, three times as much in float32."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_test_costs_little(dtype: torch.dtype) -> None:
+    """By its operations, under 3% of the 5 s in which an 8B model of 16 GB is read at 3.2 GB/s."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config())
+    model = LlamaForCausalLM(tiny_config()).to(dtype)
     make_loud(model)
     packed_model = built(model)
     with counted_tokens(model) as counts:
         start = time.perf_counter()
-        assert examined(packed_model).attention in (PACKED_SDPA, "sdpa", "eager")
+        assert examined(packed_model, dtype=dtype).attention in (PACKED_SDPA, "sdpa", "eager")
         assert time.perf_counter() - start < 2.0
     assert len(counts) <= 16
     teraflop = 2 * 8e9 * sum(counts) / 1e12
-    assert teraflop / 100 < 0.15, "at 100 TFLOP/s"
+    assert teraflop / 100 < 0.03 * 16 / 3.2, "at 100 TFLOP/s"
