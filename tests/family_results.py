@@ -21,8 +21,7 @@ was not run.
 GAPS_HEADING = """
 vLLM computes the linear attention of Qwen3.5 on a CPU in bfloat16 alone. `grpo` with it, in bfloat16: how far policy
 and engine are apart at sampled tokens, beside what bfloat16 itself rounds (the same model in transformers, bfloat16
-against float32). Both sides round, so on average they may differ by twice as much. The largest differences in a mixture
-of experts are those of tokens near a tie, which rounding sends to other experts.
+against float32). Both sides round, so on average they may differ by twice as much.
 
 | family | log-prob gap, mean | largest | rounding, mean | largest |
 |---|---|---|---|---|
@@ -90,8 +89,6 @@ def read_rows(file: Path, kind: type[Row]) -> list[Row]:
 
 def sections() -> str:
     """What the page says of the kept rows."""
-    text = ""
-    for heading, file, kind in ((HEADING, KEPT, FamilyRow), (GAPS_HEADING, KEPT_GAPS, GapRow)):
-        if rows := read_rows(file, kind):
-            text += heading + "\n".join(map(str, rows)) + "\n"
-    return text
+    kept: tuple[tuple[str, Path, type[Row]], ...] = ((HEADING, KEPT, FamilyRow), (GAPS_HEADING, KEPT_GAPS, GapRow))
+    found = ((heading, read_rows(file, kind)) for heading, file, kind in kept)
+    return "".join(heading + "\n".join(map(str, rows)) + "\n" for heading, rows in found if rows)
