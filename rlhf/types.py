@@ -19,6 +19,8 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 TokenIds: TypeAlias = Sequence[int] | IntArray
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+ExpertArray: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.int16]
+"""[n, routers, top_k]: the experts of each token in each router of a model; the dtype's maximum where unknown."""
 UNSCORED = math.nan
 """The total of a reward whose source gave no score on purpose."""
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
@@ -149,12 +151,14 @@ class Response:
 class Rollout(Response):
     """A sampled response: the engine's token ids and log-probs [n], never edited: a stop token is there if sampled.
     `weight_version` is the oldest token's, -1 where no token was sampled (an episode that failed before its first
-    turn); the first `num_older_tokens` are older than `newest_version`, if any."""
+    turn); the first `num_older_tokens` are older than `newest_version`, if any. `routed_experts`: those that the engine
+    used, of the prompt's tokens and then the response's; None if it does not record them."""
 
     log_probs: FloatArray
     weight_version: int
     num_older_tokens: int = 0
     newest_version: int = 0
+    routed_experts: ExpertArray | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -214,11 +218,12 @@ class ScoredGroup:
 class TokenSequence:
     """Prompt and response as one run of n tokens. `loss_mask[t]` is True where token t is to be learned from:
     a token that the policy sampled, or that a demonstration's assistant wrote. `segment_starts`: see `Response`; none
-    is 0."""
+    is 0. `routed_experts`: those that the policy has to use."""
 
     token_ids: IntArray
     loss_mask: BoolArray
     segment_starts: tuple[int, ...] = ()
+    routed_experts: ExpertArray | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -291,6 +296,7 @@ class PackedTokens:
     `wanted` [T]: the tokens whose log-probs are computed, 0 elsewhere, which saves rows of the output layer (each as
     wide as the vocabulary). None: all. `temperature` divides the logits; None: the sampling temperature of the run.
     `segment_lengths`: of the parts of the sequences that do not see each other; None: each sequence is one.
+    `routed_experts`: those that a token has to use, where they are known; None: a model's own choice everywhere.
     """
 
     token_ids: IntArray
@@ -298,6 +304,7 @@ class PackedTokens:
     segment_lengths: IntArray | None = None
     wanted: BoolArray | None = None
     temperature: float | None = None
+    routed_experts: ExpertArray | None = None
 
     @property
     def context_lengths(self) -> IntArray:

@@ -32,7 +32,12 @@ def join(prompt: Prompt, response: Response) -> TokenSequence:
     starts = tuple(start for given in response.segment_starts if (start := len(prompt.token_ids) + given))
     for start in starts:
         loss_mask[start] = False
-    return TokenSequence(token_ids=token_ids, loss_mask=loss_mask, segment_starts=starts)
+    return TokenSequence(
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        segment_starts=starts,
+        routed_experts=response.routed_experts if isinstance(response, Rollout) else None,
+    )
 
 
 def learned(sequence: TokenSequence, signals: Mapping[Signal, FloatArray] | None = None) -> LearnedSequence:
@@ -41,6 +46,7 @@ def learned(sequence: TokenSequence, signals: Mapping[Signal, FloatArray] | None
         token_ids=sequence.token_ids,
         loss_mask=sequence.loss_mask,
         segment_starts=sequence.segment_starts,
+        routed_experts=sequence.routed_experts,
         signals=signals or {},
     )
 

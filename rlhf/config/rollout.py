@@ -27,6 +27,8 @@ class EngineTraits:
     """One engine can be spread over several GPUs."""
     continuous: bool
     """Requests join those that it decodes already (continuous batching); else they wait for the end of a batch."""
+    records_experts: bool
+    """It says which experts it used for each token (rollout.router_replay)."""
     cpu_process_gib: float
     """Memory of its process on a CPU, without weights and KV cache: the libraries."""
     cpu_weight_copies: float
@@ -42,6 +44,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         stored_names=True,
         tensor_parallel=True,
         continuous=True,
+        records_experts=True,
         cpu_process_gib=0.75,
         # Linear layers multiply by packed copies, and loading leaves holes between these.
         cpu_weight_copies=1.5,
@@ -53,6 +56,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         stored_names=False,
         tensor_parallel=False,
         continuous=False,
+        records_experts=False,
         cpu_process_gib=0.55,
         cpu_weight_copies=1.0,
     ),
@@ -188,6 +192,9 @@ class EpisodeSection(Section):
 class RolloutSection(EpisodeSection, EngineSection):
     """How responses are sampled."""
 
+    router_replay: bool = False
+    """Compute each token of a response, when it is learned from, with the experts of a mixture of experts that the
+    rollout engine used for it (rollout routing replay, R3), so that sampler and trainer agree. Routers still learn."""
     environment_workers: NonNegativeInt = 0
     """Workers that run tools and environments on any node of the cluster, each with environment_processes of its own.
     With 0 they run on the driver's node."""

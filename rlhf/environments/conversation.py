@@ -12,7 +12,7 @@ from rlhf.engines.base import Tokenizer
 from rlhf.environments.calls import NO_CALLS, Call, CallFormat, Said, checked_call
 from rlhf.environments.formats.known import difference
 from rlhf.errors import DataError, ModelError
-from rlhf.types import BoolArray, FinishReason, FloatArray, IntArray, Json, Message, Prompt, Rollout
+from rlhf.types import BoolArray, ExpertArray, FinishReason, FloatArray, IntArray, Json, Message, Prompt, Rollout
 
 CONTEXT_TOKENS = 4
 """Tokens before a turn that its text is decoded with: some tokenizers drop the space of a text's first word."""
@@ -108,6 +108,23 @@ class Conversation:
     def log_probs(self) -> FloatArray:
         """[n]: those of the model's tokens when it sampled them, 0 at the others."""
         return np.concatenate([np.zeros(0, dtype=np.float32), *self._log_probs])
+
+    @property
+    def routed_experts(self) -> ExpertArray | None:
+        """Of all tokens, the prompt's too, in the turn that first computed them: unknown for the last one, and for what
+        stands behind the last turn. None where no turn has any."""
+        given = [(turn, turn.rollout.routed_experts) for turn in self.turns]
+        known = [(turn, experts) for turn, experts in given if experts is not None]
+        if not known:
+            return None
+        like, num_prompt = known[0][1], len(self.prompt_ids)
+        joined = np.full((num_prompt + len(self), *like.shape[1:]), np.iinfo(like.dtype).max, dtype=like.dtype)
+        start = 0
+        for turn, experts in known:
+            end = num_prompt + turn.start + len(turn.rollout.token_ids) - 1
+            joined[start:end] = experts[start:end]
+            start = end
+        return joined
 
     def __len__(self) -> int:
         return sum(map(len, self._ids))

@@ -7,7 +7,7 @@ import numpy as np
 from rlhf.engines.base import Tokenizer
 from rlhf.environments.calls import NO_CALLS, CallFormat, Said
 from rlhf.environments.conversation import Conversation
-from rlhf.types import FinishReason, Json, Message, Prompt, Rollout
+from rlhf.types import ExpertArray, FinishReason, Json, Message, Prompt, Rollout
 
 
 class Transcript:
@@ -90,6 +90,21 @@ class Transcript:
             weight_version=oldest,
             num_older_tokens=num_older,
             newest_version=newest,
+            routed_experts=self._routed_experts(),
+        )
+
+    def _routed_experts(self) -> ExpertArray | None:
+        """Of the row's prompt and all tokens of the response; None where no segment has any."""
+        given = [(one, one.routed_experts) for one in self.segments]
+        like = next((experts for _, experts in given if experts is not None), None)
+        if like is None:
+            return None
+        unknown = np.full((1, *like.shape[1:]), np.iinfo(like.dtype).max, dtype=like.dtype)
+        return np.concatenate(
+            [
+                unknown.repeat(len(one.prompt_ids) + len(one), axis=0) if experts is None else experts
+                for one, experts in given
+            ]
         )
 
     def _heads(self) -> list[int]:

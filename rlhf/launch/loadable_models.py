@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from rlhf.algorithms.needs import Needs
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, describe_model
 from rlhf.config.models import TrainedModelSection
@@ -11,10 +11,11 @@ from rlhf.engines.models.adapters import require_targets
 from rlhf.engines.models.checkpointing import checkpoint_layers
 from rlhf.engines.models.chunked_mlp import chunk_feed_forward
 from rlhf.engines.models.loading import WEIGHTS, inspect_model, require_supported_model
+from rlhf.engines.models.router_replay import replayable_routers
 from rlhf.engines.models.routers import checked_routers, num_chosen
 from rlhf.errors import ModelError
 from rlhf.launch.model_checks import head_of_role
-from rlhf.types import Head
+from rlhf.types import Head, Role
 
 Facts = Mapping[str, ModelFacts | None]
 
@@ -56,6 +57,8 @@ def _unusable(config: TrainConfig, needs: Needs, facts: Facts) -> Iterator[str]:
             if isinstance(section, TrainedModelSection) and section.lora.rank:
                 require_targets(model, section.lora, f"{name}.lora.targets")
             checked_routers(model, section, f"{name}.model")
+            if name == Role.POLICY and isinstance(config, OnlineConfig) and config.rollout.router_replay:
+                replayable_routers(model)
             chunk_feed_forward(model, section, f"{name}.model")
             if isinstance(section, TrainedModelSection) and is_trained:
                 checkpoint_layers(model, section, f"{name}.model", on_gpu=False)

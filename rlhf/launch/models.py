@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.algorithms.needs import Needs, needs_of
-from rlhf.config.commands import TrainConfig
+from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.expected_tensors import LINEAR_LAYERS
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, read_model
@@ -57,6 +57,8 @@ def _known(config: TrainConfig, needs: Needs) -> dict[str, ModelFacts] | None:
     """What the small files of each model say, by its name, where it is known that transformers loads every one of
     them, with what is asked of it; None if it has to be asked."""
     facts: dict[str, ModelFacts] = {}
+    if isinstance(config, OnlineConfig) and config.rollout.router_replay:
+        return None
     for name, section in config.models.items():
         if section.model is None:
             continue

@@ -40,6 +40,7 @@ def make_launch_spec(
             temperature=temperature,
             num_steps=num_updates[role],
             seed=config.run.seed,
+            replays_routers=role is Role.POLICY and isinstance(config, OnlineConfig) and config.rollout.router_replay,
         )
         for role, head in needs.trains.items()
     }

@@ -81,6 +81,12 @@ _SAMPLING = {
     "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
     "tensor_model_parallel_size": ("rollout.tensor_parallel_size",),
     "distributed_executor_backend": ("rollout.num_nodes_per_engine",),
+    "router_replay": ("rollout.router_replay",),
+    "enable_rollout_routing_replay": ("rollout.router_replay",),
+    "use_rollout_routing_replay": ("rollout.router_replay",),
+    "use_routing_replay": ("rollout.router_replay",),
+    "enable_return_routed_experts": ("rollout.router_replay",),
+    "moe_enable_routing_replay": ("rollout.router_replay",),
 }
 
 _LOSS = {
@@ -196,6 +202,8 @@ BY_WHOLE_NAME: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "actor_rollout_ref.rollout.n": ("rollout.group_size",),
         "actor_rollout_ref.rollout.name": ("rollout.engine",),
         "actor_rollout_ref.rollout.pipeline_model_parallel_size": ("rollout.num_nodes_per_engine",),
+        "actor_rollout_ref.actor.router_replay.mode": ("rollout.router_replay",),
+        "policy.router_replay.enabled": ("rollout.router_replay",),
         "algorithm.kl_ctrl.type": ("algo.kl.type",),
         "algorithm.filter_groups.enable": ("algo.dynamic_sampling",),
         "critic.optim.lr": ("critic.lr",),

@@ -99,6 +99,20 @@ def stream(config: OnlineConfig) -> Iterator[Problem]:
         )
 
 
+def router_replay(config: OnlineConfig) -> Iterator[Problem]:
+    """The engine records the experts that are replayed."""
+    rollout = config.rollout
+    if not rollout.router_replay:
+        return
+    if not rollout.expected_traits.records_experts:
+        others = " or ".join(engines_that(lambda engine: engine.records_experts))
+        text = f"the {rollout.engine} engine does not record which experts it uses. Set it to false, or use {others}."
+        yield Problem(keys=("rollout.router_replay", "rollout.engine"), text=text)
+    if rollout.sync_adapters:
+        text = "is not known to work with adapters that the engine applies itself. Set one of them."
+        yield Problem(keys=("rollout.router_replay", "rollout.sync_adapters"), text=text)
+
+
 def reward_given(config: OnlineConfig) -> Iterator[Problem]:
     """There is a reward, and every source has a unique name and a model if it needs one."""
     sources = config.reward.all_sources
@@ -187,7 +201,7 @@ def truncated_sampling(config: OnlineConfig) -> Iterator[Problem]:
 
 
 ONLINE_RULES = (
-    for_config(OnlineConfig, batches, sampling, stream, reward_given, episodes, policy_learns),
+    for_config(OnlineConfig, batches, sampling, stream, router_replay, reward_given, episodes, policy_learns),
     for_algorithm(CriticFreeSection, punished_once),
     for_algorithm(PpoSection, pretraining_text),
 )

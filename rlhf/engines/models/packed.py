@@ -14,7 +14,8 @@ class PackedInput:
 
     `predicted` are the indices of the tokens that have a predecessor (all but each context's first), `wanted` those of
     them whose log-probs are needed, `last` [S] those of each sequence's last token, `ending` [S] those of the sequences
-    themselves. `temperature`: see `PackedTokens`. `start` is the token of a head's first hidden state.
+    themselves. `temperature` and `routed_experts`: see `PackedTokens`. `start` is the token of a head's first hidden
+    state.
     """
 
     token_ids: torch.Tensor
@@ -26,6 +27,7 @@ class PackedInput:
     lengths: list[int]
     num_sequences: int
     temperature: float | None
+    routed_experts: torch.Tensor | None = None
     start: int = 0
 
     @classmethod
@@ -44,6 +46,9 @@ class PackedInput:
             lengths=tokens.context_lengths.tolist(),
             num_sequences=len(tokens.lengths),
             temperature=tokens.temperature,
+            routed_experts=None
+            if tokens.routed_experts is None
+            else torch.tensor(tokens.routed_experts, device=device),
         )
 
     def of_rows(self, start: int, stop: int) -> "PackedInput":

@@ -50,15 +50,20 @@ def routers_of(model: PreTrainedModel) -> list[Router]:
 def num_chosen(model: PreTrainedModel, where: str) -> int:
     """How many experts a token uses, for the load-balancing loss. Raises ModelError, which begins with `where`, if
     transformers does not balance the routers of this model."""
-    source = inspect.getmodule(type(model))
-    settings = model.config.get_text_config().to_dict()
-    chosen = next((settings[name] for name in CHOSEN if name in settings), None)
-    if not routers_of(model) or source is None or BALANCING not in vars(source) or not isinstance(chosen, int):
+    source, chosen = inspect.getmodule(type(model)), num_used(model)
+    if not routers_of(model) or source is None or BALANCING not in vars(source) or chosen is None:
         raise ModelError(
             f"{where}: algo.router_aux_coef needs a mixture of experts whose routers are balanced by a loss over the "
             f"softmax of their logits; transformers has none for a {type(model).__name__}. Set 0."
         )
     return chosen
+
+
+def num_used(model: PreTrainedModel) -> int | None:
+    """How many experts a token uses, by the config; None if it does not say."""
+    settings = model.config.get_text_config().to_dict()
+    used = next((settings[name] for name in CHOSEN if name in settings), None)
+    return used if isinstance(used, int) else None
 
 
 def checked_routers(model: PreTrainedModel, section: ModelSection, where: str) -> list[Router]:

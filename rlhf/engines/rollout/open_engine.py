@@ -54,6 +54,12 @@ def require_engine(
         raise ConfigError(
             f"rollout.sync_adapters: the {kind} engine takes merged weights only. Set it to false, or use {others}."
         )
+    if section.router_replay and not traits.records_experts:
+        others = " or ".join(engines_that(lambda engine: engine.records_experts))
+        raise ConfigError(
+            f"rollout.router_replay: the {kind} engine does not record which experts it uses. Set it to false, or use "
+            f"{others}."
+        )
     if on_gpu and not traits.on_gpu:
         others = " or ".join(engines_that(lambda engine: engine.on_gpu))
         raise ConfigError(f"rollout.engine: {kind} trains on CPU only. Install {others} and use it on GPUs.")

@@ -21,7 +21,7 @@ from rlhf.engines.base import gather
 from rlhf.engines.process.memory_errors import named_memory_error
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.errors import RlhfError, StallError, WorkerLostError
-from rlhf.types import FinishReason, FloatArray, IntArray, Sampling
+from rlhf.types import ExpertArray, FinishReason, FloatArray, IntArray, Sampling
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -38,13 +38,15 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step added to one request. `prompt_log_probs` [prompt - 1] are given once, for a request to score."""
+    """What one step added to one request. `prompt_log_probs` [prompt - 1] are given once, for a request to score;
+    `routed_experts` at its end, of at least all tokens but the last, by a core that records them."""
 
     request_id: str
     token_ids: Sequence[int]
     log_probs: Sequence[float]
     prompt_log_probs: FloatArray | None = None
     finish_reason: FinishReason | None = None
+    routed_experts: ExpertArray | None = None
 
 
 class DecoderCore(Protocol):
@@ -76,6 +78,7 @@ class DecodedTokens:
     weight_version: int = 0
     newest_version: int = 0
     num_older_tokens: int = 0
+    routed_experts: ExpertArray | None = None
 
 
 class StepLoop(Generic[C]):
@@ -257,6 +260,7 @@ class StepLoop(Generic[C]):
             self._progress = time.monotonic()
             if output.finish_reason is not None:
                 response.finish_reason = output.finish_reason
+                response.routed_experts = output.routed_experts
                 del self._running[output.request_id]
                 future = self._awaited.pop(output.request_id, None)
                 if future is not None and future.set_running_or_notify_cancel():

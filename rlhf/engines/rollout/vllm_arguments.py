@@ -21,6 +21,7 @@ from rlhf.engines.weight_sync.plugin import ADAPTER_BACKENDS, BACKENDS
 from rlhf.errors import ModelError
 
 GIB = 1 << 30
+RECORDING_WORKER = "rlhf.engines.rollout.vllm_recording.RecordingWorker"
 
 
 def engine_arguments(spec: EngineSpec) -> EngineArgs:
@@ -39,6 +40,7 @@ def engine_arguments(spec: EngineSpec) -> EngineArgs:
         # random generator, which CPU generators do not support. So on CPU a prompt (or a response that
         # continues with new weights) is prefilled in one step.
         enable_chunked_prefill=False if on_cpu else None,
+        worker_cls=RECORDING_WORKER if section.router_replay else "auto",
         tensor_parallel_size=section.tensor_parallel_size,
         # Inside an actor of a placement group, vLLM would ask Ray for devices that the actor already holds.
         distributed_executor_backend="mp" if section.tensor_parallel_size > 1 else None,

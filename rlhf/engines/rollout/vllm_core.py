@@ -24,7 +24,7 @@ from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.rollout.vllm_arguments import engine_arguments, max_model_len, refusing, usage_context
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
 from rlhf.errors import ModelError
-from rlhf.types import FinishReason
+from rlhf.types import ExpertArray, FinishReason
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 """vLLM's finish reasons of complete responses; any other one (abort, error) is FinishReason.ABORTED."""
@@ -42,6 +42,7 @@ class VllmCore:
         self._context = max_model_len(spec)
         self._keeps_kv_cache = spec.section.kv_cache == "keep"
         self._num_updates = 0
+        self._records = spec.section.router_replay
         with refusing(spec.model):
             self.llm = LLMEngine.from_engine_args(engine_arguments(spec), usage_context=usage_context(spec))
         if spec.section.num_nodes_per_engine == 1 and (spec.device == "cpu" or spec.section.tensor_parallel_size == 1):
@@ -86,7 +87,9 @@ class VllmCore:
 
     def step(self) -> list[StepOutput]:
         outputs = []
-        for output in self._client.get_output().outputs:
+        stepped = self._client.get_output().outputs
+        routes = self._routes([one.request_id for one in stepped if str(one.finish_reason) in FINISH_REASONS])
+        for output in stepped:
             log_probs = output.new_logprobs
             prompt = output.new_prompt_logprobs_tensors
             outputs.append(
@@ -98,9 +101,18 @@ class VllmCore:
                     None
                     if output.finish_reason is None
                     else FINISH_REASONS.get(str(output.finish_reason), FinishReason.ABORTED),
+                    routes.get(output.request_id),
                 )
             )
         return outputs
+
+    def _routes(self, request_ids: list[str]) -> dict[str, ExpertArray]:
+        """The experts of requests that are complete, where they are recorded. The workers have them until the next
+        step."""
+        if not self._records or not request_ids:
+            return {}
+        found: list[dict[str, ExpertArray] | None] = self.llm.collective_rpc("take_routes", args=(request_ids,))
+        return next(one for one in found if one is not None)
 
     def leave_kv_cache(self) -> None:
         """Old weights computed the KV cache: no new request uses it. Running requests compute theirs again, unless

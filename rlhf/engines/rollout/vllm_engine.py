@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlhf.engines.rollout.routing_record import of_tokens
 from rlhf.engines.rollout.serving import ServingGate, ServingState
 from rlhf.engines.rollout.spec import STAGE, EngineSpec
 from rlhf.engines.rollout.step_loop import DecodedTokens, DecodeRequest, StepLoop
@@ -215,6 +216,7 @@ class VllmRolloutEngine:
 
 def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
     """The rollout of what was decoded for a request."""
+    experts, num_tokens = decoded.routed_experts, len(request.prompt_token_ids) + len(decoded.token_ids)
     return Rollout(
         id=request.id,
         prompt_id=request.prompt_id,
@@ -224,4 +226,5 @@ def rollout_of(request: RolloutRequest, decoded: DecodedTokens) -> Rollout:
         weight_version=decoded.weight_version,
         num_older_tokens=decoded.num_older_tokens,
         newest_version=decoded.newest_version,
+        routed_experts=None if experts is None else of_tokens(experts, num_tokens),
     )

@@ -20,6 +20,7 @@ from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.loading import choose_dtype
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
+from rlhf.engines.models.router_replay import RouterReplay
 from rlhf.engines.models.routers import set_up_routers
 from rlhf.engines.models.text_part import freeze_other_parts
 from rlhf.engines.process.distributed import deepspeed, torch_device
@@ -78,7 +79,6 @@ class DeepSpeedEngine:
         if section.lora.rank:
             add_adapters(self.module, section.lora, seed=spec.seed, where=f"{where.rpartition('.')[0]}.lora.targets")
         set_up_routers(self.module, section, where)
-        chunk_feed_forward(self.module, section, where)
         rule = LogitsRule(
             temperature=spec.temperature,
             float32=section.float32_head,
@@ -87,6 +87,8 @@ class DeepSpeedEngine:
         )
         self._temperature = spec.temperature
         self._packed_model = packed_model = PackedModel(self._loaded.model, spec.head, rule, where=where)
+        self._replay = RouterReplay(packed_model) if spec.replays_routers else None
+        chunk_feed_forward(self.module, section, where)
         self._balance: RouterBalance | None = None
         if spec.balances_routers:
             self._balance = RouterBalance(packed_model, spec.algorithm.router_aux_coef, where=where)
@@ -156,6 +158,8 @@ class DeepSpeedEngine:
             if self._balance is not None:
                 weighted, balance = self._balance.loss(batch)
                 loss, metrics = loss + weighted, metrics + to_metrics({BALANCE: balance})
+            if self._replay is not None and batch.tokens.routed_experts is not None:
+                metrics = metrics + Metrics(sums=self._replay.shares(batch.denominators.tokens))
             self._watch.observe_loss(loss)
             # DeepSpeed averages gradients over ranks; this is the one place that turns the mean into a sum.
             self._engine.backward(loss * self.num_ranks)

@@ -36,6 +36,8 @@ class TrainedModelSpec:
     """Optimizer steps that this model will take in the whole run: the learning rate's schedule spans them."""
     seed: int
     """Decides the weights of a new scalar head and of new LoRA adapters."""
+    replays_routers: bool = False
+    """Whether tokens are computed with the experts that their batches give."""
 
     @property
     def balances_routers(self) -> bool:

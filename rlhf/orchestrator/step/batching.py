@@ -5,7 +5,7 @@ passes do the same arithmetic on the same rows, and the first ratio is exactly 1
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush, heapreplace
 from itertools import chain
 from typing import Protocol, TypeVar
@@ -17,6 +17,7 @@ from rlhf.types import (
     BoolArray,
     Denominators,
     Experience,
+    ExpertArray,
     FloatArray,
     IntArray,
     LearnedSequence,
@@ -44,6 +45,9 @@ class Tokens(Protocol):
 
     @property
     def segment_starts(self) -> Sequence[int]: ...
+
+    @property
+    def routed_experts(self) -> ExpertArray | None: ...
 
 
 class HasSequences(Protocol):
@@ -210,7 +214,30 @@ def _pack(sequences: Sequence[Tokens], temperature: float | None = None) -> Pack
         segment_lengths=_segment_lengths(sequences),
         wanted=np.concatenate([s.loss_mask for s in sequences]),
         temperature=temperature,
+        routed_experts=_routed_experts(sequences),
     )
+
+
+def _routed_experts(sequences: Sequence[Tokens]) -> ExpertArray | None:
+    """Of all tokens of the sequences, unknown for those of sequences without; None where no sequence has them."""
+    known = next((s.routed_experts for s in sequences if s.routed_experts is not None), None)
+    if known is None:
+        return None
+    unknown = np.iinfo(known.dtype).max
+    parts = [
+        np.full((len(s.token_ids), *known.shape[1:]), unknown, dtype=known.dtype)
+        if s.routed_experts is None
+        else s.routed_experts
+        for s in sequences
+    ]
+    if any(len(part) != len(s.token_ids) for part, s in zip(parts, sequences, strict=True)):
+        raise ValueError("the routed experts of a sequence are not those of its tokens")
+    return np.concatenate(parts)
+
+
+def with_own_routes(batches: Sequence[PackedTokens]) -> list[PackedTokens]:
+    """The same micro-batches for another model than the one whose experts are known."""
+    return [batch if batch.routed_experts is None else replace(batch, routed_experts=None) for batch in batches]
 
 
 def _segment_lengths(sequences: Sequence[Tokens]) -> IntArray | None:

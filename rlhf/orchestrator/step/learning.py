@@ -1,7 +1,7 @@
 """Learning from experiences: epochs over a rollout batch, mini-batch by mini-batch, all trained roles in parallel."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,7 +9,14 @@ from rlhf.algorithms.base import Algorithm
 from rlhf.config.run import TrainSection
 from rlhf.engines.base import TrainEngine
 from rlhf.orchestrator.run.schedule import RunLength
-from rlhf.orchestrator.step.batching import BatchPlan, MicroBatchLimits, build_batches, merge_rank_major, plan_batches
+from rlhf.orchestrator.step.batching import (
+    BatchPlan,
+    MicroBatchLimits,
+    build_batches,
+    merge_rank_major,
+    plan_batches,
+    with_own_routes,
+)
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.skipped_updates import Note, SkippedUpdates
 from rlhf.orchestrator.step.token_scores import StepPlan
@@ -122,7 +129,10 @@ class Learner:
     def _batches(self, role: Role, experiences: Sequence[Experience], part: BatchPlan) -> list[TrainBatch]:
         """The micro-batches of one optimizer step."""
         batches = build_batches(part, experiences, str(role))
-        if role is Role.POLICY and self._pretraining is not None:
+        if role is not Role.POLICY:
+            inputs = with_own_routes([batch.tokens for batch in batches])
+            return [replace(batch, tokens=tokens) for batch, tokens in zip(batches, inputs, strict=True)]
+        if self._pretraining is not None:
             batches = self._with_pretraining(self._pretraining, batches, part.num_ranks)
         return batches
 

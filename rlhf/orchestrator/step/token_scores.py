@@ -15,6 +15,7 @@ from rlhf.orchestrator.step.batching import (
     plan_batches,
     split_minibatches,
     unpack_tokens,
+    with_own_routes,
 )
 from rlhf.orchestrator.step.waiting import gather, in_thread
 from rlhf.types import SCORED_BY, Example, Experience, FloatArray, Role, Signal, Signals
@@ -88,7 +89,11 @@ def score_tokens(
     }
     # Packed in this thread: memory that another thread has freed is of no use to credit, which comes next.
     packed = {one: pack_tokens(one, examples) for one in set(plans.values())}
-    jobs = {signal: in_thread(scorer.forward, packed[plans[signal]]) for signal, scorer in scorers.items()}
+    inputs = {
+        signal: packed[one] if SCORED_BY[signal] is Role.POLICY else with_own_routes(packed[one])
+        for signal, one in plans.items()
+    }
+    jobs = {signal: in_thread(scorer.forward, inputs[signal]) for signal, scorer in scorers.items()}
     outputs = {
         signal: unpack_tokens(plans[signal], examples, output)
         for signal, output in gather(jobs, phase="log_probs", timeout_s=train.step_timeout_s).items()
