@@ -315,3 +315,8 @@ def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_toke
     """Bytes of the KV cache on one device, for this many tokens."""
     parts = min(tensor_parallel, shape.num_kv_heads)
     return shape.kv_numbers_per_token * dtype_bytes / parts * num_tokens
+
+
+def routes(shape: ModelShape) -> float:
+    """Bytes of the record of which experts a token used, of which a number up to 255 takes one."""
+    return float(shape.num_layers * shape.experts_per_token * (1 if shape.num_experts <= 255 else 2))

@@ -58,6 +58,8 @@ class ModelShape:
     """Of one layer; 0: it has no experts."""
     expert_intermediate: int = 0
     """Width of one expert."""
+    experts_per_token: int = 0
+    """Of those of a layer; 0: it has no experts."""
     embedding_parameters: int
     """Of the token embeddings, and of position embeddings if they are learned."""
     head_parameters: int
@@ -177,6 +179,7 @@ def model_shape(where: str, config: Mapping[str, object]) -> ModelShape:
         active_layer_parameters=around + active,
         num_experts=num_experts if num_experts > 1 else 0,
         expert_intermediate=_expert_width(size) if num_experts > 1 else 0,
+        experts_per_token=size("num_experts_per_tok", default=2) if num_experts > 1 else 0,
         embedding_parameters=(vocab + positions) * hidden,
         head_parameters=0 if tied else vocab * hidden,
         norm_parameters=hidden * (2 if family.all_bias else 1),

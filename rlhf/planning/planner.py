@@ -141,7 +141,7 @@ class _Planner:
             group=group,
             bundles=bundles,
             memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
-            host_bytes=(self._offloaded(models) + self._asleep(group)) * each,
+            host_bytes=(self._offloaded(models) + self._asleep(group) + self._routes(group)) * each,
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             exporting_bytes=memory.exporting(self._loads[self._exported]) if self._exported in models else 0.0,
             resuming_bytes=max((memory.resuming(self._loads[role]) for role in models), default=0.0) * each,
@@ -259,6 +259,18 @@ class _Planner:
         """Bytes of host memory that hold the weights of one device's engine while it sleeps."""
         shares = Role.ROLLOUT in group.roles and len(group.roles) > 1
         return self._engine_weights() if shares and self._sleeps() else 0.0
+
+    def _routes(self, group: DeviceGroup) -> float:
+        """Bytes of host memory, for each device, that hold which experts tokens used: of an engine's KV cache, and of
+        the steps under way, with a packed copy of one of them, on the nodes of the policy."""
+        if not isinstance(self._config, OnlineConfig) or not self._rollout.router_replay:
+            return 0.0
+        each, tokens = memory.routes(self.shapes[Role.POLICY]), 0.0
+        if Role.ROLLOUT in group.roles:
+            tokens += self.cache_tokens() / self._rollout.tensor_parallel_size
+        if Role.POLICY in group.roles:
+            tokens += (self._rollout.max_lag + 2) * self._work.sampled_tokens / group.shape.num_devices_per_node
+        return each * tokens
 
     def _graphs(self) -> float:
         return 0.0 if self._cluster.device.is_cpu or self._rollout.enforce_eager else CUDA_GRAPHS

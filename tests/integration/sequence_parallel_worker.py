@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.config.algo import SftSection
 from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.engines.models.router_replay import CHANGED, REPLAYED
 from rlhf.engines.process.distributed import deepspeed, init_distributed
 from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.training.engine import DeepSpeedEngine
@@ -36,7 +37,7 @@ from rlhf.orchestrator.step.batching import (
 )
 from rlhf.types import Experience, FloatArray, Head, Metrics, Signal
 from tests.integration.training_losses import OBJECTIVES
-from tests.integration.training_rows import experiences, rankings, whole
+from tests.integration.training_rows import experiences, rankings, routed, whole
 
 SETTINGS: dict[str, object] = {
     **{"lr": 1e-2, "lr_schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0.0, "adam_betas": (0.0, 0.95)}
@@ -51,6 +52,7 @@ EXTRAS: dict[str, dict[str, object]] = {
     "chunked": {"log_probs_chunk_tokens": 3, "log_probs_kept_mib": 0.0},
     "bfloat16": {"dtype": "bfloat16"},
     "balance": {},
+    "replay": {},
     "offload": {"offload_optimizer": True, "offload_parameters": True},
 }
 OBJECTIVE = {Head.LOG_PROBS: "policy", Head.VALUES: "value", Head.SCORES: "reward"}
@@ -106,9 +108,11 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         temperature=0.7,
         num_steps=10,
         seed=0,
+        replays_routers="replay" in extras,
     )
     engine = DeepSpeedEngine(spec, {**OBJECTIVES, "value": value_loss}, device="cpu", where="policy.model")
     data = rankings() if head is Head.SCORES else experiences()
+    data = routed(data) if spec.replays_routers else data
     plan = ranks.plan(data, most)
     batches = build_batches(plan, data, OBJECTIVE[head])
     if head is Head.SCORES:
@@ -132,7 +136,7 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield "reference", torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
     metrics = engine.forward_backward(ranks.own(batches))  # type: ignore[arg-type]
     report = engine.optim_step()
-    for metric in ("loss", BALANCE):
+    for metric in ("loss", BALANCE, REPLAYED, CHANGED):
         total = torch.tensor(metrics.sums.get(metric, 0.0))
         dist.all_reduce(total)
         yield metric, total

@@ -21,9 +21,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from rlhf.engines.models.router_replay import CHANGED, REPLAYED
 from rlhf.engines.training.router_balance import BALANCE
 from tests.families import tiny_family
 from tests.integration.ports import held_port
+from tests.integration.training_rows import experiences
 from tests.tiny_models import make_family, tiny_config
 
 Results = dict[str, dict[str, torch.Tensor]]
@@ -42,13 +44,15 @@ ALONE = {
     "mistral-log_probs": "mistral-log_probs-1-0-packed",
     "experts-log_probs": "experts-log_probs-1-0-packed",
     "experts-log_probs-balance": "experts-log_probs-1-0-40-balance",
+    "experts-log_probs-replay": "experts-log_probs-1-0-packed-replay",
 }
 """The case of each model that computes without groups."""
-OTHER_RESULTS = ("lora", "nf4", "balance")
+OTHER_RESULTS = ("lora", "nf4", "balance", "replay")
 """Extras with which a model computes something else."""
 FEW = (
     *("llama-log_probs-4-3-40", "llama-log_probs-2-0-packed", "llama-log_probs-2-2-packed-lora"),
     *("scorer-scores-2-0-40", "llama-log_probs-2-3-packed-chunks-kept"),
+    "experts-log_probs-2-3-40-replay-checkpointing",
 )
 MORE = (
     *(f"llama-log_probs-{size}-{stage}-packed" for size in (2, 4) for stage in (0, 1, 2, 3)),
@@ -68,6 +72,9 @@ MORE = (
     *("mistral-log_probs-2-0-packed", "mistral-log_probs-4-3-40"),
     *("experts-log_probs-2-0-packed", "experts-log_probs-4-3-40"),
     *("experts-log_probs-2-0-40-balance", "experts-log_probs-4-3-40-balance"),
+    *(f"experts-log_probs-1-{stage}-40-replay" for stage in (0, 2, 3)),
+    *("experts-log_probs-1-3-single-replay", "experts-log_probs-2-2-40-replay-kept"),
+    *("experts-log_probs-4-3-40-replay-chunks", "experts-log_probs-4-0-packed-replay-chunks-checkpointing"),
 )
 WHOLE = {
     "llama-log_probs-1-0-packed-chunks": "llama-log_probs-1-0-packed",
@@ -110,8 +117,8 @@ def make_models(folder: Path) -> None:
     LlamaForSequenceClassification(wider(tiny_config())).save_pretrained(folder / "scorer")
     for family in REFUSED:
         tiny_family(family).save_pretrained(folder / family)
+    make_family(folder / "experts", "qwen3_moe", **HEADS)
     if ALL:
-        make_family(folder / "experts", "qwen3_moe", **HEADS)
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
         sizes = {name: getattr(tiny_config(), name) for name in names}
         config = MistralConfig(**{**sizes, **HEADS, "sliding_window": 6, "initializer_range": 0.1})
@@ -150,7 +157,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_ranks_that_share_sequences_compute_what_one_computes(results: Results, case: str) -> None:
     ours, theirs = results[case], results[alone(case)]
     torch.testing.assert_close(ours["outputs"], theirs["outputs"], rtol=1e-5, atol=1e-5)
-    for key in ("loss", "norm", "second_norm", BALANCE):
+    for key in ("loss", "norm", "second_norm", BALANCE, REPLAYED, CHANGED):
         torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-6)
     if "reference" in ours:
         torch.testing.assert_close(ours["reference"], theirs["outputs"], rtol=1e-5, atol=1e-5)
@@ -161,6 +168,15 @@ def test_ranks_that_share_sequences_compute_what_one_computes(results: Results, 
     for name in gradients:
         difference = float((ours[name] - theirs[name]).norm())
         assert difference <= 1e-5 * float(theirs[name].norm()), name
+
+
+@pytest.mark.parametrize("case", [case for case in (*SHARED, *ALONE.values()) if "replay" in case])
+def test_the_ranks_together_count_what_is_replayed(results: Results, case: str) -> None:
+    """All but the sequence whose experts are unknown; experts drawn at random are mostly others."""
+    masks = [one.sequences[0].loss_mask for one in experiences()]
+    expected = 1 - masks[2].sum() / sum(int(mask.sum()) for mask in masks)
+    assert float(results[case][REPLAYED]) == pytest.approx(expected, rel=1e-6)
+    assert 0.5 * expected < float(results[case][CHANGED]) < expected
 
 
 @pytest.mark.parametrize("case", WHOLE)

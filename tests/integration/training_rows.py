@@ -30,6 +30,19 @@ def whole(data: list[Experience]) -> list[Experience]:
     return [replace(one, sequences=(sequence,)) for one, sequence in zip(data, sequences, strict=True)]
 
 
+def routed(data: list[Experience], *, seed: int = 5) -> list[Experience]:
+    """The same tokens with random experts, two of four in each of two routers: unknown for each sequence's last token,
+    and for all of the third sequence."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i, one in enumerate(data):
+        experts = rng.random((len(one.sequences[0]), 2, 4)).argsort(-1)[:, :, :2].astype(np.uint8)
+        experts[-1] = 255
+        sequence = replace(one.sequences[0], routed_experts=None if i == 2 else experts)
+        made.append(replace(one, sequences=(sequence,)))
+    return made
+
+
 def rankings() -> list[Experience]:
     """Pairs, the better answer first."""
     rng = np.random.default_rng(3)

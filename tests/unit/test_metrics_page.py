@@ -34,6 +34,7 @@ from rlhf.config.algo import (
 )
 from rlhf.config.algo.preference import DpoLoss
 from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
+from rlhf.engines.models.router_replay import CHANGED, REPLAYED
 from rlhf.engines.training.router_balance import BALANCE
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.evaluation import (
@@ -188,7 +189,7 @@ def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
         OnlineKTO(OnlineKtoSection()),
     ):
         logged |= logged_by_online(tmp_path / type(algorithm).__name__, algorithm)
-    logged.add(BALANCE)  # of experts, which no fake has
+    logged |= {BALANCE, REPLAYED, CHANGED}  # of experts, which no fake has
     logged |= {f"throughput/{name}" for name in ("busy_share", "busy_share_min", "idle_tail_seconds")}  # of workers
     shares, episodes = ("busy_share", "busy_share_max"), ("episodes", "episodes_max")
     logged |= {f"agent/worker_{name}" for name in (*shares, *episodes, "restarts")}  # of environment workers

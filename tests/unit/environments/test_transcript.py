@@ -1,5 +1,6 @@
 """A response of several segments: what is learned from, in which context, and how old it is."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -142,3 +143,42 @@ def test_a_turn_that_is_only_read_is_no_part_of_the_loss() -> None:
     rollout = transcript.rollout("r", "p", FinishReason.STOP)
     assert rollout.loss_mask is not None
     assert TOKENIZER.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=False) == "b<|im_end|>"
+
+
+def routed_turn(talk: Conversation, text: str, number: int) -> None:
+    """A turn of which the engine says that all tokens of its context went to expert `number`."""
+    turn = sampled(TOKENIZER, text)
+    experts = np.full((len(talk.request_ids) + len(turn.token_ids), 2, 1), number, dtype=np.uint8)
+    experts[-1] = 255
+    talk.add_turn(replace(turn, routed_experts=experts))
+
+
+def test_a_token_keeps_the_experts_of_the_turn_that_first_computed_it() -> None:
+    """The last token of a turn was first computed as context of the next one."""
+    transcript = Transcript(TOKENIZER, make_prompt(TOKENIZER), ())
+    first = transcript.current
+    routed_turn(first, "a", 1)
+    hear(first)
+    turn_of_two = len(first.request_ids)
+    routed_turn(first, "bc", 2)
+    hear(first)
+    end = len(first.request_ids)
+    other = begin(transcript, "Sum up.")
+    head = len(other.prompt_ids)
+    routed_turn(other, "d", 3)
+    silent = begin(transcript, "Nothing.")
+    rollout = transcript.rollout("r", "p", FinishReason.STOP)
+    assert rollout.routed_experts is not None
+    assert rollout.routed_experts.shape == (len(first.prompt_ids) + len(rollout.token_ids), 2, 1)
+    numbers = rollout.routed_experts[:, 0, 0].tolist()
+    assert numbers[: len(first.prompt_ids) + 1] == [1] * (len(first.prompt_ids) + 1)
+    assert numbers[len(first.prompt_ids) + 1 : turn_of_two + 2] == [2] * (turn_of_two + 1 - len(first.prompt_ids))
+    assert numbers[turn_of_two + 2 : end] == [255] * (end - turn_of_two - 2)
+    assert numbers[end : end + head + 2] == [3] * (head + 1) + [255]
+    assert numbers[end + head + 2 :] == [255] * len(silent.prompt_ids)
+
+
+def test_a_response_without_experts_has_none() -> None:
+    transcript = Transcript(TOKENIZER, make_prompt(TOKENIZER), ())
+    say(transcript.current, "a")
+    assert transcript.rollout("r", "p", FinishReason.STOP).routed_experts is None

@@ -55,6 +55,39 @@ def test_of_experts(
     assert said in lines
 
 
+ROWS_OF_ONE = ("--rollout.batch-size", "8", "--rollout.group-size", "2", "--train.batch-size", "16")
+GRPO = (
+    *("grpo", "--policy.model", "model", "--data.path", "rows.jsonl", "--data.template", "plain", *ROWS_OF_ONE),
+    *("--reward.rules", "math", "--data.label-key", "response", "--train.num-steps", "1", "--rollout.router-replay"),
+    *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "16"),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "argv", "said"),
+    [
+        ("qwen3_moe", (), ""),
+        ("mixtral", (), ""),
+        ("dense", (), "rollout.router_replay: a LlamaForCausalLM has no routers"),
+        ("deepseek_v3", (), "rollout.router_replay: routers of a DeepseekV3ForCausalLM do not choose experts"),
+        ("qwen3_moe", ("--rollout.engine", "transformers"), "the transformers engine does not record which experts"),
+        (
+            "qwen3_moe",
+            ("--rollout.sync-adapters", "--policy.lora.rank", "4"),
+            "is not known to work with adapters that the engine applies itself",
+        ),
+    ],
+)
+def test_of_router_replay(
+    family: str, argv: tuple[str, ...], said: str, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_policy(rows / "model") if family == "dense" else make_family(rows / "model", family)
+    code = main(["check", *GRPO, *argv])
+    lines = capsys.readouterr().err
+    assert bool(code) == bool(said), lines
+    assert said in lines
+
+
 def test_of_routers_that_contradict_each_other(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_family(rows / "model", "qwen3_moe")
     code, lines = checked(("--policy.freeze-router", "--algo.router-aux-coef", "0.01"), capsys)

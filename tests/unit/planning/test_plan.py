@@ -1,6 +1,7 @@
 """Whole plans: the familiar launches, by hand."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -302,3 +303,25 @@ def test_an_engine_over_two_nodes_by_hand() -> None:
     sent = 2 * 32 * 4096 * 2 / (50e9 * 8 * 0.7)
     network_s = 300 * (2 * sent + 2 * 32 * 30e-6) + 2 * 100 * sent
     assert two.seconds["generate"] - one.seconds["generate"] == pytest.approx(network_s)
+
+
+QWEN_3_30B: Mapping[str, object] = {
+    **{"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32},
+    **{"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False},
+    **{"intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+}
+
+
+def test_which_experts_tokens_used_is_in_host_memory() -> None:
+    """A byte for each of 48 layers and 8 experts: of every token of an engine's KV cache, of those of the step that is
+    sampled and the one that is learned from, and of their packed copy."""
+    flags = shlex.split(
+        "--policy.num-gpus-per-node 8 --policy.gradient-checkpointing --rollout.num-engines 4 --rollout.max-lag 1 "
+        "--rollout.tensor-parallel-size 2 --reward.rules math --rollout.batch-size 64 --rollout.group-size 8 "
+        "--rollout.max-prompt-tokens 1024 --rollout.max-response-tokens 3072"
+    )
+    without = plan_for("grpo", flags, "2x8xH200", QWEN_3_30B)
+    plan = plan_for("grpo", [*flags, "--rollout.router-replay"], "2x8xH200", QWEN_3_30B)
+    added = [ours.host_bytes - theirs.host_bytes for ours, theirs in zip(plan.groups, without.groups, strict=True)]
+    in_flight = 3 * 64 * 8 * 4096 * 48 * 8
+    assert added == [pytest.approx(in_flight), pytest.approx(4 * plan.cache_tokens * 48 * 8)]
