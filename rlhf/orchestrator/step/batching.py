@@ -235,9 +235,9 @@ def _routed_experts(sequences: Sequence[Tokens]) -> ExpertArray | None:
     return np.concatenate(parts)
 
 
-def with_own_routes(batches: Sequence[PackedTokens]) -> list[PackedTokens]:
-    """The same micro-batches for another model than the one whose experts are known."""
-    return [batch if batch.routed_experts is None else replace(batch, routed_experts=None) for batch in batches]
+def with_own_routes(tokens: PackedTokens) -> PackedTokens:
+    """The same micro-batch for another model than the one whose experts are known."""
+    return tokens if tokens.routed_experts is None else replace(tokens, routed_experts=None)
 
 
 def _segment_lengths(sequences: Sequence[Tokens]) -> IntArray | None:

@@ -130,8 +130,7 @@ class Learner:
         """The micro-batches of one optimizer step."""
         batches = build_batches(part, experiences, str(role))
         if role is not Role.POLICY:
-            inputs = with_own_routes([batch.tokens for batch in batches])
-            return [replace(batch, tokens=tokens) for batch, tokens in zip(batches, inputs, strict=True)]
+            return [replace(batch, tokens=with_own_routes(batch.tokens)) for batch in batches]
         if self._pretraining is not None:
             batches = self._with_pretraining(self._pretraining, batches, part.num_ranks)
         return batches

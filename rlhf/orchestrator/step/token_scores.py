@@ -90,7 +90,7 @@ def score_tokens(
     # Packed in this thread: memory that another thread has freed is of no use to credit, which comes next.
     packed = {one: pack_tokens(one, examples) for one in set(plans.values())}
     inputs = {
-        signal: packed[one] if SCORED_BY[signal] is Role.POLICY else with_own_routes(packed[one])
+        signal: packed[one] if SCORED_BY[signal] is Role.POLICY else [with_own_routes(tokens) for tokens in packed[one]]
         for signal, one in plans.items()
     }
     jobs = {signal: in_thread(scorer.forward, inputs[signal]) for signal, scorer in scorers.items()}
