@@ -1,6 +1,7 @@
 """From a config, its models and a cluster to the run's plan."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import ceil
 
@@ -141,7 +142,7 @@ class _Planner:
             group=group,
             bundles=bundles,
             memory={phase: self._held(group, phase, self._work.micro_batch_tokens) for phase in self._phases()},
-            host_bytes=(self._offloaded(models) + self._asleep(group) + self._routes(group)) * each,
+            host_bytes=(self._offloaded(models) + self._asleep(group)) * each + self._routes(group, bundles),
             reading_bytes=max((memory.reading(self._loads[role]) for role in models), default=0.0),
             exporting_bytes=memory.exporting(self._loads[self._exported]) if self._exported in models else 0.0,
             resuming_bytes=max((memory.resuming(self._loads[role]) for role in models), default=0.0) * each,
@@ -260,17 +261,17 @@ class _Planner:
         shares = Role.ROLLOUT in group.roles and len(group.roles) > 1
         return self._engine_weights() if shares and self._sleeps() else 0.0
 
-    def _routes(self, group: DeviceGroup) -> float:
-        """Bytes of host memory, for each device, that hold which experts tokens used: of an engine's KV cache, and of
-        the steps under way, with a packed copy of one of them, on the nodes of the policy."""
+    def _routes(self, group: DeviceGroup, bundles: Sequence[Bundle]) -> float:
+        """Bytes of a node's host memory that hold which experts tokens used: of the KV caches of its engines; of the
+        steps under way, and a packed copy of one of them, on nodes of the policy."""
         if not isinstance(self._config, OnlineConfig) or not self._rollout.router_replay:
             return 0.0
-        each, tokens = memory.routes(self.shapes[Role.POLICY]), 0.0
+        tokens = 0.0
         if Role.ROLLOUT in group.roles:
-            tokens += self.cache_tokens() / self._rollout.tensor_parallel_size
+            tokens += self.cache_tokens() * max(Counter(bundle.node for bundle in bundles).values())
         if Role.POLICY in group.roles:
-            tokens += (self._rollout.max_lag + 2) * self._work.sampled_tokens / group.shape.num_devices_per_node
-        return each * tokens
+            tokens += (self._rollout.max_lag + 2) * self._work.sampled_tokens
+        return memory.routes(self.shapes[Role.POLICY]) * tokens
 
     def _graphs(self) -> float:
         return 0.0 if self._cluster.device.is_cpu or self._rollout.enforce_eager else CUDA_GRAPHS

@@ -203,7 +203,10 @@ def _chooses_once(router: Router, top_k: int | None) -> bool:
     empty = copy.deepcopy(router.module).to("meta")
     vars(empty).pop("forward", None)  # the class's own
     with _Choosing(None) as choosing, torch.no_grad():
-        outputs = empty(torch.empty(2, weight.shape[1], dtype=weight.dtype, device="meta"))
+        try:
+            outputs = empty(torch.empty(2, weight.shape[1], dtype=weight.dtype, device="meta"))
+        except TypeError:  # it wants more than the tokens
+            return False
     said = choosing.said
     return (
         isinstance(outputs, tuple)
