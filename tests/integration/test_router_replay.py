@@ -18,7 +18,8 @@ from rlhf.engines.rollout.open_engine import ServingEngine, open_engine
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.types import Rollout, RolloutRequest, Sampling
 from tests.family_models import write_family
-from tests.integration.command_line import CommandLine, Run
+from tests.integration.agent_model import CALCULATOR
+from tests.integration.command_line import CommandLine, Run, write_rows
 from tests.integration.ray_head import RayHead
 from tests.integration.rollout_support import IGNORE_VLLM_IMPORT_WARNINGS
 
@@ -33,12 +34,22 @@ pytestmark = [
 
 UNKNOWN = 255
 FAMILIES = ("qwen3_moe", "mixtral", "gpt_oss")
+COMMON = (
+    *("grpo", "--policy.model", "qwen3_moe", "--policy.warmup-ratio", "0", "--rollout.engine", "vllm"),
+    *("--rollout.enforce-eager", "--rollout.kv-cache-gib", "0.1", "--rollout.batch-size", "4"),
+    *("--rollout.group-size", "4", "--train.batch-size", "16", "--policy.gradient-checkpointing"),
+    *("--no-log.tensorboard", "--rollout.router-replay"),
+)
 GRPO = (
-    *("grpo", "--policy.model", "qwen3_moe", "--policy.warmup-ratio", "0", "--data.template", "plain"),
-    *("--data.path", "prompts.jsonl", "--reward.function", "taste:vowels", "--rollout.engine", "vllm"),
-    *("--rollout.enforce-eager", "--rollout.max-prompt-tokens", "16", "--rollout.kv-cache-gib", "0.1"),
-    *("--rollout.batch-size", "4", "--rollout.group-size", "4", "--train.batch-size", "16"),
-    *("--no-log.tensorboard", "--rollout.router-replay", "--policy.gradient-checkpointing"),
+    *COMMON,
+    *("--data.path", "prompts.jsonl", "--data.template", "plain", "--reward.function", "taste:vowels"),
+    *("--rollout.max-prompt-tokens", "16"),
+)
+EPISODES = (
+    *COMMON,
+    *("--data.path", "games.jsonl", "--rollout.environment", "calculator:Teacher", "--policy.lr", "1e-3"),
+    *("--rollout.max-prompt-tokens", "64", "--rollout.max-response-tokens", "160", "--rollout.max-turn-tokens", "24"),
+    *("--train.num-steps", "2"),
 )
 SHORT = (
     *("--policy.lr", "1e-3", "--rollout.max-response-tokens", "8", "--train.num-steps", "3"),
@@ -155,3 +166,16 @@ def test_responses_that_go_on_over_weight_syncs(command: CommandLine, head: RayH
     run = started(command, head, [*GRPO, *OVERLAPPING], "overlapping")
     assert all(row["router/replayed"] == 1.0 for row in run.metrics)
     assert max(row["router/replay_changed"] for row in run.metrics) > 0.0
+
+
+def test_responses_of_several_turns(command: CommandLine, head: RayHead) -> None:
+    """Later turns are asked for with all that was said; earlier tokens keep the experts that sampled them."""
+    (command.workplace / "calculator.py").write_text(CALCULATOR)
+    write_rows(command.workplace / "games.jsonl", [{"prompt": f"play {n}", "limit": 3} for n in range(12)])
+    run = started(command, head, EPISODES, "turns")
+    for row in run.metrics:
+        assert row["agent/turns"] > 1.5
+        assert row["router/replayed"] == 1.0
+        assert row["router/replay_changed"] == 0.0
+        assert row["mismatch/log_prob_max"] <= 1e-4
+        assert row["policy/ratio_max"] == 1.0
