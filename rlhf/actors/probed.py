@@ -117,9 +117,11 @@ class ProbedPolicy(GroupEngine):
     def _probe(self, name: str, rollouts: Sequence[Rollout], version: int) -> None:
         prompts = [request.prompt_token_ids for request in self._requests]
         sequences = [np.concatenate([p, rollout.token_ids]) for p, rollout in zip(prompts, rollouts, strict=True)]
+        experts = [rollout.routed_experts for rollout in rollouts if rollout.routed_experts is not None]
         packed = PackedTokens(
             token_ids=np.concatenate(sequences),
             lengths=np.array([len(sequence) for sequence in sequences], dtype=np.int64),
+            routed_experts=np.concatenate(experts) if experts else None,
         )
         replies = self.group.run(
             lambda _rank, handle: handle.probe.remote(self.role, packed),

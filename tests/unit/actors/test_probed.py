@@ -26,6 +26,8 @@ from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
 from rlhf.engines.models.passes import PackedPass
+from rlhf.engines.models.router_replay import RouterReplay
+from rlhf.engines.models.routers import routers_of
 from rlhf.engines.models.self_test import Examination
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.transformers_engine import TransformersRolloutEngine
@@ -45,7 +47,7 @@ from rlhf.types import (
     TrainBatch,
 )
 from tests.families import tiny_family
-from tests.tiny_models import make_policy
+from tests.tiny_models import make_family, make_policy
 
 CPU = torch.device("cpu")
 
@@ -276,6 +278,32 @@ def test_log_probs_that_are_no_numbers_agree_with_nothing(folder: Path, policy: 
 
     with pytest.raises(NumericsError, match=r"^rollout engine 0: .* by nan nats"):
         probed(policy, Engine(folder, unknown)).send_weights(0)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_policy_is_probed_with_the_experts_that_the_engine_used(shift: int, tmp_path: Path) -> None:
+    """Those of the neighbor token are others."""
+    make_family(tmp_path, "qwen3_moe")
+    policy = Policy(tmp_path)
+    RouterReplay(policy.packed_model)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    said: list[torch.Tensor] = []
+    for router in routers_of(model):
+        router.module.register_forward_hook(lambda module, inputs, outputs: said.append(outputs[-1]))
+
+    def recorded(rollout: Rollout) -> Rollout:
+        said.clear()
+        prompt = np.arange(5, 9 + int(rollout.id.rpartition("/")[2]))
+        model(torch.tensor(np.concatenate([prompt, rollout.token_ids]))[None])
+        experts = torch.stack(said, dim=1).numpy().astype(np.uint8)
+        return replace(rollout, routed_experts=np.roll(experts, shift, axis=0))
+
+    sender = probed(policy, Engine(tmp_path, recorded))
+    if not shift:
+        sender.send_weights(0)
+        return
+    with pytest.raises(NumericsError, match=r"^rollout engine 0: .* engine computes something else"):
+        sender.send_weights(0)
 
 
 def test_a_policy_that_computes_wrong_is_named_instead_of_the_engine(tmp_path: Path) -> None:
