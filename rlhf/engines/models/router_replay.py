@@ -11,6 +11,7 @@ chunks of tokens (`chunked_mlp.py`). Whatever is computed again in the backward 
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -92,22 +93,18 @@ class RouterReplay:
         return {name: count / max(num_tokens, 1.0) for name, count in counts.items()}
 
     def _place_hooks(self, model: PreTrainedModel) -> None:
-        names = {router.name: index for index, router in enumerate(self._routers)}
         for layer_name, layer in model.named_modules():
             if not isinstance(layer, GradientCheckpointingLayer):
                 continue
-            inside = {name: index for name, index in names.items() if name.startswith(f"{layer_name}.")}
-            if not inside:
-                continue
-            held = _Held()
-            layer.register_forward_pre_hook(partial(_take, held), with_kwargs=True)
-            for name, index in inside.items():
-                block = model.get_submodule(name.rpartition(".")[0])
-                block.register_forward_pre_hook(partial(_hand_on, held, index), with_kwargs=True)
-                of_router = _Held()
-                block.forward = partial(_in_block, of_router, block.forward)
-                router = self._routers[index].module
-                router.forward = partial(self._route, index, of_router, router.forward)
+            of_layer = _Held()
+            layer.register_forward_pre_hook(partial(_take, of_layer), with_kwargs=True)
+            for index, router in enumerate(self._routers):
+                if not router.name.startswith(f"{layer_name}."):
+                    continue
+                block, of_block = model.get_submodule(_block_of(router)), _Held()
+                block.register_forward_pre_hook(partial(_hand_on, of_layer, index), with_kwargs=True)
+                block.forward = partial(_in_block, of_block, block.forward)
+                router.module.forward = partial(self._route, index, of_block, router.module.forward)
 
     def _open(self, packed_model: PackedModel, inputs: tuple[PackedInput]) -> None:
         (packed,) = inputs
@@ -185,14 +182,21 @@ def replayable_routers(model: PreTrainedModel) -> list[Router]:
     if not routers:
         raise ModelError(f"{SETTING}: a {kind} has no routers, or none that transformers names. Set false.")
     layers = [name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = Counter(_block_of(router) for router in routers)
     for router in routers:
         is_in_layer = any(router.name.startswith(f"{layer}.") for layer in layers)
-        if not is_in_layer or not _chooses_once(router, num_used(model)):
+        is_alone = blocks[_block_of(router)] == 1
+        if not is_in_layer or not is_alone or not _chooses_once(router, num_used(model)):
             raise ModelError(
                 f"{SETTING}: routers of a {kind} do not choose experts by the top-k of one score each ({router.name}). "
                 "Set false."
             )
     return routers
+
+
+def _block_of(router: Router) -> str:
+    """The name of the module that has the router."""
+    return router.name.rpartition(".")[0]
 
 
 def _chooses_once(router: Router, top_k: int | None) -> bool:
