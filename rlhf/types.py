@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 TokenIds: TypeAlias = Sequence[int] | IntArray
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
-ExpertArray: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.int16]
-"""[n, routers, top_k]: the experts of each token in each router of a model; the dtype's maximum where unknown."""
+ExpertArray: TypeAlias = npt.NDArray[np.integer[Any]]
+"""[n, routers, top_k], uint8 or int16: the experts of each token in a model's routers; the maximum where unknown."""
 UNSCORED = math.nan
 """The total of a reward whose source gave no score on purpose."""
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"

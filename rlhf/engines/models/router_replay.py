@@ -59,7 +59,7 @@ class _Choosing(TorchFunctionMode):
         self.own.append(own)
         self.said.append(said)
         scores = args[0] if args else (kwargs or {})["input"]
-        return torch.return_types.topk((scores.gather(-1, said), said))  # type: ignore[attr-defined]
+        return torch.return_types.topk((scores.gather(-1, said), said))
 
 
 class RouterReplay:

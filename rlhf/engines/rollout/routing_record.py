@@ -8,6 +8,7 @@ record stays: the log-prob of the token after it came from the first pass.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class RoutingRecord:
 
     def __init__(self, *, num_blocks: int, block_size: int, num_routers: int, top_k: int, num_experts: int) -> None:
         """`block_size` is in tokens."""
-        dtype = np.dtype(np.uint8 if num_experts <= np.iinfo(np.uint8).max else np.int16)
+        dtype: type[np.integer[Any]] = np.uint8 if num_experts <= np.iinfo(np.uint8).max else np.int16
         self._block_size = block_size
         self._unknown = np.iinfo(dtype).max
         self._slots: ExpertArray = np.full((num_blocks * block_size, num_routers, top_k), self._unknown, dtype=dtype)

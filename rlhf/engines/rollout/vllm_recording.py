@@ -25,7 +25,7 @@ else:
     PlatformWorker = Worker
 
 
-class RecordingWorker(PlatformWorker):  # type: ignore[misc, valid-type]
+class RecordingWorker(PlatformWorker):  # type: ignore[misc]
     """A worker whose model's routers write their choice into a buffer, which is kept after each step. All workers of
     an engine route alike, so the first one alone keeps it."""
 

@@ -56,6 +56,10 @@ class ReferenceSequence:
         return ()
 
     @property
+    def routed_experts(self) -> None:
+        """A reference chooses for itself."""
+
+    @property
     def key(self) -> bytes:
         """A digest of the token ids."""
         return blake2b(self.token_ids.astype("<i4").tobytes(), digest_size=16).digest()

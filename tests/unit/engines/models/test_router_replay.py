@@ -100,7 +100,7 @@ def forced(model: PreTrainedModel, experts: torch.Tensor) -> Iterator[None]:
 def by_rule(module: nn.Module, experts: torch.Tensor) -> Callable[[torch.Tensor], Any]:
     def forward(hidden: torch.Tensor) -> Any:
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        logits = nn.functional.linear(hidden, module.weight, getattr(module, "bias", None))
+        logits = nn.functional.linear(hidden, module.get_parameter("weight"), getattr(module, "bias", None))
         own = logits.argsort(-1, descending=True)[:, : experts.shape[1]]
         used = experts.where(experts >= 0, own)
         # Probabilities that are normalized again over the chosen ones are the softmax over these.
