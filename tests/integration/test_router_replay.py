@@ -48,7 +48,7 @@ GRPO = (
 EPISODES = (
     *COMMON,
     *("--data.path", "games.jsonl", "--rollout.environment", "calculator:Teacher", "--policy.lr", "1e-3"),
-    *("--rollout.max-prompt-tokens", "64", "--rollout.max-response-tokens", "160", "--rollout.max-turn-tokens", "24"),
+    *("--rollout.max-prompt-tokens", "64", "--rollout.max-response-tokens", "240", "--rollout.max-turn-tokens", "80"),
     *("--train.num-steps", "2"),
 )
 SHORT = (
@@ -174,7 +174,7 @@ def test_responses_of_several_turns(command: CommandLine, head: RayHead) -> None
     write_rows(command.workplace / "games.jsonl", [{"prompt": f"play {n}", "limit": 3} for n in range(12)])
     run = started(command, head, EPISODES, "turns")
     for row in run.metrics:
-        assert row["agent/turns"] > 1.5
+        assert row["agent/turns"] > 1.1
         assert row["router/replayed"] == 1.0
         assert row["router/replay_changed"] == 0.0
         assert row["mismatch/log_prob_max"] <= 1e-4
