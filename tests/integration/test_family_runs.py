@@ -164,7 +164,8 @@ def log_probs(folder: Path, tokens: torch.Tensor, dtype: torch.dtype) -> torch.T
     """[N, 8]: of each row's last tokens, by a model in a number format."""
     model = language_model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=dtype).eval()
     said = model(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-    return said.gather(-1, tokens[:, 1:, None])[:, -8:, 0]
+    chosen: torch.Tensor = said.gather(-1, tokens[:, 1:, None])[:, -8:, 0]
+    return chosen
 
 
 def run_family(command: CommandLine, head: RayHead, family: str, method: str, name: str, *arguments: str) -> Run:
