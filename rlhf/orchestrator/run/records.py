@@ -1,5 +1,6 @@
 """Everything that a run records or shows, in one place."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -40,6 +41,8 @@ class Records:
         self._num_steps = num_steps
         self._step = 0
         self._repairs = RepairCount()
+        self._writing_status = threading.Lock()
+        self._has_ended = False
 
     def step(self, step: int, metrics: Mapping[str, Json], responses: StepResponses) -> None:
         """Record a finished step."""
@@ -84,11 +87,12 @@ class Records:
         """Show a line on the console only."""
         self._console.say(text)
 
-    def status(self, status: Status, step: int, error: str | None = None) -> None:
-        """Write the status of the run to its folder."""
+    def status(self, status: Status, step: int) -> None:
+        """Write the status of the run to its folder, unless it has ended: another thread may have found that it has."""
         self._step = step
-        with self._lossy():
-            self.directory.write_status(status, step=step, num_steps=self._num_steps, error=error)
+        with self._writing_status, self._lossy():
+            if not self._has_ended:
+                self.directory.write_status(status, step=step, num_steps=self._num_steps)
 
     @contextmanager
     def _lossy(self) -> Iterator[None]:
@@ -108,9 +112,12 @@ class Records:
             raise
 
     def end(self, error: BaseException) -> None:
-        """Record `error` as the end of the run."""
+        """Record `error` as the end of the run. May be called from any thread."""
         status = Status.PREEMPTED if isinstance(error, PreemptedError) else Status.FAILED
-        self.status(status, self._step, error=f"{type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}"
+        with self._writing_status, self._lossy():
+            self._has_ended = True
+            self.directory.write_status(status, step=self._step, num_steps=self._num_steps, error=text)
 
     @contextmanager
     def open(self) -> Iterator[None]:

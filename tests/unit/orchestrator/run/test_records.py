@@ -134,3 +134,13 @@ def test_a_full_disk_costs_a_record_and_says_so(directory: RunDirectory) -> None
         world.records.step(1, {}, responses())
         assert "warning: metrics: disk full; the run goes on without this record" in world.out.getvalue()
         assert world.status() == ("running", 1, 9, None)
+
+
+def test_a_step_that_ends_after_the_run_does_not_hide_its_end(directory: RunDirectory) -> None:
+    """The thread that watches Ray ends the run while the loop's own goes on for some milliseconds."""
+    world = World(directory)
+    with world.records.open():
+        world.records.step(1, {}, responses())
+        world.records.end(CheckpointError("lost"))
+        world.records.step(2, {}, responses())
+        assert world.status() == ("failed", 1, 9, "CheckpointError: lost")
