@@ -142,17 +142,24 @@ class ForkServer:
 
 
 def receive(connection: socket.socket) -> Request:
-    """Read a request. Raises OSError, and ValueError where it is none, or another user's."""
+    """Read a request. Raises OSError, and ValueError where it is none, or another user's; its files are closed then."""
     connection.settimeout(REQUEST_TIMEOUT_S)
     client, user, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
     if user != os.getuid():
         raise ValueError("of another user")
     head, files, _, _ = socket.recv_fds(connection, NUMBER.size, 3)
-    if len(head) < NUMBER.size or len(files) != 3:
-        raise ValueError("not a request")
-    (length,) = NUMBER.unpack(head)
-    content = json.loads(connection.recv(length, socket.MSG_WAITALL))
-    return Request(**content, files=files, client=client)
+    try:
+        if len(head) < NUMBER.size or len(files) != 3:
+            raise ValueError("without a length, or three files")
+        (length,) = NUMBER.unpack(head)
+        # With a timeout, `recv` gives what is there, and not all of what is asked for.
+        with connection.makefile("rb") as stream:
+            content = json.loads(stream.read(length))
+        return Request(**content, files=files, client=client)
+    except (OSError, ValueError, TypeError) as error:
+        for file in files:
+            os.close(file)
+        raise ValueError("not a request") from error
 
 
 def become_worker(request: Request) -> CodeType:

@@ -43,11 +43,10 @@ def request(arguments: Sequence[str], environ: Mapping[str, str]) -> socket.sock
 
     Raises OSError where no process came in time, and none will.
     """
-    name = server_name(environ)
-    ready = Path(environ.get(FOLDER, ""), name)
-    folder = raylet_socket(arguments).parent
+    name, folder = server_name(environ), raylet_socket(arguments).parent
     log = folder.with_name("logs") / f"{name}.log"
-    connection = connect(ready if ready.is_socket() else folder / name, log)
+    paths = [Path(ready, name) for ready in (environ.get(FOLDER),) if ready]
+    connection = connect(next((path for path in paths if path.is_socket()), folder / name), log)
     connection.settimeout(START_TIMEOUT_S)
     content = json.dumps({"arguments": list(arguments), "cwd": str(Path.cwd()), "environ": dict(environ)}).encode()
     socket.send_fds(connection, [NUMBER.pack(len(content))], [0, 1, 2])

@@ -1,5 +1,6 @@
 """A forked worker is like a new process: what it runs, how it ends, and what ends it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from rlhf.actors import fork_server, forked_worker
-from rlhf.actors.forked_worker import server_name
+from rlhf.actors.forked_worker import NUMBER, server_name
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -123,6 +124,14 @@ def test_it_has_the_libraries_and_random_numbers_of_its_own(node: Node) -> None:
     assert outputs[0][2] != outputs[1][2]
 
 
+def test_an_environment_that_no_packet_holds_arrives_whole(node: Node) -> None:
+    node.environ |= {f"RAY_LONG_{number}": "x" * 100_000 for number in range(10)}
+    program = "import os; print(sum(map(len, os.environ.values())) > 1_000_000, 'decimal' in __import__('sys').modules)"
+    for _ in range(5):
+        client = node.client(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert client.communicate() == ("True True\n", "")
+
+
 @pytest.mark.parametrize(
     ("end", "status"),
     [
@@ -221,6 +230,22 @@ def test_workers_of_one_environment_share_a_server() -> None:
     mine = {"PATH": "/bin", "OMP_NUM_THREADS": "2"}
     assert server_name(mine) == server_name({**mine, "RAY_JOB_ID": "0100"})
     assert server_name(mine) != server_name({**mine, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_request_that_makes_no_sense_is_dropped_and_its_files_are_closed(node: Node) -> None:
+    assert node.client("raise SystemExit(6)").wait() == 6, "it serves"
+    server = psutil.Process(node.servers[0].pid)
+    before = server.num_fds()
+    for text in (b"{", b"{}", b"[]", b"[]" * 200_000):
+        with socket.socket(socket.AF_UNIX) as connection, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            connection.connect(str(node.socket))
+            socket.send_fds(connection, [NUMBER.pack(len(text))], [nothing.fileno()] * 3)
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(text)
+            connection.settimeout(20)
+            assert connection.recv(1) == b""
+    assert server.num_fds() == before
+    assert node.client("raise SystemExit(6)").wait() == 6
 
 
 def test_requests_of_others_are_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
