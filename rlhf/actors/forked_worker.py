@@ -47,13 +47,21 @@ def request(arguments: Sequence[str], environ: Mapping[str, str]) -> socket.sock
     log = folder.with_name("logs") / f"{name}.log"
     paths = [Path(ready, name) for ready in (environ.get(FOLDER),) if ready]
     connection = connect(next((path for path in paths if path.is_socket()), folder / name), log)
+    ask(connection, arguments, environ, (0, 1, 2))
+    return connection
+
+
+def ask(
+    connection: socket.socket, arguments: Sequence[str], environ: Mapping[str, str], files: tuple[int, int, int]
+) -> None:
+    """Ask a server for a process with `files` as its standard input, output and error. Raises OSError where none came
+    in time."""
     connection.settimeout(START_TIMEOUT_S)
     content = json.dumps({"arguments": list(arguments), "cwd": str(Path.cwd()), "environ": dict(environ)}).encode()
-    socket.send_fds(connection, [NUMBER.pack(len(content))], [0, 1, 2])
+    socket.send_fds(connection, [NUMBER.pack(len(content))], list(files))
     connection.sendall(content)
     if len(connection.recv(NUMBER.size, socket.MSG_WAITALL)) < NUMBER.size:
         raise ConnectionError("it has ended")
-    return connection
 
 
 def raylet_socket(arguments: Sequence[str]) -> Path:
@@ -106,9 +114,10 @@ def start_server(path: Path, log: Path, *, parent: int, environ: Mapping[str, st
     )
 
 
-def wait_status(connection: socket.socket) -> int:
-    """Wait for the end of the worker. Returns its exit status, or the negative number of its signal."""
-    connection.settimeout(None)
+def wait_status(connection: socket.socket, timeout_s: float | None = None) -> int:
+    """Wait for the end of the worker. Returns its exit status, or the negative number of its signal. Raises
+    TimeoutError."""
+    connection.settimeout(timeout_s)
     status = connection.recv(NUMBER.size, socket.MSG_WAITALL)
     return int(NUMBER.unpack(status)[0]) if len(status) == NUMBER.size else 1
 

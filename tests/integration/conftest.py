@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.command_line import CommandLine, write_workplace
 from tests.integration.ports import held_port
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.ray_head import RayHead, start_ray_head
 
 ROOTS = tuple(str(Path(__file__).parents[2] / name) for name in ("rlhf", "tests", "benchmarks"))
@@ -57,6 +58,12 @@ def head() -> Iterator[RayHead]:
     head = start_ray_head()
     yield head
     head.stop()
+
+
+@pytest.fixture(scope="session")
+def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> RankProcesses:
+    """Ranks without Ray."""
+    return RankProcesses(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

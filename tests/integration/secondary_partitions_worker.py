@@ -1,7 +1,7 @@
 """The ranks of the tests of second partitions (hpZ): train with and without them, and write what they saw.
 
-Run as `python -m tests.integration.secondary_partitions_worker WORLD_SIZE PORT FOLDER`. One process imports the
-libraries and forks the ranks. The test judges; this only records.
+Run as `python -m tests.integration.secondary_partitions_worker RANK WORLD_SIZE PORT FOLDER`. The test judges;
+this only records.
 """
 
 import os
@@ -164,8 +164,9 @@ if os.environ.get("RLHF_TEST_SECOND_PARTITIONS") == "all":
     CASES["adapters"] = {"lora": {"rank": 4, "alpha": 8.0}, "gradient_checkpointing": True}
 
 
-def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
+def main() -> None:
     """All cases, one after the other."""
+    rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
     init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     for case, settings in CASES.items():
@@ -177,28 +178,6 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
             save_file({k: v.contiguous() for k, v in results.items()}, folder / f"{case}_{size}_{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def main() -> None:
-    world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    children = []
-    for rank in range(world_size):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                run_rank(rank, world_size, port, folder)
-                status = 0
-            finally:
-                if status:
-                    import traceback  # noqa: PLC0415
-
-                    traceback.print_exc()
-                sys.stdout.flush()
-                os._exit(status)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    sys.exit(max(map(abs, codes)))
 
 
 if __name__ == "__main__":

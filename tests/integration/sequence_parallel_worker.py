@@ -1,10 +1,9 @@
 """The ranks of the tests of sequence parallelism: run every case in one process group and write what they saw.
 
-Run as `python -m tests.integration.sequence_parallel_worker WORLD_SIZE PORT FOLDER CASE...`. One process imports the
-libraries and forks the ranks, so that many ranks cost little more than one. The test judges; this only records.
+Run as `python -m tests.integration.sequence_parallel_worker RANK WORLD_SIZE PORT FOLDER CASE...`. The test judges;
+this only records.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -154,10 +153,11 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     yield "second_norm", torch.tensor(engine.optim_step().grad_norm)
 
 
-def run_rank(rank: int, world_size: int, port: int, folder: Path, cases: list[str]) -> None:
+def main() -> None:
+    rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     tensors: dict[str, torch.Tensor] = {}
-    for name in cases:
+    for name in sys.argv[5:]:
         started = time.monotonic()
         try:
             tensors |= {f"{name}/{key}": value.contiguous() for key, value in case(name, folder)}
@@ -169,28 +169,6 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path, cases: list[st
         save_file(tensors, folder / f"results_{world_size}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def main() -> None:
-    world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    children = []
-    for rank in range(world_size):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                run_rank(rank, world_size, port, folder, sys.argv[4:])
-                status = 0
-            finally:
-                if status:
-                    import traceback  # noqa: PLC0415
-
-                    traceback.print_exc()
-                sys.stdout.flush()
-                os._exit(status)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    sys.exit(max(map(abs, codes)))
 
 
 if __name__ == "__main__":

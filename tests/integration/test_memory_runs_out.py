@@ -1,33 +1,24 @@
 """A real engine that runs out of memory names what helps, and half micro-batches have the same gradient."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.integration.rank_processes import RankProcesses
 from tests.tiny_models import make_policy
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, port: int, rank_processes: RankProcesses) -> Path:
     """What `training_memory` recorded."""
     folder = tmp_path_factory.mktemp("memory")
     make_policy(folder / "tied", tied=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.training_memory", str(port), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    rank_processes.run("training_memory", [(port, folder)], folder=folder)
     return folder
 
 

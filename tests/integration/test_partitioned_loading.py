@@ -1,9 +1,6 @@
 """Models on two ranks: read once, given to both, and the same as in one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.engines.models.fresh_model import make_llama
 from tests.integration.partitioned_loading_worker import MAX_SHARD, SEQUENCE
+from tests.integration.rank_processes import RankProcesses
 from tests.rounding import rounded
 from tests.tiny_models import make_policy
 
@@ -47,26 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path, port: int) -> list[Seen]:
+def two_ranks(folder: Path, port: int, rank_processes: RankProcesses) -> list[Seen]:
     """What each rank saw."""
     results = [folder / f"rank_{rank}.json" for rank in range(2)]
-    environment = {
-        **os.environ,
-        **{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        # glibc gives what is freed back at once, where otherwise it keeps as much as it sees fit.
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),
-    }
-    command = [sys.executable, "-m", "tests.integration.partitioned_loading_worker"]
     cases = [str(folder / case) for case in CASES]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(port), str(result), *cases], env=environment)
-        for rank, result in enumerate(results)
-    ]
-    try:
-        assert [process.wait(TIMEOUT_S) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    ranks = [(rank, 2, port, result, *cases) for rank, result in enumerate(results)]
+    rank_processes.run("partitioned_loading_worker", ranks, folder=folder, timeout_s=TIMEOUT_S)
     return [
         {case.rpartition("/")[2]: seen for case, seen in json.loads(result.read_text()).items()} for result in results
     ]

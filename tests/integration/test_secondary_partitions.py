@@ -1,9 +1,6 @@
 """Second partitions of a ZeRO-3 model (hpZ): four ranks compute, learn, send, save and resume as without them, bit for
 bit, and gather in groups of two."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.ports import held_port
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.secondary_partitions_worker import CASES, NUM_STEPS
 from tests.tiny_models import make_policy
 
@@ -22,16 +20,13 @@ pytestmark = pytest.mark.timeout(540)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, rank_processes: RankProcesses) -> Path:
     """What the four ranks wrote."""
     folder = tmp_path_factory.mktemp("partitions")
     make_policy(folder / "model")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with held_port() as port:
-        arguments = map(str, (NUM_RANKS, port, folder))
-        command = [sys.executable, "-m", "tests.integration.secondary_partitions_worker", *arguments]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert run.returncode == 0, run.stderr[-8000:]
+        ranks = [(rank, NUM_RANKS, port, folder) for rank in range(NUM_RANKS)]
+        rank_processes.run("secondary_partitions_worker", ranks, folder=folder, timeout_s=TIMEOUT_S)
     return folder
 
 

@@ -2,9 +2,6 @@
 gradient is that of its loss read segment by segment, packed and one by one, with ZeRO 0 and 3."""
 
 import math
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.types import LearnedSequence, Signal
 from tests.families import tiny_family
 from tests.integration.ports import held_port
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.segments_worker import CASES, ROLES, TEMPERATURE, data_for, responses
 from tests.integration.training_oracles import Results, assert_same_gradient, naive_log_probs
 from tests.tiny_models import make_policy
@@ -28,24 +26,13 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, rank_processes: RankProcesses) -> Path:
     folder = tmp_path_factory.mktemp("segments")
     make_policy(folder / "untied")
     tiny_family("opt").save_pretrained(folder / "opt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with held_port() as port:
-        processes = []
-        for rank in range(NUM_RANKS):
-            command = [sys.executable, "-m", "tests.integration.segments_worker"]
-            command += map(str, (rank, NUM_RANKS, port, folder))
-            with (folder / f"log_{rank}").open("wb") as log:
-                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-        try:
-            codes = [process.wait(TIMEOUT_S) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    assert codes == [0] * NUM_RANKS, "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("log_*")))
+        ranks = [(rank, NUM_RANKS, port, folder) for rank in range(NUM_RANKS)]
+        rank_processes.run("segments_worker", ranks, folder=folder, timeout_s=TIMEOUT_S)
     return folder
 
 

@@ -6,8 +6,6 @@ sequences of unequal lengths in one pack and in several. RLHF_TEST_SEQUENCE_PARA
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from rlhf.engines.models.router_replay import CHANGED, REPLAYED
 from rlhf.engines.training.router_balance import BALANCE
 from tests.families import tiny_family
 from tests.integration.ports import held_port
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.training_rows import experiences
 from tests.tiny_models import make_family, tiny_config
 
@@ -126,26 +125,15 @@ def make_models(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory, rank_processes: RankProcesses) -> Results:
     folder = tmp_path_factory.mktemp("sequence_parallel")
     make_models(folder)
     cases = [*(alone(case) for case in SHARED), *SHARED, *WHOLE, *WHOLE.values(), CHECKPOINTED, KEPT_ON_HOST]
     cases = [*dict.fromkeys(cases)]
     cases += [f"{family}-log_probs-2-0-packed" for family in REFUSED]
-    with held_port() as port, (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "tests.integration.sequence_parallel_worker"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(
-            [*command, str(NUM_RANKS), str(port), str(folder), *cases],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            code = process.wait(TIMEOUT_S)
-        finally:
-            process.kill()
-    assert code == 0, (folder / "log").read_text()[-6000:]
+    with held_port() as port:
+        ranks = [(rank, NUM_RANKS, port, folder, *cases) for rank in range(NUM_RANKS)]
+        rank_processes.run("sequence_parallel_worker", ranks, folder=folder, timeout_s=TIMEOUT_S)
     found: Results = {}
     for name, value in load_file(folder / f"results_{NUM_RANKS}.safetensors").items():
         case, _, key = name.partition("/")

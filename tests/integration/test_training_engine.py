@@ -4,10 +4,7 @@ One process group of two ranks and one of a single rank run all scenarios side b
 tests judge what they recorded.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from rlhf.errors import CheckpointError, ModelError
 from tests.families import tiny_family
 from tests.integration.list_experts import list_experts
 from tests.integration.ports import held_port
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.training_adapters import CASES as ADAPTERS
 from tests.integration.training_adapters import GRADIENTS, LORA
 from tests.integration.training_experts import CASES as EXPERTS
@@ -49,19 +47,8 @@ TIMEOUT_S = 540
 pytestmark = pytest.mark.timeout(600)
 
 
-def start_group(folder: Path, world_size: int, port: int) -> list[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    processes = []
-    for rank in range(world_size):
-        arguments = map(str, (rank, world_size, port, folder))
-        with (folder / f"log_{world_size}_{rank}").open("wb") as log:
-            command = [sys.executable, "-m", "tests.integration.training_worker", *arguments]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    return processes
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, rank_processes: RankProcesses) -> Path:
     """Models before, results and exports after both groups have run."""
     folder = tmp_path_factory.mktemp("training")
     make_policy(folder / "tied", tied=True)
@@ -81,14 +68,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights["score.weight"].zero_()
     save_file(weights, folder / "zero_score" / "model.safetensors", metadata={"format": "pt"})
     with held_port() as port, held_port() as other_port:
-        processes = start_group(folder, 2, port) + start_group(folder, 1, other_port)
-        try:
-            codes = [process.wait(TIMEOUT_S) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    logs = "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("log_*")))
-    assert codes == [0, 0, 0], logs
+        ranks = [(rank, 2, port, folder) for rank in range(2)] + [(0, 1, other_port, folder)]
+        rank_processes.run("training_worker", ranks, folder=folder, timeout_s=TIMEOUT_S)
     return folder
 
 

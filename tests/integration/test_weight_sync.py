@@ -1,9 +1,6 @@
 """Syncs into real engines: digests, log-probs, failed updates, caches, running requests; and out of ZeRO-3."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +22,7 @@ from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import NumericsError, RlhfError, WeightSyncError
 from rlhf.types import Rollout
 from tests.family_models import write_family
+from tests.integration.rank_processes import RankProcesses
 from tests.integration.rollout_support import (
     HAS_VLLM,
     IGNORE_VLLM_IMPORT_WARNINGS,
@@ -270,27 +268,12 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
     require_same(setup.engine, packed(ids), setup.log_probs(ids))
 
 
-def test_a_zero3_policy_on_two_ranks_arrives_completely(tmp_path: Path, port: int) -> None:
+def test_a_zero3_policy_on_two_ranks_arrives_completely(
+    tmp_path: Path, port: int, rank_processes: RankProcesses
+) -> None:
     folders = [make_policy(tmp_path / name, tied=name == "tied") for name in ("untied", "tied", *WITH_ADAPTERS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.integration.weight_sync_worker"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), *map(str, folders)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(logs)
+    ranks = [(rank, port, *folders) for rank in range(2)]
+    rank_processes.run("weight_sync_worker", ranks, folder=tmp_path, timeout_s=200)
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         assert all(result["equal"].values())
