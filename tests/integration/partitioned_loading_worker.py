@@ -1,12 +1,12 @@
 """One rank of models that only compute, for tests of how they came there.
 
 Run as `python -m tests.integration.partitioned_loading_worker RANK WORLD_SIZE PORT RESULT MODEL:STAGE:QUANTIZATION
-...`.
-Writes to RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how many
-values of parameters not yet partitioned had memory at once, the model's outputs for one sequence, and for a partitioned
-large model how many bytes the process grew by during an export; or why the model was refused.
+...`. Writes to RESULT, as JSON, for each model in turn how many bytes this process grew by at most while it loaded, how
+many values of parameters not yet partitioned had memory at once, the model's outputs for one sequence, and for a
+partitioned large model how many bytes the process grew by during an export; or why the model was refused.
 """
 
+import ctypes
 import json
 import sys
 from pathlib import Path
@@ -31,6 +31,8 @@ from rlhf.types import Head, PackedTokens
 
 FORGET_PEAK = ("/proc/self/clear_refs", "5")
 """What to write where to reset the peak memory that Linux reports for this process."""
+M_MMAP_THRESHOLD = -3
+"""glibc's number of the parameter."""
 MAX_SHARD = 40 * 2**20
 """Bytes of a file of an export: a sixth of the model that is exported."""
 SEQUENCE = np.arange(3, 19)
@@ -81,6 +83,8 @@ def export(engine: ScoringEngine, model: Path) -> int:
 
 
 def main() -> None:
+    # glibc gives large blocks back at once when they are freed, where otherwise it keeps as much as it sees fit.
+    assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     rank, world_size, port = map(int, sys.argv[1:4])
     init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
     results = {}
