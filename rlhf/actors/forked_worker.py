@@ -26,6 +26,9 @@ FOLDER = "RLHF_FORK_SERVERS"
 """The variable that names the folder of servers that run already."""
 OF_RAY = ("RAY_", "SPT_")
 """What begins variables of Ray, some of which are of one worker or job. The server does not import Ray."""
+OF_A_PROCESS = {FOLDER, "PWD", "OLDPWD", "SHLVL", "_"}
+"""Variables that say where and by what a process was started, which no library asks when it is imported. A process that
+was started in another folder than its parent's has a wrong PWD, which the shell that starts Ray's workers corrects."""
 
 
 def main() -> None:
@@ -75,7 +78,9 @@ def raylet_socket(arguments: Sequence[str]) -> Path:
 
 def server_name(environ: Mapping[str, str]) -> str:
     """The name of the server for workers with these variables: libraries read them when they are imported."""
-    shared = sorted((name, value) for name, value in environ.items() if not name.startswith(OF_RAY))
+    shared = sorted(
+        (name, value) for name, value in environ.items() if not name.startswith(OF_RAY) and name not in OF_A_PROCESS
+    )
     return "fork-" + hashlib.sha256(repr((sys.executable, shared)).encode()).hexdigest()[:8]
 
 

@@ -29,6 +29,8 @@ from tests.tiny_models import make_policy, make_reward_model
 START_TIMEOUT_S = 400.0
 """Longest wait for the first steps: a minute on an idle machine of two cores."""
 RUN_TIMEOUT_S = 500.0
+STARTING_S = 30.0
+"""Most that a process takes from its start to the semaphores that it was given."""
 MARK = "RLHF_TEST_RUN"
 
 CONFIG = """\
@@ -287,7 +289,17 @@ def shared_memory(processes: set[psutil.Process]) -> set[Path]:
 
 def abandoned() -> set[Path]:
     """Shared memory of Python and vLLM, and sockets in the folder for temporary files, that no process of the machine
-    uses: what ended without removing its own. Tests that run beside this one use theirs."""
+    uses: what ended without removing its own. Tests that run beside this one use theirs, but for semaphores on their
+    way to a process that starts, which nobody has open for a while."""
+    found, deadline = unused(), time.monotonic() + STARTING_S
+    while found and time.monotonic() < deadline:
+        time.sleep(0.5)
+        found &= unused()
+    return found
+
+
+def unused() -> set[Path]:
+    """What of these nobody has open now."""
     shared = {path for path in SHARED_MEMORY.iterdir() if path.name.startswith((OF_PYTHON, OF_VLLM, "sem.mp-"))}
     sockets = {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()}
     if not shared | sockets:

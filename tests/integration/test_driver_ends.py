@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from rlhf.actors.forked_worker import SERVER
 from tests.integration.command_line import START_TIMEOUT_S, CommandLine, Driver, Run, read_metrics
 
 pytestmark = pytest.mark.timeout(900)
@@ -64,6 +65,8 @@ def test_a_run_that_loses_ray_ends_with_a_line_and_its_status(process: str, comm
         assert driver.process.poll() is None, driver.log.read_text()
         assert time.monotonic() < deadline, driver.log.read_text()
         time.sleep(0.1)
+    servers = [one for one in driver.processes() if str(SERVER) in one.cmdline()]
+    assert [server.ppid() for server in servers if server.children()] == [driver.process.pid], "the one started ahead"
     (lost,) = (one for one in driver.processes() if one.name() == process)
     lost.kill()
     run = ended(driver)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from rlhf.actors import fork_server, forked_worker
-from rlhf.actors.forked_worker import NUMBER, server_name
+from rlhf.actors.forked_worker import FOLDER, NUMBER, server_name
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -229,6 +229,7 @@ def test_a_server_that_ends_while_it_imports_is_done_without(node: Node) -> None
 def test_workers_of_one_environment_share_a_server() -> None:
     mine = {"PATH": "/bin", "OMP_NUM_THREADS": "2"}
     assert server_name(mine) == server_name({**mine, "RAY_JOB_ID": "0100"})
+    assert server_name(mine) == server_name({**mine, "PWD": "/elsewhere", "OLDPWD": "/", FOLDER: "/servers"})
     assert server_name(mine) != server_name({**mine, "OMP_NUM_THREADS": "1"})
 
 
