@@ -3,8 +3,8 @@
 	bench-agents bench-planning bench-stream bench-trl same
 
 BIN := .venv/bin
-# Many unit tests wait for a deadline or for another process: one worker more than there are cores keeps these busy.
-UNIT_WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+# Many tests wait for a deadline or for another process: one worker more than there are cores keeps these busy.
+TEST_WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 # Every process of a run imports 3,000 modules. Where Python may not keep them compiled, each process compiles them anew:
 # a third of the time that imports take.
@@ -29,10 +29,10 @@ types: .venv/.ready
 	$(BIN)/mypy
 
 unit: .venv/.ready
-	$(BIN)/pytest -q -n $(UNIT_WORKERS) --dist loadfile tests/unit
+	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit
 
 integration: .venv/.ready
-	$(BIN)/pytest -q -n 2 --dist loadfile --durations=25 tests/integration
+	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=25 tests/integration
 
 test: check integration  ## linters, types and all tests, with the real Ray, vLLM and DeepSpeed: twenty minutes
 
