@@ -3,6 +3,7 @@
 Run as `python -m tests.integration.training_worker RANK WORLD_SIZE PORT FOLDER`. The test judges; this only records.
 """
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -359,6 +360,8 @@ def main() -> None:
     for scenario in chosen:
         started = time.monotonic()
         scenario(scenarios)
+        gc.collect()
+        gc.freeze()  # DeepSpeed keeps engines, and collects garbage when it makes one
         print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
     save_file(scenarios.tensors, folder / f"results_{world_size}_{rank}.safetensors")
     dist.barrier()
