@@ -44,7 +44,7 @@ REACHED: Mapping[str, Sequence[str]] = {
     ],
     "vllm.v1.worker.gpu_worker:Worker": [
         *("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"),
-        *("weight_transfer_engine", "model_runner"),
+        *("weight_transfer_engine", "model_runner", "_weight_update_active"),
     ],
 }
 """Attributes and methods of classes that we use without importing these, as `module:class`."""

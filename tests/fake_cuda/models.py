@@ -276,10 +276,10 @@ class FakeLlm:
         self.num_prefix_resets = 0
         self._threads = ThreadPoolExecutor(len(workers))
 
-    def collective_rpc(self, method: str | Callable[[Any], Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
+    def collective_rpc(self, method: Callable[..., Any], args: Sequence[Any] = ()) -> list[Any]:
         def run(worker: VllmWorker) -> Any:
             with worker.on_device():
-                return method(worker) if callable(method) else getattr(worker, method)(**(kwargs or {}))
+                return method(worker, *args)
 
         return list(self._threads.map(run, self.workers))
 

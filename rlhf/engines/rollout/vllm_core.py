@@ -1,7 +1,7 @@
 """vLLM's in-process engine core as a decoder that `StepLoop` can step. vLLM reads the environment when it is imported,
 so import this module only after the environment is set (`vllm_environment.py`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +23,11 @@ from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.rollout.vllm_arguments import engine_arguments, max_model_len, refusing, usage_context
 from rlhf.engines.weight_sync.plugin import ADAPTER_ID, register
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, WeightSyncError
 from rlhf.types import ExpertArray, FinishReason
 
+_Failure = tuple[bool, str]
+"""Whether an error is a WeightSyncError, and its text."""
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 """vLLM's finish reasons of complete responses; any other one (abort, error) is FinishReason.ABORTED."""
 
@@ -126,6 +128,16 @@ class VllmCore:
         if self._adapters is not None:
             self.llm.collective_rpc(_install_adapters)
 
+    def transfer(self, method: str, **arguments: object) -> None:
+        """Call a weight-transfer method of vLLM on all workers. Raises the first error, once all have answered: vLLM
+        itself stops reading at an error, and would take the other answers for those to its next call."""
+        answers: list[_Failure | None] = self.llm.collective_rpc(_attempt, args=(method, arguments))
+        failures = [answer for answer in answers if answer is not None]
+        if failures:
+            self.llm.collective_rpc(_end_update)
+            is_named, text = failures[0]
+            raise WeightSyncError(text) if is_named else RuntimeError(text)
+
     def received_digests(self) -> list[str]:
         """The digest of what each worker received in the last update."""
         digests: list[str] = self.llm.collective_rpc(_received_digest)
@@ -156,6 +168,23 @@ def _unlink_shared_names(worker: WorkerBase | None = None) -> None:
     processes, and a killed process would leave the names behind."""
     del worker
     unlink_open_names(Path(VLLM_RPC_BASE_PATH))
+
+
+def _attempt(worker: WorkerBase, method: str, arguments: Mapping[str, object]) -> _Failure | None:
+    """Call a method of a worker. Returns what went wrong."""
+    try:
+        getattr(worker, method)(**arguments)
+    except WeightSyncError as error:
+        return True, str(error)
+    except Exception as error:
+        return False, repr(error)
+    return None
+
+
+def _end_update(worker: WorkerBase) -> None:
+    """End an update that has failed in some worker: in those that received all of it, it would go on, and no other one
+    could start."""
+    worker._weight_update_active = False
 
 
 def _install_adapters(worker: WorkerBase) -> None:

@@ -181,7 +181,7 @@ class VllmRolloutEngine:
 
         def call() -> None:
             try:
-                self._core.llm.collective_rpc(method, kwargs=kwargs)
+                self._core.transfer(method, **kwargs)
             except Exception as error:
                 problem = self._problem(method, error)
                 if self._gate.state is ServingState.UPDATING:
