@@ -14,10 +14,10 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlhf.actors import post_mortem
+from rlhf.actors.calls import Worker
 from tests.fake_cuda.machine import Node, Process, current, inside
 
 NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-ADDRESS = "127.0.0.1"
 
 
 @dataclass(eq=False)
@@ -157,7 +157,7 @@ class FakeRay:
         return [
             {
                 "NodeID": node.name,
-                "NodeManagerAddress": ADDRESS,
+                "NodeManagerAddress": node.address,
                 "Alive": True,
                 "Resources": {"GPU": float(node.num_gpus), "CPU": 64.0, "accelerator_type:H100": 1.0},
             }
@@ -189,6 +189,17 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         raise RayTaskError(refs.method, repr(error), error) from error
 
 
+class UnwatchedParts:
+    """In place of `PartWatch`, whose thread would outlive these fakes, and then ask Ray itself."""
+
+    def __init__(self, _name: str, parts: Sequence[Worker]) -> None:
+        self._parts = parts
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.handle.close.remote()
+
+
 def install(patch: pytest.MonkeyPatch, fake: FakeRay) -> None:
     """Take Ray's place."""
     for name, answer in (
@@ -205,6 +216,7 @@ def install(patch: pytest.MonkeyPatch, fake: FakeRay) -> None:
     patch.setattr("rlhf.actors.cluster.placement_group", fake.placement_group)
     patch.setattr("rlhf.actors.cluster.remove_placement_group", lambda _group: None)
     patch.setattr("rlhf.actors.cluster.placement_group_table", lambda _group: {"state": "CREATED"})
+    patch.setattr("rlhf.actors.rollout_workers.PartWatch", UnwatchedParts)
     # Every process is this one: nobody may look at it, or send it signals.
     patch.setattr(post_mortem, "examine", lambda _processes: {})
     patch.setattr(post_mortem, "kill", lambda _processes: {})

@@ -76,6 +76,10 @@ class Node:
     host_bytes: int = 0
     """Memory that sleeping engines have moved to the host."""
 
+    @property
+    def address(self) -> str:
+        return f"127.0.0.{1 + int(self.name.removeprefix('node'))}"
+
     def __post_init__(self) -> None:
         self.gpus = [Gpu(self, index, self.gpu_bytes) for index in range(self.num_gpus)]
 
