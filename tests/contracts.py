@@ -38,7 +38,11 @@ REACHED: Mapping[str, Sequence[str]] = {
     ],
     "vllm.v1.sample.sampler:Sampler": ["topk_topp_sampler"],
     "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler": ["logprobs_mode", "forward"],
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": ["sampler"],
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": [
+        *("sampler", "intermediate_tensors", "max_num_tokens", "model_config", "device", "get_model"),
+    ],
+    "vllm.model_executor.models.interfaces:SupportsPP": ["make_empty_intermediate_tensors"],
+    "vllm.distributed.parallel_state:GroupCoordinator": ["is_first_rank", "world_size"],
     "vllm.v1.engine:EngineCoreOutput": [
         *("request_id", "new_token_ids", "new_logprobs", "new_prompt_logprobs_tensors", "finish_reason"),
     ],

@@ -121,7 +121,7 @@ class ModelWorker(RankActor):
                 world_size=self._rank.world_size,
                 master_address=address,
                 port=0,
-                num_receivers=len(engines) * spec.section.tensor_parallel_size,
+                num_receivers=len(engines) * spec.section.devices_per_engine,
                 bucket_bytes=int(spec.section.sync_bucket_mib * 2**20),
                 timeout_s=spec.section.sync_timeout_s,
             )

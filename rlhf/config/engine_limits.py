@@ -14,8 +14,28 @@ CPU_GATED_DELTA_SIZES = frozenset({64, 128})
 """Dimensions of a head for which vLLM has a gated delta rule on CPU. Keys and values must have the same."""
 UNCOMPRESSED = frozenset({"minicpm3"})
 """Families whose keys and values vLLM keeps in full nevertheless."""
+ONE_STAGE = frozenset(
+    {
+        "Gemma3nForCausalLM",
+        "Gemma3nForConditionalGeneration",
+        "HrmTextForCausalLM",
+        "Mamba2ForCausalLM",
+        "Zamba2ForCausalLM",
+    }
+)
+"""Architectures that vLLM does not split into the stages of a pipeline, of those that it and transformers both have."""
 VOCABULARY_BLOCK = 64
 """vLLM pads the vocabulary to a multiple of this before it splits it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """How a model is divided among the GPUs of an engine."""
+
+    tensor_parallel: int = 1
+    stages: int = 1
+    has_whole_experts: bool = False
+    """Each GPU of a stage has whole experts (rollout.expert_parallel)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +47,53 @@ class Limit:
     text: str
 
 
-def vllm_limit(fact: ModelFacts, tensor_parallel_size: int, *, on_cpu: bool, dtype: str) -> Limit | None:
+def vllm_limit(fact: ModelFacts, sizes: EngineSizes, *, on_cpu: bool, dtype: str) -> Limit | None:
     """The first limit of vLLM that a model in `dtype` (float32, bfloat16) exceeds; sizes that config.json does not give
     are not judged."""
-    return _parallel_limit(fact, tensor_parallel_size) or (_cpu_limit(fact, dtype) if on_cpu else None)
+    return (
+        _parallel_limit(fact, sizes)
+        or _stages_limit(fact, sizes.stages)
+        or (_experts_limit(fact, sizes.tensor_parallel, on_cpu=on_cpu) if sizes.has_whole_experts else None)
+        or (_cpu_limit(fact, dtype) if on_cpu else None)
+    )
 
 
-def _parallel_limit(fact: ModelFacts, parallel: int) -> Limit | None:
-    """Why a model does not split over the GPUs of an engine."""
+def _parallel_limit(fact: ModelFacts, sizes: EngineSizes) -> Limit | None:
+    """Why the layers of a model do not split over the GPUs of a stage."""
+    parallel = sizes.tensor_parallel
     kv_heads = fact.num_kv_heads
     padded = -(-(fact.vocab_size or 0) // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
     if fact.num_heads and fact.num_heads % parallel:
         return _split("attention heads", fact.num_heads, parallel)
     if kv_heads and kv_heads % parallel and parallel % kv_heads:
         return _split("key-value heads", kv_heads, parallel)
-    if fact.width and fact.width % parallel:
+    if fact.width and fact.width % parallel and not sizes.has_whole_experts:
         return _split("intermediate dimensions", fact.width, parallel)
     if padded % parallel:
         return _split(f"tokens (a vocabulary of {fact.vocab_size}, padded)", padded, parallel)
+    return None
+
+
+def _stages_limit(fact: ModelFacts, stages: int) -> Limit | None:
+    """Why a model does not split into the stages of a pipeline."""
+    if stages == 1:
+        return None
+    if fact.architecture in ONE_STAGE:
+        return Limit("pipeline_parallel_size", f"vLLM does not split {fact.architecture} into stages. Set it to 1.")
+    if fact.num_layers and fact.num_layers < stages:
+        layers = f"{fact.num_layers} layers"
+        return Limit("pipeline_parallel_size", f"{layers} do not make {stages} stages. Use at most {fact.num_layers}.")
+    return None
+
+
+def _experts_limit(fact: ModelFacts, parallel: int, *, on_cpu: bool) -> Limit | None:
+    """Why the experts of a model cannot be divided among the GPUs of a stage."""
+    if on_cpu:
+        return Limit("expert_parallel", "vLLM has no kernel for it on CPUs. Set it to false.")
+    if fact.num_layers and not fact.num_experts:
+        return Limit("expert_parallel", f"{fact.folder.name} has no experts. Set it to false.")
+    if fact.num_experts and fact.num_experts < parallel:
+        return Limit("expert_parallel", f"{fact.num_experts} experts cannot be divided among {parallel} GPUs.")
     return None
 
 

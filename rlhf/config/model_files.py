@@ -12,6 +12,7 @@ from rlhf.config.weight_files import has_weights, tensor_shapes
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CLASSIFIER = "ForSequenceClassification"
 HEAD_LAYERS = re.compile(
     r"(classifier|pre_classifier|classification_head|head|pooler|logits_proj|sequence_summary|v_head|value_head|"
@@ -42,6 +43,11 @@ class ModelFacts:
     """The model comes with Python code that would have to be run."""
     quantization: str | None = None
     """How the weights in the files are quantized."""
+    architecture: str | None = None
+    """Name of the model's class, the first one that config.json lists."""
+    num_layers: int | None = None
+    num_experts: int | None = None
+    """Of each layer that has experts."""
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -168,6 +174,9 @@ def describe_model(folder: Path) -> ModelFacts:
         has_chat_template=_has_chat_template(folder),
         has_own_code="auto_map" in config,
         quantization=_quantization(config),
+        architecture=_architecture(config),
+        num_layers=_whole(inner.get("num_hidden_layers")),
+        num_experts=next((found for key in EXPERT_KEYS if (found := _whole(inner.get(key)))), None),
         num_heads=_whole(inner.get("num_attention_heads")),
         num_kv_heads=_whole(inner.get("num_key_value_heads")),
         head_dim=_head_dim(inner),
@@ -267,6 +276,11 @@ def read_config_json(folder: Path) -> dict[str, object]:
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         raise ModelFileError(f"{folder} is the folder of a run. Name its model: {folder / 'model'}.")
     return read_json(folder / "config.json")
+
+
+def _architecture(config: Mapping[str, object]) -> str | None:
+    classes = config.get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else None
 
 
 def _context(config: Mapping[str, object]) -> int | None:

@@ -23,7 +23,7 @@ class EngineTraits:
     """It can receive weights on a GPU."""
     stored_names: bool
     """It takes weights under the names and in the shapes of a checkpoint; else under those of transformers' model."""
-    tensor_parallel: bool
+    spreads: bool
     """One engine can be spread over several GPUs."""
     continuous: bool
     """Requests join those that it decodes already (continuous batching); else they wait for the end of a batch."""
@@ -42,7 +42,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         max_adapter_rank=512,
         on_gpu=True,
         stored_names=True,
-        tensor_parallel=True,
+        spreads=True,
         continuous=True,
         records_experts=True,
         cpu_process_gib=0.75,
@@ -54,7 +54,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         max_adapter_rank=0,
         on_gpu=False,
         stored_names=False,
-        tensor_parallel=False,
+        spreads=False,
         continuous=False,
         records_experts=False,
         cpu_process_gib=0.55,
@@ -78,10 +78,16 @@ class EngineSection(Section):
     num_engines: PositiveInt = 1
     """Engines, which share the prompts of a step."""
     tensor_parallel_size: PositiveInt = 1
-    """Tensor parallelism: GPUs that one vLLM engine is spread over."""
+    """Tensor parallelism: GPUs that share the work of each layer in one vLLM engine."""
+    pipeline_parallel_size: PositiveInt = 1
+    """Pipeline parallelism: stages of layers, one after the other, that one vLLM engine is split into. Each has
+    tensor_parallel_size GPUs, and the engine has both numbers' product."""
     num_nodes_per_engine: PositiveInt = 1
-    """Nodes that one vLLM engine is spread over, with tensor_parallel_size / num_nodes_per_engine GPUs on each: for a
-    model that one node does not hold."""
+    """Nodes that one vLLM engine is spread over, with equally many of its GPUs on each: for a model that one node does
+    not hold. With as many pipeline stages as nodes, each stage is on one node."""
+    expert_parallel: bool = False
+    """Expert parallelism: each of the tensor_parallel_size GPUs of a vLLM engine has whole experts of a mixture of
+    experts, in place of a slice of every expert."""
     batch_size: PositiveInt = 64
     """Prompts sampled in one step."""
     group_size: PositiveInt = 1
@@ -137,6 +143,11 @@ class EngineSection(Section):
     """Longest time in which an engine with unfinished requests may complete none."""
     sync_timeout_s: PositiveFloat = 120.0
     """Longest time for one weight sync."""
+
+    @property
+    def devices_per_engine(self) -> int:
+        """GPUs of one engine, on all its nodes together."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 class EpisodeSection(Section):

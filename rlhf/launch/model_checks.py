@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
-from rlhf.config.engine_limits import vllm_limit
+from rlhf.config.engine_limits import EngineSizes, vllm_limit
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, only_scores, two_stacks
 from rlhf.config.models import ModelSection, dtype_on
@@ -156,7 +156,8 @@ def _engine_limits(config: OnlineConfig, known: Mapping[str, ModelFacts]) -> Ite
         return
     on_cpu = config.cluster.address is None and not any(Path(device).exists() for device in GPU_DEVICES)
     dtype = dtype_on(config.policy.dtype, "cpu" if on_cpu else "cuda")
-    if limit := vllm_limit(fact, rollout.tensor_parallel_size, on_cpu=on_cpu, dtype=dtype):
+    sizes = EngineSizes(rollout.tensor_parallel_size, rollout.pipeline_parallel_size, rollout.expert_parallel)
+    if limit := vllm_limit(fact, sizes, on_cpu=on_cpu, dtype=dtype):
         yield Problem(keys=(f"rollout.{limit.setting}", "policy.model"), text=limit.text)
 
 

@@ -9,7 +9,7 @@ from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.reward import RemoteSource, StartedSource
 from rlhf.config.rollout import RolloutSection
-from rlhf.config.rules.placement import GLOO_ON_GPUS, crowded_nodes
+from rlhf.config.rules.placement import GLOO_ON_GPUS, unfit_for_cpus
 from rlhf.engines.rewards import head_of
 from rlhf.engines.rollout.open_engine import require_engine
 from rlhf.engines.rollout.spec import EngineSpec
@@ -79,8 +79,8 @@ def make_engine_spec(
 ) -> EngineSpec:
     """What a rollout engine loads, and how the policy's weights reach it. Raises ConfigError if they cannot, or if the
     engine cannot be spread as it is to be."""
-    if device == "cpu" and (text := crowded_nodes(rollout)) is not None:
-        raise ConfigError(f"rollout.num_nodes_per_engine: {text}")
+    if device == "cpu" and (unfit := unfit_for_cpus(rollout)) is not None:
+        raise ConfigError(f"rollout.{': '.join(unfit)}")
     return EngineSpec(
         section=rollout,
         model=model_of(policy, Role.POLICY),

@@ -157,8 +157,9 @@ def suggest_placement_fixes(config: TrainConfig, planner: Planner) -> Edits | No
         if isinstance(config, OnlineConfig):
             fewer["rollout.num_engines"] = max(1, config.rollout.num_engines >> halving)
             nodes = config.rollout.num_nodes_per_engine
-            on_each = config.rollout.tensor_parallel_size // nodes
+            on_each = config.rollout.devices_per_engine // nodes
             fewer["rollout.tensor_parallel_size"] = nodes * max(1, on_each >> halving // 2)
+            fewer["rollout.pipeline_parallel_size"] = 1
         for colocate in ({}, *merged):
             if _can_be_placed(config, fewer | colocate, planner):
                 return changes(config, fewer | colocate)

@@ -311,10 +311,29 @@ def _bucket(load: ModelLoad, bucket: float) -> float:
     return max(bucket, float(load.shape.layer_parameters * load.dtype_bytes))
 
 
-def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, num_tokens: int) -> float:
-    """Bytes of the KV cache on one device, for this many tokens."""
+def kv_cache(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, stages: int, num_tokens: int) -> float:
+    """Bytes of the KV cache on one device, for this many tokens, where the layers are in this many stages: of the stage
+    with the most layers."""
     parts = min(tensor_parallel, shape.num_kv_heads)
-    return shape.kv_numbers_per_token * dtype_bytes / parts * num_tokens
+    share = ceil(shape.num_layers / stages) / shape.num_layers
+    return shape.kv_numbers_per_token * share * dtype_bytes / parts * num_tokens
+
+
+def stage_weights(shape: ModelShape, dtype_bytes: int, tensor_parallel: int, stages: int) -> float:
+    """Bytes of an engine's weights on one device of the largest stage. The first stage has the embeddings, and the last
+    one the output layer, which may be the same."""
+    if stages == 1:
+        return shape.num_parameters * dtype_bytes / tensor_parallel
+    sizes = [layers * shape.layer_parameters for layers in stage_layers(shape.num_layers, stages)]
+    sizes[0] += shape.embedding_parameters
+    sizes[-1] += (shape.head_parameters or shape.embedding_parameters) + shape.norm_parameters
+    return max(sizes) * dtype_bytes / tensor_parallel
+
+
+def stage_layers(num_layers: int, stages: int) -> list[int]:
+    """Layers of each stage. vLLM gives those that are left over to the stages before the last one, from behind."""
+    fewest, more = divmod(num_layers, stages)
+    return [fewest + (stages - 1 - more <= stage < stages - 1) for stage in range(stages)]
 
 
 def routes(shape: ModelShape) -> float:

@@ -277,8 +277,11 @@ class _Planner:
         return 0.0 if self._cluster.device.is_cpu or self._rollout.enforce_eager else CUDA_GRAPHS
 
     def _engine_weights(self) -> float:
-        """Of one device."""
-        return self._loads[Role.POLICY].parameter_bytes / self._rollout.tensor_parallel_size
+        """Of one device, in bytes."""
+        policy, rollout = self._loads[Role.POLICY], self._rollout
+        return memory.stage_weights(
+            policy.shape, policy.dtype_bytes, rollout.tensor_parallel_size, rollout.pipeline_parallel_size
+        )
 
     def _cache_bytes(self) -> float:
         """KV cache of one device: what vLLM leaves of its share of the memory, or on CPU what the config says."""
@@ -290,8 +293,9 @@ class _Planner:
 
     def cache_tokens(self) -> float:
         """Tokens that fit into the KV cache of one engine."""
-        policy, parallel = self._loads[Role.POLICY], self._rollout.tensor_parallel_size
-        return self._cache_bytes() / memory.kv_cache(policy.shape, policy.dtype_bytes, parallel, 1)
+        policy, rollout = self._loads[Role.POLICY], self._rollout
+        parallel, stages = rollout.tensor_parallel_size, rollout.pipeline_parallel_size
+        return self._cache_bytes() / memory.kv_cache(policy.shape, policy.dtype_bytes, parallel, stages, 1)
 
     def cache_wanted(self) -> float:
         """Tokens of the longest sequences that one engine decodes at once."""
@@ -334,6 +338,7 @@ class _Planner:
             timing.Engines(
                 number=rollout.num_engines,
                 tensor_parallel=rollout.tensor_parallel_size,
+                stages=rollout.pipeline_parallel_size,
                 num_nodes=rollout.num_nodes_per_engine,
                 max_seqs=min(rollout.max_num_seqs_on(self._device), fitting),
             ),

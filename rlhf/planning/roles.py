@@ -82,7 +82,7 @@ def place_models(
         return plan_placement(shapes, colocate)
     nodes = rollout.num_nodes_per_engine
     shapes[Role.ROLLOUT] = Shape(
-        num_nodes=rollout.num_engines * nodes, num_devices_per_node=rollout.tensor_parallel_size // nodes
+        num_nodes=rollout.num_engines * nodes, num_devices_per_node=rollout.devices_per_engine // nodes
     )
     return plan_placement(shapes, colocate, num_engines=rollout.num_engines, nodes_per_engine=nodes)
 

@@ -28,6 +28,28 @@ class Suggestion:
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """The size of an engine."""
+
+    num_nodes: int
+    tensor_parallel: int
+    stages: int
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor_parallel * self.stages
+
+    def edits(self, number: int) -> Edits:
+        """For this many engines."""
+        return {
+            "rollout.num_engines": number,
+            "rollout.tensor_parallel_size": self.tensor_parallel,
+            "rollout.pipeline_parallel_size": self.stages,
+            "rollout.num_nodes_per_engine": self.num_nodes,
+        }
+
+
 def suggest(
     config: OnlineConfig, planner: Planner, cluster: ClusterShape, roles: Sequence[Role], count: int = 3
 ) -> list[Suggestion]:
@@ -61,11 +83,12 @@ def named(config: OnlineConfig, edits: Edits) -> dict[str, object]:
 
 def candidates(roles: tuple[Role, ...], cluster: ClusterShape, node_counts: Sequence[int] = (1,)) -> Iterator[Edits]:
     """Every grouping with every split of the cluster among its groups; engines get the rest. Each engine is on one
-    node, or on all of as many as `node_counts` says."""
-    engine_sizes = [
-        (nodes, parallel * nodes)
+    node, or on all of as many as `node_counts` says: as one stage over these, or as one on each."""
+    engines = [
+        _Engine(nodes, parallel * nodes // stages, stages)
         for nodes in node_counts
         for parallel in (TENSOR_PARALLEL if nodes == 1 else [cluster.devices_per_node])
+        for stages in sorted({1, nodes})
         if parallel <= cluster.devices_per_node
     ]
     for groups in groupings(roles):
@@ -76,20 +99,20 @@ def candidates(roles: tuple[Role, ...], cluster: ClusterShape, node_counts: Sequ
                 continue
             shapes = [size for size in sizes if size is not None]
             left = cluster.num_devices - sum(nodes * each for nodes, each in shapes)
-            for nodes, parallel in engine_sizes:
-                if left >= parallel:
+            for engine in engines:
+                if left >= engine.num_devices:
                     yield {
                         "cluster.colocate": colocate,
                         **_shapes(groups, shapes),
-                        **_engines(left // parallel, parallel, nodes),
+                        **engine.edits(left // engine.num_devices),
                     }
     everything = (cluster.num_nodes, cluster.devices_per_node)
-    for nodes, parallel in engine_sizes:
-        side_by_side = cluster.devices_per_node // (parallel // nodes)
+    for engine in engines:
+        side_by_side = cluster.devices_per_node // (engine.num_devices // engine.num_nodes)
         yield {
             "cluster.colocate": ("all",),
             **_shapes([roles], [everything]),
-            **_engines(side_by_side * (cluster.num_nodes // nodes), parallel, nodes),
+            **engine.edits(side_by_side * (cluster.num_nodes // engine.num_nodes)),
             "rollout.gpu_memory_utilization": SHARED_MEMORY,
         }
 
@@ -113,14 +136,6 @@ def _shapes(groups: list[tuple[Role, ...]], shapes: list[tuple[int, int]]) -> Ed
         for group, shape in zip(groups, shapes, strict=True)
         for role in group
         for key, value in zip(("num_nodes", "num_gpus_per_node"), shape, strict=True)
-    }
-
-
-def _engines(number: int, parallel: int, nodes: int) -> Edits:
-    return {
-        "rollout.num_engines": number,
-        "rollout.tensor_parallel_size": parallel,
-        "rollout.num_nodes_per_engine": nodes,
     }
 
 

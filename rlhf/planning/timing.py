@@ -37,7 +37,8 @@ class Efficiency:
     micro_batch_s: float = 0.02
     """Cost of each forward or backward pass besides arithmetic."""
     network_reduce_s: float = 0.00003
-    """Cost of each all-reduce over nodes besides its bytes: tensor parallelism makes two in each layer."""
+    """Cost of each message over nodes besides its bytes: tensor parallelism makes two all-reduces in each layer, and a
+    pipeline hands on the hidden states between its stages."""
 
 
 USUAL = Efficiency()
@@ -68,10 +69,19 @@ class Engines:
 
     number: int
     tensor_parallel: int
+    stages: int = 1
+    """Of the pipeline in each, with `tensor_parallel` devices each."""
     num_nodes: int
     """Nodes that each is spread over."""
     max_seqs: int
     """Responses that each decodes at once."""
+
+    @property
+    def nodes_of_stage(self) -> int:
+        """Most nodes that one stage is spread over. Nodes have equally many devices, which the stages take in turn."""
+        each = max(1, self.tensor_parallel * self.stages // self.num_nodes)
+        firsts = range(0, self.tensor_parallel * self.stages, self.tensor_parallel)
+        return max((first + self.tensor_parallel - 1) // each - first // each + 1 for first in firsts)
 
 
 def generation(
@@ -82,20 +92,26 @@ def generation(
     An engine decodes up to `max_seqs` responses at once. Each of its steps reads the weights once and the KV cache of
     every response, or is bound by arithmetic. If the longest response takes more steps than that, the rest of it is
     decoded almost alone: these steps read the weights.
+
+    The stages of a pipeline compute for different responses at the same time: each reads its weights once for those,
+    so that a token of every response takes as long as all weights take on one stage's devices.
     """
     responses = ceil(work.sampled / engines.number)
     if not responses:
         return 0.0
     side_by_side = min(responses, engines.max_seqs)
     context = work.prompt_tokens + work.response_tokens / 2
-    peak = sheet.tflops * TERA * engines.tensor_parallel
+    stages_at_once = min(engines.stages, side_by_side)
+    peak = sheet.tflops * TERA * engines.tensor_parallel * stages_at_once
     bytes_per_s = sheet.memory_gb_s * GB * engines.tensor_parallel * rates.reading
     weights = shape.num_parameters * dtype_bytes / bytes_per_s
-    reading = weights + side_by_side * context * shape.kv_numbers_per_token * dtype_bytes / bytes_per_s
+    cache = side_by_side * context * shape.kv_numbers_per_token * dtype_bytes / stages_at_once
+    reading = weights + cache / bytes_per_s
     computing = side_by_side * shape.flops_per_token(context) / (peak * rates.prefill)
     steps = responses * work.response_tokens / side_by_side
     token_s = _reduce_s(shape, dtype_bytes, engines, sheet, rates)
-    reduces_s = 2 * shape.num_layers * rates.network_reduce_s if engines.num_nodes > 1 else 0.0
+    messages = 2 * shape.num_layers if engines.nodes_of_stage > 1 else engines.stages - 1
+    reduces_s = messages * rates.network_reduce_s if engines.num_nodes > 1 else 0.0
     alone = weights + token_s + reduces_s + rates.decode_step_s
     together = max(reading, computing) + side_by_side * token_s + reduces_s + rates.decode_step_s
     tail = max(0.0, work.least_decoded - steps) * alone
@@ -140,12 +156,13 @@ def sync(num_bytes: float, *, same_device: bool, machine: Machine, rates: Effici
 
 
 def _reduce_s(shape: ModelShape, dtype_bytes: int, engines: Engines, sheet: DeviceSheet, rates: Efficiency) -> float:
-    """For each token of an engine that is spread over nodes: its all-reduces over the network, two in each layer, to
-    which every device of a node adds its port."""
-    if engines.num_nodes == 1:
+    """For each token of an engine whose stages are spread over nodes: its all-reduces over the network, two in each
+    layer, to which every device of a node adds its port."""
+    nodes = engines.nodes_of_stage
+    if nodes == 1:
         return 0.0
-    sent = 2 * (engines.num_nodes - 1) / engines.num_nodes * 2 * shape.num_layers * shape.hidden * dtype_bytes
-    ports = engines.tensor_parallel / engines.num_nodes
+    sent = 2 * (nodes - 1) / nodes * 2 * shape.num_layers * shape.hidden * dtype_bytes
+    ports = engines.tensor_parallel / nodes
     return sent / (sheet.network_gb_s * GB * ports * rates.exchange)
 
 

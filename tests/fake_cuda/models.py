@@ -5,10 +5,12 @@ part, so that a GPU is as full as the plan says exactly where the parts come and
 """
 
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,7 @@ from rlhf.engines.rollout.vllm_core import VllmCore
 from rlhf.engines.training.optimizer_swap import OptimizerSwap
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
 from rlhf.engines.weight_sync.base import WeightSender
+from rlhf.engines.weight_sync.buckets import layer_of
 from rlhf.engines.weight_sync.probe import PolicyProbe
 from rlhf.engines.weight_sync.vllm_receivers import IpcWeightTransferEngine, NcclWeightTransferEngine
 from rlhf.types import FinishReason, FloatArray, Metrics, PackedTokens, StepReport, SyncReport, TrainBatch
@@ -209,16 +212,22 @@ class FrozenModel:
 
 
 class Table(torch.nn.Module):
-    """The model of one of vLLM's workers."""
+    """The model of one of vLLM's workers: the layers of its stage. The last stage has what is not in layers too."""
 
-    def __init__(self, pool: SleepPool) -> None:
+    def __init__(self, pool: SleepPool, stage: int, num_stages: int) -> None:
         super().__init__()
         self.weights: dict[str, torch.Tensor] = {}
         self._pool = pool
+        self._stage, self._num_stages = stage, num_stages
+
+    def owns(self, name: str) -> bool:
+        """Whether a tensor is in this stage."""
+        layer = layer_of(name) or str(self._num_stages - 1)
+        return int(layer.rpartition(".")[2]) % self._num_stages == self._stage
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         self._pool.require("weights")
-        loaded = {name: tensor.clone() for name, tensor in weights}
+        loaded = {name: tensor.clone() for name, tensor in weights if self.owns(name)}
         self.weights |= loaded
         return set(loaded)
 
@@ -229,7 +238,7 @@ class VllmWorker:
     def __init__(self, process: Process, local_rank: int, spec: EngineSpec, sizes: Sizes) -> None:
         self.process = process
         self.local_rank = local_rank
-        width = spec.section.tensor_parallel_size
+        width = spec.section.devices_per_engine
         rank = spec.part.index * (width // spec.section.num_nodes_per_engine) + local_rank
         with self.on_device():
             gpu = process.gpu()
@@ -243,7 +252,8 @@ class VllmWorker:
             parallel = SimpleNamespace(rank=rank, data_parallel_index=0, world_size=width)
             vllm_config: Any = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace())
             config: Any = None
-            self.model = Table(self.pool)
+            stages = spec.section.pipeline_parallel_size
+            self.model = Table(self.pool, rank * stages // width, stages)
             medium = MEDIA[spec.sync_backend]
             self.weight_transfer_engine = medium(config, vllm_config, torch.device("cuda", local_rank), self.model)
 
@@ -300,9 +310,10 @@ class FakeLlm:
 def started_workers(spec: EngineSpec, sizes: Sizes) -> list[VllmWorker]:
     """vLLM's workers of an engine on this node: in processes of their own, unless there is only one in all."""
     process = own_process()
-    if spec.section.tensor_parallel_size == 1:
+    assert spec.section.num_nodes_per_engine == 1 or spec.part.host == process.node.address, "the address of another"
+    if spec.section.devices_per_engine == 1:
         return [VllmWorker(process, 0, spec, sizes)]
-    width = spec.section.tensor_parallel_size // spec.section.num_nodes_per_engine
+    width = spec.section.devices_per_engine // spec.section.num_nodes_per_engine
     names = [f"{process.name} worker {rank}" for rank in range(width)]
     processes = [Process(process.node, process.environ, name) for name in names]
     return [VllmWorker(one, rank, spec, sizes) for rank, one in enumerate(processes)]
@@ -365,6 +376,7 @@ class FakeCore(VllmCore):
         self.workers = MEETINGS.join(spec, self._own)
         self.llm: Any = FakeLlm(self.workers)
         self._waiting: dict[str, DecodeRequest] = {}
+        self._width = spec.section.tensor_parallel_size
 
     def add(self, request_id: str, request: DecodeRequest) -> None:
         self._waiting[request_id] = request
@@ -374,10 +386,10 @@ class FakeCore(VllmCore):
             self._waiting.pop(request_id, None)
 
     def step(self) -> list[StepOutput]:
-        for worker in self.workers:
-            worker.pool.require("weights")
-            worker.pool.require("kv_cache")
-        said = {log_prob(worker.model.weights) for worker in self.workers}
+        for worker, tag in product(self.workers, ("weights", "kv_cache")):
+            worker.pool.require(tag)
+        stages = [[one.model.weights for one in self.workers[i :: self._width]] for i in range(self._width)]
+        said = {log_prob(ChainMap(*weights)) for weights in stages}
         assert len(said) == 1, "the workers of an engine have different weights"
         (value,) = said
         done, self._waiting = self._waiting, {}

@@ -70,6 +70,8 @@ class Shape:
     """GPUs of one engine."""
     colocated: bool = True
     nodes_per_engine: int = 1
+    stages: int = 1
+    """Of the pipeline in each engine."""
 
     @property
     def num_policy_nodes(self) -> int:
@@ -80,8 +82,9 @@ class Shape:
         engines = self.num_policy_nodes * self.num_gpus // self.width
         return [
             *(text for role in ("policy", "reference") for text in self._of(role)),
-            *("--rollout.num-engines", str(engines), "--rollout.tensor-parallel-size", str(self.width)),
+            *("--rollout.num-engines", str(engines), "--rollout.tensor-parallel-size", str(self.width // self.stages)),
             *("--rollout.num-nodes-per-engine", str(self.nodes_per_engine)),
+            *("--rollout.pipeline-parallel-size", str(self.stages)),
             *("--cluster.colocate", "policy,reference,rollout" if self.colocated else "policy,reference"),
         ]
 

@@ -31,10 +31,10 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     command.close()
 
 
-@pytest.mark.parametrize(("engines", "each"), [("2", "1"), ("1", "2")])
-def test_grpo_with_all_roles_on_two_gpus(command: CommandLine, engines: str, each: str) -> None:
-    """Two ranks on one GPU would be refused by NCCL; weights by CUDA IPC need each engine beside its own rank."""
-    parts = ("--rollout.num-engines", engines, "--rollout.tensor-parallel-size", each)
-    run = command.run(*TWO, *parts, name=f"gpus-{engines}-{each}", environment=clean_environment())
+@pytest.mark.parametrize("size", ["num-engines", "tensor-parallel-size", "pipeline-parallel-size"])
+def test_grpo_with_all_roles_on_two_gpus(command: CommandLine, size: str) -> None:
+    """Two ranks on one GPU would be refused by NCCL; weights by CUDA IPC need each engine, or each process
+    of the only one, beside its own rank."""
+    run = command.run(*TWO, f"--rollout.{size}", "2", name=f"gpus-{size}", environment=clean_environment())
     assert [row["step"] for row in run.metrics] == [1, 2, 3]
     assert max(row["mismatch/log_prob"] for row in run.metrics) < 0.1

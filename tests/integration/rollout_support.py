@@ -41,6 +41,7 @@ def open_engine(
     reference: Path | None = None,
     adapter_rank: int = 0,
     kv_cache: str = "recompute",
+    stages: int = 1,
 ) -> ServingEngine:
     """A float32 engine on the CPU for the models of `tests/tiny_models.py`."""
     section = RolloutSection(
@@ -51,6 +52,7 @@ def open_engine(
         enforce_eager=True,
         stall_timeout_s=stall_timeout_s,
         kv_cache=kv_cache,
+        pipeline_parallel_size=stages,
     )
     spec = EngineSpec(
         section=section,

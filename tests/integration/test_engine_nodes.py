@@ -1,6 +1,7 @@
-"""GRPO on real Ray, DeepSpeed and vLLM, on a cluster of three nodes of this machine: one engine of tensor parallelism 2
-is spread over two of them, and computes what the policy computes on the third. A part that is lost is replaced with the
-engine, and the run stays the same run; so it does when it goes on from a checkpoint."""
+"""GRPO on real Ray, DeepSpeed and vLLM, on a cluster of three nodes of this machine: one engine is spread over two of
+them, as two tensor parallel halves or as two pipeline stages, and computes what the policy computes on the third. A
+part that is lost is replaced with the engine, and the run stays the same run; so it does when it goes on from a
+checkpoint."""
 
 import os
 import re
@@ -30,7 +31,7 @@ GRPO = (
     *("grpo", "--policy.model", "policy", "--policy.lr", "1e-3", "--policy.warmup-ratio", "0"),
     *("--data.path", "prompts.jsonl", "--data.template", "plain", "--reward.function", "taste:vowels"),
     *("--rollout.engine", "vllm", "--rollout.enforce-eager", "--rollout.kv-cache-gib", "0.1"),
-    *("--rollout.tensor-parallel-size", "2", "--rollout.num-nodes-per-engine", "2"),
+    *("--rollout.num-nodes-per-engine", "2"),
     *("--rollout.max-prompt-tokens", "16", "--rollout.max-response-tokens", "8", "--rollout.batch-size", "4"),
     *("--rollout.group-size", "4", "--train.batch-size", "16", "--train.num-steps", "6"),
     *(
@@ -43,6 +44,10 @@ GRPO = (
         "0",
     ),
 )
+SIZES = {
+    "halves": ("--rollout.tensor-parallel-size", "2"),
+    "stages": ("--rollout.pipeline-parallel-size", "2"),
+}
 PART = "rollout engine 0 part 1"
 FAULT = Fault(number=0, kind="kill", process=PART, phase="generate")
 
@@ -55,9 +60,15 @@ def three_nodes() -> Iterator[RayHead]:
     head.stop()
 
 
+@pytest.fixture(scope="module", params=SIZES)
+def size(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def straight(command: CommandLine, three_nodes: RayHead) -> Run:
-    return started(command, three_nodes, GRPO, "engine-nodes")
+def straight(command: CommandLine, three_nodes: RayHead, size: str) -> Run:
+    return started(command, three_nodes, [*GRPO, *SIZES[size]], size)
 
 
 def started(command: CommandLine, head: RayHead, arguments: Sequence[str], name: str) -> Run:
@@ -96,12 +107,15 @@ def test_an_engine_over_two_nodes_samples_what_the_policy_computes(straight: Run
         assert row["updates/applied"] == 1.0
 
 
-def test_a_lost_part_is_replaced_with_its_engine(command: CommandLine, three_nodes: RayHead, straight: Run) -> None:
-    arguments, before = (*GRPO, "--cluster.address", three_nodes.address), abandoned()
-    run = command.run_with_faults(*arguments, name="lost-part", environment=three_nodes.environment, faults=[FAULT])
+def test_a_lost_part_is_replaced_with_its_engine(
+    command: CommandLine, three_nodes: RayHead, straight: Run, size: str
+) -> None:
+    arguments, before = (*GRPO, *SIZES[size], "--cluster.address", three_nodes.address), abandoned()
+    name = f"lost-{size}"
+    run = command.run_with_faults(*arguments, name=name, environment=three_nodes.environment, faults=[FAULT])
     assert run.code == 0, run.output
     require_ended(before)
-    (witness,) = read_rows(command.workplace / "lost-part-faults" / WITNESSES)
+    (witness,) = read_rows(command.workplace / f"{name}-faults" / WITNESSES)
     events = [row for row in read_rows(run.folder / "events.jsonl") if row["kind"] in ("replacement", "restart")]
     (event,) = events
     text = str(event["text"])
@@ -116,12 +130,12 @@ def test_a_lost_part_is_replaced_with_its_engine(command: CommandLine, three_nod
 
 
 def test_a_run_with_an_engine_over_nodes_can_be_continued(
-    command: CommandLine, three_nodes: RayHead, straight: Run
+    command: CommandLine, three_nodes: RayHead, straight: Run, size: str
 ) -> None:
     weights, figures = straight.weights, straight.figures
     for step in (5, 6):
         shutil.rmtree(straight.folder / "checkpoints" / f"step_{step}")
     shutil.rmtree(straight.model)
-    resumed = started(command, three_nodes, [*GRPO, "--resume"], "engine-nodes")
+    resumed = started(command, three_nodes, [*GRPO, *SIZES[size], "--resume"], size)
     assert resumed.weights == weights
     assert resumed.figures == figures

@@ -50,6 +50,8 @@ LARGE_APART = Shape(num_nodes=16, num_gpus=8, width=8, colocated=False)
 OVER_NODES = Shape(num_nodes=2, num_gpus=8, width=16, nodes_per_engine=2)
 OVER_NODES_SIDE_BY_SIDE = Shape(num_nodes=2, num_gpus=8, width=8, nodes_per_engine=2)
 OVER_NODES_APART = Shape(num_nodes=4, num_gpus=8, width=8, nodes_per_engine=2, colocated=False)
+STAGES = Shape(num_nodes=1, num_gpus=8, width=4, stages=2)
+STAGES_APART = Shape(num_nodes=4, num_gpus=8, width=8, nodes_per_engine=2, stages=2, colocated=False)
 SHAPES = {
     "1": ONE,
     "8": EIGHT,
@@ -60,6 +62,8 @@ SHAPES = {
     "2x8-over-nodes": OVER_NODES,
     "2x8-over-nodes-side-by-side": OVER_NODES_SIDE_BY_SIDE,
     "4x8-over-nodes-apart": OVER_NODES_APART,
+    "8-stages": STAGES,
+    "4x8-stages-apart": STAGES_APART,
 }
 
 

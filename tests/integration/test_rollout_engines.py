@@ -10,12 +10,20 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore
 
-from rlhf.config.engine_limits import CPU_HEAD_SIZES, CPU_LATENT_SIZE, VOCABULARY_BLOCK, vllm_limit
+from rlhf.config.engine_limits import (
+    CPU_HEAD_SIZES,
+    CPU_LATENT_SIZE,
+    ONE_STAGE,
+    VOCABULARY_BLOCK,
+    EngineSizes,
+    vllm_limit,
+)
 from rlhf.config.model_files import describe_model
 from rlhf.config.rollout import RolloutSection
 from rlhf.engines.base import generate
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.errors import ModelError, RlhfError
+from rlhf.planning.memory import stage_layers
 from rlhf.types import FinishReason, Rollout
 from tests.integration.rollout_support import (
     HAS_VLLM,
@@ -293,7 +301,21 @@ def test_the_limits_that_a_check_knows_are_those_of_vllm(folder: Path) -> None:
             config.verify_with_parallel_config(ParallelConfig(tensor_parallel_size=size))
         except ValueError:
             refused = True
-        assert (vllm_limit(facts, size, on_cpu=True, dtype="float32") is not None) == refused
+        assert (vllm_limit(facts, EngineSizes(size), on_cpu=True, dtype="float32") is not None) == refused
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")
+def test_the_stages_that_a_check_and_a_plan_know_are_those_of_vllm() -> None:
+    from vllm import ModelRegistry  # noqa: PLC0415
+    from vllm.distributed.utils import get_pp_indices  # noqa: PLC0415
+    from vllm.model_executor.models.interfaces import supports_pp  # noqa: PLC0415
+
+    split = {"LlamaForCausalLM", "Qwen3MoeForCausalLM"}
+    found = {name: supports_pp(ModelRegistry.models[name].load_model_cls()) for name in ONE_STAGE | split}
+    assert {name for name, can in found.items() if can} == split
+    for layers, stages in ((2, 2), (32, 3), (32, 5), (126, 16), (61, 4), (7, 7)):
+        of_vllm = [end - start for start, end in (get_pp_indices(layers, rank, stages) for rank in range(stages))]
+        assert stage_layers(layers, stages) == of_vllm
 
 
 @pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")

@@ -18,7 +18,7 @@ with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
     from vllm.lora.lora_model import LoRAModel
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-    from vllm.model_executor.models.utils import WeightsMapper
+    from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper
 
     from rlhf.engines.weight_sync.cpu_reload import LARGE, Scratch
     from rlhf.engines.weight_sync.gpt_oss import one_by_one
@@ -62,7 +62,7 @@ class Manager:
 
     def __init__(self, *places: str) -> None:
         self.modules = dict.fromkeys(places)
-        self.model = SimpleNamespace()
+        self.model: Any = torch.nn.Module()
         self.lora_config = SimpleNamespace(lora_dtype=torch.float32)
         self.vocab_size = 8
         self.events: list[object] = []
@@ -241,9 +241,24 @@ def test_adapters_of_several_ranks_or_without_a_place_are_refused() -> None:
     assert ("activate", ADAPTER_ID) not in manager.events
 
 
+def test_a_stage_takes_the_adapters_of_its_own_layers() -> None:
+    """Those of the others arrive too, and a layer that is nowhere is still an error."""
+    manager, model = Manager(PLACE), torch.nn.Module()
+    model.layers = torch.nn.ModuleList([torch.nn.Identity(), PPMissingLayer(), *map(torch.nn.Identity, range(9))])
+    manager.model.add_module("model", model)
+    arriving = IncomingAdapters(SimpleNamespace(lora_manager=manager))
+    arriving.load_weights([*adapters().items(), *adapters(layer=LAYER.replace("0", "1")).items()])
+    arriving.install()
+    assert manager.events[-1] == ("activate", ADAPTER_ID)
+    lost = IncomingAdapters(SimpleNamespace(lora_manager=manager))
+    lost.load_weights([*adapters().items(), *adapters(layer=LAYER.replace("0", "10")).items()])
+    with pytest.raises(WeightSyncError, match=r"no place for 1 of the adapters \(first: model\.layers\.10\.mlp\.up_p"):
+        lost.install()
+
+
 def test_names_are_those_that_the_model_uses() -> None:
     manager = Manager("inner.mlp.up_proj")
-    manager.model = SimpleNamespace(hf_to_vllm_mapper=WeightsMapper(orig_to_new_prefix={"model.layers.0": "inner"}))
+    manager.model.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.layers.0": "inner"})
     arriving = IncomingAdapters(SimpleNamespace(lora_manager=manager))
     arriving.load_weights(adapters().items())
     arriving.install()

@@ -1,4 +1,5 @@
-"""Syncs into real engines: digests, log-probs, failed updates, caches, running requests; and out of ZeRO-3."""
+"""Syncs into real engines: digests, log-probs, failed updates, caches, running requests; and out of ZeRO-3. Those of
+engines with two pipeline stages, each a process, run every night."""
 
 import json
 import threading
@@ -51,9 +52,19 @@ ENGINES = [
     for kind, marks in (
         ("transformers", []),
         ("vllm", [pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]),
+        (
+            "stages",
+            [
+                pytest.mark.skipif(
+                    os.environ.get("RLHF_TEST_ENGINE_NODES") != "all",
+                    reason="two processes for each engine: RLHF_TEST_ENGINE_NODES=all, every night",
+                )
+            ],
+        ),
     )
     for weights in ("untied", "tied", "adapters", "adapters-alone", "four-bit", "experts", "gpt-oss")
     if (kind, weights) not in {("transformers", "adapters-alone"), ("vllm", "four-bit"), ("transformers", "gpt-oss")}
+    if kind != "stages" or weights in {"tied", "adapters-alone", "experts"}
 ]
 
 
@@ -80,7 +91,8 @@ class Setup:
             write_family(folder, "gpt_oss")
         else:
             make_policy(folder, tied=weights == "tied")
-        self.stored_names = kind == "vllm"
+        self.stored_names = kind != "transformers"
+        self.num_stages = 2 if kind == "stages" else 1
         self.model = load_model(folder)
         if weights == "four-bit":
             use_four_bit_layers(self.model)
@@ -92,7 +104,11 @@ class Setup:
             layer.quantize(torch.device("cpu"))
         self.alone = weights == "adapters-alone"
         self.engine: ServingEngine = open_engine(
-            kind, folder, adapter_rank=RANK if self.alone else 0, kv_cache=kv_cache
+            "vllm" if kind == "stages" else kind,
+            folder,
+            adapter_rank=RANK if self.alone else 0,
+            kv_cache=kv_cache,
+            stages=self.num_stages,
         )
         self.client = LocalEngineClient({"rollout-0": self.engine})
         self.sender = DamagingSender(
@@ -100,7 +116,7 @@ class Setup:
             self.client,
             master_address="127.0.0.1",
             port=0,
-            num_receivers=1,
+            num_receivers=self.num_stages,
             bucket_bytes=5_000 if self.alone else 100_000,
             timeout_s=30.0,
         )
@@ -259,7 +275,7 @@ def test_a_new_group_can_be_joined_after_the_old_one(setup: Setup) -> None:
         setup.client,
         master_address="127.0.0.1",
         port=0,
-        num_receivers=1,
+        num_receivers=setup.num_stages,
         bucket_bytes=1 << 20,
         timeout_s=30.0,
     )

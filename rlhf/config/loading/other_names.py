@@ -80,6 +80,11 @@ _SAMPLING = {
     "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization",),
     "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
     "tensor_model_parallel_size": ("rollout.tensor_parallel_size",),
+    "vllm_data_parallel_size": ("rollout.num_engines",),
+    "data_parallel_size": ("rollout.num_engines",),
+    "expert_parallel_size": ("rollout.expert_parallel",),
+    "enable_expert_parallel": ("rollout.expert_parallel",),
+    "vllm_enable_expert_parallel": ("rollout.expert_parallel",),
     "distributed_executor_backend": ("rollout.num_nodes_per_engine",),
     "router_replay": ("rollout.router_replay",),
     "enable_rollout_routing_replay": ("rollout.router_replay",),
@@ -201,7 +206,7 @@ BY_WHOLE_NAME: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "actor_rollout_ref.ref.fsdp_config.param_offload": ("reference.offload_parameters",),
         "actor_rollout_ref.rollout.n": ("rollout.group_size",),
         "actor_rollout_ref.rollout.name": ("rollout.engine",),
-        "actor_rollout_ref.rollout.pipeline_model_parallel_size": ("rollout.num_nodes_per_engine",),
+        "actor_rollout_ref.rollout.pipeline_model_parallel_size": ("rollout.pipeline_parallel_size",),
         "actor_rollout_ref.actor.router_replay.mode": ("rollout.router_replay",),
         "policy.router_replay.enabled": ("rollout.router_replay",),
         "algorithm.kl_ctrl.type": ("algo.kl.type",),
@@ -237,6 +242,7 @@ SECTIONS: Mapping[str, str] = MappingProxyType(
 )
 """Names of sections."""
 
+SEVERAL_ENGINES = "engines do not depend on each other: several of them are data parallelism"
 NOTES: Mapping[str, str] = MappingProxyType(
     {
         "eval_strategy": "a number of steps",
@@ -255,6 +261,9 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "load_in_4bit": "its value is nf4",
         "use_peft": "adapters are trained where it is above 0",
         "use_vllm": "its value is auto, vllm or transformers",
+        "data_parallel_size": SEVERAL_ENGINES,
+        "vllm_data_parallel_size": SEVERAL_ENGINES,
+        "expert_parallel_size": "its value is true or false, and experts are divided among tensor_parallel_size GPUs",
         "distributed_executor_backend": "an engine over several nodes has vLLM's own processes (mp) on each",
         "vllm_mode": "its value is policy,rollout for what TRL calls colocate",
         "use_kl_loss": "its value is loss",

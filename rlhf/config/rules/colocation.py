@@ -36,8 +36,8 @@ def engines_misfit(
         where = "one node" if nodes_per_engine == 1 else f"each of {nodes_per_engine} nodes"
         return "rollout.tensor_parallel_size", (
             f"an engine needs {each} GPUs on {where}, and {role}, which shares its devices, has "
-            f"{gpus_per_node} on each. Set it to at most {gpus_per_node * nodes_per_engine}, or raise "
-            "rollout.num_nodes_per_engine."
+            f"{gpus_per_node} on each. Give an engine at most {gpus_per_node * nodes_per_engine} "
+            "(tensor_parallel_size * pipeline_parallel_size), or raise rollout.num_nodes_per_engine."
         )
     return "rollout.num_engines", (
         f"{num_engines} engines of {gpus_per_engine} GPUs do not fit on the {num_nodes} x {gpus_per_node} devices that "

@@ -58,12 +58,18 @@ def sampling(config: OnlineConfig) -> Iterator[Problem]:
             text=f"vLLM samples at {LEAST_TEMPERATURE} for any lower temperature, and ratios would compare two "
             f"policies; needs >= {LEAST_TEMPERATURE} (got {rollout.temperature:g}).",
         )
-    if rollout.tensor_parallel_size > 1 and not rollout.expected_traits.tensor_parallel:
-        others = " or ".join(engines_that(lambda engine: engine.tensor_parallel))
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if (size := rollout.model_dump()[name]) > 1 and not rollout.expected_traits.spreads:
+            others = " or ".join(engines_that(lambda engine: engine.spreads))
+            yield Problem(
+                keys=(f"rollout.{name}", "rollout.engine"),
+                text=f"the {rollout.engine} engine runs on one device (got {size}). Use engine {others}.",
+            )
+    if rollout.expert_parallel and rollout.tensor_parallel_size == 1:
         yield Problem(
-            keys=("rollout.tensor_parallel_size", "rollout.engine"),
-            text=f"the {rollout.engine} engine runs on one device (got {rollout.tensor_parallel_size}). "
-            f"Use engine {others}.",
+            keys=("rollout.expert_parallel", "rollout.tensor_parallel_size"),
+            text="the experts of a layer are divided among tensor_parallel_size GPUs (got 1). Raise that, or set this "
+            "to false.",
         )
     flags = config.cluster.colocate
     together = [flag for flag, roles in zip(flags, colocated_roles(flags), strict=True) if "rollout" in roles]

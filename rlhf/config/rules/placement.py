@@ -10,6 +10,8 @@ from rlhf.config.rules.colocation import ROLES, colocated_roles, engines_misfit
 from rlhf.config.rules.narrow import Rule, for_config
 from rlhf.config.tools import BenchConfig
 
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
+"""Of an engine: their product is the number of its GPUs."""
 GLOO_ON_GPUS = "gloo sends from CPUs and cluster.device is cuda. Use nccl, ipc (where they share GPUs) or auto."
 
 
@@ -68,7 +70,7 @@ def _second_partitions(sizes: Mapping[str, int]) -> Iterator[Problem]:
 def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Iterator[Problem]:
     misfit = engines_misfit(
         rollout.num_engines,
-        rollout.tensor_parallel_size,
+        rollout.devices_per_engine,
         nodes_per_engine=rollout.num_nodes_per_engine,
         num_nodes=model.num_nodes,
         gpus_per_node=model.num_gpus_per_node,
@@ -76,32 +78,38 @@ def _engines_fit(rollout: RolloutSection, role: str, model: ModelSection) -> Ite
     )
     if misfit is not None:
         key, text = misfit
-        others = ("num_engines", "tensor_parallel_size", "num_nodes_per_engine")
+        others = ("num_engines", *SIZES, "num_nodes_per_engine")
         theirs = (f"{role}.num_gpus_per_node", f"{role}.num_nodes")
         yield Problem(keys=(key, *(f"rollout.{other}" for other in others), *theirs), text=text)
 
 
-def crowded_nodes(rollout: RolloutSection) -> str | None:
-    """What is wrong with an engine over nodes on CPUs, if anything: vLLM finds out which processes share a node from a
-    node's number of devices, which is one there."""
-    nodes, processes = rollout.num_nodes_per_engine, rollout.tensor_parallel_size
-    if nodes == 1 or processes <= nodes:
-        return None
-    return f"{nodes} nodes, and {processes} processes: on CPUs vLLM has one of an engine on each. Set both to the same."
+def unfit_for_cpus(rollout: RolloutSection) -> tuple[str, str] | None:
+    """The setting of engines that vLLM does not have on CPUs, and what is wrong with it; None if there is none.
+
+    vLLM finds out which processes share a node from a node's number of devices, which is one there. Its kernel for
+    experts takes their numbers in the whole model for those in its own memory, and ends the process.
+    """
+    nodes, processes = rollout.num_nodes_per_engine, rollout.devices_per_engine
+    if 1 < nodes < processes:
+        have = f"{nodes} nodes, and {processes} processes"
+        return "num_nodes_per_engine", f"{have}: on CPUs vLLM has one of an engine on each. Set both to the same."
+    if rollout.expert_parallel:
+        return "expert_parallel", "vLLM has no kernel for it on CPUs. Set it to false."
+    return None
 
 
 def engine_nodes(config: OnlineConfig | BenchConfig) -> Iterator[Problem]:
-    """An engine has equally many GPUs on each of its nodes, and on CPUs one process."""
-    nodes, gpus = config.rollout.num_nodes_per_engine, config.rollout.tensor_parallel_size
-    keys = ("rollout.num_nodes_per_engine", "rollout.tensor_parallel_size")
-    if config.cluster.device == "cpu" and (text := crowded_nodes(config.rollout)) is not None:
-        yield Problem(keys=(*keys, "cluster.device"), text=text)
+    """An engine has equally many GPUs on each of its nodes, and on CPUs what vLLM has there."""
+    nodes, gpus = config.rollout.num_nodes_per_engine, config.rollout.devices_per_engine
+    keys = ("rollout.num_nodes_per_engine", *(f"rollout.{name}" for name in SIZES))
+    if config.cluster.device == "cpu" and (unfit := unfit_for_cpus(config.rollout)) is not None:
+        yield Problem(keys=(f"rollout.{unfit[0]}", *keys, "cluster.device"), text=unfit[1])
     if gpus % nodes:
         above = -(-gpus // nodes) * nodes
         yield Problem(
             keys=keys,
-            text=f"{nodes} does not divide rollout.tensor_parallel_size {gpus}, the GPUs of an engine on all its nodes "
-            f"together. Set that to a multiple of {nodes}, as {above}.",
+            text=f"{nodes} does not divide {gpus}, the GPUs of an engine on all its nodes together "
+            f"({' * '.join(SIZES)}). Make that a multiple of {nodes}, as {above}.",
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from rlhf.config.engine_limits import vllm_limit
+from rlhf.config.engine_limits import EngineSizes, vllm_limit
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, local_folder, read_model
 from rlhf.config.models import ModelSection
@@ -38,7 +38,7 @@ def require_whole_model(
         raise ModelError(f"{where}: {error}") from error
     limit = None
     if engine == "vllm":
-        limit = vllm_limit(facts, tensor_parallel_size, on_cpu=device == "cpu", dtype=dtype)
+        limit = vllm_limit(facts, EngineSizes(tensor_parallel_size), on_cpu=device == "cpu", dtype=dtype)
     if limit is not None:
         raise ConfigError(f"--{limit.setting.replace('_', '-')}: {limit.text}")
     if facts.quantization is None or engine not in QUANTIZING:

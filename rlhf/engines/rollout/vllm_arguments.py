@@ -42,8 +42,10 @@ def engine_arguments(spec: EngineSpec) -> EngineArgs:
         enable_chunked_prefill=False if on_cpu else None,
         worker_cls=RECORDING_WORKER if section.router_replay else "auto",
         tensor_parallel_size=section.tensor_parallel_size,
+        pipeline_parallel_size=section.pipeline_parallel_size,
+        enable_expert_parallel=section.expert_parallel,
         # Inside an actor of a placement group, vLLM would ask Ray for devices that the actor already holds.
-        distributed_executor_backend="mp" if section.tensor_parallel_size > 1 else None,
+        distributed_executor_backend="mp" if section.devices_per_engine > 1 else None,
         nnodes=section.num_nodes_per_engine,
         node_rank=spec.part.index,
         master_addr=spec.part.address,

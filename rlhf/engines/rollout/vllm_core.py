@@ -4,10 +4,12 @@ so import this module only after the environment is set (`vllm_environment.py`).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 from vllm import SamplingParams
+from vllm.distributed.parallel_state import get_pp_group
 from vllm.envs import VLLM_RPC_BASE_PATH
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
@@ -47,12 +49,14 @@ class VllmCore:
         self._records = spec.section.router_replay
         with refusing(spec.model):
             self.llm = LLMEngine.from_engine_args(engine_arguments(spec), usage_context=usage_context(spec))
-        if spec.section.num_nodes_per_engine == 1 and (spec.device == "cpu" or spec.section.tensor_parallel_size == 1):
+        if spec.section.num_nodes_per_engine == 1 and (spec.device == "cpu" or spec.section.devices_per_engine == 1):
             self.llm.collective_rpc(_remove_rendezvous_file)
         _unlink_shared_names()
         self.llm.collective_rpc(_unlink_shared_names)
         self._tasks = self.llm.get_supported_tasks()
         self.llm.collective_rpc(_replace_sampler)
+        if spec.section.pipeline_parallel_size > 1:
+            self.llm.collective_rpc(_make_room_for_inputs)
 
     @property
     def _client(self) -> EngineCoreClient:
@@ -114,7 +118,10 @@ class VllmCore:
         if not self._records or not request_ids:
             return {}
         found: list[dict[str, ExpertArray] | None] = self.llm.collective_rpc("take_routes", args=(request_ids,))
-        return next(one for one in found if one is not None)
+        stages = [one for one in found if one is not None]
+        return {
+            request_id: np.concatenate([stage[request_id] for stage in stages], axis=1) for request_id in request_ids
+        }
 
     def leave_kv_cache(self) -> None:
         """Old weights computed the KV cache: no new request uses it. Running requests compute theirs again, unless
@@ -201,6 +208,16 @@ def _received_digest(worker: WorkerBase) -> str:
 def _peak_memory(worker: WorkerBase) -> int:
     del worker
     return peak_memory()
+
+
+def _make_room_for_inputs(worker: WorkerBase) -> None:
+    """Give a later stage of a pipeline the tensors that it copies the earlier one's outputs into. vLLM makes them when
+    it warms up, which it does not on a CPU without compilation."""
+    runner = worker.model_runner
+    if runner.intermediate_tensors is None and not get_pp_group().is_first_rank:
+        runner.intermediate_tensors = runner.get_model().make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
 
 
 def _replace_sampler(worker: WorkerBase) -> None:

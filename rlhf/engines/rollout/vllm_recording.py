@@ -5,6 +5,7 @@ with the first one as well.
 """
 
 import torch
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.model_executor.layers.fused_moe.layer import MoERunner
 from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
     RoutedExpertsCapturer,
@@ -27,7 +28,7 @@ else:
 
 class RecordingWorker(PlatformWorker):  # type: ignore[misc]
     """A worker whose model's routers write their choice into a buffer, which is kept after each step. All workers of
-    an engine route alike, so the first one alone keeps it."""
+    a stage route alike, so the first one of each stage alone keeps it."""
 
     _record: RoutingRecord | None = None
 
@@ -40,19 +41,21 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             max_num_batched_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
             vllm_config=self.vllm_config,
         )
-        bind_routed_experts_capturer(model, self._capturer)
         layers = sorted(module.layer_id for module in model.modules() if isinstance(module, MoERunner))
+        if layers or get_pp_group().world_size == 1:  # a stage of a pipeline may have no routers
+            bind_routed_experts_capturer(model, self._capturer)
         self._layers = torch.tensor(layers, device=self._capturer.device_buffer.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> object:
         """Compute a step, and record its rows."""
         output = super().execute_model(scheduler_output)
-        if self.rank == 0:
+        if get_tp_group().is_first_rank:
             self._keep(scheduler_output)
         return output
 
     def take_routes(self, request_ids: list[str]) -> dict[str, ExpertArray] | None:
-        """The experts of each request, as `RoutingRecord.take`; None from other workers than the first."""
+        """The experts of each request in this stage's routers, as `RoutingRecord.take`; None from other workers than
+        the first of a stage."""
         return None if self._record is None else {one: self._record.take(one) for one in request_ids}
 
     def _keep(self, scheduler_output: SchedulerOutput) -> None:

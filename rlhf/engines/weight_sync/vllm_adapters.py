@@ -8,6 +8,7 @@ import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from rlhf.engines.models.adapter_names import FILE_DOWN
 from rlhf.engines.weight_sync.checksum import TensorDigest
@@ -41,7 +42,7 @@ class IncomingAdapters:
         return set(arrived)
 
     def install(self) -> None:
-        """Replace the active adapters by these."""
+        """Replace the active adapters by these. In a stage of a pipeline, those of its layers: it gets all."""
         manager = self._manager
         ranks = {tensor.shape[0] for name, tensor in self._tensors.items() if name.endswith(FILE_DOWN)}
         if len(ranks) != 1:
@@ -59,7 +60,9 @@ class IncomingAdapters:
         )
         manager.remove_adapter(ADAPTER_ID)
         manager.add_adapter(adapters)
-        if unplaced := sorted(set(adapters.loras) - set(manager.modules)):
+        others = tuple(f"{name}." for name, layer in manager.model.named_modules() if isinstance(layer, PPMissingLayer))
+        without = sorted(set(adapters.loras) - set(manager.modules))
+        if unplaced := [name for name in without if not f"{name}.".startswith(others)]:
             raise WeightSyncError(f"vLLM has no place for {len(unplaced)} of the adapters (first: {unplaced[0]})")
         manager.activate_adapter(ADAPTER_ID)
 

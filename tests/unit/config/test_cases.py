@@ -196,7 +196,7 @@ BETWEEN = [
     (
         ["--colocate", "policy,rollout", "--policy.num-nodes", "2", "--policy.num-gpus-per-node", "8", "--rollout.tensor-parallel-size", "16"],
         "--rollout.tensor-parallel-size: an engine needs 16 GPUs on one node, and policy, which shares its devices, has 8 on each. "
-        "Set it to at most 8, or raise rollout.num_nodes_per_engine.",
+        "Give an engine at most 8 (tensor_parallel_size * pipeline_parallel_size), or raise rollout.num_nodes_per_engine.",
     ),
     (
         ["--colocate", "policy,rollout", "--policy.num-nodes", "2", "--policy.num-gpus-per-node", "3", "--rollout.num-engines", "3", "--rollout.tensor-parallel-size", "2"],

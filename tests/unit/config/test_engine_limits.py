@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.config.engine_limits import vllm_limit
+from rlhf.config.engine_limits import EngineSizes, vllm_limit
 from rlhf.config.model_files import ModelFacts, describe_model
 from tests.family_models import WIDE_LINEAR, write_family
 from tests.tiny_models import make_family, make_policy
@@ -26,7 +26,7 @@ def facts(**sizes: object) -> ModelFacts:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "parallel", "on_cpu", "expected"),
+    ("sizes", "engine", "on_cpu", "expected"),
     [
         (
             {"num_heads": 2},
@@ -58,10 +58,52 @@ def facts(**sizes: object) -> ModelFacts:
         ({"has_gated_delta": True}, 1, True, ("engine", "(gated delta rule) in bfloat16 alone, and dtype is float32")),
         ({"has_gated_delta": True}, 1, False, None),
         ({}, 8, True, None),
+        ({"num_layers": 3}, EngineSizes(stages=3), True, None),
+        (
+            {"num_layers": 3},
+            EngineSizes(stages=4),
+            False,
+            ("pipeline_parallel_size", "3 layers do not make 4 stages. Use at most 3"),
+        ),
+        ({"num_layers": 3}, EngineSizes(4), False, None),
+        ({}, EngineSizes(stages=4), False, None),
+        (
+            {"num_layers": 8, "architecture": "Mamba2ForCausalLM"},
+            EngineSizes(stages=2),
+            False,
+            ("pipeline_parallel_size", "vLLM does not split Mamba2ForCausalLM into stages"),
+        ),
+        ({"num_layers": 8, "architecture": "Mamba2ForCausalLM"}, EngineSizes(2), False, None),
+        ({"num_layers": 2, "num_experts": 8}, EngineSizes(4, has_whole_experts=True), False, None),
+        ({"num_layers": 2, "num_experts": 6}, EngineSizes(4, has_whole_experts=True), False, None),
+        ({"num_layers": 2, "num_experts": 8, "width": 10}, EngineSizes(4, has_whole_experts=True), False, None),
+        (
+            {"num_heads": 2, "num_experts": 8},
+            EngineSizes(4, has_whole_experts=True),
+            False,
+            ("tensor_parallel_size", "2"),
+        ),
+        (
+            {"num_layers": 2, "num_experts": 2},
+            EngineSizes(4, has_whole_experts=True),
+            False,
+            ("expert_parallel", "2 experts cannot be divided among 4 GPUs"),
+        ),
+        ({"num_layers": 2}, EngineSizes(4, has_whole_experts=True), False, ("expert_parallel", "m has no experts")),
+        (
+            {"num_layers": 2, "num_experts": 8},
+            EngineSizes(4, has_whole_experts=True),
+            True,
+            ("expert_parallel", "vLLM has no kernel for it on CPUs"),
+        ),
     ],
 )
-def test_limits(sizes: dict[str, int | str], parallel: int, on_cpu: bool, expected: tuple[str, str] | None) -> None:
-    limit = vllm_limit(facts(**sizes), parallel, on_cpu=on_cpu, dtype="float32")
+def test_limits(
+    sizes: dict[str, int | str], engine: int | EngineSizes, on_cpu: bool, expected: tuple[str, str] | None
+) -> None:
+    """`engine` is a number of tensor parallel GPUs, if it has nothing else."""
+    asked = EngineSizes(engine) if isinstance(engine, int) else engine
+    limit = vllm_limit(facts(**sizes), asked, on_cpu=on_cpu, dtype="float32")
     if expected is None:
         assert limit is None
         return
@@ -73,18 +115,18 @@ def test_limits(sizes: dict[str, int | str], parallel: int, on_cpu: bool, expect
 @pytest.mark.parametrize(("sizes", "found"), [({32}, "32"), ({256}, "256"), ({128, 64}, "64 and 128")])
 def test_linear_attention_in_bfloat16_needs_heads_that_vllm_has(sizes: set[int], found: str) -> None:
     states = facts(has_gated_delta=True, gated_delta_sizes=frozenset(sizes), head_dim=64)
-    limit = vllm_limit(states, 1, on_cpu=True, dtype="bfloat16")
+    limit = vllm_limit(states, EngineSizes(), on_cpu=True, dtype="bfloat16")
     assert limit is not None
     assert limit.setting == "engine"
     assert f"for heads of {found} dimensions, only 64 or 128, the same for keys and values" in limit.text
-    assert vllm_limit(states, 1, on_cpu=False, dtype="bfloat16") is None
+    assert vllm_limit(states, EngineSizes(), on_cpu=False, dtype="bfloat16") is None
 
 
 @pytest.mark.parametrize("sizes", [set(), {64}, {128}])
 def test_linear_attention_in_bfloat16_is_not_refused(sizes: set[int]) -> None:
     states = facts(has_gated_delta=True, gated_delta_sizes=frozenset(sizes), head_dim=64)
-    assert vllm_limit(states, 1, on_cpu=True, dtype="bfloat16") is None
-    limit = vllm_limit(replace(states, head_dim=16), 1, on_cpu=True, dtype="bfloat16")
+    assert vllm_limit(states, EngineSizes(), on_cpu=True, dtype="bfloat16") is None
+    limit = vllm_limit(replace(states, head_dim=16), EngineSizes(), on_cpu=True, dtype="bfloat16")
     assert limit is not None
     assert "no attention for heads of 16 dimensions" in limit.text
 
@@ -97,6 +139,11 @@ def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
         (2, 1, 32, 96, None),
         (2, 1, 32, 32, None),
         (2, 2, None, 32, 48),
+    ]
+    assert [(f.architecture, f.num_layers, f.num_experts) for f in found] == [
+        ("LlamaForCausalLM", 2, None),
+        ("Qwen3MoeForCausalLM", 2, 4),
+        ("DeepseekV3ForCausalLM", 2, 4),
     ]
     assert not any(f.has_sparse_attention or f.has_gated_delta for f in found)
     assert not any(f.gated_delta_sizes for f in found)

@@ -37,3 +37,13 @@ def test_an_engine_over_nodes_has_one_process_on_each_where_devices_are_cpus() -
     assert make_launch_spec(config, needs, placement, updates, "cuda").engine is not None
     with pytest.raises(ConfigError, match="num_nodes_per_engine: 2 nodes, and 4 processes: on CPUs"):
         make_launch_spec(config, needs, placement, updates, "cpu")
+
+
+def test_experts_are_whole_on_gpus_alone() -> None:
+    flags = ("--rollout.engine=vllm", "--rollout.expert-parallel", "--rollout.tensor-parallel-size=2")
+    config = load_config("grpo", [*GIVEN, *flags], {})
+    needs = build_algorithm(config.algo).needs
+    placement, updates = place(config, needs), dict.fromkeys(needs.trains, 1)
+    assert make_launch_spec(config, needs, placement, updates, "cuda").engine is not None
+    with pytest.raises(ConfigError, match="expert_parallel: vLLM has no kernel for it on CPUs"):
+        make_launch_spec(config, needs, placement, updates, "cpu")

@@ -23,6 +23,7 @@ from rlhf.planning.memory import (
     reading,
     resident,
     resuming,
+    stage_weights,
 )
 from tests.unit.planning.support import LLAMA_3_8B, shape_of
 
@@ -141,9 +142,39 @@ def test_log_probs_are_kept_while_learning_where_they_are_small() -> None:
 
 
 def test_the_cache_of_a_familiar_model() -> None:
-    assert kv_cache(LOAD.shape, 2, 1, 8192) == 2**30  # 128 KiB a token
-    assert kv_cache(LOAD.shape, 2, 8, 8192) == 2**27
-    assert kv_cache(LOAD.shape, 2, 16, 8192) == 2**27  # eight heads are not cut further
+    assert kv_cache(LOAD.shape, 2, 1, 1, 8192) == 2**30  # 128 KiB a token
+    assert kv_cache(LOAD.shape, 2, 8, 1, 8192) == 2**27
+    assert kv_cache(LOAD.shape, 2, 16, 1, 8192) == 2**27  # eight heads are not cut further
+
+
+def test_the_cache_of_a_stage_is_that_of_its_layers() -> None:
+    assert kv_cache(LOAD.shape, 2, 1, 4, 8192) == 2**28  # 8 of 32 layers
+    assert kv_cache(LOAD.shape, 2, 4, 5, 8192) == 2**28 * 7 / 32  # some of 5 stages have 7
+
+
+@pytest.mark.parametrize(
+    ("stages", "layers", "part"),
+    [(2, 16, "last"), (3, 11, "first"), (5, 6, "last"), (32, 1, "last")],
+    ids=["16-16", "11-11-10", "6-6-7-7-6", "1-each"],
+)
+def test_the_largest_stage_decides(stages: int, layers: int, part: str) -> None:
+    """Embeddings and output layer are two layers and a half each."""
+    shape = LOAD.shape
+    more = {"first": shape.embedding_parameters, "last": shape.head_parameters + shape.norm_parameters}[part]
+    assert stage_weights(shape, 2, 1, stages) == 2 * (layers * shape.layer_parameters + more)
+    assert stage_weights(shape, 2, 8, stages) == (layers * shape.layer_parameters + more) / 4
+
+
+def test_a_stage_in_the_middle_may_be_the_largest() -> None:
+    small = replace(LOAD.shape, embedding_parameters=1000, head_parameters=1000)
+    assert stage_weights(small, 2, 1, 5) == 2 * 7 * small.layer_parameters
+    assert stage_weights(small, 2, 1, 1) == 2 * small.num_parameters
+
+
+def test_the_last_stage_has_the_embeddings_too_where_they_are_the_output_layer() -> None:
+    tied = replace(LOAD.shape, head_parameters=0)
+    assert stage_weights(tied, 2, 1, 1) == 2 * tied.num_parameters
+    assert stage_weights(tied, 2, 1, 2) == stage_weights(LOAD.shape, 2, 1, 2)
 
 
 def kept_bytes(config: LlamaConfig, dtype: torch.dtype, num_tokens: int, mlp_chunk_tokens: int = 0) -> int:

@@ -9,9 +9,10 @@ import pytest
 from rlhf.errors import ConfigError
 from rlhf.planning.advice import shortages
 from rlhf.planning.hardware import GIB, parse_cluster
+from rlhf.planning.timing import Engines
 from rlhf.planning.workload import Lengths
 from rlhf.types import Role
-from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, plan_for
+from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, plan_for, shape_of
 
 PPO = shlex.split(
     "--policy.num-gpus-per-node 4 --reference.num-gpus-per-node 4 --critic.num-gpus-per-node 4 "
@@ -303,6 +304,52 @@ def test_an_engine_over_two_nodes_by_hand() -> None:
     sent = 2 * 32 * 4096 * 2 / (50e9 * 8 * 0.7)
     network_s = 300 * (2 * sent + 2 * 32 * 30e-6) + 2 * 100 * sent
     assert two.seconds["generate"] - one.seconds["generate"] == pytest.approx(network_s)
+
+
+def test_an_engine_of_two_stages_by_hand() -> None:
+    """Two responses are in different stages at any time. Beside one stage alone each reads half of the KV cache and
+    computes half of the layers in the same time, and hands on one message."""
+    flags = shlex.split(
+        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
+        "--rollout.tensor-parallel-size 8 --rollout.batch-size 1 --rollout.group-size 2 --train.batch-size 2 "
+        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
+    )
+    one = plan_for("grpo", flags, "2x8xH100")
+    spread = ("--rollout.pipeline-parallel-size", "2", "--rollout.num-nodes-per-engine", "2")
+    two = plan_for("grpo", [*flags, *spread], "3x8xH100")
+    (engines,) = (group for group in two.groups if Role.ROLLOUT in group.group.roles)
+    assert engines.group.shape.num_devices == 16
+    assert len({bundle.node for bundle in engines.bundles}) == 2
+    held = engines.memory["generate"][Role.ROLLOUT]
+    assert held.parameters == (16 * 218_112_000 + 525_336_576 + 4096) * 2 / 8  # the last stage, with the output layer
+    assert two.cache_tokens == pytest.approx(held.kv_cache / (2 * 16 * 8 * 128 * 2 / 8))
+    sheet = two.cluster.device
+    cache_s = 2 * 250 * 2 * 32 * 8 * 128 * 2 / (sheet.memory_gb_s * 1e9 * 8 * 0.6)
+    prompt_s = 2 * 100 * shape_of(LLAMA_3_8B).flops_per_token(50) / (sheet.tflops * 1e12 * 8 * 0.5)
+    faster = 300 * (cache_s / 2 - 30e-6) + prompt_s / 2
+    assert one.seconds["generate"] - two.seconds["generate"] == pytest.approx(faster)
+
+
+def test_a_response_alone_is_in_one_stage_at_a_time() -> None:
+    """It takes as long as on the devices of one stage, and the messages between them."""
+    flags = shlex.split(
+        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
+        "--rollout.tensor-parallel-size 2 --rollout.batch-size 1 --rollout.group-size 1 --train.batch-size 1 "
+        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
+    )
+    one = plan_for("ppo", flags, "4x8xH100")
+    two = plan_for("ppo", [*flags, "--rollout.pipeline-parallel-size", "4"], "4x8xH100")
+    assert two.seconds["generate"] == pytest.approx(one.seconds["generate"])
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "stages", "nodes", "expected"),
+    [(8, 1, 1, 1), (16, 1, 2, 2), (8, 2, 2, 1), (8, 4, 2, 1), (4, 2, 4, 2), (3, 2, 3, 2), (2, 3, 3, 1), (8, 3, 2, 2)],
+)
+def test_nodes_of_a_stage(tensor_parallel: int, stages: int, nodes: int, expected: int) -> None:
+    """Of 24 devices on two nodes, the second of three stages has four on each."""
+    engines = Engines(number=1, tensor_parallel=tensor_parallel, stages=stages, num_nodes=nodes, max_seqs=1)
+    assert engines.nodes_of_stage == expected
 
 
 QWEN_3_30B: Mapping[str, object] = {

@@ -63,7 +63,23 @@ FLAGS: list[tuple[str, str]] = [
     ),
     (
         "check grpo actor_rollout_ref.rollout.pipeline_model_parallel_size=2",
-        "pipeline_model_parallel_size=2: unexpected argument. Did you mean --rollout.num-nodes-per-engine?",
+        "pipeline_model_parallel_size=2: unexpected argument. Did you mean --rollout.pipeline-parallel-size?",
+    ),
+    (
+        "check grpo actor_rollout_ref.rollout.data_parallel_size=2",
+        "Did you mean --rollout.num-engines? (engines do not depend on each other: several of them are data",
+    ),
+    (
+        "check grpo --rollout.data_parallel_size 2",
+        "--rollout.data-parallel-size: unknown key. Did you mean --rollout.num-engines?",
+    ),
+    (
+        "check grpo --rollout.enable_expert_parallel true",
+        "--rollout.enable-expert-parallel: unknown key. Did you mean --rollout.expert-parallel?",
+    ),
+    (
+        "check grpo actor_rollout_ref.rollout.expert_parallel_size=8",
+        "Did you mean --rollout.expert-parallel? (its value is true or false, and experts are divided among",
     ),
     # verl, as flags and in its own form
     (
