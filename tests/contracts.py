@@ -30,6 +30,9 @@ MAX_HOPS = 12
 """Longest chain of modules that import a name from each other."""
 
 REACHED: Mapping[str, Sequence[str]] = {
+    "deepspeed.module_inject.auto_ep_layer:AutoEPMoELayer": ["_is_autoep_layer", "model_family", "ep_group", "ep_size"],
+    "deepspeed.moe.ep_experts:GroupedExperts": ["w1", "w2", "w3"],
+    "deepspeed.moe.ep_router:TokenChoiceTopKRouter": ["gate"],
     "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3": ["_partition_all_parameters"],
     "vllm.v1.engine.core_client:EngineCoreClient": ["add_request", "abort_requests", "get_output", "shutdown"],
     "vllm.v1.engine.llm_engine:LLMEngine": [

@@ -126,6 +126,10 @@ class TrainedModelSection(ModelSection):
     """AdamW's weight decay."""
     max_grad_norm: FiniteFloat = Field(1.0, ge=0.0)
     """Clip the gradient's norm to this; 0 does not clip."""
+    expert_parallel_size: PositiveInt = 1
+    """Processes that have the experts of each layer among them (DeepSpeed's AutoEP): tokens travel to their experts,
+    where ZeRO-3 alone brings all experts of a layer to every process. Must divide the number of experts and of the
+    model's processes. Needs zero_stage 3."""
     freeze_router: bool = False
     """Leave the routers of a mixture of experts as they are, so that experts keep the tokens that they were trained
     for."""

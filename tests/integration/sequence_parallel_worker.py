@@ -1,4 +1,4 @@
-"""The ranks of the tests of sequence parallelism: run every case in one process group and write what they saw.
+"""The ranks of the tests of sequence and expert parallelism: run all cases in one process group, write what they saw.
 
 Run as `python -m tests.integration.sequence_parallel_worker RANK WORLD_SIZE PORT FOLDER CASE...`. The test judges;
 this only records.
@@ -18,12 +18,16 @@ from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
 from rlhf.config.algo import SftSection
 from rlhf.config.models import ModelSection, TrainedModelSection
 from rlhf.engines.models.router_replay import CHANGED, REPLAYED
+from rlhf.engines.models.split_experts import SplitTensor, under_own_names
 from rlhf.engines.process.distributed import deepspeed, init_distributed
 from rlhf.engines.process.rendezvous import open_store
 from rlhf.engines.training.engine import DeepSpeedEngine
+from rlhf.engines.training.held_tensors import held_tensors
 from rlhf.engines.training.router_balance import BALANCE
 from rlhf.engines.training.scoring import ScoringEngine
 from rlhf.engines.training.specs import ScorerSpec, TrainedModelSpec
+from rlhf.engines.weight_sync.buckets import plan_buckets
+from rlhf.engines.weight_sync.sources import make_source
 from rlhf.errors import ModelError
 from rlhf.orchestrator.step.batching import (
     BatchPlan,
@@ -51,9 +55,19 @@ EXTRAS: dict[str, dict[str, object]] = {
     "chunked": {"log_probs_chunk_tokens": 3, "log_probs_kept_mib": 0.0},
     "bfloat16": {"dtype": "bfloat16"},
     "balance": {},
+    "stored": {},
     "replay": {},
     "offload": {"offload_optimizer": True, "offload_parameters": True},
+    "split2": {"expert_parallel_size": 2},
+    "split4": {"expert_parallel_size": 4},
+    "clipped": {"max_grad_norm": 0.01},
+    "decayed": {"weight_decay": 0.1},
+    "frozen": {"freeze_router": True},
+    "router32": {"float32_router": True},
 }
+BUCKET = 2**16
+"""Bytes: a bucket is a layer."""
+TIMEOUT_S = 120
 OBJECTIVE = {Head.LOG_PROBS: "policy", Head.VALUES: "value", Head.SCORES: "reward"}
 LIMITS = {"packed": 1000, "single": 1}
 
@@ -110,6 +124,8 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         replays_routers="replay" in extras,
     )
     engine = DeepSpeedEngine(spec, {**OBJECTIVES, "value": value_loss}, device="cpu", where="policy.model")
+    if "stored" in extras:
+        yield from stored_weights(engine)
     data = rankings() if head is Head.SCORES else experiences()
     data = routed(data) if spec.replays_routers else data
     plan = ranks.plan(data, most)
@@ -141,21 +157,52 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield metric, total
     yield "norm", torch.tensor(report.grad_norm)
     yield "num_unmoved", torch.tensor(len(report.unmoved))
-    for parameter_name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if engine._section.zero_stage:
-            gradient = deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg")
-        else:
-            gradient = engine._optimizer.state[parameter]["exp_avg"]
-        yield f"grad/{parameter_name}", gradient.clone()
+    for parameter_name, parameter in under_own_names(engine.module, engine.module.named_parameters()):
+        if (gradient := first_moment(engine, parameter)) is not None:
+            yield f"grad/{parameter_name}", gradient
     engine.forward_backward(ranks.own(build_batches(plan, data, batches[0].objective)))  # type: ignore[arg-type]
     yield "second_norm", torch.tensor(engine.optim_step().grad_norm)
 
 
+def first_moment(engine: DeepSpeedEngine, parameter: torch.Tensor | SplitTensor) -> torch.Tensor | None:
+    """The whole first moment of a parameter that learns. Collective under ZeRO-3."""
+    if isinstance(parameter, SplitTensor):
+        parts = [first_moment(engine, part) for part in parameter.parts]
+        if parts[0] is None:
+            return None
+        own = torch.cat([part for part in parts if part is not None], dim=1)
+        of_ranks = [torch.empty_like(own) for _ in range(parameter.size)]
+        dist.all_gather(of_ranks, own, group=parameter.group)
+        return torch.cat(of_ranks)
+    if not parameter.requires_grad:
+        return None
+    moment: torch.Tensor = (
+        deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg")
+        if engine._section.zero_stage
+        else engine._optimizer.state[parameter]["exp_avg"]
+    )
+    return moment.clone()
+
+
+def stored_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, torch.Tensor]]:
+    """What an export and a weight sync would read, by name. Collective."""
+    for name, held in held_tensors(engine.module).items():
+        with held.whole() as tensor:
+            yield f"held/{name}", tensor.clone()
+    source = make_source(engine.module, "float32", stored_names=True)
+    for bucket in plan_buckets(source.specs(), source.dtype, BUCKET):
+        flat = torch.empty(bucket.numel) if dist.get_rank() == 0 else None
+        source.gather(bucket, flat).wait(TIMEOUT_S)
+        whole = dict(source.materialize(bucket))
+        if flat is not None:
+            assert all(torch.equal(view, whole[name]) for name, view in bucket.views(flat))
+        yield from ((f"sent/{name}", tensor.clone()) for name, tensor in whole.items())
+
+
 def main() -> None:
     rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    init_distributed(rank, world_size, open_store(rank, "127.0.0.1", port, 120), device="cpu", timeout_s=120)
+    store = open_store(rank, "127.0.0.1", port, TIMEOUT_S)
+    init_distributed(rank, world_size, store, device="cpu", timeout_s=TIMEOUT_S)
     tensors: dict[str, torch.Tensor] = {}
     for name in sys.argv[5:]:
         started = time.monotonic()

@@ -1,5 +1,5 @@
 """Ranks that compute each micro-batch together give what one rank alone gives: outputs, losses, gradients. So do
-settings that lower the memory of long sequences.
+settings that lower the memory of long sequences, and ranks that have the experts of each layer among them.
 
 Four ranks run the cases of `sequence_parallel_worker.py`: groups of one, two and four, in every ZeRO stage, with
 sequences of unequal lengths in one pack and in several. RLHF_TEST_SEQUENCE_PARALLEL=all runs all of them.
@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -40,6 +41,7 @@ ALONE = {
     "llama-values-lora": "llama-values-1-0-40-lora",
     "llama-values": "llama-values-1-0-40",
     "scorer-scores": "scorer-scores-1-0-40",
+    "experts-values": "experts-values-1-0-40",
     "mistral-log_probs": "mistral-log_probs-1-0-packed",
     "experts-log_probs": "experts-log_probs-1-0-packed",
     "experts-log_probs-balance": "experts-log_probs-1-0-40-balance",
@@ -51,7 +53,7 @@ OTHER_RESULTS = ("lora", "nf4", "balance", "replay")
 FEW = (
     *("llama-log_probs-4-3-40", "llama-log_probs-2-0-packed", "llama-log_probs-2-2-packed-lora"),
     *("scorer-scores-2-0-40", "llama-log_probs-2-3-packed-chunks-kept"),
-    "experts-log_probs-2-3-40-replay-checkpointing",
+    *("experts-log_probs-2-3-40-replay-checkpointing", "experts-log_probs-1-3-40-split2-checkpointing-stored"),
 )
 MORE = (
     *(f"llama-log_probs-{size}-{stage}-packed" for size in (2, 4) for stage in (0, 1, 2, 3)),
@@ -74,6 +76,10 @@ MORE = (
     *(f"experts-log_probs-1-{stage}-40-replay" for stage in (0, 2, 3)),
     *("experts-log_probs-1-3-single-replay", "experts-log_probs-2-2-40-replay-kept"),
     *("experts-log_probs-4-3-40-replay-chunks", "experts-log_probs-4-0-packed-replay-chunks-checkpointing"),
+    *("experts-log_probs-1-3-single-split2", "experts-log_probs-1-3-packed-split4-stored"),
+    *("experts-log_probs-2-3-40-split2", "experts-log_probs-2-3-packed-split4-kept"),
+    *("experts-log_probs-1-3-40-split2-offload", "experts-log_probs-1-3-40-balance-split2"),
+    *("experts-log_probs-4-3-packed-balance-split4-checkpointing", "experts-values-1-3-40-split2"),
 )
 WHOLE = {
     "llama-log_probs-1-0-packed-chunks": "llama-log_probs-1-0-packed",
@@ -180,6 +186,20 @@ def test_inputs_of_layers_that_are_kept_in_host_memory_give_the_same_bits(result
     ours, theirs = results[KEPT_ON_HOST], results[CHECKPOINTED]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("case", [case for case in SHARED if "stored" in case])
+def test_experts_of_many_ranks_leave_them_as_the_checkpoint_has_them(
+    results: Results, case: str, tmp_path: Path
+) -> None:
+    """To the bit: what is exported and what is sent."""
+    make_family(tmp_path, "qwen3_moe", **HEADS)
+    stored = load_file(tmp_path / "model.safetensors")
+    held = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
+    for start, expected in (("sent/", stored), ("held/", held)):
+        found = {name.removeprefix(start): value for name, value in results[case].items() if name.startswith(start)}
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("family", REFUSED)

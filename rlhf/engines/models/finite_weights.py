@@ -37,7 +37,9 @@ def local_shard(parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach()
     flat: torch.Tensor = shard.detach().flatten()
     whole = int(getattr(parameter, "ds_numel", 0))
-    return flat[: max(0, whole - dist.get_rank() * flat.numel())]
+    # Experts are partitioned over some of the ranks only.
+    rank = dist.get_rank(getattr(parameter, "ds_process_group", None))
+    return flat[: max(0, whole - rank * flat.numel())]
 
 
 def is_finite(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from rlhf.config.models import ModelSection, TrainedModelSection
+from rlhf.engines.models.split_experts import split_layers
 from rlhf.errors import ModelError
 
 BALANCING = "load_balancing_loss_func"
@@ -36,6 +37,8 @@ class Router:
 def routers_of(model: PreTrainedModel) -> list[Router]:
     """The routers of a model, in the order of its modules. Empty for a dense model, and for one with code of its own
     that does not name them."""
+    if layers := split_layers(model):
+        return [Router(f"{name}.router.gate", layer.get_submodule("router.gate"), 0) for name, layer in layers.items()]
     found: dict[nn.Module, Router] = {}
     for prefix, part in model.named_modules():
         if not isinstance(part, PreTrainedModel):

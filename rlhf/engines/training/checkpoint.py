@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from rlhf.engines.models.adapters import frozen_digest
+from rlhf.engines.models.split_experts import num_holders
 from rlhf.engines.process.distributed import deepspeed
 from rlhf.engines.training.ema_reference import EmaCopy
 from rlhf.engines.training.write_errors import WriteErrors, tensor_bytes
@@ -26,6 +27,8 @@ FROZEN = "frozen"
 """Key of the digest of this rank's frozen weights."""
 STAGE = "zero_stage"
 """Key of the ZeRO stage that the ranks ran, which may differ from the config's."""
+HOLDERS = "expert_parallel_size"
+"""Key of the number of ranks that the experts of a layer lay on."""
 
 
 def save_training_state(
@@ -51,7 +54,8 @@ def save_training_state(
         if copy is not None:
             copy.save(directory)
         if rank == 0:
-            state = {"num_steps": num_steps, "num_ranks": num_ranks, STAGE: engine.zero_optimization_stage()}
+            layout = {"num_ranks": num_ranks, STAGE: engine.zero_optimization_stage()}
+            state = {"num_steps": num_steps, **layout, HOLDERS: num_holders(engine.module)}
             (directory / STATE).write_text(json.dumps(state))
     errors.raise_if_any(f"checkpoint: {directory}")
     require_all_seen(directory, num_ranks)
@@ -107,6 +111,8 @@ def load_training_state(engine: "deepspeed.DeepSpeedEngine", directory: Path, *,
             f"{directory}: laid out by ZeRO stage {saved}, now {stage}. Continue with the dtype, offload_*, "
             "swap_optimizer and version that it was saved with"
         )
+    if (holders := state.get(HOLDERS, 1)) != (now := num_holders(engine.module)):
+        raise CheckpointError(f"{directory}: saved with expert_parallel_size {holders}, now {now}.")
     random_state = load_file(directory / _random_state_name(dist.get_rank()))
     same: list[bool | None] = [None] * dist.get_world_size()
     mine = frozen_digest(engine.module)

@@ -27,6 +27,11 @@ from rlhf.engines.process.distributed import deepspeed, torch_device
 from rlhf.engines.training.checkpoint import load_training_state, save_training_state
 from rlhf.engines.training.ema_reference import EmaCopy
 from rlhf.engines.training.examined import examine, probe_policy
+from rlhf.engines.training.expert_parallel import (
+    BeforeSplit,
+    set_up_split_routers,
+    with_expert_parallelism,
+)
 from rlhf.engines.training.export import check_export, export_model
 from rlhf.engines.training.master_weights import MovementCheck, master_shards
 from rlhf.engines.training.optimizer import build_optimizer, learning_rate, training_config
@@ -89,9 +94,6 @@ class DeepSpeedEngine:
         self._packed_model = packed_model = PackedModel(self._loaded.model, spec.head, rule, where=where)
         self._replay = RouterReplay(packed_model) if spec.replays_routers else None
         chunk_feed_forward(self.module, section, where)
-        self._balance: RouterBalance | None = None
-        if spec.balances_routers:
-            self._balance = RouterBalance(packed_model, spec.algorithm.router_aux_coef, where=where)
         checkpoint_layers(self.module, section, where, on_gpu=self._device.type == "cuda")
         optimizer = build_optimizer(section, packed_model.parameters())
         config = training_config(section, dtype, self._device)
@@ -100,8 +102,10 @@ class DeepSpeedEngine:
         else:
             replicate(packed_model, self._device)
         self.self_test = examine(packed_model, section, dtype=dtype, device=self._device, where=where)
-        self._engine, _, _, _ = deepspeed.initialize(model=packed_model, optimizer=optimizer, config=config)
-        self._engine.train()
+        self._engine = self._started(packed_model, optimizer, config, dtype)
+        self._balance: RouterBalance | None = None
+        if spec.balances_routers:
+            self._balance = RouterBalance(packed_model, spec.algorithm.router_aux_coef, where=where)
         trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._watch = GradientWatch(trainable, self._device)
         self._guard = StepGuard(optimizer, None if section.zero_stage else section.max_grad_norm)
@@ -110,6 +114,33 @@ class DeepSpeedEngine:
         self._optimizer_on_device: Callable[[], AbstractContextManager[None]] = nullcontext
         if section.swap_optimizer:
             self._optimizer_on_device = OptimizerSwap(self._engine, optimizer).on_device
+
+    def _started(
+        self,
+        packed_model: PackedModel,
+        optimizer: torch.optim.Optimizer,
+        config: Mapping[str, object],
+        dtype: torch.dtype,
+    ) -> "deepspeed.DeepSpeedEngine":
+        """DeepSpeed's engine around a model that the self-test has passed."""
+        section, before = self._section, None
+        if section.expert_parallel_size > 1:
+            before = BeforeSplit.of(
+                packed_model,
+                dtype=dtype,
+                device=self._device,
+                tolerance=self.self_test.tolerance,
+                shared_by=section.sequence_parallel_size,
+            )
+        config = with_expert_parallelism(
+            config, packed_model, section, dtype=dtype, device=self._device, where=self._where
+        )
+        engine, _, _, _ = deepspeed.initialize(model=packed_model, optimizer=optimizer, config=config)
+        engine.train()
+        if before is not None:
+            set_up_split_routers(self.module, section, self._where)
+            before.require_same(engine, packed_model, self._where)
+        return engine
 
     @property
     def module(self) -> PreTrainedModel:

@@ -1,4 +1,5 @@
-"""The tensors of a trained model, however its ranks hold them: whole or partitioned, in 4 bits, with adapters."""
+"""The tensors of a trained model, however its ranks hold them: whole or partitioned, in 4 bits, with adapters, experts
+spread over ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from rlhf.engines.models.adapter_names import plain_name
 from rlhf.engines.models.adapters import Adapter, adapters_of
 from rlhf.engines.models.four_bit import FourBitLinear, four_bit_layers, full_weight
+from rlhf.engines.models.split_experts import SplitTensor, under_own_names
 from rlhf.engines.process.distributed import deepspeed
 
 
@@ -17,7 +19,7 @@ from rlhf.engines.process.distributed import deepspeed
 class HeldTensor:
     """A parameter or a persistent buffer."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor | SplitTensor
     four_bit: FourBitLinear | None = None
     adapter: Adapter | None = None
 
@@ -32,6 +34,9 @@ class HeldTensor:
     @contextmanager
     def whole(self) -> Iterator[torch.Tensor]:
         """The full tensor on every rank, with its adapter merged, until the block ends. Collective under ZeRO-3."""
+        if isinstance(self.tensor, SplitTensor):
+            yield self.tensor.whole()
+            return
         with torch.no_grad():
             gathered = None if self.adapter is None else self.adapter.gathered()
             with deepspeed.zero.GatheredParameters([self.tensor]):
@@ -43,8 +48,9 @@ def held_tensors(model: PreTrainedModel) -> dict[str, HeldTensor]:
     """Every parameter and persistent buffer by its name in the model without adapters, tied ones once."""
     adapters, four_bit, persistent = adapters_of(model), four_bit_layers(model), model.state_dict().keys()
     found = {}
-    for inner_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    stored = [one for one in [*model.named_parameters(), *model.named_buffers()] if one[0] in persistent]
+    for inner_name, tensor in under_own_names(model, stored):
         name = plain_name(inner_name)
-        if name is not None and inner_name in persistent:
+        if name is not None:
             found[name] = HeldTensor(tensor=tensor, four_bit=four_bit.get(inner_name), adapter=adapters.get(name))
     return found

@@ -100,8 +100,18 @@ def test_steps_and_randomness_come_back(engine: Engine, tmp_path: Path) -> None:
     expected = torch.rand(3)
     assert load(engine, folder) == 7
     assert torch.equal(torch.rand(3), expected)
-    assert json.loads((folder / "state.json").read_text()) == {"num_steps": 7, "num_ranks": 1, "zero_stage": 3}
+    state = {"num_steps": 7, "num_ranks": 1, "zero_stage": 3, "expert_parallel_size": 1}
+    assert json.loads((folder / "state.json").read_text()) == state
     assert {path.name for path in folder.iterdir()} == {"deepspeed", "random_state_0.safetensors", "state.json"}
+
+
+def test_experts_on_other_ranks_are_refused(engine: Engine, tmp_path: Path) -> None:
+    save(engine, tmp_path)
+    change_state(tmp_path, expert_parallel_size=None)  # an older checkpoint
+    assert load(engine, tmp_path) == 7
+    change_state(tmp_path, expert_parallel_size=2)
+    with pytest.raises(CheckpointError, match="saved with expert_parallel_size 2, now 1"):
+        load(engine, tmp_path)
 
 
 def test_frozen_weights_are_not_written_under_any_name(engine: Engine, tmp_path: Path) -> None:
