@@ -8,9 +8,10 @@ from pathlib import Path
 from rlhf.algorithms.needs import Needs
 from rlhf.config.commands import OnlineConfig, TrainConfig
 from rlhf.config.engine_limits import EngineSizes, vllm_limit
+from rlhf.config.expert_families import SPLIT_FAMILIES
 from rlhf.config.json_file import ModelFileError
 from rlhf.config.model_files import ModelFacts, only_scores, two_stacks
-from rlhf.config.models import ModelSection, dtype_on
+from rlhf.config.models import ModelSection, TrainedModelSection, dtype_on
 from rlhf.config.problems import Problem
 from rlhf.config.reward import PrmSource, StartedSource
 from rlhf.config.rollout import ENGINES
@@ -45,6 +46,7 @@ def misfits(config: TrainConfig, facts: Mapping[str, ModelFacts | None]) -> Iter
     known = {role: fact for role, section in config.models.items() if (fact := facts.get(section.model or ""))}
     yield from too_long(config, known)
     yield from _split_heads(config, known)
+    yield from _split_experts(config, known)
     yield from _vocabulary(known)
     yield from _chat_template(config, known)
     yield from _attention(config, known)
@@ -115,6 +117,23 @@ def _split_heads(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterat
                 text=f"{num_heads} attention heads of {fact.folder.name} do not split over {size} processes. Use one "
                 f"of {fitting}.",
             )
+
+
+def _split_experts(config: TrainConfig, known: Mapping[str, ModelFacts]) -> Iterator[Problem]:
+    """DeepSpeed's AutoEP knows the model, and its experts split over the processes that have them among them."""
+    for role, fact in known.items():
+        section = config.models[role]
+        if not isinstance(section, TrainedModelSection) or (size := section.expert_parallel_size) == 1:
+            continue
+        keys, name = (f"{role}.expert_parallel_size", f"{role}.model"), fact.folder.name
+        if fact.model_type not in SPLIT_FAMILIES:
+            families = ", ".join(sorted(SPLIT_FAMILIES))
+            text = f"DeepSpeed's AutoEP does not know a {fact.model_type} ({name}), but {families}. Set 1."
+            yield Problem(keys=keys, text=text)
+        elif fact.num_experts and fact.num_experts % size:
+            fitting = ", ".join(str(n) for n in range(1, min(fact.num_experts, 64) + 1) if fact.num_experts % n == 0)
+            text = f"{fact.num_experts} experts of {name} do not split over {size} processes. Use one of {fitting}."
+            yield Problem(keys=keys, text=text)
 
 
 def _vocabulary(known: Mapping[str, ModelFacts]) -> Iterator[Problem]:

@@ -1,7 +1,8 @@
 """The ranks of the tests of expert parallelism: what leaves the ranks, and what a checkpoint restores.
 
-Run as `python -m tests.integration.expert_parallel_worker RANK WORLD_SIZE PORT FOLDER CASE...`, a case being MODEL-SIZE: a
-model in FOLDER, and the ranks that have the experts of each layer among them. The test judges; this only records.
+Run as `python -m tests.integration.expert_parallel_worker RANK WORLD_SIZE PORT FOLDER CASE...`, a case being
+MODEL-SIZE: a model in FOLDER, and the ranks that have the experts of each layer among them. The test judges; this only
+records.
 """
 
 import json

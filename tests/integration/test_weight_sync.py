@@ -2,6 +2,7 @@
 engines with two pipeline stages, each a process, run every night."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator

@@ -192,6 +192,7 @@ _RUN = {
     "n_gpus_per_node": _trained("num_gpus_per_node"),
     "nnodes": _trained("num_nodes"),
     "ulysses_sequence_parallel_size": _trained("sequence_parallel_size"),
+    "expert_model_parallel_size": _trained("expert_parallel_size"),
 }
 
 BY_LAST_PART: Mapping[str, tuple[str, ...]] = MappingProxyType(

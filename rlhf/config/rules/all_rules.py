@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rlhf.config.commands import RowKind, TrainConfig, method_name, method_of
 from rlhf.config.models import LoraSection, ModelSection, TrainedModelSection
 from rlhf.config.problems import Problem, shown
+from rlhf.config.rules.expert_parallel import expert_parallel
 from rlhf.config.rules.grpo import GRPO_ADVICE, GRPO_RULES
 from rlhf.config.rules.kto import KTO_RULES
 from rlhf.config.rules.mixture import MIXTURE_RULES
@@ -186,6 +187,7 @@ RULES: tuple[Rule, ...] = (
     required,
     models,
     routers,
+    expert_parallel,
     held_out,
     columns,
     colocation,

@@ -34,7 +34,10 @@ HARMLESS = (
 """Keys that do not change what the run learns, but for the learning rate that follows num_steps."""
 
 
-CHECKPOINT_LAYOUT_KEYS = ("{role}.zero_stage", "{role}.lora.rank", "{role}.lora.targets", "{role}.quantization")
+CHECKPOINT_LAYOUT_KEYS = (
+    *("{role}.zero_stage", "{role}.expert_parallel_size", "{role}.lora.rank", "{role}.lora.targets"),
+    "{role}.quantization",
+)
 """Keys that decide the layout of a trained role's checkpoint: with another value it cannot be read."""
 
 
