@@ -47,7 +47,7 @@ class ModelFacts:
     """Name of the model's class, the first one that config.json lists."""
     num_layers: int | None = None
     num_experts: int | None = None
-    """Of each layer that has experts."""
+    """Experts of a layer among which a router chooses."""
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -62,8 +62,6 @@ class ModelFacts:
     """Dimensions that the heads of keys and values have in such layers."""
     width: int | None = None
     """Intermediate dimensions of a feed-forward layer, or of an expert."""
-    num_experts: int | None = None
-    """Experts of a layer among which a router chooses."""
     caps_scores: bool = False
     """Attention scores are capped (Gemma 2)."""
     linear_layers: tuple[str, ...] | None = None
@@ -187,7 +185,6 @@ def describe_model(folder: Path) -> ModelFacts:
         has_gated_delta="linear_num_value_heads" in inner,
         gated_delta_sizes=_gated_delta_sizes(inner),
         width=_whole(inner.get("moe_intermediate_size")) or _whole(inner.get("intermediate_size")),
-        num_experts=next((found for key in EXPERT_KEYS if (found := _whole(inner.get(key)))), None),
         caps_scores=caps_scores(config),
         linear_layers=linear_layers(config),
         has_decoder_behind_encoder=config.get("is_encoder_decoder") is True or model_type in TWO_STACKS,

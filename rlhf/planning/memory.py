@@ -90,6 +90,8 @@ class ModelLoad:
     """Most bytes of log-probs that are kept for the backward pass."""
     sequence_parallel: int = 1
     """Ranks that compute each micro-batch together, each its share of the tokens."""
+    expert_parallel: int = 1
+    """Ranks that have the experts of each layer among them."""
     adapter_rank: int = 0
     """Rank of the adapters that learn instead of the model; 0: the model learns."""
     adapts_experts: bool = False
@@ -119,6 +121,16 @@ class ModelLoad:
     def is_partitioned(self) -> bool:
         """Whether each rank holds a part of the parameters."""
         return self.zero_stage == 3
+
+    @property
+    def split_parameters(self) -> int:
+        """Parameters of all experts, if ranks have them among them."""
+        return self.shape.num_layers * self.shape.expert_parameters if self.expert_parallel > 1 else 0
+
+    @property
+    def gathered_parameters(self) -> int:
+        """Parameters that a rank computes with: all, but of experts that are spread over ranks its own."""
+        return self.shape.num_parameters - self.split_parameters + self.split_parameters // self.expert_parallel
 
     @property
     def second_bytes(self) -> float:
@@ -208,9 +220,15 @@ def gathered(load: ModelLoad) -> float:
         made += 2.0 * load.shape.expert_parameters * load.dtype_bytes
     if not load.is_partitioned:
         return made
-    live = min(load.shape.num_parameters, MAX_LIVE_PARAMETERS)
+    live = min(load.gathered_parameters, MAX_LIVE_PARAMETERS)
     bytes_each = load.held_bytes / load.shape.num_parameters
-    return max(live * bytes_each, float(largest_matrix(load.shape) * load.dtype_bytes)) + made
+    return max(live * bytes_each, float(_largest_gathered(load) * load.dtype_bytes)) + made
+
+
+def _largest_gathered(load: ModelLoad) -> int:
+    """Parameters that a rank gathers at once while it computes."""
+    shape, others = load.shape, (load.expert_parallel - 1) * load.shape.expert_parameters // load.expert_parallel
+    return max(shape.layer_parameters - others, shape.embedding_parameters, shape.head_parameters)
 
 
 def largest_matrix(shape: ModelShape) -> int:
@@ -224,7 +242,8 @@ def forward(load: ModelLoad, num_tokens: int) -> Memory:
     num_tokens = ceil(num_tokens / load.sequence_parallel)
     width = 4 * shape.hidden + shape.num_heads * shape.head_dim
     numbers = num_tokens * width + _mlp_tokens(load, num_tokens) * 3 * shape.intermediate
-    return Memory(activations=float(numbers * b), gathered=gathered(load), logits=_logits(load, num_tokens, copies=2))
+    activations = float(numbers * b) + _routed(load, num_tokens)
+    return Memory(activations=activations, gathered=gathered(load), logits=_logits(load, num_tokens, copies=2))
 
 
 def learning(load: ModelLoad, num_tokens: int) -> Memory:
@@ -232,7 +251,7 @@ def learning(load: ModelLoad, num_tokens: int) -> Memory:
     after it if that needs more."""
     num_tokens = ceil(num_tokens / load.sequence_parallel)
     mlp = mlp_activations(load.shape, load.dtype_bytes)
-    outside = num_tokens * (layer_activations(load.shape, load.dtype_bytes) - mlp)
+    outside = num_tokens * (layer_activations(load.shape, load.dtype_bytes) - mlp) + _routed(load, num_tokens)
     layer = outside + _mlp_tokens(load, num_tokens) * mlp
     kept = outside if load.mlp_chunk_tokens else layer
     if load.gradient_checkpointing:
@@ -269,6 +288,14 @@ def mlp_activations(shape: ModelShape, dtype_bytes: int) -> float:
 def _mlp_tokens(load: ModelLoad, num_tokens: int) -> int:
     """Tokens that a feed-forward layer computes at once."""
     return min(num_tokens, load.mlp_chunk_tokens or num_tokens)
+
+
+def _routed(load: ModelLoad, num_tokens: int) -> float:
+    """Bytes of a layer's copies of tokens that came from other ranks: what experts read, and what they give. As many
+    come as go, where all experts are used alike."""
+    if load.expert_parallel == 1:
+        return 0.0
+    return float(2 * num_tokens * load.shape.experts_per_token * load.shape.hidden * load.dtype_bytes)
 
 
 def _logits(load: ModelLoad, num_tokens: int, *, copies: int) -> float:

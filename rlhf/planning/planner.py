@@ -52,7 +52,7 @@ def plan_run(
 
     Raises:
         ConfigError: the placement does not fit on the nodes (names each bundle that finds no place), or attention heads
-            do not split.
+            or experts do not split.
     """
     placement = place(config, needs)
     bundles = lay_out(placement, [cluster.devices_per_node] * cluster.num_nodes)
@@ -112,6 +112,10 @@ class _Planner:
         if shape.num_heads % size:
             text = f"{shape.num_heads} attention heads do not split over {size} processes."
             raise ConfigError(f"{role}.sequence_parallel_size: {text}")
+        holders = 1 if trained is None else trained.expert_parallel_size
+        if shape.num_experts % holders:
+            text = f"{shape.num_experts} experts do not split over {holders} processes."
+            raise ConfigError(f"{role}.expert_parallel_size: {text}")
         return ModelLoad(
             shape=shape,
             num_ranks=section.num_ranks,
@@ -128,6 +132,7 @@ class _Planner:
             mlp_chunk_tokens=section.mlp_chunk_tokens,
             chunk_tokens=1024 if trained is None else trained.log_probs_chunk_tokens,
             sequence_parallel=size,
+            expert_parallel=holders,
             kept_log_probs=0.0 if trained is None else trained.log_probs_kept_mib * 2**20,
             adapter_rank=0 if trained is None else trained.lora.rank,
             adapts_experts=trained is not None and trained.lora.rank > 0 and len(trained.lora.expert_targets) > 0,

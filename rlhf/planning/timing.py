@@ -177,18 +177,29 @@ def _first_gather_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> flo
     """One all-gather of a partitioned model's parameters from all ranks."""
     if not load.is_partitioned:
         return 0.0
-    others = (load.num_ranks - 1) / load.num_ranks
-    seconds = load.held_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+    seconds = _from_others(load, load.held_bytes) / (machine.exchange_gb_s * GB * rates.exchange)
     host = load.held_bytes / load.num_ranks / (HOST_LINK_GB_S * GB) if load.offload_parameters else 0.0
     return max(seconds, host)
 
 
+def _from_others(load: ModelLoad, num_bytes: float) -> float:
+    """Of `num_bytes` of all parameters, those that a rank gets from others when it gathers what it computes with. The
+    experts that it has among others are partitioned over the ranks that have the same ones."""
+    split = num_bytes * load.split_parameters / load.shape.num_parameters
+    others = (load.num_ranks - 1) / load.num_ranks
+    others_with_same = 1 - load.expert_parallel / load.num_ranks
+    return (num_bytes - split) * others + split / load.expert_parallel * others_with_same
+
+
 def _all_to_all_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
-    """One pass over one of a rank's tokens where ranks compute together: queries, keys and values of each layer go to
-    the ranks of their heads, and what attention gives comes back."""
-    shape, others = load.shape, (load.sequence_parallel - 1) / load.sequence_parallel
-    numbers = shape.num_layers * 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
-    return numbers * load.dtype_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+    """One pass over one of a rank's tokens. Where ranks compute together, queries, keys and values of each layer go to
+    the ranks of their heads, and what attention gives comes back. Where ranks have experts among them, a token's hidden
+    state goes to each of its experts, and what that gives comes back."""
+    shape = load.shape
+    heads = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    experts = 2 * shape.experts_per_token * shape.hidden
+    numbers = heads * (1 - 1 / load.sequence_parallel) + experts * (1 - 1 / load.expert_parallel)
+    return shape.num_layers * numbers * load.dtype_bytes / (machine.exchange_gb_s * GB * rates.exchange)
 
 
 def _chunked_share(load: ModelLoad, work: Workload) -> float:
@@ -212,8 +223,8 @@ def _exchange_s(load: ModelLoad, machine: Machine, rates: Efficiency) -> float:
     on reduces the gradients."""
     if load.num_ranks == 1 or load.zero_stage == 0:
         return 0.0
-    others = (load.num_ranks - 1) / load.num_ranks
-    reducing = load.learned_parameters * load.dtype_bytes * others / (machine.exchange_gb_s * GB * rates.exchange)
+    reduced = _from_others(load, load.learned_parameters * load.dtype_bytes)
+    reducing = reduced / (machine.exchange_gb_s * GB * rates.exchange)
     return 2 * _gather_s(load, machine, rates) + reducing
 
 

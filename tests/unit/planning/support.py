@@ -29,6 +29,11 @@ LLAMA_3_70B: Mapping[str, object] = {
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
 }
+QWEN_3_30B: Mapping[str, object] = {
+    **{"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32},
+    **{"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False},
+    **{"intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+}
 RUN = ("--policy.model", "org/policy", "--data.path", "prompts.jsonl")
 
 

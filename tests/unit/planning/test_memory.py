@@ -25,7 +25,7 @@ from rlhf.planning.memory import (
     resuming,
     stage_weights,
 )
-from tests.unit.planning.support import LLAMA_3_8B, shape_of
+from tests.unit.planning.support import LLAMA_3_8B, QWEN_3_30B, shape_of
 
 P = 8_030_261_248
 LOAD = ModelLoad(shape=shape_of(LLAMA_3_8B), num_ranks=4, dtype_bytes=2, learns=True, zero_stage=3)
@@ -251,3 +251,26 @@ def test_each_of_the_ranks_that_share_a_micro_batch_passes_its_share_of_the_toke
         assert passing(shared, 4000) == passing(LOAD, 1000)
         assert passing(shared, 3997) == passing(LOAD, 1000)
     assert resident(shared) == resident(LOAD)
+
+
+def test_a_rank_gathers_its_own_experts_only() -> None:
+    """Eight ranks in groups of four, which have the experts of a layer among them. What a rank holds is the same."""
+    whole = replace(LOAD, shape=shape_of(QWEN_3_30B), num_ranks=8, on_cpu=True)
+    split = replace(whole, expert_parallel=4)
+    assert resident(split) == resident(whole)
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert split.gathered_parameters == whole.shape.num_parameters - experts * 3 // 4
+    assert forward(whole, 10).gathered == forward(split, 10).gathered == 2 * 10**9  # DeepSpeed prefetches no more
+    one = replace(split, shape=replace(split.shape, num_layers=1))
+    assert one.gathered_parameters == one.shape.num_parameters - 128 * 3 * 2048 * 768 * 3 // 4
+    assert forward(one, 10).gathered == one.gathered_parameters * 2
+
+
+def test_tokens_that_come_to_experts_are_copied() -> None:
+    """What each of 8 experts of a token reads and gives, in each layer; with checkpoints in the layer that computes."""
+    whole = replace(LOAD, shape=shape_of(QWEN_3_30B), num_ranks=8)
+    split, each = replace(whole, expert_parallel=4), 1000 * 2 * 8 * 2048 * 2
+    assert forward(split, 1000).activations - forward(whole, 1000).activations == each
+    assert learning(split, 1000).activations - learning(whole, 1000).activations == (48 + 2) * each
+    split, whole = (replace(load, gradient_checkpointing=True) for load in (split, whole))
+    assert learning(split, 1000).activations - learning(whole, 1000).activations == 2 * each

@@ -1,18 +1,19 @@
 """Whole plans: the familiar launches, by hand."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil, inf
 
 import pytest
 
 from rlhf.errors import ConfigError
 from rlhf.planning.advice import shortages
 from rlhf.planning.hardware import GIB, parse_cluster
-from rlhf.planning.timing import Engines
+from rlhf.planning.memory import ModelLoad
+from rlhf.planning.timing import USUAL, Engines, Machine, learning
 from rlhf.planning.workload import Lengths
 from rlhf.types import Role
-from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, plan_for, shape_of
+from tests.unit.planning.support import LLAMA_3_8B, LLAMA_3_70B, QWEN_3_30B, plan_for, shape_of
 
 PPO = shlex.split(
     "--policy.num-gpus-per-node 4 --reference.num-gpus-per-node 4 --critic.num-gpus-per-node 4 "
@@ -232,6 +233,31 @@ def test_heads_that_do_not_split_are_refused() -> None:
         plan_for("sft", ["--policy.num-gpus-per-node", "3", "--policy.sequence-parallel-size", "3"], "8xH100")
 
 
+def test_experts_that_do_not_split_are_refused() -> None:
+    flags = ["--policy.num-gpus-per-node", "3", "--policy.expert-parallel-size", "3"]
+    with pytest.raises(ConfigError, match=r"policy.expert_parallel_size: 128 experts do not split over 3 processes"):
+        plan_for("sft", flags, "8xH100", QWEN_3_30B)
+
+
+def test_tokens_travel_to_experts_instead_of_experts_to_tokens() -> None:
+    """Eight ranks in two groups of four: a rank gathers a quarter of the experts, half of which it has, and sends each
+    token to 8 experts, three quarters of which are elsewhere."""
+    flags = ["--policy.num-gpus-per-node", "8", "--train.max-tokens-per-micro-batch", "16384"]
+    load = ModelLoad(shape=shape_of(QWEN_3_30B), num_ranks=8, dtype_bytes=2, learns=True, zero_stage=3)
+    split, machine = replace(load, expert_parallel=4), Machine(sheet=parse_cluster("8xH100").device, num_nodes=1)
+    work = plan_for("sft", flags, "8xH100", QWEN_3_30B).work
+    slow = replace(USUAL, learning=inf, exchange=1e-6, micro_batch_s=0.0)
+    experts, all_parameters = 48 * 128 * 3 * 2048 * 768, load.shape.num_parameters
+    updates = work.num_updates // work.num_passes
+    batches = updates * ceil(work.learned_tokens / 8 / updates / work.micro_batch_tokens)
+    gathered = {load: all_parameters * 7 / 8, split: (all_parameters - experts) * 7 / 8 + experts / 4 * 1 / 2}
+    sent = {load: 0.0, split: work.learned_tokens / 8 * 2 * 48 * 2 * 8 * 2048 * 3 / 4}
+    for one in (load, split):
+        num_bytes = 2 * (batches * 3 * gathered[one] + sent[one])
+        speed = machine.exchange_gb_s * 1e9 * 1e-6
+        assert learning(one, work, machine, slow) == pytest.approx(work.num_passes * num_bytes / speed, rel=1e-5)
+
+
 def test_a_step_lasts_as_long_as_its_longest_response_unless_it_takes_what_is_ready() -> None:
     """16 groups of 8 responses of 100 tokens on average: the longest of 128 has 100 * 5.43 tokens, the 128th of 160 has
     100 * (5.66 - 4.06)."""
@@ -350,13 +376,6 @@ def test_nodes_of_a_stage(tensor_parallel: int, stages: int, nodes: int, expecte
     """Of 24 devices on two nodes, the second of three stages has four on each."""
     engines = Engines(number=1, tensor_parallel=tensor_parallel, stages=stages, num_nodes=nodes, max_seqs=1)
     assert engines.nodes_of_stage == expected
-
-
-QWEN_3_30B: Mapping[str, object] = {
-    **{"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32},
-    **{"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False},
-    **{"intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
-}
 
 
 def test_which_experts_tokens_used_is_in_host_memory() -> None:
