@@ -6,7 +6,7 @@
 
 Most of the contract is read from our own code: each name that it imports must be defined where it is imported from,
 each keyword of a call of such a name must be a parameter of it, and vLLM must know each variable of the environment
-that is set for it. What we reach through objects stands in `REACHED`.
+that is set for it. What we reach through objects stands in `reached.py`.
 """
 
 import argparse
@@ -22,39 +22,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from tests.reached import REACHED
+
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("vllm", "deepspeed", "ray", "transformers", "peft", "flash_attn", "bitsandbytes")
 ENVIRONMENT = re.compile(r"VLLM_[A-Z0-9_]+")
 """Variables of the environment that vLLM reads."""
 MAX_HOPS = 12
 """Longest chain of modules that import a name from each other."""
-
-REACHED: Mapping[str, Sequence[str]] = {
-    "deepspeed.module_inject.auto_ep_layer:AutoEPMoELayer": ["_is_autoep_layer", "model_family", "ep_group", "ep_size"],
-    "deepspeed.moe.ep_experts:GroupedExperts": ["w1", "w2", "w3"],
-    "deepspeed.moe.ep_router:TokenChoiceTopKRouter": ["gate"],
-    "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3": ["_partition_all_parameters"],
-    "vllm.v1.engine.core_client:EngineCoreClient": ["add_request", "abort_requests", "get_output", "shutdown"],
-    "vllm.v1.engine.llm_engine:LLMEngine": [
-        *("from_engine_args", "collective_rpc", "get_supported_tasks", "reset_prefix_cache", "sleep", "wake_up"),
-        *("engine_core", "input_processor"),
-    ],
-    "vllm.v1.sample.sampler:Sampler": ["topk_topp_sampler"],
-    "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler": ["logprobs_mode", "forward"],
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": [
-        *("sampler", "intermediate_tensors", "max_num_tokens", "model_config", "device", "get_model"),
-    ],
-    "vllm.model_executor.models.interfaces:SupportsPP": ["make_empty_intermediate_tensors"],
-    "vllm.distributed.parallel_state:GroupCoordinator": ["is_first_rank", "world_size"],
-    "vllm.v1.engine:EngineCoreOutput": [
-        *("request_id", "new_token_ids", "new_logprobs", "new_prompt_logprobs_tensors", "finish_reason"),
-    ],
-    "vllm.v1.worker.gpu_worker:Worker": [
-        *("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"),
-        *("weight_transfer_engine", "model_runner", "_weight_update_active"),
-    ],
-}
-"""Attributes and methods of classes that we use without importing these, as `module:class`."""
 
 
 class Sources:

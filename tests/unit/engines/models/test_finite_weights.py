@@ -32,11 +32,15 @@ def test_one_number_that_is_not_finite_is_found_and_named(dtype: torch.dtype, va
 
 @pytest.mark.parametrize(("rank", "numel"), [(0, 3), (1, 2), (2, 0)])
 def test_the_padding_of_a_shard_is_not_checked(monkeypatch: pytest.MonkeyPatch, rank: int, numel: int) -> None:
-    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    groups = {None: rank, "ranks with the same experts": 2 - rank}
+    monkeypatch.setattr(dist, "get_rank", groups.__getitem__)
     model = torch.nn.Linear(1, 5, bias=False)
     model.weight.ds_numel = 5  # type: ignore[attr-defined]
     model.weight.ds_tensor = torch.full((3,), torch.nan)  # type: ignore[attr-defined]
     assert isinstance(model.weight, torch.nn.Parameter)
     assert local_shard(model.weight).numel() == numel
+    model.weight.ds_process_group = "ranks with the same experts"  # type: ignore[attr-defined]
+    assert local_shard(model.weight).numel() == {3: 0, 2: 2, 0: 3}[numel]
+    del model.weight.ds_process_group  # type: ignore[attr-defined]
     model.weight.ds_tensor[:numel] = 1.0  # type: ignore[attr-defined]
     require_finite(model, "policy.model", torch.device("cpu"))
