@@ -187,12 +187,16 @@ def _few_unequal(look: _Look) -> Iterator[Cause]:
 def _truncated(look: _Look) -> Iterator[Cause]:
     """All responses were cut."""
     if look.is_all("response/truncated"):
-        limit = look.setting("rollout.max_response_tokens")
+        limits = []
+        if not look.is_all("agent/out_of_turns"):
+            limits.append(f"at {look.setting('rollout.max_response_tokens')} tokens (rollout.max_response_tokens)")
+        if any(look.values("agent/out_of_turns")):
+            limits.append(f"after {look.setting('rollout.max_turns')} turns (rollout.max_turns)")
         masked = look.setting("algo.truncated") == "mask"
         left_out = ", and algo.truncated: mask leaves out all of them" if masked else ""
         yield Cause(
             kind="truncated",
-            text=f"all responses were cut at {limit} tokens (rollout.max_response_tokens), none ended by itself"
+            text=f"all responses were cut {' or '.join(limits)}, none ended by itself"
             f"{look.consequence or left_out}. Raise the limit, unless the reward is meant for texts that are cut.",
         )
 

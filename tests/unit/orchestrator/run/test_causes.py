@@ -59,6 +59,18 @@ CASES: list[tuple[str, dict[str, Json], dict[str, Json], str]] = [
         {"algo.truncated": "mask"},
         "none ended by itself, and algo.truncated: mask leaves out all of them.",
     ),
+    (
+        "truncated",
+        {"response/truncated": 1.0, "agent/out_of_turns": 1.0},
+        {"rollout.max_turns": 3},
+        "all responses were cut after 3 turns (rollout.max_turns), none ended by itself.",
+    ),
+    (
+        "truncated",
+        {"response/truncated": 1.0, "agent/out_of_turns": 0.5},
+        {"rollout.max_turns": 3, "rollout.max_response_tokens": 64},
+        "cut at 64 tokens (rollout.max_response_tokens) or after 3 turns (rollout.max_turns), none ended by itself.",
+    ),
     ("labels", NO_REWARD | {"data/labeled": 0.0}, {}, "no row has a label and every reward is 0, so that"),
     (
         "format",
