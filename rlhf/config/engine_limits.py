@@ -24,6 +24,8 @@ ONE_STAGE = frozenset(
     }
 )
 """Architectures that vLLM does not split into the stages of a pipeline, of those that it and transformers both have."""
+NO_CPU_KERNEL = "vLLM has no kernel for it on CPUs. Set it to false."
+"""What is wrong with rollout.expert_parallel there."""
 VOCABULARY_BLOCK = 64
 """vLLM pads the vocabulary to a multiple of this before it splits it."""
 
@@ -89,7 +91,7 @@ def _stages_limit(fact: ModelFacts, stages: int) -> Limit | None:
 def _experts_limit(fact: ModelFacts, parallel: int, *, on_cpu: bool) -> Limit | None:
     """Why the experts of a model cannot be divided among the GPUs of a stage."""
     if on_cpu:
-        return Limit("expert_parallel", "vLLM has no kernel for it on CPUs. Set it to false.")
+        return Limit("expert_parallel", NO_CPU_KERNEL)
     if fact.num_layers and not fact.num_experts:
         return Limit("expert_parallel", f"{fact.folder.name} has no experts. Set it to false.")
     if fact.num_experts and fact.num_experts < parallel:

@@ -12,14 +12,16 @@ import torch
 from rlhf.errors import WeightSyncError
 from tests.integration.rollout_support import HAS_VLLM, IGNORE_VLLM_IMPORT_WARNINGS
 
-if not HAS_VLLM:
-    pytest.skip("vllm is not installed", allow_module_level=True)
+if HAS_VLLM:
+    with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
+        from rlhf.engines.rollout import vllm_core
+        from rlhf.engines.rollout.vllm_core import VllmCore
 
-with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
-    from rlhf.engines.rollout import vllm_core
-    from rlhf.engines.rollout.vllm_core import VllmCore
-
-pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(60)]
+pytestmark = [
+    *IGNORE_VLLM_IMPORT_WARNINGS,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed"),
+]
 
 
 class Worker:
@@ -37,7 +39,7 @@ class Worker:
             raise self._error
 
 
-def core_of(workers: Sequence[Any]) -> VllmCore:
+def core_of(workers: Sequence[Any]) -> "VllmCore":
     core: Any = VllmCore.__new__(VllmCore)
 
     def collective_rpc(method: str | Callable[..., object], args: Sequence[object] = ()) -> list[object]:

@@ -12,14 +12,16 @@ from rlhf.engines.rollout.spec import EnginePart, EngineSpec
 from rlhf.errors import ModelError
 from tests.integration.rollout_support import HAS_VLLM, IGNORE_VLLM_IMPORT_WARNINGS
 
-if not HAS_VLLM:
-    pytest.skip("vllm is not installed", allow_module_level=True)
+if HAS_VLLM:
+    with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
+        from rlhf.engines.rollout import vllm_part
+        from rlhf.engines.rollout.vllm_part import VllmPart
 
-with warnings.catch_warnings(action="ignore"):  # importing vLLM warns
-    from rlhf.engines.rollout import vllm_part
-    from rlhf.engines.rollout.vllm_part import VllmPart
-
-pytestmark = [*IGNORE_VLLM_IMPORT_WARNINGS, pytest.mark.timeout(60)]
+pytestmark = [
+    *IGNORE_VLLM_IMPORT_WARNINGS,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed"),
+]
 
 SPEC = EngineSpec(
     section=RolloutSection(pipeline_parallel_size=2, num_nodes_per_engine=2),
@@ -49,7 +51,7 @@ class Executor:
 
 
 @pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> VllmPart:
+def part(monkeypatch: pytest.MonkeyPatch) -> "VllmPart":
     def arguments(spec: EngineSpec) -> Any:
         def config(*, usage_context: object, headless: bool) -> tuple[EngineSpec, object, bool]:
             if spec.model == "bad":
@@ -63,29 +65,29 @@ def part(monkeypatch: pytest.MonkeyPatch) -> VllmPart:
     return VllmPart(SPEC)
 
 
-def executor(part: VllmPart) -> Any:
+def executor(part: "VllmPart") -> Any:
     return part._executor
 
 
-def test_a_part_has_an_executor_without_a_scheduler_that_it_watches_itself(part: VllmPart) -> None:
+def test_a_part_has_an_executor_without_a_scheduler_that_it_watches_itself(part: "VllmPart") -> None:
     spec, _, headless = executor(part).config
     assert spec is SPEC
     assert headless
     assert not executor(part).monitors_itself
 
 
-def test_a_process_that_ends_by_itself_is_a_loss(part: VllmPart) -> None:
+def test_a_process_that_ends_by_itself_is_a_loss(part: "VllmPart") -> None:
     assert not part.wait()
 
 
-def test_a_closed_part_ends_its_processes_before_it_waits_for_them(part: VllmPart) -> None:
+def test_a_closed_part_ends_its_processes_before_it_waits_for_them(part: "VllmPart") -> None:
     """They wait for the first part, and vLLM for them, for as long as it allows."""
     part.close()
     assert executor(part).events == [0, 1, "shutdown"]
     assert part.wait()
 
 
-def test_a_part_refuses_a_model_as_the_first_one_does(part: VllmPart) -> None:
+def test_a_part_refuses_a_model_as_the_first_one_does(part: "VllmPart") -> None:
     del part
     with pytest.raises(ModelError, match="rollout: vLLM cannot serve bad: no such model"):
         VllmPart(replace(SPEC, model="bad"))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from rlhf.config.commands import OnlineConfig, TrainConfig
+from rlhf.config.engine_limits import NO_CPU_KERNEL
 from rlhf.config.models import ModelSection
 from rlhf.config.problems import Problem, shown
 from rlhf.config.rollout import RolloutSection, engines_that
@@ -94,7 +95,7 @@ def unfit_for_cpus(rollout: RolloutSection) -> tuple[str, str] | None:
         have = f"{nodes} nodes, and {processes} processes"
         return "num_nodes_per_engine", f"{have}: on CPUs vLLM has one of an engine on each. Set both to the same."
     if rollout.expert_parallel:
-        return "expert_parallel", "vLLM has no kernel for it on CPUs. Set it to false."
+        return "expert_parallel", NO_CPU_KERNEL
     return None
 
 

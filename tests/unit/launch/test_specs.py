@@ -28,22 +28,25 @@ def test_given_answers_are_read_at_1() -> None:
     assert spec.trained[Role.POLICY].temperature == spec.scorers[Role.REFERENCE].temperature == 1.0
 
 
-def test_an_engine_over_nodes_has_one_process_on_each_where_devices_are_cpus() -> None:
-    """Which devices there are is known when the cluster is."""
-    flags = ("--rollout.engine=vllm", "--rollout.num-nodes-per-engine=2", "--rollout.tensor-parallel-size=4")
-    config = load_config("grpo", [*GIVEN, *flags], {})
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (
+            ("--rollout.num-nodes-per-engine=2", "--rollout.tensor-parallel-size=4"),
+            "num_nodes_per_engine: 2 nodes, and 4 processes: on CPUs",
+        ),
+        (
+            ("--rollout.expert-parallel", "--rollout.tensor-parallel-size=2"),
+            "expert_parallel: vLLM has no kernel for it on CPUs",
+        ),
+    ],
+)
+def test_engines_that_need_gpus_are_refused_once_the_devices_are_known(flags: tuple[str, ...], problem: str) -> None:
+    """Which these are is known when the cluster is: on CPUs an engine has one process on each node, and no kernel for
+    whole experts."""
+    config = load_config("grpo", [*GIVEN, "--rollout.engine=vllm", *flags], {})
     needs = build_algorithm(config.algo).needs
     placement, updates = place(config, needs), dict.fromkeys(needs.trains, 1)
     assert make_launch_spec(config, needs, placement, updates, "cuda").engine is not None
-    with pytest.raises(ConfigError, match="num_nodes_per_engine: 2 nodes, and 4 processes: on CPUs"):
-        make_launch_spec(config, needs, placement, updates, "cpu")
-
-
-def test_experts_are_whole_on_gpus_alone() -> None:
-    flags = ("--rollout.engine=vllm", "--rollout.expert-parallel", "--rollout.tensor-parallel-size=2")
-    config = load_config("grpo", [*GIVEN, *flags], {})
-    needs = build_algorithm(config.algo).needs
-    placement, updates = place(config, needs), dict.fromkeys(needs.trains, 1)
-    assert make_launch_spec(config, needs, placement, updates, "cuda").engine is not None
-    with pytest.raises(ConfigError, match="expert_parallel: vLLM has no kernel for it on CPUs"):
+    with pytest.raises(ConfigError, match=problem):
         make_launch_spec(config, needs, placement, updates, "cpu")

@@ -312,14 +312,20 @@ def test_with_a_second_copy_in_each_node_only_the_first_gather_is_over_the_netwo
     assert second.groups[0].peak - without.groups[0].peak == gathered / 8
 
 
+def sampled_by(tensor_parallel: int, group_size: int) -> list[str]:
+    """Flags of a run with one group of responses a step."""
+    return shlex.split(
+        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
+        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300 --rollout.batch-size 1 "
+        f"--rollout.tensor-parallel-size {tensor_parallel} --rollout.group-size {group_size} "
+        f"--train.batch-size {group_size}"
+    )
+
+
 def test_an_engine_over_two_nodes_by_hand() -> None:
     """As many GPUs on one node would compute the same, without the network: two all-reduces of a token in each layer,
     of which a node sends what it has and gets as much, through eight ports."""
-    flags = shlex.split(
-        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
-        "--rollout.tensor-parallel-size 16 --rollout.batch-size 1 --rollout.group-size 2 --train.batch-size 2 "
-        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
-    )
+    flags = sampled_by(tensor_parallel=16, group_size=2)
     one = plan_for("grpo", flags, "2x16xH100")
     two = plan_for("grpo", [*flags, "--rollout.num-nodes-per-engine", "2"], "3x8xH100")
     (engines,) = (group for group in two.groups if Role.ROLLOUT in group.group.roles)
@@ -335,11 +341,7 @@ def test_an_engine_over_two_nodes_by_hand() -> None:
 def test_an_engine_of_two_stages_by_hand() -> None:
     """Two responses are in different stages at any time. Beside one stage alone each reads half of the KV cache and
     computes half of the layers in the same time, and hands on one message."""
-    flags = shlex.split(
-        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
-        "--rollout.tensor-parallel-size 8 --rollout.batch-size 1 --rollout.group-size 2 --train.batch-size 2 "
-        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
-    )
+    flags = sampled_by(tensor_parallel=8, group_size=2)
     one = plan_for("grpo", flags, "2x8xH100")
     spread = ("--rollout.pipeline-parallel-size", "2", "--rollout.num-nodes-per-engine", "2")
     two = plan_for("grpo", [*flags, *spread], "3x8xH100")
@@ -358,11 +360,7 @@ def test_an_engine_of_two_stages_by_hand() -> None:
 
 def test_a_response_alone_is_in_one_stage_at_a_time() -> None:
     """It takes as long as on the devices of one stage, and the messages between them."""
-    flags = shlex.split(
-        "--reward.rules length --policy.num-gpus-per-node 8 --policy.zero-stage 3 --policy.gradient-checkpointing "
-        "--rollout.tensor-parallel-size 2 --rollout.batch-size 1 --rollout.group-size 1 --train.batch-size 1 "
-        "--rollout.max-prompt-tokens 100 --rollout.max-response-tokens 300"
-    )
+    flags = sampled_by(tensor_parallel=2, group_size=1)
     one = plan_for("ppo", flags, "4x8xH100")
     two = plan_for("ppo", [*flags, "--rollout.pipeline-parallel-size", "4"], "4x8xH100")
     assert two.seconds["generate"] == pytest.approx(one.seconds["generate"])
