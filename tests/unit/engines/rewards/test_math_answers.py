@@ -222,7 +222,7 @@ def labels_with_neighbors(draw: st.DrawFn) -> tuple[str, str]:
                 (f"{n} dollars", f"{n} euros"),
                 (rf"{n}\%", rf"{n + 1}\%"),
                 (rf"{n}\frac{{1}}{{{n + 1}}}", rf"{n + 1}\frac{{1}}{{{n + 1}}}"),
-                (f"{n} 1/{n + 1}", f"{n}1/{n + 1}"),
+                (f"{n} 1/{n + 10}", f"{n}1/{n + 10}"),  # with tenths, 9 1/10 would be 91/10
                 (draw(NAMES), "London"),
                 (rf"\text{{{draw(NAMES)}}}", r"\text{London}"),
                 (f"{draw(NAMES)} and {draw(NAMES)}", "London"),
