@@ -34,6 +34,7 @@ from rlhf.algorithms.grpo import GRPO
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import GrpoSection, PpoSection
 from rlhf.config.run import CheckpointSection, EvalSection, LogSection, TrainSection
+from rlhf.engines.base import PassReport
 from rlhf.engines.models.fresh_model import train_tokenizer
 from rlhf.engines.models.tokenizer import HfTokenizer, load_tokenizer
 from rlhf.orchestrator.loop import Loop, LoopSections, Parts
@@ -142,9 +143,9 @@ class InstantEngine:
         self.cpu_s += time.thread_time() - start
         return outputs
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self._signals |= set(batches[0].signals)
-        return Metrics(sums={f"{batches[0].objective}/loss": 0.0})
+        return PassReport(metrics=Metrics(sums={f"{batches[0].objective}/loss": 0.0}))
 
     def optim_step(self) -> StepReport:
         return StepReport(grad_norm=1.0, lr=1e-6, finite=True)

@@ -77,7 +77,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     engine.forward_backward(batches(WARM_UP_TOKENS))
     engine.optim_step()
     before, started = peak(), time.perf_counter()
-    metrics = engine.forward_backward(batches(num_tokens))
+    metrics = engine.forward_backward(batches(num_tokens)).metrics
     norm = engine.optim_step().grad_norm
     seconds = time.perf_counter() - started
     held = torch.tensor([float(peak() - before)])

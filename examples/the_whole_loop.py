@@ -112,7 +112,7 @@ def train_step(step: int, config: PpoConfig, models: dict[Role, GroupEngine], en
     # 6. One optimizer step each. Denominators are those of the whole batch, independent of the split over ranks.
     for role, model in ((Role.POLICY, policy), (Role.CRITIC, critic)):
         plan = plan_batches(experiences, limits(model))
-        metrics = model.forward_backward(build_batches(plan, experiences, objective=role))
+        metrics = model.forward_backward(build_batches(plan, experiences, objective=role)).metrics
         report = model.optim_step()
         print(f"  {role:6} loss {metrics.sums[f'{role}/loss']:8.4f}  gradient norm {report.grad_norm:.3f}")
     reward = float(np.mean(scores))
@@ -183,6 +183,7 @@ def make_config(model: Path, num_steps: int) -> PpoConfig:
             "reward.rules": ["number"],  # not used: this file computes its own scores
             "data.path": "none",
             "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 16, "kv_cache_gib": 0.1},
+            "algo.correction": {"type": "none"},  # strictly on-policy: importance weights would be 1
             "train.num_steps": num_steps,
         },
     )

@@ -55,6 +55,8 @@ class Signal(StrEnum):
 
     OLD_LOG_PROBS = "old_log_probs"
     """Log-prob of the token by the policy before the step (the behavior policy)."""
+    SAMPLER_LOG_PROBS = "sampler_log_probs"
+    """Log-prob of the token by the engine that sampled it; not finite where the engine gave none."""
     REF_LOG_PROBS = "ref_log_probs"
     """Log-prob of the token by the reference."""
     VALUES = "values"
@@ -334,7 +336,8 @@ class TrainBatch:
 
     `loss_mask` and each of the `signals` are [T]. `example_index` [S] says which experience of this micro-batch a
     sequence belongs to, -1 in padding; `targets` and `margins` are [S] (a margin sits on the later sequence of its
-    pair). `objective` names the loss among those of the algorithm.
+    pair). `objective` names the loss among those of the algorithm. `is_first_pass`: the weights are still those of the
+    old policy, so that this pass gives the old log-probs, which `signals` then lack.
     """
 
     tokens: PackedTokens
@@ -346,6 +349,7 @@ class TrainBatch:
     objective: str
     signals: Mapping[Signal, FloatArray] = field(default_factory=dict)
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    is_first_pass: bool = False
 
     @property
     def is_padding(self) -> bool:

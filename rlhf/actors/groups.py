@@ -10,8 +10,9 @@ from ray.exceptions import RayError
 
 from rlhf.actors.calls import Call, Worker, first_line
 from rlhf.actors.waiting import RemoteCalls
+from rlhf.engines.base import PassReport
 from rlhf.errors import INFRASTRUCTURE, RlhfError, WorkerLostError
-from rlhf.types import FloatArray, Metrics, PackedTokens, Role, StepReport, SyncReport, TrainBatch
+from rlhf.types import FloatArray, PackedTokens, Role, StepReport, SyncReport, TrainBatch
 
 Item = TypeVar("Item")
 Submit = Callable[[int, "ray.actor.ActorHandle"], "ray.ObjectRef[object]"]
@@ -126,12 +127,12 @@ class GroupEngine:
         results = self._run("forward", lambda rank, handle: handle.forward.remote(self.role, parts[rank]))
         return self._joined(results)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         parts = self._split(batches)
         results = self._run(
             "forward_backward", lambda rank, handle: handle.forward_backward.remote(self.role, parts[rank])
         )
-        return sum(cast(list[Metrics], results), Metrics())
+        return sum(cast(list[PassReport], results), PassReport())
 
     def optim_step(self) -> StepReport:
         results = self._run("optim_step", lambda _rank, handle: handle.optim_step.remote(self.role))

@@ -13,10 +13,10 @@ from rlhf.actors.calls import Worker
 from rlhf.actors.engine_group import EngineGroup
 from rlhf.actors.groups import GroupEngine, Submit, WorkerGroup
 from rlhf.actors.rollout import RolloutPool
-from rlhf.engines.base import generate
+from rlhf.engines.base import PassReport, generate
 from rlhf.engines.weight_sync.probe import PolicyProbe, require_agreement
 from rlhf.errors import WorkerLostError
-from rlhf.types import Metrics, PackedTokens, Role, Rollout, RolloutRequest, SyncReport, TrainBatch
+from rlhf.types import PackedTokens, Role, Rollout, RolloutRequest, SyncReport, TrainBatch
 
 OpenPool = Callable[[WorkerGroup], RolloutPool]
 """Makes a pool of some rollout engines."""
@@ -59,7 +59,7 @@ class ProbedPolicy(GroupEngine):
         self._introduced: dict[Worker, Future[None]] = {}
         """Engines that wait for the next sync."""
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self._leave_version()
         return super().forward_backward(batches)
 

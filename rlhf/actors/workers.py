@@ -16,7 +16,7 @@ from rlhf.actors.engine_client import RayEngineClient
 from rlhf.actors.ranks import RankActor
 from rlhf.config.reward import RemoteSource
 from rlhf.config.rollout import ENGINES
-from rlhf.engines.base import RewardSource, TokenScorer
+from rlhf.engines.base import PassReport, RewardSource, TokenScorer
 from rlhf.engines.process.hub_retries import telling_hub_retries
 from rlhf.engines.process.memory_errors import naming_memory_errors
 from rlhf.engines.process.repairs import RepairLog
@@ -28,7 +28,6 @@ from rlhf.importing import importing
 from rlhf.repair import Repair
 from rlhf.types import (
     FloatArray,
-    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -139,7 +138,7 @@ class ModelWorker(RankActor):
         with self._trace.span(f"{role} update_ema"):
             return self._trained[role].update_ema()
 
-    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> PassReport:
         tokens = [batch.tokens for batch in batches]
         with self._trace.span(f"{role} forward_backward"), naming_memory_errors(role, "forward_backward", tokens):
             return self._trained[role].forward_backward(batches)

@@ -36,6 +36,7 @@ class TensorBatch:
     denominators: Denominators
     signals: Mapping[Signal, torch.Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    is_first_pass: bool = False
 
     @classmethod
     def from_numpy(cls, batch: TrainBatch, device: torch.device) -> "TensorBatch":
@@ -49,6 +50,7 @@ class TensorBatch:
             denominators=batch.denominators,
             signals={signal: torch.tensor(array, device=device) for signal, array in batch.signals.items()},
             coefficients=batch.coefficients,
+            is_first_pass=batch.is_first_pass,
         )
 
 
@@ -77,10 +79,10 @@ Objective: TypeAlias = Callable[[Outputs, TensorBatch], LossOutput]
 class Algorithm(ABC):
     """An algorithm: which models it needs, how scored groups become experiences, and its losses.
 
-    `keep`, `select`, `credit` and `after_pass` run on the driver; `objectives` on the workers, which rebuild the
-    algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward statistics) is
-    JSON, so that a checkpoint can hold it. A worker never sees that state: what a loss needs of it travels as an
-    experience's `coefficients`.
+    `keep`, `select`, `credit`, `after_pass` and `describe` run on the driver; `objectives` on the workers, which
+    rebuild the algorithm from its config (nothing is pickled). State between steps (a KL controller, running reward
+    statistics) is JSON, so that a checkpoint can hold it. A worker never sees that state: what a loss needs of it
+    travels as an experience's `coefficients`.
     """
 
     needs: Needs
@@ -96,7 +98,8 @@ class Algorithm(ABC):
 
     @abstractmethod
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
-        """Give each example its advantages, pairs or labels: exactly one experience per example, in order."""
+        """Give each example its advantages, pairs or labels: exactly one experience per example, in order. `signals`
+        may lack the old log-probs if `needs.late_old_log_probs`."""
 
     @abstractmethod
     def objectives(self) -> Mapping[str, Objective]:
@@ -106,6 +109,12 @@ class Algorithm(ABC):
         """Whether another pass over the same batch may follow (PPO's early stop by KL). `metrics` are those of the
         losses, averaged over the optimizer steps of the pass that just ended."""
         return True
+
+    def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+        """Metrics of the step, once it was learned from; `signals` are complete. What the next step follows from (a KL
+        controller) moves here."""
+        del examples, signals
+        return Metrics()
 
     def state(self) -> dict[str, Json]:
         """What must survive a restart."""

@@ -9,13 +9,13 @@ import numpy as np
 
 from rlhf.algorithms.advantages import Floats, are_equal, deviation, whiten
 from rlhf.algorithms.base import Algorithm, Objective
-from rlhf.algorithms.importance import importance_weights, with_old_policy
+from rlhf.algorithms.importance import importance_weights, with_sampler
 from rlhf.algorithms.kl import kl_controller
 from rlhf.algorithms.losses import token_weights
 from rlhf.algorithms.needs import critic_free_needs
 from rlhf.algorithms.policy_loss import RATIOS, Cispo, Clip, PolicyObjective, Surrogate
 from rlhf.algorithms.ppo_objectives import kl_in_loss
-from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
+from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, responses_of, with_credit
 from rlhf.algorithms.rewards import at_end, kl_penalty
 from rlhf.algorithms.sequences import is_empty
 from rlhf.algorithms.zero_advantage import ZeroAdvantageWatch
@@ -49,7 +49,7 @@ class CriticFree(Algorithm):
     def advantages(self, rewards: Sequence[Floats], greedy: float | None) -> list[Floats]:
         """Advantages of the responses to one prompt, one number per token: `rewards[i]` are those of response i's
         tokens, at least one; `greedy` is the score of the greedy response, penalties included, where `greedy_baseline`
-        asks for it. The arrays returned are new: scaling and importance weights change them in place."""
+        asks for it. The arrays returned are new: scaling changes them in place."""
 
     def keep(self, group: ScoredGroup) -> bool:
         """With dynamic sampling: whether the rewards of the group differ. Responses without tokens do not count."""
@@ -63,25 +63,30 @@ class CriticFree(Algorithm):
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Rewards, then advantages within each prompt's responses, then over the batch. Responses without tokens are
         left out of baselines."""
-        signals = with_old_policy(self._section.correction, examples, signals)
+        signals = with_sampler(self._section.correction, examples, signals)
         coefficients = {"kl": self._kl.coef}
-        weighed, metrics = self._weighed(
-            examples, [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
-        )
+        credited, metrics = self._credited(examples, responses_of(examples, signals))
         experiences = [
             Experience(
                 id=example.id,
                 sequences=(with_credit(example, signal, advantages, num_tokens=len(advantages)),),
                 coefficients=coefficients,
             )
-            for example, signal, advantages in zip(examples, signals, weighed, strict=True)
+            for example, signal, advantages in zip(examples, signals, credited, strict=True)
         ]
         return experiences, metrics
 
-    def _weighed(
+    def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+        """The KL to the reference, by which the KL coefficient moves, and the importance weights."""
+        responses = responses_of(examples, with_sampler(self._section.correction, examples, signals))
+        non_empty = [response.kl for response in responses if len(response)]
+        self._kl.update(mean(non_empty), len(non_empty))
+        return ref_kl_metrics(responses) + importance_weights(self._section.correction, responses)[1]
+
+    def _credited(
         self, examples: Sequence[Example], responses: Sequence[ResponseTokens]
     ) -> tuple[list[Floats], Metrics]:
-        """Advantages times importance weights, of the tokens that are learned from. Also moves the KL coefficient."""
+        """Advantages of the tokens that are learned from."""
         groups: dict[str, list[int]] = defaultdict(list)
         for i, response in enumerate(responses):
             if len(response):
@@ -101,14 +106,7 @@ class CriticFree(Algorithm):
         advantages = self._scaled_over_batch(advantages, [totals[i] for i in chain(*groups.values())])
         in_groups = [[responses[i] for i in members] for members in groups.values()]
         totals = [total for total, response in zip(totals, responses, strict=True) if len(response)]
-        metrics = ref_kl_metrics(responses) + self._metrics(in_groups, totals, advantages)
-        non_empty = [response.kl for response in responses if len(response)]
-        self._kl.update(mean(non_empty), len(non_empty))
-        weights, weight_metrics = importance_weights(self._section.correction, responses)
-        for one, weight in zip(advantages, weights, strict=True):
-            # In place: for new arrays of all tokens of a step the system must find memory first.
-            np.multiply(one, weight[: len(one)], out=one)
-        return advantages, metrics + weight_metrics
+        return advantages, self._metrics(in_groups, totals, advantages)
 
     def _scaled_over_batch(self, advantages: list[Floats], totals: Sequence[float]) -> list[Floats]:
         """Advantages of the whole batch, divided by a standard deviation that all of it shares, where `scale` says so;
@@ -171,6 +169,7 @@ class CriticFree(Algorithm):
             entropy_coef=section.entropy_coef,
             kl=kl_in_loss(section),
             limits=section.log_ratio_limits,
+            correction=section.correction,
         )
         return {Role.POLICY: policy}
 

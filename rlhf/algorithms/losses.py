@@ -35,6 +35,13 @@ def present(batch: TensorBatch, signal: Signal) -> torch.Tensor:
     return batch.signals[signal]
 
 
+def old_log_probs_of(outputs: Outputs, batch: TensorBatch) -> torch.Tensor:
+    """[T]: log-probs by the old policy, 0 where not learned from. In a first pass they are those of this very pass,
+    without a gradient."""
+    old = outputs.predictions.detach() if batch.is_first_pass else present(batch, Signal.OLD_LOG_PROBS)
+    return masked(old, batch.loss_mask)
+
+
 def entropy_of(outputs: Outputs, batch: TensorBatch) -> torch.Tensor:
     """[T]: the entropy at each token, 0 where not learned from. Raises ValueError where the head gives none."""
     if outputs.entropy is None:

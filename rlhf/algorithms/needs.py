@@ -63,6 +63,8 @@ class Needs:
     """Which models a run must start for an algorithm. `trains` maps each trained role to its model's head; `signals`
     are the per-token arrays that models compute before credit, out of those in `rlhf.types.SCORED_BY`.
 
+    `late_old_log_probs`: `credit` does not read the old log-probs. Where a rollout batch is one optimizer step, they
+    come from the pass that learns.
     `ema_reference`: the reference is a copy of the policy that follows it; the policy's own processes hold it, and no
     reference is started. `greedy_baseline`: one more response per prompt is sampled greedily and scored. `mixture`: the
     share of the reference in the geometric mixture that responses are sampled from; `opponents`: how many of the last
@@ -72,6 +74,7 @@ class Needs:
     trains: Mapping[Role, Head]
     signals: frozenset[Signal] = frozenset()
     online: bool = True
+    late_old_log_probs: bool = False
     ema_reference: EmaReference | None = None
     greedy_baseline: bool = False
     mixture: float = 0.0
@@ -147,6 +150,7 @@ def online_dpo_needs(section: OnlineDpoSection) -> Needs:
     return Needs(
         trains=POLICY,
         signals=frozenset({own} | ({Signal.OLD_LOG_PROBS} if from_policy else set())),
+        late_old_log_probs=own is not Signal.OLD_LOG_PROBS,
         ema_reference=ema_reference(section),
         mixture=section.mixture,
     )
@@ -155,13 +159,22 @@ def online_dpo_needs(section: OnlineDpoSection) -> Needs:
 @needs_of.register
 def critic_free_needs(section: CriticFreeSection) -> Needs:
     signals = old_policy_signals(section.correction) | _reference(section.uses_reference)
-    return Needs(trains=POLICY, signals=signals, greedy_baseline=isinstance(section, RemaxSection))
+    return Needs(
+        trains=POLICY,
+        signals=signals,
+        late_old_log_probs=credits_without_old_policy(section),
+        greedy_baseline=isinstance(section, RemaxSection),
+    )
 
 
 @needs_of.register
 def ppo_needs(section: PpoSection) -> Needs:
     signals = old_policy_signals(section.correction) | {Signal.VALUES} | _reference(section.uses_reference)
-    return Needs(trains={**POLICY, Role.CRITIC: Head.VALUES}, signals=signals)
+    return Needs(
+        trains={**POLICY, Role.CRITIC: Head.VALUES},
+        signals=signals,
+        late_old_log_probs=credits_without_old_policy(section),
+    )
 
 
 @needs_of.register
@@ -174,6 +187,13 @@ def custom_needs(section: CustomSection) -> Needs:
 def old_policy_signals(correction: Correction) -> frozenset[Signal]:
     """What the trainer computes about the old policy: its log-probs, unless the sampler's take their place."""
     return frozenset() if isinstance(correction, RatioToSampler) else frozenset({Signal.OLD_LOG_PROBS})
+
+
+def credits_without_old_policy(section: CriticFreeSection | PpoSection) -> bool:
+    """Whether rewards hold no KL, which is of the old policy, and every token that was sampled is learned from: the
+    learning pass computes no log-probs of others."""
+    kl_in_reward = section.uses_reference and section.kl_placement == "reward"
+    return not kl_in_reward and section.truncated == "learn"
 
 
 def _reference(is_used: bool) -> frozenset[Signal]:

@@ -38,9 +38,12 @@ class OnlineDPO(Algorithm):
         sums = {
             **self._picker.dropped(),
             "pairs/score_gap": mean([example.rewards[0] - example.rewards[1] for example in examples]),
-            **distance(examples, signals),
         }
         return experiences, Metrics(sums=sums, warnings=self._standstill.warnings())
+
+    def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+        """The KL to the reference."""
+        return Metrics(sums=distance(examples, signals))
 
     def objectives(self) -> Mapping[str, Objective]:
         return {Role.POLICY: self._objective}

@@ -9,11 +9,13 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 
 from rlhf.algorithms.base import LossOutput, Outputs, TensorBatch
+from rlhf.algorithms.importance import batch_weights
 from rlhf.algorithms.kl import clamped_exp, kl_estimate, kl_loss, kl_to_old
 from rlhf.algorithms.losses import (
     Weights,
     entropy_of,
     masked,
+    old_log_probs_of,
     ppo_clip,
     ppo_penalty,
     present,
@@ -21,6 +23,7 @@ from rlhf.algorithms.losses import (
     to_metrics,
     token_mean,
 )
+from rlhf.config.algo import Correction, NoCorrection
 from rlhf.types import Signal
 
 
@@ -128,9 +131,12 @@ class PolicyObjective:
         entropy_coef: float = 0.0,
         kl: Literal["k2", "k3"] | None = None,
         limits: tuple[float, float] | None = None,
+        correction: Correction | None = None,
     ) -> None:
         """`weights` make one number of the token losses; `kl` is the estimator of the KL in the loss, if it is there,
-        whose weight is the batch's coefficient `kl`; `limits` clamp a token's log-ratio to the old policy."""
+        whose weight is the batch's coefficient `kl`; `limits` clamp a token's log-ratio to the old policy; `correction`
+        is that of the sampler, whose weights multiply the advantages."""
+        self._correction = correction or NoCorrection()
         self._limits = limits or (-math.inf, math.inf)
         self._surrogate = surrogate
         self._weights = weights
@@ -141,12 +147,12 @@ class PolicyObjective:
     def __call__(self, outputs: Outputs, batch: TensorBatch) -> LossOutput:
         only = partial(masked, mask=batch.loss_mask)
         log_probs = only(outputs.predictions)
-        old_log_probs = only(present(batch, Signal.OLD_LOG_PROBS))
+        old_log_probs = old_log_probs_of(outputs, batch)
         entropy = entropy_of(outputs, batch)
         tokens = PolicyTokens(
             log_probs=log_probs,
             log_ratio=self._ratio((log_probs - old_log_probs).clamp(*self._limits), batch),
-            advantages=only(present(batch, Signal.ADVANTAGES)),
+            advantages=only(present(batch, Signal.ADVANTAGES)) * batch_weights(self._correction, old_log_probs, batch),
             coefficients=batch.coefficients,
         )
         surrogate = self._surrogate.loss(tokens)

@@ -9,12 +9,12 @@ import numpy as np
 
 from rlhf.algorithms.advantages import Floats, explained_variance, gae_of_all, whiten, whole_response
 from rlhf.algorithms.base import Algorithm, LossOutput, Objective, Outputs, TensorBatch
-from rlhf.algorithms.importance import importance_weights, with_old_policy
+from rlhf.algorithms.importance import importance_weights, with_sampler
 from rlhf.algorithms.kl import PenaltyController, kl_controller
 from rlhf.algorithms.losses import negative_log_likelihood, to_metrics
 from rlhf.algorithms.needs import ppo_needs
 from rlhf.algorithms.ppo_objectives import ValueObjective, policy_objective
-from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, with_credit
+from rlhf.algorithms.responses import ResponseTokens, mean, num_learned, ref_kl_metrics, responses_of, with_credit
 from rlhf.algorithms.rewards import RewardShaper
 from rlhf.algorithms.state import number
 from rlhf.config.algo import PpoSection
@@ -50,36 +50,40 @@ class PPO(Algorithm):
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         """Shape the scores into token rewards, then estimate advantages and returns."""
         coefficients = {"kl": self._kl.coef, "penalty": self._penalty.start_update()}
-        signals = with_old_policy(self._section.correction, examples, signals)
-        weighed, returns, metrics = self._weighed(
-            [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
-        )
+        signals = with_sampler(self._section.correction, examples, signals)
+        responses = responses_of(examples, signals)
+        learned = [num_learned(response, self._section.truncated) for response in responses]
+        advantages, returns, metrics = self._credited(responses, learned)
         experiences = [
             Experience(
                 id=example.id,
-                sequences=(with_credit(example, signal, a, num_tokens=len(a), returns=r),),
+                sequences=(with_credit(example, signal, a, num_tokens=num_tokens, returns=r),),
                 coefficients=coefficients,
             )
-            for example, signal, a, r in zip(examples, signals, weighed, returns, strict=True)
+            for example, signal, a, r, num_tokens in zip(examples, signals, advantages, returns, learned, strict=True)
         ]
         return experiences, metrics
 
-    def _weighed(self, responses: Sequence[ResponseTokens]) -> tuple[list[Floats], list[Floats], Metrics]:
-        """Advantages times importance weights, and returns, of the tokens that are learned from. Also moves the KL
-        coefficient."""
-        learned = [num_learned(response, self._section.truncated) for response in responses]
-        advantages, returns, reward_metrics = self._estimates(responses, learned)
-        metrics = ref_kl_metrics(responses) + reward_metrics + self._metrics(advantages, returns)
+    def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+        """The KL to the reference, by which the KL coefficient moves, and the importance weights."""
+        responses = responses_of(examples, with_sampler(self._section.correction, examples, signals))
         non_empty = [response.kl for response in responses if len(response)]
-        self._num_credited += 1
         # During critic warm-up the policy is still the reference: its KL of 0 says nothing about the coefficient.
         if self._num_credited > self._section.critic_warmup_steps:
             self._kl.update(mean(non_empty), len(non_empty))
+        return ref_kl_metrics(responses) + importance_weights(self._section.correction, responses)[1]
+
+    def _credited(
+        self, responses: Sequence[ResponseTokens], learned: Sequence[int]
+    ) -> tuple[list[Floats], list[Floats], Metrics]:
+        """Advantages and returns of each response's first `learned` tokens; of a whole response that is one action: one
+        of each."""
+        advantages, returns, reward_metrics = self._estimates(responses, learned)
+        metrics = reward_metrics + self._metrics(advantages, returns)
+        self._num_credited += 1
         if self._section.whiten_advantages:
             advantages = whiten(advantages)
-        weights, weight_metrics = importance_weights(self._section.correction, responses)
-        weighed = [a * w[:num_tokens] for a, w, num_tokens in zip(advantages, weights, learned, strict=True)]
-        return weighed, returns, metrics + weight_metrics
+        return advantages, returns, metrics
 
     def _estimates(
         self, responses: Sequence[ResponseTokens], learned: Sequence[int]

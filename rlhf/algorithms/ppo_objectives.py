@@ -21,6 +21,7 @@ def policy_objective(section: PpoSection) -> PolicyObjective:
         entropy_coef=section.entropy_coef,
         kl=kl_in_loss(section),
         limits=section.log_ratio_limits,
+        correction=section.correction,
     )
 
 

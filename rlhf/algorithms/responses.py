@@ -16,7 +16,7 @@ from rlhf.types import Example, FloatArray, LearnedSequence, Metrics, Signal, Si
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseTokens:
     """One example's response. Arrays have one entry per model token, in float64; None: not computed. `values` is empty
-    where there is no critic."""
+    where there is no critic; `old_log_probs` are NaN where they come with the pass that learns."""
 
     score: float
     old_log_probs: Floats
@@ -48,7 +48,9 @@ class ResponseTokens:
         own = np.flatnonzero(mask)
         return cls(
             score=example.rewards[0],
-            old_log_probs=at_tokens(Signal.OLD_LOG_PROBS),
+            old_log_probs=at_tokens(Signal.OLD_LOG_PROBS)
+            if Signal.OLD_LOG_PROBS in signals
+            else np.full(len(own), np.nan),
             values=at_tokens(Signal.VALUES) if Signal.VALUES in signals else np.zeros(0),
             ref_log_probs=at_tokens(Signal.REF_LOG_PROBS) if Signal.REF_LOG_PROBS in signals else None,
             sampler_log_probs=example.sampler_log_probs[0][mask] if example.sampler_log_probs else None,
@@ -61,6 +63,11 @@ class ResponseTokens:
     def kl(self) -> float:
         """KL to the reference over the response, in nats: the unbiased estimate."""
         return 0.0 if self.ref_log_probs is None else float((self.old_log_probs - self.ref_log_probs).sum())
+
+
+def responses_of(examples: Sequence[Example], signals: Sequence[Signals]) -> list[ResponseTokens]:
+    """The responses of one-sequence examples. Raises NumericsError as `ResponseTokens.of`."""
+    return [ResponseTokens.of(example, signal) for example, signal in zip(examples, signals, strict=True)]
 
 
 def _among(own: npt.NDArray[np.intp], turns: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -33,6 +33,9 @@ class TrainSection(Section):
     """Micro-batch: most examples in one forward pass; if not given, only tokens are limited."""
     max_tokens_per_micro_batch: PositiveInt = 4096
     """Sequence packing: most tokens packed into one forward pass. A longer example is a micro-batch by itself."""
+    fuse_old_log_probs: bool = True
+    """Take the log-probs of the old policy from the pass that learns, if the algorithm allows it and each rollout batch
+    is one optimizer step: one forward pass less, with the same results. false: always a pass of their own."""
     on_oom: Literal["halve", "stop"] = "halve"
     """When a model runs out of memory. halve: start again from the newest checkpoint with micro-batches of half as many
     tokens, which have the same gradient; stop: end the run."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -135,11 +136,24 @@ class EmaReferenceScorer(TokenScorer, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassReport:
+    """What one pass over the micro-batches of an optimizer step gave: its metrics, and the head's outputs [T] for each
+    micro-batch that `is_first_pass`, in rank-major order."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    outputs: tuple[FloatArray, ...] = ()
+
+    def __add__(self, other: "PassReport") -> "PassReport":
+        return PassReport(metrics=self.metrics + other.metrics, outputs=self.outputs + other.outputs)
+
+
 class TrainEngine(TokenScorer, Protocol):
     """A model that is trained. Only `optim_step` changes its weights."""
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
-        """Accumulate the gradient of the sum of the micro-batches' losses (rank-major order, as `forward`)."""
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
+        """Accumulate the gradient of the sum of the micro-batches' losses (rank-major order, as `forward`). The report
+        holds the outputs for those that are a first pass."""
         ...
 
     def optim_step(self) -> StepReport:

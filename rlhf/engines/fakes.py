@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rlhf.engines.base import PassReport
 from rlhf.types import (
     FinishReason,
     FloatArray,
@@ -199,18 +200,20 @@ class FakeTrainEngine(FakeScorer):
         self._momentum: Table = np.zeros_like(self.table)
         self._gradient: Table = np.zeros_like(self.table)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         require_rank_major(batches, self.num_ranks)
         self.seen += batches
-        metrics = Metrics()
+        metrics, first_outputs = Metrics(), []
         for batch in batches:
+            outputs = predict(self.table, self.head, batch.tokens)
+            if batch.is_first_pass:
+                first_outputs.append(outputs)
             if batch.is_padding:
                 continue
-            outputs = predict(self.table, self.head, batch.tokens)
             loss, gradient, more = GRADIENTS[self.head](self.table, outputs, batch)
             self._gradient += gradient
             metrics += Metrics(sums={f"{batch.objective}/loss": loss, **more})
-        return metrics
+        return PassReport(metrics=metrics, outputs=tuple(first_outputs))
 
     def optim_step(self) -> StepReport:
         finite = self._finite(self.num_steps)
@@ -311,8 +314,9 @@ def log_prob_gradient(table: Table, outputs: FloatArray, batch: TrainBatch) -> G
     weight /= max(batch.denominators.tokens, 1.0)
     gradient: Table = weight.sum() * np.exp(log_softmax(table)) - scatter(len(table), batch.tokens.token_ids, weight)
     more = {}
-    if Signal.OLD_LOG_PROBS in batch.signals:
-        moved = np.where(batch.loss_mask, batch.signals[Signal.OLD_LOG_PROBS] - outputs, 0.0)
+    old = outputs if batch.is_first_pass else batch.signals.get(Signal.OLD_LOG_PROBS)
+    if old is not None and Signal.ADVANTAGES in batch.signals:
+        moved = np.where(batch.loss_mask, old - outputs, 0.0)
         more = {
             f"{batch.objective}/approx_kl": float(moved.sum()) / max(batch.denominators.tokens, 1.0),
             f"{batch.objective}/ratio_gap": float(np.abs(np.expm1(-moved)).max()),

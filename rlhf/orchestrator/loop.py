@@ -1,7 +1,7 @@
 """The training loop: the same for every algorithm.
 
-wait for groups -> select examples -> compute log-probs and values -> credit -> learn -> sync weights -> release slots
-    -> (evaluate, save a checkpoint)
+wait for groups -> select examples -> compute log-probs and values -> credit -> learn -> describe -> sync weights
+    -> release slots -> (evaluate, save a checkpoint)
 
 Where engines and models take turns on the same devices, slots are released after the evaluation.
 
@@ -29,7 +29,8 @@ from rlhf.orchestrator.run.responses import StepResponses, mean_advantages
 from rlhf.orchestrator.run.resume import ResumePoint
 from rlhf.orchestrator.run.run_directory import Status
 from rlhf.orchestrator.run.schedule import RunLength
-from rlhf.orchestrator.step.learning import Learner, LearnResult, Pretraining
+from rlhf.orchestrator.step.learn_result import LearnResult
+from rlhf.orchestrator.step.learning import Learner, Pretraining
 from rlhf.orchestrator.step.metrics import (
     GpuBudget,
     PhaseClock,
@@ -40,10 +41,11 @@ from rlhf.orchestrator.step.metrics import (
     throughput_metrics,
     time_metrics,
 )
-from rlhf.orchestrator.step.mismatch import MismatchWatch, log_prob_mismatch, mismatch_metrics
+from rlhf.orchestrator.step.mismatch import MismatchWatch
 from rlhf.orchestrator.step.policy_weights import PolicyWeights, require_lag
 from rlhf.orchestrator.step.sources import GroupBatch, GroupSource
-from rlhf.orchestrator.step.token_scores import Models, plan_learning, plan_step, score_tokens
+from rlhf.orchestrator.step.step_scores import StepScorer
+from rlhf.orchestrator.step.token_scores import Models, plan_learning, plan_step
 from rlhf.types import Example
 
 
@@ -111,7 +113,8 @@ class Loop:
             num_steps=length.num_steps,
         )
         self._weights = PolicyWeights(parts.algorithm.needs, parts.models, records.warn)
-        self._mismatch_watch = MismatchWatch(sections.train, records.warn)
+        watch = MismatchWatch(sections.train, records.warn)
+        self._scorer = StepScorer(parts.algorithm.needs, parts.models, sections.train, length, watch)
         self._causes = CauseWatch(fresh.config, records.note)
         self._clock = PhaseClock()
         self._online = parts.algorithm.needs.online
@@ -216,19 +219,21 @@ class Loop:
         models, train = self._parts.models, self._sections.train
         with self._clock.phase("log_probs"):
             plan = plan_step(step, examples, models, train, self._seed)
-            signals = score_tokens(self._algorithm.needs.signals, examples, plan, models, train)
-            mismatch = mismatch_metrics(log_prob_mismatch(examples, signals), train.mismatch_band)
-            self._mismatch_watch.check(step, mismatch)
+            scores = self._scorer.score(step, examples, plan)
         self._stop.check()
         with self._clock.phase("credit"):
-            experiences, credit = self._algorithm.credit(examples, signals)
+            experiences, credit = self._algorithm.credit(examples, scores.signals)
         for text in credit.warnings:
             self._records.warn(f"step {step}: {text}")
         with self._clock.phase("learn"):
-            learned = self._learner.learn(step, experiences, plan_learning(plan, experiences, models, train))
+            plan = plan_learning(plan, experiences, models, train)
+            learned = self._learner.learn(step, experiences, plan, scores.take_old_log_probs)
+        with self._clock.phase("credit"):
+            description = self._algorithm.describe(examples, scores.signals)
         metrics: dict[str, Mapping[str, float]] = {
-            "mismatch": mismatch,
+            "mismatch": scores.mismatch,
             "credit": flatten(credit),
+            "description": flatten(description),
             "learning": flatten(learned.metrics),
         }
         return learned, metrics, mean_advantages(experiences)

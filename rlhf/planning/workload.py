@@ -66,6 +66,9 @@ class Workload:
 def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Workload:
     """One step of a resolved config."""
     measured = frozenset(SCORED_BY[signal] for signal in needs.signals)
+    updates = ceil(config.examples_per_step / config.train.batch_size) * num_epochs(config.algo)
+    if config.train.fuse_old_log_probs and needs.late_old_log_probs and updates == 1:
+        measured = measured - {Role.POLICY}
     if needs.ema_reference is not None:
         measured = measured - {Role.REFERENCE} | {Role.POLICY}
     learned = config.examples_per_step * method_of(config).sequences_per_example
@@ -88,7 +91,6 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
     rollout = config.rollout
     responses = rollout.batch_size * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    passes = num_epochs(config.algo)
     response_tokens = rollout.max_response_tokens if lengths.response is None else lengths.response
     return Workload(
         sampled=responses + rollout.batch_size * needs.greedy_baseline,
@@ -98,8 +100,8 @@ def workload(config: TrainConfig, needs: Needs, lengths: Lengths = LIMITS) -> Wo
         longest=longest,
         least_decoded=least_decoded(rollout, response_tokens),
         micro_batch_tokens=max(batch_tokens, longest),
-        num_passes=passes,
-        num_updates=passes * ceil(config.examples_per_step / config.train.batch_size),
+        num_passes=num_epochs(config.algo),
+        num_updates=updates,
         measured=measured,
         scored=any(isinstance(source, StartedSource) for source in config.reward.all_sources),
     )

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf.engines.base import PassReport
 from rlhf.engines.rollout.spec import EngineSpec
 from rlhf.engines.rollout.step_loop import DecodeRequest, StepOutput
 from rlhf.engines.rollout.vllm_core import VllmCore
@@ -143,8 +144,7 @@ class ShardedPolicy:
         self._sender: WeightSender | None = None
         self._on_device: Callable[[], AbstractContextManager[None]] = nullcontext
         if spec.section.swap_optimizer:
-            cuda = torch.device("cuda", 0)
-            states = [Movable(self._process, self.sizes.swapped, cuda)]
+            states = [Movable(self._process, self.sizes.swapped, cuda := torch.device("cuda", 0))]
             engine = SimpleNamespace(device=cuda, optimizer=SimpleNamespace(fp32_partitioned_groups_flat=states))
             optimizer: Any = SimpleNamespace(state={})
             self._on_device = OptimizerSwap(engine, optimizer).on_device
@@ -152,10 +152,10 @@ class ShardedPolicy:
     def forward(self, batches: Sequence[PackedTokens]) -> list[FloatArray]:
         return [np.zeros(len(batch.token_ids), np.float32) for batch in batches]
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self._process.malloc(self.sizes.learning)
         self._process.free(self.sizes.learning)
-        return Metrics(sums={"batches": float(len(batches))})
+        return PassReport(metrics=Metrics(sums={"batches": float(len(batches))}))
 
     def optim_step(self) -> StepReport:
         with self._on_device():

@@ -84,7 +84,8 @@ class Rank:
         """One step of several micro-batches: its loss, its gradient's norm, and who gathered with whom."""
         data = experiences(seed=step)
         with gathers() as sizes:
-            metrics = engine.forward_backward(_own(build_batches(plan_batches(data, self._limits), data, "policy")))
+            batches = build_batches(plan_batches(data, self._limits), data, "policy")
+            metrics = engine.forward_backward(_own(batches)).metrics
             report = engine.optim_step()
         self.results[f"{name}/loss"] = torch.tensor(sorted(metrics.sums.items())[0][1])
         self.results[f"{name}/norm"] = torch.tensor(report.grad_norm)

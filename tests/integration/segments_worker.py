@@ -125,19 +125,20 @@ class Ranks:
         self.record(f"{case}/outputs", np.concatenate(flat))
         alone = self.measured(engine, segments(data), "single")
         self.record(f"{case}/alone", np.concatenate([array for one in alone for array in one]))
-        signal = {"ppo": Signal.OLD_LOG_PROBS, "critic": Signal.VALUES}.get(name, Signal.REF_LOG_PROBS)
+        of_policy = (Signal.OLD_LOG_PROBS, Signal.SAMPLER_LOG_PROBS)
+        measures = {"ppo": of_policy, "critic": (Signal.VALUES,)}.get(name, (Signal.REF_LOG_PROBS,))
         data = [
             replace(
                 one,
                 sequences=tuple(
-                    replace(sequence, signals={**sequence.signals, signal: array})
+                    replace(sequence, signals={**sequence.signals, **dict.fromkeys(measures, array)})
                     for sequence, array in zip(one.sequences, arrays, strict=True)
                 ),
             )
             for one, arrays in zip(data, measured, strict=True)
         ]
         plan = self.plan(data, limit)
-        metrics = engine.forward_backward(self.own(build_batches(plan, data, name)))
+        metrics = engine.forward_backward(self.own(build_batches(plan, data, name))).metrics
         engine.optim_step()
         for key, value in {**metrics.sums, **metrics.maxima}.items():
             self.record(f"{case}/metrics/{key}", np.array(value))

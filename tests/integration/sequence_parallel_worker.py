@@ -149,7 +149,7 @@ def case(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         outputs = ranks.outputs(ScoringEngine(scorer, device="cpu", where="reference.model"), whole(data), most)
         arrays = unpack_tokens(plan, data, outputs)
         yield "reference", torch.tensor(np.concatenate([array for i in sorted(arrays) for array in arrays[i]]))
-    metrics = engine.forward_backward(ranks.own(batches))  # type: ignore[arg-type]
+    metrics = engine.forward_backward(ranks.own(batches)).metrics  # type: ignore[arg-type]
     report = engine.optim_step()
     for metric in ("loss", BALANCE, REPLAYED, CHANGED):
         total = torch.tensor(metrics.sums.get(metric, 0.0))

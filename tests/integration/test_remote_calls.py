@@ -231,9 +231,9 @@ def test_an_object_store_without_room_is_a_loss_that_another_start_may_not_meet(
 def test_a_group_splits_by_rank_and_joins_again(cluster: Cluster, workers: list[Worker]) -> None:
     engine = GroupEngine(WorkerGroup(workers, cluster.calls), Role.POLICY, step_timeout_s=30, sync_timeout_s=30)
     batches = [PackedTokens(token_ids=np.array([index]), lengths=np.array([1])) for index in range(6)]
-    assert [array.tolist() for array in engine.forward(batches)] == [[float(index)] for index in range(6)]
-    assert engine.forward_backward([None] * 6).sums == {"n": 6.0}  # type: ignore[list-item]
-    assert engine.forward_backward([None] * 6).maxima == {"pid": 1.0}  # type: ignore[list-item]
+    report = engine.forward_backward(batches)  # type: ignore[arg-type]
+    assert np.concatenate(engine.forward(batches)).tolist() == np.concatenate(report.outputs).tolist() == [*range(6)]
+    assert (report.metrics.sums, report.metrics.maxima) == ({"n": 6.0}, {"pid": 1.0})
     with pytest.raises(ValueError, match="5 micro-batches do not split over 3 ranks"):
         engine.forward(batches[:5])
 

@@ -115,6 +115,7 @@ def packed(data: Sampled, *, kl: float = 0.0, weights: torch.Tensor | None = Non
         ),
         signals={
             Signal.OLD_LOG_PROBS: data.old_log_probs.flatten(),
+            Signal.SAMPLER_LOG_PROBS: data.old_log_probs.flatten(),  # importance weights of 1
             Signal.REF_LOG_PROBS: data.ref_log_probs.flatten(),
             Signal.ADVANTAGES: advantages.flatten(),
         },

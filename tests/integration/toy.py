@@ -12,6 +12,7 @@ from rlhf.actors.calls import Worker
 from rlhf.actors.cluster import Cluster, WorkerSlot
 from rlhf.actors.environment import model_environment
 from rlhf.actors.post_mortem import write_stacks_on_signal
+from rlhf.engines.base import PassReport
 from rlhf.errors import RewardError
 from rlhf.planning.placement import Shape, plan_placement
 from rlhf.types import FinishReason, Metrics, PackedTokens, Role, Rollout, RolloutRequest, StepReport
@@ -45,8 +46,9 @@ class Toy:
     def forward(self, role: Role, batches: list[PackedTokens]) -> list[object]:
         return [batch.token_ids.astype("float32") for batch in batches]
 
-    def forward_backward(self, role: Role, batches: list[object]) -> Metrics:
-        return Metrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0})
+    def forward_backward(self, role: Role, batches: list[PackedTokens]) -> PassReport:
+        outputs = tuple(batch.token_ids.astype("float32") for batch in batches)
+        return PassReport(metrics=Metrics(sums={"n": float(len(batches))}, maxima={"pid": 1.0}), outputs=outputs)
 
     def optim_step(self, role: Role) -> StepReport:
         return StepReport(grad_norm=1.0, lr=0.1, finite=True)

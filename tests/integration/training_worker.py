@@ -92,7 +92,7 @@ class Scenarios:
         )
         batches = build_batches(plan, data, objective)
         n = len(batches) // self.num_ranks
-        metrics = engine.forward_backward(batches[self.rank * n : (self.rank + 1) * n])
+        metrics = engine.forward_backward(batches[self.rank * n : (self.rank + 1) * n]).metrics
         return metrics, engine.optim_step()
 
     def measure(

@@ -33,6 +33,7 @@ from rlhf.config.algo import (
     SftSection,
 )
 from rlhf.config.algo.preference import DpoLoss
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeReward, FakeTrainEngine, predict
 from rlhf.engines.models.router_replay import CHANGED, REPLAYED
 from rlhf.engines.training.router_balance import BALANCE
@@ -83,10 +84,10 @@ class Reporting(FakeTrainEngine):
         engine.objectives = algorithm.objectives()
         return engine
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         super().forward_backward(batches)
         reported = (self.report(batch) for batch in batches if not batch.is_padding)
-        return sum(reported, Metrics())
+        return PassReport(metrics=sum(reported, Metrics()))
 
     def report(self, batch: TrainBatch) -> Metrics:
         predictions = torch.from_numpy(predict(self.table, self.head, batch.tokens))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf.algorithms.base import Objective, Outputs, TensorBatch
 from rlhf.algorithms.losses import to_metrics
+from rlhf.engines.base import PassReport
 from rlhf.engines.models.adapter_names import may_stay_unchanged
 from rlhf.engines.models.adapters import add_adapters
 from rlhf.engines.models.checkpointing import checkpoint_layers
@@ -172,9 +173,10 @@ class DeepSpeedEngine:
         """Move the EMA reference toward this model; returns the norm of its change, over the whole model."""
         return self._ema.update_ema()
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
-        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the metrics."""
-        metrics = Metrics()
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
+        """Accumulate the gradient of this rank's micro-batches, and return this rank's part of the metrics, with the
+        outputs for those that are a first pass."""
+        metrics, first_outputs = Metrics(), []
         if self._balance is not None:
             self._balance.count(self._outputs, batches)
         for batch in batches:
@@ -191,11 +193,13 @@ class DeepSpeedEngine:
                 loss, metrics = loss + weighted, metrics + to_metrics({BALANCE: balance})
             if self._replay is not None and batch.tokens.routed_experts is not None:
                 metrics = metrics + Metrics(sums=self._replay.shares(batch.denominators.tokens))
+            if batch.is_first_pass and self._counts:
+                first_outputs.append(predictions.detach().cpu().numpy())
             self._watch.observe_loss(loss)
             # DeepSpeed averages gradients over ranks; this is the one place that turns the mean into a sum.
             self._engine.backward(loss * self.num_ranks)
             self._window_is_open = True
-        return metrics
+        return PassReport(metrics=metrics, outputs=tuple(first_outputs))
 
     def _outputs(self, batch: TrainBatch) -> torch.Tensor:
         outputs: torch.Tensor = self._engine(PackedInput.from_numpy(batch.tokens, self._device))

@@ -295,10 +295,16 @@ def count_denominators(experiences: Sequence[Experience]) -> Denominators:
 
 
 def build_batches(
-    plan: BatchPlan, experiences: Sequence[Experience], objective: str, *, temperature: float | None = None
+    plan: BatchPlan,
+    experiences: Sequence[Experience],
+    objective: str,
+    *,
+    temperature: float | None = None,
+    is_first_pass: bool = False,
 ) -> list[TrainBatch]:
     """The micro-batches of one optimizer step. The denominators count all planned experiences of all ranks, and every
-    micro-batch, padding too, holds the signals of the first of them. `temperature`: see `PackedTokens`.
+    micro-batch, padding too, holds the signals of the first of them. `temperature` is that of `PackedTokens`,
+    `is_first_pass` that of `TrainBatch`.
 
     Prompts of 3, 1 and 1 tokens with responses of 2, 2 and 1, at most 6 tokens per micro-batch:
 
@@ -329,6 +335,7 @@ def build_batches(
                 objective=objective,
                 signals=_pack_signals(sequences, expected=planned[0].sequences[0].signals.keys()),
                 coefficients=planned[0].coefficients,
+                is_first_pass=is_first_pass,
             )
         )
     return batches

@@ -1,7 +1,7 @@
 """Learning from experiences: epochs over a rollout batch, mini-batch by mini-batch, all trained roles in parallel."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +15,13 @@ from rlhf.orchestrator.step.batching import (
     build_batches,
     merge_rank_major,
     plan_batches,
+    unpack_tokens,
     with_own_routes,
 )
+from rlhf.orchestrator.step.learn_result import LearnResult
 from rlhf.orchestrator.step.rows import Rows
 from rlhf.orchestrator.step.skipped_updates import Note, SkippedUpdates
+from rlhf.orchestrator.step.step_scores import TakeOutputs
 from rlhf.orchestrator.step.token_scores import StepPlan
 from rlhf.orchestrator.step.waiting import gather, in_thread
 from rlhf.types import Experience, Metrics, Role, ScoredGroup, TrainBatch
@@ -39,42 +42,6 @@ class Pretraining:
         """The next rows as experiences."""
         examples = self._algorithm.select(self.rows.take(self._batch_size))
         return self._algorithm.credit(examples, [{}] * len(examples))[0]
-
-
-@dataclass(slots=True)
-class LearnResult:
-    """The optimizer steps of one epoch, or of all epochs over a rollout batch: their number and their metrics. Metrics
-    are means over the optimizer steps, weighted by examples."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    maxima: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    num_updates: int = 0
-    num_skipped: int = 0
-
-    def add(self, metrics: Metrics, weight: float) -> None:
-        """Add the metrics of one optimizer step of `weight` examples."""
-        for name, value in metrics.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * weight
-            self.weights[name] = self.weights.get(name, 0.0) + weight
-        for name, value in metrics.maxima.items():
-            self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
-
-    def merge(self, other: "LearnResult") -> None:
-        """Add everything that `other` holds."""
-        for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.weights[name] = self.weights.get(name, 0.0) + other.weights[name]
-        for name, value in other.maxima.items():
-            self.maxima[name] = max(self.maxima.get(name, -np.inf), value)
-        self.num_updates += other.num_updates
-        self.num_skipped += other.num_skipped
-
-    @property
-    def metrics(self) -> Metrics:
-        """Means and maxima."""
-        means = {name: value / self.weights[name] for name, value in self.sums.items()}
-        return Metrics(sums=means, maxima=self.maxima)
 
 
 class Learner:
@@ -100,14 +67,20 @@ class Learner:
         self._pretraining = pretraining
         self.skipped_updates = SkippedUpdates(engines, note)
 
-    def learn(self, step: int, experiences: Sequence[Experience], plan: StepPlan) -> LearnResult:
-        """All epochs of one step of the loop, until the algorithm stops them early."""
+    def learn(
+        self, step: int, experiences: Sequence[Experience], plan: StepPlan, take_first: TakeOutputs | None = None
+    ) -> LearnResult:
+        """All epochs of one step of the loop, until the algorithm stops them early. `take_first`, where there is only
+        one pass, gets the policy's outputs before its weights change; they do not if it raises."""
         roles = [role for role in self._engines if self._length.learns(role, step)]
         total = LearnResult()
         for epoch in range(self._length.num_epochs if roles else 0):
             order = self._order(step, epoch, plan.num_minibatches)
+            takes = {Role.POLICY: take_first}
             jobs = {
-                role: in_thread(self._run, role, step, experiences, [plan.by_role[role][k] for k in order])
+                role: in_thread(
+                    self._run, role, step, experiences, [plan.by_role[role][k] for k in order], takes.get(role)
+                )
                 for role in roles
             }
             timeout_s = self._train.step_timeout_s * len(order)
@@ -126,9 +99,11 @@ class Learner:
         order: list[int] = np.random.default_rng([self._seed, step, epoch]).permutation(num_minibatches).tolist()
         return order
 
-    def _batches(self, role: Role, experiences: Sequence[Experience], part: BatchPlan) -> list[TrainBatch]:
+    def _batches(
+        self, role: Role, experiences: Sequence[Experience], part: BatchPlan, *, is_first_pass: bool
+    ) -> list[TrainBatch]:
         """The micro-batches of one optimizer step."""
-        batches = build_batches(part, experiences, str(role))
+        batches = build_batches(part, experiences, str(role), is_first_pass=is_first_pass)
         if role is not Role.POLICY:
             return [replace(batch, tokens=with_own_routes(batch.tokens)) for batch in batches]
         if self._pretraining is not None:
@@ -143,13 +118,21 @@ class Learner:
         return merge_rank_major(num_ranks, [batches, build_batches(plan, texts, PTX, temperature=1.0)])
 
     def _run(
-        self, role: Role, step: int, experiences: Sequence[Experience], minibatches: Sequence[BatchPlan]
+        self,
+        role: Role,
+        step: int,
+        experiences: Sequence[Experience],
+        minibatches: Sequence[BatchPlan],
+        take_outputs: TakeOutputs | None,
     ) -> LearnResult:
         """One role's optimizer steps of one epoch. Each is built when its turn comes and kept no longer: those of a
         whole step would be one more copy of all its arrays."""
         engine, learned = self._engines[role], LearnResult()
         for part in minibatches:
-            metrics = engine.forward_backward(self._batches(role, experiences, part))
+            is_first_pass = take_outputs is not None
+            passed = engine.forward_backward(self._batches(role, experiences, part, is_first_pass=is_first_pass))
+            if take_outputs is not None:
+                take_outputs(list(unpack_tokens(part, experiences, passed.outputs).values()))
             ids = [experiences[i].id for i in part.indices]
             report = engine.optim_step()
             if report.unmoved and report.grad_norm > 0:  # without a gradient nothing moves, which the metrics explain
@@ -159,7 +142,7 @@ class Learner:
                 learned.num_skipped += 1
                 continue
             learned.num_updates += 1
-            learned.add(metrics, weight=len(ids))
+            learned.add(passed.metrics, weight=len(ids))
             of_optimizer = {f"{role}/grad_norm": report.grad_norm, f"{role}/lr": report.lr}
             learned.add(Metrics(sums=of_optimizer), weight=1.0)
         return learned

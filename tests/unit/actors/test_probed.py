@@ -21,7 +21,7 @@ from rlhf.actors.probed import ProbedPolicy
 from rlhf.actors.rollout import RolloutPool
 from rlhf.actors.waiting import RemoteCalls
 from rlhf.config.rollout import RolloutSection
-from rlhf.engines.base import generate
+from rlhf.engines.base import PassReport, generate
 from rlhf.engines.models.heads import PackedModel
 from rlhf.engines.models.log_probs import LogitsRule
 from rlhf.engines.models.packed import PackedInput
@@ -37,7 +37,6 @@ from rlhf.errors import NumericsError, RlhfError, WorkerLostError
 from rlhf.types import (
     FloatArray,
     Head,
-    Metrics,
     PackedTokens,
     Role,
     Rollout,
@@ -135,8 +134,8 @@ class Policy:
         ).run()  # fmt: skip
         self.sent: list[int] = []
 
-    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> Metrics:
-        return Metrics()
+    def forward_backward(self, role: Role, batches: Sequence[TrainBatch]) -> PassReport:
+        return PassReport()
 
     def send_weights(self, role: Role, version: int) -> SyncReport:
         self.sent.append(version)

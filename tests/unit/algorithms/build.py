@@ -19,7 +19,10 @@ def tensor_batch(
     coefficients: Mapping[str, float] | None = None,
     **columns: torch.Tensor,
 ) -> TensorBatch:
-    """A micro-batch that is the whole step, unless other denominators are given."""
+    """A micro-batch that is the whole step, unless other denominators are given. Without log-probs of the sampler, it
+    agrees with the old policy."""
+    if "old_log_probs" in columns:
+        columns = {"sampler_log_probs": columns["old_log_probs"].detach()} | columns
     masks = np.split(np.array(loss_mask, dtype=bool), np.cumsum(lengths)[:-1])
     return TensorBatch(
         lengths=torch.tensor(lengths),

@@ -23,7 +23,6 @@ from rlhf.config.algo import (
     FixedKl,
     GrpoSection,
     GspoSection,
-    MaskedWeights,
     NoCorrection,
     ReinforceBaselineSection,
     ReinforceSection,
@@ -196,9 +195,10 @@ def test_the_kl_of_an_answer_counts_once_in_its_reward() -> None:
     """Scores 1 and 1; only the first drifts: 0.3 nats, 0.03 with its weight."""
     algorithm = build(RlooSection(kl=KL, correction=NoCorrection()))
     examples = algorithm.select([grouped([1.0, 1.0], lengths=[2, 1])])
-    experiences, metrics = algorithm.credit(examples, [said(examples[0], ref=(-1.1, -1.2)), said(examples[1])])
+    signals = [said(examples[0], ref=(-1.1, -1.2)), said(examples[1])]
+    experiences, metrics = algorithm.credit(examples, signals)
     assert [column(experience) for experience in experiences] == close([-0.03, -0.03], [0.03])
-    assert metrics.sums["kl/ref_per_response"] == pytest.approx(0.15)
+    assert algorithm.describe(examples, signals).sums["kl/ref_per_response"] == pytest.approx(0.15)
     assert metrics.sums["reward/shaped"] == pytest.approx(0.985)
     assert metrics.sums["groups/zero_std"] == 1.0  # by the scores, whatever the KL adds
 
@@ -332,17 +332,22 @@ def test_dynamic_sampling_looks_at_the_reward_and_not_at_the_punished_length() -
     assert not build(DapoSection(overlong_limit=10, overlong_buffer=5)).keep(answers)
 
 
-def test_importance_weights_reach_the_advantages() -> None:
-    """Sampler -1, trainer log(3) - 1 and -1: the first ratio, 3, is truncated at 2, or masked."""
+def test_what_the_sampler_said_reaches_the_loss() -> None:
+    """Sampler -1, trainer log(3) - 1 and -1: the first ratio, 3, is truncated at 2. The loss weighs; advantages do not
+    depend on log-probs, which may come later."""
     algorithm = build(GrpoSection(scale="none"))
     examples = algorithm.select([grouped([1.0, 0.0])])
     signals = [said(examples[0], old=-1.0 + math.log(3.0)), said(examples[1])]
-    experiences, metrics = algorithm.credit(examples, signals)
-    assert [column(experience) for experience in experiences] == close([1.0], [-0.5])
-    assert metrics.sums["importance/cut"] == 0.5
-    masked = build(GrpoSection(scale="none", correction=MaskedWeights()))
-    got = [column(experience) for experience in masked.credit(examples, signals)[0]]
-    assert got == close([0.0], [-0.5])
+    late: list[Signals] = [{}, {}]
+    for known in (signals, late):
+        experiences, _ = algorithm.credit(examples, known)
+        assert [column(experience) for experience in experiences] == close([0.5], [-0.5])
+        for experience in experiences:
+            (sequence,) = experience.sequences
+            assert sequence.signals[Signal.SAMPLER_LOG_PROBS][sequence.loss_mask].tolist() == [-1.0]
+    assert algorithm.describe(examples, signals).sums["importance/cut"] == 0.5
+    plain, _ = build(GrpoSection(scale="none", correction=NoCorrection())).credit(examples, signals)
+    assert Signal.SAMPLER_LOG_PROBS not in plain[0].sequences[0].signals
 
 
 def test_log_probs_that_are_not_finite_are_an_error() -> None:
@@ -369,6 +374,7 @@ def test_the_adaptive_coefficient_acts_from_the_next_step_on_and_survives_a_rest
     drifted = [said(example, ref=-6.0) for example in examples]
     (first, _), _ = algorithm.credit(examples, drifted)
     assert first.coefficients["kl"] == 0.1
+    algorithm.describe(examples, drifted)
     restored = build(section)
     restored.restore(json.loads(json.dumps(algorithm.state())))
     for one in (algorithm, restored):

@@ -284,7 +284,7 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
     mask[:1] = False
     columns = {
         signal: rng.normal(scale=0.3, size=n).astype(np.float32)
-        for signal in (Signal.OLD_LOG_PROBS, Signal.REF_LOG_PROBS, Signal.ADVANTAGES)
+        for signal in (Signal.OLD_LOG_PROBS, Signal.SAMPLER_LOG_PROBS, Signal.REF_LOG_PROBS, Signal.ADVANTAGES)
     }
     sequence = LearnedSequence(token_ids=np.arange(n), loss_mask=mask, signals=columns)
     return Experience(id=str(n), sequences=(sequence,), coefficients={"kl": KL})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from rlhf.algorithms import build_algorithm
-from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.base import Outputs, TensorBatch
+from rlhf.algorithms.importance import batch_weights, importance_weights
 from rlhf.algorithms.losses import ppo_clip
 from rlhf.algorithms.responses import ResponseTokens
 from rlhf.config.algo import (
@@ -19,11 +21,12 @@ from rlhf.config.algo import (
     GspoSection,
     MaskedWeights,
     NoCorrection,
+    RatioToSampler,
     TruncatedWeights,
 )
 from rlhf.errors import NumericsError
-from rlhf.types import Signal
-from tests.unit.algorithms.build import group, rollout
+from rlhf.types import Role, Signal
+from tests.unit.algorithms.build import group, rollout, tensor_batch
 
 
 def answer(ratios: Sequence[float]) -> ResponseTokens:
@@ -68,26 +71,77 @@ def test_weights_by_hand(correction: Correction, expected: Sequence[Sequence[flo
     assert weights(correction, *map(answer, ANSWERS)) == close(*expected)
 
 
+def packed(*answers: ResponseTokens) -> TensorBatch:
+    """The answers in one micro-batch, each behind a prompt of two tokens and with one token that nobody sampled."""
+    masks, columns = [], []
+    for one in answers:
+        mask = np.array([False, False, *[True] * len(one), False])
+        column = np.full((2, len(mask)), np.nan)
+        column[:, mask] = one.old_log_probs, np.array(one.sampler_log_probs)
+        masks.append(mask)
+        columns.append(column)
+    old, sampled = torch.tensor(np.concatenate(columns, axis=1))
+    mask = np.concatenate(masks).tolist()
+    lengths = [len(one) for one in masks]
+    return tensor_batch(mask, lengths, old_log_probs=old, sampler_log_probs=sampled.float())
+
+
+CORRECTIONS: tuple[Correction, ...] = (
+    NoCorrection(),
+    RatioToSampler(),
+    TruncatedWeights(),
+    TruncatedWeights(level="sequence", cap=1.8),
+    MaskedWeights(),
+    MaskedWeights(level="sequence", high=1.6),
+)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_a_micro_batch_has_the_weights_of_its_responses(correction: Correction) -> None:
+    """0 outside of responses, whatever the log-probs there."""
+    answers = [unknown_at(answer([1.0, 2.0]), 1), *map(answer, ANSWERS)]
+    batch = packed(*answers)
+    got = batch_weights(correction, batch.signals[Signal.OLD_LOG_PROBS], batch)
+    assert not got[~batch.loss_mask].any()
+    expected = [number for row in weights(correction, *answers) for number in row]
+    assert got[batch.loss_mask].tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        (GrpoSection(scale="none"), ([0.75, 1.6], [-2.0, -0.25])),
-        (GspoSection(scale="none"), ([1.2, 1.2], [-0.625, -0.625])),
+        (GrpoSection(scale="none"), [0.75, 1.6, 2.0, 0.25]),
+        (GspoSection(scale="none"), [1.2, 1.2, 0.625, 0.625]),
     ],
 )
-def test_the_default_weight_is_that_of_the_action(
-    section: CriticFreeSection, expected: Sequence[Sequence[float]]
-) -> None:
+def test_the_default_weight_is_that_of_the_action(section: CriticFreeSection, expected: Sequence[float]) -> None:
     """GRPO's action is a token. GSPO's is the response: 3/4 * 8/5 = 6/5, and 5/2 * 1/4 = 5/8, at each of its tokens;
-    at token level the 5/2 would be cut at 2. Advantages are 1 and -1."""
-    ratios = ([0.75, 1.6], [2.5, 0.25])
-    answers = [rollout([5, 6], name=f"p{i}", log_probs=(-1.0 - np.log(one)).tolist()) for i, one in enumerate(ratios)]
-    algorithm = build_algorithm(section)
-    examples = algorithm.select([group(answers, [1.0, -1.0], name="p")])
-    old = [np.full(len(example.sequences[0].loss_mask), -1.0, dtype=np.float32) for example in examples]
-    experiences, _ = algorithm.credit(examples, [{Signal.OLD_LOG_PROBS: (one,)} for one in old])
-    sequences = [experience.sequences[0] for experience in experiences]
-    assert [one.signals[Signal.ADVANTAGES][one.loss_mask].tolist() for one in sequences] == close(*expected)
+    at token level the 5/2 is cut at 2."""
+    batch = packed(answer([0.75, 1.6]), answer([2.5, 0.25]))
+    got = batch_weights(section.correction, batch.signals[Signal.OLD_LOG_PROBS], batch)
+    assert got[batch.loss_mask].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[2:])
+def test_the_loss_of_a_token_has_its_weight(correction: Correction) -> None:
+    """The gradient of a loss with the correction is that of advantages which were multiplied by the weights."""
+    batch = packed(*map(answer, ANSWERS))
+    old = batch.signals[Signal.OLD_LOG_PROBS]
+    advantages = torch.linspace(-1.0, 2.0, len(old), dtype=torch.float64)
+    weighed = advantages * batch_weights(correction, old, batch)
+
+    def gradient(correction: Correction, advantages: torch.Tensor) -> torch.Tensor:
+        objective = build_algorithm(GrpoSection(correction=correction)).objectives()[Role.POLICY]
+        predictions = torch.where(batch.loss_mask, old + 0.01, 0.0).requires_grad_()
+        signals = {**batch.signals, Signal.ADVANTAGES: advantages}
+        outputs = Outputs(predictions=predictions, entropy=torch.zeros_like(old))
+        objective(outputs, replace(batch, signals=signals)).loss.backward()
+        assert predictions.grad is not None
+        return predictions.grad
+
+    got = gradient(correction, advantages)
+    assert torch.equal(got, gradient(NoCorrection(), weighed))
+    assert not torch.allclose(got, gradient(NoCorrection(), advantages))
 
 
 def test_figures_by_hand() -> None:
@@ -149,10 +203,15 @@ def test_a_token_that_the_sampler_cannot_vouch_for_teaches_nothing(
     assert got[1] == [1.0] * 2000
 
 
-def test_many_such_tokens_end_the_run() -> None:
+def test_many_such_tokens_end_the_run_before_it_learns() -> None:
+    def credit(correction: Correction) -> None:
+        answers = [rollout([5] * n, name=f"p{n}", log_probs=[value] * n) for n, value in ((3, math.nan), (2000, -1.0))]
+        algorithm = build_algorithm(GrpoSection(correction=correction))
+        algorithm.credit(algorithm.select([group(answers, [1.0, 0.0])]), [{}, {}])
+
     with pytest.raises(NumericsError, match="sampler: 3 of 2003 log-probs are not finite"):
-        weights(TruncatedWeights(), unknown_at(answer([1.0] * 3), 0, 1, 2), answer([1.0] * 2000))
-    assert weights(NoCorrection(), unknown_at(answer([1.0]), 0)) == [[1.0]]
+        credit(TruncatedWeights())
+    credit(NoCorrection())
 
 
 def test_an_example_without_the_samplers_log_probs_is_an_error() -> None:

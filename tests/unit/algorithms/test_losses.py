@@ -162,7 +162,7 @@ def test_sequence_sum() -> None:
 
 def test_a_missing_signal_is_named() -> None:
     batch = tensor_batch([True], [1], old_log_probs=torch.zeros(1))
-    with pytest.raises(ValueError, match=r"needs advantages, .* \(it holds old_log_probs\)"):
+    with pytest.raises(ValueError, match=r"needs advantages, .* \(it holds sampler_log_probs, old_log_probs\)"):
         present(batch, Signal.ADVANTAGES)
     with pytest.raises(ValueError, match="needs the entropy"):
         entropy_of(Outputs(predictions=torch.zeros(1)), batch)

@@ -98,8 +98,9 @@ def test_credit_by_hand() -> None:
     assert column(experience, "values") == pytest.approx([0.5, 0.6, 0.7])
     assert column(experience, "old_log_probs") == pytest.approx([-1.5, -1.0, -1.0])
     assert experience.coefficients["kl"] == 0.1
-    figures = {"reward/shaped": 1.0, "kl/ref_per_response": 0.0, "kl/coef": 0.1}
+    figures = {"reward/shaped": 1.0, "kl/coef": 0.1}
     assert {name: metrics.sums[name] for name in figures} == pytest.approx(figures)
+    assert PPO(section).describe(examples, [said]).sums["kl/ref_per_response"] == pytest.approx(0.0)
 
 
 def test_tokens_outside_the_mask_get_no_credit() -> None:
@@ -198,17 +199,17 @@ def test_a_model_that_says_nan_is_named(bad: str, value: float) -> None:
         PPO(PpoSection()).credit(examples, [signals(examples[0], **said)])
 
 
-def test_importance_weights_reach_the_advantages_alone() -> None:
+def test_what_the_sampler_said_reaches_the_loss_and_not_the_critic() -> None:
     """Trainer against sampler: ratios e^-1 and e^3, the second truncated at 2; the critic learns what it did."""
     examples = PPO(PLAIN).select([group([rollout([1, 2], log_probs=[-1.0, -4.0])], [1.0])])
     said = [signals(examples[0], old=[-2.0, -1.0], values=[0.5, 0.25])]
     (plain,), _ = PPO(PLAIN).credit(examples, said)
-    (weighed,), metrics = PPO(PLAIN.model_copy(update={"correction": TruncatedWeights()})).credit(examples, said)
-    expected = [a * w for a, w in zip(column(plain, "advantages"), (math.exp(-1), 2.0), strict=True)]
-    assert column(weighed, "advantages") == pytest.approx(expected)
-    for name in ("returns", "values", "old_log_probs"):
+    weighing = PPO(PLAIN.model_copy(update={"correction": TruncatedWeights()}))
+    (weighed,), _ = weighing.credit(examples, said)
+    assert column(weighed, "sampler_log_probs") == [-1.0, -4.0]
+    for name in ("advantages", "returns", "values", "old_log_probs"):
         assert column(weighed, name) == column(plain, name)
-    assert metrics.sums["importance/cut"] == 0.5
+    assert weighing.describe(examples, said).sums["importance/cut"] == 0.5
 
 
 def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> None:
@@ -218,7 +219,8 @@ def test_the_sampler_stands_for_the_old_policy_where_the_ratio_corrects() -> Non
     examples = ratio.select([group([rollout([1, 2], log_probs=[-1.0, -4.0])], [1.0])])
     measured = signals(examples[0], old=[-2.0, -1.0], values=[0.5, 0.25])
     (plain,), _ = PPO(PLAIN).credit(examples, [measured])
-    (learned,), metrics = ratio.credit(examples, [{Signal.VALUES: measured[Signal.VALUES]}])
+    (learned,), _ = ratio.credit(examples, [{Signal.VALUES: measured[Signal.VALUES]}])
+    metrics = ratio.describe(examples, [{Signal.VALUES: measured[Signal.VALUES]}])
     assert column(learned, "old_log_probs") == [-1.0, -4.0]
     for name in ("advantages", "returns", "values"):
         assert column(learned, name) == column(plain, name)
@@ -234,6 +236,7 @@ def step(algorithm: PPO, kl: float = 0.5) -> tuple[Experience, Metrics]:
     examples = select([1], [2], rewards=[1.0, 0.0])
     said = [signals(e, old=[-1], ref=[-1 - kl], values=[0.1]) for e in examples]
     experiences, metrics = algorithm.credit(examples, said)
+    algorithm.describe(examples, said)
     return experiences[0], metrics
 
 

@@ -242,7 +242,7 @@ def experience(n: int, rng: np.random.Generator) -> Experience:
     sequence = LearnedSequence(
         token_ids=np.arange(n),
         loss_mask=mask,
-        signals={Signal(name): column() for name in COLUMNS},
+        signals={Signal(name): column() for name in (*COLUMNS, "sampler_log_probs")},
     )
     return Experience(id=str(n), sequences=(sequence,), coefficients=COEFFICIENTS)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rlhf.algorithms.sft import SFT
 from rlhf.config.algo import SftSection
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.orchestrator.data.order import Order
 from rlhf.orchestrator.step.learning import Pretraining
 from rlhf.types import (
     FloatArray,
     Head,
-    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -57,7 +57,7 @@ class CountedEngine(FakeTrainEngine):
         self._counter.count(f"{self._name} forward")
         return super().forward(batches)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self._counter.count(f"{self._name} forward_backward")
         return super().forward_backward(batches)
 

@@ -46,11 +46,17 @@ class Recording(GRPO):
     def __init__(self, section: GrpoSection) -> None:
         super().__init__(section)
         self.steps: list[list[Credited]] = []
+        self._experiences: list[Experience] = []
 
     def credit(self, examples: Sequence[Example], signals: Sequence[Signals]) -> tuple[list[Experience], Metrics]:
         experiences, metrics = super().credit(examples, signals)
-        self.steps.append([Credited(*three) for three in zip(examples, signals, experiences, strict=True)])
+        self._experiences = experiences
         return experiences, metrics
+
+    def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+        three = zip(examples, signals, self._experiences, strict=True)
+        self.steps.append([Credited(*each) for each in three])
+        return super().describe(examples, signals)
 
 
 @dataclass
@@ -90,7 +96,7 @@ def of_answer(array: np.ndarray, example: Example) -> np.ndarray:
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
 def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: int) -> None:
     """No response is older than allowed; the sampler's log-probs are those of the response's own version, the
-    trainer's those of the newest; what is learned from a response is weighed by their ratio."""
+    trainer's those of the newest; the loss gets both, and the advantage of the response."""
     rows, algorithm, policy = Lagging(tmp_path / "a", max_lag).run()
     assert max(row["rollout/lag_max"] for row in rows) == max_lag
     assert (max(row["mismatch/kl"] for row in rows) < 1e-9) == (max_lag == 0)
@@ -109,8 +115,8 @@ def test_runs_that_lag_are_bounded_weighed_and_learn(tmp_path: Path, max_lag: in
             group = [other.example.rewards[0] for other in credited if other.example.group == one.example.group]
             worth = one.example.rewards[0] - np.mean(group)
             (sequence,) = one.experience.sequences
-            expected = worth * np.minimum(np.exp(trainer - behavior), 2.0)
-            assert np.abs(of_answer(sequence.signals[Signal.ADVANTAGES], one.example) - expected).max() < 1e-4
+            assert np.abs(of_answer(sequence.signals[Signal.ADVANTAGES], one.example) - worth).max() < 1e-4
+            assert np.abs(of_answer(sequence.signals[Signal.SAMPLER_LOG_PROBS], one.example) - behavior).max() < 1e-5
 
 
 def test_without_correction_the_mismatch_shows_the_lag(tmp_path: Path) -> None:

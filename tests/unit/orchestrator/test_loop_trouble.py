@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, NumericsError, RewardError, StallError
 from rlhf.orchestrator.evaluation import SampleEvaluator
@@ -17,7 +18,6 @@ from rlhf.orchestrator.step.sampler import Sampler
 from rlhf.types import (
     FloatArray,
     Head,
-    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -87,7 +87,7 @@ class Slow(FakeTrainEngine):
         threading.Event().wait(30)
         raise AssertionError
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         threading.Event().wait(30)
         raise AssertionError
 

@@ -14,6 +14,7 @@ from rlhf.algorithms.stuck_loss import PATIENCE_STEPS
 from rlhf.config.algo import DpoSection, OnlineDpoSection
 from rlhf.config.algo.preference import IpoLoss, PairLossSection, SimpoLoss
 from rlhf.config.run import TrainSection
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeReward, FakeScorer, FakeTrainEngine, log_softmax
 from rlhf.errors import NumericsError
 from rlhf.orchestrator.evaluation import PreferenceEvaluator
@@ -74,9 +75,9 @@ def test_held_out_rows_without_a_pair_give_no_metric() -> None:
 class AtLn2(FakeTrainEngine):
     """Its loss stays where a preference loss starts."""
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         super().forward_backward(batches)
-        return Metrics(sums={"policy/loss": math.log(2)})
+        return PassReport(metrics=Metrics(sums={"policy/loss": math.log(2)}))
 
 
 def warnings_of(run: Run) -> list[str]:

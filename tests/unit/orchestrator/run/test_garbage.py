@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.orchestrator.run.garbage import collecting_between_steps
-from rlhf.types import Head, Metrics, Role, TrainBatch
+from rlhf.types import Head, Role, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, ppo_run
 
 
@@ -81,7 +82,7 @@ class Littering(FakeTrainEngine):
         self.lost: list[weakref.ref[Cycle]] = []
         self.left: list[int] = []
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self.left.append(sum(one() is not None for one in self.lost))
         self.lost.append(weakref.ref(Cycle()))
         return super().forward_backward(batches)

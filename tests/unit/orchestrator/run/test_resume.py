@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeRollout, FakeTrainEngine
 from rlhf.errors import CheckpointError, ConfigError, PreemptedError
 from rlhf.orchestrator.run.checkpoint import Checkpoints, RunState
@@ -20,7 +21,6 @@ from rlhf.orchestrator.run.run_directory import Status
 from rlhf.types import (
     Head,
     Json,
-    Metrics,
     Role,
     Rollout,
     RolloutRequest,
@@ -121,7 +121,7 @@ def stuck_run(path: Path, grace_s: float) -> Run:
     run = sft_run(path, stop=StopRequest(grace_s))
 
     class StuckEngine(FakeTrainEngine):
-        def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+        def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
             os.kill(os.getpid(), signal.SIGTERM)
             threading.Event().wait(30)
             raise AssertionError

@@ -8,11 +8,21 @@ import numpy as np
 from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import GrpoSection
 from rlhf.config.run import TrainSection
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeTrainEngine
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.step.learning import Learner
 from rlhf.orchestrator.step.token_scores import Models, plan_step
-from rlhf.types import Example, Experience, Head, LearnedSequence, Metrics, Role, Signal, TokenSequence, TrainBatch
+from rlhf.types import (
+    Example,
+    Experience,
+    Head,
+    LearnedSequence,
+    Role,
+    Signal,
+    TokenSequence,
+    TrainBatch,
+)
 
 
 class Forgetful(FakeTrainEngine):
@@ -23,10 +33,10 @@ class Forgetful(FakeTrainEngine):
         self.alive: list[int] = []
         self._arrays: list[weakref.ref[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = []
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self._arrays.append(weakref.ref(batches[0].signals[Signal.ADVANTAGES]))
         self.alive.append(sum(array() is not None for array in self._arrays))
-        return Metrics()
+        return PassReport()
 
 
 def test_the_arrays_of_one_optimizer_step_are_there_at_a_time() -> None:

@@ -12,6 +12,7 @@ from rlhf.algorithms.online_kto import OnlineKTO
 from rlhf.algorithms.ppo import PPO
 from rlhf.config.algo import GrpoSection, OnlineDpoSection, OnlineKtoSection, PpoSection
 from rlhf.config.run import TrainSection
+from rlhf.engines.base import PassReport
 from rlhf.engines.fakes import FakeTrainEngine
 from rlhf.orchestrator.run.schedule import RunLength
 from rlhf.orchestrator.step.batching import MicroBatchLimits, pack_tokens, plan_batches
@@ -23,7 +24,6 @@ from rlhf.types import (
     FinishReason,
     FloatArray,
     Head,
-    Metrics,
     PackedTokens,
     Prompt,
     Reward,
@@ -50,7 +50,7 @@ class Watched(FakeTrainEngine):
         self.passed += batches
         return super().forward(batches)
 
-    def forward_backward(self, batches: Sequence[TrainBatch]) -> Metrics:
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> PassReport:
         self.passed += [batch.tokens for batch in batches]
         return super().forward_backward(batches)
 
