@@ -32,13 +32,32 @@ SIZES_BY_NAMES = {
 SIZES = {name: size for names, size in SIZES_BY_NAMES.items() for name in names.split()}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WINDOWED = ["sliding_attention", "full_attention"]
+INDEXER: dict[str, object] = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+    "indexer_budget": 16, "indexer_compress_ratio": 4,
+}  # fmt: skip
 SPECIAL: dict[str, dict[str, object]] = {
+    "blt": {
+        "encoder_hash_byte_group_vocab": 300,
+        "encoder_config": {"hidden_size_global": 128},
+        "decoder_config": {"hidden_size_global": 128},
+        "global_config": {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8},
+    },
+    "cohere_compass_text": {
+        "head_dim": 128,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in WINDOWED},
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma3n_text": {
         "layer_types": WINDOWED * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
         "activation_sparsity_pattern": [0.0] * 4, "intermediate_size": 96,
     },
+    "emu3": {"text_config": {"pad_token_id": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
@@ -47,8 +66,16 @@ SPECIAL: dict[str, dict[str, object]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2},
     "ministral": {"head_dim": 16},
+    "mllama": {"text_config": {"pad_token_id": 0}},
     "nemotron": {"num_key_value_heads": 2},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
+    "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "attention_hidden_size": 128, "attention_head_dim": 32,
+    },
     "zamba2": {
         "num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "hybrid_layer_ids": [1, 2],
         "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_expand": 2,
@@ -63,7 +90,7 @@ def tiny_family_config(family: str, changes: Mapping[str, object] = MappingProxy
     """The default config of a model type with small sizes, one layer of each of its kinds (at least two), and
     `changes`."""
     kind: Callable[..., PretrainedConfig] = CONFIG_MAPPING[family]
-    values = {**small_values(kind()), **TOKENS, **SPECIAL.get(family, {}), **changes}
+    values = merged({**small_values(kind()), **TOKENS}, SPECIAL.get(family, {})) | dict(changes)
     config = kind(**values)
     if "is_decoder" in vars(config):
         config.is_decoder = True
@@ -111,6 +138,15 @@ def small_values(config: PretrainedConfig) -> dict[str, object]:
             values[name] = small_values(value)
     values |= _layers(given, values)
     return values
+
+
+def merged(values: Mapping[str, object], others: Mapping[str, object]) -> dict[str, object]:
+    """`values` with `others` in their place, also within parts of a config."""
+    both: dict[str, object] = {**values}
+    for name, other in others.items():
+        part = both.get(name)
+        both[name] = merged(part, other) if isinstance(part, dict) and isinstance(other, dict) else other
+    return both
 
 
 def _layers(given: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object]:
