@@ -230,6 +230,8 @@ class Loop:
             learned = self._learner.learn(step, experiences, plan, scores.take_old_log_probs)
         with self._clock.phase("credit"):
             description = self._algorithm.describe(examples, scores.signals)
+        for text in description.warnings:
+            self._records.warn(f"step {step}: {text}")
         metrics: dict[str, Mapping[str, float]] = {
             "mismatch": scores.mismatch,
             "credit": flatten(credit),

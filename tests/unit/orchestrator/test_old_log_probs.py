@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf.algorithms import build_algorithm
+from rlhf.algorithms.grpo import GRPO
 from rlhf.config.algo import (
     AdaptiveKl,
     AlgorithmSection,
@@ -24,7 +25,7 @@ from rlhf.config.algo import (
 )
 from rlhf.engines.fakes import FakeReward, FakeRollout, FakeTrainEngine
 from rlhf.errors import NumericsError
-from rlhf.types import Head, Role, Rollout, RolloutRequest, TrainBatch
+from rlhf.types import Example, Head, Metrics, Role, Rollout, RolloutRequest, Signals, TrainBatch
 from tests.unit.orchestrator.support import TOKENIZER, Run
 
 
@@ -145,3 +146,14 @@ def test_padding_is_a_part_of_the_pass_and_of_no_response(tmp_path: Path) -> Non
     run.run()
     assert any(batch.is_padding for batch in batches_of(run))
     assert max(row["mismatch/log_prob_max"] for row in metrics_of(run)) < 1e-6
+
+
+def test_what_describe_warns_of_is_shown(tmp_path: Path) -> None:
+    class Odd(GRPO):
+        def describe(self, examples: Sequence[Example], signals: Sequence[Signals]) -> Metrics:
+            return super().describe(examples, signals) + Metrics(warnings=("the weights are odd",))
+
+    run = run_of(tmp_path / "a", GrpoSection())
+    run.algorithm = Odd(GrpoSection())
+    run.run()
+    assert "step 1: the weights are odd" in run.out.getvalue()
